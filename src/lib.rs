@@ -64,8 +64,13 @@
 //! * The CPU's kernels run at a SIMD level of their own choosing (AVX-512, AVX2, portable), with f16
 //!   panels where the checkpoint is f16: the reason stands in `device/cpu/gemm.rs`.
 
+mod device;
 mod error;
 mod files;
+mod ops;
+mod options;
 mod weights;
 
+pub use device::DeviceChoice;
 pub use error::{Error, ErrorKind, Result};
+pub use options::Options;

@@ -1,0 +1,24 @@
+// gelu: y = x (1 + erf(x / sqrt 2)) / 2
+//
+//   shapes   x, y: [T, F]
+//   layout   row-major f32, contiguous
+//   entries  forward    one lane per element   y   =   (overwrites)
+//   order    none
+//   uses     shared/math.wgsl; no workgroup memory
+
+override WG: u32 = 64u; // lanes per workgroup
+
+struct Dims { columns: u32 }
+
+@group(0) @binding(0) var<uniform> dims: Dims;
+@group(0) @binding(1) var<storage, read> x: array<f32>; // [T, F]
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [T, F]
+
+@compute @workgroup_size(WG)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let c = group.x * WG + lane;
+    if c >= dims.columns { return; }
+    let n = group.y * dims.columns + c;
+    let value = x[n];
+    y[n] = 0.5 * value * (1.0 + erf(value * 0.70710678));
+}

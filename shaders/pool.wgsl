@@ -1,0 +1,36 @@
+// pool: one row of each prompt's rows
+//
+//   shapes   x: [T, H]   offsets: [B + 1]   h: [B, H]
+//   layout   row-major f32, contiguous
+//   entries  mean     one workgroup per prompt   mean of x over the prompt   h   =   (overwrites)
+//            first    one workgroup per prompt   x of the first token        h   =   (overwrites)
+//   order    tokens ascending, one lane per column
+//   uses     nothing; no workgroup memory
+
+override WG: u32 = 64u; // lanes per workgroup
+
+struct Dims { hidden: u32 }
+
+@group(0) @binding(0) var<uniform> dims: Dims;
+@group(0) @binding(1) var<storage, read> offsets: array<u32>; // [B + 1]
+@group(0) @binding(2) var<storage, read> x: array<f32>; // [T, H]
+@group(0) @binding(3) var<storage, read_write> h: array<f32>; // [B, H]
+
+@compute @workgroup_size(WG)
+fn mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let begin = offsets[group.x];
+    let end = offsets[group.x + 1u];
+    for (var c = lane; c < dims.hidden; c += WG) {
+        var sum = 0.0;
+        for (var t = begin; t < end; t += 1u) { sum += x[t * dims.hidden + c]; }
+        h[group.x * dims.hidden + c] = sum / f32(end - begin);
+    }
+}
+
+@compute @workgroup_size(WG)
+fn first(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = offsets[group.x] * dims.hidden;
+    for (var c = lane; c < dims.hidden; c += WG) {
+        h[group.x * dims.hidden + c] = x[row + c];
+    }
+}

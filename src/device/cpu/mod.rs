@@ -1,0 +1,211 @@
+//! The CPU: a pool of as many threads as the host allowed, the SIMD level found at open.
+
+pub(crate) mod gemm;
+pub(crate) mod math;
+
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::error::{Result, bail, error};
+use gemm::Level;
+
+/// Below this many multiply-adds a job is not worth a second thread.
+const SMALL: usize = 60_000;
+
+/// Threads taken when the host names no number: a gateway has other work to do.
+const MODEST: usize = 4;
+
+/// Most threads a host may ask for.
+const MOST: usize = 1024;
+
+pub(crate) struct Cpu {
+    /// None: everything runs on the caller's thread.
+    pool: Option<rayon::ThreadPool>,
+    threads: usize,
+    level: Level,
+    arch: pulp::Arch,
+    /// One call at a time has the whole pool: two would only steal each other's jobs.
+    turn: Mutex<()>,
+}
+
+/// Some rows by some columns of a row-major matrix, to be written by one thread.
+pub(crate) struct Tile<'t> {
+    pub(crate) first_row: usize,
+    pub(crate) first_column: usize,
+    /// Of each row the tile's columns.
+    pub(crate) rows: Vec<&'t mut [f32]>,
+}
+
+impl Cpu {
+    /// `threads`: None for a modest number, Some(1) for the caller's thread alone.
+    pub(crate) fn open(threads: Option<usize>) -> Result<Self> {
+        Self::with_level(threads, Level::detect())
+    }
+
+    pub(crate) fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
+        let available = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.unwrap_or(available.min(MODEST));
+        if threads == 0 || threads > MOST {
+            bail!(
+                InvalidRequest,
+                "threads: expected 1 to {MOST}, found {threads}"
+            );
+        }
+        let pool = match threads {
+            1 => None,
+            _ => Some(
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|index| format!("hubrouter-cpu-{index}"))
+                    .build()
+                    .map_err(|e| error!(Device, "cpu: cannot start {threads} threads: {e}"))?,
+            ),
+        };
+        Ok(Self {
+            pool,
+            threads,
+            level,
+            arch: pulp::Arch::new(),
+            turn: Mutex::new(()),
+        })
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.
+    pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            None => job(),
+            // Inside already: the turn is this call's own.
+            Some(pool) if pool.current_thread_index().is_some() => job(),
+            Some(pool) => {
+                let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                pool.install(job)
+            }
+        }
+    }
+
+    /// Both jobs, side by side where there are two threads.
+    pub(crate) fn join<A: Send, B: Send>(
+        &self,
+        a: impl FnOnce() -> A + Send,
+        b: impl FnOnce() -> B + Send,
+    ) -> (A, B) {
+        match &self.pool {
+            None => (a(), b()),
+            Some(_) => self.run(|| rayon::join(a, b)),
+        }
+    }
+
+    /// `f` on tiles of `y`, rows of `columns`, side by side: blocks of at most `height` rows, and of
+    /// each block as many groups of whole `grain` columns as give every thread work.
+    ///
+    /// `work`: multiply-adds in all, or about; it only decides whether threads are worth it.
+    pub(crate) fn tiles(
+        &self,
+        y: &mut [f32],
+        columns: usize,
+        height: usize,
+        grain: usize,
+        work: usize,
+        f: impl Fn(Tile<'_>) + Sync + Send,
+    ) {
+        let rows = y.len() / columns;
+        let threads = if work < SMALL { 1 } else { self.threads };
+        let blocks = rows.div_ceil(height).max(1);
+        let height = rows.div_ceil(blocks).max(1);
+        let grains = columns.div_ceil(grain);
+        let groups = threads.div_ceil(blocks).min(grains);
+        let span = grains.div_ceil(groups) * grain;
+        let mut tiles: Vec<Tile<'_>> = Vec::with_capacity(blocks * groups);
+        for (block, y) in y.chunks_mut(height * columns).enumerate() {
+            let begin = tiles.len();
+            for first_column in (0..columns).step_by(span) {
+                let rows = Vec::with_capacity(y.len() / columns);
+                tiles.push(Tile {
+                    first_row: block * height,
+                    first_column,
+                    rows,
+                });
+            }
+            for row in y.chunks_exact_mut(columns) {
+                for (tile, part) in tiles[begin..].iter_mut().zip(row.chunks_mut(span)) {
+                    tile.rows.push(part);
+                }
+            }
+        }
+        if threads == 1 || tiles.len() < 2 {
+            tiles.into_iter().for_each(f);
+        } else {
+            tiles.into_par_iter().with_max_len(1).for_each(f);
+        }
+    }
+
+    /// `f(first_row, rows)` on contiguous blocks of `data`, rows of `width`, side by side.
+    ///
+    /// `work`: multiply-adds a row, or about; it only decides whether threads are worth it.
+    pub(crate) fn rows<T: Send>(
+        &self,
+        data: &mut [T],
+        width: usize,
+        work: usize,
+        f: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
+        let rows = data.len() / width.max(1);
+        let blocks = if rows * work < SMALL {
+            1
+        } else {
+            self.threads.min(rows)
+        };
+        if blocks < 2 {
+            return f(0, data);
+        }
+        let each = rows.div_ceil(blocks);
+        data.par_chunks_mut(each * width)
+            .enumerate()
+            .for_each(|(i, block)| f(i * each, block));
+    }
+
+    /// Runs `op`, which spells its vectors out, at this CPU's SIMD level.
+    pub(crate) fn dispatch<Op: pulp::WithSimd>(&self, op: Op) -> Op::Output {
+        self.arch.dispatch(op)
+    }
+
+    /// Runs `f`, compiled for the widest vectors that this CPU has. Only what is inlined into `f`
+    /// profits: give closures and functions `#[inline(always)]`.
+    #[inline(always)]
+    pub(crate) fn simd<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.arch.dispatch(f)
+    }
+}
+
+/// SIMD features of this machine that the kernels use or could use, for `doctor`.
+pub(crate) fn features() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! look {
+            ($($feature:tt)*) => {
+                $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })*
+            };
+        }
+        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        macro_rules! look {
+            ($($feature:tt)*) => {
+                $(if std::arch::is_aarch64_feature_detected!($feature) { found.push($feature); })*
+            };
+        }
+        look!("neon" "fp16" "dotprod" "i8mm" "bf16" "sve");
+    }
+    found
+}

@@ -1,0 +1,355 @@
+//! Recording, bind groups, dispatch, submit, read back: all of it, once.
+
+use std::sync::mpsc;
+
+use crate::device::gpu::Gpu;
+use crate::device::gpu::tape::{Entry, SLOTS, STAGES, Tape};
+use crate::device::pass::{Outcome, Read};
+use crate::device::{Kernel, Tensor, small};
+use crate::error::{Result, error};
+
+pub(crate) struct GpuPass<'p> {
+    gpu: &'p Gpu,
+    tape: &'p mut Tape,
+    staging: wgpu::BufferViewMut,
+    uploaded: usize,
+    read_bytes: usize,
+    reads: Vec<(usize, usize)>,
+    dispatches: usize,
+    stages: usize,
+    steps: Vec<Step>,
+}
+
+enum Step {
+    /// A new compute pass, timed as this stage.
+    Stage(usize),
+    Dispatch {
+        entry: usize,
+        groups: [u32; 3],
+    },
+    Upload {
+        from: u64,
+        to: wgpu::Buffer,
+        size: u64,
+    },
+    Read {
+        from: wgpu::Buffer,
+        to: u64,
+        size: u64,
+    },
+}
+
+impl<'p> GpuPass<'p> {
+    pub(crate) fn begin(gpu: &'p Gpu, tape: &'p mut Tape) -> Result<Self> {
+        gpu.check()?;
+        let staging = tape.staging.get_mapped_range_mut(..).map_err(|e| {
+            gpu.explain(error!(
+                Device,
+                "{}: cannot write the staging buffer: {e}",
+                gpu.name()
+            ))
+        })?;
+        Ok(Self {
+            gpu,
+            uploaded: tape.slot * SLOTS,
+            tape,
+            staging,
+            read_bytes: 0,
+            reads: Vec::new(),
+            dispatches: 0,
+            stages: 0,
+            steps: Vec::new(),
+        })
+    }
+
+    pub(crate) fn stage(&mut self) {
+        assert!(self.stages < STAGES, "a pass has at most {STAGES} stages");
+        self.steps.push(Step::Stage(self.stages));
+        self.stages += 1;
+    }
+
+    pub(crate) fn upload(&mut self, tensor: &Tensor, values: &[u32]) {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        if bytes.is_empty() {
+            return;
+        }
+        let from = self.uploaded;
+        assert!(
+            from + bytes.len() <= self.staging.len(),
+            "{}: no room to upload",
+            tensor.label()
+        );
+        self.staging
+            .slice(from..from + bytes.len())
+            .copy_from_slice(bytes);
+        self.uploaded += bytes.len();
+        let to = tensor.buffer().clone();
+        self.steps.push(Step::Upload {
+            from: from as u64,
+            to,
+            size: bytes.len() as u64,
+        });
+    }
+
+    pub(crate) fn read(&mut self, tensor: &Tensor) -> Read {
+        let size = tensor.len() * 4;
+        if size > 0 {
+            let step = Step::Read {
+                from: tensor.buffer().clone(),
+                to: self.read_bytes as u64,
+                size: size as u64,
+            };
+            self.steps.push(step);
+        }
+        self.reads.push((self.read_bytes, size));
+        self.read_bytes += size;
+        Read(self.reads.len() - 1)
+    }
+
+    /// Runs `kernel` on a grid of `groups` with `dims` as its uniform and `tensors` by name.
+    ///
+    /// # Panics
+    /// When a name is wrong, missing or extra, or the grid is over the limit that
+    /// [`Gpu::most_groups`] gives: a bug in the op.
+    pub(crate) fn dispatch(
+        &mut self,
+        kernel: &Kernel,
+        groups: [u32; 3],
+        dims: &impl bytemuck::NoUninit,
+        tensors: &[(&str, &Tensor)],
+    ) {
+        if groups.contains(&0) {
+            return;
+        }
+        let kernel = kernel.compiled();
+        let label = &kernel.label;
+        assert!(
+            groups.iter().all(|n| *n <= self.gpu.most_groups()),
+            "{label}: grid {groups:?}"
+        );
+        assert!(
+            self.dispatches < SLOTS,
+            "{label}: more than {SLOTS} dispatches in a pass"
+        );
+        let slot = self.tape.slot;
+        let dims = bytemuck::bytes_of(dims);
+        assert!(dims.len() <= slot, "{label}: dims of {} bytes", dims.len());
+        let place = self.dispatches * slot;
+        self.staging
+            .slice(place..place + dims.len())
+            .copy_from_slice(dims);
+
+        let entry = self.dispatches;
+        let kept = self.tape.entries.get(entry).is_some_and(|entry| {
+            entry.pipeline == kernel.pipeline
+                && entry.buffers.len() == tensors.len()
+                && entry
+                    .buffers
+                    .iter()
+                    .zip(tensors)
+                    .all(|(kept, (_, t))| kept == t.buffer())
+        });
+        if !kept {
+            let made = self.bind(kernel, place, tensors);
+            self.tape.entries.truncate(entry);
+            self.tape.entries.push(made);
+        }
+        self.dispatches += 1;
+        self.steps.push(Step::Dispatch { entry, groups });
+    }
+
+    fn bind(
+        &self,
+        kernel: &super::kernel::Compiled,
+        place: usize,
+        tensors: &[(&str, &Tensor)],
+    ) -> Entry {
+        self.gpu.count();
+        let label = &kernel.label;
+        let mut bound = Vec::with_capacity(kernel.bindings.len());
+        for binding in &kernel.bindings {
+            let resource = if binding.uniform {
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &self.tape.uniforms,
+                    offset: place as u64,
+                    size: std::num::NonZeroU64::new(self.tape.slot as u64),
+                })
+            } else {
+                match tensors.iter().find(|(name, _)| *name == binding.name) {
+                    Some((_, tensor)) => tensor.buffer().as_entire_binding(),
+                    None => panic!("{label}: binding {} has no tensor", binding.name),
+                }
+            };
+            bound.push(wgpu::BindGroupEntry {
+                binding: binding.number,
+                resource,
+            });
+        }
+        for (name, _) in tensors {
+            let known = kernel.bindings.iter().any(|binding| binding.name == *name);
+            assert!(known, "{label}: no binding is called {name}");
+        }
+        let group = self
+            .gpu
+            .device()
+            .create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(label),
+                layout: &kernel.layout,
+                entries: &bound,
+            });
+        let buffers = tensors
+            .iter()
+            .map(|(_, tensor)| tensor.buffer().clone())
+            .collect();
+        Entry {
+            pipeline: kernel.pipeline.clone(),
+            buffers,
+            group,
+        }
+    }
+
+    /// Submits once, waits, and reads back.
+    pub(crate) fn submit(self) -> Result<Outcome> {
+        let Self {
+            gpu,
+            tape,
+            staging,
+            steps,
+            reads,
+            read_bytes,
+            dispatches,
+            stages,
+            ..
+        } = self;
+        drop(staging);
+        tape.staging.unmap();
+        let device = gpu.device();
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        if dispatches > 0 {
+            let size = (dispatches * tape.slot) as u64;
+            encoder.copy_buffer_to_buffer(&tape.staging, 0, &tape.uniforms, 0, size);
+        }
+        encode(&mut encoder, tape, &steps);
+        let stamps = match &tape.clock {
+            Some(clock) if stages > 0 => {
+                let count = small(stages * 2);
+                encoder.resolve_query_set(&clock.queries, 0..count, &clock.resolved, 0);
+                let (to, size) = (read_bytes as u64, u64::from(count) * 8);
+                encoder.copy_buffer_to_buffer(&clock.resolved, 0, &tape.readback, to, size);
+                stages * 16
+            }
+            _ => 0,
+        };
+        let index = gpu.queue().submit([encoder.finish()]);
+
+        // Another thread's poll may be the one that calls back, after ours has returned.
+        let (sender, mapped) = mpsc::channel();
+        let tell = |sender: mpsc::Sender<_>| {
+            move |result: Result<(), wgpu::BufferAsyncError>| {
+                // The receiver is gone only when this pass has failed already.
+                let _ = sender.send(result.is_ok());
+            }
+        };
+        tape.staging
+            .map_async(wgpu::MapMode::Write, .., tell(sender.clone()));
+        tape.readback
+            .map_async(wgpu::MapMode::Read, .., tell(sender));
+        let waited = device.poll(wgpu::PollType::Wait {
+            submission_index: Some(index),
+            timeout: None,
+        });
+        gpu.check()?;
+        if let Err(e) = waited {
+            return Err(gpu.explain(error!(
+                DeviceLost,
+                "{}: cannot wait for the device: {e}",
+                gpu.name()
+            )));
+        }
+        if !(mapped.recv() == Ok(true) && mapped.recv() == Ok(true)) {
+            let error = error!(
+                DeviceLost,
+                "{}: the result could not be read back",
+                gpu.name()
+            );
+            return Err(gpu.explain(error));
+        }
+        let outcome = {
+            let bytes = tape
+                .readback
+                .get_mapped_range(..)
+                .map_err(|e| error!(DeviceLost, "{}: cannot read back: {e}", gpu.name()))?;
+            let reads = reads
+                .iter()
+                .map(|(from, size)| bytemuck::pod_collect_to_vec(&bytes[*from..from + size]))
+                .collect();
+            let times = &bytes[read_bytes..read_bytes + stamps];
+            Outcome {
+                reads,
+                stages: stage_times(times, gpu.timestamp_period()),
+                dispatches,
+            }
+        };
+        tape.readback.unmap();
+        Ok(outcome)
+    }
+}
+
+/// Copies go between compute passes; dispatches share one as long as they can.
+fn encode(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) {
+    for step in steps {
+        if let Step::Upload { from, to, size } = step {
+            encoder.copy_buffer_to_buffer(&tape.staging, *from, to, 0, *size);
+        }
+    }
+    let mut index = 0;
+    while index < steps.len() {
+        match &steps[index] {
+            Step::Upload { .. } => index += 1,
+            Step::Read { from, to, size } => {
+                encoder.copy_buffer_to_buffer(from, 0, &tape.readback, *to, *size);
+                index += 1;
+            }
+            Step::Stage(_) | Step::Dispatch { .. } => {
+                let stage = match &steps[index] {
+                    Step::Stage(stage) => {
+                        index += 1;
+                        Some(small(*stage))
+                    }
+                    _ => None,
+                };
+                let timestamps = tape.clock.as_ref().zip(stage).map(|(clock, stage)| {
+                    wgpu::ComputePassTimestampWrites {
+                        query_set: &clock.queries,
+                        beginning_of_pass_write_index: Some(stage * 2),
+                        end_of_pass_write_index: Some(stage * 2 + 1),
+                    }
+                });
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: None,
+                    timestamp_writes: timestamps,
+                });
+                while let Some(Step::Dispatch {
+                    entry,
+                    groups: [x, y, z],
+                }) = steps.get(index)
+                {
+                    let entry = &tape.entries[*entry];
+                    pass.set_pipeline(&entry.pipeline);
+                    pass.set_bind_group(0, &entry.group, &[]);
+                    pass.dispatch_workgroups(*x, *y, *z);
+                    index += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Microseconds between the two stamps of each stage.
+fn stage_times(stamps: &[u8], period: f32) -> Vec<f64> {
+    let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(stamps);
+    stamps
+        .chunks_exact(2)
+        .map(|pair| pair[1].saturating_sub(pair[0]) as f64 * f64::from(period) / 1000.0)
+        .collect()
+}

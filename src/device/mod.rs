@@ -1,0 +1,350 @@
+//! Devices: a GPU through wgpu, or this machine's CPU. Two variants, one `match` per op.
+
+pub(crate) mod cpu;
+pub(crate) mod gpu;
+mod pass;
+mod plan;
+mod tensor;
+
+use std::sync::Arc;
+
+pub(crate) use gpu::kernel::Kernel;
+pub(crate) use gpu::shader::{Shader, shader};
+pub(crate) use pass::{CpuPass, Outcome, Pass, Read};
+pub(crate) use plan::{Plan, Plans, Sizes};
+pub(crate) use tensor::Tensor;
+
+use crate::error::{Error, ErrorKind, Result};
+use cpu::Cpu;
+use gpu::{AdapterReport, Gpu};
+
+/// Which device a host asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// A hardware GPU if there is one, else the CPU. Never a software adapter: one was measured
+    /// 20 to 150 times slower than the native path on the same cores.
+    #[default]
+    Auto,
+    /// The native path on this machine's CPU.
+    Cpu,
+    /// A hardware GPU, or an error.
+    Gpu,
+    /// The first adapter whose name or driver contains this text, in any case; also a software one.
+    Named(String),
+}
+
+impl From<&str> for DeviceChoice {
+    fn from(text: &str) -> Self {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "" | "auto" => Self::Auto,
+            "cpu" => Self::Cpu,
+            "gpu" => Self::Gpu,
+            _ => Self::Named(text.trim().to_owned()),
+        }
+    }
+}
+
+impl From<String> for DeviceChoice {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        match choice {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::Cpu => "cpu".into(),
+            DeviceChoice::Gpu => "gpu".into(),
+            DeviceChoice::Named(name) => name,
+        }
+    }
+}
+
+/// An open device; clones share it.
+#[derive(Clone)]
+pub(crate) enum Device {
+    Gpu(Arc<Gpu>),
+    Cpu(Arc<Cpu>),
+}
+
+/// What was opened and why.
+pub(crate) struct Opened {
+    pub(crate) device: Device,
+    /// For people: why this device.
+    pub(crate) reason: String,
+    /// Set when `fallback` stepped down to the CPU.
+    pub(crate) degraded: Option<String>,
+}
+
+impl Device {
+    /// Opens what `choice` asks for; `cpu` is the host's own.
+    ///
+    /// With `fallback` an error of a device becomes a step down to the CPU.
+    pub(crate) fn open(choice: &DeviceChoice, cpu: &Arc<Cpu>, fallback: bool) -> Result<Opened> {
+        let on_cpu = |reason: String| Opened {
+            device: Device::Cpu(Arc::clone(cpu)),
+            reason,
+            degraded: None,
+        };
+        if *choice == DeviceChoice::Cpu {
+            return Ok(on_cpu("the CPU was asked for".into()));
+        }
+        // A driver takes tens of milliseconds to start, and a server without a GPU is common.
+        if *choice == DeviceChoice::Auto && !gpu::may_be_hardware() {
+            return Ok(on_cpu(NO_NODE.into()));
+        }
+        let adapters = gpu::adapters();
+        let picked = match pick(
+            choice,
+            &adapters
+                .iter()
+                .map(gpu::Adapter::report)
+                .collect::<Vec<_>>(),
+        ) {
+            Ok((Some(index), reason)) => Gpu::open(&adapters[index]).map(|gpu| (gpu, reason)),
+            Ok((None, reason)) => return Ok(on_cpu(reason)),
+            Err(error) => Err(error),
+        };
+        match picked {
+            Ok((gpu, reason)) => Ok(Opened {
+                device: Device::Gpu(Arc::new(gpu)),
+                reason,
+                degraded: None,
+            }),
+            Err(error) if fallback => {
+                log::warn!("{error}; stepping down to the CPU");
+                let degraded = Some(error.to_string());
+                Ok(Opened {
+                    degraded,
+                    ..on_cpu(format!("stepped down to the CPU: {error}"))
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As in a decision: `cpu`, or the adapter's name.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Cpu(_) => "cpu",
+            Self::Gpu(gpu) => gpu.name(),
+        }
+    }
+
+    /// A tensor to be written by ops, room for `rows` of `columns`. In tests it holds NaN first.
+    pub(crate) fn scratch(
+        &self,
+        label: &'static str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Tensor> {
+        Tensor::scratch(self, label, rows, columns)
+    }
+
+    /// A tensor for ids, room for `rows` of `columns`.
+    pub(crate) fn ids(&self, label: &'static str, rows: usize, columns: usize) -> Result<Tensor> {
+        Tensor::ids(self, label, rows, columns)
+    }
+
+    /// A tensor that holds `values`, rows of `columns`.
+    pub(crate) fn upload(
+        &self,
+        label: &'static str,
+        columns: usize,
+        values: &[f32],
+    ) -> Result<Tensor> {
+        Tensor::upload(self, label, columns, values)
+    }
+
+    /// A tensor that holds `values`, rows of `columns`.
+    pub(crate) fn upload_ids(
+        &self,
+        label: &'static str,
+        columns: usize,
+        values: &[u32],
+    ) -> Result<Tensor> {
+        Tensor::upload_ids(self, label, columns, values)
+    }
+
+    /// Compiles `entry` of `shader` with these override constants; nothing on the CPU.
+    pub(crate) fn kernel(
+        &self,
+        shader: &Shader,
+        entry: &'static str,
+        constants: &[(&str, f64)],
+    ) -> Result<Kernel> {
+        match self {
+            Self::Cpu(_) => Ok(Kernel::native()),
+            Self::Gpu(gpu) => Kernel::compile(gpu, shader, entry, constants),
+        }
+    }
+
+    /// Runs `body`, which calls ops on `plan`'s tensors, and hands back what it read.
+    ///
+    /// The CPU computes inside the calls; the GPU records them and submits once.
+    pub(crate) fn run<T: Send, R: Send>(
+        &self,
+        plan: &mut Plan<T>,
+        body: impl FnOnce(&mut Pass<'_>, &mut T) -> R + Send,
+    ) -> Result<(R, Outcome)> {
+        match self {
+            Self::Cpu(cpu) => Ok(cpu.run(|| {
+                let mut pass = Pass::Cpu(CpuPass::new(cpu));
+                let value = body(&mut pass, &mut plan.tensors);
+                (value, pass.into_outcome())
+            })),
+            Self::Gpu(gpu) => {
+                let (tensors, tape) = plan.split();
+                let mut pass = Pass::Gpu(gpu::pass::GpuPass::begin(gpu, tape)?);
+                let value = body(&mut pass, tensors);
+                match pass {
+                    Pass::Gpu(pass) => Ok((value, pass.submit()?)),
+                    Pass::Cpu(_) => unreachable!("a GPU's pass stays one"),
+                }
+            }
+        }
+    }
+}
+
+/// Why `auto` takes the CPU without asking any driver.
+pub(crate) const NO_NODE: &str = "no hardware GPU: the system has no device file of one";
+
+/// `u32` of a size that was checked when the data came in.
+///
+/// # Panics
+/// Above `u32::MAX`: a bug, sizes from outside are checked where they enter.
+pub(crate) fn small(n: usize) -> u32 {
+    match u32::try_from(n) {
+        Ok(n) => n,
+        Err(_) => panic!("size {n} does not fit 32 bits"),
+    }
+}
+
+/// Workgroups that cover `items` in groups of `size`.
+pub(crate) fn groups(items: usize, size: usize) -> u32 {
+    small(items.div_ceil(size))
+}
+
+/// The adapter that `choice` means, or None for the CPU; and why.
+pub(crate) fn pick(
+    choice: &DeviceChoice,
+    adapters: &[AdapterReport],
+) -> Result<(Option<usize>, String)> {
+    let list = || match adapters {
+        [] => "no adapter at all".to_owned(),
+        some => some
+            .iter()
+            .map(|a| format!("{} ({})", a.name, a.kind))
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    // Discrete before integrated before virtual; the driver's order among equals.
+    let hardware = (0..adapters.len())
+        .filter(|&i| adapters[i].hardware)
+        .min_by_key(|&i| match adapters[i].kind {
+            "discrete GPU" => 0,
+            "integrated GPU" => 1,
+            _ => 2,
+        });
+    match choice {
+        DeviceChoice::Cpu => Ok((None, "the CPU was asked for".into())),
+        DeviceChoice::Auto => Ok(match hardware {
+            Some(index) => (
+                Some(index),
+                format!("{} is a hardware GPU", adapters[index].name),
+            ),
+            None => (
+                None,
+                format!(
+                    "no hardware GPU (found {}); software adapters are used only by name",
+                    list()
+                ),
+            ),
+        }),
+        DeviceChoice::Gpu => match hardware {
+            Some(index) => Ok((Some(index), "a hardware GPU was asked for".into())),
+            None => Err(Error::new(
+                ErrorKind::NoAdapter,
+                format!(
+                    "device gpu: expected a hardware GPU, found {}; use --device cpu, or name an adapter",
+                    list()
+                ),
+            )),
+        },
+        DeviceChoice::Named(name) => {
+            let wanted = name.to_lowercase();
+            let found = adapters.iter().position(|adapter| {
+                adapter.name.to_lowercase().contains(&wanted)
+                    || adapter.driver.to_lowercase().contains(&wanted)
+            });
+            match found {
+                Some(index) => Ok((
+                    Some(index),
+                    format!("{} was asked for by name", adapters[index].name),
+                )),
+                None => Err(Error::new(
+                    ErrorKind::NoAdapter,
+                    format!(
+                        "device {name:?}: expected auto, cpu, gpu or part of an adapter's name, found {}",
+                        list()
+                    ),
+                )),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn adapter(name: &str, kind: &'static str) -> AdapterReport {
+        let hardware = kind != "software";
+        AdapterReport {
+            name: name.into(),
+            driver: "Mesa 25".into(),
+            kind,
+            hardware,
+            ..AdapterReport::default()
+        }
+    }
+
+    #[test]
+    fn auto_takes_hardware_and_never_software() {
+        let software = adapter("llvmpipe (LLVM 15)", "software");
+        let small = adapter("UHD 770", "integrated GPU");
+        let large = adapter("NVIDIA H200", "discrete GPU");
+        let auto = |list: &[AdapterReport]| pick(&DeviceChoice::Auto, list).unwrap().0;
+        assert_eq!(auto(&[]), None);
+        assert_eq!(auto(std::slice::from_ref(&software)), None);
+        assert_eq!(auto(&[software.clone(), small.clone()]), Some(1));
+        assert_eq!(auto(&[software.clone(), small.clone(), large]), Some(2));
+
+        let error = pick(&DeviceChoice::Gpu, std::slice::from_ref(&software))
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), ErrorKind::NoAdapter);
+        assert!(error.to_string().contains("llvmpipe"), "{error}");
+        assert_eq!(
+            pick(&"LLVMpipe".into(), &[small.clone(), software])
+                .unwrap()
+                .0,
+            Some(1)
+        );
+        assert_eq!(pick(&"mesa".into(), &[small]).unwrap().0, Some(0));
+        assert_eq!(
+            pick(&"voodoo".into(), &[]).err().unwrap().kind(),
+            ErrorKind::NoAdapter
+        );
+    }
+
+    #[test]
+    fn choices_survive_their_text() {
+        for text in ["auto", "cpu", "gpu", "llvmpipe"] {
+            assert_eq!(String::from(DeviceChoice::from(text)), text);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! A pass: the calls of one batch. The GPU records them, the CPU runs each at once.
+
+use std::time::Instant;
+
+use crate::device::Tensor;
+use crate::device::cpu::Cpu;
+use crate::device::gpu::pass::GpuPass;
+
+pub(crate) enum Pass<'p> {
+    Gpu(GpuPass<'p>),
+    Cpu(CpuPass<'p>),
+}
+
+/// Names a tensor whose content comes back with the [`Outcome`].
+#[derive(Clone, Copy)]
+pub(crate) struct Read(pub(super) usize);
+
+/// What a pass brought back.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(super) reads: Vec<Vec<u32>>,
+    /// Microseconds of each stage, in the order in which they began.
+    pub(super) stages: Vec<f64>,
+    /// Kernels that were dispatched; none on the CPU.
+    pub(crate) dispatches: usize,
+}
+
+impl Outcome {
+    /// Rows of ids.
+    pub(crate) fn u32(&self, read: Read) -> &[u32] {
+        &self.reads[read.0]
+    }
+
+    /// Rows of numbers.
+    pub(crate) fn f32(&self, read: Read) -> &[f32] {
+        bytemuck::cast_slice(&self.reads[read.0])
+    }
+
+    /// Microseconds of stage `index`; zero where the device has no clock.
+    pub(crate) fn stage(&self, index: usize) -> f64 {
+        self.stages.get(index).copied().unwrap_or(0.0)
+    }
+}
+
+impl Pass<'_> {
+    /// Begins the next timed stage.
+    pub(crate) fn stage(&mut self) {
+        match self {
+            Pass::Gpu(gpu) => gpu.stage(),
+            Pass::Cpu(cpu) => {
+                cpu.close_stage();
+                cpu.began = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Sets the rows of `tensor` to `values`.
+    pub(crate) fn upload(&mut self, tensor: &mut Tensor, values: &[u32]) {
+        let rows = values.len() / tensor.columns().max(1);
+        assert_eq!(
+            rows * tensor.columns(),
+            values.len(),
+            "{}: not whole rows",
+            tensor.label()
+        );
+        tensor.resize(rows);
+        match self {
+            Pass::Gpu(gpu) => gpu.upload(tensor, values),
+            Pass::Cpu(_) => tensor.u32_mut().copy_from_slice(values),
+        }
+    }
+
+    /// Brings the content that `tensor` has at this point back with the outcome.
+    pub(crate) fn read(&mut self, tensor: &Tensor) -> Read {
+        match self {
+            Pass::Gpu(gpu) => gpu.read(tensor),
+            Pass::Cpu(cpu) => {
+                let content = if tensor.holds_ids() {
+                    tensor.u32().to_vec()
+                } else {
+                    bytemuck::cast_slice(tensor.f32()).to_vec()
+                };
+                cpu.outcome.reads.push(content);
+                Read(cpu.outcome.reads.len() - 1)
+            }
+        }
+    }
+
+    pub(super) fn into_outcome(self) -> Outcome {
+        match self {
+            Pass::Gpu(_) => unreachable!("a GPU's pass is submitted"),
+            Pass::Cpu(mut cpu) => {
+                cpu.close_stage();
+                cpu.outcome
+            }
+        }
+    }
+}
+
+pub(crate) struct CpuPass<'p> {
+    pub(crate) cpu: &'p Cpu,
+    outcome: Outcome,
+    began: Option<Instant>,
+}
+
+impl<'p> CpuPass<'p> {
+    pub(super) fn new(cpu: &'p Cpu) -> Self {
+        Self {
+            cpu,
+            outcome: Outcome::default(),
+            began: None,
+        }
+    }
+
+    fn close_stage(&mut self) {
+        if let Some(began) = self.began.take() {
+            self.outcome
+                .stages
+                .push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+}

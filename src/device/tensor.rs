@@ -1,0 +1,201 @@
+//! Tensors: row-major f32 or u32 on a device, with room for more rows than they have now.
+
+use crate::device::{Device, gpu};
+use crate::error::Result;
+
+/// A [rows, columns] tensor.
+pub(crate) struct Tensor {
+    label: &'static str,
+    rows: usize,
+    columns: usize,
+    capacity: usize,
+    storage: Storage,
+}
+
+enum Storage {
+    F32(Vec<f32>),
+    U32(Vec<u32>),
+    Gpu(gpu::Buffer),
+}
+
+impl Tensor {
+    pub(super) fn scratch(
+        device: &Device,
+        label: &'static str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        // A forgotten write shows in tests.
+        let poison = if cfg!(test) { f32::NAN } else { 0.0 };
+        let storage = match device {
+            Device::Cpu(_) => Storage::F32(vec![poison; rows * columns]),
+            Device::Gpu(gpu) if cfg!(test) => {
+                let poison = vec![poison; rows * columns];
+                Storage::Gpu(gpu.buffer_with(label, bytemuck::cast_slice(&poison))?)
+            }
+            Device::Gpu(gpu) => Storage::Gpu(gpu.buffer(label, rows * columns * 4)?),
+        };
+        Ok(Self {
+            label,
+            rows,
+            columns,
+            capacity: rows,
+            storage,
+        })
+    }
+
+    pub(super) fn ids(
+        device: &Device,
+        label: &'static str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let storage = match device {
+            Device::Cpu(_) => Storage::U32(vec![0; rows * columns]),
+            Device::Gpu(gpu) => Storage::Gpu(gpu.buffer(label, rows * columns * 4)?),
+        };
+        Ok(Self {
+            label,
+            rows,
+            columns,
+            capacity: rows,
+            storage,
+        })
+    }
+
+    pub(super) fn upload(
+        device: &Device,
+        label: &'static str,
+        columns: usize,
+        values: &[f32],
+    ) -> Result<Self> {
+        let rows = values.len() / columns.max(1);
+        assert_eq!(
+            values.len(),
+            rows * columns,
+            "{label}: values are not rows of {columns}"
+        );
+        let storage = match device {
+            Device::Cpu(_) => Storage::F32(values.to_vec()),
+            Device::Gpu(gpu) => Storage::Gpu(gpu.buffer_with(label, bytemuck::cast_slice(values))?),
+        };
+        Ok(Self {
+            label,
+            rows,
+            columns,
+            capacity: rows,
+            storage,
+        })
+    }
+
+    pub(super) fn upload_ids(
+        device: &Device,
+        label: &'static str,
+        columns: usize,
+        values: &[u32],
+    ) -> Result<Self> {
+        let rows = values.len() / columns.max(1);
+        assert_eq!(
+            values.len(),
+            rows * columns,
+            "{label}: values are not rows of {columns}"
+        );
+        let storage = match device {
+            Device::Cpu(_) => Storage::U32(values.to_vec()),
+            Device::Gpu(gpu) => Storage::Gpu(gpu.buffer_with(label, bytemuck::cast_slice(values))?),
+        };
+        Ok(Self {
+            label,
+            rows,
+            columns,
+            capacity: rows,
+            storage,
+        })
+    }
+
+    pub(crate) fn label(&self) -> &'static str {
+        self.label
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Elements in use.
+    pub(crate) fn len(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Gives the tensor `rows` rows, at most as many as it was made for.
+    pub(crate) fn resize(&mut self, rows: usize) {
+        assert!(
+            rows <= self.capacity,
+            "{}: room for {} rows, {rows} wanted",
+            self.label,
+            self.capacity
+        );
+        self.rows = rows;
+    }
+
+    /// The elements in use.
+    ///
+    /// # Panics
+    /// On a GPU's tensor and on ids: a bug in an op.
+    pub(crate) fn f32(&self) -> &[f32] {
+        match &self.storage {
+            Storage::F32(values) => &values[..self.rows * self.columns],
+            _ => panic!("{}: not f32 on the CPU", self.label),
+        }
+    }
+
+    /// As [`Tensor::f32`], to be written.
+    pub(crate) fn f32_mut(&mut self) -> &mut [f32] {
+        match &mut self.storage {
+            Storage::F32(values) => &mut values[..self.rows * self.columns],
+            _ => panic!("{}: not f32 on the CPU", self.label),
+        }
+    }
+
+    /// As [`Tensor::f32`], for ids.
+    pub(crate) fn u32(&self) -> &[u32] {
+        match &self.storage {
+            Storage::U32(values) => &values[..self.rows * self.columns],
+            _ => panic!("{}: not u32 on the CPU", self.label),
+        }
+    }
+
+    /// As [`Tensor::u32`], to be written.
+    pub(crate) fn u32_mut(&mut self) -> &mut [u32] {
+        match &mut self.storage {
+            Storage::U32(values) => &mut values[..self.rows * self.columns],
+            _ => panic!("{}: not u32 on the CPU", self.label),
+        }
+    }
+
+    /// The buffer of a GPU's tensor.
+    pub(super) fn buffer(&self) -> &gpu::Buffer {
+        match &self.storage {
+            Storage::Gpu(buffer) => buffer,
+            _ => panic!("{}: not on the GPU", self.label),
+        }
+    }
+
+    pub(super) fn holds_ids(&self) -> bool {
+        matches!(self.storage, Storage::U32(_))
+    }
+
+    /// Asserts the shape, naming op, tensor, expected and found.
+    pub(crate) fn expect(&self, op: &str, name: &str, rows: usize, columns: usize) {
+        assert!(
+            self.rows == rows && self.columns == columns,
+            "{op}: {name} ({}): expected [{rows}, {columns}], found [{}, {}]",
+            self.label,
+            self.rows,
+            self.columns
+        );
+    }
+}

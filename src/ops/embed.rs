@@ -1,0 +1,160 @@
+//! Token rows plus position rows: ids, positions [T] -> x [T, H].
+
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::error::{Result, bail};
+use crate::weights::Table;
+
+const SHADER: Shader = shader!("embed");
+
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Dims {
+    hidden: u32,
+}
+
+pub(crate) struct Embed {
+    forward: Kernel,
+}
+
+/// Rows of tokens [V, H]: on the CPU they are read from the mapped file, one by one.
+pub(crate) enum Words {
+    Cpu(Table),
+    Gpu(Tensor),
+}
+
+impl Words {
+    /// The rows of `table`, brought to `device`.
+    ///
+    /// Errors: [`crate::ErrorKind::Limits`] where the adapter takes no buffer of this size,
+    /// [`crate::ErrorKind::Numeric`] for a row that is not finite.
+    pub(crate) fn new(device: &Device, table: Table) -> Result<Self> {
+        match device {
+            Device::Cpu(_) => Ok(Self::Cpu(table)),
+            Device::Gpu(_) => {
+                let values = table.view().to_f32();
+                if !values.iter().all(|value| value.is_finite()) {
+                    bail!(
+                        Numeric,
+                        "word embeddings: expected finite weights, found infinity or NaN"
+                    );
+                }
+                Ok(Self::Gpu(device.upload("words", table.columns, &values)?))
+            }
+        }
+    }
+}
+
+/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H], overwritten.
+pub(crate) struct Forward<'t> {
+    pub(crate) ids: &'t Tensor,
+    pub(crate) positions: &'t Tensor,
+    pub(crate) words: &'t Words,
+    pub(crate) places: &'t Tensor,
+    pub(crate) x: &'t mut Tensor,
+}
+
+impl Embed {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
+        Ok(Self {
+            forward: device.kernel(&SHADER, "forward", &[])?,
+        })
+    }
+
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+        let (tokens, hidden) = (f.ids.rows(), f.places.columns());
+        f.positions.expect("embed", "positions", tokens, 1);
+        f.x.expect("embed", "x", tokens, hidden);
+        match (pass, f.words) {
+            (Pass::Gpu(gpu), Words::Gpu(words)) => gpu.dispatch(
+                &self.forward,
+                [small(tokens), 1, 1],
+                &Dims {
+                    hidden: small(hidden),
+                },
+                &[
+                    ("ids", f.ids),
+                    ("positions", f.positions),
+                    ("words", words),
+                    ("places", f.places),
+                    ("x", f.x),
+                ],
+            ),
+            (Pass::Cpu(cpu), Words::Cpu(words)) => {
+                forward_cpu(
+                    cpu,
+                    hidden,
+                    f.ids.u32(),
+                    f.positions.u32(),
+                    words,
+                    f.places.f32(),
+                    f.x.f32_mut(),
+                );
+            }
+            _ => unreachable!("embed: words live on another device"),
+        }
+    }
+}
+
+fn forward_cpu(
+    pass: &CpuPass<'_>,
+    hidden: usize,
+    ids: &[u32],
+    positions: &[u32],
+    words: &Table,
+    places: &[f32],
+    x: &mut [f32],
+) {
+    let words = words.view();
+    pass.cpu.rows(x, hidden, hidden * 4, |first, rows| {
+        for (i, row) in rows.chunks_exact_mut(hidden).enumerate() {
+            let (id, position) = (ids[first + i] as usize, positions[first + i] as usize);
+            words.read_row(id, row);
+            for (x, place) in row.iter_mut().zip(&places[position * hidden..][..hidden]) {
+                *x += place;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::ops::reference;
+    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+
+    #[test]
+    fn rows_are_gathered_and_added() {
+        for (tokens, hidden) in [(1, 1), (7, 65), (64, 384), (257, 12)] {
+            let (vocabulary, places) = (50, 9);
+            let words = noise(vocabulary * hidden, 1);
+            let place_rows = noise(places * hidden, 2);
+            let ids: Vec<u32> = (0..tokens).map(|t| small(t * 17 % vocabulary)).collect();
+            let positions: Vec<u32> = (0..tokens).map(|t| small(t * 5 % places)).collect();
+            let want =
+                reference::embed(&ids, &positions, &wide(&words), &wide(&place_rows), hidden);
+            for device in devices() {
+                let op = Embed::new(&device).unwrap();
+                let words = Words::new(&device, Table::of_f32(words.clone(), hidden)).unwrap();
+                let ids = device.upload_ids("ids", 1, &ids).unwrap();
+                let positions = device.upload_ids("positions", 1, &positions).unwrap();
+                let places = device.upload("places", hidden, &place_rows).unwrap();
+                let mut x = device.scratch("x", tokens, hidden).unwrap();
+                let (read, outcome) = run(&device, |pass| {
+                    op.forward(
+                        pass,
+                        Forward {
+                            ids: &ids,
+                            positions: &positions,
+                            words: &words,
+                            places: &places,
+                            x: &mut x,
+                        },
+                    );
+                    pass.read(&x)
+                });
+                assert_close("embed", outcome.f32(read), &want, BOUND);
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Ops: one file each, with the host side of its shader, the CPU twin and the tests.
+
+pub(crate) mod attention;
+pub(crate) mod embed;
+pub(crate) mod gelu;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod log_sum_exp;
+pub(crate) mod normalize;
+pub(crate) mod peak;
+pub(crate) mod pool;
+pub(crate) mod reference;
+pub(crate) mod score;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod top_k;
+
+use crate::device::Device;
+use crate::error::Result;
+
+/// What a score is for a model that may not be returned; no finite cosine comes near.
+pub(crate) const LOWEST: f32 = -3.0e38;
+
+/// All ops, compiled for one device.
+pub(crate) struct Ops {
+    pub(crate) attention: attention::Attention,
+    pub(crate) embed: embed::Embed,
+    pub(crate) gelu: gelu::Gelu,
+    pub(crate) layer_norm: layer_norm::LayerNorm,
+    pub(crate) linear: linear::Linear,
+    pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
+    pub(crate) normalize: normalize::Normalize,
+    pub(crate) peak: peak::Peak,
+    pub(crate) pool: pool::Pool,
+    pub(crate) score: score::Score,
+    pub(crate) top_k: top_k::TopK,
+}
+
+impl Ops {
+    /// `head_width`: elements of one attention head.
+    pub(crate) fn new(device: &Device, head_width: usize) -> Result<Self> {
+        Ok(Self {
+            attention: attention::Attention::new(device, head_width)?,
+            embed: embed::Embed::new(device)?,
+            gelu: gelu::Gelu::new(device)?,
+            layer_norm: layer_norm::LayerNorm::new(device)?,
+            linear: linear::Linear::new(device)?,
+            log_sum_exp: log_sum_exp::LogSumExp::new(device)?,
+            normalize: normalize::Normalize::new(device)?,
+            peak: peak::Peak::new(device)?,
+            pool: pool::Pool::new(device)?,
+            score: score::Score::new(device)?,
+            top_k: top_k::TopK::new(device)?,
+        })
+    }
+}

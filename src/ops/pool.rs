@@ -1,0 +1,162 @@
+//! One row of each prompt's rows: x [T, H], offsets -> h [B, H].
+
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::error::Result;
+
+const SHADER: Shader = shader!("pool");
+
+/// How a checkpoint makes one vector of a prompt's states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pooling {
+    /// The mean over all tokens, `[CLS]` and `[SEP]` included.
+    Mean,
+    /// The state of the first token, `[CLS]`.
+    Cls,
+}
+
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Dims {
+    hidden: u32,
+}
+
+pub(crate) struct Pool {
+    mean: Kernel,
+    first: Kernel,
+}
+
+/// `x`: [T, H]; `offsets`: [B + 1]; `h`: [B, H], overwritten.
+pub(crate) struct Forward<'t> {
+    pub(crate) pooling: Pooling,
+    pub(crate) x: &'t Tensor,
+    pub(crate) offsets: &'t Tensor,
+    pub(crate) h: &'t mut Tensor,
+}
+
+impl Pool {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
+        Ok(Self {
+            mean: device.kernel(&SHADER, "mean", &[])?,
+            first: device.kernel(&SHADER, "first", &[])?,
+        })
+    }
+
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+        let (prompts, hidden) = (f.h.rows(), f.x.columns());
+        f.offsets.expect("pool", "offsets", prompts + 1, 1);
+        f.h.expect("pool", "h", prompts, hidden);
+        match pass {
+            Pass::Gpu(gpu) => gpu.dispatch(
+                match f.pooling {
+                    Pooling::Mean => &self.mean,
+                    Pooling::Cls => &self.first,
+                },
+                [small(prompts), 1, 1],
+                &Dims {
+                    hidden: small(hidden),
+                },
+                &[("offsets", f.offsets), ("x", f.x), ("h", f.h)],
+            ),
+            Pass::Cpu(cpu) => {
+                forward_cpu(
+                    cpu,
+                    f.pooling,
+                    hidden,
+                    f.x.f32(),
+                    f.offsets.u32(),
+                    f.h.f32_mut(),
+                );
+            }
+        }
+    }
+}
+
+fn forward_cpu(
+    pass: &CpuPass<'_>,
+    pooling: Pooling,
+    hidden: usize,
+    x: &[f32],
+    offsets: &[u32],
+    h: &mut [f32],
+) {
+    let cpu = pass.cpu;
+    let work = x.len() / offsets.len().max(1);
+    cpu.rows(h, hidden, work, |first, rows| {
+        cpu.simd(
+            #[inline(always)]
+            || {
+                for (i, h) in rows.chunks_exact_mut(hidden).enumerate() {
+                    let (begin, end) =
+                        (offsets[first + i] as usize, offsets[first + i + 1] as usize);
+                    let x = &x[begin * hidden..end * hidden];
+                    h.copy_from_slice(&x[..hidden]);
+                    if pooling == Pooling::Mean {
+                        for x in x.chunks_exact(hidden).skip(1) {
+                            for (h, x) in h.iter_mut().zip(x) {
+                                *h += x;
+                            }
+                        }
+                        for h in h.iter_mut() {
+                            *h /= (end - begin) as f32;
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::ops::reference;
+    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+
+    fn outputs(pooling: Pooling, hidden: usize, x: &[f32], offsets: &[u32]) -> Vec<Vec<f32>> {
+        devices()
+            .iter()
+            .map(|device| {
+                let op = Pool::new(device).unwrap();
+                let x = device.upload("x", hidden, x).unwrap();
+                let offsets = device.upload_ids("offsets", 1, offsets).unwrap();
+                let mut h = device.scratch("h", offsets.rows() - 1, hidden).unwrap();
+                let (read, outcome) = run(device, |pass| {
+                    op.forward(
+                        pass,
+                        Forward {
+                            pooling,
+                            x: &x,
+                            offsets: &offsets,
+                            h: &mut h,
+                        },
+                    );
+                    pass.read(&h)
+                });
+                outcome.f32(read).to_vec()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn v16_mean() {
+        for h in outputs(Pooling::Mean, 2, &[1.0, 2.0, 3.0, 4.0], &[0, 2]) {
+            assert_close("V16 pooling", &h, &[2.0, 3.0], 1e-6);
+        }
+    }
+
+    #[test]
+    fn each_prompt_has_its_own_rows() {
+        let offsets = [0u32, 1, 8, 71, 72];
+        for hidden in [1, 65, 384] {
+            let x = noise(72 * hidden, 9);
+            for pooling in [Pooling::Mean, Pooling::Cls] {
+                let want = reference::pool(pooling, &wide(&x), &offsets, hidden);
+                for h in outputs(pooling, hidden, &x, &offsets) {
+                    assert_close("pool", &h, &want, BOUND);
+                }
+            }
+        }
+    }
+}

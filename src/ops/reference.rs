@@ -1,0 +1,217 @@
+//! Every op in f64, written for reading: what tests and `doctor` compare with.
+
+use crate::ops::LOWEST;
+use crate::ops::pool::Pooling;
+
+/// `values` widened.
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}
+
+/// `n` values in [-1, 1), the same for the same seed (SplitMix64).
+pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / 8_388_608.0 - 1.0
+        })
+        .collect()
+}
+
+/// The largest `|got - want| / (1 + |want|)`; NaN and a missing element count as infinite.
+pub(crate) fn worst(got: &[f32], want: &[f64]) -> f64 {
+    if got.len() != want.len() {
+        return f64::INFINITY;
+    }
+    let errors = got
+        .iter()
+        .zip(want)
+        .map(|(got, want)| (f64::from(*got) - want).abs() / (1.0 + want.abs()));
+    errors.fold(0.0, |worst, error| {
+        if error.is_nan() {
+            f64::INFINITY
+        } else {
+            error.max(worst)
+        }
+    })
+}
+
+/// erf by its Taylor series; for |x| below 6.
+pub(crate) fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..300 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+/// `words` [V, H], `places` [P, H] -> x [T, H]
+pub(crate) fn embed(
+    ids: &[u32],
+    positions: &[u32],
+    words: &[f64],
+    places: &[f64],
+    hidden: usize,
+) -> Vec<f64> {
+    let mut x = Vec::new();
+    for (id, position) in ids.iter().zip(positions) {
+        let word = &words[*id as usize * hidden..][..hidden];
+        let place = &places[*position as usize * hidden..][..hidden];
+        x.extend(word.iter().zip(place).map(|(word, place)| word + place));
+    }
+    x
+}
+
+/// `x` [T, H] -> y [T, H]
+pub(crate) fn layer_norm(x: &[f64], gamma: &[f64], beta: &[f64], eps: f64) -> Vec<f64> {
+    let hidden = gamma.len();
+    let mut y = Vec::new();
+    for row in x.chunks_exact(hidden) {
+        let mean = row.iter().sum::<f64>() / hidden as f64;
+        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / hidden as f64;
+        let scale = 1.0 / (variance + eps).sqrt();
+        y.extend(
+            row.iter()
+                .zip(gamma)
+                .zip(beta)
+                .map(|((v, gamma), beta)| (v - mean) * scale * gamma + beta),
+        );
+    }
+    y
+}
+
+/// `x` [T, in], `w` [out, in], `bias` [out] -> y [T, out]
+pub(crate) fn linear(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
+    let inputs = w.len() / bias.len();
+    let mut y = Vec::new();
+    for row in x.chunks_exact(inputs) {
+        y.extend(
+            w.chunks_exact(inputs)
+                .zip(bias)
+                .map(|(w, bias)| dot(row, w) + bias),
+        );
+    }
+    y
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// `qkv` [T, 3H] -> y [T, H]
+pub(crate) fn attention(qkv: &[f64], offsets: &[u32], hidden: usize, width: usize) -> Vec<f64> {
+    let row =
+        |t: usize, part: usize, head: usize| &qkv[t * 3 * hidden + part * hidden + head..][..width];
+    let mut y = vec![0.0; qkv.len() / 3];
+    for pair in offsets.windows(2) {
+        let tokens = pair[0] as usize..pair[1] as usize;
+        for head in (0..hidden).step_by(width) {
+            for i in tokens.clone() {
+                let scores: Vec<f64> = tokens
+                    .clone()
+                    .map(|j| dot(row(i, 0, head), row(j, 1, head)) / (width as f64).sqrt())
+                    .collect();
+                let peak = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - peak).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (j, weight) in tokens.clone().zip(&weights) {
+                    for (d, value) in row(j, 2, head).iter().enumerate() {
+                        y[i * hidden + head + d] += weight / total * value;
+                    }
+                }
+            }
+        }
+    }
+    y
+}
+
+pub(crate) fn gelu(x: &[f64]) -> Vec<f64> {
+    x.iter()
+        .map(|x| 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)))
+        .collect()
+}
+
+/// `x` [T, H] -> h [B, H]
+pub(crate) fn pool(pooling: Pooling, x: &[f64], offsets: &[u32], hidden: usize) -> Vec<f64> {
+    let mut h = Vec::new();
+    for pair in offsets.windows(2) {
+        let (begin, end) = (pair[0] as usize, pair[1] as usize);
+        let end = if pooling == Pooling::Cls {
+            begin + 1
+        } else {
+            end
+        };
+        for c in 0..hidden {
+            h.push((begin..end).map(|t| x[t * hidden + c]).sum::<f64>() / (end - begin) as f64);
+        }
+    }
+    h
+}
+
+/// `z` [B, D] -> u [B, D]
+pub(crate) fn normalize(z: &[f64], width: usize) -> Vec<f64> {
+    let mut u = Vec::new();
+    for row in z.chunks_exact(width) {
+        let length = dot(row, row).sqrt().max(1e-12);
+        u.extend(row.iter().map(|v| v / length));
+    }
+    u
+}
+
+/// `u` [B, D], `keys` [M, D] -> s [B, M]
+pub(crate) fn score(
+    u: &[f64],
+    keys: &[f64],
+    width: usize,
+    eligible: &[bool],
+    tau: f64,
+) -> Vec<f64> {
+    let mut s = Vec::new();
+    for u in u.chunks_exact(width) {
+        let scored = keys.chunks_exact(width).zip(eligible);
+        s.extend(scored.map(|(key, may)| {
+            if *may {
+                dot(u, key) / tau
+            } else {
+                f64::from(LOWEST)
+            }
+        }));
+    }
+    s
+}
+
+/// `s` [B, M] -> out [B, N]
+pub(crate) fn log_sum_exp(s: &[f64], models: usize, members: &[u32], offsets: &[u32]) -> Vec<f64> {
+    let mut out = Vec::new();
+    for s in s.chunks_exact(models) {
+        for pair in offsets.windows(2) {
+            let scores = || {
+                members[pair[0] as usize..pair[1] as usize]
+                    .iter()
+                    .map(|id| s[*id as usize])
+            };
+            let peak = scores().fold(f64::MIN, f64::max);
+            out.push(peak + scores().map(|score| (score - peak).exp()).sum::<f64>().ln());
+        }
+    }
+    out
+}
+
+/// `s` [B, M] -> ids and scores [B, k]
+pub(crate) fn top_k(s: &[f32], models: usize, k: usize) -> (Vec<u32>, Vec<f32>) {
+    let (mut ids, mut scores) = (Vec::new(), Vec::new());
+    for s in s.chunks_exact(models) {
+        let mut order: Vec<u32> = (0..crate::device::small(models)).collect();
+        order.sort_by(|a, b| s[*b as usize].total_cmp(&s[*a as usize]).then(a.cmp(b)));
+        for id in &order[..k] {
+            ids.push(*id);
+            scores.push(s[*id as usize]);
+        }
+    }
+    (ids, scores)
+}

@@ -1,0 +1,226 @@
+//! Scores of all models: u [B, D] . keys [M, D]^T / tau, eligible bits -> s [B, M].
+
+use crate::device::cpu::gemm::{self, Packed};
+use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::error::{Result, bail};
+use crate::ops::LOWEST;
+use crate::weights::View;
+
+const SHADER: Shader = shader!("score");
+
+/// Lanes of a workgroup.
+const WG: usize = 64;
+
+/// Prompts of a workgroup.
+const PROMPTS: usize = 8;
+
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Dims {
+    prompts: u32,
+    models: u32,
+    width: u32,
+    scale: f32,
+}
+
+pub(crate) struct Score {
+    forward: Kernel,
+}
+
+/// The models' unit rows and which of them may be returned.
+pub(crate) struct Keys {
+    values: Values,
+    /// A bit per model, 32 to a word.
+    eligible: Vec<u32>,
+    models: usize,
+    width: usize,
+}
+
+enum Values {
+    Cpu(Packed),
+    /// Transposed [D, M], and the bits.
+    Gpu(Tensor, Tensor),
+}
+
+impl Keys {
+    /// `rows`: [M, D] of unit length; `eligible`: one for each row.
+    pub(crate) fn new(
+        device: &Device,
+        rows: &[f32],
+        width: usize,
+        eligible: &[bool],
+    ) -> Result<Self> {
+        let models = eligible.len();
+        assert_eq!(
+            rows.len(),
+            models * width,
+            "score: keys are not [{models}, {width}]"
+        );
+        let mut bits = vec![0u32; models.div_ceil(32).max(1)];
+        for m in (0..models).filter(|m| eligible[*m]) {
+            bits[m / 32] |= 1 << (m % 32);
+        }
+        let values = match device {
+            Device::Cpu(cpu) => Values::Cpu(
+                cpu.run(|| Packed::new(cpu, &[("model_embeddings", View::of_f32(rows, width))]))?,
+            ),
+            Device::Gpu(gpu) => {
+                if groups(models, WG) > gpu.most_groups() {
+                    bail!(
+                        Limits,
+                        "{}: {models} models: the adapter allows {} workgroups of {WG}",
+                        gpu.name(),
+                        gpu.most_groups()
+                    );
+                }
+                if !rows.iter().all(|value| value.is_finite()) {
+                    bail!(
+                        Numeric,
+                        "model_embeddings: expected finite weights, found infinity or NaN"
+                    );
+                }
+                let mut transposed = vec![0.0; rows.len()];
+                for (m, row) in rows.chunks_exact(width).enumerate() {
+                    for (d, value) in row.iter().enumerate() {
+                        transposed[d * models + m] = *value;
+                    }
+                }
+                let keys = device.upload("keys", models.max(1), &transposed)?;
+                Values::Gpu(keys, device.upload_ids("eligible", 1, &bits)?)
+            }
+        };
+        Ok(Self {
+            values,
+            eligible: bits,
+            models,
+            width,
+        })
+    }
+
+    pub(crate) fn models(&self) -> usize {
+        self.models
+    }
+}
+
+/// `u`: [B, D], unit rows; `s`: [B, M], overwritten.
+pub(crate) struct Forward<'t> {
+    pub(crate) u: &'t Tensor,
+    pub(crate) keys: &'t Keys,
+    pub(crate) tau: f32,
+    pub(crate) s: &'t mut Tensor,
+}
+
+impl Score {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
+        Ok(Self {
+            forward: device.kernel(&SHADER, "forward", &[])?,
+        })
+    }
+
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+        let (prompts, models) = (f.u.rows(), f.keys.models);
+        f.u.expect("score", "u", prompts, f.keys.width);
+        f.s.expect("score", "s", prompts, models);
+        let scale = 1.0 / f.tau;
+        match (pass, &f.keys.values) {
+            (Pass::Gpu(gpu), Values::Gpu(keys, eligible)) => gpu.dispatch(
+                &self.forward,
+                [groups(models, WG), groups(prompts, PROMPTS), 1],
+                &Dims {
+                    prompts: small(prompts),
+                    models: small(models),
+                    width: small(f.keys.width),
+                    scale,
+                },
+                &[
+                    ("u", f.u),
+                    ("keys", keys),
+                    ("eligible", eligible),
+                    ("s", f.s),
+                ],
+            ),
+            (Pass::Cpu(pass), Values::Cpu(keys)) => {
+                let s = f.s.f32_mut();
+                gemm::multiply(pass.cpu, f.u.f32(), keys, &[], s);
+                let eligible = &f.keys.eligible;
+                pass.cpu.rows(s, models, models, |_, rows| {
+                    for (m, s) in rows.iter_mut().enumerate() {
+                        let m = m % models;
+                        *s = if eligible[m / 32] >> (m % 32) & 1 == 1 {
+                            *s * scale
+                        } else {
+                            LOWEST
+                        };
+                    }
+                });
+            }
+            _ => unreachable!("score: keys live on another device"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::ops::normalize::unit;
+    use crate::ops::reference;
+    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+
+    fn unit_rows(rows: &[f32], width: usize) -> Vec<f32> {
+        let mut rows = rows.to_vec();
+        rows.chunks_exact_mut(width).for_each(unit);
+        rows
+    }
+
+    fn outputs(u: &[f32], keys: &[f32], width: usize, eligible: &[bool]) -> Vec<Vec<f32>> {
+        devices()
+            .iter()
+            .map(|device| {
+                let op = Score::new(device).unwrap();
+                let keys = Keys::new(device, keys, width, eligible).unwrap();
+                let u = device.upload("u", width, u).unwrap();
+                let mut s = device.scratch("s", u.rows(), eligible.len()).unwrap();
+                let (read, outcome) = run(device, |pass| {
+                    op.forward(
+                        pass,
+                        Forward {
+                            u: &u,
+                            keys: &keys,
+                            tau: 0.08,
+                            s: &mut s,
+                        },
+                    );
+                    pass.read(&s)
+                });
+                outcome.f32(read).to_vec()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn v2() {
+        let z = unit_rows(&[1.0, 2.0, -1.0], 3);
+        let e = unit_rows(
+            &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5],
+            3,
+        );
+        let want = [5.1031036, 10.2062073, 12.5, 1.7010345];
+        for s in outputs(&z, &e, 3, &[true; 4]) {
+            assert_close("V2", &s, &want, 1e-6);
+        }
+    }
+
+    #[test]
+    fn all_models_match_f64_and_ineligible_ones_are_lowest() {
+        for (prompts, models, width) in [(1, 1, 1), (3, 65, 17), (9, 257, 64), (17, 100, 384)] {
+            let u = unit_rows(&noise(prompts * width, 11), width);
+            let keys = unit_rows(&noise(models * width, 12), width);
+            let eligible: Vec<bool> = (0..models).map(|m| m % 5 != 3).collect();
+            let want = reference::score(&wide(&u), &wide(&keys), width, &eligible, 0.08);
+            for s in outputs(&u, &keys, width, &eligible) {
+                assert_close("score", &s, &want, BOUND);
+            }
+        }
+    }
+}

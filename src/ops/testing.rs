@@ -1,0 +1,75 @@
+//! The devices under test, and a comparison that shows that it can fail.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::{Arc, OnceLock};
+
+use crate::device::cpu::Cpu;
+use crate::device::gpu::Gpu;
+use crate::device::{Device, Outcome, Pass, Plan};
+pub(crate) use crate::ops::reference::{noise, wide, worst};
+
+/// Bound of an f32 op against f64, per element: `BOUND * (1 + |want|)`.
+pub(crate) const BOUND: f64 = 1e-5;
+
+/// The adapter that tests run on; missing, they fail.
+///
+/// `HUBROUTER_TEST_ADAPTER` names another one, to run the same tests on a real GPU.
+pub(crate) fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    Arc::clone(GPU.get_or_init(|| Arc::new(open_gpu())))
+}
+
+/// Part of its name.
+pub(crate) fn adapter_name() -> String {
+    std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
+}
+
+/// A device of its own, for tests that harm it.
+pub(crate) fn open_gpu() -> Gpu {
+    let name = adapter_name();
+    let adapters = crate::device::gpu::adapters();
+    let found = adapters.iter().find(|adapter| {
+        let report = adapter.report();
+        format!("{} {}", report.name, report.driver)
+            .to_lowercase()
+            .contains(&name.to_lowercase())
+    });
+    let adapter = found.unwrap_or_else(|| {
+        panic!("GPU tests need a Vulkan adapter called {name}; ./tests/run.sh installs llvmpipe")
+    });
+    Gpu::open(adapter).unwrap()
+}
+
+/// Every op test runs on all of these.
+pub(crate) fn devices() -> Vec<Device> {
+    vec![
+        Device::Cpu(Arc::new(Cpu::open(Some(1)).unwrap())),
+        Device::Cpu(Arc::new(Cpu::open(Some(2)).unwrap())),
+        Device::Gpu(gpu()),
+        // Workgroup memory zeroed: equal results show that it is written before it is read.
+        Device::Gpu(Arc::new(gpu().zeroing_scratch())),
+    ]
+}
+
+/// Runs `body` as one pass.
+pub(crate) fn run<R: Send>(
+    device: &Device,
+    body: impl FnOnce(&mut Pass<'_>) -> R + Send,
+) -> (R, Outcome) {
+    let mut plan = Plan::new(device, (), 1 << 20, 1 << 22).unwrap();
+    device.run(&mut plan, |pass, ()| body(pass)).unwrap()
+}
+
+/// Asserts [`worst`] below `bound`, and that one perturbed element would not pass.
+pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
+    let found = worst(got, want);
+    assert!(found < bound, "{what}: error {found:e}, bound {bound:e}");
+    if let Some(middle) = got.len().checked_sub(1).map(|last| last / 2) {
+        let mut perturbed = got.to_vec();
+        perturbed[middle] += 1e-2 * (1.0 + perturbed[middle].abs());
+        assert!(
+            worst(&perturbed, want) > bound,
+            "{what}: the comparison cannot fail"
+        );
+    }
+}

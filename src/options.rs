@@ -1,0 +1,77 @@
+//! What a host decides when it opens a router or an encoder.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::DeviceChoice;
+
+/// Version of the JSON form of [`Options`].
+const SCHEMA_VERSION: u32 = 1;
+
+fn schema_version() -> u32 {
+    SCHEMA_VERSION
+}
+
+/// How to open a [`crate::Router`] or an [`crate::Encoder`].
+///
+/// ```
+/// let options: hubrouter::Options = serde_json::from_str(r#"{"device": "cpu", "threads": 2}"#)?;
+/// assert_eq!(options.threads, Some(2));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Options {
+    /// Version of this form; 1.
+    #[serde(default = "schema_version")]
+    pub schema_version: u32,
+    /// Which device computes.
+    pub device: DeviceChoice,
+    /// Threads of the CPU's pool; none: as many as the machine has, at most 4. With 1 everything
+    /// runs on the calling thread and calls run side by side; with more one call at a time has
+    /// the whole pool.
+    pub threads: Option<usize>,
+    /// Step down to the CPU when the device cannot be opened or is lost, visibly, instead of
+    /// failing.
+    pub fallback: bool,
+    /// The folder of the encoder bundle; none: where the store says, beside the store, or inside.
+    pub encoder: Option<std::path::PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            device: DeviceChoice::Auto,
+            threads: None,
+            fallback: false,
+            encoder: None,
+        }
+    }
+}
+
+impl Options {
+    /// The options with another device.
+    pub fn device(mut self, choice: impl Into<DeviceChoice>) -> Self {
+        self.device = choice.into();
+        self
+    }
+
+    /// The options with this many threads.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// The options with or without a step down to the CPU.
+    pub fn fallback(mut self, fallback: bool) -> Self {
+        self.fallback = fallback;
+        self
+    }
+
+    /// The options with this encoder bundle.
+    pub fn encoder(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.encoder = Some(folder.into());
+        self
+    }
+}
