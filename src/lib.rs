@@ -65,12 +65,18 @@
 //!   panels where the checkpoint is f16: the reason stands in `device/cpu/gemm.rs`.
 
 mod device;
+mod encoder;
 mod error;
 mod files;
+mod hub;
+mod model;
 mod ops;
 mod options;
+mod text;
 mod weights;
 
 pub use device::DeviceChoice;
+pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
+pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use options::Options;

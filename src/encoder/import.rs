@@ -1,0 +1,493 @@
+//! From a Hugging Face folder to an encoder bundle.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+
+use crate::device::cpu::Cpu;
+use crate::encoder::bundle::{self, Bundle, Digest, Manifest, TEXT_LIMIT};
+use crate::error::{Result, bail, error};
+use crate::files::{self, Staged};
+use crate::model::{Config, parameters};
+use crate::ops::pool::Pooling;
+use crate::weights::{Dtype, Weights};
+
+/// What an import may be told; what it is not told it reads from the checkpoint.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ImportOptions {
+    /// Name of the encoder; none: the name of the target folder.
+    pub name: Option<String>,
+    /// `f32`, `f16` or `bf16`; none: as in the checkpoint.
+    pub dtype: Option<String>,
+    /// `mean` or `cls`; none: as the checkpoint's pooling module says.
+    pub pooling: Option<String>,
+    /// Tokens of a prompt; none: the smallest limit that the checkpoint states.
+    pub max_tokens: Option<usize>,
+    /// Text in front of a prompt; none: the checkpoint's prompt called `query`.
+    pub query_prefix: Option<String>,
+    /// Text in front of a model card; none: the checkpoint's prompt called `passage` or `document`.
+    pub document_prefix: Option<String>,
+    /// Licence of the weights; none: as the checkpoint's README.md says.
+    pub licence: Option<String>,
+    /// Where the checkpoint came from; none: the source folder's name.
+    pub source: Option<String>,
+}
+
+/// What an import wrote.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Imported {
+    /// The bundle's folder.
+    pub folder: PathBuf,
+    /// Name of the encoder.
+    pub name: String,
+    /// Element type of the weights.
+    pub dtype: String,
+    /// `mean` or `cls`.
+    pub pooling: String,
+    /// Tokens of a prompt.
+    pub max_tokens: usize,
+    /// Hidden width.
+    pub width: usize,
+    /// Encoder layers.
+    pub layers: usize,
+    /// Bytes of the weights.
+    pub bytes: u64,
+    /// Licence of the weights.
+    pub licence: String,
+    /// SHA-256 of the manifest: what generations pin.
+    pub revision: String,
+    /// What was decided without being told, and anything worth a second look.
+    pub notes: Vec<String>,
+}
+
+/// Writes the checkpoint in the Hugging Face folder `from` as the encoder bundle `to`.
+///
+/// `to` must not exist. Weights are converted and checked: every tensor that the configuration
+/// asks for, its shape, finite values, and with `f16` no overflow. The bundle is opened once
+/// before this returns.
+///
+/// Errors: a file is missing or malformed, or asks for what this crate does not compute.
+pub fn import_encoder(
+    from: impl AsRef<Path>,
+    to: impl AsRef<Path>,
+    options: &ImportOptions,
+) -> Result<Imported> {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    if to.exists() {
+        bail!(
+            Refused,
+            "{}: already exists; bundles are never rewritten",
+            to.display()
+        );
+    }
+    let mut notes = Vec::new();
+    let config_path = from.join("config.json");
+    let config_json = files::read_bytes(&config_path, TEXT_LIMIT)?;
+    let config = Config::from_json(&config_json).map_err(|e| e.at(config_path.display()))?;
+    let checkpoint = Checkpoint { folder: from };
+    let pooling = checkpoint.pooling(options.pooling.as_deref())?;
+    let tokenizer_path = from.join("tokenizer.json");
+    if !tokenizer_path.exists() {
+        bail!(
+            Format,
+            "{}: missing; save it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+            tokenizer_path.display()
+        );
+    }
+    let tokenizer = files::read_bytes(&tokenizer_path, TEXT_LIMIT)?;
+    let max_tokens = checkpoint.max_tokens(options.max_tokens, &config, &tokenizer, &mut notes)?;
+    let prompts = checkpoint.json("config_sentence_transformers.json")?;
+    let prompt = |names: &[&str]| {
+        let found = names.iter().find_map(|name| {
+            prompts
+                .as_ref()?
+                .pointer(&format!("/prompts/{name}"))?
+                .as_str()
+        });
+        found.unwrap_or_default().to_owned()
+    };
+    let licence = match &options.licence {
+        Some(licence) => licence.clone(),
+        None => checkpoint.licence().unwrap_or_else(|| {
+            notes.push(
+                "no licence is stated in README.md; recorded as unknown (set it with --licence)"
+                    .into(),
+            );
+            "unknown".into()
+        }),
+    };
+    let (weights, dtype) = checkpoint.weights(&config, options.dtype.as_deref())?;
+    let name = match (&options.name, to.file_name().and_then(|name| name.to_str())) {
+        (Some(name), _) => name.clone(),
+        (None, Some(name)) => name.to_owned(),
+        (None, None) => bail!(
+            InvalidRequest,
+            "{}: expected a folder with a name",
+            to.display()
+        ),
+    };
+    let source = options.source.clone().unwrap_or_else(|| {
+        from.canonicalize()
+            .ok()
+            .and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
+            .unwrap_or_default()
+    });
+    let note = licence_note(&name, &source, &licence, dtype, from);
+    let parts: [(&str, &[u8]); 4] = [
+        (bundle::CONFIG, &config_json),
+        (bundle::TOKENIZER, &tokenizer),
+        (bundle::WEIGHTS, &weights),
+        (bundle::LICENCE, note.as_bytes()),
+    ];
+    let manifest = Manifest {
+        schema_version: 1,
+        kind: bundle::KIND.into(),
+        name: name.clone(),
+        pooling,
+        max_tokens,
+        query_prefix: options
+            .query_prefix
+            .clone()
+            .unwrap_or_else(|| prompt(&["query"])),
+        document_prefix: options
+            .document_prefix
+            .clone()
+            .unwrap_or_else(|| prompt(&["passage", "document"])),
+        dtype: dtype_name(dtype).into(),
+        licence: licence.clone(),
+        source,
+        files: parts
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)))
+            .collect::<BTreeMap<_, _>>(),
+    };
+    let parent = match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let staged = Staged::new(parent)?;
+    for (name, bytes) in parts {
+        staged.write(name, bytes)?;
+    }
+    staged.write(bundle::MANIFEST, &files::to_json(&manifest)?)?;
+    // Opened under its temporary name: only a bundle that works gets its own.
+    let opened = Bundle::open(staged.path(), &Cpu::open(Some(1))?)?;
+    opened.tokenizer.encode("", "a first prompt")?;
+    let Some(folder_name) = to.file_name().and_then(|name| name.to_str()) else {
+        bail!(
+            InvalidRequest,
+            "{}: expected a folder with a name",
+            to.display()
+        );
+    };
+    let folder = staged.publish(folder_name)?;
+    Ok(Imported {
+        folder,
+        name,
+        dtype: dtype_name(dtype).into(),
+        pooling: match pooling {
+            Pooling::Mean => "mean".into(),
+            Pooling::Cls => "cls".into(),
+        },
+        max_tokens,
+        width: config.hidden,
+        layers: config.layers,
+        bytes: weights.len() as u64,
+        licence,
+        revision: opened.revision,
+        notes,
+    })
+}
+
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+fn licence_note(name: &str, source: &str, licence: &str, dtype: Dtype, from: &Path) -> String {
+    let mut note = format!(
+        "Encoder weights: {name}\nSource: {source}\nLicence of the weights: {licence}\n\n\
+         model.safetensors holds the tensors of the source's encoder, converted to {} by\n\
+         `hubrouter encoder import`; tensors that inference does not use (pooler, position ids) were\n\
+         left out. config.json and tokenizer.json are the source's own files.\n",
+        dtype_name(dtype)
+    );
+    for file in ["LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"] {
+        if let Ok(text) = files::read_text(&from.join(file), 1 << 20) {
+            note.push_str(&format!("\n---- {file} of the source ----\n{text}"));
+        }
+    }
+    note
+}
+
+struct Checkpoint<'c> {
+    folder: &'c Path,
+}
+
+impl Checkpoint<'_> {
+    /// The file `name` as JSON, None where there is none.
+    fn json(&self, name: &str) -> Result<Option<Value>> {
+        let path = self.folder.join(name);
+        if path.exists() {
+            files::read_json(&path, TEXT_LIMIT).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn pooling(&self, told: Option<&str>) -> Result<Pooling> {
+        let folder = self.folder.display();
+        let mut module = "1_Pooling".to_owned();
+        if let Some(modules) = self.json("modules.json")? {
+            for entry in modules.as_array().into_iter().flatten() {
+                let kind = entry["type"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .rsplit('.')
+                    .next()
+                    .unwrap_or_default();
+                match kind {
+                    "Transformer" | "Normalize" => {}
+                    "Pooling" => module = entry["path"].as_str().unwrap_or("1_Pooling").to_owned(),
+                    other => bail!(
+                        Unsupported,
+                        "{folder}/modules.json: expected Transformer, Pooling and Normalize, found {other:?}"
+                    ),
+                }
+            }
+        }
+        if let Some(told) = told {
+            return parse_pooling(told).ok_or_else(|| {
+                error!(
+                    InvalidRequest,
+                    "pooling: expected mean or cls, found {told:?}"
+                )
+            });
+        }
+        let file = format!("{module}/config.json");
+        let Some(config) = self.json(&file)? else {
+            bail!(
+                Format,
+                "{folder}: expected {file}, found none; say --pooling mean or --pooling cls"
+            );
+        };
+        if let Some(mode) = config["pooling_mode"].as_str() {
+            return parse_pooling(mode).ok_or_else(|| {
+                error!(
+                    Unsupported,
+                    "{folder}/{file}: pooling_mode: expected mean or cls, found {mode:?}"
+                )
+            });
+        }
+        let on: Vec<&String> = config
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, value)| key.starts_with("pooling_mode_") && **value == Value::Bool(true))
+            .map(|(key, _)| key)
+            .collect();
+        match on.as_slice() {
+            [mode] if *mode == "pooling_mode_mean_tokens" => Ok(Pooling::Mean),
+            [mode] if *mode == "pooling_mode_cls_token" => Ok(Pooling::Cls),
+            other => bail!(
+                Unsupported,
+                "{folder}/{file}: expected pooling_mode_mean_tokens or pooling_mode_cls_token alone, found {other:?}"
+            ),
+        }
+    }
+
+    /// The smallest limit that the checkpoint states anywhere.
+    fn max_tokens(
+        &self,
+        told: Option<usize>,
+        config: &Config,
+        tokenizer: &[u8],
+        notes: &mut Vec<String>,
+    ) -> Result<usize> {
+        let most = config.max_tokens();
+        if let Some(told) = told {
+            if told > most {
+                bail!(
+                    InvalidRequest,
+                    "max tokens: expected at most {most}, which the position table holds, found {told}"
+                );
+            }
+            return Ok(told);
+        }
+        let tokenizer: Value = serde_json::from_slice(tokenizer)
+            .map_err(|e| error!(Format, "{}/tokenizer.json: {e}", self.folder.display()))?;
+        let mut stated = vec![("config.json", Some(most as u64))];
+        stated.push((
+            "tokenizer.json",
+            tokenizer
+                .pointer("/truncation/max_length")
+                .and_then(Value::as_u64),
+        ));
+        for (file, key) in [
+            ("sentence_bert_config.json", "max_seq_length"),
+            ("tokenizer_config.json", "model_max_length"),
+        ] {
+            let value = self.json(file)?;
+            stated.push((file, value.as_ref().and_then(|value| value[key].as_u64())));
+        }
+        let stated: Vec<(&str, u64)> = stated
+            .into_iter()
+            .filter_map(|(file, limit)| Some((file, limit?)))
+            .collect();
+        let smallest = stated
+            .iter()
+            .map(|(_, limit)| *limit)
+            .min()
+            .unwrap_or(most as u64);
+        if stated.iter().any(|(_, limit)| *limit != smallest) {
+            let list: Vec<String> = stated
+                .iter()
+                .map(|(file, limit)| format!("{file} {limit}"))
+                .collect();
+            notes.push(format!(
+                "max tokens: {smallest}, the smallest of {} (set it with --max-tokens)",
+                list.join(", ")
+            ));
+        }
+        usize::try_from(smallest).map_err(|_| error!(Format, "max tokens: {smallest} is too large"))
+    }
+
+    /// `license:` in the front matter of README.md.
+    fn licence(&self) -> Option<String> {
+        let readme = files::read_text(&self.folder.join("README.md"), 16 << 20).ok()?;
+        let front = readme.strip_prefix("---")?.split("\n---").next()?;
+        let line = front
+            .lines()
+            .find_map(|line| line.strip_prefix("license:"))?;
+        Some(line.trim().trim_matches('"').to_owned()).filter(|licence| !licence.is_empty())
+    }
+
+    /// The bundle's `model.safetensors`.
+    fn weights(&self, config: &Config, dtype: Option<&str>) -> Result<(Vec<u8>, Dtype)> {
+        let one = self.folder.join("model.safetensors");
+        let index = self.folder.join("model.safetensors.index.json");
+        let weights = if one.exists() {
+            Weights::open(&one)?
+        } else if index.exists() {
+            Weights::open(&index)?
+        } else {
+            let hint = if self.folder.join("pytorch_model.bin").exists() {
+                "; pytorch_model.bin is a pickle, which is not read: save it with transformers: model.save_pretrained(FOLDER)"
+            } else {
+                ""
+            };
+            bail!(
+                Io,
+                "{}: expected model.safetensors or model.safetensors.index.json, found neither{hint}",
+                self.folder.display()
+            );
+        };
+        let names = canonical_names(&weights);
+        let mut views = Vec::new();
+        for (name, shape) in parameters::expected(config) {
+            let own = names.get(&name).map_or(name.as_str(), String::as_str);
+            let view = weights.view(own, &shape)?;
+            views.push((name, shape, view));
+        }
+        let dtype = match dtype {
+            Some("f32") => Dtype::F32,
+            Some("f16") => Dtype::F16,
+            Some("bf16") => Dtype::Bf16,
+            Some(other) => bail!(
+                InvalidRequest,
+                "dtype: expected f32, f16 or bf16, found {other:?}"
+            ),
+            None => views.first().map_or(Dtype::F32, |(_, _, view)| view.dtype),
+        };
+        let kind = match dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        };
+        let mut converted = Vec::with_capacity(views.len());
+        for (name, shape, view) in views {
+            let bytes = narrow(&view.to_f32(), dtype).map_err(|e| e.at(&name))?;
+            converted.push((name, shape, bytes));
+        }
+        let tensors: Vec<(&str, TensorView<'_>)> = converted
+            .iter()
+            .map(|(name, shape, bytes)| {
+                let view = TensorView::new(kind, shape.clone(), bytes)
+                    .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))?;
+                Ok((name.as_str(), view))
+            })
+            .collect::<Result<_>>()?;
+        let bytes = safetensors::serialize(tensors, None)
+            .map_err(|e| error!(Format, "model.safetensors: cannot be written: {e}"))?;
+        Ok((bytes, dtype))
+    }
+}
+
+fn parse_pooling(text: &str) -> Option<Pooling> {
+    match text {
+        "mean" => Some(Pooling::Mean),
+        "cls" => Some(Pooling::Cls),
+        _ => None,
+    }
+}
+
+/// Our name of each tensor -> the checkpoint's: with a prefix such as `bert.`, or with the gamma
+/// and beta of old files.
+fn canonical_names(weights: &Weights) -> HashMap<String, String> {
+    let marker = "embeddings.word_embeddings.weight";
+    let prefix = weights
+        .names()
+        .find_map(|name| name.strip_suffix(marker))
+        .unwrap_or_default()
+        .to_owned();
+    weights
+        .names()
+        .filter_map(|name| {
+            let own = name.strip_prefix(&prefix)?;
+            let own = match own.strip_suffix("LayerNorm.gamma") {
+                Some(stem) => format!("{stem}LayerNorm.weight"),
+                None => match own.strip_suffix("LayerNorm.beta") {
+                    Some(stem) => format!("{stem}LayerNorm.bias"),
+                    None => own.to_owned(),
+                },
+            };
+            Some((own, name.to_owned()))
+        })
+        .collect()
+}
+
+/// Little-endian `values` as `dtype`; what does not fit is an error.
+fn narrow(values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
+    for (index, value) in values.iter().enumerate() {
+        if !value.is_finite() {
+            bail!(
+                Numeric,
+                "element {index}: expected a finite weight, found {value}"
+            );
+        }
+        match dtype {
+            Dtype::F32 => bytes.extend(value.to_le_bytes()),
+            Dtype::F16 => {
+                let half = f16::from_f32(*value);
+                if !half.is_finite() {
+                    bail!(
+                        Numeric,
+                        "element {index}: {value} does not fit f16; choose --dtype bf16 or f32"
+                    );
+                }
+                bytes.extend(half.to_le_bytes());
+            }
+            Dtype::Bf16 => bytes.extend(bf16::from_f32(*value).to_le_bytes()),
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,361 @@
+//! An encoder on a device: texts to pooled vectors.
+
+mod bundle;
+mod import;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub(crate) use bundle::{Digest, read_manifest};
+pub use import::{ImportOptions, Imported, import_encoder};
+
+use crate::device::cpu::Cpu;
+use crate::device::{Device, Opened, Plan, Plans, Sizes};
+use crate::error::Result;
+use crate::model::Config;
+use crate::model::activations::Activations;
+use crate::model::bert::Bert;
+use crate::model::parameters::Parameters;
+use crate::ops::Ops;
+use crate::options::Options;
+use crate::text::batch::PackedBatch;
+use crate::text::tokenizer::{Tokenizer, Tokens};
+use bundle::{Bundle, Manifest};
+
+/// A text encoder, opened from a bundle: texts in, pooled vectors out.
+///
+/// `Send + Sync`; share one in an `Arc`. A [`crate::Router`] holds its own.
+///
+/// ```
+/// use hubrouter::{Encoder, Options};
+///
+/// let encoder = Encoder::open("weights/all-MiniLM-L6-v2", &Options::default().device("cpu"))?;
+/// let vectors = encoder.embed(&["Translate this letter into Spanish."]);
+/// assert!(vectors[0].as_ref().is_ok_and(|vector| vector.len() == 384));
+/// # Ok::<(), hubrouter::Error>(())
+/// ```
+pub struct Encoder {
+    host: Arc<Cpu>,
+    device: Device,
+    ops: Ops,
+    bert: Bert,
+    tokenizer: Tokenizer,
+    manifest: Manifest,
+    revision: String,
+    reason: String,
+    degraded: Option<String>,
+    plans: Plans<Activations>,
+}
+
+/// Every stage of one text's way through the encoder, to compare with another implementation.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Trace {
+    /// Token ids, special ones included.
+    pub ids: Vec<u32>,
+    /// True when the text was cut at the encoder's limit.
+    pub truncated: bool,
+    /// The embeddings' output, then each layer's: [tokens, width], row-major.
+    pub layers: Vec<Vec<f32>>,
+    /// The pooled vector, not normalised: `[width]`.
+    pub pooled: Vec<f32>,
+}
+
+impl Encoder {
+    /// Opens the bundle in `folder` on the device that `options` names.
+    ///
+    /// Errors: a file of the bundle is missing, malformed or not what its manifest says; the
+    /// device cannot be opened and there is no fallback.
+    pub fn open(folder: impl AsRef<Path>, options: &Options) -> Result<Self> {
+        let host = Arc::new(Cpu::open(options.threads)?);
+        Self::open_on(folder.as_ref(), host, options)
+    }
+
+    pub(crate) fn open_on(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
+        // A driver's start takes as long as checking the bundle.
+        let (bundle, opened) = host.join(
+            || Bundle::open(folder, &host),
+            || Device::open(&options.device, &host, options.fallback),
+        );
+        let (bundle, opened) = (bundle?, opened?);
+        let on_gpu = matches!(opened.device, Device::Gpu(_));
+        match Self::place(&bundle, &opened.device, &host) {
+            Ok((ops, bert)) => Ok(Self::assemble(bundle, opened, host, ops, bert)),
+            Err(error) if options.fallback && on_gpu && error.kind().is_device() => {
+                log::warn!("{error}; stepping down to the CPU");
+                let opened = Opened {
+                    device: Device::Cpu(Arc::clone(&host)),
+                    reason: format!("stepped down to the CPU: {error}"),
+                    degraded: Some(error.to_string()),
+                };
+                let (ops, bert) = Self::place(&bundle, &opened.device, &host)?;
+                Ok(Self::assemble(bundle, opened, host, ops, bert))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compiles the ops and brings the weights to `device`.
+    fn place(bundle: &Bundle, device: &Device, host: &Cpu) -> Result<(Ops, Bert)> {
+        let config = bundle.config.clone();
+        let place = || -> Result<(Ops, Bert)> {
+            let ops = Ops::new(device, config.head_width())?;
+            let parameters = Parameters::open(device, &bundle.weights, &config)?;
+            Ok((
+                ops,
+                Bert {
+                    config,
+                    parameters,
+                    pooling: bundle.manifest.pooling,
+                },
+            ))
+        };
+        host.run(place)
+    }
+
+    fn assemble(bundle: Bundle, opened: Opened, host: Arc<Cpu>, ops: Ops, bert: Bert) -> Self {
+        log::info!(
+            "encoder {} on {}: {}",
+            bundle.manifest.name,
+            opened.device.name(),
+            opened.reason
+        );
+        Self {
+            host,
+            device: opened.device,
+            ops,
+            bert,
+            tokenizer: bundle.tokenizer,
+            manifest: bundle.manifest,
+            revision: bundle.revision,
+            reason: opened.reason,
+            degraded: opened.degraded,
+            plans: Plans::new(),
+        }
+    }
+
+    /// One pooled vector `[width]` for each prompt, not normalised; a bad text spoils only itself.
+    pub fn embed(&self, prompts: &[&str]) -> Vec<Result<Vec<f32>>> {
+        self.embed_after(&self.manifest.query_prefix, prompts)
+    }
+
+    /// As [`Encoder::embed`] for model cards, which some checkpoints want introduced otherwise.
+    pub fn embed_documents(&self, documents: &[&str]) -> Vec<Result<Vec<f32>>> {
+        self.embed_after(&self.manifest.document_prefix, documents)
+    }
+
+    fn embed_after(&self, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
+        let tokens = self.tokenize(prefix, texts);
+        let mut vectors: Vec<Result<Vec<f32>>> = Vec::with_capacity(texts.len());
+        let mut good = Vec::new();
+        for (place, tokens) in tokens.into_iter().enumerate() {
+            match tokens {
+                Ok(tokens) => {
+                    good.push((place, tokens));
+                    vectors.push(Ok(Vec::new()));
+                }
+                Err(error) => vectors.push(Err(error)),
+            }
+        }
+        for chunk in self.chunks(&good, usize::MAX) {
+            match self.embed_chunk(chunk) {
+                Ok(rows) => {
+                    for ((place, _), row) in chunk.iter().zip(rows.chunks_exact(self.width())) {
+                        vectors[*place] = Ok(row.to_vec());
+                    }
+                }
+                Err(error) => {
+                    for (place, _) in chunk {
+                        vectors[*place] = Err(error.clone());
+                    }
+                }
+            }
+        }
+        vectors
+    }
+
+    fn embed_chunk(&self, chunk: &[(usize, Tokens)]) -> Result<Vec<f32>> {
+        let batch = self.pack(chunk);
+        self.plans.with(
+            sizes(&batch),
+            |sizes| self.plan(sizes),
+            |plan| {
+                let (read, outcome) = self.device.run(plan, |pass, a| {
+                    a.upload(pass, &batch);
+                    self.bert.forward(&self.ops, pass, a, None);
+                    pass.read(&a.pooled)
+                })?;
+                Ok(outcome.f32(read).to_vec())
+            },
+        )
+    }
+
+    /// Every stage of `text`'s way, read back.
+    pub fn trace(&self, text: &str) -> Result<Trace> {
+        let chunk = [(0, self.tokenizer.encode(&self.manifest.query_prefix, text)?)];
+        let batch = self.pack(&chunk);
+        let sizes = sizes(&batch);
+        // Not from the shared plans: a trace brings more back than they have room for.
+        let room =
+            4 * self.width() * (sizes.tokens * (self.bert.config.layers + 1) + sizes.prompts);
+        let a = Activations::new(&self.device, &self.bert.config, sizes)?;
+        let mut plan = Plan::new(&self.device, a, Activations::upload_bytes(sizes), room)?;
+        let ((layers, pooled), outcome) = self.device.run(&mut plan, |pass, a| {
+            let mut layers = Vec::new();
+            a.upload(pass, &batch);
+            self.bert.forward(&self.ops, pass, a, Some(&mut layers));
+            (layers, pass.read(&a.pooled))
+        })?;
+        let [(_, tokens)] = chunk;
+        Ok(Trace {
+            ids: tokens.ids,
+            truncated: tokens.truncated,
+            layers: layers
+                .into_iter()
+                .map(|read| outcome.f32(read).to_vec())
+                .collect(),
+            pooled: outcome.f32(pooled).to_vec(),
+        })
+    }
+
+    fn plan(&self, sizes: Sizes) -> Result<Plan<Activations>> {
+        let a = Activations::new(&self.device, &self.bert.config, sizes)?;
+        let reads = 4 * self.width() * sizes.prompts;
+        Plan::new(&self.device, a, Activations::upload_bytes(sizes), reads)
+    }
+
+    /// The tokens of each prompt, special ones included, cut at [`Encoder::max_tokens`].
+    pub fn token_ids(&self, prompts: &[&str]) -> Vec<Result<Vec<u32>>> {
+        self.tokenize_prompts(prompts)
+            .into_iter()
+            .map(|tokens| tokens.map(|tokens| tokens.ids))
+            .collect()
+    }
+
+    pub(crate) fn tokenize_prompts(&self, prompts: &[&str]) -> Vec<Result<Tokens>> {
+        self.tokenize(&self.manifest.query_prefix, prompts)
+    }
+
+    /// Tokens of `texts`, side by side.
+    fn tokenize(&self, prefix: &str, texts: &[&str]) -> Vec<Result<Tokens>> {
+        let one = |text: &str| self.tokenizer.encode(prefix, text);
+        if let [text] = texts {
+            return vec![one(text)];
+        }
+        let mut tokens: Vec<Option<Result<Tokens>>> = texts.iter().map(|_| None).collect();
+        // Tokenizing costs about as much as 20,000 multiply-adds.
+        self.host.run(|| {
+            self.host.rows(&mut tokens, 1, 20_000, |first, block| {
+                for (i, place) in block.iter_mut().enumerate() {
+                    *place = Some(one(texts[first + i]));
+                }
+            });
+        });
+        tokens.into_iter().flatten().collect()
+    }
+
+    /// Consecutive prompts that a device takes at once: by tokens, and at most `most_prompts`.
+    pub(crate) fn chunks<'t>(
+        &self,
+        prompts: &'t [(usize, Tokens)],
+        most_prompts: usize,
+    ) -> Vec<&'t [(usize, Tokens)]> {
+        let most_tokens = match self.device {
+            Device::Cpu(_) => 1024,
+            Device::Gpu(_) => 4096,
+        };
+        let mut chunks = Vec::new();
+        let (mut start, mut tokens) = (0, 0);
+        for (i, (_, prompt)) in prompts.iter().enumerate() {
+            if i > start && (tokens + prompt.ids.len() > most_tokens || i - start == most_prompts) {
+                chunks.push(&prompts[start..i]);
+                (start, tokens) = (i, 0);
+            }
+            tokens += prompt.ids.len();
+        }
+        if start < prompts.len() {
+            chunks.push(&prompts[start..]);
+        }
+        chunks
+    }
+
+    pub(crate) fn pack(&self, chunk: &[(usize, Tokens)]) -> PackedBatch {
+        let prompts = chunk.iter().map(|(_, tokens)| tokens.ids.as_slice());
+        PackedBatch::new(prompts, self.bert.config.first_position)
+    }
+
+    /// Elements of a vector.
+    pub fn width(&self) -> usize {
+        self.bert.config.hidden
+    }
+
+    /// Tokens of a text, special ones included; longer texts are cut.
+    pub fn max_tokens(&self) -> usize {
+        self.tokenizer.max_tokens()
+    }
+
+    /// The bundle's name.
+    pub fn name(&self) -> &str {
+        &self.manifest.name
+    }
+
+    /// SHA-256 of the bundle's manifest, which holds the hashes of all its files.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// SHA-256 of the tokenizer's file.
+    pub fn tokenizer_revision(&self) -> &str {
+        self.manifest
+            .files
+            .get(bundle::TOKENIZER)
+            .map_or("", |digest| &digest.sha256)
+    }
+
+    /// What computes: `cpu`, or an adapter's name.
+    pub fn device_name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Why this device computes.
+    pub fn device_reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Why the encoder stepped down to the CPU, if it did.
+    pub fn degraded(&self) -> Option<&str> {
+        self.degraded.as_deref()
+    }
+
+    /// Notes why this encoder computes instead of another one.
+    pub(crate) fn degrade(&mut self, error: &crate::Error) {
+        self.degraded = Some(error.to_string());
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn host(&self) -> &Arc<Cpu> {
+        &self.host
+    }
+
+    pub(crate) fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
+    pub(crate) fn bert(&self) -> &Bert {
+        &self.bert
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.bert.config
+    }
+}
+
+pub(crate) fn sizes(batch: &PackedBatch) -> Sizes {
+    Sizes {
+        tokens: batch.tokens(),
+        prompts: batch.prompts(),
+    }
+}

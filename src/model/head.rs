@@ -1,0 +1,58 @@
+//! The router's head: pooled features to unit vectors, u = norm(W h).
+
+use crate::device::{Device, Pass, Tensor};
+use crate::error::Result;
+use crate::ops::linear::{self, Weight};
+use crate::ops::{Ops, normalize};
+use crate::weights::View;
+
+/// `prompt_projection.weight`: W [D, H], without bias.
+pub(crate) struct Head {
+    projection: Weight,
+}
+
+/// z, u: [B, D].
+pub(crate) struct Projected {
+    z: Tensor,
+    pub(crate) u: Tensor,
+}
+
+impl Head {
+    /// `projection`: [D, H].
+    pub(crate) fn new(device: &Device, projection: &[f32], inputs: usize) -> Result<Self> {
+        let rows = projection.len() / inputs.max(1);
+        let parts = [("prompt_projection.weight", View::of_f32(projection, inputs))];
+        Ok(Self {
+            projection: Weight::new(device, &parts, &vec![0.0; rows])?,
+        })
+    }
+
+    pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Projected> {
+        let width = self.projection.outputs();
+        Ok(Projected {
+            z: device.scratch("z", prompts, width)?,
+            u: device.scratch("u", prompts, width)?,
+        })
+    }
+
+    /// `h` [B, H] to `room.u` [B, D].
+    pub(crate) fn forward(&self, ops: &Ops, pass: &mut Pass<'_>, h: &Tensor, room: &mut Projected) {
+        room.z.resize(h.rows());
+        room.u.resize(h.rows());
+        ops.linear.forward(
+            pass,
+            linear::Forward {
+                x: h,
+                w: &self.projection,
+                y: &mut room.z,
+            },
+        );
+        ops.normalize.forward(
+            pass,
+            normalize::Forward {
+                z: &room.z,
+                u: &mut room.u,
+            },
+        );
+    }
+}
