@@ -64,19 +64,28 @@
 //! * The CPU's kernels run at a SIMD level of their own choosing (AVX-512, AVX2, portable), with f16
 //!   panels where the checkpoint is f16: the reason stands in `device/cpu/gemm.rs`.
 
+mod decision;
 mod device;
 mod encoder;
 mod error;
 mod files;
+mod generation;
 mod hub;
 mod model;
 mod ops;
 mod options;
+mod router;
 mod text;
 mod weights;
 
+pub use decision::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 pub use device::DeviceChoice;
 pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
+pub use generation::{
+    Difference, EncoderPin, GenerationId, GenerationReport, Manifest, NewModel, Progress, Pruned,
+    Store,
+};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use options::Options;
+pub use router::Router;

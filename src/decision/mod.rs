@@ -1,0 +1,111 @@
+//! The answer to a request, and its JSON form.
+
+mod request;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+pub use request::Request;
+
+use crate::generation::GenerationId;
+use crate::hub::ModelId;
+
+/// Version of the JSON form of a [`Decision`].
+const SCHEMA_VERSION: u32 = 1;
+
+/// Which models should take a prompt, and why one may believe it.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Decision {
+    /// Version of this form; 1.
+    pub schema_version: u32,
+    /// As in the request.
+    pub prompt_id: String,
+    /// Best first; equal scores by the smaller id.
+    pub ranked: Vec<Ranked>,
+    /// Best domain first; domains without an eligible model are left out.
+    pub domains: Vec<DomainScore>,
+    /// Best score minus the runner-up's; none with a single eligible model.
+    pub margin: Option<f32>,
+    /// Tokens that were encoded, special ones included.
+    pub tokens: usize,
+    /// True when the prompt was longer than the encoder's limit and was cut on the right.
+    pub truncated: bool,
+    /// Why something else than asked for answered: another device, another generation.
+    pub degraded: Option<String>,
+    /// What computed: `cpu`, or the adapter's name.
+    pub device: String,
+    /// What answered.
+    #[serde(flatten)]
+    pub revisions: Revisions,
+    /// How long it took, in microseconds.
+    #[serde(rename = "timings_us")]
+    pub timing: Timing,
+}
+
+/// One ranked model.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Ranked {
+    /// Its id in the registry.
+    pub id: ModelId,
+    /// Its name.
+    pub model: Arc<str>,
+    /// s = cosine / tau (carve.md section 2).
+    pub score: f32,
+    /// Cosine of prompt and model embedding, -1 to 1.
+    pub cosine: f32,
+    /// Softmax of the scores over all eligible models: a relative confidence.
+    pub probability: f32,
+    /// Its domain.
+    pub domain: Arc<str>,
+    /// Its family, if known.
+    pub family: Option<Arc<str>>,
+}
+
+/// A domain's share.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DomainScore {
+    /// The domain, as first spelled in the hub.
+    pub domain: Arc<str>,
+    /// Log-sum-exp of its eligible members' scores.
+    pub score: f32,
+    /// The members' probabilities, added.
+    pub probability: f32,
+}
+
+/// What answered: with these three the answer can be had again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Revisions {
+    /// The generation.
+    pub generation: GenerationId,
+    /// Name and hash of the encoder bundle: `all-MiniLM-L6-v2@0123456789ab`.
+    pub encoder: String,
+    /// Beginning of the tokenizer's SHA-256.
+    pub tokenizer: String,
+}
+
+/// Microseconds of each stage. The prompts of a batch share the times of their batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Timing {
+    /// Text to tokens.
+    pub tokenize: f64,
+    /// Tokens to vector; on a GPU without timestamps the whole of the device's work is in `total`.
+    pub encode: f64,
+    /// Vector to ranks.
+    pub score: f64,
+    /// From the call to the answer.
+    pub total: f64,
+    /// Prompts that were computed together.
+    pub batch: usize,
+}
+
+impl Decision {
+    pub(crate) const fn schema_version() -> u32 {
+        SCHEMA_VERSION
+    }
+}

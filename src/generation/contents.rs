@@ -1,0 +1,234 @@
+//! What is in a generation: the hub, the head, and how a child of it is written.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+
+use crate::encoder::Digest;
+use crate::error::{Result, bail, error};
+use crate::files::{self, Staged};
+use crate::generation::manifest::{
+    EncoderPin, GenerationId, HEAD, HUB, KIND, MANIFEST, Manifest, TEXT_LIMIT,
+};
+use crate::hub::Hub;
+use crate::weights::Weights;
+
+/// The reference's names of W and E.
+const PROJECTION: &str = "prompt_projection.weight";
+const EMBEDDINGS: &str = "model_embeddings.weight";
+
+/// A generation in memory, checked against its manifest.
+pub(crate) struct Contents {
+    pub(crate) manifest: Manifest,
+    pub(crate) hub: Hub,
+    /// W [D, H]
+    pub(crate) projection: Vec<f32>,
+    /// E [M, D]
+    pub(crate) embeddings: Vec<f32>,
+}
+
+impl Contents {
+    /// Reads the generation in `folder`; every part is checked.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let manifest = Manifest::read(folder)?;
+        for name in [HEAD, HUB] {
+            if !manifest.files.contains_key(name) {
+                bail!(
+                    Format,
+                    "{}: files: expected {name}, found none",
+                    folder.join(MANIFEST).display()
+                );
+            }
+        }
+        let mut hub = None;
+        let mut head = None;
+        for (name, digest) in &manifest.files {
+            let path = folder.join(name);
+            if path.file_name().is_none_or(|file| file != name.as_str()) {
+                bail!(
+                    Format,
+                    "{}: files: {name:?} is not a plain file name",
+                    folder.join(MANIFEST).display()
+                );
+            }
+            if name == HEAD {
+                let weights = Weights::open(&path)?;
+                for (path, bytes) in weights.mapped_files() {
+                    digest.check(path, bytes)?;
+                }
+                head = Some(weights);
+            } else {
+                let bytes = files::read_bytes(&path, TEXT_LIMIT)?;
+                digest.check(&path, &bytes)?;
+                if name == HUB {
+                    hub = Some(files::parse_json::<Hub>(&path, &bytes)?);
+                }
+            }
+        }
+        let (Some(hub), Some(head)) = (hub, head) else {
+            bail!(Format, "{}: a part is missing", folder.display());
+        };
+        if hub.len() != manifest.models {
+            bail!(
+                Mismatch,
+                "{}: expected {} models, found {}",
+                folder.join(HUB).display(),
+                manifest.models,
+                hub.len()
+            );
+        }
+        let (width, inputs) = (manifest.width, manifest.encoder.width);
+        let projection = head.view(PROJECTION, &[width, inputs])?.to_f32();
+        let embeddings = head.view(EMBEDDINGS, &[hub.len(), width])?.to_f32();
+        let contents = Self {
+            manifest,
+            hub,
+            projection,
+            embeddings,
+        };
+        contents
+            .check_rows()
+            .map_err(|e| e.at(folder.join(HEAD).display()))?;
+        Ok(contents)
+    }
+
+    /// Rows of E have a direction; all values are finite.
+    fn check_rows(&self) -> Result<()> {
+        if let Some(at) = self.projection.iter().position(|value| !value.is_finite()) {
+            bail!(
+                Numeric,
+                "{PROJECTION}: element {at}: expected a finite number, found {}",
+                self.projection[at]
+            );
+        }
+        for (id, row) in self
+            .embeddings
+            .chunks_exact(self.manifest.width.max(1))
+            .enumerate()
+        {
+            if !row.iter().all(|value| value.is_finite()) {
+                bail!(Numeric, "{EMBEDDINGS}: row {id}: expected finite numbers");
+            }
+        }
+        Ok(())
+    }
+
+    /// A child that starts as a copy.
+    pub(crate) fn child(self, parent: GenerationId, made_by: String) -> Draft {
+        Draft {
+            sequence: self.manifest.sequence.saturating_add(1),
+            parent: Some(parent),
+            made_by,
+            encoder: self.manifest.encoder,
+            width: self.manifest.width,
+            tau: self.manifest.tau,
+            hub: self.hub,
+            projection: self.projection,
+            embeddings: self.embeddings,
+        }
+    }
+}
+
+/// A generation to be written.
+pub(crate) struct Draft {
+    pub(crate) sequence: u32,
+    pub(crate) parent: Option<GenerationId>,
+    pub(crate) made_by: String,
+    pub(crate) encoder: EncoderPin,
+    pub(crate) width: usize,
+    pub(crate) tau: f32,
+    pub(crate) hub: Hub,
+    pub(crate) projection: Vec<f32>,
+    pub(crate) embeddings: Vec<f32>,
+}
+
+impl Draft {
+    /// Writes the generation into `root`, whole or not at all.
+    pub(crate) fn write(&self, root: &Path) -> Result<GenerationId> {
+        let head = self.head()?;
+        let hub = files::to_json(&self.hub)?;
+        let parts = [(HEAD, head), (HUB, hub)];
+        let manifest = Manifest {
+            schema_version: 1,
+            kind: KIND.to_owned(),
+            sequence: self.sequence,
+            parent: self.parent.clone(),
+            made_by: self.made_by.clone(),
+            encoder: self.encoder.clone(),
+            width: self.width,
+            tau: self.tau,
+            models: self.hub.len(),
+            files: parts
+                .iter()
+                .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)))
+                .collect::<BTreeMap<_, _>>(),
+        };
+        let (id, sealed) = manifest.seal()?;
+        if root.join(id.as_str()).exists() {
+            // The same content was written before: the name is its hash.
+            return Ok(id);
+        }
+        let staged = Staged::new(root)?;
+        for (name, bytes) in &parts {
+            // A part that the parent has already is the same file under two names.
+            let inherited = self
+                .parent
+                .as_ref()
+                .map(|parent| root.join(parent.as_str()).join(name));
+            match inherited.filter(|path| same(path, bytes)) {
+                Some(path) => staged.link(name, &path)?,
+                None => staged.write(name, bytes)?,
+            }
+        }
+        staged.write(MANIFEST, &sealed)?;
+        staged.publish(id.as_str())?;
+        Ok(id)
+    }
+
+    fn head(&self) -> Result<Vec<u8>> {
+        let (width, inputs, models) = (self.width, self.encoder.width, self.hub.len());
+        for (name, rows, columns, values) in [
+            (PROJECTION, width, inputs, &self.projection),
+            (EMBEDDINGS, models, width, &self.embeddings),
+        ] {
+            if values.len() != rows * columns {
+                bail!(
+                    Mismatch,
+                    "{name}: expected [{rows}, {columns}], found {} values",
+                    values.len()
+                );
+            }
+            if !values.iter().all(|value| value.is_finite()) {
+                bail!(Numeric, "{name}: expected finite numbers");
+            }
+        }
+        let view = |name, rows, columns, values: &'_ [f32]| -> Result<_> {
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
+            Ok((name, vec![rows, columns], bytes))
+        };
+        let tensors = [
+            view(PROJECTION, width, inputs, &self.projection)?,
+            view(EMBEDDINGS, models, width, &self.embeddings)?,
+        ];
+        let views: Vec<(&str, TensorView<'_>)> = tensors
+            .iter()
+            .map(|(name, shape, bytes)| {
+                TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
+                    .map(|view| (*name, view))
+                    .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
+            })
+            .collect::<Result<_>>()?;
+        safetensors::serialize(views, None)
+            .map_err(|e| error!(Format, "{HEAD}: cannot be written: {e}"))
+    }
+}
+
+/// True when the file at `path` holds `bytes`.
+fn same(path: &Path, bytes: &[u8]) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.len() == bytes.len() as u64)
+        && std::fs::read(path).is_ok_and(|found| found == bytes)
+}

@@ -1,0 +1,191 @@
+//! `manifest.json` of a generation: the hash of every part, the encoder it belongs to, its parent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::encoder::Digest;
+use crate::error::{Error, Result, bail};
+use crate::files;
+
+pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const HEAD: &str = "head.safetensors";
+pub(crate) const HUB: &str = "hub.json";
+pub(crate) const KIND: &str = "hubrouter-generation";
+pub(crate) const TEXT_LIMIT: u64 = 4 << 30;
+
+/// Names a generation: its place in the line, and the beginning of its manifest's hash.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GenerationId(String);
+
+impl GenerationId {
+    /// `g0001-` and twelve hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for GenerationId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.strip_prefix('g').and_then(|rest| rest.split_once('-'));
+        let good = parts.is_some_and(|(number, digest)| {
+            number.len() >= 4
+                && number.bytes().all(|b| b.is_ascii_digit())
+                && digest.len() == 12
+                && digest
+                    .bytes()
+                    .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        });
+        if !good {
+            bail!(
+                InvalidRequest,
+                "generation: expected an id such as g0001-0123456789ab, found {text:?}"
+            );
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for GenerationId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<GenerationId> for String {
+    fn from(id: GenerationId) -> Self {
+        id.0
+    }
+}
+
+/// What a generation is made of and what it belongs to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// Version of this form; 1.
+    pub schema_version: u32,
+    /// `hubrouter-generation`
+    pub kind: String,
+    /// Place in the line of descent, from 1.
+    pub sequence: u32,
+    /// What it grew from.
+    pub parent: Option<GenerationId>,
+    /// How it was made, for people: `hub build`, `hub retire gpt2`, ...
+    pub made_by: String,
+    /// The encoder that the head was made for.
+    pub encoder: EncoderPin,
+    /// Router width D.
+    pub width: usize,
+    /// Temperature of the scores.
+    pub tau: f32,
+    /// Models with an id, retired ones included.
+    pub models: usize,
+    /// Every other file of the generation.
+    pub(crate) files: BTreeMap<String, Digest>,
+}
+
+/// An encoder bundle, by hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EncoderPin {
+    /// The bundle's name; also the folder's, beside the store.
+    pub name: String,
+    /// SHA-256 of the bundle's manifest.
+    pub sha256: String,
+    /// SHA-256 of the tokenizer's file.
+    pub tokenizer_sha256: String,
+    /// Hidden width H.
+    pub width: usize,
+}
+
+impl Manifest {
+    /// Name, bytes and SHA-256 of every other file of the generation.
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64, &str)> {
+        self.files
+            .iter()
+            .map(|(name, digest)| (name.as_str(), digest.bytes, digest.sha256.as_str()))
+    }
+
+    /// The id that this manifest gives its generation, and the file's bytes.
+    pub(crate) fn seal(&self) -> Result<(GenerationId, Vec<u8>)> {
+        let bytes = files::to_json(self)?;
+        Ok((id_of(self.sequence, &bytes), bytes))
+    }
+
+    /// Reads and checks the manifest of the generation in `folder`, whose name must be its id.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST);
+        let bytes = files::read_bytes(&path, TEXT_LIMIT)?;
+        let manifest: Self = files::parse_json(&path, &bytes)?;
+        let place = path.display();
+        if manifest.kind != KIND {
+            bail!(
+                Format,
+                "{place}: kind: expected {KIND:?}, found {:?}",
+                manifest.kind
+            );
+        }
+        if manifest.schema_version != 1 {
+            bail!(
+                Unsupported,
+                "{place}: schema_version: expected 1, found {}",
+                manifest.schema_version
+            );
+        }
+        let id = id_of(manifest.sequence, &bytes);
+        if folder.file_name().is_none_or(|name| name != id.as_str()) {
+            bail!(
+                Mismatch,
+                "{place}: its content makes it {id}: the manifest was changed or the folder renamed"
+            );
+        }
+        if !(manifest.tau.is_finite() && manifest.tau > 0.0) {
+            bail!(
+                Format,
+                "{place}: tau: expected a positive number, found {}",
+                manifest.tau
+            );
+        }
+        Ok(manifest)
+    }
+}
+
+fn id_of(sequence: u32, bytes: &[u8]) -> GenerationId {
+    GenerationId(format!("g{sequence:04}-{}", &files::sha256(bytes)[..12]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_one_form() {
+        assert!("g0001-0123456789ab".parse::<GenerationId>().is_ok());
+        for bad in [
+            "",
+            "g1-0123456789ab",
+            "g0001-0123456789a",
+            "g0001-0123456789aG",
+            "../g0001-0123456789ab",
+            "g000a-0123456789ab",
+        ] {
+            assert!(bad.parse::<GenerationId>().is_err(), "{bad}");
+        }
+    }
+}

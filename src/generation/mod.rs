@@ -1,0 +1,12 @@
+//! Generations: trained routers on disk, each a folder that is whole or absent.
+
+mod contents;
+mod manifest;
+pub(crate) mod serving;
+mod store;
+mod zero_shot;
+
+pub(crate) use contents::Contents;
+pub use manifest::{EncoderPin, GenerationId, Manifest};
+pub use store::{Difference, GenerationReport, Pruned, Store};
+pub use zero_shot::{NewModel, Progress};

@@ -1,0 +1,234 @@
+//! Generations made without learning: rows from model cards, and changes of the registry.
+
+use crate::encoder::Encoder;
+use crate::error::{Result, bail, error};
+use crate::generation::contents::{Contents, Draft};
+use crate::generation::manifest::EncoderPin;
+use crate::generation::{GenerationId, Store};
+use crate::hub::{Hub, Model, ModelCard};
+use crate::ops::normalize::unit;
+
+/// Divisor of the cosine (carve.md section 10).
+const TAU: f32 = 0.08;
+
+/// Cards that are embedded between two reports of progress.
+const STRIDE: usize = 64;
+
+/// A model to add, with the texts of its cards.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NewModel {
+    /// Its record in the registry.
+    pub model: Model,
+    /// Texts that are encoded into its row.
+    pub cards: Vec<String>,
+}
+
+impl NewModel {
+    /// A model with its cards; without any, its name and domain are the card.
+    pub fn new(model: Model, cards: Vec<String>) -> Self {
+        let cards = if cards.is_empty() {
+            vec![ModelCard::new(model.name.to_string(), model.domain.to_string()).text()]
+        } else {
+            cards
+        };
+        Self { model, cards }
+    }
+}
+
+impl From<&ModelCard> for NewModel {
+    fn from(card: &ModelCard) -> Self {
+        Self::new(card.model(), vec![card.text()])
+    }
+}
+
+/// Called with the number of cards done and of all.
+pub type Progress<'p> = &'p mut dyn FnMut(usize, usize);
+
+impl Store {
+    /// Makes the first generation of an empty store: W is the identity, every row of E the encoded
+    /// cards of its model (carve.md section 3, profile `card`). Routes without any training.
+    ///
+    /// Errors: the store has generations already; no models; two models share a name.
+    pub fn build(
+        &self,
+        encoder: &Encoder,
+        models: &[NewModel],
+        made_by: &str,
+        progress: Progress<'_>,
+    ) -> Result<GenerationId> {
+        if let Some(id) = self.ids()?.first() {
+            bail!(
+                Refused,
+                "{}: expected an empty store, found {id}",
+                self.root().display()
+            );
+        }
+        if models.is_empty() {
+            bail!(
+                InvalidRequest,
+                "a hub: expected at least one model, found none"
+            );
+        }
+        let width = encoder.width();
+        let mut projection = vec![0.0; width * width];
+        projection
+            .iter_mut()
+            .step_by(width + 1)
+            .for_each(|diagonal| *diagonal = 1.0);
+        let hub = Hub::default().with(models.iter().map(|new| new.model.clone()))?;
+        let embeddings = rows(encoder, models, &projection, width, progress)?;
+        self.publish(&Draft {
+            sequence: 1,
+            parent: None,
+            made_by: made_by.to_owned(),
+            encoder: EncoderPin {
+                name: encoder.name().to_owned(),
+                sha256: encoder.revision().to_owned(),
+                tokenizer_sha256: encoder.tokenizer_revision().to_owned(),
+                width,
+            },
+            width,
+            tau: TAU,
+            hub,
+            projection,
+            embeddings,
+        })
+    }
+
+    /// Adds models to the current generation: a child whose new rows are the encoded cards.
+    ///
+    /// Errors: a name is taken; `encoder` is not the generation's.
+    pub fn add(
+        &self,
+        encoder: &Encoder,
+        models: &[NewModel],
+        progress: Progress<'_>,
+    ) -> Result<GenerationId> {
+        let names: Vec<&str> = models.iter().map(|new| &*new.model.name).take(3).collect();
+        let more = models.len().saturating_sub(names.len());
+        let more = if more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        self.change(&format!("hub add {}{more}", names.join(" ")), |contents| {
+            let pin = &contents.manifest.encoder;
+            if pin.sha256 != encoder.revision() {
+                bail!(
+                    Mismatch,
+                    "expected encoder {} ({}), found {} ({})",
+                    pin.name,
+                    pin.sha256,
+                    encoder.name(),
+                    encoder.revision()
+                );
+            }
+            contents.hub = contents
+                .hub
+                .with(models.iter().map(|new| new.model.clone()))?;
+            let width = contents.manifest.width;
+            let new = rows(encoder, models, &contents.projection, width, progress)?;
+            contents.embeddings.extend(new);
+            Ok(())
+        })
+    }
+
+    /// Takes a model out of routing; its id stays taken. A child of the current generation.
+    pub fn retire(&self, name: &str) -> Result<GenerationId> {
+        self.change_hub(&format!("hub retire {name}"), |hub| hub.retire(name))
+    }
+
+    /// Renames a model; the old name stays an alias. A child of the current generation.
+    pub fn rename(&self, name: &str, new: &str) -> Result<GenerationId> {
+        self.change_hub(&format!("hub rename {name} {new}"), |hub| {
+            hub.rename(name, new)
+        })
+    }
+
+    /// Gives a model another name. A child of the current generation.
+    pub fn alias(&self, name: &str, alias: &str) -> Result<GenerationId> {
+        self.change_hub(&format!("hub alias {name} {alias}"), |hub| {
+            hub.alias(name, alias)
+        })
+    }
+
+    fn change_hub(
+        &self,
+        made_by: &str,
+        change: impl FnOnce(&Hub) -> Result<Hub>,
+    ) -> Result<GenerationId> {
+        self.change(made_by, |contents| {
+            contents.hub = change(&contents.hub)?;
+            Ok(())
+        })
+    }
+
+    fn change(
+        &self,
+        made_by: &str,
+        change: impl FnOnce(&mut Contents) -> Result<()>,
+    ) -> Result<GenerationId> {
+        let parent = self.current()?;
+        let mut contents = self.contents(&parent)?;
+        change(&mut contents)?;
+        self.publish(&contents.child(parent, made_by.to_owned()))
+    }
+}
+
+/// norm(sum over a model's cards of norm(W h(card))) for each model: [N, D].
+fn rows(
+    encoder: &Encoder,
+    models: &[NewModel],
+    projection: &[f32],
+    width: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<f32>> {
+    let texts: Vec<&str> = models
+        .iter()
+        .flat_map(|new| new.cards.iter().map(String::as_str))
+        .collect();
+    let mut vectors = Vec::with_capacity(texts.len());
+    for chunk in texts.chunks(STRIDE) {
+        progress(vectors.len(), texts.len());
+        vectors.extend(encoder.embed_documents(chunk));
+    }
+    progress(texts.len(), texts.len());
+    let mut vectors = vectors.into_iter();
+    let mut rows = Vec::with_capacity(models.len() * width);
+    for new in models {
+        let mut row = vec![0.0f32; width];
+        for vector in vectors.by_ref().take(new.cards.len()) {
+            let h = vector.map_err(|e| e.at(format!("card of {:?}", new.model.name)))?;
+            let mut card = project(projection, &h);
+            unit(&mut card);
+            row.iter_mut()
+                .zip(&card)
+                .for_each(|(row, card)| *row += card);
+        }
+        unit(&mut row);
+        if row.iter().all(|value| *value == 0.0) {
+            return Err(error!(
+                Numeric,
+                "cards of {:?}: their vectors add up to nothing", new.model.name
+            ));
+        }
+        rows.extend(row);
+    }
+    Ok(rows)
+}
+
+/// W h, summed in f64.
+fn project(projection: &[f32], h: &[f32]) -> Vec<f32> {
+    let dot = |w: &[f32]| {
+        w.iter()
+            .zip(h)
+            .map(|(w, h)| f64::from(*w) * f64::from(*h))
+            .sum::<f64>()
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
+    projection
+        .chunks_exact(h.len())
+        .map(|w| dot(w) as f32)
+        .collect()
+}

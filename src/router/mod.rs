@@ -1,0 +1,371 @@
+//! The router: open, route, install, roll back. Orchestration only.
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use crate::decision::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
+use crate::device::DeviceChoice;
+use crate::device::cpu::Cpu;
+use crate::error::{Error, Result};
+use crate::generation::serving::{Serving, open_encoder, short};
+use crate::generation::{Contents, GenerationId, Store};
+use crate::hub::Hub;
+use crate::hub::index::Ranking;
+use crate::ops::LOWEST;
+use crate::options::Options;
+use crate::text::tokenizer::Tokens;
+
+/// Picks the right model of a hub for a prompt.
+///
+/// `Send + Sync`: share one in an `Arc`. Every call takes the served generation once and finishes
+/// on it, so [`Router::install`] and [`Router::rollback`] never disturb a call under way.
+///
+/// ```
+/// use hubrouter::{Options, Request, Router};
+///
+/// let router = Router::open("weights/cmrbench", Options::default().device("cpu"))?;
+/// let decision = router.route(&Request::new("Translate this letter into Spanish.").top(3))?;
+/// assert_eq!(decision.ranked.len(), 3);
+/// println!("{} ({:.1})", decision.ranked[0].model, decision.ranked[0].score);
+/// # Ok::<(), hubrouter::Error>(())
+/// ```
+pub struct Router {
+    store: Store,
+    options: Options,
+    host: Arc<Cpu>,
+    serving: ArcSwap<Serving>,
+}
+
+impl Router {
+    /// Opens the current generation of the store in the folder `store`.
+    ///
+    /// When that generation is damaged the newest whole one opens, and every decision says so.
+    ///
+    /// Errors: no generation is whole; its encoder is not found; the device cannot be opened and
+    /// the options allow no fallback.
+    pub fn open(store: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let store = Store::open(store)?;
+        let host = Arc::new(Cpu::open(options.threads)?);
+        let (id, contents, passed_over) = store.open_current()?;
+        let pin = &contents.manifest.encoder;
+        let encoder = Arc::new(open_encoder(
+            store.root(),
+            pin,
+            Arc::clone(&host),
+            &options,
+        )?);
+        let serving = Self::serve(&store, &options, &host, id, contents, encoder, passed_over)?;
+        log::info!("serving {}: {} models", serving.id, serving.hub.active());
+        Ok(Self {
+            store,
+            options,
+            host,
+            serving: ArcSwap::from_pointee(serving),
+        })
+    }
+
+    /// The generation on the encoder's device or, with fallback, on the CPU.
+    fn serve(
+        store: &Store,
+        options: &Options,
+        host: &Arc<Cpu>,
+        id: GenerationId,
+        contents: Contents,
+        encoder: Arc<crate::Encoder>,
+        passed_over: Option<String>,
+    ) -> Result<Serving> {
+        let pin = contents.manifest.encoder.clone();
+        match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
+            Err(error) if options.fallback && error.kind().is_device() => {
+                log::warn!("{error}; stepping down to the CPU");
+                let on_cpu = options.clone().device(DeviceChoice::Cpu);
+                let mut encoder = open_encoder(store.root(), &pin, Arc::clone(host), &on_cpu)?;
+                encoder.degrade(&error);
+                Serving::new(
+                    id.clone(),
+                    store.contents(&id)?,
+                    Arc::new(encoder),
+                    passed_over,
+                )
+            }
+            other => other,
+        }
+    }
+
+    /// The best models for one prompt.
+    ///
+    /// Errors: the prompt is empty; every model is retired; the device failed and the options
+    /// allow no fallback.
+    pub fn route(&self, request: &Request) -> Result<Decision> {
+        match self.route_batch(std::slice::from_ref(request)).pop() {
+            Some(decision) => decision,
+            None => unreachable!("one request has one answer"),
+        }
+    }
+
+    /// The best models for each prompt, computed together; a bad prompt spoils only itself.
+    ///
+    /// An answer is the same alone and in any batch.
+    pub fn route_batch(&self, requests: &[Request]) -> Vec<Result<Decision>> {
+        let serving = self.serving.load_full();
+        let answers = Self::route_on(&serving, requests);
+        let lost = answers
+            .iter()
+            .find_map(|answer| answer.as_ref().err().filter(|e| e.kind().is_device()));
+        match lost {
+            Some(error) if self.options.fallback => match self.step_down(&serving, error) {
+                Ok(serving) => Self::route_on(&serving, requests),
+                Err(error) => requests.iter().map(|_| Err(error.clone())).collect(),
+            },
+            _ => answers,
+        }
+    }
+
+    fn route_on(serving: &Serving, requests: &[Request]) -> Vec<Result<Decision>> {
+        let began = Instant::now();
+        let prompts: Vec<&str> = requests
+            .iter()
+            .map(|request| request.prompt.as_str())
+            .collect();
+        let tokens = serving.encoder.tokenize_prompts(&prompts);
+        let tokenize = microseconds(began);
+        let mut answers: Vec<Option<Result<Decision>>> = requests.iter().map(|_| None).collect();
+        let mut good = Vec::new();
+        for (place, tokens) in tokens.into_iter().enumerate() {
+            match tokens {
+                Ok(tokens) if serving.hub.active() > 0 => good.push((place, tokens)),
+                Ok(_) => {
+                    let error =
+                        crate::error::error!(NoCandidate, "{}: every model is retired", serving.id);
+                    answers[place] = Some(Err(error));
+                }
+                Err(error) => answers[place] = Some(Err(error)),
+            }
+        }
+        for chunk in serving.encoder.chunks(&good, serving.index.most_prompts()) {
+            // One more than wanted, for the margin.
+            let k = chunk
+                .iter()
+                .map(|(place, _)| requests[*place].top)
+                .max()
+                .unwrap_or(0)
+                .max(2);
+            match serving.rank(chunk, k) {
+                Ok(ranked) => {
+                    log::debug!("{} prompts, {} dispatches", chunk.len(), ranked.dispatches);
+                    let timing = Timing {
+                        tokenize,
+                        encode: ranked.encode,
+                        score: ranked.score,
+                        total: microseconds(began),
+                        batch: chunk.len(),
+                    };
+                    for ((place, tokens), ranking) in chunk.iter().zip(ranked.rankings) {
+                        answers[*place] = Some(Ok(decide(
+                            serving,
+                            &requests[*place],
+                            tokens,
+                            ranking,
+                            timing,
+                        )));
+                    }
+                }
+                Err(error) => {
+                    for (place, _) in chunk {
+                        answers[*place] = Some(Err(error.clone()));
+                    }
+                }
+            }
+        }
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Reopens `failed`'s generation on the CPU and serves it, unless another call has already.
+    fn step_down(&self, failed: &Arc<Serving>, error: &Error) -> Result<Arc<Serving>> {
+        let now = self.serving.load_full();
+        if !Arc::ptr_eq(&now, failed) {
+            return Ok(now);
+        }
+        log::warn!("{error}; stepping down to the CPU");
+        let contents = self.store.contents(&failed.id)?;
+        let on_cpu = self.options.clone().device(DeviceChoice::Cpu);
+        let pin = &contents.manifest.encoder;
+        let mut encoder = open_encoder(self.store.root(), pin, Arc::clone(&self.host), &on_cpu)?;
+        encoder.degrade(error);
+        let passed_over = failed.passed_over.clone();
+        let serving = Arc::new(Serving::new(
+            failed.id.clone(),
+            contents,
+            Arc::new(encoder),
+            passed_over,
+        )?);
+        self.serving.store(Arc::clone(&serving));
+        Ok(serving)
+    }
+
+    /// Serves the generation `id` of the store from now on. It is opened and checked beside the
+    /// old one; on an error the old one stays.
+    pub fn install(&self, id: &GenerationId) -> Result<()> {
+        let contents = self.store.contents(id)?;
+        let old = self.serving.load_full();
+        let pin = contents.manifest.encoder.clone();
+        let encoder = if pin.sha256 == old.encoder.revision() {
+            Arc::clone(&old.encoder)
+        } else {
+            Arc::new(open_encoder(
+                self.store.root(),
+                &pin,
+                Arc::clone(&self.host),
+                &self.options,
+            )?)
+        };
+        let serving = Self::serve(
+            &self.store,
+            &self.options,
+            &self.host,
+            id.clone(),
+            contents,
+            encoder,
+            None,
+        )?;
+        self.serving.store(Arc::new(serving));
+        log::info!("installed {id}");
+        Ok(())
+    }
+
+    /// Makes the parent of the served generation current in the store and serves it.
+    ///
+    /// Errors: it has no parent; the store is read-only. The served generation stays then.
+    pub fn rollback(&self) -> Result<GenerationId> {
+        let served = self.generation();
+        let parent = self.store.parent(&served)?;
+        self.store.set_current(&parent)?;
+        self.install(&parent)?;
+        Ok(parent)
+    }
+
+    /// The generation that is served.
+    pub fn generation(&self) -> GenerationId {
+        self.serving.load().id.clone()
+    }
+
+    /// The hub that is served, as it is at this moment.
+    pub fn hub(&self) -> Hub {
+        self.serving.load().hub.clone()
+    }
+
+    /// What computes: `cpu`, or an adapter's name.
+    pub fn device_name(&self) -> String {
+        self.serving.load().encoder.device_name().to_owned()
+    }
+
+    /// Why this device computes.
+    pub fn device_reason(&self) -> String {
+        self.serving.load().encoder.device_reason().to_owned()
+    }
+
+    /// Threads of the CPU's pool.
+    pub fn threads(&self) -> usize {
+        self.host.threads()
+    }
+
+    /// Tokens of a prompt, special ones included; longer prompts are cut.
+    pub fn max_tokens(&self) -> usize {
+        self.serving.load().encoder.max_tokens()
+    }
+
+    /// The store that the router was opened on.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}
+
+fn microseconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1e6
+}
+
+fn decide(
+    serving: &Serving,
+    request: &Request,
+    tokens: &Tokens,
+    ranking: Ranking,
+    timing: Timing,
+) -> Decision {
+    let Ranking { best, domains } = ranking;
+    let total = log_sum_exp(&domains);
+    #[expect(clippy::cast_possible_truncation, reason = "a probability")]
+    let probability = |score: f32| (f64::from(score) - total).exp() as f32;
+    let margin = match best.as_slice() {
+        [(_, first), (_, second), ..] => Some(first - second),
+        _ => None,
+    };
+    let ranked = best
+        .iter()
+        .take(request.top)
+        .filter_map(|&(id, score)| {
+            let id = crate::hub::ModelId(id);
+            let model = serving.hub.get(id)?;
+            Some(Ranked {
+                id,
+                model: Arc::clone(&model.name),
+                score,
+                cosine: score * serving.index.tau(),
+                probability: probability(score),
+                domain: Arc::clone(&model.domain),
+                family: model.family.clone(),
+            })
+        })
+        .collect();
+    let mut domains: Vec<DomainScore> = serving
+        .index
+        .domains()
+        .iter()
+        .zip(domains)
+        .filter(|(_, score)| *score > LOWEST / 2.0)
+        .map(|(domain, score)| DomainScore {
+            domain: Arc::clone(domain),
+            score,
+            probability: probability(score),
+        })
+        .collect();
+    domains.sort_by(|a, b| b.score.total_cmp(&a.score));
+    let encoder = &serving.encoder;
+    Decision {
+        schema_version: Decision::schema_version(),
+        prompt_id: request.prompt_id.clone(),
+        ranked,
+        domains,
+        margin,
+        tokens: tokens.ids.len(),
+        truncated: tokens.truncated,
+        degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
+        device: encoder.device_name().to_owned(),
+        revisions: Revisions {
+            generation: serving.id.clone(),
+            encoder: format!("{}@{}", encoder.name(), short(encoder.revision())),
+            tokenizer: short(encoder.tokenizer_revision()).to_owned(),
+        },
+        timing,
+    }
+}
+
+fn degraded(device: Option<&str>, generation: Option<&str>) -> Option<String> {
+    let reasons: Vec<&str> = [device, generation].into_iter().flatten().collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// In f64: the total over all domains, which is the total over all eligible models.
+fn log_sum_exp(scores: &[f32]) -> f64 {
+    let peak = scores.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = scores
+        .iter()
+        .map(|score| (f64::from(*score) - f64::from(peak)).exp())
+        .sum();
+    f64::from(peak) + sum.ln()
+}

@@ -1,0 +1,117 @@
+//! What needs a look inside: the warm path, and the step down from a lost device.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+use crate::device::Device;
+use crate::device::gpu::Gpu;
+use crate::error::ErrorKind;
+use crate::ops::testing::adapter_name;
+
+const STORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/cmrbench");
+
+fn on_gpu(fallback: bool) -> Router {
+    let options = Options::default()
+        .device(adapter_name().as_str())
+        .fallback(fallback);
+    Router::open(STORE, options).unwrap()
+}
+
+fn gpu(router: &Router) -> Arc<Gpu> {
+    match router.serving.load().encoder.device() {
+        Device::Gpu(gpu) => Arc::clone(gpu),
+        Device::Cpu(_) => panic!("not on a GPU"),
+    }
+}
+
+#[test]
+fn a_warm_route_makes_nothing_on_the_device() {
+    let router = on_gpu(false);
+    let opened = gpu(&router).made();
+    let first = router.route(&Request::new("a first prompt")).unwrap();
+    let (cold, alive) = (gpu(&router).made(), gpu(&router).alive());
+    assert!(cold > opened, "the counter does not count");
+    for prompt in [
+        "a first prompt",
+        "another one",
+        "and one that has some more tokens",
+    ] {
+        let decision = router.route(&Request::new(prompt)).unwrap();
+        assert_eq!(
+            gpu(&router).made(),
+            cold,
+            "{prompt:?} made a buffer, bind group or pipeline"
+        );
+        assert_eq!(
+            gpu(&router).alive(),
+            alive,
+            "wgpu made something for {prompt:?}"
+        );
+        if prompt == "a first prompt" {
+            assert_eq!(decision.ranked[0].score, first.ranked[0].score);
+        }
+    }
+}
+
+#[test]
+fn a_layer_takes_eight_dispatches() {
+    let router = on_gpu(false);
+    let serving = router.serving.load();
+    let tokens = serving
+        .encoder
+        .tokenize_prompts(&["count the dispatches"])
+        .remove(0)
+        .unwrap();
+    let ranked = serving.rank(&[(0, tokens)], 10).unwrap();
+    let layers = serving.encoder.config().layers;
+    // Around the layers: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
+    // top_k's two.
+    assert_eq!(ranked.dispatches, 8 * layers + 9);
+}
+
+#[test]
+fn a_lost_device_is_an_error_or_a_visible_step_down() {
+    let request = Request::new("Translate this letter into Spanish.");
+    let want = Router::open(STORE, Options::default().device("cpu"))
+        .unwrap()
+        .route(&request)
+        .unwrap();
+
+    let strict = on_gpu(false);
+    gpu(&strict).lose();
+    assert_eq!(
+        strict.route(&request).unwrap_err().kind(),
+        ErrorKind::DeviceLost
+    );
+    assert_eq!(
+        strict.route(&request).unwrap_err().kind(),
+        ErrorKind::DeviceLost
+    );
+
+    let lenient = on_gpu(true);
+    assert_eq!(lenient.route(&request).unwrap().degraded, None);
+    gpu(&lenient).lose();
+    for _ in 0..2 {
+        let decision = lenient.route(&request).unwrap();
+        assert_eq!(decision.device, "cpu");
+        assert!(decision.degraded.is_some_and(|why| why.contains("lost")));
+        assert_eq!(decision.ranked[0].model, want.ranked[0].model);
+        assert_eq!(decision.ranked[0].score, want.ranked[0].score);
+    }
+}
+
+#[test]
+fn a_missing_adapter_is_an_error_or_a_visible_step_down() {
+    let options = Options::default().device("an adapter that nobody makes");
+    assert_eq!(
+        Router::open(STORE, options.clone()).err().unwrap().kind(),
+        ErrorKind::NoAdapter
+    );
+    let router = Router::open(STORE, options.fallback(true)).unwrap();
+    let decision = router.route(&Request::new("hello")).unwrap();
+    assert_eq!(decision.device, "cpu");
+    assert!(
+        decision
+            .degraded
+            .is_some_and(|why| why.contains("nobody makes"))
+    );
+}
