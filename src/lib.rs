@@ -1,4 +1,4 @@
-#![doc = "`hubrouter`"]
+#![doc = include_str!("../README.md")]
 //!
 //! # Architecture
 //!
@@ -64,8 +64,13 @@
 //! * The CPU's kernels run at a SIMD level of their own choosing (AVX-512, AVX2, portable), with f16
 //!   panels where the checkpoint is f16: the reason stands in `device/cpu/gemm.rs`.
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+pub mod cmrbench;
 mod decision;
 mod device;
+pub mod diagnostics;
 mod encoder;
 mod error;
 mod files;

@@ -1,0 +1,90 @@
+//! `hubrouter doctor`
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::output;
+use crate::diagnostics::{Diagnosis, diagnose};
+use crate::error::Result;
+
+/// Show devices, what `auto` would take and why, and test every op on each of them.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hubrouter doctor
+  hubrouter doctor --json | jq .self_test
+
+Exit code 1 when an op fails its test on a device.")]
+pub(super) struct DoctorArgs {
+    /// What --device would be
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    let diagnosis = diagnose(&args.device.as_str().into())?;
+    if args.json {
+        output::json(&diagnosis)?
+    } else {
+        print(&diagnosis)?
+    }
+    let healthy = diagnosis.self_test.iter().all(|test| test.ok) && diagnosis.failures.is_empty();
+    Ok(if healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print(diagnosis: &Diagnosis) -> Result<()> {
+    let cpu = &diagnosis.cpu;
+    output::line(format!(
+        "CPU: {} threads, kernels for {}, features {}",
+        cpu.threads,
+        cpu.kernels,
+        cpu.features.join(" ")
+    ))?;
+    if diagnosis.adapters.is_empty() {
+        output::line("no adapters")?;
+    }
+    for adapter in &diagnosis.adapters {
+        let limits = &adapter.limits;
+        output::line(format!(
+            "{} ({}, {})",
+            adapter.name, adapter.kind, adapter.backend
+        ))?;
+        output::line(format!("  driver    {}", adapter.driver))?;
+        output::line(format!("  features  {}", adapter.features.join(" ")))?;
+        output::line(format!(
+            "  limits    binding {} MiB, buffer {} MiB, {} lanes, {} bytes of workgroup memory, subgroups of {} to {}",
+            limits.max_storage_buffer_binding_size >> 20,
+            limits.max_buffer_size >> 20,
+            limits.max_compute_invocations_per_workgroup,
+            limits.max_compute_workgroup_storage_size,
+            limits.subgroup_size[0],
+            limits.subgroup_size[1],
+        ))?;
+    }
+    output::line(format!(
+        "--device {} takes {}: {}",
+        diagnosis.asked, diagnosis.chosen, diagnosis.reason
+    ))?;
+    let mut table = output::Table::new(&["op", "device", ">max abs error", ">bound", "result"]);
+    for test in &diagnosis.self_test {
+        table.row(vec![
+            test.op.to_owned(),
+            test.device.clone(),
+            format!("{:.1e}", test.max_abs_error),
+            format!("{:.0e}", test.bound),
+            if test.ok { "ok" } else { "FAILED" }.into(),
+        ]);
+    }
+    table.print()?;
+    for failure in &diagnosis.failures {
+        output::line(format!("not tested: {failure}"))?;
+    }
+    output::line(format!("self-test: {:.1} s", diagnosis.seconds))
+}

@@ -1,0 +1,258 @@
+//! `hubrouter eval`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::progress::Progress;
+use super::{DeviceArgs, StoreArgs, output};
+use crate::cmrbench::{Data, Experience, Hits, Percent, Prefix, Tables};
+use crate::error::{Result, bail};
+use crate::{Decision, Request, Router};
+
+/// Prompts that are computed together.
+const BATCH: usize = 32;
+
+/// Where the data is when `--data` is not said.
+const DATA: &str = "HUBROUTER_CMRBENCH";
+
+/// Measure model, family and domain accuracy on the eval rows of CMRBench.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hubrouter eval --data ~/CMR
+  hubrouter eval --data ~/CMR --router my-store --json | jq .macro
+
+Rule: every method's one, cmrbench.md section 2.1: hits over all rows of the file; a family or domain
+hit is by the tables of the training rows, in which the last row of a model wins.")]
+pub(super) struct EvalArgs {
+    /// A CMRBench checkout, or a folder of its layout [default: $HUBROUTER_CMRBENCH]
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Keep a leading "###Instruction:" in the prompts
+    #[arg(long)]
+    keep_prefix: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Serialize)]
+struct Report {
+    schema_version: u32,
+    experiences: Vec<Line>,
+    #[serde(rename = "macro")]
+    mean: Line,
+    texts_per_second: f64,
+    device: String,
+    threads: usize,
+    generation: String,
+    models: usize,
+    prefix: &'static str,
+    missing: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    rows: usize,
+    /// Percent.
+    #[serde(flatten)]
+    top1: Percent,
+    /// Rows whose gold model is among the best 3, 5, 10; percent.
+    top3: f64,
+    top5: f64,
+    top10: f64,
+    /// Mean of 1 / rank of the gold model over the whole hub; 0 for one that is not in it.
+    mean_reciprocal_rank: f64,
+    /// Rows whose gold model the router does not know: misses all.
+    unknown: usize,
+}
+
+pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
+    let folder = match (&args.data, std::env::var_os(DATA)) {
+        (Some(folder), _) => folder.clone(),
+        (None, Some(folder)) => folder.into(),
+        (None, None) => bail!(
+            InvalidRequest,
+            "no data: say --data FOLDER or set {DATA} to a CMRBench checkout"
+        ),
+    };
+    let prefix = if args.keep_prefix {
+        Prefix::Keep
+    } else {
+        Prefix::Strip
+    };
+    let data = Data::open(folder, prefix)?;
+    let router = Router::open(args.store.path()?, args.device.options())?;
+    let tables = Tables::new(&data, data.experiences.len());
+    let total: usize = data
+        .experiences
+        .iter()
+        .map(|experience| experience.eval.len())
+        .sum();
+    // Once as a gateway would, timed; once for the gold's rank in the whole hub.
+    let mut progress = Progress::new("evaluating", 2 * total as u64);
+    let mut done = 0;
+    let mut step = |rows: usize| {
+        done += rows as u64;
+        progress.set(done);
+    };
+    let mut seconds = 0.0;
+    let mut lines = Vec::new();
+    for experience in &data.experiences {
+        let began = Instant::now();
+        let answers = route(&router, experience, 10, &mut step)?;
+        seconds += began.elapsed().as_secs_f64();
+        let ranks = route(&router, experience, usize::MAX, &mut step)?;
+        lines.push(measure(experience, &tables, &router, &answers, &ranks));
+    }
+    drop(progress);
+    let report = Report {
+        schema_version: 1,
+        mean: mean(&lines),
+        experiences: lines,
+        texts_per_second: total as f64 / seconds.max(1e-9),
+        device: router.device_name(),
+        threads: router.threads(),
+        generation: router.generation().to_string(),
+        models: router.hub().active(),
+        prefix: if args.keep_prefix { "keep" } else { "strip" },
+        missing: data.missing,
+    };
+    if args.json {
+        output::json(&report)?
+    } else {
+        print(&report)?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn route(
+    router: &Router,
+    experience: &Experience,
+    top: usize,
+    step: &mut impl FnMut(usize),
+) -> Result<Vec<Decision>> {
+    let requests: Vec<Request> = experience
+        .eval
+        .iter()
+        .map(|row| Request::new(row.instruction.as_str()).top(top))
+        .collect();
+    let mut decisions = Vec::with_capacity(requests.len());
+    for batch in requests.chunks(BATCH) {
+        for decision in router.route_batch(batch) {
+            let row = decisions.len() + 1;
+            decisions.push(decision.map_err(|e| e.at(format!("{} row {row}", experience.name)))?);
+        }
+        step(batch.len());
+    }
+    Ok(decisions)
+}
+
+fn measure(
+    experience: &Experience,
+    tables: &Tables,
+    router: &Router,
+    answers: &[Decision],
+    ranks: &[Decision],
+) -> Line {
+    let hub = router.hub();
+    let rows = experience.eval.len();
+    let mut hits = Hits::default();
+    let (mut within, mut reciprocal, mut unknown) = ([0usize; 3], 0.0, 0);
+    for ((row, answer), all) in experience.eval.iter().zip(answers).zip(ranks) {
+        if let Some(best) = answer.ranked.first() {
+            hits += tables.hits(&best.model, row);
+        }
+        unknown += usize::from(hub.find(&row.model_name).is_none());
+        if let Some(place) = all
+            .ranked
+            .iter()
+            .position(|ranked| *ranked.model == *row.model_name)
+        {
+            reciprocal += 1.0 / (place + 1) as f64;
+            for (count, limit) in within.iter_mut().zip([3, 5, 10]) {
+                *count += usize::from(place < limit);
+            }
+        }
+    }
+    let percent = |count: usize| 100.0 * count as f64 / rows.max(1) as f64;
+    Line {
+        name: experience.name.to_owned(),
+        rows,
+        top1: hits.percent(rows),
+        top3: percent(within[0]),
+        top5: percent(within[1]),
+        top10: percent(within[2]),
+        mean_reciprocal_rank: reciprocal / rows.max(1) as f64,
+        unknown,
+    }
+}
+
+/// The plain mean over experiences.
+fn mean(lines: &[Line]) -> Line {
+    let of =
+        |part: fn(&Line) -> f64| lines.iter().map(part).sum::<f64>() / lines.len().max(1) as f64;
+    Line {
+        name: "macro".into(),
+        rows: lines.iter().map(|line| line.rows).sum(),
+        top1: Percent::mean(&lines.iter().map(|line| line.top1).collect::<Vec<_>>()),
+        top3: of(|line| line.top3),
+        top5: of(|line| line.top5),
+        top10: of(|line| line.top10),
+        mean_reciprocal_rank: of(|line| line.mean_reciprocal_rank),
+        unknown: lines.iter().map(|line| line.unknown).sum(),
+    }
+}
+
+fn print(report: &Report) -> Result<()> {
+    let heads = [
+        "experience",
+        ">rows",
+        ">model",
+        ">family",
+        ">domain",
+        ">top 3",
+        ">top 5",
+        ">top 10",
+        ">MRR",
+        ">unknown",
+    ];
+    let mut table = output::Table::new(&heads);
+    for line in report.experiences.iter().chain([&report.mean]) {
+        let percent = |value: f64| format!("{value:.1}");
+        table.row(vec![
+            line.name.clone(),
+            line.rows.to_string(),
+            percent(line.top1.model),
+            percent(line.top1.family),
+            percent(line.top1.domain),
+            percent(line.top3),
+            percent(line.top5),
+            percent(line.top10),
+            format!("{:.3}", line.mean_reciprocal_rank),
+            line.unknown.to_string(),
+        ]);
+    }
+    table.print()?;
+    output::line(format!(
+        "percent; {} models, generation {}, prefix {}; {:.0} texts/s on {} with {} threads",
+        report.models,
+        report.generation,
+        report.prefix,
+        report.texts_per_second,
+        report.device,
+        report.threads
+    ))?;
+    for file in &report.missing {
+        output::line(format!("missing: {}", file.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,431 @@
+//! `hubrouter hub`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::progress::Progress;
+use super::{DeviceArgs, StoreArgs, StoreToChange, output};
+use crate::cmrbench::{Data, Prefix};
+use crate::error::{Result, bail};
+use crate::hub::read_models;
+use crate::{Encoder, GenerationId, Hub, Model, ModelCard, ModelId, NewModel, Store};
+
+#[derive(Subcommand)]
+pub(super) enum HubCommand {
+    /// List the hub's models
+    #[command(after_help = "Example:\n  hubrouter hub list --domain translation --limit 5")]
+    List {
+        /// Only models whose domain contains this text, in any case
+        #[arg(long, value_name = "TEXT")]
+        domain: Option<String>,
+        /// Only models whose name contains this text, in any case
+        #[arg(long, value_name = "TEXT")]
+        name: Option<String>,
+        /// Retired models too
+        #[arg(long)]
+        all: bool,
+        /// At most this many lines; 0 for all
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        limit: usize,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Show one model
+    #[command(after_help = "Example:\n  hubrouter hub show google/flan-t5-xxl")]
+    Show {
+        /// Name or alias
+        name: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Add models; their rows are their encoded cards
+    #[command(after_help = "Examples:
+  hubrouter hub add --router my-store --model acme/ner --domain \"Token Classification\" --description \"Finds names.\"
+  hubrouter hub add --router my-store --models new.jsonl")]
+    Add(AddArgs),
+    /// Take a model out of routing for good; its id and names stay taken
+    #[command(after_help = "Example:\n  hubrouter hub retire --router my-store acme/ner")]
+    Retire {
+        /// Name or alias
+        name: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreToChange,
+    },
+    /// Give a model another name; the old one stays an alias
+    #[command(
+        after_help = "Example:\n  hubrouter hub rename --router my-store acme/ner acme/ner-v1"
+    )]
+    Rename {
+        /// Name or alias
+        name: String,
+        /// New name
+        new: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreToChange,
+    },
+    /// Give a model one more name
+    #[command(after_help = "Example:\n  hubrouter hub alias --router my-store acme/ner ner")]
+    Alias {
+        /// Name or alias
+        name: String,
+        /// One more name
+        alias: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreToChange,
+    },
+    /// Make a store whose first generation routes by encoded model cards, without training
+    #[command(after_help = "Examples:
+  hubrouter hub build --models models.jsonl --encoder weights/all-MiniLM-L6-v2 --out my-store
+  hubrouter hub build --data ~/CMR --encoder weights/all-MiniLM-L6-v2 --out my-store
+
+models.jsonl holds a model a line: {\"model_name\", \"domain\"} and, if known, \"family\", \"functionality\",
+\"description\", \"created_at\" (Unix milliseconds or ISO 8601); every other key is kept as an attribute.")]
+    Build(BuildArgs),
+}
+
+#[derive(Args)]
+pub(super) struct AddArgs {
+    /// Name of a new model
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "domain",
+        conflicts_with = "models",
+        required_unless_present = "models"
+    )]
+    model: Option<String>,
+    /// Its domain
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Its family
+    #[arg(long, value_name = "FAMILY")]
+    family: Option<String>,
+    /// What it does
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Many models, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    models: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreToChange,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Args)]
+pub(super) struct BuildArgs {
+    /// Models, one JSON object a line
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "data",
+        required_unless_present = "data"
+    )]
+    models: Option<PathBuf>,
+    /// A CMRBench checkout: its hub after all experiences
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Folder of the new store
+    #[arg(long, value_name = "STORE")]
+    out: PathBuf,
+    /// Read and check everything, write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(command: &HubCommand) -> Result<ExitCode> {
+    match command {
+        HubCommand::List {
+            domain,
+            name,
+            all,
+            limit,
+            json,
+            store,
+        } => {
+            list(
+                &store.open()?,
+                domain.as_deref(),
+                name.as_deref(),
+                *all,
+                *limit,
+                *json,
+            )?;
+        }
+        HubCommand::Show { name, json, store } => show(&store.open()?, name, *json)?,
+        HubCommand::Add(args) => add(args)?,
+        HubCommand::Retire { name, json, store } => {
+            change(
+                store,
+                *json,
+                |hub| hub.retire(name),
+                |store| store.retire(name),
+            )?;
+        }
+        HubCommand::Rename {
+            name,
+            new,
+            json,
+            store,
+        } => {
+            change(
+                store,
+                *json,
+                |hub| hub.rename(name, new),
+                |store| store.rename(name, new),
+            )?;
+        }
+        HubCommand::Alias {
+            name,
+            alias,
+            json,
+            store,
+        } => {
+            change(
+                store,
+                *json,
+                |hub| hub.alias(name, alias),
+                |store| store.alias(name, alias),
+            )?;
+        }
+        HubCommand::Build(args) => build(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(
+    store: &Store,
+    domain: Option<&str>,
+    name: Option<&str>,
+    all: bool,
+    limit: usize,
+    json: bool,
+) -> Result<()> {
+    let hub = store.hub(&store.current()?)?;
+    let contains = |text: &str, part: Option<&str>| {
+        part.is_none_or(|part| text.to_lowercase().contains(&part.to_lowercase()))
+    };
+    let matching: Vec<(ModelId, &Model)> = hub
+        .iter()
+        .filter(|(_, model)| {
+            (all || !model.retired)
+                && contains(&model.domain, domain)
+                && contains(&model.name, name)
+        })
+        .collect();
+    let shown = if limit == 0 {
+        matching.len()
+    } else {
+        limit.min(matching.len())
+    };
+    if json {
+        return matching[..shown]
+            .iter()
+            .try_for_each(|(id, model)| output::json(&record(*id, model)));
+    }
+    let mut table = output::Table::new(&[">id", "model", "domain", "family", "state"]);
+    for (id, model) in &matching[..shown] {
+        let state = if model.retired { "retired" } else { "" };
+        let family = model.family.as_deref().unwrap_or("-");
+        table.row(vec![
+            id.to_string(),
+            model.name.to_string(),
+            model.domain.to_string(),
+            family.into(),
+            state.into(),
+        ]);
+    }
+    table.print()?;
+    output::line(format!(
+        "{shown} of {} models, {} active",
+        hub.len(),
+        hub.active()
+    ))
+}
+
+fn record(id: ModelId, model: &Model) -> serde_json::Value {
+    json!({"id": id, "name": model.name, "domain": model.domain, "family": model.family,
+        "created_at": model.created_at, "attributes": model.attributes, "aliases": model.aliases, "retired": model.retired})
+}
+
+fn show(store: &Store, name: &str, json: bool) -> Result<()> {
+    let hub = store.hub(&store.current()?)?;
+    let id = hub.resolve(name)?;
+    let Some(model) = hub.get(id) else {
+        bail!(InvalidRequest, "{name:?}: no such model")
+    };
+    if json {
+        return output::json(&record(id, model));
+    }
+    output::line(format!(
+        "{}\n  id          {id}\n  domain      {}",
+        model.name, model.domain
+    ))?;
+    output::line(format!(
+        "  family      {}",
+        model.family.as_deref().unwrap_or("-")
+    ))?;
+    if let Some(time) = model
+        .created_at
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+    {
+        output::line(format!("  created at  {time}"))?;
+    }
+    if !model.aliases.is_empty() {
+        output::line(format!("  aliases     {}", model.aliases.join(", ")))?;
+    }
+    for (key, value) in &model.attributes {
+        output::line(format!("  {key:<11} {value}"))?;
+    }
+    output::line(format!(
+        "  state       {}",
+        if model.retired { "retired" } else { "active" }
+    ))
+}
+
+fn change(
+    target: &StoreToChange,
+    json: bool,
+    check: impl FnOnce(&Hub) -> Result<Hub>,
+    write: impl FnOnce(&Store) -> Result<GenerationId>,
+) -> Result<()> {
+    let store = Store::open(&target.router)?;
+    let parent = store.current()?;
+    if target.dry_run {
+        check(&store.hub(&parent)?)?;
+        return done(json, None, &parent);
+    }
+    let id = write(&store)?;
+    done(json, Some(&id), &parent)
+}
+
+fn done(json: bool, id: Option<&GenerationId>, parent: &GenerationId) -> Result<()> {
+    if json {
+        return output::json(
+            &json!({"schema_version": 1, "generation": id, "parent": parent, "dry_run": id.is_none()}),
+        );
+    }
+    match id {
+        Some(id) => output::line(format!("{id} is current (parent {parent})")),
+        None => output::line(format!(
+            "nothing written: a child of {parent} would be made"
+        )),
+    }
+}
+
+fn add(args: &AddArgs) -> Result<()> {
+    let cards = match (&args.models, &args.model, &args.domain) {
+        (Some(path), _, _) => cards_of(path)?,
+        (None, Some(model), Some(domain)) => {
+            let mut card = ModelCard::new(model.as_str(), domain.as_str());
+            card.family.clone_from(&args.family);
+            card.description.clone_from(&args.description);
+            vec![card]
+        }
+        _ => bail!(
+            InvalidRequest,
+            "say --model NAME --domain DOMAIN, or --models FILE"
+        ),
+    };
+    let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
+    let store = Store::open(&args.store.router)?;
+    let parent = store.current()?;
+    store
+        .hub(&parent)?
+        .with(models.iter().map(|new| new.model.clone()))?;
+    if args.store.dry_run {
+        return done(args.json, None, &parent);
+    }
+    let encoder = store.encoder(&parent, &args.device.options())?;
+    let mut progress = Progress::new("encoding cards", 0);
+    let id = store.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
+    drop(progress);
+    done(args.json, Some(&id), &parent)
+}
+
+fn cards_of(path: &std::path::Path) -> Result<Vec<ModelCard>> {
+    let (cards, repeated) = read_models(path)?;
+    if let Some(first) = repeated.first() {
+        log::warn!(
+            "{}: {} repeated names, the later line wins; the first is {first:?}",
+            path.display(),
+            repeated.len()
+        );
+    }
+    Ok(cards)
+}
+
+fn build(args: &BuildArgs) -> Result<()> {
+    let Some(folder) = &args.device.encoder else {
+        bail!(
+            InvalidRequest,
+            "no encoder: say --encoder FOLDER (see hubrouter encoder import --help)"
+        );
+    };
+    let (models, made_by) = match (&args.models, &args.data) {
+        (Some(path), _) => (
+            cards_of(path)?
+                .iter()
+                .map(NewModel::from)
+                .collect::<Vec<_>>(),
+            "hub build --models",
+        ),
+        (None, Some(folder)) => {
+            let data = Data::open(folder, Prefix::Strip)?;
+            (data.hub(data.experiences.len()), "hub build --data")
+        }
+        (None, None) => bail!(InvalidRequest, "say --models FILE or --data FOLDER"),
+    };
+    Hub::default().with(models.iter().map(|new| new.model.clone()))?;
+    let encoder = Encoder::open(folder, &args.device.options())?;
+    if args.dry_run {
+        return output::line(format!(
+            "nothing written: {} models would make {}",
+            models.len(),
+            args.out.display()
+        ));
+    }
+    let store = Store::create(&args.out)?;
+    let total: usize = models.iter().map(|new| new.cards.len()).sum();
+    let mut progress = Progress::new("encoding cards", total as u64);
+    let id = store.build(&encoder, &models, made_by, &mut |done, _| {
+        progress.set(done as u64)
+    })?;
+    drop(progress);
+    if args.json {
+        return output::json(
+            &json!({"schema_version": 1, "generation": id, "models": models.len(), "store": args.out}),
+        );
+    }
+    output::line(format!(
+        "{id}: {} models in {}",
+        models.len(),
+        args.out.display()
+    ))
+}

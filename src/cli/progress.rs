@@ -1,0 +1,57 @@
+//! Progress on stderr: a bar on a terminal, a line every few seconds elsewhere.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::output;
+
+/// Between two lines where there is no terminal.
+const PAUSE: Duration = Duration::from_secs(5);
+
+pub(super) struct Progress {
+    bar: ProgressBar,
+    what: &'static str,
+    said: Instant,
+}
+
+impl Progress {
+    /// `what` is done `total` times.
+    pub(super) fn new(what: &'static str, total: u64) -> Self {
+        let bar = if output::stderr_is_terminal() {
+            ProgressBar::new(total)
+        } else {
+            ProgressBar::hidden()
+        };
+        bar.set_length(total);
+        let form = "{msg} [{bar:32}] {pos}/{len} {per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(form) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what);
+        Self {
+            bar,
+            what,
+            said: Instant::now(),
+        }
+    }
+
+    pub(super) fn set(&mut self, done: u64) {
+        self.bar.set_position(done);
+        if !output::stderr_is_terminal() && self.said.elapsed() > PAUSE {
+            self.said = Instant::now();
+            let left = self.bar.eta().as_secs();
+            output::remark(format!(
+                "{}: {done} of {}, {left} s left",
+                self.what,
+                self.bar.length().unwrap_or(0)
+            ));
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

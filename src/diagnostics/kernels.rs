@@ -1,0 +1,123 @@
+//! Kernels by themselves, for benches: time, arithmetic and bytes beside the device's own peaks.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::cases::{self, Case, Shape};
+use crate::device::cpu::Cpu;
+use crate::device::{Device, DeviceChoice, Pass, Plan, Tensor};
+use crate::error::Result;
+use crate::ops::Ops;
+use crate::ops::peak::CHAINS;
+
+/// Every op of a route on one device, at the shapes of all-MiniLM-L6-v2.
+pub struct KernelBench {
+    device: Device,
+    ops: Arc<Ops>,
+    cases: Vec<Case>,
+}
+
+/// What a device was measured to do at most.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Peaks {
+    /// Bytes a second that a copy of 64 MiB reads and writes.
+    pub bytes: f64,
+    /// Operations a second of independent multiply-adds in registers, each as two.
+    pub flops: f64,
+}
+
+impl KernelBench {
+    /// All ops for `prompts` prompts of together `tokens` tokens and a hub of `models`.
+    pub fn open(
+        choice: &DeviceChoice,
+        threads: usize,
+        tokens: usize,
+        prompts: usize,
+        models: usize,
+    ) -> Result<Self> {
+        let shape = Shape {
+            tokens,
+            prompts,
+            hidden: 384,
+            heads: 12,
+            feed_forward: 1536,
+            models,
+            k: 10,
+        };
+        let host = Arc::new(Cpu::open(Some(threads))?);
+        let device = Device::open(choice, &host, false)?.device;
+        let ops = Arc::new(Ops::new(&device, shape.head_width())?);
+        let cases = cases::all(&device, &ops, shape)?;
+        Ok(Self { device, ops, cases })
+    }
+
+    /// `cpu`, or the adapter's name.
+    pub fn device(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Label, operations and bytes of each case.
+    pub fn cases(&self) -> Vec<(String, f64, f64)> {
+        self.cases
+            .iter()
+            .map(|case| (case.label.clone(), case.flops, case.bytes))
+            .collect()
+    }
+
+    /// Seconds of one run of case `index`: the mean of `repeats` in one pass.
+    pub fn time(&mut self, index: usize, repeats: usize) -> Result<f64> {
+        let case = &mut self.cases[index];
+        seconds(&self.device, repeats, |pass| case.run(pass))
+    }
+
+    /// The device's peaks, measured now.
+    pub fn peaks(&self) -> Result<Peaks> {
+        const WORDS: usize = 8 << 20;
+        const LANES: usize = 1 << 16;
+        let (turns, repeats) = match self.device {
+            Device::Cpu(_) => (2_000, 3),
+            Device::Gpu(_) => (200, 3),
+        };
+        let peak = &self.ops.peak;
+        let x = self.device.upload("x", 1, &vec![0.5; WORDS])?;
+        let mut y = self.device.scratch("y", WORDS, 1)?;
+        let copy = best(&self.device, repeats, |pass| peak.copy(pass, &x, &mut y))?;
+        let small = self.device.upload("x", 1, &vec![0.5; LANES])?;
+        let mut y: Tensor = self.device.scratch("y", LANES, 1)?;
+        let work = best(&self.device, repeats, |pass| {
+            peak.multiply_add(pass, &small, turns, &mut y)
+        })?;
+        Ok(Peaks {
+            bytes: 8.0 * WORDS as f64 / copy,
+            flops: 2.0 * (CHAINS * LANES * turns) as f64 / work,
+        })
+    }
+}
+
+/// The shortest of three means, after one run to warm up.
+fn best(device: &Device, repeats: usize, mut run: impl FnMut(&mut Pass<'_>) + Send) -> Result<f64> {
+    seconds(device, 1, &mut run)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        best = best.min(seconds(device, repeats, &mut run)?);
+    }
+    Ok(best)
+}
+
+/// Seconds of one of `repeats` runs in a pass; by the device's clock where it has one.
+fn seconds(
+    device: &Device,
+    repeats: usize,
+    mut run: impl FnMut(&mut Pass<'_>) + Send,
+) -> Result<f64> {
+    let mut plan = Plan::new(device, (), 0, 0)?;
+    let began = Instant::now();
+    let ((), outcome) = device.run(&mut plan, |pass, ()| {
+        pass.stage();
+        (0..repeats).for_each(|_| run(pass));
+    })?;
+    let wall = began.elapsed().as_secs_f64();
+    let own = outcome.stage(0) / 1e6;
+    Ok(if own > 0.0 { own } else { wall } / repeats as f64)
+}

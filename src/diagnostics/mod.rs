@@ -1,0 +1,159 @@
+//! What `doctor` and the benches look at: devices, a self-test of every op, kernels by themselves.
+
+mod cases;
+mod kernels;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::device::cpu::{self, Cpu};
+use crate::device::gpu::{self, Gpu};
+pub use crate::device::gpu::{AdapterReport, LimitsReport};
+use crate::device::{Device, DeviceChoice, NO_NODE, pick};
+use crate::error::Result;
+use crate::ops::Ops;
+pub use kernels::{KernelBench, Peaks};
+
+/// A look at this machine.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Diagnosis {
+    /// Version of this form; 1.
+    pub schema_version: u32,
+    /// The CPU.
+    pub cpu: CpuReport,
+    /// Every adapter of the native interfaces.
+    pub adapters: Vec<AdapterReport>,
+    /// The device that was asked about.
+    pub asked: String,
+    /// What it would be: `cpu`, an adapter's name, or nothing.
+    pub chosen: String,
+    /// Why.
+    pub reason: String,
+    /// Every op on every device.
+    pub self_test: Vec<OpTest>,
+    /// Devices that could not be tested, and why.
+    pub failures: Vec<String>,
+    /// How long the self-test took.
+    pub seconds: f64,
+}
+
+/// The CPU.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct CpuReport {
+    /// Threads that would be taken when none are named.
+    pub threads: usize,
+    /// What the GEMM kernels are compiled for.
+    pub kernels: &'static str,
+    /// Features that were found.
+    pub features: Vec<&'static str>,
+}
+
+/// One op on one device against its f64 reference.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct OpTest {
+    /// The op.
+    pub op: &'static str,
+    /// `cpu`, or an adapter's name.
+    pub device: String,
+    /// Largest absolute difference.
+    pub max_abs_error: f64,
+    /// Bound of the difference over 1 + |reference|.
+    pub bound: f64,
+    /// True when every element is within the bound.
+    pub ok: bool,
+}
+
+/// Looks at every device and tests every op on it, within seconds.
+pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
+    let host = Arc::new(Cpu::open(None)?);
+    let adapters = gpu::adapters();
+    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::Adapter::report).collect();
+    let (chosen, reason) = match pick(choice, &reports) {
+        Ok(_) if *choice == DeviceChoice::Auto && !gpu::may_be_hardware() => {
+            ("cpu".into(), NO_NODE.into())
+        }
+        Ok((Some(index), reason)) => (reports[index].name.clone(), reason),
+        Ok((None, reason)) => ("cpu".into(), reason),
+        Err(error) => ("none".into(), error.to_string()),
+    };
+    let began = Instant::now();
+    let (mut self_test, mut failures) = (Vec::new(), Vec::new());
+    let mut test = |device: Result<Device>, name: &str| match device
+        .and_then(|device| self_test_on(&device))
+    {
+        Ok(tests) => self_test.extend(tests),
+        Err(error) => failures.push(format!("{name}: {error}")),
+    };
+    test(Ok(Device::Cpu(Arc::clone(&host))), "cpu");
+    for (adapter, report) in adapters.iter().zip(&reports) {
+        test(
+            Gpu::open(adapter).map(|gpu| Device::Gpu(Arc::new(gpu))),
+            &report.name,
+        );
+    }
+    Ok(Diagnosis {
+        schema_version: 1,
+        cpu: CpuReport {
+            threads: host.threads(),
+            kernels: host.level().name(),
+            features: cpu::features(),
+        },
+        adapters: reports,
+        asked: choice.clone().into(),
+        chosen,
+        reason,
+        self_test,
+        failures,
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+fn self_test_on(device: &Device) -> Result<Vec<OpTest>> {
+    let shape = cases::Shape::UGLY;
+    let ops = Arc::new(Ops::new(device, shape.head_width())?);
+    cases::all(device, &ops, shape)?
+        .into_iter()
+        .map(|mut case| case.test(device))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::ops::testing::devices;
+
+    #[test]
+    fn every_op_passes_on_every_device() {
+        let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")).unwrap();
+        let shaders: Vec<String> = sources
+            .filter_map(|entry| {
+                entry
+                    .unwrap()
+                    .file_name()
+                    .into_string()
+                    .unwrap()
+                    .strip_suffix(".wgsl")
+                    .map(str::to_owned)
+            })
+            .collect();
+        for device in devices() {
+            let tests = self_test_on(&device).unwrap();
+            for test in &tests {
+                assert!(test.ok, "{test:?}");
+                assert!(test.max_abs_error < 1e-2, "{test:?}");
+            }
+            for shader in &shaders {
+                assert!(
+                    tests.iter().any(|test| test.op == shader),
+                    "{shader} is not in the self-test"
+                );
+            }
+        }
+    }
+}

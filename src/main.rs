@@ -1,0 +1,5 @@
+//! The command `hubrouter`.
+
+fn main() -> std::process::ExitCode {
+    hubrouter::cli::main()
+}
