@@ -1,0 +1,840 @@
+//! The command as its users call it: help, JSON, exit codes, files, pipes, errors.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use common::{Folder, bundle, copied_store, fixture, store};
+use serde_json::Value;
+
+fn hubrouter(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hubrouter"));
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env_remove("HUBROUTER_HOME")
+        .env_remove("HUBROUTER_CMRBENCH");
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    hubrouter(arguments).output().unwrap()
+}
+
+fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = hubrouter(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[track_caller]
+fn succeeded(output: Output) -> Output {
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
+}
+
+#[track_caller]
+fn failed(output: Output, code: i32, says: &[&str]) {
+    let errors = text(&output.stderr);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{}{errors}",
+        text(&output.stdout)
+    );
+    for part in says {
+        assert!(errors.contains(part), "{part:?} is not in {errors:?}");
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in [
+        "route",
+        "eval",
+        "doctor",
+        "encoder import",
+        "hub list",
+        "hub show",
+        "hub add",
+        "hub retire",
+        "hub rename",
+        "hub alias",
+        "hub build",
+        "generation list",
+        "generation show",
+        "generation check",
+        "generation rollback",
+        "generation diff",
+        "generation prune",
+    ] {
+        let mut arguments: Vec<&str> = command.split(' ').collect();
+        arguments.push("--help");
+        let help = text(&succeeded(run(&arguments)).stdout);
+        assert!(
+            help.contains(&format!("hubrouter {command}")),
+            "{command}: no example in\n{help}"
+        );
+        assert!(help.contains("Example"), "{command}: no example in\n{help}");
+        assert!(help.contains("--json"), "{command}: no --json");
+    }
+}
+
+#[test]
+fn route_prints_the_promised_fields() {
+    let output = succeeded(run(&[
+        "route",
+        "--json",
+        "--top",
+        "3",
+        "--device",
+        "cpu",
+        "Who is speaking?",
+    ]));
+    let [line] = lines(&output).try_into().unwrap();
+    assert_eq!(line["schema_version"], 1);
+    assert_eq!(line["prompt_id"], "1");
+    assert_eq!(line["ranked"].as_array().unwrap().len(), 3);
+    for field in ["model", "score", "probability", "domain", "family"] {
+        assert!(!line["ranked"][0][field].is_null(), "{field}");
+    }
+    for field in ["domain", "score"] {
+        assert!(!line["domains"][0][field].is_null(), "{field}");
+    }
+    assert_eq!(
+        (&line["truncated"], &line["device"]),
+        (&Value::Bool(false), &Value::from("cpu"))
+    );
+    for field in ["generation", "encoder", "tokenizer"] {
+        assert!(line[field].is_string(), "{field}");
+    }
+    for field in ["tokenize", "encode", "score", "total"] {
+        assert!(line["timings_us"][field].is_number(), "{field}");
+    }
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn route_prints_a_table_for_people() {
+    let output = succeeded(run(&[
+        "route",
+        "--top",
+        "2",
+        "--device",
+        "cpu",
+        "Who is speaking?",
+        "Translate.",
+    ]));
+    let table = text(&output.stdout);
+    for part in [
+        "Who is speaking?",
+        "Translate.",
+        "probability",
+        "domains: ",
+        "tokens; margin",
+        "on cpu",
+    ] {
+        assert!(table.contains(part), "{part:?} is not in\n{table}");
+    }
+}
+
+#[test]
+fn stdin_is_answered_line_by_line() {
+    let output = succeeded(with_input(
+        &["route", "--json", "--device", "cpu"],
+        "first\n\nthird, é\r\n".as_bytes(),
+    ));
+    let ids: Vec<String> = lines(&output)
+        .iter()
+        .map(|line| line["prompt_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids, ["1", "3"], "line numbers, blank lines passed over");
+    // The same prompt has the same answer by every way.
+    let alone = lines(&succeeded(run(&[
+        "route",
+        "--json",
+        "--device",
+        "cpu",
+        "third, é",
+    ])));
+    assert_eq!(lines(&output)[1]["ranked"], alone[0]["ranked"]);
+}
+
+#[test]
+fn files_of_prompts_become_files_of_answers() {
+    let folder = Folder::new("files");
+    let (input, output) = (folder.join("prompts.jsonl"), folder.join("routes.jsonl"));
+    let prompts: Vec<String> = (0..70)
+        .map(|i| match i {
+            3 => r#"{"instruction":"by another name","id":"x","top":1}"#.to_owned(),
+            _ => format!(r#"{{"prompt":"prompt number {i}","prompt_id":{i}}}"#),
+        })
+        .collect();
+    fs::write(&input, prompts.join("\n")).unwrap();
+    fs::write(&output, "what was there before\n").unwrap();
+    let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+    succeeded(run(&[
+        "route", "--device", "cpu", "--input", input, "--output", output, "--top", "2",
+    ]));
+    let answers: Vec<Value> = fs::read_to_string(output)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 70);
+    assert_eq!(
+        (
+            &answers[3]["prompt_id"],
+            answers[3]["ranked"].as_array().unwrap().len()
+        ),
+        (&Value::from("x"), 1)
+    );
+    assert_eq!(
+        (
+            &answers[69]["prompt_id"],
+            answers[69]["ranked"].as_array().unwrap().len()
+        ),
+        (&Value::from("69"), 2)
+    );
+    assert_eq!(
+        fs::read_dir(&folder.0).unwrap().count(),
+        2,
+        "no temporary file is left"
+    );
+
+    // A bad line spoils only itself.
+    fs::write(
+        folder.join("bad.jsonl"),
+        "{\"prompt\":\"good\"}\n{\"prompt\":7}\nnonsense\n{\"prompt\":\" \"}\n",
+    )
+    .unwrap();
+    let bad = folder.join("bad.jsonl");
+    let answer = run(&[
+        "route",
+        "--json",
+        "--device",
+        "cpu",
+        "--input",
+        bad.to_str().unwrap(),
+    ]);
+    assert_eq!(answer.status.code(), Some(1));
+    let answers = lines(&answer);
+    assert!(answers[0]["ranked"].is_array());
+    assert_eq!(answers[1]["error"]["kind"], "format");
+    assert!(
+        answers[1]["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("bad.jsonl:2")
+    );
+    assert_eq!(answers[2]["error"]["kind"], "format");
+    assert_eq!(
+        (&answers[3]["error"]["kind"], &answers[3]["prompt_id"]),
+        (&Value::from("invalid_request"), &Value::from("4"))
+    );
+}
+
+#[test]
+fn a_failed_run_leaves_the_old_file() {
+    let folder = Folder::new("keeps");
+    let output = folder.join("routes.jsonl");
+    fs::write(&output, "old\n").unwrap();
+    let missing = folder.join("missing.jsonl");
+    let out = output.to_str().unwrap();
+    failed(
+        run(&[
+            "route",
+            "--device",
+            "cpu",
+            "--input",
+            missing.to_str().unwrap(),
+            "--output",
+            out,
+        ]),
+        1,
+        &["missing.jsonl: cannot open"],
+    );
+    failed(
+        run(&[
+            "route", "--device", "cpu", "--router", "nowhere", "--output", out, "hello",
+        ]),
+        1,
+        &["nowhere"],
+    );
+    assert_eq!(fs::read_to_string(&output).unwrap(), "old\n");
+    let nowhere = folder.join("no/such/folder/routes.jsonl");
+    failed(
+        run(&[
+            "route",
+            "--device",
+            "cpu",
+            "--output",
+            nowhere.to_str().unwrap(),
+            "x",
+        ]),
+        1,
+        &["routes.jsonl"],
+    );
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_explained() {
+    failed(run(&[]), 2, &["Usage"]);
+    failed(run(&["rout"]), 2, &["unrecognized subcommand"]);
+    failed(run(&["route", "--top", "many", "x"]), 2, &["--top"]);
+    failed(
+        run(&["route", "--device", "voodoo", "x"]),
+        1,
+        &["voodoo", "auto, cpu, gpu or part of an adapter's name"],
+    );
+    failed(
+        run(&["route", "--threads", "0", "x"]),
+        2,
+        &["threads: expected 1 to 1024, found 0"],
+    );
+    failed(run(&["route", "--batch", "0", "x"]), 2, &["--batch"]);
+    failed(run(&["route", ""]), 1, &["prompt 1: the prompt is empty"]);
+    failed(
+        run(&["route", "--input", "prompts"]),
+        1,
+        &["prompts: cannot open"],
+    );
+    failed(run(&["eval"]), 2, &["HUBROUTER_CMRBENCH"]);
+    failed(
+        run(&["eval", "--data", "nowhere"]),
+        1,
+        &["nowhere: expected a CMRBench checkout"],
+    );
+    failed(run(&["hub", "show", "flan-t5-xxl"]), 2, &["did you mean"]);
+    failed(run(&["hub", "retire", "gpt2"]), 2, &["--router"]);
+    failed(
+        run(&["generation", "check", "latest"]),
+        2,
+        &["expected an id such as"],
+    );
+    let folder = Folder::new("noformat");
+    let plain = folder.join("prompts");
+    fs::write(&plain, "x").unwrap();
+    failed(
+        run(&["route", "--input", plain.to_str().unwrap()]),
+        2,
+        &["--format"],
+    );
+}
+
+#[test]
+fn the_home_variable_moves_the_bundled_store() {
+    let home = |folder: &Path| {
+        let mut command = hubrouter(&["route", "--json", "--device", "cpu", "hello"]);
+        command.env("HUBROUTER_HOME", folder).output().unwrap()
+    };
+    succeeded(home(Path::new(common::ROOT)));
+    failed(home(Path::new("/nowhere")), 1, &["HUBROUTER_HOME"]);
+}
+
+#[test]
+fn hubs_are_looked_at() {
+    let all = lines(&succeeded(run(&["hub", "list", "--json"])));
+    assert_eq!(all.len(), 2127);
+    let some = lines(&succeeded(run(&[
+        "hub", "list", "--json", "--domain", "audio", "--name", "WHISPER", "--limit", "4",
+    ])));
+    assert_eq!(some.len(), 4);
+    for model in &some {
+        assert!(
+            model["domain"]
+                .as_str()
+                .unwrap()
+                .to_lowercase()
+                .contains("audio")
+        );
+        assert!(
+            model["name"]
+                .as_str()
+                .unwrap()
+                .to_lowercase()
+                .contains("whisper")
+        );
+    }
+    let [model] = lines(&succeeded(run(&["hub", "show", "--json", "gpt2"])))
+        .try_into()
+        .unwrap();
+    assert_eq!(
+        (&model["name"], &model["retired"]),
+        (&Value::from("gpt2"), &Value::Bool(false))
+    );
+    assert!(text(&succeeded(run(&["hub", "show", "gpt2"])).stdout).contains("domain"));
+    assert!(
+        text(&succeeded(run(&["hub", "list", "--limit", "3"])).stdout)
+            .contains("3 of 2127 models, 2127 active")
+    );
+}
+
+fn current(store: &str) -> String {
+    fs::read_to_string(Path::new(store).join("current"))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn hubs_are_changed_one_generation_at_a_time() {
+    let folder = Folder::new("changes");
+    let path = copied_store(&folder);
+    let store = path.to_str().unwrap();
+    let first = current(store);
+
+    let [dry] = lines(&succeeded(run(&[
+        "hub",
+        "retire",
+        "--router",
+        store,
+        "--dry-run",
+        "--json",
+        "gpt2",
+    ])))
+    .try_into()
+    .unwrap();
+    assert_eq!(
+        (&dry["generation"], &dry["dry_run"]),
+        (&Value::Null, &Value::Bool(true))
+    );
+    assert_eq!(current(store), first);
+
+    succeeded(run(&["hub", "retire", "--router", store, "gpt2"]));
+    failed(
+        run(&["hub", "retire", "--router", store, "gpt2"]),
+        1,
+        &["already retired"],
+    );
+    succeeded(run(&[
+        "hub",
+        "rename",
+        "--router",
+        store,
+        "bert-base-uncased",
+        "bert",
+    ]));
+    succeeded(run(&["hub", "alias", "--router", store, "bert", "b"]));
+    failed(
+        run(&["hub", "alias", "--router", store, "bert", "gpt2"]),
+        1,
+        &["retired model", "never reused"],
+    );
+    let card = "Tells which bird sings in a recording of a forest.";
+    let add = [
+        "hub",
+        "add",
+        "--router",
+        store,
+        "--model",
+        "acme/birds",
+        "--domain",
+        "Audio Classification",
+        "--device",
+        "cpu",
+    ];
+    let [added] = lines(&succeeded(run(&[
+        &add[..],
+        &["--description", card, "--json"],
+    ]
+    .concat())))
+    .try_into()
+    .unwrap();
+    assert_eq!(added["generation"], current(store).as_str());
+    failed(
+        run(&[&add[..], &["--description", card]].concat()),
+        1,
+        &["already a name"],
+    );
+
+    // The newcomer is routable from its card, at once.
+    let [answer] = lines(&succeeded(run(&[
+        "route",
+        "--json",
+        "--device",
+        "cpu",
+        "--router",
+        store,
+        "Which bird is singing in this forest recording?",
+    ])))
+    .try_into()
+    .unwrap();
+    assert_eq!(
+        (&answer["ranked"][0]["model"], &answer["ranked"][0]["id"]),
+        (&Value::from("acme/birds"), &Value::from(2127))
+    );
+
+    let generations = lines(&succeeded(run(&[
+        "generation",
+        "list",
+        "--json",
+        "--router",
+        store,
+    ])));
+    assert_eq!(generations.len(), 5);
+    assert!(
+        generations
+            .iter()
+            .all(|generation| generation["damage"].is_null())
+    );
+    let [diff] = lines(&succeeded(run(&[
+        "generation",
+        "diff",
+        "--json",
+        "--router",
+        store,
+        &first,
+    ])))
+    .try_into()
+    .unwrap();
+    let diff = &diff["difference"];
+    assert_eq!(diff["added"], serde_json::json!(["acme/birds"]));
+    assert_eq!(diff["retired"], serde_json::json!(["gpt2"]));
+    assert_eq!(
+        diff["renamed"],
+        serde_json::json!([["bert-base-uncased", "bert"]])
+    );
+    assert_eq!(diff["aliased"], serde_json::json!([["bert", "b"]]));
+    assert_eq!(
+        (&diff["moved_rows"], &diff["projection_changed"]),
+        (&Value::from(0), &Value::Bool(false))
+    );
+
+    let newest = current(store);
+    succeeded(run(&["generation", "rollback", "--router", store]));
+    assert_ne!(current(store), newest);
+    succeeded(run(&[
+        "generation",
+        "rollback",
+        "--router",
+        store,
+        "--to",
+        &first,
+    ]));
+    assert_eq!(current(store), first);
+    failed(
+        run(&["generation", "rollback", "--router", store]),
+        1,
+        &["no parent"],
+    );
+    let absent = "g0001-0123456789ab";
+    failed(
+        run(&["generation", "rollback", "--router", store, "--to", absent]),
+        2,
+        &[absent, &first],
+    );
+    succeeded(run(&[
+        "generation",
+        "rollback",
+        "--router",
+        store,
+        "--to",
+        &newest,
+    ]));
+    let [pruned] = lines(&succeeded(run(&[
+        "generation",
+        "prune",
+        "--router",
+        store,
+        "--keep",
+        "1",
+        "--json",
+    ])))
+    .try_into()
+    .unwrap();
+    assert_eq!(pruned["pruned"]["generations"].as_array().unwrap().len(), 3);
+    let whole = text(&succeeded(run(&["generation", "check", "--router", store])).stdout);
+    assert_eq!(whole.matches("whole").count(), 2, "{whole}");
+
+    fs::write(path.join(&newest).join("hub.json"), "{}").unwrap();
+    let check = run(&["generation", "check", "--router", store]);
+    assert_eq!(check.status.code(), Some(1));
+    assert!(text(&check.stdout).contains("damaged"));
+    assert!(
+        text(&succeeded(run(&["generation", "list", "--router", store])).stdout)
+            .contains("damaged")
+    );
+}
+
+#[test]
+fn a_hub_of_ones_own() {
+    let folder = Folder::new("own");
+    let models = folder.join("models.jsonl");
+    fs::write(
+        &models,
+        r#"{"model_name":"acme/ner","domain":"Token Classification","description":"Finds the names of people and firms.","created_at":"2024-09-10","context_length":8192,"license":"mit","modality":["text"]}
+{"model_name":"acme/cats","domain":"Image Classification","description":"Tells cats from dogs in photos."}
+{"model_name":"acme/ner","domain":"Token Classification","description":"Finds the names of people, firms and places.","price":0.2}
+"#,
+    )
+    .unwrap();
+    let out = folder.join("store");
+    let (models, store) = (models.to_str().unwrap(), out.to_str().unwrap());
+    let encoder = bundle();
+    let build = [
+        "hub",
+        "build",
+        "--models",
+        models,
+        "--encoder",
+        encoder.to_str().unwrap(),
+        "--device",
+        "cpu",
+        "--out",
+        store,
+    ];
+    succeeded(run(&[&build[..], &["--dry-run"]].concat()));
+    assert!(!out.exists());
+    let output = succeeded(run(&build));
+    assert!(
+        text(&output.stderr).contains("repeated"),
+        "{}",
+        text(&output.stderr)
+    );
+    failed(run(&build), 1, &["expected an empty store"]);
+    let route = [
+        "route",
+        "--json",
+        "--router",
+        store,
+        "--encoder",
+        encoder.to_str().unwrap(),
+        "--device",
+        "cpu",
+    ];
+    let answers = lines(&succeeded(run(&[
+        &route[..],
+        &["Who signed this letter?", "Is it a kitten?"],
+    ]
+    .concat())));
+    assert_eq!(answers[0]["ranked"][0]["model"], "acme/ner");
+    assert_eq!(answers[1]["ranked"][0]["model"], "acme/cats");
+    assert_eq!(answers[1]["ranked"][0]["family"], Value::Null);
+    let [model] = lines(&succeeded(run(&[
+        "hub", "show", "--json", "--router", store, "acme/ner",
+    ])))
+    .try_into()
+    .unwrap();
+    assert_eq!(
+        model["attributes"],
+        serde_json::json!({"price": 0.2}),
+        "of a repeated name the later line wins"
+    );
+    failed(
+        run(&[
+            "hub",
+            "build",
+            "--models",
+            "none.jsonl",
+            "--encoder",
+            encoder.to_str().unwrap(),
+            "--out",
+            store,
+        ]),
+        1,
+        &["none.jsonl"],
+    );
+    failed(
+        run(&["hub", "build", "--models", models, "--out", store]),
+        2,
+        &["--encoder"],
+    );
+    fs::write(folder.join("other"), "").unwrap();
+    failed(
+        run(&[
+            "hub",
+            "build",
+            "--models",
+            models,
+            "--encoder",
+            encoder.to_str().unwrap(),
+            "--out",
+            folder.0.to_str().unwrap(),
+        ]),
+        1,
+        &["expected a store or an empty folder"],
+    );
+}
+
+#[test]
+fn an_encoder_is_imported() {
+    let folder = Folder::new("import");
+    let to = folder.join("toy");
+    let (from, to) = (fixture("toy-bert"), to.to_str().unwrap().to_owned());
+    let import = [
+        "encoder",
+        "import",
+        "--from",
+        from.to_str().unwrap(),
+        "--to",
+        &to,
+        "--json",
+    ];
+    let [imported] = lines(&succeeded(run(&import))).try_into().unwrap();
+    for (field, want) in [
+        ("name", "toy"),
+        ("dtype", "bf16"),
+        ("pooling", "cls"),
+        ("licence", "mit"),
+    ] {
+        assert_eq!(imported[field], want);
+    }
+    assert_eq!(imported["max_tokens"], 40);
+    failed(run(&import), 1, &["already exists"]);
+    failed(
+        run(&["encoder", "import", "--from", "nowhere", "--to", "x"]),
+        1,
+        &["nowhere/config.json"],
+    );
+}
+
+#[test]
+fn doctor_tests_every_op_on_every_device() {
+    let output = run(&["doctor", "--json"]);
+    let [report] = lines(&output).try_into().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    let adapter = common::adapter().to_lowercase();
+    let adapters = report["adapters"].as_array().unwrap();
+    assert!(adapters.iter().any(|a| {
+        format!("{} {}", a["name"], a["driver"])
+            .to_lowercase()
+            .contains(&adapter)
+    }));
+    assert!(report["chosen"].is_string() && report["reason"].is_string());
+    let tests = report["self_test"].as_array().unwrap();
+    assert_eq!(tests.len() % (1 + adapters.len()), 0);
+    for test in tests {
+        assert!(
+            test["op"].is_string()
+                && test["device"].is_string()
+                && test["max_abs_error"].is_number()
+        );
+        assert_eq!(test["ok"], true);
+    }
+    assert!(
+        report["seconds"].as_f64().unwrap() < 10.0,
+        "{}",
+        report["seconds"]
+    );
+    assert!(text(&succeeded(run(&["doctor"])).stdout).contains("--device auto takes"));
+}
+
+#[test]
+fn eval_prints_the_promised_fields() {
+    // A miniature whose gold is what the router answers, and one that it does not know.
+    let folder = Folder::new("eval");
+    let (processed, indices) = (
+        folder.join("data/processed"),
+        folder.join("data/model_indices"),
+    );
+    fs::create_dir_all(&processed).unwrap();
+    fs::create_dir_all(&indices).unwrap();
+    let prompt = "translation from English to Spanish";
+    let [answer] = lines(&succeeded(run(&[
+        "route", "--json", "--device", "cpu", prompt,
+    ])))
+    .try_into()
+    .unwrap();
+    let best = answer["ranked"][0]["model"].as_str().unwrap();
+    let row = |model: &str| {
+        let instruction = format!("###Instruction: {prompt}");
+        serde_json::json!({"model_name": model, "model_family": "f", "instruction": instruction, "domain": "d"}).to_string()
+    };
+    let stems = ["apibench-hf", "mllm", "hugging-bench-1", "hugging-bench-2"];
+    for (stem, index) in stems.iter().zip(["e1", "e1_e2", "e1_e2_e3", "e1_e2_e3_e4"]) {
+        fs::write(
+            processed.join(format!("cleaned-{stem}-val.json")),
+            row(best),
+        )
+        .unwrap();
+        let eval = format!("{}\n{}\n", row(best), row("nobody/knows"));
+        fs::write(processed.join(format!("cleaned-{stem}-eval.json")), eval).unwrap();
+        let card = serde_json::json!({"model_name": best, "domain": "d"}).to_string();
+        fs::write(indices.join(format!("{index}.json")), card).unwrap();
+    }
+    let data = folder.0.to_str().unwrap();
+    let [report] = lines(&succeeded(run(&[
+        "eval", "--json", "--device", "cpu", "--data", data,
+    ])))
+    .try_into()
+    .unwrap();
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["experiences"].as_array().unwrap().len(), 4);
+    let first = &report["experiences"][0];
+    assert_eq!(
+        (&first["name"], &first["rows"], &first["unknown"]),
+        (&"apibench-hf".into(), &2.into(), &1.into())
+    );
+    for of in [first, &report["macro"]] {
+        assert_eq!(
+            (&of["model"], &of["family"], &of["domain"]),
+            (&50.0.into(), &50.0.into(), &100.0.into()),
+            "{of}"
+        );
+        assert_eq!(
+            (&of["top3"], &of["mean_reciprocal_rank"]),
+            (&50.0.into(), &0.5.into())
+        );
+    }
+    assert!(report["texts_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["device"], "cpu");
+    assert!(
+        text(&succeeded(run(&["eval", "--device", "cpu", "--data", data])).stdout)
+            .contains("macro")
+    );
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = hubrouter(&["hub", "list"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), text(&output.stderr)),
+        (Some(0), String::new())
+    );
+}
+
+#[test]
+fn the_bundled_store_is_whole() {
+    let check = succeeded(run(&[
+        "generation",
+        "check",
+        "--router",
+        store().to_str().unwrap(),
+    ]));
+    assert!(text(&check.stdout).contains("whole"));
+}

@@ -1,0 +1,110 @@
+//! What the integration tests share: places, devices, comparison.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test crate uses its part"
+)]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hubrouter::Options;
+
+/// The source tree.
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+pub fn bundle() -> PathBuf {
+    Path::new(ROOT).join("weights/all-MiniLM-L6-v2")
+}
+
+pub fn store() -> PathBuf {
+    Path::new(ROOT).join("weights/cmrbench")
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(ROOT).join("tests/fixtures").join(name)
+}
+
+/// The adapter that GPU tests run on; missing, they fail. `HUBROUTER_TEST_ADAPTER` names another.
+pub fn adapter() -> String {
+    std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
+}
+
+pub fn cpu(threads: usize) -> Options {
+    Options::default().device("cpu").threads(threads)
+}
+
+pub fn gpu() -> Options {
+    Options::default().device(adapter().as_str())
+}
+
+/// A folder of its own for one test, removed when it is dropped.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("hubrouter-{name}-{}-{count}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The bundled store, copied, with its encoder beside it: to be changed or harmed.
+pub fn copied_store(folder: &Folder) -> PathBuf {
+    let target = folder.join("cmrbench");
+    copy(&store(), &target);
+    let encoder = folder.join("all-MiniLM-L6-v2");
+    std::fs::create_dir_all(&encoder).unwrap();
+    for entry in std::fs::read_dir(bundle()).unwrap() {
+        let path = entry.unwrap().path();
+        let link = encoder.join(path.file_name().unwrap());
+        if std::fs::hard_link(&path, &link).is_err() {
+            std::fs::copy(&path, &link).unwrap();
+        }
+    }
+    target
+}
+
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+/// The largest `|got - want| / (1 + |want|)`; NaN counts as infinite.
+pub fn worst(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len(), "lengths differ");
+    let errors = got.iter().zip(want).map(|(got, want)| {
+        let want = f64::from(*want);
+        (f64::from(*got) - want).abs() / (1.0 + want.abs())
+    });
+    errors.fold(0.0, |worst, error| {
+        if error.is_nan() {
+            f64::INFINITY
+        } else {
+            error.max(worst)
+        }
+    })
+}

@@ -1,0 +1,258 @@
+//! Torn, truncated, flipped, foreign and missing files; read-only stores; left-overs of writers.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Folder, copied_store, cpu};
+use hubrouter::{ErrorKind, GenerationId, Request, Router, Store};
+
+/// A store with two generations, the second one current.
+fn two_generations(folder: &Folder) -> (PathBuf, GenerationId, GenerationId) {
+    let path = copied_store(folder);
+    let store = Store::open(&path).unwrap();
+    let first = store.current().unwrap();
+    let second = store.alias("gpt2", "small-gpt").unwrap();
+    assert_eq!(store.current().unwrap(), second);
+    (path, first, second)
+}
+
+fn served(path: &Path) -> (GenerationId, Option<String>) {
+    let decision = Router::open(path, cpu(1))
+        .unwrap()
+        .route(&Request::new("hello"))
+        .unwrap();
+    (decision.revisions.generation, decision.degraded)
+}
+
+type Harm = fn(&Path);
+
+/// Ways to damage a file of a generation.
+const HARMS: [(&str, Harm); 7] = [
+    ("emptied", |file| fs::write(file, b"").unwrap()),
+    ("truncated by a byte", |file| {
+        let bytes = fs::read(file).unwrap();
+        replace(file, &bytes[..bytes.len() - 1]);
+    }),
+    ("half of it", |file| {
+        let bytes = fs::read(file).unwrap();
+        replace(file, &bytes[..bytes.len() / 2]);
+    }),
+    ("a bit flipped", |file| {
+        let mut bytes = fs::read(file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        replace(file, &bytes);
+    }),
+    ("a byte more", |file| {
+        let mut bytes = fs::read(file).unwrap();
+        bytes.push(b'\n');
+        replace(file, &bytes);
+    }),
+    ("of another kind", |file| {
+        replace(
+            file,
+            b"{\"kind\": \"something else\", \"schema_version\": 1}",
+        )
+    }),
+    ("gone", |file| fs::remove_file(file).unwrap()),
+];
+
+/// Another file under the same name: generations share files by hard links.
+fn replace(file: &Path, bytes: &[u8]) {
+    fs::remove_file(file).unwrap();
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn every_damage_is_named_and_the_newest_whole_generation_opens() {
+    for part in ["manifest.json", "hub.json", "head.safetensors"] {
+        for (harm, damage) in HARMS {
+            let folder = Folder::new("damage");
+            let (path, first, second) = two_generations(&folder);
+            let file = path.join(second.as_str()).join(part);
+            // Not through the link that the first generation shares.
+            let own = fs::read(&file).unwrap();
+            replace(&file, &own);
+            damage(&file);
+            let store = Store::open(&path).unwrap();
+            let error = store.check(&second).unwrap_err();
+            assert!(error.to_string().contains(part), "{part} {harm}: {error}");
+            let report = store
+                .list()
+                .unwrap()
+                .into_iter()
+                .find(|report| report.id == second)
+                .unwrap();
+            assert!(report.current && report.damage.is_some(), "{part} {harm}");
+            let (generation, degraded) = served(&path);
+            assert_eq!(generation, first, "{part} {harm}");
+            let degraded = degraded.unwrap_or_else(|| panic!("{part} {harm}: not said"));
+            assert!(
+                degraded.contains(part) && degraded.contains(first.as_str()),
+                "{degraded}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_renamed_generation_is_foreign() {
+    let folder = Folder::new("foreign");
+    let (path, first, second) = two_generations(&folder);
+    let stranger = "g0009-0123456789ab";
+    fs::rename(path.join(second.as_str()), path.join(stranger)).unwrap();
+    let error = Store::open(&path)
+        .unwrap()
+        .check(&stranger.parse().unwrap())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert_eq!(served(&path).0, first);
+}
+
+#[test]
+fn a_damaged_current_file_does_not_stop_the_store() {
+    for content in [
+        None,
+        Some(""),
+        Some("nonsense\n"),
+        Some("g0009-0123456789ab\n"),
+        Some("../../etc\n"),
+    ] {
+        let folder = Folder::new("current");
+        let (path, _, second) = two_generations(&folder);
+        match content {
+            None => fs::remove_file(path.join("current")).unwrap(),
+            Some(text) => fs::write(path.join("current"), text).unwrap(),
+        }
+        let (generation, degraded) = served(&path);
+        assert_eq!(generation, second, "{content:?}");
+        assert!(degraded.is_some(), "{content:?}");
+    }
+}
+
+#[test]
+fn nothing_whole_is_an_error() {
+    let folder = Folder::new("nothing");
+    fs::create_dir(folder.join("store")).unwrap();
+    let error = Router::open(folder.join("store"), cpu(1)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("current"), "{error}");
+    let error = Router::open(folder.join("missing"), cpu(1)).err().unwrap();
+    assert!(error.to_string().contains("expected a store"), "{error}");
+}
+
+#[test]
+fn left_overs_of_a_writer_are_passed_over_and_pruned() {
+    let folder = Folder::new("leftovers");
+    let (path, first, second) = two_generations(&folder);
+    let torn = path.join(".tmp-1-0-folder");
+    fs::create_dir(&torn).unwrap();
+    fs::write(torn.join("hub.json"), b"{").unwrap();
+    fs::write(path.join(".tmp-1-1-current"), b"g00").unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.ids().unwrap(), [first.clone(), second.clone()]);
+    assert_eq!(served(&path), (second.clone(), None));
+    let would = store.prune(3, true).unwrap();
+    assert_eq!((would.generations.len(), would.leftovers), (0, 2));
+    assert!(torn.exists());
+    assert_eq!(store.prune(0, false).unwrap().generations, [first]);
+    assert!(!torn.exists());
+    assert_eq!(served(&path), (second, None));
+}
+
+#[test]
+fn another_encoder_is_refused() {
+    let folder = Folder::new("encoder");
+    let (path, ..) = two_generations(&folder);
+    let manifest = folder.join("all-MiniLM-L6-v2").join("manifest.json");
+    let changed = fs::read_to_string(&manifest)
+        .unwrap()
+        .replace("\"mean\"", "\"cls\"");
+    replace(&manifest, changed.as_bytes());
+    let error = Router::open(&path, cpu(1)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert!(error.to_string().contains("--encoder"), "{error}");
+    // Weights that are not what their manifest says.
+    let weights = folder.join("all-MiniLM-L6-v2").join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    replace(&weights, &bytes);
+    replace(&manifest, changed.replace("\"cls\"", "\"mean\"").as_bytes());
+    let error = Router::open(&path, cpu(1)).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("model.safetensors: expected SHA-256"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_writers_do_not_mix() {
+    let folder = Folder::new("writers");
+    let (path, ..) = two_generations(&folder);
+    let lock = fs::File::create(path.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let error = Store::open(&path).unwrap().retire("gpt2").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("another process"), "{error}");
+    drop(lock);
+    Store::open(&path).unwrap().retire("gpt2").unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_read_only_store_routes_and_refuses_changes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = Folder::new("readonly");
+    let (path, _, second) = two_generations(&folder);
+    let _ = fs::remove_file(path.join("lock"));
+    let generation = path.join(second.as_str());
+    let set = |mode: u32| {
+        for folder in [&generation, &path] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    set(0o555);
+    let routed = served(&path);
+    let change = Store::open(&path).unwrap().retire("gpt2");
+    let root = fs::write(path.join("probe"), b"").is_ok();
+    set(0o755);
+    assert_eq!(routed, (second, None));
+    // Root writes anywhere; everybody else is told which file.
+    if !root {
+        let error = change.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("lock"), "{error}");
+    }
+}
+
+#[test]
+fn unchanged_parts_are_shared() {
+    let folder = Folder::new("shared");
+    let (path, first, second) = two_generations(&folder);
+    let head = |id: &GenerationId| path.join(id.as_str()).join("head.safetensors");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = |id: &GenerationId| fs::metadata(head(id)).unwrap().ino();
+        assert_eq!(inode(&first), inode(&second));
+    }
+    assert_eq!(
+        fs::read(head(&first)).unwrap(),
+        fs::read(head(&second)).unwrap()
+    );
+    let store = Store::open(&path).unwrap();
+    let difference = store.diff(&first, &second).unwrap();
+    assert_eq!(
+        difference.aliased,
+        [("gpt2".to_owned(), "small-gpt".to_owned())]
+    );
+    assert_eq!((difference.added.len(), difference.moved_rows), (0, 0));
+    assert_eq!(store.rollback().unwrap(), first);
+    assert_eq!(store.rollback().unwrap_err().kind(), ErrorKind::Refused);
+}
