@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench kernels [-- DEVICE [THREADS]]`; without arguments the CPU with one and with
 //! two threads, then every adapter. Not criterion's: a share of a peak needs both in one run, so
-//! each line's median of nine stands beside peaks measured right before it.
+//! each line's median of seven stands beside peaks measured right before it.
 #![allow(clippy::print_stdout, missing_docs, reason = "a bench")]
 
 use hubrouter::diagnostics::{KernelBench, diagnose};
@@ -66,7 +66,7 @@ fn bench(device: &str, threads: usize, tokens: usize, prompts: usize) -> Result<
         )]
         let repeats = (5e-3 / once).clamp(1.0, 400.0) as usize;
         let mut ratios = Vec::new();
-        for _ in 0..9 {
+        for _ in 0..7 {
             let peaks = kernels.peaks()?;
             // The copy has emptied the caches.
             kernels.time(index, 3)?;

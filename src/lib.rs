@@ -42,7 +42,7 @@
 //! 3. Every `shaders/<op>.wgsl` has its `src/ops/<op>.rs` and the reverse; all validate with naga
 //!    and have the header that `shaders/README.md` asks for.
 //! 4. `unsafe` is in `weights.rs` (the mapping) and `device/cpu/gemm.rs` (the step into code
-//!    compiled for a SIMD level), each block with its SAFETY note.
+//!    compiled for a SIMD level, a prefetch), each block with its SAFETY note.
 //! 5. Threads are those of the pool in `device/cpu`. The host owns queues and time-outs.
 //! 6. Clocks are read for `Timing`, for measurements and by the command. Nothing that is written
 //!    depends on one, so the same input makes the same generation, bit for bit.
@@ -63,6 +63,8 @@
 //!   normaliser on the device, the second is what benches compare with.
 //! * The CPU's kernels run at a SIMD level of their own choosing (AVX-512, AVX2, portable), with f16
 //!   panels where the checkpoint is f16: the reason stands in `device/cpu/gemm.rs`.
+//! * The pool's threads stay awake while a call computes (`device/cpu/mod.rs`): to wake one for each
+//!   of a hundred short steps cost a tenth of a short prompt's time.
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""hubrouter beside ONNX Runtime, PyTorch and candle: the same prompts, one after the other, in one run.
+"""hubrouter beside ONNX Runtime, PyTorch and candle: the same prompts, in turns, in one run.
 
 What is timed: for the peers tokenizing and encoding (mean pooling included); for hubrouter the whole route:
 tokenizing, encoding, scoring the hub, ranking, the decision. All read the weights of one bundle (f16) and
@@ -190,16 +190,22 @@ def median(values):
     return statistics.median(values)
 
 
-def compare(kind, runners, batches, per_text):
-    """Every runner takes every batch in turn; ratios are taken batch by batch, then their median."""
-    for runner in runners:
-        for batch in batches[:5]:
-            runner(batch)
+def compare(kind, runners, batches, block, pause):
+    """Runners take turns, block by block; ratios are taken batch by batch, then their median.
+
+    Before a block come a pause, in which the threads of whoever ran before stop spinning for more work, and
+    two untimed batches. `block` 0 times single calls, each after the pause: what a quiet gateway sees.
+    """
+    warm_up = batches[:2] if block else []
+    block = block or 1
     seconds = {runner.name: [] for runner in runners}
-    for i, batch in enumerate(batches):
+    for turn, start in enumerate(range(0, len(batches), block)):
         # The order turns, so that nobody always follows the same neighbour.
-        for runner in runners[i % len(runners):] + runners[:i % len(runners)]:
-            seconds[runner.name].append(runner(batch))
+        for runner in runners[turn % len(runners):] + runners[:turn % len(runners)]:
+            time.sleep(pause)
+            for batch in warm_up:
+                runner(batch)
+            seconds[runner.name] += [runner(batch) for batch in batches[start : start + block]]
     print(f"\n{kind}: {len(batches)} batches of {len(batches[0])}")
     own = seconds[runners[0].name]
     rows = []
@@ -228,9 +234,14 @@ def main():
     ordered = sorted(prompts, key=len)
     batches = [ordered[i : i + 32] for i in range(0, len(ordered) - 31, 32)]
     figures = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads, "prompts": arguments.data and "CMRBench eval" or "made up"}
-    for kind, work, size in [("single prompts", single, 1), ("length-sorted batches", batches, 32)]:
+    kinds = [
+        ("single prompts, one after the other", single, 1, 20, 0.1),
+        ("single prompts, 30 ms apart", single, 1, 0, 0.03),
+        ("length-sorted batches", batches, 32, 4, 0.1),
+    ]
+    for kind, work, size, block, pause in kinds:
         runners = [HubRouter(arguments.threads, size)] + [peer(arguments.threads, size) for peer in peers]
-        figures[kind] = compare(kind, runners, work, size)
+        figures[kind] = compare(kind, runners, work, block, pause)
         for runner in runners:
             runner.close()
     if arguments.output:

@@ -76,8 +76,8 @@ impl KernelBench {
         const WORDS: usize = 8 << 20;
         const LANES: usize = 1 << 16;
         let (turns, repeats) = match self.device {
-            Device::Cpu(_) => (2_000, 3),
-            Device::Gpu(_) => (200, 3),
+            Device::Cpu(_) => (400, 3),
+            Device::Gpu(_) => (100, 3),
         };
         let peak = &self.ops.peak;
         let x = self.device.upload("x", 1, &vec![0.5; WORDS])?;

@@ -3,6 +3,7 @@
 pub(crate) mod gemm;
 pub(crate) mod math;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -87,7 +88,7 @@ impl Cpu {
             Some(pool) if pool.current_thread_index().is_some() => job(),
             Some(pool) => {
                 let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-                pool.install(job)
+                pool.install(|| awake(job))
             }
         }
     }
@@ -184,6 +185,40 @@ impl Cpu {
     pub(crate) fn simd<R>(&self, f: impl FnOnce() -> R) -> R {
         self.arch.dispatch(f)
     }
+}
+
+/// Runs `job` on this thread of the pool while the others look for work without falling asleep: a
+/// route is a hundred short parallel steps, and to wake a thread for each costs more than many of
+/// them.
+fn awake<R>(job: impl FnOnce() -> R) -> R {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let done = AtomicBool::new(false);
+    let own = rayon::current_thread_index();
+    rayon::in_place_scope(|scope| {
+        scope.spawn_broadcast(|_, context| {
+            let mut idle = 0u32;
+            while Some(context.index()) != own && !done.load(Ordering::Acquire) {
+                match rayon::yield_now() {
+                    Some(rayon::Yield::Executed) => idle = 0,
+                    _ => idle += 1,
+                }
+                // On a busy machine somebody else may need the core.
+                if idle % 64 == 63 {
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        // Also when the job panics.
+        let _done = Done(&done);
+        job()
+    })
 }
 
 /// SIMD features of this machine that the kernels use or could use, for `doctor`.
