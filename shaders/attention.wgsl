@@ -1,10 +1,15 @@
-// attention: y = softmax(q k^T / sqrt(width)) v, within each prompt and head; no mask, no padding
+// attention: y = p v, p = softmax(q k^T / sqrt(width)), within each prompt and head; no mask, no padding
+//   dv = p^T dy; dp = dy v^T; ds = p * (dp - mean), mean = each row's sum of p * dp; dq = ds k / sqrt(width); dk = ds^T q / sqrt(width)
 //
-//   shapes   qkv: [T, 3 H]   offsets: [B + 1]   tiles: [J, 2], first row and prompt of each query tile   y: [T, H]
+//   shapes   qkv, dqkv: [T, 3 H]   offsets: [B + 1]   tiles: [J, 2], first row and prompt of each query tile   y, dy: [T, H]
+//            statistics: [T, heads, 3], a row of scores' maximum, its sum of exp(score - maximum), its mean
 //   layout   row-major f32, contiguous; a row of qkv is query, key, value, each [heads, WIDTH]
-//   entries  forward    one workgroup per (query tile, head)   y   =   (overwrites)
-//   order    keys ascending in steps of KEYS from the prompt's first, with a running maximum
-//   scratch  queries, keys, values, weights, sums: written before they are read
+//   entries  forward            one workgroup per (query tile, head)   y   =   (overwrites)
+//            backward_queries   one workgroup per (query tile, head, SIDE rows of the tile)   dqkv's dq, statistics   =   (overwrites)
+//            backward_keys      the same, after backward_queries   dqkv's dk and dv   =   (overwrites)
+//   order    keys ascending in steps of KEYS from the prompt's first, with a running maximum; backward in steps of SIDE,
+//            queries too
+//   scratch  queries, keys, values, weights, sums, own, other, slopes, totals: written before they are read
 //   uses     nothing
 
 override WIDTH: u32 = 32u; // of a head
@@ -20,6 +25,9 @@ struct Dims { hidden: u32, scale: f32 }
 @group(0) @binding(2) var<storage, read> offsets: array<u32>; // [B + 1]
 @group(0) @binding(3) var<storage, read> tiles: array<u32>; // [J, 2]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [T, H]
+@group(0) @binding(5) var<storage, read> dy: array<f32>; // [T, H]
+@group(0) @binding(6) var<storage, read_write> statistics: array<f32>; // [T, heads, 3]
+@group(0) @binding(7) var<storage, read_write> dqkv: array<f32>; // [T, 3 H]
 
 var<workgroup> queries: array<f32, QUERIES * WIDTH>;
 var<workgroup> keys: array<f32, KEYS * WIDTH>;
@@ -77,6 +85,128 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     if first + q < end {
         for (var d = part; d < WIDTH; d += PARTS) {
             y[(first + q) * dims.hidden + head + d] = sums[q * WIDTH + d] / total;
+        }
+    }
+}
+
+// The backward entries work on pairs of a query and a key: a lane has one of SIDE x SIDE. What belongs to a query, (q / sqrt(width), dy),
+// and to a key, (k, v), are pairs as well, so that a product of the two is (score, dp).
+
+const SIDE = 8u; // rows of a workgroup, and rows staged at a time
+override PITCH: u32 = WIDTH + 1u; // of staged rows: lanes that read one column of several meet different banks
+
+var<workgroup> own: array<vec2<f32>, SIDE * PITCH>;
+var<workgroup> other: array<vec2<f32>, SIDE * PITCH>;
+var<workgroup> slopes: array<vec2<f32>, SIDE * SIDE>;
+var<workgroup> totals: array<vec2<f32>, SIDE * WIDTH>;
+
+fn query_at(row: u32, column: u32) -> vec2<f32> {
+    return vec2(qkv[row * 3u * dims.hidden + column] * dims.scale, dy[row * dims.hidden + column]);
+}
+
+fn key_at(row: u32, column: u32) -> vec2<f32> {
+    let place = (row * 3u + 1u) * dims.hidden + column;
+    return vec2(qkv[place], qkv[place + dims.hidden]);
+}
+
+fn product(r: u32, j: u32) -> vec2<f32> {
+    var sum = vec2(0.0);
+    for (var d = 0u; d < WIDTH; d += 1u) { sum += own[r * PITCH + d] * other[j * PITCH + d]; }
+    return sum;
+}
+
+@compute @workgroup_size(SIDE * SIDE)
+fn backward_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = tiles[group.x * 2u] + group.z * SIDE;
+    let prompt = tiles[group.x * 2u + 1u];
+    let head = group.y * WIDTH;
+    let begin = offsets[prompt];
+    let end = offsets[prompt + 1u];
+    for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
+        own[n / WIDTH * PITCH + n % WIDTH] = query_at(min(first + n / WIDTH, end - 1u), head + n % WIDTH);
+        totals[n] = vec2(0.0);
+    }
+    let r = lane / SIDE;
+    let j = lane % SIDE;
+    var largest = LOWEST;
+    var total = vec2(0.0); // sums of weight * dp, and of weights; totals has the same times k
+    for (var start = begin; start < end; start += SIDE) {
+        for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
+            other[n / WIDTH * PITCH + n % WIDTH] = key_at(min(start + n / WIDTH, end - 1u), head + n % WIDTH);
+        }
+        workgroupBarrier();
+        var pair = product(r, j);
+        if start + j >= end { pair.x = LOWEST; }
+        slopes[lane] = pair;
+        workgroupBarrier();
+        var peak = largest;
+        for (var i = 0u; i < SIDE; i += 1u) { peak = max(peak, slopes[r * SIDE + i].x); }
+        let fade = exp(largest - peak);
+        largest = peak;
+        workgroupBarrier();
+        slopes[lane] = exp(pair.x - peak) * vec2(pair.y, 1.0);
+        workgroupBarrier();
+        total *= fade;
+        for (var i = 0u; i < SIDE; i += 1u) { total += slopes[r * SIDE + i]; }
+        for (var d = j; d < WIDTH; d += SIDE) {
+            var sum = totals[r * WIDTH + d] * fade;
+            for (var i = 0u; i < SIDE; i += 1u) { sum += slopes[r * SIDE + i] * other[i * PITCH + d].x; }
+            totals[r * WIDTH + d] = sum;
+        }
+        workgroupBarrier();
+    }
+    let row = first + r;
+    if row < end {
+        let mean = total.x / total.y;
+        for (var d = j; d < WIDTH; d += SIDE) {
+            let sum = totals[r * WIDTH + d];
+            dqkv[row * 3u * dims.hidden + head + d] = (sum.x - mean * sum.y) / total.y * dims.scale;
+        }
+        if j == 0u {
+            let place = (row * (dims.hidden / WIDTH) + group.y) * 3u;
+            statistics[place] = largest;
+            statistics[place + 1u] = total.y;
+            statistics[place + 2u] = mean;
+        }
+    }
+}
+
+@compute @workgroup_size(SIDE * SIDE)
+fn backward_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = tiles[group.x * 2u] + group.z * SIDE;
+    let prompt = tiles[group.x * 2u + 1u];
+    let head = group.y * WIDTH;
+    let begin = offsets[prompt];
+    let end = offsets[prompt + 1u];
+    for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
+        own[n / WIDTH * PITCH + n % WIDTH] = key_at(min(first + n / WIDTH, end - 1u), head + n % WIDTH);
+        totals[n] = vec2(0.0);
+    }
+    let r = lane / SIDE;
+    let j = lane % SIDE;
+    for (var start = begin; start < end; start += SIDE) {
+        for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
+            other[n / WIDTH * PITCH + n % WIDTH] = query_at(min(start + n / WIDTH, end - 1u), head + n % WIDTH);
+        }
+        workgroupBarrier();
+        let pair = product(r, j);
+        let place = (min(start + j, end - 1u) * (dims.hidden / WIDTH) + group.y) * 3u;
+        var p = exp(pair.x - statistics[place]) / statistics[place + 1u];
+        if start + j >= end { p = 0.0; }
+        slopes[lane] = p * vec2(pair.y - statistics[place + 2u], 1.0);
+        workgroupBarrier();
+        for (var d = j; d < WIDTH; d += SIDE) {
+            var sum = totals[r * WIDTH + d];
+            for (var i = 0u; i < SIDE; i += 1u) { sum += slopes[r * SIDE + i] * other[i * PITCH + d]; }
+            totals[r * WIDTH + d] = sum;
+        }
+        workgroupBarrier();
+    }
+    if first + r < end {
+        let place = ((first + r) * 3u + 1u) * dims.hidden + head;
+        for (var d = j; d < WIDTH; d += SIDE) {
+            dqkv[place + d] = totals[r * WIDTH + d].x;
+            dqkv[place + dims.hidden + d] = totals[r * WIDTH + d].y;
         }
     }
 }

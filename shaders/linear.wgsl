@@ -1,16 +1,13 @@
-// linear: y[t,o] = sum over i of x[t,i] w[o,i] + bias[o]
+// linear: y[t,o] = sum over i of x[t,i] w[o,i] + bias[o]; dx[t,i] = sum over o of dy[t,o] w[o,i]
 //
-//   shapes   x: [T, in]   w: [out, in]   bias: [out]   y: [T, out]
+//   shapes   x, dx: [T, in]   w: [out, in]   bias: [out]   y, dy: [T, out]
 //   layout   row-major f32, contiguous
-//   entries  forward    one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y   =   (overwrites)
-//   order    i ascending in one sum, whatever the tile: a row is the same alone and in a batch
-//   scratch  xs, ws: written before they are read
-//   uses     nothing
-
-override DOWN: u32 = 16u; // lanes down a tile
-override ACROSS: u32 = 16u; // lanes across a tile
-const TILE = 4u; // rows and columns of a lane
-const STEP = 16u; // inputs staged at a time
+//   entries  forward        one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y    =    (overwrites)
+//            backward       the same                                                    dx   =    (overwrites)
+//            backward_add   the same                                                    dx   +=
+//   order    i, or o, ascending in one sum, whatever the tile: a row is the same alone and in a batch
+//   scratch  xs, ws of tile: written before they are read
+//   uses     tile: multiply_tile
 
 struct Dims { rows: u32, inputs: u32, outputs: u32 }
 
@@ -19,9 +16,8 @@ struct Dims { rows: u32, inputs: u32, outputs: u32 }
 @group(0) @binding(2) var<storage, read> w: array<f32>; // [out, in]
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // [out]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [T, out]
-
-var<workgroup> xs: array<f32, DOWN * TILE * STEP>; // [STEP, rows]
-var<workgroup> ws: array<f32, ACROSS * TILE * STEP>; // [STEP, columns]
+@group(0) @binding(5) var<storage, read> dy: array<f32>; // [T, out]
+@group(0) @binding(6) var<storage, read_write> dx: array<f32>; // [T, in]
 
 @compute @workgroup_size(DOWN * ACROSS)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -31,10 +27,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let first_column = group.x * wide;
     let r = (lane / ACROSS) * TILE;
     let c = (lane % ACROSS) * TILE;
-    var sums0 = vec4<f32>();
-    var sums1 = vec4<f32>();
-    var sums2 = vec4<f32>();
-    var sums3 = vec4<f32>();
+    var sums = mat4x4<f32>();
     for (var start = 0u; start < dims.inputs; start += STEP) {
         for (var n = lane; n < high * STEP; n += DOWN * ACROSS) {
             let row = first_row + n / STEP;
@@ -51,21 +44,13 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
             ws[(n % STEP) * wide + n / STEP] = value;
         }
         workgroupBarrier();
-        for (var k = 0u; k < STEP; k += 1u) {
-            let a = k * high + r;
-            let b = k * wide + c;
-            let weights = vec4<f32>(ws[b], ws[b + 1u], ws[b + 2u], ws[b + 3u]);
-            sums0 += xs[a] * weights;
-            sums1 += xs[a + 1u] * weights;
-            sums2 += xs[a + 2u] * weights;
-            sums3 += xs[a + 3u] * weights;
-        }
+        sums = multiply_tile(sums, r, c);
         workgroupBarrier();
     }
-    store(first_row + r, first_column + c, sums0);
-    store(first_row + r + 1u, first_column + c, sums1);
-    store(first_row + r + 2u, first_column + c, sums2);
-    store(first_row + r + 3u, first_column + c, sums3);
+    store(first_row + r, first_column + c, sums[0]);
+    store(first_row + r + 1u, first_column + c, sums[1]);
+    store(first_row + r + 2u, first_column + c, sums[2]);
+    store(first_row + r + 3u, first_column + c, sums[3]);
 }
 
 fn store(row: u32, column: u32, sums: vec4<f32>) {
@@ -73,5 +58,66 @@ fn store(row: u32, column: u32, sums: vec4<f32>) {
     let last = min(TILE, dims.outputs - min(column, dims.outputs));
     for (var j = 0u; j < last; j += 1u) {
         y[row * dims.outputs + column + j] = sums[j] + bias[column + j];
+    }
+}
+
+// The lane's sums of dx.
+fn gradient(group: vec3<u32>, lane: u32) -> mat4x4<f32> {
+    let high = DOWN * TILE;
+    let wide = ACROSS * TILE;
+    let first_row = group.y * high;
+    let first_column = group.x * wide;
+    var sums = mat4x4<f32>();
+    for (var start = 0u; start < dims.outputs; start += STEP) {
+        for (var n = lane; n < high * STEP; n += DOWN * ACROSS) {
+            let row = first_row + n / STEP;
+            let o = start + n % STEP;
+            var value = 0.0;
+            if row < dims.rows && o < dims.outputs { value = dy[row * dims.outputs + o]; }
+            xs[(n % STEP) * high + n / STEP] = value;
+        }
+        for (var n = lane; n < wide * STEP; n += DOWN * ACROSS) {
+            let column = first_column + n % wide;
+            let o = start + n / wide;
+            var value = 0.0;
+            if column < dims.inputs && o < dims.outputs { value = w[o * dims.inputs + column]; }
+            ws[n] = value;
+        }
+        workgroupBarrier();
+        sums = multiply_tile(sums, (lane / ACROSS) * TILE, (lane % ACROSS) * TILE);
+        workgroupBarrier();
+    }
+    return sums;
+}
+
+@compute @workgroup_size(DOWN * ACROSS)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let sums = gradient(group, lane);
+    store_gradient(group, lane, sums, false);
+}
+
+@compute @workgroup_size(DOWN * ACROSS)
+fn backward_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let sums = gradient(group, lane);
+    store_gradient(group, lane, sums, true);
+}
+
+fn store_gradient(group: vec3<u32>, lane: u32, sums: mat4x4<f32>, add: bool) {
+    let row = (group.y * DOWN + lane / ACROSS) * TILE;
+    let column = (group.x * ACROSS + lane % ACROSS) * TILE;
+    store_gradient_row(row, column, sums[0], add);
+    store_gradient_row(row + 1u, column, sums[1], add);
+    store_gradient_row(row + 2u, column, sums[2], add);
+    store_gradient_row(row + 3u, column, sums[3], add);
+}
+
+fn store_gradient_row(row: u32, column: u32, sums: vec4<f32>, add: bool) {
+    if row >= dims.rows { return; }
+    let last = min(TILE, dims.inputs - min(column, dims.inputs));
+    for (var j = 0u; j < last; j += 1u) {
+        let place = row * dims.inputs + column + j;
+        var value = sums[j];
+        if add { value += dx[place]; }
+        dx[place] = value;
     }
 }

@@ -1,9 +1,11 @@
-// pool: one row of each prompt's rows
+// pool: one row of each prompt's rows, and back
 //
-//   shapes   x: [T, H]   offsets: [B + 1]   h: [B, H]
+//   shapes   x, dx: [T, H]   offsets: [B + 1]   h, dh: [B, H]
 //   layout   row-major f32, contiguous
-//   entries  mean     one workgroup per prompt   mean of x over the prompt   h   =   (overwrites)
-//            first    one workgroup per prompt   x of the first token        h   =   (overwrites)
+//   entries  mean             one workgroup per prompt   mean of x over the prompt            h    =   (overwrites)
+//            first            one workgroup per prompt   x of the first token                 h    =   (overwrites)
+//            backward_mean    one workgroup per prompt   dh / n for each of n tokens          dx   =   (overwrites)
+//            backward_first   one workgroup per prompt   dh for the first token, 0 for others dx   =   (overwrites)
 //   order    tokens ascending, one lane per column
 //   uses     nothing; no workgroup memory
 
@@ -15,6 +17,8 @@ struct Dims { hidden: u32 }
 @group(0) @binding(1) var<storage, read> offsets: array<u32>; // [B + 1]
 @group(0) @binding(2) var<storage, read> x: array<f32>; // [T, H]
 @group(0) @binding(3) var<storage, read_write> h: array<f32>; // [B, H]
+@group(0) @binding(4) var<storage, read> dh: array<f32>; // [B, H]
+@group(0) @binding(5) var<storage, read_write> dx: array<f32>; // [T, H]
 
 @compute @workgroup_size(WG)
 fn mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -32,5 +36,25 @@ fn first(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let row = offsets[group.x] * dims.hidden;
     for (var c = lane; c < dims.hidden; c += WG) {
         h[group.x * dims.hidden + c] = x[row + c];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn backward_mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let begin = offsets[group.x];
+    let end = offsets[group.x + 1u];
+    for (var c = lane; c < dims.hidden; c += WG) {
+        let share = dh[group.x * dims.hidden + c] / f32(end - begin);
+        for (var t = begin; t < end; t += 1u) { dx[t * dims.hidden + c] = share; }
+    }
+}
+
+@compute @workgroup_size(WG)
+fn backward_first(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let begin = offsets[group.x];
+    let end = offsets[group.x + 1u];
+    for (var c = lane; c < dims.hidden; c += WG) {
+        dx[begin * dims.hidden + c] = dh[group.x * dims.hidden + c];
+        for (var t = begin + 1u; t < end; t += 1u) { dx[t * dims.hidden + c] = 0.0; }
     }
 }

@@ -12,7 +12,7 @@ pub(crate) use gpu::kernel::Kernel;
 pub(crate) use gpu::shader::{Shader, shader};
 pub(crate) use pass::{CpuPass, Outcome, Pass, Read};
 pub(crate) use plan::{Plan, Plans, Sizes};
-pub(crate) use tensor::Tensor;
+pub(crate) use tensor::{Part, PartMut, Place, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
 use cpu::Cpu;

@@ -56,18 +56,32 @@ impl Pass<'_> {
 
     /// Sets the rows of `tensor` to `values`.
     pub(crate) fn upload(&mut self, tensor: &mut Tensor, values: &[u32]) {
-        let rows = values.len() / tensor.columns().max(1);
-        assert_eq!(
-            rows * tensor.columns(),
-            values.len(),
-            "{}: not whole rows",
-            tensor.label()
-        );
-        tensor.resize(rows);
+        Self::fit(tensor, values.len());
         match self {
             Pass::Gpu(gpu) => gpu.upload(tensor, values),
             Pass::Cpu(_) => tensor.u32_mut().copy_from_slice(values),
         }
+    }
+
+    /// As [`Pass::upload`], for numbers.
+    pub(crate) fn upload_f32(&mut self, tensor: &mut Tensor, values: &[f32]) {
+        Self::fit(tensor, values.len());
+        match self {
+            Pass::Gpu(gpu) => gpu.upload(tensor, bytemuck::cast_slice(values)),
+            Pass::Cpu(_) => tensor.f32_mut().copy_from_slice(values),
+        }
+    }
+
+    /// Gives `tensor` the rows that `count` elements are.
+    fn fit(tensor: &mut Tensor, count: usize) {
+        let rows = count / tensor.columns().max(1);
+        assert_eq!(
+            rows * tensor.columns(),
+            count,
+            "{}: not whole rows",
+            tensor.label()
+        );
+        tensor.resize(rows);
     }
 
     /// Brings the content that `tensor` has at this point back with the outcome.

@@ -18,6 +18,76 @@ enum Storage {
     Gpu(gpu::Buffer),
 }
 
+/// A matrix inside a tensor: some columns of it, or one parameter of a flat buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'t> {
+    pub(crate) tensor: &'t Tensor,
+    /// Where the matrix begins and how far its rows are apart.
+    pub(crate) place: Place,
+}
+
+/// As [`Part`], to be written.
+pub(crate) struct PartMut<'t> {
+    pub(crate) tensor: &'t mut Tensor,
+    pub(crate) place: Place,
+}
+
+/// A row-major [rows, columns] matrix among the elements of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// First element.
+    pub(crate) offset: usize,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+impl Place {
+    /// Consecutive rows that begin at element `offset`.
+    pub(crate) fn flat(offset: usize, rows: usize, columns: usize) -> Self {
+        Self {
+            offset,
+            stride: columns,
+            rows,
+            columns,
+        }
+    }
+
+    /// Elements up to the end of the last row.
+    pub(crate) fn end(self) -> usize {
+        match self.rows {
+            0 => self.offset,
+            rows => self.offset + (rows - 1) * self.stride + self.columns,
+        }
+    }
+
+    /// Asserts the shape, naming op, matrix, expected and found.
+    pub(crate) fn expect(self, op: &str, name: &str, rows: usize, columns: usize) {
+        assert!(
+            self.rows == rows && self.columns == columns,
+            "{op}: {name}: expected [{rows}, {columns}], found [{}, {}]",
+            self.rows,
+            self.columns
+        );
+    }
+}
+
+impl<'t> Part<'t> {
+    /// The elements from the first on; row `r` begins at `r * stride`.
+    pub(crate) fn f32(self) -> &'t [f32] {
+        &self.tensor.f32()[self.place.offset..self.place.end()]
+    }
+}
+
+impl PartMut<'_> {
+    /// As [`Part::f32`], to be written.
+    pub(crate) fn f32_mut(&mut self) -> &mut [f32] {
+        let (offset, end) = (self.place.offset, self.place.end());
+        &mut self.tensor.f32_mut()[offset..end]
+    }
+}
+
 impl Tensor {
     pub(super) fn scratch(
         device: &Device,
@@ -174,6 +244,48 @@ impl Tensor {
             Storage::U32(values) => &mut values[..self.rows * self.columns],
             _ => panic!("{}: not u32 on the CPU", self.label),
         }
+    }
+
+    /// The matrix at `place`.
+    pub(crate) fn part(&self, place: Place) -> Part<'_> {
+        self.inside(place);
+        Part {
+            tensor: self,
+            place,
+        }
+    }
+
+    /// As [`Tensor::part`], to be written.
+    pub(crate) fn part_mut(&mut self, place: Place) -> PartMut<'_> {
+        self.inside(place);
+        PartMut {
+            tensor: self,
+            place,
+        }
+    }
+
+    /// Where all of this tensor's rows are.
+    pub(crate) fn place(&self) -> Place {
+        Place::flat(0, self.rows, self.columns)
+    }
+
+    /// Where columns `first..first + count` of every row are.
+    pub(crate) fn columns_at(&self, first: usize, count: usize) -> Place {
+        Place {
+            offset: first,
+            stride: self.columns,
+            rows: self.rows,
+            columns: count,
+        }
+    }
+
+    fn inside(&self, place: Place) {
+        assert!(
+            place.columns <= place.stride && place.end() <= self.len(),
+            "{}: {place:?} is not inside {} elements",
+            self.label,
+            self.len()
+        );
     }
 
     /// The buffer of a GPU's tensor.

@@ -127,7 +127,7 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
 
 /// A case whose output is `y` of `n` elements, at so many operations and bytes an element.
 #[expect(clippy::too_many_arguments, reason = "what a case is made of")]
-fn case(
+pub(super) fn case(
     op: &'static str,
     label: &str,
     flops: f64,

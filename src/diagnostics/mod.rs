@@ -2,6 +2,7 @@
 
 mod cases;
 mod kernels;
+mod learning;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -116,10 +117,9 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
 fn self_test_on(device: &Device) -> Result<Vec<OpTest>> {
     let shape = cases::Shape::UGLY;
     let ops = Arc::new(Ops::new(device, shape.head_width())?);
-    cases::all(device, &ops, shape)?
-        .into_iter()
-        .map(|mut case| case.test(device))
-        .collect()
+    let mut all = cases::all(device, &ops, shape)?;
+    all.extend(learning::all(device, &ops, shape)?);
+    all.into_iter().map(|mut case| case.test(device)).collect()
 }
 
 #[cfg(test)]

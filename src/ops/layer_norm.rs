@@ -1,4 +1,5 @@
-//! Layer norm of each row, after an optional residual branch: x, branch [T, H] -> y [T, H].
+//! Layer norm of each row, after an optional residual branch: x, branch [T, H] -> y [T, H]; and its
+//! gradient, for gamma and beta that are not trained.
 
 use crate::device::cpu::math;
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
@@ -16,6 +17,8 @@ struct Dims {
 pub(crate) struct LayerNorm {
     forward: Kernel,
     forward_branch: Kernel,
+    backward: Kernel,
+    backward_branch: Kernel,
 }
 
 /// `x`, `branch`: [T, H]; `gamma`, `beta`: [1, H]; `y`: [T, H], overwritten.
@@ -28,11 +31,24 @@ pub(crate) struct Forward<'t> {
     pub(crate) y: &'t mut Tensor,
 }
 
+/// `x`, `branch`, `gamma`: the forward's; `dy`: [T, H]; `dx`: [T, H], overwritten: the gradient of
+/// x and of the branch alike.
+pub(crate) struct Backward<'t> {
+    pub(crate) x: &'t Tensor,
+    pub(crate) branch: Option<&'t Tensor>,
+    pub(crate) gamma: &'t Tensor,
+    pub(crate) eps: f32,
+    pub(crate) dy: &'t Tensor,
+    pub(crate) dx: &'t mut Tensor,
+}
+
 impl LayerNorm {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             forward: device.kernel(&SHADER, "forward", &[])?,
             forward_branch: device.kernel(&SHADER, "forward_branch", &[])?,
+            backward: device.kernel(&SHADER, "backward", &[])?,
+            backward_branch: device.kernel(&SHADER, "backward_branch", &[])?,
         })
     }
 
@@ -85,6 +101,39 @@ impl LayerNorm {
             }
         }
     }
+
+    pub(crate) fn backward(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
+        let (rows, hidden) = (b.x.rows(), b.x.columns());
+        b.gamma.expect("layer_norm", "gamma", 1, hidden);
+        b.dy.expect("layer_norm", "dy", rows, hidden);
+        b.dx.expect("layer_norm", "dx", rows, hidden);
+        if let Some(branch) = b.branch {
+            branch.expect("layer_norm", "branch", rows, hidden);
+        }
+        match pass {
+            Pass::Gpu(gpu) => {
+                let dims = Dims {
+                    hidden: small(hidden),
+                    eps: b.eps,
+                };
+                let grid = [small(rows), 1, 1];
+                let (x, gamma, dy, dx) =
+                    (("x", b.x), ("gamma", b.gamma), ("dy", b.dy), ("dx", &*b.dx));
+                match b.branch {
+                    None => gpu.dispatch(&self.backward, grid, &dims, &[x, gamma, dy, dx]),
+                    Some(branch) => {
+                        let tensors = [x, ("branch", branch), gamma, dy, dx];
+                        gpu.dispatch(&self.backward_branch, grid, &dims, &tensors);
+                    }
+                }
+            }
+            Pass::Cpu(cpu) => {
+                let branch = b.branch.map(Tensor::f32);
+                let (x, gamma, dy) = (b.x.f32(), b.gamma.f32(), b.dy.f32());
+                backward_cpu(cpu, hidden, x, branch, gamma, b.eps, dy, b.dx.f32_mut());
+            }
+        }
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "the op's tensors")]
@@ -123,12 +172,57 @@ fn forward_cpu(
     });
 }
 
+#[expect(clippy::too_many_arguments, reason = "the op's tensors")]
+fn backward_cpu(
+    pass: &CpuPass<'_>,
+    hidden: usize,
+    x: &[f32],
+    branch: Option<&[f32]>,
+    gamma: &[f32],
+    eps: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    let cpu = pass.cpu;
+    cpu.rows(dx, hidden, hidden * 8, |first, rows| {
+        let mut a = vec![0.0; hidden];
+        cpu.simd(
+            #[inline(always)]
+            || {
+                for (i, dx) in rows.chunks_exact_mut(hidden).enumerate() {
+                    let row = (first + i) * hidden;
+                    dx.copy_from_slice(&x[row..row + hidden]);
+                    if let Some(branch) = branch {
+                        for (dx, branch) in dx.iter_mut().zip(&branch[row..row + hidden]) {
+                            *dx += branch;
+                        }
+                    }
+                    let mean = math::sum(dx, |v| v) / hidden as f32;
+                    let variance = math::sum(dx, |v| (v - mean) * (v - mean)) / hidden as f32;
+                    let scale = 1.0 / (variance + eps).sqrt();
+                    for dx in dx.iter_mut() {
+                        *dx = (*dx - mean) * scale;
+                    }
+                    for ((a, dy), gamma) in a.iter_mut().zip(&dy[row..row + hidden]).zip(gamma) {
+                        *a = dy * gamma;
+                    }
+                    let level = math::sum(&a, |a| a) / hidden as f32;
+                    let along = math::dot(&a, dx) / hidden as f32;
+                    for (dx, a) in dx.iter_mut().zip(&a) {
+                        *dx = (a - level - *dx * along) * scale;
+                    }
+                }
+            },
+        );
+    });
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::{BOUND, assert_close, devices, finite_differences, noise, run, wide};
 
     fn outputs(
         x: &[f32],
@@ -195,6 +289,92 @@ mod tests {
                     assert_close("layer_norm", &y, &want, 3.0 * BOUND);
                 }
             }
+        }
+    }
+
+    fn gradients(
+        x: &[f32],
+        branch: Option<&[f32]>,
+        gamma: &[f32],
+        eps: f32,
+        dy: &[f32],
+    ) -> Vec<Vec<f32>> {
+        let hidden = gamma.len();
+        devices()
+            .iter()
+            .map(|device| {
+                let op = LayerNorm::new(device).unwrap();
+                let x = device.upload("x", hidden, x).unwrap();
+                let branch = branch.map(|branch| device.upload("branch", hidden, branch).unwrap());
+                let gamma = device.upload("gamma", hidden, gamma).unwrap();
+                let dy = device.upload("dy", hidden, dy).unwrap();
+                let mut dx = device.scratch("dx", x.rows(), hidden).unwrap();
+                let (read, outcome) = run(device, |pass| {
+                    let branch = branch.as_ref();
+                    op.backward(
+                        pass,
+                        Backward {
+                            x: &x,
+                            branch,
+                            gamma: &gamma,
+                            eps,
+                            dy: &dy,
+                            dx: &mut dx,
+                        },
+                    );
+                    pass.read(&dx)
+                });
+                outcome.f32(read).to_vec()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn v14_backward() {
+        let want = [0.2683282, -0.3577709, -0.0894427, 0.1788854];
+        let (x, dy) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.0]);
+        for dx in gradients(&x, None, &[1.0; 4], 1e-12, &dy) {
+            assert_close("V14", &dx, &want, 1e-6);
+        }
+    }
+
+    #[test]
+    fn gradients_match_f64_with_and_without_a_branch() {
+        for (rows, hidden, offset) in [(1, 2, 0.0), (7, 63, 100.0), (5, 384, 0.0), (65, 257, 10.0)]
+        {
+            let n = rows * hidden;
+            let x: Vec<f32> = noise(n, 3).iter().map(|v| v + offset).collect();
+            let (branch, gamma, dy) = (noise(n, 4), noise(hidden, 5), noise(n, 6));
+            let both: Vec<f32> = x.iter().zip(&branch).map(|(x, b)| x + b).collect();
+            for (branch, input) in [(None, &x), (Some(branch.as_slice()), &both)] {
+                let (input, gamma64, dy64) = (wide(input), wide(&gamma), wide(&dy));
+                let want = reference::layer_norm_backward(&input, &gamma64, 1e-5, &dy64);
+                for dx in gradients(&x, branch, &gamma, 1e-5, &dy) {
+                    assert_close("layer_norm backward", &dx, &want, 3.0 * BOUND);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_match_differences() {
+        let (rows, hidden) = (3, 65);
+        let (x, gamma, dy) = (noise(195, 3), noise(hidden, 5), noise(rows * hidden, 6));
+        let want = finite_differences(&wide(&x), |x| {
+            let y = reference::layer_norm(x, &wide(&gamma), &vec![0.0; hidden], 1e-5);
+            reference::dot(&y, &wide(&dy))
+        });
+        for dx in gradients(&x, None, &gamma, 1e-5, &dy) {
+            assert_close("layer_norm differences", &dx, &want, 1e-4);
+        }
+    }
+
+    #[test]
+    fn a_row_of_equal_values_has_a_finite_gradient() {
+        let dy = [1.0, 2.0, 4.0];
+        let want = reference::layer_norm_backward(&[5.0; 3], &[1.0; 3], 1e-2, &wide(&dy));
+        for dx in gradients(&[5.0; 3], None, &[1.0; 3], 1e-2, &dy) {
+            assert_close("layer_norm backward", &dx, &want, BOUND);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Ops: one file each, with the host side of its shader, the CPU twin and the tests.
 
+pub(crate) mod adamw;
+pub(crate) mod anchor;
 pub(crate) mod attention;
+pub(crate) mod contrastive;
 pub(crate) mod embed;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_sum_exp;
+pub(crate) mod matmul;
 pub(crate) mod normalize;
 pub(crate) mod peak;
 pub(crate) mod pool;
@@ -23,12 +27,16 @@ pub(crate) const LOWEST: f32 = -3.0e38;
 
 /// All ops, compiled for one device.
 pub(crate) struct Ops {
+    pub(crate) adamw: adamw::AdamW,
+    pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
+    pub(crate) contrastive: contrastive::Contrastive,
     pub(crate) embed: embed::Embed,
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
     pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
+    pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) peak: peak::Peak,
     pub(crate) pool: pool::Pool,
@@ -40,12 +48,16 @@ impl Ops {
     /// `head_width`: elements of one attention head.
     pub(crate) fn new(device: &Device, head_width: usize) -> Result<Self> {
         Ok(Self {
+            adamw: adamw::AdamW::new(device)?,
+            anchor: anchor::Anchor::new(device)?,
             attention: attention::Attention::new(device, head_width)?,
+            contrastive: contrastive::Contrastive::new(device)?,
             embed: embed::Embed::new(device)?,
             gelu: gelu::Gelu::new(device)?,
             layer_norm: layer_norm::LayerNorm::new(device)?,
             linear: linear::Linear::new(device)?,
             log_sum_exp: log_sum_exp::LogSumExp::new(device)?,
+            matmul: matmul::Matmul::new(device)?,
             normalize: normalize::Normalize::new(device)?,
             peak: peak::Peak::new(device)?,
             pool: pool::Pool::new(device)?,

@@ -1,4 +1,4 @@
-//! One row of each prompt's rows: x [T, H], offsets -> h [B, H].
+//! One row of each prompt's rows: x [T, H], offsets -> h [B, H]; and its gradient.
 
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
 use crate::error::Result;
@@ -24,6 +24,8 @@ struct Dims {
 pub(crate) struct Pool {
     mean: Kernel,
     first: Kernel,
+    backward_mean: Kernel,
+    backward_first: Kernel,
 }
 
 /// `x`: [T, H]; `offsets`: [B + 1]; `h`: [B, H], overwritten.
@@ -34,11 +36,21 @@ pub(crate) struct Forward<'t> {
     pub(crate) h: &'t mut Tensor,
 }
 
+/// `dh`: [B, H]; `offsets`: [B + 1], no prompt empty; `dx`: [T, H], overwritten.
+pub(crate) struct Backward<'t> {
+    pub(crate) pooling: Pooling,
+    pub(crate) dh: &'t Tensor,
+    pub(crate) offsets: &'t Tensor,
+    pub(crate) dx: &'t mut Tensor,
+}
+
 impl Pool {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             mean: device.kernel(&SHADER, "mean", &[])?,
             first: device.kernel(&SHADER, "first", &[])?,
+            backward_mean: device.kernel(&SHADER, "backward_mean", &[])?,
+            backward_first: device.kernel(&SHADER, "backward_first", &[])?,
         })
     }
 
@@ -67,6 +79,29 @@ impl Pool {
                     f.offsets.u32(),
                     f.h.f32_mut(),
                 );
+            }
+        }
+    }
+
+    pub(crate) fn backward(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
+        let (prompts, hidden) = (b.dh.rows(), b.dh.columns());
+        b.offsets.expect("pool", "offsets", prompts + 1, 1);
+        b.dx.expect("pool", "dx", b.dx.rows(), hidden);
+        match pass {
+            Pass::Gpu(gpu) => gpu.dispatch(
+                match b.pooling {
+                    Pooling::Mean => &self.backward_mean,
+                    Pooling::Cls => &self.backward_first,
+                },
+                [small(prompts), 1, 1],
+                &Dims {
+                    hidden: small(hidden),
+                },
+                &[("offsets", b.offsets), ("dh", b.dh), ("dx", b.dx)],
+            ),
+            Pass::Cpu(cpu) => {
+                let (dh, offsets) = (b.dh.f32(), b.offsets.u32());
+                backward_cpu(cpu, b.pooling, hidden, dh, offsets, b.dx.f32_mut());
             }
         }
     }
@@ -107,12 +142,40 @@ fn forward_cpu(
     });
 }
 
+fn backward_cpu(
+    pass: &CpuPass<'_>,
+    pooling: Pooling,
+    hidden: usize,
+    dh: &[f32],
+    offsets: &[u32],
+    dx: &mut [f32],
+) {
+    let cpu = pass.cpu;
+    cpu.rows(dx, hidden, hidden, |first, rows| {
+        for (i, dx) in rows.chunks_exact_mut(hidden).enumerate() {
+            let token = small(first + i);
+            let prompt = offsets.partition_point(|begin| *begin <= token) - 1;
+            let dh = &dh[prompt * hidden..][..hidden];
+            match pooling {
+                Pooling::Mean => {
+                    let count = (offsets[prompt + 1] - offsets[prompt]) as f32;
+                    for (dx, dh) in dx.iter_mut().zip(dh) {
+                        *dx = dh / count;
+                    }
+                }
+                Pooling::Cls if token == offsets[prompt] => dx.copy_from_slice(dh),
+                Pooling::Cls => dx.fill(0.0),
+            }
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::{BOUND, assert_close, devices, finite_differences, noise, run, wide};
 
     fn outputs(pooling: Pooling, hidden: usize, x: &[f32], offsets: &[u32]) -> Vec<Vec<f32>> {
         devices()
@@ -156,6 +219,61 @@ mod tests {
                 for h in outputs(pooling, hidden, &x, &offsets) {
                     assert_close("pool", &h, &want, BOUND);
                 }
+            }
+        }
+    }
+
+    fn gradients(pooling: Pooling, hidden: usize, dh: &[f32], offsets: &[u32]) -> Vec<Vec<f32>> {
+        devices()
+            .iter()
+            .map(|device| {
+                let op = Pool::new(device).unwrap();
+                let dh = device.upload("dh", hidden, dh).unwrap();
+                let tokens = offsets[offsets.len() - 1] as usize;
+                let offsets = device.upload_ids("offsets", 1, offsets).unwrap();
+                let mut dx = device.scratch("dx", tokens, hidden).unwrap();
+                let (read, outcome) = run(device, |pass| {
+                    op.backward(
+                        pass,
+                        Backward {
+                            pooling,
+                            dh: &dh,
+                            offsets: &offsets,
+                            dx: &mut dx,
+                        },
+                    );
+                    pass.read(&dx)
+                });
+                outcome.f32(read).to_vec()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn gradients_match_f64() {
+        let offsets = [0u32, 1, 8, 71, 72];
+        for hidden in [1, 65, 384] {
+            let dh = noise(4 * hidden, 12);
+            for pooling in [Pooling::Mean, Pooling::Cls] {
+                let want = reference::pool_backward(pooling, &wide(&dh), &offsets, hidden);
+                for dx in gradients(pooling, hidden, &dh, &offsets) {
+                    assert_close("pool backward", &dx, &want, BOUND);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_match_differences() {
+        let (offsets, hidden) = ([0u32, 2, 3, 10], 7);
+        let (x, dh) = (noise(10 * hidden, 9), noise(3 * hidden, 12));
+        for pooling in [Pooling::Mean, Pooling::Cls] {
+            let want = finite_differences(&wide(&x), |x| {
+                let h = reference::pool(pooling, x, &offsets, hidden);
+                reference::dot(&h, &wide(&dh))
+            });
+            for dx in gradients(pooling, hidden, &dh, &offsets) {
+                assert_close("pool differences", &dx, &want, 1e-4);
             }
         }
     }

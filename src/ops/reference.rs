@@ -85,6 +85,27 @@ pub(crate) fn layer_norm(x: &[f64], gamma: &[f64], beta: &[f64], eps: f64) -> Ve
     y
 }
 
+/// `x`, `dy` [T, H] -> dx [T, H]
+#[cfg(test)]
+pub(crate) fn layer_norm_backward(x: &[f64], gamma: &[f64], eps: f64, dy: &[f64]) -> Vec<f64> {
+    let hidden = gamma.len();
+    let mean = |row: &[f64]| row.iter().sum::<f64>() / hidden as f64;
+    let mut dx = Vec::new();
+    for (row, dy) in x.chunks_exact(hidden).zip(dy.chunks_exact(hidden)) {
+        let about: Vec<f64> = row.iter().map(|v| v - mean(row)).collect();
+        let sigma = (dot(&about, &about) / hidden as f64 + eps).sqrt();
+        let unit: Vec<f64> = about.iter().map(|v| v / sigma).collect();
+        let a: Vec<f64> = dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect();
+        let along = dot(&a, &unit) / hidden as f64;
+        dx.extend(
+            a.iter()
+                .zip(&unit)
+                .map(|(v, unit)| (v - mean(&a) - unit * along) / sigma),
+        );
+    }
+    dx
+}
+
 /// `x` [T, in], `w` [out, in], `bias` [out] -> y [T, out]
 pub(crate) fn linear(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
     let inputs = w.len() / bias.len();
@@ -99,7 +120,25 @@ pub(crate) fn linear(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
     y
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// `a` [M, K] . `b` [K, N]
+#[cfg(test)]
+pub(crate) fn product(a: &[f64], b: &[f64], columns: usize) -> Vec<f64> {
+    let inner = b.len() / columns;
+    let mut y = Vec::new();
+    for a in a.chunks_exact(inner) {
+        for c in 0..columns {
+            y.push(
+                a.iter()
+                    .enumerate()
+                    .map(|(k, a)| a * b[k * columns + c])
+                    .sum(),
+            );
+        }
+    }
+    y
+}
+
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
@@ -130,10 +169,94 @@ pub(crate) fn attention(qkv: &[f64], offsets: &[u32], hidden: usize, width: usiz
     y
 }
 
+/// `qkv` [T, 3H], `dy` [T, H] -> dqkv [T, 3H]
+#[cfg(test)]
+pub(crate) fn attention_backward(
+    qkv: &[f64],
+    offsets: &[u32],
+    hidden: usize,
+    width: usize,
+    dy: &[f64],
+) -> Vec<f64> {
+    let mut dqkv = vec![0.0; qkv.len()];
+    for pair in offsets.windows(2) {
+        let tokens = pair[0] as usize..pair[1] as usize;
+        for head in (0..hidden).step_by(width) {
+            let columns = |values: &[f64], stride: usize, first: usize| -> Vec<f64> {
+                let rows = tokens
+                    .clone()
+                    .map(|t| &values[t * stride + first..][..width]);
+                rows.flatten().copied().collect()
+            };
+            let part = |part: usize| columns(qkv, 3 * hidden, part * hidden + head);
+            let gradients = head_backward(
+                &part(0),
+                &part(1),
+                &part(2),
+                &columns(dy, hidden, head),
+                width,
+            );
+            for (part, gradient) in gradients.iter().enumerate() {
+                for (t, row) in tokens.clone().zip(gradient.chunks_exact(width)) {
+                    dqkv[t * 3 * hidden + part * hidden + head..][..width].copy_from_slice(row);
+                }
+            }
+        }
+    }
+    dqkv
+}
+
+/// `q`, `dy` [n, w], `k`, `v` [m, w] -> dq, dk, dv of one head
+#[cfg(test)]
+pub(crate) fn head_backward(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    dy: &[f64],
+    width: usize,
+) -> [Vec<f64>; 3] {
+    let scale = 1.0 / (width as f64).sqrt();
+    let mut gradients = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+    let [dq, dk, dv] = &mut gradients;
+    for (i, (q, dy)) in q
+        .chunks_exact(width)
+        .zip(dy.chunks_exact(width))
+        .enumerate()
+    {
+        let scores: Vec<f64> = k.chunks_exact(width).map(|k| dot(q, k) * scale).collect();
+        let peak = scores.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - peak).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let p: Vec<f64> = weights.iter().map(|weight| weight / total).collect();
+        let dp: Vec<f64> = v.chunks_exact(width).map(|v| dot(dy, v)).collect();
+        let mean = dot(&p, &dp);
+        for (j, (p, dp)) in p.iter().zip(&dp).enumerate() {
+            let ds = p * (dp - mean) * scale;
+            for d in 0..width {
+                dq[i * width + d] += ds * k[j * width + d];
+                dk[j * width + d] += ds * q[d];
+                dv[j * width + d] += p * dy[d];
+            }
+        }
+    }
+    gradients
+}
+
 pub(crate) fn gelu(x: &[f64]) -> Vec<f64> {
     x.iter()
         .map(|x| 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)))
         .collect()
+}
+
+/// `x`, `dy` [T, F] -> dx [T, F]
+#[cfg(test)]
+pub(crate) fn gelu_backward(x: &[f64], dy: &[f64]) -> Vec<f64> {
+    let slope = |x: f64| {
+        let below = 0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2));
+        let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        below + x * density
+    };
+    x.iter().zip(dy).map(|(x, dy)| dy * slope(*x)).collect()
 }
 
 /// `x` [T, H] -> h [B, H]
@@ -151,6 +274,29 @@ pub(crate) fn pool(pooling: Pooling, x: &[f64], offsets: &[u32], hidden: usize) 
         }
     }
     h
+}
+
+/// `dh` [B, H] -> dx [T, H]
+#[cfg(test)]
+pub(crate) fn pool_backward(
+    pooling: Pooling,
+    dh: &[f64],
+    offsets: &[u32],
+    hidden: usize,
+) -> Vec<f64> {
+    let mut dx = Vec::new();
+    for (pair, dh) in offsets.windows(2).zip(dh.chunks_exact(hidden)) {
+        let count = pair[1] - pair[0];
+        for t in 0..count {
+            let share = match pooling {
+                Pooling::Mean => 1.0 / f64::from(count),
+                Pooling::Cls if t == 0 => 1.0,
+                Pooling::Cls => 0.0,
+            };
+            dx.extend(dh.iter().map(|dh| dh * share));
+        }
+    }
+    dx
 }
 
 /// `z` [B, D] -> u [B, D]

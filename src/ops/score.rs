@@ -1,6 +1,7 @@
 //! Scores of all models: u [B, D] . keys [M, D]^T / tau, eligible bits -> s [B, M].
 
-use crate::device::cpu::gemm::{self, Packed};
+use crate::device::cpu::RowsMut;
+use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
 use crate::error::{Result, bail};
 use crate::ops::LOWEST;
@@ -141,7 +142,9 @@ impl Score {
             ),
             (Pass::Cpu(pass), Values::Cpu(keys)) => {
                 let s = f.s.f32_mut();
-                gemm::multiply(pass.cpu, f.u.f32(), keys, &[], s);
+                let u = Matrix::of_rows(f.u.f32(), f.keys.width);
+                let y = RowsMut::whole(s, models);
+                gemm::multiply(pass.cpu, u, keys, Finish::Set(1.0), y);
                 let eligible = &f.keys.eligible;
                 pass.cpu.rows(s, models, models, |_, rows| {
                     for (m, s) in rows.iter_mut().enumerate() {

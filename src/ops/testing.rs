@@ -60,6 +60,21 @@ pub(crate) fn run<R: Send>(
     device.run(&mut plan, |pass, ()| body(pass)).unwrap()
 }
 
+/// The gradient of `loss` at `x` by central differences.
+pub(crate) fn finite_differences(x: &[f64], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let mut moved = x.to_vec();
+    let mut at = |i: usize, value: f64| {
+        moved[i] = value;
+        let loss = loss(&moved);
+        moved[i] = x[i];
+        loss
+    };
+    (0..x.len())
+        .map(|i| (at(i, x[i] + STEP) - at(i, x[i] - STEP)) / (2.0 * STEP))
+        .collect()
+}
+
 /// Asserts [`worst`] below `bound`, and that one perturbed element would not pass.
 pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
     let found = worst(got, want);

@@ -1,6 +1,7 @@
-//! GEMM against weights packed once: `y = x W^T + b`, f32 sums.
+//! GEMM on packed factors: `y [M, N] = A [M, K] . B [K, N]`, f32 sums; `B` is packed once (weights,
+//! or their transpose) or in the call (factors that change).
 //!
-//! `W` [out, in] is kept as panels of `NR` outputs, each [in][NR], so that a kernel streams it from
+//! `B` is read as panels of some columns, each [K][columns], so that a kernel streams it from
 //! front to back. A checkpoint's f16 stays f16 in the panels and is widened in registers: the
 //! values are the same and half the bytes come from memory, which bounds short prompts.
 //!
@@ -12,20 +13,25 @@
 //! for a SIMD level, and a prefetch. `pulp`, which makes that step safely, has no f16 load below AVX-512: with f32
 //! panels a pass over MiniLM's weights at 18 rows took 3.2 ms instead of 2.5 (benches/README.md).
 
-use crate::device::cpu::{Cpu, Tile};
-use crate::error::{Result, bail};
-use crate::weights::{Dtype, View};
+mod pack;
 
-/// Inputs that a block of a packed row holds.
+use std::cell::Cell;
+use std::thread::LocalKey;
+
+use pulp::{Simd, WithSimd};
+
+use crate::device::cpu::{Cpu, RowsMut, Tile};
+use pack::{Layout, Line};
+pub(crate) use pack::{Matrix, Packed};
+
+/// Elements of a row that the kernels take together.
 const KB: usize = 16;
 
-/// Rows of `x` that one task packs and keeps in cache.
+/// Rows of `A` that one task packs and keeps in cache.
 const ROW_BLOCK: usize = 112;
 
-/// Bytes that are loaded together; also the alignment of every panel row.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Lines of panels that stay in the L2 cache while rows pass by.
+const FEW: usize = 2048;
 
 /// What the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,201 +87,194 @@ impl Level {
     }
 }
 
-/// Weights [out, in] in the order in which the kernels read them.
-pub(crate) struct Packed {
-    level: Level,
-    /// Panels hold f16 bits; otherwise f32.
-    half: bool,
-    outputs: usize,
-    inputs: usize,
-    lines: Vec<Line>,
+/// What becomes of the sums.
+#[derive(Clone, Copy)]
+pub(crate) enum Finish<'f> {
+    /// `y = sum + bias`, [N].
+    Bias(&'f [f32]),
+    /// `y = scale * sum`
+    Set(f32),
+    /// `y += scale * sum`
+    Add(f32),
 }
 
-impl Packed {
-    /// Packs `parts`, stacked along the outputs; all have the same number of columns.
-    ///
-    /// Errors: [`crate::ErrorKind::Numeric`] names the first part with an element that is not
-    /// finite.
-    pub(crate) fn new(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Result<Self> {
-        let level = cpu.level();
-        let inputs = parts.first().map_or(0, |(_, view)| view.columns);
-        assert!(
-            parts.iter().all(|(_, view)| view.columns == inputs),
-            "packed parts differ in their inputs"
-        );
-        let outputs = parts.iter().map(|(_, view)| view.rows()).sum();
-        let half = level != Level::Portable && parts.iter().all(|(_, v)| v.dtype == Dtype::F16);
-        let (_, columns) = level.tile();
-        let panel = inputs.next_multiple_of(KB) * columns * if half { 2 } else { 4 } / 64;
-        let panels = usize::div_ceil(outputs, columns);
-        let mut lines = vec![Line([0; 64]); panel * panels];
-        let bad = std::sync::Mutex::new(None);
-        cpu.rows(
-            &mut lines,
-            panel.max(1),
-            usize::MAX / panels.max(1),
-            |first, block| {
-                for (i, lines) in block.chunks_exact_mut(panel.max(1)).enumerate() {
-                    let rows = rows_of(parts, (first + i) * columns, columns);
-                    let finite = match (half, columns) {
-                        (true, 32) => pack_half::<32>(&rows, bytemuck::cast_slice_mut(lines)),
-                        (true, _) => pack_half::<16>(&rows, bytemuck::cast_slice_mut(lines)),
-                        (false, 32) => pack_full::<32>(&rows, bytemuck::cast_slice_mut(lines)),
-                        (false, _) => pack_full::<16>(&rows, bytemuck::cast_slice_mut(lines)),
-                    };
-                    if let Some(row) = finite {
-                        let mut bad = bad
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner);
-                        let name = rows[row].2;
-                        *bad = Some(bad.take().map_or(name, |other: &str| other.min(name)));
+/// `B`: packed, or a matrix whose panels each task packs for itself.
+#[derive(Clone, Copy)]
+enum Right<'r> {
+    Packed(&'r [Line]),
+    Loose(Matrix<'r>),
+}
+
+// What threads pack into is kept: fresh pages cost more than a small product.
+thread_local! {
+    static ROWS: Cell<Vec<[f32; KB]>> = const { Cell::new(Vec::new()) };
+    static PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+fn with_scratch<T>(scratch: &'static LocalKey<Cell<Vec<T>>>, f: impl FnOnce(&mut Vec<T>)) {
+    let mut taken = scratch.take();
+    f(&mut taken);
+    scratch.set(taken);
+}
+
+/// `y` [M, N] from `a` [M, K] . `w` [K, N]
+pub(crate) fn multiply(cpu: &Cpu, a: Matrix<'_>, w: &Packed, finish: Finish<'_>, y: RowsMut<'_>) {
+    assert_eq!(a.columns, w.inner, "gemm: A is not [M, {}]", w.inner);
+    assert_eq!(y.columns, w.columns, "gemm: y is not [M, {}]", w.columns);
+    multiply_all(cpu, a, w.layout, Right::Packed(&w.lines), finish, y);
+}
+
+/// `y` [M, N] from `a` [M, K] . `b` [K, N]
+pub(crate) fn product(cpu: &Cpu, a: Matrix<'_>, b: Matrix<'_>, finish: Finish<'_>, y: RowsMut<'_>) {
+    assert_eq!(a.columns, b.rows, "gemm: B is not [{}, N]", a.columns);
+    assert_eq!(y.columns, b.columns, "gemm: y is not [M, {}]", b.columns);
+    let layout = Layout::full(cpu.level(), b.columns);
+    if a.rows <= ROW_BLOCK {
+        return multiply_all(cpu, a, layout, Right::Loose(b), finish, y);
+    }
+    // Several blocks of rows would pack every panel several times.
+    with_scratch(&PANELS, |lines| {
+        layout.pack_all(cpu, b, lines);
+        multiply_all(cpu, a, layout, Right::Packed(lines), finish, y);
+    });
+}
+
+fn multiply_all(
+    cpu: &Cpu,
+    a: Matrix<'_>,
+    layout: Layout,
+    b: Right<'_>,
+    finish: Finish<'_>,
+    y: RowsMut<'_>,
+) {
+    assert_eq!(y.rows(), a.rows, "gemm: y is not [{}, N]", a.rows);
+    if let Finish::Bias(bias) = finish {
+        assert_eq!(bias.len(), y.columns, "gemm: bias is not [{}]", y.columns);
+    }
+    let work = a.rows * a.columns * y.columns / 8;
+    cpu.tiles_of(y, ROW_BLOCK, layout.width, work, |tile| {
+        with_scratch(&ROWS, |rows| {
+            with_scratch(&PANELS, |panels| {
+                multiply_part(cpu, a, layout, b, finish, tile, rows, panels);
+            });
+        });
+    });
+}
+
+/// One thread's part: the rows of `a` and the columns of `b` that are the tile's.
+#[expect(clippy::too_many_arguments, reason = "the product and two buffers")]
+fn multiply_part(
+    cpu: &Cpu,
+    a: Matrix<'_>,
+    layout: Layout,
+    b: Right<'_>,
+    finish: Finish<'_>,
+    mut tile: Tile<'_>,
+    packed: &mut Vec<[f32; KB]>,
+    panels: &mut Vec<Line>,
+) {
+    let heights = tile_heights(tile.rows.len(), layout.level.tile().0);
+    let columns = tile.rows.first().map_or(0, |row| row.len());
+    let blocks = a.columns.div_ceil(KB);
+    let size = layout.size(a.columns);
+    // Tiles that take a panel one after the other: few where all panels stay in cache, so that rows
+    // of `y` are written in their order; else all, so that a panel is fetched once.
+    let small = columns.div_ceil(layout.width) * size <= FEW;
+    let together = match b {
+        Right::Packed(_) if small => 1,
+        _ => heights.len(),
+    };
+    let widened = layout.half && together > 3;
+    let mut out = [[0.0; 32]; 14];
+    let (mut rows, mut first_row) = (&mut tile.rows[..], tile.first_row);
+    for heights in heights.chunks(together) {
+        pack::pack_rows(a, first_row, heights, packed);
+        let these;
+        (these, rows) = rows.split_at_mut(heights.iter().sum());
+        first_row += these.len();
+        for start in (0..columns).step_by(layout.width) {
+            let first = tile.first_column + start;
+            let (layout, panel) = match b {
+                Right::Packed(lines) => {
+                    let panel = &lines[first / layout.width * size..][..size];
+                    if widened {
+                        layout.widen(cpu, panel, panels)
+                    } else {
+                        (layout, panel)
                     }
                 }
-            },
-        );
-        if let Some(name) = bad
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-        {
-            bail!(
-                Numeric,
-                "{name}: expected finite weights, found infinity or NaN"
-            );
+                Right::Loose(b) => (layout, layout.pack_one(b, first, panels)),
+            };
+            let count = layout.width.min(columns - start);
+            let finish = match finish {
+                Finish::Bias(bias) => Finish::Bias(&bias[first..first + count]),
+                other => other,
+            };
+            let (mut rows, mut x) = (&mut these[..], &packed[..]);
+            for &height in heights {
+                let y;
+                (y, rows) = rows.split_at_mut(height);
+                multiply_tile(layout, height, &x[..height * blocks], panel, &mut out);
+                cpu.dispatch(Store {
+                    finish,
+                    sums: &out,
+                    rows: y,
+                    start,
+                    count,
+                });
+                x = &x[height * blocks..];
+            }
         }
-        Ok(Self {
-            level,
-            half,
-            outputs,
-            inputs,
-            lines,
-        })
-    }
-
-    fn panel(&self, index: usize) -> &[Line] {
-        let (_, columns) = self.level.tile();
-        let size = self.lines.len() / self.outputs.div_ceil(columns);
-        &self.lines[index * size..][..size]
     }
 }
 
-/// The rows `first..first + count` of the stacked `parts` that exist: view, row in it, name.
-fn rows_of<'p>(
-    parts: &'p [(&'p str, View<'p>)],
-    first: usize,
+/// `finish` of a tile's `sums` into the columns `start..start + count` of `rows`.
+struct Store<'s, 'y> {
+    finish: Finish<'s>,
+    sums: &'s [[f32; 32]; 14],
+    rows: &'s mut [&'y mut [f32]],
+    start: usize,
     count: usize,
-) -> Vec<(View<'p>, usize, &'p str)> {
-    let mut rows = Vec::with_capacity(count);
-    let mut start = 0;
-    for (name, view) in parts {
-        let end = start + view.rows();
-        let wanted = first.max(start)..(first + count).min(end);
-        rows.extend(wanted.map(|row| (*view, row - start, *name)));
-        start = end;
-    }
-    rows
 }
 
-type Rows<'r, 'p> = &'r [(View<'p>, usize, &'p str)];
+impl WithSimd for Store<'_, '_> {
+    type Output = ();
 
-/// Returns the index of a row that is not finite.
-fn pack_half<const NR: usize>(rows: Rows<'_, '_>, panel: &mut [[u16; NR]]) -> Option<usize> {
-    const EXPONENT: u16 = 0x7c00;
-    let mut bad = None;
-    for (column, (view, row, _)) in rows.iter().enumerate() {
-        let mut finite = true;
-        for (place, bytes) in panel.iter_mut().zip(view.row_bytes(*row).chunks_exact(2)) {
-            let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
-            finite &= bits & EXPONENT != EXPONENT;
-            place[column] = bits;
-        }
-        if !finite {
-            bad = Some(column);
-        }
-    }
-    bad
-}
-
-/// Returns the index of a row that is not finite.
-fn pack_full<const NR: usize>(rows: Rows<'_, '_>, panel: &mut [[f32; NR]]) -> Option<usize> {
-    let mut bad = None;
-    let mut values = vec![0.0; rows.first().map_or(0, |(view, ..)| view.columns)];
-    for (column, (view, row, _)) in rows.iter().enumerate() {
-        view.read_row(*row, &mut values);
-        for (place, value) in panel.iter_mut().zip(&values) {
-            place[column] = *value;
-        }
-        if !values.iter().all(|value| value.is_finite()) {
-            bad = Some(column);
-        }
-    }
-    bad
-}
-
-/// `y` [T, out] = `x` [T, in] . `W` [out, in]^T + `bias` [out]; an empty `bias` is zero.
-pub(crate) fn multiply(cpu: &Cpu, x: &[f32], w: &Packed, bias: &[f32], y: &mut [f32]) {
-    let (inputs, outputs) = (w.inputs, w.outputs);
-    if inputs == 0 || outputs == 0 {
-        return y.fill(0.0);
-    }
-    let rows = x.len() / inputs;
-    assert_eq!(x.len(), rows * inputs, "gemm: x is not [T, {inputs}]");
-    assert_eq!(
-        y.len(),
-        rows * outputs,
-        "gemm: y is not [{rows}, {outputs}]"
-    );
-    assert!(
-        bias.is_empty() || bias.len() == outputs,
-        "gemm: bias is not [{outputs}]"
-    );
-
-    let (_, width) = w.level.tile();
-    cpu.tiles(
-        y,
-        outputs,
-        ROW_BLOCK,
-        width,
-        rows * inputs * outputs / 8,
-        |tile| {
-            let x = &x[tile.first_row * inputs..][..tile.rows.len() * inputs];
-            multiply_part(x, w, bias, tile);
-        },
-    );
-}
-
-/// One thread's part: the rows `x` of the tile.
-fn multiply_part(x: &[f32], w: &Packed, bias: &[f32], tile: Tile<'_>) {
-    let (tallest, width) = w.level.tile();
-    let Tile {
-        first_column,
-        mut rows,
-        ..
-    } = tile;
-    let heights = tile_heights(rows.len(), tallest);
-    let packed = pack_rows(x, w.inputs, &heights);
-    let blocks = w.inputs.div_ceil(KB);
-    let columns = rows.first().map_or(0, |row| row.len());
-    let mut out = [[0.0; 32]; 14];
-    for start in (0..columns).step_by(width) {
-        let panel = w.panel((first_column + start) / width);
-        let count = width.min(columns - start);
-        let bias = bias.get(first_column + start..).unwrap_or(&[]);
-        let (mut row, mut place) = (0, 0);
-        for &height in &heights {
-            let x = &packed[place..place + blocks * height * KB];
-            multiply_tile(w.level, w.half, height, x, panel, &mut out);
-            for (y, sums) in rows[row..row + height].iter_mut().zip(&out) {
-                let y = &mut y[start..start + count];
-                if bias.is_empty() {
-                    y.copy_from_slice(&sums[..count]);
-                } else {
-                    for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (y, sums) in self.rows.iter_mut().zip(self.sums) {
+            let (y, last_y) = S::as_mut_simd_f32s(&mut y[self.start..self.start + self.count]);
+            let (sums, last_sums) = S::as_simd_f32s(&sums[..self.count]);
+            let (y, last) = (y.iter_mut().zip(sums), last_y.iter_mut().zip(last_sums));
+            match self.finish {
+                Finish::Bias(bias) => {
+                    let (bias, last_bias) = S::as_simd_f32s(&bias[..self.count]);
+                    for ((y, sum), bias) in y.zip(bias) {
+                        *y = simd.add_f32s(*sum, *bias);
+                    }
+                    for ((y, sum), bias) in last.zip(last_bias) {
                         *y = sum + bias;
                     }
                 }
+                Finish::Set(scale) => {
+                    let scales = simd.splat_f32s(scale);
+                    for (y, sum) in y {
+                        *y = simd.mul_f32s(scales, *sum);
+                    }
+                    for (y, sum) in last {
+                        *y = scale * sum;
+                    }
+                }
+                Finish::Add(scale) => {
+                    let scales = simd.splat_f32s(scale);
+                    for (y, sum) in y {
+                        *y = simd.add_f32s(*y, simd.mul_f32s(scales, *sum));
+                    }
+                    for (y, sum) in last {
+                        *y += scale * sum;
+                    }
+                }
             }
-            row += height;
-            place += x.len();
         }
     }
 }
@@ -288,73 +287,56 @@ fn tile_heights(rows: usize, tallest: usize) -> Vec<usize> {
         .collect()
 }
 
-/// `x` [T, in] in the order of the kernels: tile by tile, in each [in / KB][rows][KB], zeros past
-/// the last input.
-fn pack_rows(x: &[f32], inputs: usize, heights: &[usize]) -> Vec<f32> {
-    let blocks = inputs.div_ceil(KB);
-    let mut packed = Vec::with_capacity(x.len() / inputs * blocks * KB);
-    let mut rows = x;
-    for height in heights {
-        let (tile, rest) = rows.split_at(height * inputs);
-        for block in 0..blocks {
-            for row in tile.chunks_exact(inputs) {
-                let values = &row[block * KB..];
-                match values.first_chunk::<KB>() {
-                    Some(values) => packed.extend_from_slice(values),
-                    None => {
-                        packed.extend_from_slice(values);
-                        packed.resize(packed.len() + KB - values.len(), 0.0);
-                    }
-                }
-            }
-        }
-        rows = rest;
-    }
-    packed
-}
-
 /// One tile of sums: `out[row][column]`, complete over all inputs.
 fn multiply_tile(
-    level: Level,
-    half: bool,
+    layout: Layout,
     height: usize,
-    x: &[f32],
+    x: &[[f32; KB]],
     panel: &[Line],
     out: &mut [[f32; 32]; 14],
 ) {
     macro_rules! by_height {
-        ($kernel:path, $($n:literal)*) => {
+        ($kernel:path, $row:ty, $($n:literal)*) => {
             match height {
-                $($n => $kernel(bytemuck::cast_slice::<f32, [[f32; KB]; $n]>(x), bytemuck::cast_slice(panel), out),)*
+                $($n => $kernel(
+                    bytemuck::cast_slice::<[f32; KB], [[f32; KB]; $n]>(x),
+                    bytemuck::cast_slice::<Line, $row>(panel),
+                    out,
+                ),)*
                 _ => unreachable!("a tile of {height} rows"),
             }
         };
     }
-    match level {
+    match layout.level {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
-        // SAFETY: a `Packed` carries the level of its `Cpu`; levels come from
+        // SAFETY: a `Layout` carries the level of a `Cpu`; levels come from
         // `Level::available`, which has detected avx512f.
         Level::Avx512 => unsafe {
-            if half {
-                by_height!(x86::avx512_half, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-            } else {
-                by_height!(x86::avx512_full, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            macro_rules! kernel {
+                ($kernel:path, $row:ty) => {
+                    by_height!($kernel, $row, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                };
+            }
+            match (layout.half, layout.width) {
+                (true, _) => kernel!(x86::avx512_half, [[u16; 16]; 2]),
+                (false, 32) => kernel!(x86::avx512_full, [[f32; 16]; 2]),
+                (false, _) => kernel!(x86::avx512_full, [[f32; 16]; 1]),
             }
         },
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
         // SAFETY: as above; `Level::available` has detected avx2, fma and f16c.
         Level::Avx2 => unsafe {
-            if half {
-                by_height!(x86::avx2_half, 1 2 3 4 5 6);
+            if layout.half {
+                by_height!(x86::avx2_half, [[u16; 8]; 2], 1 2 3 4 5 6);
             } else {
-                by_height!(x86::avx2_full, 1 2 3 4 5 6);
+                by_height!(x86::avx2_full, [[f32; 8]; 2], 1 2 3 4 5 6);
             }
         },
         #[cfg(not(target_arch = "x86_64"))]
         Level::Avx512 | Level::Avx2 => unreachable!("not a level of this machine"),
-        Level::Portable => by_height!(portable, 1 2 3 4),
+        Level::Portable => by_height!(portable, [f32; 16], 1 2 3 4),
     }
 }
 
@@ -412,27 +394,32 @@ mod x86 {
             $load:expr, $zero:ident, $splat:ident, $fma:ident
         ) => {
             #[target_feature(enable = $features)]
-            pub(super) fn $name<const R: usize>(
+            pub(super) fn $name<const R: usize, const V: usize>(
                 x: &[[[f32; KB]; R]],
-                panel: &[[[$element; $lanes]; 2]],
+                panel: &[[[$element; $lanes]; V]],
                 out: &mut [[f32; 32]; 14],
             ) {
-                let mut sums = [[$zero(); 2]; R];
+                let mut sums = [[$zero(); V]; R];
                 for (x, panel) in x.iter().zip(panel.chunks_exact(KB)) {
-                    for (k, w) in panel.iter().enumerate() {
-                        ahead(w);
-                        let w: [$vector; 2] = [$load(w[0]), $load(w[1])];
+                    for (k, row) in panel.iter().enumerate() {
+                        ahead(row);
+                        let mut w: [$vector; V] = [$zero(); V];
+                        for v in 0..V {
+                            w[v] = $load(row[v]);
+                        }
                         for r in 0..R {
                             let x = $splat(x[r][k]);
-                            sums[r][0] = $fma(x, w[0], sums[r][0]);
-                            sums[r][1] = $fma(x, w[1], sums[r][1]);
+                            for v in 0..V {
+                                sums[r][v] = $fma(x, w[v], sums[r][v]);
+                            }
                         }
                     }
                 }
                 for (out, sums) in out.iter_mut().zip(&sums) {
-                    let sums: [[f32; $lanes]; 2] =
-                        [bytemuck::cast(sums[0]), bytemuck::cast(sums[1])];
-                    out[..2 * $lanes].copy_from_slice(sums.as_flattened());
+                    let (out, _) = out.as_chunks_mut::<$lanes>();
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = bytemuck::cast(*sum);
+                    }
                 }
             }
         };
@@ -488,6 +475,7 @@ mod x86 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::weights::View;
     use half::f16;
 
     fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -497,6 +485,11 @@ mod tests {
             f16::from_f32((state >> 8) as f32 / 16_777_216.0 - 0.5).to_f32()
         };
         (0..n).map(|_| next()).collect()
+    }
+
+    fn multiply_rows(cpu: &Cpu, x: &[f32], w: &Packed, finish: Finish<'_>, y: &mut [f32]) {
+        let y = RowsMut::whole(y, w.columns);
+        multiply(cpu, Matrix::of_rows(x, w.inner), w, finish, y);
     }
 
     fn half_bytes(values: &[f32]) -> Vec<u8> {
@@ -515,6 +508,8 @@ mod tests {
             (18, 64, 257),
             (65, 17, 96),
             (257, 48, 31),
+            // More panels than stay in cache: f16 ones are widened first.
+            (65, 400, 321),
         ] {
             let (x, w, b) = (
                 noise(rows * inputs, 1),
@@ -529,7 +524,7 @@ mod tests {
                     for view in [View::of_f32(&w, inputs), View::of_half(&bytes, inputs)] {
                         let packed = Packed::new(&cpu, &[("w", view)]).unwrap();
                         let mut y = vec![f32::NAN; rows * outputs];
-                        cpu.run(|| multiply(&cpu, &x, &packed, &b, &mut y));
+                        cpu.run(|| multiply_rows(&cpu, &x, &packed, Finish::Bias(&b), &mut y));
                         for (i, y) in y.iter().enumerate() {
                             let (r, c) = (i / outputs, i % outputs);
                             let want: f64 = (0..inputs)
@@ -561,11 +556,41 @@ mod tests {
             let cpu = Cpu::with_level(Some(2), level).unwrap();
             let packed = Packed::new(&cpu, &[("w", View::of_f32(&w, inputs))]).unwrap();
             let mut all = vec![0.0; rows * outputs];
-            cpu.run(|| multiply(&cpu, &x, &packed, &[], &mut all));
+            cpu.run(|| multiply_rows(&cpu, &x, &packed, Finish::Set(1.0), &mut all));
             for (x, want) in x.chunks_exact(inputs).zip(all.chunks_exact(outputs)) {
                 let mut alone = vec![0.0; outputs];
-                multiply(&cpu, x, &packed, &[], &mut alone);
+                multiply_rows(&cpu, x, &packed, Finish::Set(1.0), &mut alone);
                 assert_eq!(alone, want);
+            }
+        }
+    }
+
+    #[test]
+    fn transposed_weights_are_those_of_the_transposed_matrix() {
+        for (rows, inner, columns) in [(1, 1, 1), (7, 63, 33), (18, 64, 257), (130, 33, 96)] {
+            let (x, w) = (noise(rows * inner, 1), noise(inner * columns, 2));
+            let turned: Vec<f32> = (0..w.len())
+                .map(|i| w[i % inner * columns + i / inner])
+                .collect();
+            let bytes = half_bytes(&w);
+            let (split, half) = (inner / 2 * columns, inner / 2 * columns * 2);
+            for level in Level::available() {
+                let cpu = Cpu::with_level(Some(1), level).unwrap();
+                let run = |packed: &Packed| {
+                    let mut y = vec![f32::NAN; rows * columns];
+                    multiply_rows(&cpu, &x, packed, Finish::Set(1.0), &mut y);
+                    y
+                };
+                let want = run(&Packed::new(&cpu, &[("w", View::of_f32(&turned, inner))]).unwrap());
+                let of_f32 = |w| ("w", View::of_f32(w, columns));
+                let of_half = |w| ("w", View::of_half(w, columns));
+                for parts in [
+                    [of_f32(&w[..split]), of_f32(&w[split..])],
+                    [of_half(&bytes[..half]), of_half(&bytes[half..])],
+                    [of_half(&bytes[..half]), of_f32(&w[split..])],
+                ] {
+                    assert_eq!(run(&Packed::transposed(&cpu, &parts)), want, "{level:?}");
+                }
             }
         }
     }
@@ -580,8 +605,8 @@ mod tests {
         let whole = Packed::new(&cpu, &[("w", View::of_f32(&whole, 20))]).unwrap();
         let x = noise(3 * 20, 8);
         let (mut left, mut right) = (vec![0.0; 3 * 45], vec![1.0; 3 * 45]);
-        multiply(&cpu, &x, &stacked, &[], &mut left);
-        multiply(&cpu, &x, &whole, &[], &mut right);
+        multiply_rows(&cpu, &x, &stacked, Finish::Set(1.0), &mut left);
+        multiply_rows(&cpu, &x, &whole, Finish::Set(1.0), &mut right);
         assert_eq!(left, right);
     }
 

@@ -69,6 +69,25 @@ pub(crate) fn sum(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     total(lanes)
 }
 
+/// Sum of the products of `a` and `b`, as long as the shorter.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    let (blocks, others) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (rest, other) = (blocks.remainder(), others.remainder());
+    for (block, other) in blocks.zip(others) {
+        for ((lane, a), b) in lanes.iter_mut().zip(block).zip(other) {
+            *lane += a * b;
+        }
+    }
+    for ((lane, a), b) in lanes.iter_mut().zip(rest).zip(other) {
+        *lane += a * b;
+    }
+    total(lanes)
+}
+
 /// Halves the lanes until one is left.
 #[inline(always)]
 fn total(mut lanes: [f32; LANES]) -> f32 {
@@ -142,6 +161,10 @@ mod tests {
         for n in [0usize, 1, 15, 16, 17, 257] {
             let xs: Vec<f32> = (0..n).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
             assert_eq!(sum(&xs, |x| x), xs.iter().sum::<f32>());
+            let products = xs.iter().zip(xs.iter().rev()).map(|(a, b)| a * b);
+            let mut reversed = xs.clone();
+            reversed.reverse();
+            assert_eq!(dot(&xs, &reversed), products.sum::<f32>());
             assert_eq!(max(&xs), xs.iter().copied().fold(f32::MIN, f32::max));
         }
     }

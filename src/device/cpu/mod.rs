@@ -1,5 +1,6 @@
 //! The CPU: a pool of as many threads as the host allowed, the SIMD level found at open.
 
+pub(crate) mod blocks;
 pub(crate) mod gemm;
 pub(crate) mod math;
 
@@ -28,6 +29,29 @@ pub(crate) struct Cpu {
     arch: pulp::Arch,
     /// One call at a time has the whole pool: two would only steal each other's jobs.
     turn: Mutex<()>,
+}
+
+/// A row-major matrix to be written; `stride` elements from one row to the next.
+pub(crate) struct RowsMut<'y> {
+    pub(crate) values: &'y mut [f32],
+    pub(crate) columns: usize,
+    pub(crate) stride: usize,
+}
+
+impl<'y> RowsMut<'y> {
+    /// Consecutive rows of `columns`.
+    pub(crate) fn whole(values: &'y mut [f32], columns: usize) -> Self {
+        Self {
+            values,
+            columns,
+            stride: columns,
+        }
+    }
+
+    /// The last row may end at its last column.
+    pub(crate) fn rows(&self) -> usize {
+        self.values.len().div_ceil(self.stride.max(1))
+    }
 }
 
 /// Some rows by some columns of a row-major matrix, to be written by one thread.
@@ -105,10 +129,7 @@ impl Cpu {
         }
     }
 
-    /// `f` on tiles of `y`, rows of `columns`, side by side: blocks of at most `height` rows, and of
-    /// each block as many groups of whole `grain` columns as give every thread work.
-    ///
-    /// `work`: multiply-adds in all, or about; it only decides whether threads are worth it.
+    /// [`Cpu::tiles_of`] consecutive rows of `columns`.
     pub(crate) fn tiles(
         &self,
         y: &mut [f32],
@@ -118,26 +139,54 @@ impl Cpu {
         work: usize,
         f: impl Fn(Tile<'_>) + Sync + Send,
     ) {
-        let rows = y.len() / columns;
+        self.tiles_of(RowsMut::whole(y, columns), height, grain, work, f);
+    }
+
+    /// `f` on tiles of `y`, side by side: blocks of at most `height` rows, and of each block as many
+    /// groups of whole `grain` columns as give every thread work.
+    ///
+    /// `work`: multiply-adds in all, or about; it only decides whether threads are worth it.
+    pub(crate) fn tiles_of(
+        &self,
+        y: RowsMut<'_>,
+        height: usize,
+        grain: usize,
+        work: usize,
+        f: impl Fn(Tile<'_>) + Sync + Send,
+    ) {
+        let rows = y.rows();
+        let RowsMut {
+            values,
+            columns,
+            stride,
+        } = y;
+        if rows == 0 || columns == 0 {
+            return;
+        }
         let threads = if work < SMALL { 1 } else { self.threads };
-        let blocks = rows.div_ceil(height).max(1);
-        let height = rows.div_ceil(blocks).max(1);
+        let mut blocks = rows.div_ceil(height);
+        if blocks > threads {
+            // As much for one thread as for another.
+            blocks = blocks.next_multiple_of(threads);
+        }
+        let height = rows.div_ceil(blocks);
         let grains = columns.div_ceil(grain);
         let groups = threads.div_ceil(blocks).min(grains);
         let span = grains.div_ceil(groups) * grain;
         let mut tiles: Vec<Tile<'_>> = Vec::with_capacity(blocks * groups);
-        for (block, y) in y.chunks_mut(height * columns).enumerate() {
+        for (block, y) in values.chunks_mut(height * stride).enumerate() {
             let begin = tiles.len();
             for first_column in (0..columns).step_by(span) {
-                let rows = Vec::with_capacity(y.len() / columns);
+                let rows = Vec::with_capacity(y.len().div_ceil(stride));
                 tiles.push(Tile {
                     first_row: block * height,
                     first_column,
                     rows,
                 });
             }
-            for row in y.chunks_exact_mut(columns) {
-                for (tile, part) in tiles[begin..].iter_mut().zip(row.chunks_mut(span)) {
+            for row in y.chunks_mut(stride) {
+                let parts = row[..columns].chunks_mut(span);
+                for (tile, part) in tiles[begin..].iter_mut().zip(parts) {
                     tile.rows.push(part);
                 }
             }
@@ -172,6 +221,43 @@ impl Cpu {
         data.par_chunks_mut(each * width)
             .enumerate()
             .for_each(|(i, block)| f(i * each, block));
+    }
+
+    /// `f(first_row, parts)` on the same contiguous rows of several arrays, side by side; `widths`:
+    /// elements of a row of each.
+    ///
+    /// `work`: multiply-adds a row, or about; it only decides whether threads are worth it.
+    pub(crate) fn lockstep<const N: usize>(
+        &self,
+        arrays: [&mut [f32]; N],
+        widths: [usize; N],
+        work: usize,
+        f: impl Fn(usize, [&mut [f32]; N]) + Sync + Send,
+    ) {
+        let rows = arrays[0].len() / widths[0].max(1);
+        let blocks = if rows * work < SMALL {
+            1
+        } else {
+            self.threads.min(rows)
+        };
+        if blocks < 2 {
+            return f(0, arrays);
+        }
+        let each = rows.div_ceil(blocks);
+        let mut widths = widths.iter();
+        let mut chunks = arrays.map(|array| {
+            let width = widths.next().copied().unwrap_or(1);
+            array.chunks_mut(each * width)
+        });
+        let parts: Vec<[&mut [f32]; N]> = (0..blocks)
+            .map(|_| {
+                chunks
+                    .each_mut()
+                    .map(|part| part.next().unwrap_or_default())
+            })
+            .collect();
+        let parts = parts.into_par_iter().enumerate().with_max_len(1);
+        parts.for_each(|(i, parts)| f(i * each, parts));
     }
 
     /// Runs `op`, which spells its vectors out, at this CPU's SIMD level.

@@ -4,7 +4,7 @@ use crate::device::gpu::Gpu;
 use crate::error::Result;
 
 /// Dispatches that a pass may have.
-pub(super) const SLOTS: usize = 512;
+pub(super) const SLOTS: usize = 1024;
 
 /// Timed stages that a pass may have.
 pub(super) const STAGES: usize = 4;

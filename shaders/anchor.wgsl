@@ -1,0 +1,72 @@
+// anchor: pulls towards the parent's parameters; rows of E by direction or by value, W by value
+//
+//   shapes   theta, grad: [N], a matrix of rows x WIDTH at an offset   reference: [rows, width]   ids: [touched]   losses: [items]
+//   layout   flat f32; rows consecutive
+//   entries  normalized  one workgroup per row   grad   +=   (adds) strength (1 - cos)' ; losses   =   (overwrites)
+//            raw         one workgroup per row   grad   +=   (adds) strength (|e - r|^2)' ; losses   =   (overwrites)
+//   order    lanes in steps of WG, then a tree
+//   scratch  partial of shared/reduce.wgsl: written before it is read
+//   uses     shared/reduce.wgsl
+
+struct Dims { offset: u32, rows: u32, width: u32, listed: u32, stride: u32, strength: f32 }
+
+@group(0) @binding(0) var<uniform> dims: Dims;
+@group(0) @binding(1) var<storage, read> theta: array<f32>; // [N]
+@group(0) @binding(2) var<storage, read> reference: array<f32>; // [rows, width]
+@group(0) @binding(3) var<storage, read> ids: array<u32>; // [touched], read where listed
+@group(0) @binding(4) var<storage, read_write> grad: array<f32>; // [N]
+@group(0) @binding(5) var<storage, read_write> losses: array<f32>; // [items]
+
+fn row_of(item: u32) -> u32 {
+    if dims.listed != 0u { return ids[item]; }
+    return item;
+}
+
+// 1 - cos = |d|^2 / 2 and r - cos e = d - (d . e) e with d = r - e: exactly zero where nothing moved.
+@compute @workgroup_size(WG)
+fn normalized(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    for (var item = group.x; item < dims.rows; item += dims.stride) {
+        let row = row_of(item) * dims.width;
+        let at = dims.offset + row;
+        var ee = 0.0;
+        var rr = 0.0;
+        for (var c = lane; c < dims.width; c += WG) {
+            ee += theta[at + c] * theta[at + c];
+            rr += reference[row + c] * reference[row + c];
+        }
+        let e_length = max(sqrt(sum_lanes(lane, ee)), 1e-12);
+        let r_length = max(sqrt(sum_lanes(lane, rr)), 1e-12);
+        var dd = 0.0;
+        var de = 0.0;
+        for (var c = lane; c < dims.width; c += WG) {
+            let e = theta[at + c] / e_length;
+            let d = reference[row + c] / r_length - e;
+            dd += d * d;
+            de += d * e;
+        }
+        let square = sum_lanes(lane, dd);
+        let along = sum_lanes(lane, de);
+        for (var c = lane; c < dims.width; c += WG) {
+            let e = theta[at + c] / e_length;
+            let d = reference[row + c] / r_length - e;
+            grad[at + c] -= dims.strength * (d - along * e) / e_length;
+        }
+        if lane == 0u { losses[item] = 0.5 * square; }
+    }
+}
+
+@compute @workgroup_size(WG)
+fn raw(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    for (var item = group.x; item < dims.rows; item += dims.stride) {
+        let row = row_of(item) * dims.width;
+        let at = dims.offset + row;
+        var dd = 0.0;
+        for (var c = lane; c < dims.width; c += WG) {
+            let d = theta[at + c] - reference[row + c];
+            dd += d * d;
+            grad[at + c] += 2.0 * dims.strength * d;
+        }
+        let square = sum_lanes(lane, dd);
+        if lane == 0u { losses[item] = square; }
+    }
+}

@@ -1,0 +1,225 @@
+//! The ops that only learning uses, for the self-test.
+
+use std::sync::Arc;
+
+use super::cases::{Case, Shape, case};
+use crate::device::{Device, Pass, Place};
+use crate::error::Result;
+use crate::ops::adamw::{self, Segment, Step};
+use crate::ops::anchor::{Form, Pull};
+use crate::ops::contrastive::{Candidates, LossAndGradients, Room, Targets};
+use crate::ops::matmul::Product;
+use crate::ops::reference::{noise, wide};
+use crate::ops::{Ops, reference};
+
+/// Temperature of the losses.
+const TAU: f64 = 0.5;
+
+/// Every op of an update at `shape`; each changes its output, so it runs once.
+pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<Case>> {
+    let Shape {
+        tokens,
+        prompts,
+        hidden,
+        models,
+        ..
+    } = shape;
+    Ok(vec![
+        matmul(device, ops, tokens, hidden)?,
+        contrastive(device, ops, prompts, models / 9, hidden)?,
+        anchor(device, ops, models / 9, hidden)?,
+        adamw(device, ops, tokens * hidden)?,
+    ])
+}
+
+/// a [T, H] . b [16, H]^T
+fn matmul(device: &Device, ops: &Arc<Ops>, tokens: usize, hidden: usize) -> Result<Case> {
+    const R: usize = 16;
+    let (a, b) = (noise(tokens * hidden, 21), noise(R * hidden, 22));
+    let (x, w) = (
+        device.upload("a", hidden, &a)?,
+        device.upload("b", hidden, &b)?,
+    );
+    let y = device.scratch("y", tokens, R)?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, y: &mut crate::device::Tensor| {
+        let place = y.place();
+        ops.matmul.nt(
+            pass,
+            Product {
+                a: x.part(x.place()),
+                b: w.part(w.place()),
+                scale: 1.0,
+                y: y.part_mut(place),
+                add: false,
+            },
+        );
+    };
+    let want = move || reference::linear(&wide(&a), &wide(&b), &[0.0; R]);
+    Ok(case(
+        "matmul",
+        "",
+        2.0 * hidden as f64,
+        4.0,
+        tokens * R,
+        y,
+        run,
+        want,
+    ))
+}
+
+/// dz [B, D] of hard targets over all M models.
+fn contrastive(
+    device: &Device,
+    ops: &Arc<Ops>,
+    prompts: usize,
+    models: usize,
+    width: usize,
+) -> Result<Case> {
+    let (queries, rows) = (noise(prompts * width, 23), noise(models * width, 24));
+    let golds: Vec<u32> = (0..crate::device::small(prompts)).collect();
+    let z = device.upload("z", width, &queries)?;
+    let e = device.upload("e", width, &rows)?;
+    let mut grad = device.upload("grad", width, &vec![0.0; models * width])?;
+    let ids = device.upload_ids("ids", 1, &golds)?;
+    let ones = device.upload("ones", 1, &vec![1.0; prompts])?;
+    let mut losses = device.scratch("losses", prompts, 1)?;
+    let mut room = Room::all(device, prompts, models, width)?;
+    let dz = device.scratch("dz", prompts, width)?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, dz: &mut _| {
+        let place = grad.place();
+        ops.contrastive.loss_and_gradients(
+            pass,
+            LossAndGradients {
+                z: &z,
+                rows: e.part(place),
+                #[expect(clippy::cast_possible_truncation, reason = "a constant")]
+                tau: TAU as f32,
+                candidates: Candidates::All,
+                targets: Targets {
+                    ids: &ids,
+                    mass: &ones,
+                    weights: &ones,
+                },
+                room: &mut room,
+                losses: &mut losses,
+                dz,
+                d_rows: grad.part_mut(place),
+            },
+        );
+    };
+    let want = move || dz_in_f64(&wide(&queries), &wide(&rows), width);
+    let n = prompts * width;
+    Ok(case(
+        "contrastive",
+        "",
+        6.0 * models as f64,
+        8.0,
+        n,
+        dz,
+        run,
+        want,
+    ))
+}
+
+/// dz_i = (1 / (tau |z_i|)) sum_j (p_ij - [j = i]) (v_j - c_ij u_i) (carve.md section 6.5)
+fn dz_in_f64(z: &[f64], e: &[f64], width: usize) -> Vec<f64> {
+    let (u, v) = (
+        reference::normalize(z, width),
+        reference::normalize(e, width),
+    );
+    let mut all = Vec::with_capacity(z.len());
+    for (i, (z, u)) in z.chunks_exact(width).zip(u.chunks_exact(width)).enumerate() {
+        let cosines: Vec<f64> = v
+            .chunks_exact(width)
+            .map(|v| reference::dot(u, v))
+            .collect();
+        let weights: Vec<f64> = cosines.iter().map(|c| (c / TAU).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let length = reference::dot(z, z).sqrt();
+        let mut dz = vec![0.0; width];
+        for (j, v) in v.chunks_exact(width).enumerate() {
+            let slope = weights[j] / total - if i == j { 1.0 } else { 0.0 };
+            for (d, (v, u)) in dz.iter_mut().zip(v.iter().zip(u)) {
+                *d += slope * (v - cosines[j] * u) / (TAU * length);
+            }
+        }
+        all.extend(dz);
+    }
+    all
+}
+
+/// The gradient of |e - r|^2.
+fn anchor(device: &Device, ops: &Arc<Ops>, models: usize, width: usize) -> Result<Case> {
+    let n = models * width;
+    let (rows, anchored) = (noise(n, 25), noise(n, 26));
+    let e = device.upload("e", n, &rows)?;
+    let r = device.upload("r", width, &anchored)?;
+    let mut losses = device.scratch("losses", models, 1)?;
+    let grad = device.upload("grad", n, &vec![0.0; n])?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, grad: &mut crate::device::Tensor| {
+        let place = Place::flat(0, models, width);
+        ops.anchor.pull(
+            pass,
+            Pull {
+                form: Form::Raw,
+                rows: e.part(place),
+                reference: &r,
+                touched: None,
+                strength: 1.0,
+                grad: grad.part_mut(place),
+                losses: &mut losses,
+            },
+        );
+    };
+    let want = move || {
+        let pairs = rows.iter().zip(&anchored);
+        pairs
+            .map(|(e, r)| 2.0 * (f64::from(*e) - f64::from(*r)))
+            .collect()
+    };
+    Ok(case("anchor", "", 5.0, 16.0, n, grad, run, want))
+}
+
+/// The first step from zero moments: theta (1 - rate decay) - rate g / (|g| + eps).
+fn adamw(device: &Device, ops: &Arc<Ops>, n: usize) -> Result<Case> {
+    const RATE: f64 = 0.1;
+    const DECAY: f64 = 0.01;
+    let (start, gradient) = (noise(n, 27), noise(n, 28));
+    let zeros = vec![0.0; n];
+    let theta = device.upload("theta", n, &start)?;
+    let mut grad = device.upload("grad", n, &gradient)?;
+    let mut m = device.upload("m", n, &zeros)?;
+    let mut v = device.upload("v", n, &zeros)?;
+    let mut room = adamw::Room::new(device)?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, theta: &mut _| {
+        ops.adamw.step(
+            pass,
+            Step {
+                theta,
+                grad: &mut grad,
+                m: &mut m,
+                v: &mut v,
+                segments: &[Segment {
+                    range: 0..n,
+                    rate: RATE,
+                    decay: DECAY,
+                    count: 1,
+                }],
+                clip: None,
+                room: &mut room,
+            },
+        );
+    };
+    let want = move || {
+        let step = |(theta, g): (&f32, &f32)| {
+            let g = f64::from(*g);
+            f64::from(*theta) * (1.0 - RATE * DECAY) - RATE * g / (g.abs() + 1e-8)
+        };
+        start.iter().zip(&gradient).map(step).collect()
+    };
+    Ok(case("adamw", "", 15.0, 28.0, n, theta, run, want))
+}

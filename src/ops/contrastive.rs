@@ -1,0 +1,1337 @@
+//! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz, dE.
+//!
+//! The candidates of an example are a list of its own, or all models. What is computed for a list
+//! does not depend on M.
+
+use crate::device::cpu::blocks::{self, Factors, dot};
+use crate::device::cpu::{Cpu, math};
+use crate::device::gpu::pass::GpuPass;
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader, small};
+use crate::error::Result;
+use crate::ops::LOWEST;
+
+const SHADER: Shader = shader!("contrastive", "reduce");
+
+/// No candidate, no target: fills lists up.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// A shorter row counts as this long.
+const LEAST: f32 = 1e-12;
+
+/// Examples of one workgroup of `similarity_all`.
+const EXAMPLES: usize = 8;
+
+/// Workgroups of a kernel that walks rows of E; every adapter allows as many.
+const MOST_GROUPS: usize = 32_768;
+
+/// Rows of E whose gradients one thread sums before it adds them.
+const ROWS: usize = 32;
+
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Dims {
+    examples: u32,
+    width: u32,
+    columns: u32,
+    models: u32,
+    targets: u32,
+    rows_at: u32,
+    grad_at: u32,
+    length_step: u32,
+    inverse_tau: f32,
+}
+
+pub(crate) struct Contrastive {
+    unit_queries: Kernel,
+    length_of_rows: Kernel,
+    similarity_sampled: Kernel,
+    similarity_all: Kernel,
+    loss: Kernel,
+    dz_sampled: Kernel,
+    dz_all: Kernel,
+    de_sampled: Kernel,
+    de_all: Kernel,
+}
+
+/// What the op keeps between its kernels.
+pub(crate) struct Room {
+    /// Unit queries [B, D] and the lengths of z [B, 1].
+    u: Tensor,
+    lengths: Tensor,
+    /// [B, C]: cosines, and the derivative of the loss by u . E[j].
+    cosines: Tensor,
+    slopes: Tensor,
+    /// Lengths of the rows of E: [B, C] of the candidates, or [M, 1] of all.
+    row_lengths: Tensor,
+}
+
+impl Room {
+    /// Room for `examples` lists of `candidates` ids; `width`: D.
+    pub(crate) fn sampled(
+        device: &Device,
+        examples: usize,
+        candidates: usize,
+        width: usize,
+    ) -> Result<Self> {
+        let row_lengths = device.scratch("row lengths", examples, candidates)?;
+        Self::new(device, examples, candidates, width, row_lengths)
+    }
+
+    /// Room for `examples` with all of `models` as candidates; `width`: D.
+    pub(crate) fn all(
+        device: &Device,
+        examples: usize,
+        models: usize,
+        width: usize,
+    ) -> Result<Self> {
+        let row_lengths = device.scratch("row lengths", models, 1)?;
+        Self::new(device, examples, models, width, row_lengths)
+    }
+
+    fn new(
+        device: &Device,
+        examples: usize,
+        columns: usize,
+        width: usize,
+        row_lengths: Tensor,
+    ) -> Result<Self> {
+        Ok(Self {
+            u: device.scratch("unit queries", examples, width)?,
+            lengths: device.scratch("query lengths", examples, 1)?,
+            cosines: device.scratch("cosines", examples, columns)?,
+            slopes: device.scratch("slopes", examples, columns)?,
+            row_lengths,
+        })
+    }
+}
+
+/// Where each row of E stands among the candidates of a batch; in tensors [R, 1], [R + 1, 1], [L, 1].
+pub(crate) struct Inverse {
+    rows: Tensor,
+    starts: Tensor,
+    entries: Tensor,
+}
+
+impl Inverse {
+    /// Room for `examples` lists of `candidates` ids.
+    pub(crate) fn new(device: &Device, examples: usize, candidates: usize) -> Result<Self> {
+        let most = examples * candidates;
+        Ok(Self {
+            rows: device.ids("inverse rows", most, 1)?,
+            starts: device.ids("inverse starts", most + 1, 1)?,
+            entries: device.ids("inverse entries", most, 1)?,
+        })
+    }
+
+    /// Takes the list over, which [`invert`] made of the batch's candidates.
+    pub(crate) fn upload(&mut self, pass: &mut Pass<'_>, list: &InverseList) {
+        pass.upload(&mut self.rows, &list.rows);
+        pass.upload(&mut self.starts, &list.starts);
+        pass.upload(&mut self.entries, &list.entries);
+    }
+}
+
+/// The content of an [`Inverse`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct InverseList {
+    /// Rows of E that are candidates, ascending.
+    pub(crate) rows: Vec<u32>,
+    /// First entry of each row, and the number of entries.
+    pub(crate) starts: Vec<u32>,
+    /// Elements of the candidates [B, K] that name the row, ascending for each row.
+    pub(crate) entries: Vec<u32>,
+}
+
+/// Inverts `candidates` [B, K].
+pub(crate) fn invert(candidates: &[u32]) -> InverseList {
+    let named = candidates.iter().enumerate().filter(|(_, id)| **id != NONE);
+    let mut pairs: Vec<(u32, u32)> = named.map(|(place, id)| (*id, small(place))).collect();
+    pairs.sort_unstable();
+    let (mut rows, mut starts) = (Vec::new(), Vec::new());
+    for (entry, (id, _)) in pairs.iter().enumerate() {
+        if rows.last() != Some(id) {
+            rows.push(*id);
+            starts.push(small(entry));
+        }
+    }
+    starts.push(small(pairs.len()));
+    InverseList {
+        rows,
+        starts,
+        entries: pairs.into_iter().map(|(_, place)| place).collect(),
+    }
+}
+
+/// The models that a softmax runs over.
+#[derive(Clone, Copy)]
+pub(crate) enum Candidates<'t> {
+    /// The whole table.
+    All,
+    /// `ids`: [B, K], different ids in each row, [`NONE`] fills up; `inverse` is of the same ids.
+    Sampled {
+        ids: &'t Tensor,
+        inverse: &'t Inverse,
+    },
+}
+
+/// What the softmax should be. A target that is no candidate is left out.
+#[derive(Clone, Copy)]
+pub(crate) struct Targets<'t> {
+    /// [B, S]; [`NONE`] fills up.
+    pub(crate) ids: &'t Tensor,
+    /// [B, S], not negative; a row may sum to less than 1.
+    pub(crate) mass: &'t Tensor,
+    /// [B, 1]: weight over the number of valid examples; 0 leaves an example out.
+    pub(crate) weights: &'t Tensor,
+}
+
+/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `losses`: [B, 1], overwritten with
+/// w l, so that their sum is the batch's loss; `d_rows`: dE [M, D], added to.
+pub(crate) struct LossAndGradients<'t> {
+    pub(crate) z: &'t Tensor,
+    pub(crate) rows: Part<'t>,
+    pub(crate) tau: f32,
+    pub(crate) candidates: Candidates<'t>,
+    pub(crate) targets: Targets<'t>,
+    pub(crate) room: &'t mut Room,
+    pub(crate) losses: &'t mut Tensor,
+    pub(crate) dz: &'t mut Tensor,
+    pub(crate) d_rows: PartMut<'t>,
+}
+
+impl Contrastive {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
+        let kernel = |entry| device.kernel(&SHADER, entry, &[]);
+        // One workgroup walks all of E for an example: as many lanes as every adapter has.
+        let wide = |entry| device.kernel(&SHADER, entry, &[("WG", 256.0)]);
+        Ok(Self {
+            unit_queries: kernel("unit_queries")?,
+            length_of_rows: kernel("length_of_rows")?,
+            similarity_sampled: kernel("similarity_sampled")?,
+            similarity_all: kernel("similarity_all")?,
+            loss: wide("loss")?,
+            dz_sampled: wide("dz_sampled")?,
+            dz_all: wide("dz_all")?,
+            de_sampled: kernel("de_sampled")?,
+            de_all: kernel("de_all")?,
+        })
+    }
+
+    pub(crate) fn loss_and_gradients(&self, pass: &mut Pass<'_>, f: LossAndGradients<'_>) {
+        let (examples, width) = (f.z.rows(), f.z.columns());
+        let models = f.rows.place.rows;
+        f.rows.place.expect("contrastive", "rows", models, width);
+        f.d_rows
+            .place
+            .expect("contrastive", "d_rows", models, width);
+        assert!(
+            f.rows.place.stride == width && f.d_rows.place.stride == width,
+            "contrastive: rows and d_rows: expected consecutive rows, found {:?} and {:?}",
+            f.rows.place,
+            f.d_rows.place
+        );
+        f.losses.expect("contrastive", "losses", examples, 1);
+        f.dz.expect("contrastive", "dz", examples, width);
+        let slots = f.targets.ids.columns();
+        f.targets
+            .ids
+            .expect("contrastive", "targets.ids", examples, slots);
+        f.targets
+            .mass
+            .expect("contrastive", "targets.mass", examples, slots);
+        f.targets
+            .weights
+            .expect("contrastive", "targets.weights", examples, 1);
+
+        let Room {
+            u,
+            lengths,
+            cosines,
+            slopes,
+            row_lengths,
+        } = &mut *f.room;
+        for tensor in [&mut *u, lengths, cosines, slopes] {
+            tensor.resize(examples);
+        }
+        u.expect("contrastive", "room", examples, width);
+        let columns = match f.candidates {
+            Candidates::All => {
+                row_lengths.expect("contrastive", "room of all", models, 1);
+                models
+            }
+            Candidates::Sampled { ids, inverse } => {
+                ids.expect("contrastive", "candidates", examples, ids.columns());
+                let listed = inverse.rows.rows();
+                inverse
+                    .starts
+                    .expect("contrastive", "inverse", listed + 1, 1);
+                row_lengths.resize(examples);
+                row_lengths.expect("contrastive", "room of lists", examples, ids.columns());
+                ids.columns()
+            }
+        };
+        cosines.expect("contrastive", "room", examples, columns);
+        match pass {
+            Pass::Gpu(gpu) => self.record(gpu, f),
+            Pass::Cpu(pass) => compute(pass.cpu, f),
+        }
+    }
+
+    fn record(&self, gpu: &mut GpuPass<'_>, f: LossAndGradients<'_>) {
+        let (examples, models) = (small(f.z.rows()), f.rows.place.rows);
+        let (room, targets) = (&*f.room, f.targets);
+        let mut dims = Dims {
+            examples,
+            width: small(f.z.columns()),
+            columns: small(room.cosines.columns()),
+            models: small(models),
+            targets: small(targets.ids.columns()),
+            rows_at: small(f.rows.place.offset),
+            grad_at: small(f.d_rows.place.offset),
+            length_step: 0,
+            inverse_tau: 1.0 / f.tau,
+        };
+        let (z, theta, u) = (("z", f.z), ("theta", f.rows.tensor), ("u", &room.u));
+        let (lengths, row_lengths) = (
+            ("lengths", &room.lengths),
+            ("row_lengths", &room.row_lengths),
+        );
+        let (cosines, slopes) = (("cosines", &room.cosines), ("slopes", &room.slopes));
+        let (ids, mass) = (("target_ids", targets.ids), ("target_mass", targets.mass));
+        let (losses, weights) = (("losses", &*f.losses), ("weights", targets.weights));
+        let (dz, grad) = (("dz", &*f.dz), ("grad", &*f.d_rows.tensor));
+        let (every_example, every_row) = ([examples, 1, 1], small(models.min(MOST_GROUPS)));
+
+        gpu.dispatch(&self.unit_queries, every_example, &dims, &[z, u, lengths]);
+        match f.candidates {
+            Candidates::All => {
+                let grid = [every_row, 1, 1];
+                gpu.dispatch(&self.length_of_rows, grid, &dims, &[theta, row_lengths]);
+                let by_eight = [every_row, groups(f.z.rows(), EXAMPLES), 1];
+                let similarity = [u, theta, ids, mass, row_lengths, cosines, slopes];
+                gpu.dispatch(&self.similarity_all, by_eight, &dims, &similarity);
+                let loss = [cosines, row_lengths, weights, slopes, losses];
+                gpu.dispatch(&self.loss, every_example, &dims, &loss);
+                gpu.dispatch(
+                    &self.dz_all,
+                    every_example,
+                    &dims,
+                    &[u, theta, lengths, slopes, dz],
+                );
+                gpu.dispatch(
+                    &self.de_all,
+                    grid,
+                    &dims,
+                    &[u, theta, cosines, slopes, grad],
+                );
+            }
+            Candidates::Sampled { ids: list, inverse } => {
+                dims.length_step = dims.columns;
+                let list = ("candidates", list);
+                let places = [dims.columns, examples, 1];
+                let similarity = [u, theta, list, ids, mass, row_lengths, cosines, slopes];
+                gpu.dispatch(&self.similarity_sampled, places, &dims, &similarity);
+                let loss = [cosines, row_lengths, weights, slopes, losses];
+                gpu.dispatch(&self.loss, every_example, &dims, &loss);
+                let back = [u, theta, list, lengths, slopes, dz];
+                gpu.dispatch(&self.dz_sampled, every_example, &dims, &back);
+                let listed = inverse.rows.rows();
+                dims.models = small(listed);
+                let (rows, starts) = (("rows", &inverse.rows), ("starts", &inverse.starts));
+                let entries = ("entries", &inverse.entries);
+                let back = [u, theta, rows, starts, entries, cosines, slopes, grad];
+                let grid = [small(listed.min(MOST_GROUPS)), 1, 1];
+                gpu.dispatch(&self.de_sampled, grid, &dims, &back);
+            }
+        }
+    }
+}
+
+/// The kernels of the shader, one after the other.
+fn compute(cpu: &Cpu, mut f: LossAndGradients<'_>) {
+    let (width, columns) = (f.z.columns(), f.room.cosines.columns());
+    let (e, inverse_tau) = (f.rows.f32(), 1.0 / f.tau);
+    let (u, lengths) = (f.room.u.f32_mut(), f.room.lengths.f32_mut());
+    let (cosines, slopes) = (f.room.cosines.f32_mut(), f.room.slopes.f32_mut());
+    let (row_lengths, dz) = (f.room.row_lengths.f32_mut(), f.dz.f32_mut());
+    let ids = match f.candidates {
+        Candidates::All => None,
+        Candidates::Sampled { ids, .. } => Some(ids.u32()),
+    };
+
+    unit_queries(cpu, f.z.f32(), u, lengths);
+    match ids {
+        None => {
+            cpu.rows(row_lengths, 1, width, |first, lengths| {
+                cpu.simd(
+                    #[inline(always)]
+                    || {
+                        for (length, e) in lengths
+                            .iter_mut()
+                            .zip(e[first * width..].chunks_exact(width))
+                        {
+                            *length = length_of(e);
+                        }
+                    },
+                );
+            });
+            blocks::dots(cpu, u, e, width, cosines);
+        }
+        Some(ids) => {
+            let rows = cosines.chunks_exact_mut(columns);
+            let mut rows: Vec<_> = rows.zip(row_lengths.chunks_exact_mut(columns)).collect();
+            cpu.rows(&mut rows, 1, 2 * columns * width, |first, rows| {
+                for (b, (products, lengths)) in (first..).zip(rows) {
+                    let (u, ids) = (&u[b * width..][..width], &ids[b * columns..][..columns]);
+                    products_of_list(cpu, u, e, ids, products, lengths);
+                }
+            });
+        }
+    }
+
+    let rows = cosines
+        .chunks_exact_mut(columns)
+        .zip(slopes.chunks_exact_mut(columns));
+    let mut rows: Vec<_> = rows.zip(f.losses.f32_mut()).collect();
+    let (targets, slots) = (f.targets, f.targets.ids.columns());
+    cpu.rows(&mut rows, 1, 16 * columns, |first, rows| {
+        for (b, ((cosines, slopes), loss)) in (first..).zip(rows) {
+            let ids = ids.map(|ids| &ids[b * columns..][..columns]);
+            let wanted = targets.ids.u32()[b * slots..][..slots].iter();
+            spread(ids, wanted.zip(&targets.mass.f32()[b * slots..]), slopes);
+            let lengths = match ids {
+                None => &*row_lengths,
+                Some(_) => &row_lengths[b * columns..][..columns],
+            };
+            let weight = targets.weights.f32()[b];
+            **loss = loss_of(cpu, cosines, lengths, slopes, weight, inverse_tau);
+        }
+    });
+
+    let by_place = Factors {
+        values: slopes,
+        row_step: columns,
+        step: 1,
+    };
+    if ids.is_none() {
+        blocks::combine(cpu, by_place, e, width, dz);
+    }
+    cpu.rows(dz, width, columns * width, |first, rows| {
+        for (b, dz) in (first..).zip(rows.chunks_exact_mut(width)) {
+            if let Some(ids) = ids {
+                let list = ids[b * columns..][..columns]
+                    .iter()
+                    .zip(&slopes[b * columns..]);
+                let list = list.filter(|(id, _)| **id != NONE);
+                weighted_sum(
+                    cpu,
+                    list.map(|(id, slope)| (*slope, &e[*id as usize * width..])),
+                    dz,
+                );
+            }
+            finish_dz(cpu, &u[b * width..][..width], lengths[b], dz);
+        }
+    });
+
+    let d_rows = f.d_rows.f32_mut();
+    match f.candidates {
+        Candidates::All => {
+            let work = lengths.len() * width;
+            cpu.rows(d_rows, width, work, |first, d_rows| {
+                let mut sums = vec![0.0; ROWS * width];
+                for (block, d_rows) in d_rows.chunks_mut(ROWS * width).enumerate() {
+                    let first = first + block * ROWS;
+                    let by_example = Factors {
+                        values: &slopes[first..],
+                        row_step: 1,
+                        step: columns,
+                    };
+                    let sums = &mut sums[..d_rows.len()];
+                    let mut rows: Vec<_> = sums.chunks_exact_mut(width).collect();
+                    blocks::combine_rows(cpu, by_example, u, width, 0, &mut rows);
+                    let pairs = d_rows.chunks_exact_mut(width).zip(sums.chunks_exact(width));
+                    for ((d_row, sum), e) in pairs.zip(e[first * width..].chunks_exact(width)) {
+                        add_across(cpu, e, sum, d_row);
+                    }
+                }
+            });
+        }
+        Candidates::Sampled { inverse, .. } => {
+            let (starts, entries) = (inverse.starts.u32(), inverse.entries.u32());
+            let mut rows = pick_rows(d_rows, inverse.rows.u32(), width);
+            cpu.rows(&mut rows, 1, 4 * width, |first, rows| {
+                let mut sum = vec![0.0; width];
+                for (i, (j, d_row)) in (first..).zip(rows) {
+                    let list = entries[starts[i] as usize..starts[i + 1] as usize].iter();
+                    let list = list.map(|entry| *entry as usize);
+                    let list = list.map(|entry| (slopes[entry], &u[entry / columns * width..]));
+                    weighted_sum(cpu, list, &mut sum);
+                    add_across(cpu, &e[*j * width..][..width], &sum, d_row);
+                }
+            });
+        }
+    }
+}
+
+#[inline(always)]
+fn length_of(row: &[f32]) -> f32 {
+    math::sum(row, |v| v * v).sqrt().max(LEAST)
+}
+
+fn unit_queries(cpu: &Cpu, z: &[f32], u: &mut [f32], lengths: &mut [f32]) {
+    let width = u.len() / lengths.len().max(1);
+    cpu.simd(
+        #[inline(always)]
+        || {
+            let rows = z
+                .chunks_exact(width.max(1))
+                .zip(u.chunks_exact_mut(width.max(1)));
+            for ((z, u), length) in rows.zip(lengths) {
+                *length = length_of(z);
+                for (u, z) in u.iter_mut().zip(z) {
+                    *u = z / *length;
+                }
+            }
+        },
+    );
+}
+
+/// u . E[j] and the length of E[j] for the models of a list.
+fn products_of_list(
+    cpu: &Cpu,
+    u: &[f32],
+    e: &[f32],
+    ids: &[u32],
+    products: &mut [f32],
+    lengths: &mut [f32],
+) {
+    cpu.simd(
+        #[inline(always)]
+        || {
+            for ((id, product), length) in ids.iter().zip(products).zip(lengths) {
+                (*product, *length) = match *id {
+                    NONE => (0.0, 1.0),
+                    id => {
+                        let e = &e[id as usize * u.len()..][..u.len()];
+                        (dot(u, e), length_of(e))
+                    }
+                };
+            }
+        },
+    );
+}
+
+/// Target mass of each candidate, -1 where there is none; `ids`: None for all models.
+fn spread<'t>(
+    ids: Option<&[u32]>,
+    targets: impl Iterator<Item = (&'t u32, &'t f32)>,
+    mass: &mut [f32],
+) {
+    match ids {
+        None => mass.fill(0.0),
+        Some(ids) => {
+            for (mass, id) in mass.iter_mut().zip(ids) {
+                *mass = if *id == NONE { -1.0 } else { 0.0 };
+            }
+        }
+    }
+    for (target, own) in targets.filter(|(target, _)| **target != NONE) {
+        let place = match ids {
+            None => Some(*target as usize),
+            Some(ids) => ids.iter().position(|id| id == target),
+        };
+        if let Some(mass) = place.and_then(|place| mass.get_mut(place)) {
+            *mass += own;
+        }
+    }
+}
+
+/// Turns products in `cosines` and target mass in `slopes` into cosines and slopes; the weighted loss.
+fn loss_of(
+    cpu: &Cpu,
+    cosines: &mut [f32],
+    lengths: &[f32],
+    slopes: &mut [f32],
+    weight: f32,
+    inverse_tau: f32,
+) -> f32 {
+    let mut p = vec![0.0; cosines.len()];
+    cpu.simd(
+        #[inline(always)]
+        || {
+            for (((p, c), length), q) in p.iter_mut().zip(&mut *cosines).zip(lengths).zip(&*slopes)
+            {
+                *c /= length;
+                *p = if *q < 0.0 { LOWEST } else { *c * inverse_tau };
+            }
+            let peak = math::max(&p);
+            let (mut mass, mut reached) = (0.0, 0.0);
+            for (p, q) in p.iter().zip(&*slopes).filter(|(_, q)| **q > 0.0) {
+                mass += q;
+                reached += q * (p - peak);
+            }
+            for p in &mut p {
+                *p = math::exp(*p - peak);
+            }
+            let total = math::sum(&p, |p| p);
+            for ((q, p), length) in slopes.iter_mut().zip(&p).zip(lengths) {
+                let slope = weight * (mass * (p / total) - *q) * inverse_tau / length;
+                *q = if *q < 0.0 { 0.0 } else { slope };
+            }
+            weight * (mass * total.ln() - reached)
+        },
+    )
+}
+
+/// `sum` = the rows of `list` by their factors.
+fn weighted_sum<'r>(cpu: &Cpu, list: impl Iterator<Item = (f32, &'r [f32])>, sum: &mut [f32]) {
+    sum.fill(0.0);
+    cpu.simd(
+        #[inline(always)]
+        || {
+            for (factor, row) in list {
+                for (sum, value) in sum.iter_mut().zip(row) {
+                    *sum += factor * value;
+                }
+            }
+        },
+    );
+}
+
+/// Takes the part along `u` out of `dz` and divides by the length of z.
+fn finish_dz(cpu: &Cpu, u: &[f32], length: f32, dz: &mut [f32]) {
+    cpu.simd(
+        #[inline(always)]
+        || {
+            let along = if length > LEAST { dot(dz, u) } else { 0.0 };
+            for (dz, u) in dz.iter_mut().zip(u) {
+                *dz = (*dz - along * u) / length;
+            }
+        },
+    );
+}
+
+/// `d_row` += the part of `sum` across the row `e`.
+fn add_across(cpu: &Cpu, e: &[f32], sum: &[f32], d_row: &mut [f32]) {
+    cpu.simd(
+        #[inline(always)]
+        || {
+            let length = length_of(e);
+            let along = if length > LEAST {
+                dot(sum, e) / length / length
+            } else {
+                0.0
+            };
+            for ((d, sum), e) in d_row.iter_mut().zip(sum).zip(e) {
+                *d += sum - along * e;
+            }
+        },
+    );
+}
+
+/// The rows `ids`, ascending, of `table`, with their ids.
+fn pick_rows<'t>(
+    mut table: &'t mut [f32],
+    ids: &[u32],
+    width: usize,
+) -> Vec<(usize, &'t mut [f32])> {
+    let (mut picked, mut begin) = (Vec::with_capacity(ids.len()), 0);
+    for id in ids.iter().map(|id| *id as usize) {
+        let (_, rest) = table.split_at_mut((id - begin) * width);
+        let (row, rest) = rest.split_at_mut(width);
+        picked.push((id, row));
+        (table, begin) = (rest, id + 1);
+    }
+    picked
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
+    use super::*;
+    use crate::device::Place;
+    use crate::ops::testing::{assert_close, devices, noise, run, wide};
+
+    /// One batch; `lists` None: all models.
+    #[derive(Clone)]
+    struct Batch {
+        width: usize,
+        z: Vec<f32>,
+        e: Vec<f32>,
+        tau: f32,
+        lists: Option<Vec<u32>>,
+        ids: Vec<u32>,
+        mass: Vec<f32>,
+        weights: Vec<f32>,
+    }
+
+    #[derive(Debug, PartialEq)]
+    struct Answer {
+        losses: Vec<f32>,
+        dz: Vec<f32>,
+        de: Vec<f32>,
+    }
+
+    /// Elements before E in theta, and before dE in grad: the parts begin at different places.
+    const BEFORE: (usize, usize) = (5, 3);
+
+    impl Batch {
+        fn examples(&self) -> usize {
+            self.weights.len()
+        }
+
+        /// On one device; dE is added to ones.
+        fn on(&self, device: &Device) -> Answer {
+            let (examples, models) = (self.examples(), self.e.len() / self.width);
+            let op = Contrastive::new(device).unwrap();
+            let z = device.upload("z", self.width, &self.z).unwrap();
+            let mut theta = vec![7.0; BEFORE.0];
+            theta.extend(&self.e);
+            theta.push(9.0);
+            let theta = device.upload("theta", theta.len(), &theta).unwrap();
+            let mut grad = vec![1.0; BEFORE.1];
+            grad.resize(BEFORE.1 + self.e.len() + 2, 1.0);
+            let mut grad = device.upload("grad", grad.len(), &grad).unwrap();
+            let slots = self.ids.len() / examples;
+            let ids = device.upload_ids("ids", slots, &self.ids).unwrap();
+            let mass = device.upload("mass", slots, &self.mass).unwrap();
+            let weights = device.upload("weights", 1, &self.weights).unwrap();
+            let mut losses = device.scratch("losses", examples, 1).unwrap();
+            let mut dz = device.scratch("dz", examples, self.width).unwrap();
+            // Rooms are larger than the batch.
+            let k = self
+                .lists
+                .as_ref()
+                .map_or(1, |lists| lists.len() / examples);
+            let mut room = match &self.lists {
+                None => Room::all(device, examples + 2, models, self.width),
+                Some(_) => Room::sampled(device, examples + 2, k, self.width),
+            }
+            .unwrap();
+            let mut inverse = Inverse::new(device, examples + 2, k).unwrap();
+            let mut lists = device.ids("candidates", examples + 2, k).unwrap();
+            let (reads, outcome) = run(device, |pass| {
+                if let Some(ids) = &self.lists {
+                    pass.upload(&mut lists, ids);
+                    inverse.upload(pass, &invert(ids));
+                }
+                let candidates = match self.lists {
+                    None => Candidates::All,
+                    Some(_) => Candidates::Sampled {
+                        ids: &lists,
+                        inverse: &inverse,
+                    },
+                };
+                op.loss_and_gradients(
+                    pass,
+                    LossAndGradients {
+                        z: &z,
+                        rows: theta.part(Place::flat(BEFORE.0, models, self.width)),
+                        tau: self.tau,
+                        candidates,
+                        targets: Targets {
+                            ids: &ids,
+                            mass: &mass,
+                            weights: &weights,
+                        },
+                        room: &mut room,
+                        losses: &mut losses,
+                        dz: &mut dz,
+                        d_rows: grad.part_mut(Place::flat(BEFORE.1, models, self.width)),
+                    },
+                );
+                (pass.read(&losses), pass.read(&dz), pass.read(&grad))
+            });
+            let grad = outcome.f32(reads.2);
+            let end = BEFORE.1 + self.e.len();
+            assert_eq!(
+                (&grad[..BEFORE.1], &grad[end..]),
+                (&[1.0; 3][..], &[1.0; 2][..])
+            );
+            Answer {
+                losses: outcome.f32(reads.0).to_vec(),
+                dz: outcome.f32(reads.1).to_vec(),
+                de: grad[BEFORE.1..end].iter().map(|g| g - 1.0).collect(),
+            }
+        }
+
+        fn answers(&self) -> Vec<Answer> {
+            let answers: Vec<Answer> = devices().iter().map(|device| self.on(device)).collect();
+            assert_eq!(answers[0], answers[1], "threads");
+            assert_eq!(answers[2], answers[3], "workgroup memory");
+            answers
+        }
+
+        /// The weighted losses in f64.
+        fn losses(&self, z: &[f64], e: &[f64]) -> Vec<f64> {
+            let (examples, models) = (self.examples(), small(e.len() / self.width));
+            let row = |table: &[f64], i: usize| table[i * self.width..][..self.width].to_vec();
+            let unit = |row: Vec<f64>| {
+                let length = row.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
+                row.into_iter().map(|v| v / length).collect::<Vec<_>>()
+            };
+            (0..examples)
+                .map(|b| {
+                    let list: Vec<u32> = match &self.lists {
+                        None => (0..models).collect(),
+                        Some(lists) => {
+                            let k = lists.len() / examples;
+                            lists[b * k..][..k]
+                                .iter()
+                                .copied()
+                                .filter(|id| *id != NONE)
+                                .collect()
+                        }
+                    };
+                    let u = unit(row(z, b));
+                    let logit = |id: u32| {
+                        let v = unit(row(e, id as usize));
+                        u.iter().zip(v).map(|(u, v)| u * v).sum::<f64>() / f64::from(self.tau)
+                    };
+                    let s: Vec<f64> = list.iter().map(|id| logit(*id)).collect();
+                    let total = s.iter().map(|s| s.exp()).sum::<f64>().ln();
+                    let slots = self.ids.len() / examples;
+                    let mut loss = 0.0;
+                    for t in b * slots..(b + 1) * slots {
+                        if let Some(k) = list.iter().position(|id| *id == self.ids[t]) {
+                            loss += f64::from(self.mass[t]) * (total - s[k]);
+                        }
+                    }
+                    f64::from(self.weights[b]) * loss
+                })
+                .collect()
+        }
+    }
+
+    /// Central differences of `f` in every element of `x`.
+    fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+        const STEP: f64 = 1e-5;
+        let mut x = x.to_vec();
+        (0..x.len())
+            .map(|i| {
+                let value = x[i];
+                x[i] = value + STEP;
+                let above = f(&x);
+                x[i] = value - STEP;
+                let below = f(&x);
+                x[i] = value;
+                (above - below) / (2.0 * STEP)
+            })
+            .collect()
+    }
+
+    /// Lists of `k` different ids with the gold first and, if `pad`, a few places empty. `models`
+    /// is no multiple of 5.
+    fn batch(examples: usize, models: usize, width: usize, k: usize, pad: bool) -> Batch {
+        let mut lists = Vec::new();
+        let (mut ids, mut mass) = (Vec::new(), Vec::new());
+        for b in 0..examples {
+            let list: Vec<u32> = (0..k).map(|i| small((b * 31 + i * 5) % models)).collect();
+            let filled = if pad { k - b % k.min(3) } else { k };
+            lists.extend(
+                list.iter()
+                    .enumerate()
+                    .map(|(i, id)| if i < filled { *id } else { NONE }),
+            );
+            let neighbour = if filled > 1 { list[filled - 1] } else { NONE };
+            ids.extend([list[0], neighbour, NONE]);
+            mass.extend([0.98, if neighbour == NONE { 0.0 } else { 0.02 }, 0.0]);
+        }
+        let weights = (0..examples)
+            .map(|b| {
+                if b % 4 == 3 {
+                    0.0
+                } else {
+                    (1 + b % 2 * 4) as f32 / examples as f32
+                }
+            })
+            .collect();
+        Batch {
+            width,
+            z: noise(examples * width, 21),
+            e: noise(models * width, 22),
+            tau: 0.2,
+            lists: Some(lists),
+            ids,
+            mass,
+            weights,
+        }
+    }
+
+    const V2_E: [f32; 12] = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5];
+
+    fn check(what: &str, batch: &Batch, losses: &[f64], dz: &[f64], de: &[f64], bound: f64) {
+        for answer in batch.answers() {
+            assert_close(what, &answer.losses, losses, bound);
+            assert_close(what, &answer.dz, dz, bound);
+            if !de.is_empty() {
+                assert_close(what, &answer.de, de, bound);
+            }
+        }
+    }
+
+    #[test]
+    fn v9() {
+        let hard = Batch {
+            width: 3,
+            z: vec![1.0, 2.0, -1.0],
+            e: V2_E.to_vec(),
+            tau: 0.08,
+            lists: Some(vec![0, 1, 2, 3]),
+            ids: vec![0, NONE, NONE],
+            mass: vec![1.0, 0.0, 0.0],
+            weights: vec![1.0],
+        };
+        let dz = [-4.4060778, 1.8559306, -0.6942167];
+        let de = [
+            0.0,
+            -10.2005260,
+            5.1002630,
+            0.4673710,
+            0.0,
+            -0.4673710,
+            0.0,
+            0.0,
+            0.0,
+            0.0000771,
+            0.0001121,
+            -0.0000701,
+        ];
+        check("V9 hard", &hard, &[7.4935844], &dz, &de, 2e-6);
+
+        let soft = Batch {
+            ids: vec![0, 1, 3],
+            mass: vec![0.98, 0.01, 0.01],
+            ..hard.clone()
+        };
+        let dz = [-4.2671600, 1.7765490, -0.7140621];
+        let de = [
+            0.0, -9.9964019, 4.9982009, 0.4163400, 0.0, -0.4163400, 0.0, 0.0, 0.0, -0.0415038,
+            -0.0603691, 0.0377307,
+        ];
+        check("V9 soft", &soft, &[7.4765741], &dz, &de, 2e-6);
+
+        let drop = Batch {
+            mass: vec![0.98, 0.0, 0.0],
+            ..hard.clone()
+        };
+        let dz = [-4.3179563, 1.8188120, -0.6803324];
+        check("V9 drop", &drop, &[7.3437127], &dz, &[], 2e-6);
+
+        // A neighbour that is no candidate takes no part, as if its mass had been dropped.
+        let absent = Batch {
+            ids: vec![0, 77, NONE],
+            mass: vec![0.98, 0.02, 0.0],
+            ..hard.clone()
+        };
+        check("V9 absent", &absent, &[7.3437127], &dz, &[], 2e-6);
+
+        let all = Batch {
+            lists: None,
+            ids: vec![2, 0, 3],
+            mass: vec![0.98, 0.01, 0.01],
+            ..hard
+        };
+        let losses = all.losses(&wide(&all.z), &wide(&all.e));
+        assert!((losses[0] - 0.2786467).abs() < 1e-7);
+        let g = [-0.0094434, 0.0915856, -0.0721608, -0.0099815];
+        check(
+            "V9 all",
+            &all,
+            &[0.2786467],
+            &dz_of(&all, &g),
+            &de_of(&all, &g),
+            2e-6,
+        );
+    }
+
+    /// The formula of dz for one example, from the derivatives `g` by the logits.
+    fn dz_of(batch: &Batch, g: &[f64]) -> Vec<f64> {
+        let z = wide(&batch.z);
+        let tau = f64::from(batch.tau);
+        let length = z.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let mut dz = vec![0.0; z.len()];
+        for (e, g) in wide(&batch.e).chunks_exact(batch.width).zip(g) {
+            let row = e.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let c = e.iter().zip(&z).map(|(e, z)| e * z).sum::<f64>() / (row * length);
+            for i in 0..z.len() {
+                dz[i] += g / (tau * length) * (e[i] / row - c * z[i] / length);
+            }
+        }
+        dz
+    }
+
+    /// The formula of dE for one example, from the derivatives `g` by the logits.
+    fn de_of(batch: &Batch, g: &[f64]) -> Vec<f64> {
+        let z = wide(&batch.z);
+        let tau = f64::from(batch.tau);
+        let length = z.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let mut de = Vec::new();
+        for (e, g) in wide(&batch.e).chunks_exact(batch.width).zip(g) {
+            let row = e.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let c = e.iter().zip(&z).map(|(e, z)| e * z).sum::<f64>() / (row * length);
+            de.extend(
+                e.iter()
+                    .zip(&z)
+                    .map(|(e, z)| g / (tau * row) * (z / length - c * e / row)),
+            );
+        }
+        de
+    }
+
+    const W: [[f64; 2]; 3] = [[1.0, 0.5], [-0.5, 2.0], [0.25, -1.0]];
+    const H: [[f64; 2]; 2] = [[1.0, 1.0], [2.0, -1.0]];
+
+    /// The batch of V10 with replay weight `mu`; `soft` targets or hard ones.
+    fn v10_batch(mu: f32, soft: bool) -> Batch {
+        Batch {
+            width: 3,
+            z: vec![1.5, 1.5, -0.75, 1.5, -3.0, 1.5],
+            e: vec![1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5],
+            tau: 0.08,
+            lists: Some(vec![0, 1, 3, 2, 0, 1]),
+            ids: vec![0, 1, 3, 2, 1, NONE],
+            mass: match soft {
+                true => vec![0.98, 0.01, 0.01, 0.98, 0.02, 0.0],
+                false => vec![1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+            },
+            weights: vec![0.5, mu / 2.0],
+        }
+    }
+
+    /// dW = sum of dz h^T, and dh = W^T dz.
+    fn head(dz: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (mut dw, mut dh) = (vec![0.0; 6], vec![0.0; 4]);
+        for (b, dz) in dz.chunks_exact(3).enumerate() {
+            for (d, dz) in dz.iter().enumerate() {
+                for i in 0..2 {
+                    dw[d * 2 + i] += dz * H[b][i] as f32;
+                    dh[b * 2 + i] += dz * W[d][i] as f32;
+                }
+            }
+        }
+        (dw, dh)
+    }
+
+    #[test]
+    fn v10() {
+        for answer in v10_batch(5.0, false).answers() {
+            let losses = [0.6931771 / 2.0, 13.4364386 * 2.5];
+            assert_close("V10", &answer.losses, &losses, 2e-6);
+            assert!((answer.losses.iter().sum::<f32>() - 33.937_685).abs() < 2e-4);
+            let (dw, dh) = head(&answer.dz);
+            let want = [
+                1.2122652, -2.6895469, 2.4294299, 0.8687039, -0.5202339, 0.2601262,
+            ];
+            assert_close("V10 dW", &dw, &want, 5e-6);
+            let want = [-2.0834143, 2.0834143, 0.9754530, 1.9509061];
+            assert_close("V10 dh", &dh, &want, 5e-6);
+            let want = [
+                0.0,
+                -27.5988709,
+                13.7994355,
+                1.0416369,
+                0.0,
+                -0.5208163,
+                -8.6805429,
+                3.4722172,
+                -1.7361086,
+                0.0000740,
+                0.0000925,
+                -0.0000370,
+            ];
+            assert_close("V10 dE", &answer.de, &want, 5e-6);
+        }
+        for answer in v10_batch(1.0, false).answers() {
+            assert!((answer.losses.iter().sum::<f32>() - 7.064_808).abs() < 5e-5);
+        }
+        for answer in v10_batch(5.0, true).answers() {
+            let losses = [0.7903994 / 2.0, 13.4738961 * 2.5];
+            assert_close("V10 soft", &answer.losses, &losses, 2e-6);
+            let want = [
+                1.3900152, -2.6889157, 2.3479206, 0.8184092, -0.6819901, 0.3379179,
+            ];
+            assert_close("V10 soft dW", &head(&answer.dz).0, &want, 5e-6);
+        }
+    }
+
+    #[test]
+    fn gradients_match_differences_of_the_f64_loss() {
+        let sizes = [(1, 1, 1, 1), (3, 7, 5, 4), (5, 13, 17, 9)];
+        for (examples, models, width, k) in sizes {
+            for all in [false, true] {
+                let mut batch = batch(examples, models, width, k, true);
+                if all {
+                    batch.lists = None;
+                }
+                let (z, e) = (wide(&batch.z), wide(&batch.e));
+                let losses = batch.losses(&z, &e);
+                let dz = differences(&z, |z| batch.losses(z, &e).iter().sum());
+                let de = differences(&e, |e| batch.losses(&z, e).iter().sum());
+                check("contrastive", &batch, &losses, &dz, &de, 1e-4);
+            }
+        }
+    }
+
+    #[test]
+    fn larger_shapes_match_f64() {
+        for (examples, models, width, k) in [(9, 66, 63, 65), (33, 257, 65, 7)] {
+            let sampled = batch(examples, models, width, k, true);
+            let all = Batch {
+                lists: None,
+                ..sampled.clone()
+            };
+            for batch in [sampled, all] {
+                let (z, e) = (wide(&batch.z), wide(&batch.e));
+                let losses = batch.losses(&z, &e);
+                // A few directions instead of every element.
+                let along = |x: &[f64], seed, f: &dyn Fn(&[f64]) -> f64| {
+                    let way = wide(&noise(x.len(), seed));
+                    let moved = |step: f64| -> Vec<f64> {
+                        x.iter().zip(&way).map(|(x, way)| x + step * way).collect()
+                    };
+                    (f(&moved(1e-5)) - f(&moved(-1e-5))) / 2e-5
+                };
+                let dot = |g: &[f32], seed| -> f64 {
+                    let way = wide(&noise(g.len(), seed));
+                    wide(g).iter().zip(way).map(|(g, way)| g * way).sum()
+                };
+                for answer in batch.answers() {
+                    assert_close("losses", &answer.losses, &losses, 1e-5);
+                    for seed in 31..33 {
+                        let want = along(&z, seed, &|z| batch.losses(z, &e).iter().sum());
+                        let got = dot(&answer.dz, seed) as f32;
+                        assert_close("dz", &[got], &[want], 1e-4);
+                        let want = along(&e, seed, &|e| batch.losses(&z, e).iter().sum());
+                        let got = dot(&answer.de, seed) as f32;
+                        assert_close("dE", &[got], &[want], 1e-4);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn v28() {
+        let sampled = batch(4, 13, 17, 13, false);
+        let scaled = Batch {
+            e: sampled
+                .e
+                .iter()
+                .enumerate()
+                .map(|(i, v)| v * (1 + i / 17) as f32)
+                .collect(),
+            ..sampled.clone()
+        };
+        let all = Batch {
+            lists: None,
+            ..sampled.clone()
+        };
+        let (sampled_answers, scaled, all) = (sampled.answers(), scaled.answers(), all.answers());
+        for ((sampled_answer, scaled), all) in sampled_answers.iter().zip(&scaled).zip(&all) {
+            assert_close(
+                "scaled rows",
+                &scaled.losses,
+                &wide(&sampled_answer.losses),
+                1e-6,
+            );
+            assert_close("all", &all.losses, &wide(&sampled_answer.losses), 1e-6);
+            assert_close("all", &all.dz, &wide(&sampled_answer.dz), 1e-5);
+            assert_close("all", &all.de, &wide(&sampled_answer.de), 1e-5);
+            for answer in [sampled_answer, all] {
+                for (x, dx) in [(&sampled.z, &answer.dz), (&sampled.e, &answer.de)] {
+                    for (x, dx) in x.chunks_exact(17).zip(dx.chunks_exact(17)) {
+                        let product: f64 = wide(x).iter().zip(wide(dx)).map(|(x, dx)| x * dx).sum();
+                        assert!(product.abs() < 1e-6, "{product}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_example_of_weight_zero_is_left_out() {
+        let mut batch = batch(4, 13, 17, 5, false);
+        batch.lists.as_mut().unwrap()[15..].fill(NONE);
+        assert_eq!(batch.weights[3], 0.0);
+        for answer in batch.answers() {
+            assert_eq!(answer.losses[3], 0.0);
+            assert_eq!(answer.dz[51..], [0.0; 17]);
+            assert!(answer.de.iter().all(|d| d.is_finite()));
+        }
+    }
+
+    #[test]
+    fn lists_are_inverted() {
+        let inverse = invert(&[4, 2, NONE, 2, 7, 4]);
+        let want = InverseList {
+            rows: vec![2, 4, 7],
+            starts: vec![0, 2, 4, 5],
+            entries: vec![1, 3, 0, 5, 4],
+        };
+        assert_eq!(inverse, want);
+        assert_eq!(invert(&[NONE]).starts, [0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "contrastive: d_rows: expected [2, 3], found [1, 3]")]
+    fn a_wrong_shape_is_named() {
+        let device = &devices()[0];
+        let op = Contrastive::new(device).unwrap();
+        let x = device.upload("x", 3, &[1.0; 6]).unwrap();
+        let ids = device.ids("ids", 2, 1).unwrap();
+        let mut out = device.scratch("out", 2, 3).unwrap();
+        let mut grad = device.scratch("grad", 1, 3).unwrap();
+        let place = grad.place();
+        let mut losses = device.scratch("losses", 2, 1).unwrap();
+        let mut room = Room::all(device, 2, 2, 3).unwrap();
+        run(device, |pass| {
+            op.loss_and_gradients(
+                pass,
+                LossAndGradients {
+                    z: &x,
+                    rows: x.part(x.place()),
+                    tau: 1.0,
+                    candidates: Candidates::All,
+                    targets: Targets {
+                        ids: &ids,
+                        mass: &x,
+                        weights: &x,
+                    },
+                    room: &mut room,
+                    losses: &mut losses,
+                    dz: &mut out,
+                    d_rows: grad.part_mut(place),
+                },
+            );
+        });
+    }
+
+    /// One full step of phase 1: the loss, both anchors, AdamW; the head's products are the test's.
+    #[test]
+    fn v27() {
+        use crate::ops::adamw::{self, AdamW, Segment, Step};
+        use crate::ops::anchor::{Anchor, Form, Pull};
+
+        let batch = v10_batch(5.0, false);
+        let w: Vec<f32> = W.as_flattened().iter().map(|w| *w as f32).collect();
+        let w0: Vec<f32> = W.as_flattened().iter().map(|w| (w - 0.01) as f32).collect();
+        let (at_w, at_e) = (Place::flat(0, 3, 2), Place::flat(6, 4, 3));
+        let old = Place::flat(6, 2, 3);
+        let (emb, proj) = (1e4 / 2.0, 0.071_525_574 / 6.0);
+        let segment = |place: Place, rate| Segment {
+            range: place.offset..place.end(),
+            rate,
+            decay: 1e-3,
+            count: 1,
+        };
+        for (device, answer) in devices().iter().zip(batch.answers()) {
+            let upload = |values: &[f32]| device.upload("v27", values.len(), values).unwrap();
+            let mut theta = upload(&[&w[..], &batch.e].concat());
+            let mut grad = upload(&[&head(&answer.dz).0[..], &answer.de].concat());
+            let (mut m, mut v) = (upload(&[0.0; 18]), upload(&[0.0; 18]));
+            let r = device
+                .upload("r", 3, &[1.0, 0.1, 0.0, 0.0, 2.0, 0.2])
+                .unwrap();
+            let w0 = device.upload("w0", 2, &w0).unwrap();
+            let mut rows = device.scratch("rows", 2, 1).unwrap();
+            let mut sums = device.scratch("sums", 3, 1).unwrap();
+            let mut room = adamw::Room::new(device).unwrap();
+            let (anchor, op) = (Anchor::new(device).unwrap(), AdamW::new(device).unwrap());
+            let (reads, outcome) = run(device, |pass| {
+                for (form, place, reference, strength, losses) in [
+                    (Form::Normalized, old, &r, emb, &mut rows),
+                    (Form::Raw, at_w, &w0, proj, &mut sums),
+                ] {
+                    anchor.pull(
+                        pass,
+                        Pull {
+                            form,
+                            rows: theta.part(place),
+                            reference,
+                            touched: None,
+                            strength,
+                            grad: grad.part_mut(place),
+                            losses,
+                        },
+                    );
+                }
+                let gradient = pass.read(&grad);
+                op.step(
+                    pass,
+                    Step {
+                        theta: &mut theta,
+                        grad: &mut grad,
+                        m: &mut m,
+                        v: &mut v,
+                        segments: &[segment(at_w, 1e-4), segment(at_e, 5e-5)],
+                        clip: None,
+                        room: &mut room,
+                    },
+                );
+                [
+                    pass.read(&rows),
+                    pass.read(&sums),
+                    gradient,
+                    pass.read(&theta),
+                ]
+            });
+            let [rows, sums, grad, theta] = reads.map(|read| outcome.f32(read));
+            let (rows, sums): (f32, f32) = (rows.iter().sum(), sums.iter().sum());
+            assert_close("L_emb", &[rows / 2.0], &[0.004_962_809_8], 1e-7);
+            assert_close("L_proj", &[sums / 6.0], &[1e-4], 1e-7);
+            let loss = answer.losses.iter().sum::<f32>() + emb * rows + proj * sums;
+            assert_close("L", &[loss], &[83.565_790_3], 1e-5);
+            let want = [
+                1.2125037,
+                -2.6893085,
+                2.4296683,
+                0.8689423,
+                -0.5199955,
+                0.2603646, //
+                0.0,
+                -525.117466,
+                13.7994355,
+                1.0416369,
+                0.0,
+                -249.2801138, //
+                -8.6805429,
+                3.4722172,
+                -1.7361086,
+                0.0000740,
+                0.0000925,
+                -0.0000370,
+            ];
+            assert_close("V27 gradient", grad, &want, 1e-5);
+            let want = [
+                0.9998999,
+                0.50009995,
+                -0.50009995,
+                1.9998998,
+                0.250099975,
+                -1.0000999, //
+                1.0,
+                0.00005,
+                -0.00005,
+                -0.00005,
+                2.0,
+                0.00005, //
+                1.00004995,
+                1.9999499,
+                -0.99994995,
+            ];
+            let mut moved = theta[..15].to_vec();
+            // Rounding decides which way elements without a gradient go.
+            for (i, exact) in [(6, 1.0), (10, 2.0)] {
+                assert!((moved[i] - exact).abs() < 6e-5);
+                moved[i] = exact;
+            }
+            // In f32 a step of 5e-5 from 2 is known to 1.2e-7.
+            assert_close("V27", &moved, &want, 2e-7);
+        }
+    }
+}
