@@ -245,7 +245,6 @@ impl<'w> View<'w> {
     }
 
     /// Little-endian f16 `bytes` as a table of `columns`.
-    #[cfg(test)]
     pub(crate) fn of_half(bytes: &'w [u8], columns: usize) -> Self {
         View {
             dtype: Dtype::F16,

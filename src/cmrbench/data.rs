@@ -9,6 +9,7 @@ use crate::error::{Result, bail};
 use crate::generation::NewModel;
 use crate::hub::Model;
 use crate::hub::cards::{ModelCard, for_each_line};
+use crate::text::query::{Prefix, query_digest, query_text};
 
 /// The experiences in order: poster label, file stem, index of cards.
 const EXPERIENCES: [(&str, &str, &str); 4] = [
@@ -17,16 +18,6 @@ const EXPERIENCES: [(&str, &str, &str); 4] = [
     ("E3", "hugging-bench-1", "e1_e2_e3"),
     ("E4", "hugging-bench-2", "e1_e2_e3_e4"),
 ];
-
-/// What becomes of a leading `###Instruction:` (cmrbench.md section 1.4).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Prefix {
-    /// Dropped: it tells from which half of the stream a query comes.
-    #[default]
-    Strip,
-    /// Kept as it is.
-    Keep,
-}
 
 /// One labelled prompt.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -43,6 +34,13 @@ pub struct Row {
     pub instruction: String,
     /// Gold domain of the row.
     pub domain: String,
+}
+
+impl Row {
+    /// SHA-256 of what rows of the same query share (cmrbench.md section 1.4).
+    pub fn digest(&self) -> String {
+        query_digest(&self.instruction)
+    }
 }
 
 /// One batch of new models with labelled prompts.
@@ -186,48 +184,4 @@ fn new_cards(path: &Path, known: &mut Vec<String>) -> Result<Vec<ModelCard>> {
     })?;
     *known = names;
     Ok(cards)
-}
-
-/// `instruction` as it is routed (cmrbench.md section 1.4).
-pub fn query_text(instruction: &str, prefix: Prefix) -> &str {
-    if prefix == Prefix::Keep {
-        return instruction;
-    }
-    let text = instruction.trim();
-    let hashes = text.trim_start_matches('#');
-    if hashes.len() == text.len() {
-        return text;
-    }
-    const WORD: &str = "instruction";
-    let after = hashes.trim_start();
-    match after.get(..WORD.len()) {
-        Some(word) if word.eq_ignore_ascii_case(WORD) => {
-            let rest = after[WORD.len()..].trim_start();
-            rest.strip_prefix(':').unwrap_or(rest).trim()
-        }
-        _ => text,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefixes() {
-        for (text, want) in [
-            ("###Instruction: Find a model.", "Find a model."),
-            ("  ### INSTRUCTION  :\n Find it. ", "Find it."),
-            ("#instruction Find it", "Find it"),
-            ("Instruction: Find it", "Instruction: Find it"),
-            ("### Input: x", "### Input: x"),
-            ("###Instruction: a\n###Input: b", "a\n###Input: b"),
-            (" plain ", "plain"),
-            ("###é", "###é"),
-            ("", ""),
-        ] {
-            assert_eq!(query_text(text, Prefix::Strip), want);
-            assert_eq!(query_text(text, Prefix::Keep), text);
-        }
-    }
 }

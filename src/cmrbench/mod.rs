@@ -3,5 +3,6 @@
 mod data;
 mod metrics;
 
-pub use data::{Data, Experience, Prefix, Row, query_text};
+pub use crate::text::query::{Prefix, query_text};
+pub use data::{Data, Experience, Row};
 pub use metrics::{Hits, Percent, Tables};

@@ -15,11 +15,13 @@ use crate::error::Result;
 use crate::model::Config;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
+use crate::model::lora::Factors;
 use crate::model::parameters::Parameters;
 use crate::ops::Ops;
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::{Tokenizer, Tokens};
+use crate::weights::Weights;
 use bundle::{Bundle, Manifest};
 
 /// A text encoder, opened from a bundle: texts in, pooled vectors out.
@@ -41,6 +43,7 @@ pub struct Encoder {
     bert: Bert,
     tokenizer: Tokenizer,
     manifest: Manifest,
+    weights: Arc<Weights>,
     revision: String,
     reason: String,
     degraded: Option<String>,
@@ -127,6 +130,7 @@ impl Encoder {
             bert,
             tokenizer: bundle.tokenizer,
             manifest: bundle.manifest,
+            weights: bundle.weights,
             revision: bundle.revision,
             reason: opened.reason,
             degraded: opened.degraded,
@@ -234,6 +238,10 @@ impl Encoder {
 
     pub(crate) fn tokenize_prompts(&self, prompts: &[&str]) -> Vec<Result<Tokens>> {
         self.tokenize(&self.manifest.query_prefix, prompts)
+    }
+
+    pub(crate) fn tokenize_documents(&self, documents: &[&str]) -> Vec<Result<Tokens>> {
+        self.tokenize(&self.manifest.document_prefix, documents)
     }
 
     /// Tokens of `texts`, side by side.
@@ -346,6 +354,26 @@ impl Encoder {
 
     pub(crate) fn bert(&self) -> &Bert {
         &self.bert
+    }
+
+    /// The network with trained factors added to its weights, for this encoder's device.
+    pub(crate) fn merged(&self, factors: &Factors) -> Result<Bert> {
+        let (weights, config) = (&self.weights, &self.bert.config);
+        self.network(|| Parameters::open_merged(&self.device, weights, config, factors))
+    }
+
+    /// The network with weights that gradients go back through.
+    pub(crate) fn for_learning(&self) -> Result<Bert> {
+        let (weights, config) = (&self.weights, &self.bert.config);
+        self.network(|| Parameters::open_for_learning(&self.device, weights, config))
+    }
+
+    fn network(&self, open: impl FnOnce() -> Result<Parameters> + Send) -> Result<Bert> {
+        Ok(Bert {
+            config: self.bert.config.clone(),
+            parameters: self.host.run(open)?,
+            pooling: self.bert.pooling,
+        })
     }
 
     pub(crate) fn config(&self) -> &Config {

@@ -9,9 +9,11 @@ use crate::encoder::Digest;
 use crate::error::{Result, bail, error};
 use crate::files::{self, Staged};
 use crate::generation::manifest::{
-    EncoderPin, GenerationId, HEAD, HUB, KIND, MANIFEST, Manifest, TEXT_LIMIT,
+    ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest, TEXT_LIMIT,
 };
 use crate::hub::Hub;
+use crate::model::Config;
+use crate::model::lora::{Factors, Lora};
 use crate::weights::Weights;
 
 /// The reference's names of W and E.
@@ -19,6 +21,7 @@ const PROJECTION: &str = "prompt_projection.weight";
 const EMBEDDINGS: &str = "model_embeddings.weight";
 
 /// A generation in memory, checked against its manifest.
+#[derive(Clone)]
 pub(crate) struct Contents {
     pub(crate) manifest: Manifest,
     pub(crate) hub: Hub,
@@ -26,6 +29,8 @@ pub(crate) struct Contents {
     pub(crate) projection: Vec<f32>,
     /// E [M, D]
     pub(crate) embeddings: Vec<f32>,
+    /// The other parts by name, as they are: LoRA factors, what learning keeps for the next time.
+    pub(crate) parts: BTreeMap<String, Vec<u8>>,
 }
 
 impl Contents {
@@ -43,6 +48,7 @@ impl Contents {
         }
         let mut hub = None;
         let mut head = None;
+        let mut parts = BTreeMap::new();
         for (name, digest) in &manifest.files {
             let path = folder.join(name);
             if path.file_name().is_none_or(|file| file != name.as_str()) {
@@ -63,6 +69,8 @@ impl Contents {
                 digest.check(&path, &bytes)?;
                 if name == HUB {
                     hub = Some(files::parse_json::<Hub>(&path, &bytes)?);
+                } else {
+                    parts.insert(name.clone(), bytes);
                 }
             }
         }
@@ -78,6 +86,13 @@ impl Contents {
                 hub.len()
             );
         }
+        if manifest.adapter.is_some() != parts.contains_key(ADAPTER) {
+            bail!(
+                Format,
+                "{}: adapter: expected its settings here and {ADAPTER}, or neither, found one",
+                folder.join(MANIFEST).display()
+            );
+        }
         let (width, inputs) = (manifest.width, manifest.encoder.width);
         let projection = head.view(PROJECTION, &[width, inputs])?.to_f32();
         let embeddings = head.view(EMBEDDINGS, &[hub.len(), width])?.to_f32();
@@ -86,6 +101,7 @@ impl Contents {
             hub,
             projection,
             embeddings,
+            parts,
         };
         contents
             .check_rows()
@@ -126,6 +142,19 @@ impl Contents {
             hub: self.hub,
             projection: self.projection,
             embeddings: self.embeddings,
+            adapter: self.manifest.adapter,
+            learned: self.manifest.learned,
+            parts: self.parts,
+        }
+    }
+
+    /// The encoder's trained factors, if it was trained.
+    pub(crate) fn factors(&self, config: &Config) -> Result<Option<Factors>> {
+        match (&self.manifest.adapter, self.parts.get(ADAPTER)) {
+            (Some(lora), Some(bytes)) => Factors::read(lora, bytes, config)
+                .map(Some)
+                .map_err(|e| e.at(ADAPTER)),
+            _ => Ok(None),
         }
     }
 }
@@ -141,15 +170,26 @@ pub(crate) struct Draft {
     pub(crate) hub: Hub,
     pub(crate) projection: Vec<f32>,
     pub(crate) embeddings: Vec<f32>,
+    pub(crate) adapter: Option<Lora>,
+    pub(crate) learned: Option<Learned>,
+    /// The other parts by name.
+    pub(crate) parts: BTreeMap<String, Vec<u8>>,
 }
 
 impl Draft {
-    /// Writes the generation into `root`, whole or not at all.
-    pub(crate) fn write(&self, root: &Path) -> Result<GenerationId> {
-        let head = self.head()?;
-        let hub = files::to_json(&self.hub)?;
-        let parts = [(HEAD, head), (HUB, hub)];
-        let manifest = Manifest {
+    /// What the generation will hold when it is written.
+    pub(crate) fn contents(&self) -> Contents {
+        Contents {
+            manifest: self.manifest(BTreeMap::new()),
+            hub: self.hub.clone(),
+            projection: self.projection.clone(),
+            embeddings: self.embeddings.clone(),
+            parts: self.parts.clone(),
+        }
+    }
+
+    fn manifest(&self, files: BTreeMap<String, Digest>) -> Manifest {
+        Manifest {
             schema_version: 1,
             kind: KIND.to_owned(),
             sequence: self.sequence,
@@ -159,11 +199,26 @@ impl Draft {
             width: self.width,
             tau: self.tau,
             models: self.hub.len(),
-            files: parts
+            adapter: self.adapter.clone(),
+            learned: self.learned.clone(),
+            files,
+        }
+    }
+
+    /// Writes the generation into `root`, whole or not at all.
+    pub(crate) fn write(&self, root: &Path) -> Result<GenerationId> {
+        let head = self.head()?;
+        let hub = files::to_json(&self.hub)?;
+        let mut parts = vec![(HEAD, &head), (HUB, &hub)];
+        parts.extend(
+            self.parts
                 .iter()
-                .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)))
-                .collect::<BTreeMap<_, _>>(),
-        };
+                .map(|(name, bytes)| (name.as_str(), bytes)),
+        );
+        let files = parts
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
+        let manifest = self.manifest(files.collect());
         let (id, sealed) = manifest.seal()?;
         if root.join(id.as_str()).exists() {
             // The same content was written before: the name is its hash.

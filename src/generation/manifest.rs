@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::encoder::Digest;
 use crate::error::{Error, Result, bail};
 use crate::files;
+use crate::model::lora::Lora;
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const HEAD: &str = "head.safetensors";
 pub(crate) const HUB: &str = "hub.json";
+pub(crate) const ADAPTER: &str = "adapter.safetensors";
 pub(crate) const KIND: &str = "hubrouter-generation";
 pub(crate) const TEXT_LIMIT: u64 = 4 << 30;
 
@@ -95,8 +97,31 @@ pub struct Manifest {
     pub tau: f32,
     /// Models with an id, retired ones included.
     pub models: usize,
+    /// The adapter in `adapter.safetensors`, if the encoder was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) adapter: Option<Lora>,
+    /// How the weights were learned, if they were; kept by children that only change the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Learned>,
     /// Every other file of the generation.
     pub(crate) files: BTreeMap<String, Digest>,
+}
+
+/// The last update of a generation's weights: enough to make it again from its parent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Learned {
+    /// Updates so far, this one included.
+    pub experience: u32,
+    /// The recipe that the settings began with.
+    pub recipe: String,
+    /// All settings by name; `seed` is one of them.
+    pub settings: BTreeMap<String, String>,
+    /// SHA-256 over the examples, in order.
+    pub examples_sha256: String,
+    /// What computed: draws are the same on every device, sums are not.
+    pub device: String,
 }
 
 /// An encoder bundle, by hash.

@@ -6,7 +6,9 @@ pub(crate) mod serving;
 mod store;
 mod zero_shot;
 
-pub(crate) use contents::Contents;
-pub use manifest::{EncoderPin, GenerationId, Manifest};
+pub(crate) use contents::{Contents, Draft};
+pub(crate) use manifest::ADAPTER;
+pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
+pub(crate) use store::RESUME;
 pub use store::{Difference, GenerationReport, Pruned, Store};
 pub use zero_shot::{NewModel, Progress};

@@ -12,6 +12,7 @@ use crate::generation::{Contents, GenerationId};
 use crate::hub::Hub;
 use crate::hub::index::{Index, Ranking, Room};
 use crate::model::activations::Activations;
+use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
@@ -23,6 +24,8 @@ pub(crate) struct Serving {
     pub(crate) index: Index,
     /// Why another generation than the current one is served, if so.
     pub(crate) passed_over: Option<String>,
+    /// The encoder's network with the generation's adapter merged in; none: as it is.
+    merged: Option<Bert>,
     head: Head,
     plans: Plans<Tensors>,
 }
@@ -84,12 +87,17 @@ impl Serving {
             (head, index)
         });
         let (head, index) = (head?, index?);
+        let factors = contents.factors(encoder.config())?;
+        let merged = factors
+            .map(|factors| encoder.merged(&factors))
+            .transpose()?;
         Ok(Self {
             id,
             hub: contents.hub,
             encoder,
             index,
             passed_over,
+            merged,
             head,
             plans: Plans::new(),
         })
@@ -110,9 +118,8 @@ impl Serving {
                 let (reads, outcome) = self.device().run(plan, |pass, t| {
                     t.activations.upload(pass, &batch);
                     pass.stage();
-                    encoder
-                        .bert()
-                        .forward(encoder.ops(), pass, &mut t.activations, None);
+                    let bert = self.merged.as_ref().unwrap_or(encoder.bert());
+                    bert.forward(encoder.ops(), pass, &mut t.activations, None);
                     pass.stage();
                     self.head
                         .forward(encoder.ops(), pass, &t.activations.pooled, &mut t.projected);
@@ -128,6 +135,26 @@ impl Serving {
                 })
             },
         )
+    }
+
+    /// The best model of each prompt.
+    pub(crate) fn best(
+        &self,
+        prompts: Vec<Tokens>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<u32>> {
+        let prompts: Vec<(usize, Tokens)> = prompts.into_iter().enumerate().collect();
+        let mut best = Vec::with_capacity(prompts.len());
+        for chunk in self.encoder.chunks(&prompts, self.index.most_prompts()) {
+            for ranking in self.rank(chunk, 1)?.rankings {
+                let Some((id, _)) = ranking.best.first() else {
+                    bail!(NoCandidate, "{}: every model is retired", self.id);
+                };
+                best.push(*id);
+            }
+            progress(best.len());
+        }
+        Ok(best)
     }
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<Tensors>> {

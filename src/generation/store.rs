@@ -23,6 +23,9 @@ const CURRENT: &str = "current";
 /// Held by whoever writes; readers do not need it.
 const LOCK: &str = "lock";
 
+/// Where an interrupted update left off; of no meaning to readers.
+pub(crate) const RESUME: &str = "resume.safetensors";
+
 /// A folder of generations.
 ///
 /// Reading needs no write access. Writers hold a lock file, write under temporary names and
@@ -106,6 +109,7 @@ impl Store {
         let foreign = store.entries()?.into_iter().find(|name| {
             name != CURRENT
                 && name != LOCK
+                && name != RESUME
                 && !name.starts_with(files::TEMPORARY)
                 && name.parse::<GenerationId>().is_err()
         });
@@ -260,6 +264,17 @@ impl Store {
         self.point_to(&id)?;
         log::info!("published {id}: {}", draft.made_by);
         Ok(id)
+    }
+
+    /// Takes away what an interrupted update left, if there is something.
+    pub(crate) fn clear_resume(&self) -> Result<()> {
+        let path = self.root.join(RESUME);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(&path, "remove", &e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What changed from `old` to `new`.

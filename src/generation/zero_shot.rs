@@ -1,5 +1,7 @@
 //! Generations made without learning: rows from model cards, and changes of the registry.
 
+use std::collections::BTreeMap;
+
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::contents::{Contents, Draft};
@@ -93,6 +95,9 @@ impl Store {
             hub,
             projection,
             embeddings,
+            adapter: None,
+            learned: None,
+            parts: BTreeMap::new(),
         })
     }
 

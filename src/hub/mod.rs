@@ -18,3 +18,48 @@ pub(crate) fn domain_key(domain: &str) -> String {
         words.join(" ")
     }
 }
+
+/// The parent group of a domain, which comes as [`domain_key`] gives it (carve.md section 1).
+pub(crate) fn parent_group(domain: &str) -> &str {
+    const GROUPS: [&str; 8] = [
+        "natural language processing",
+        "computer vision",
+        "audio",
+        "multimodal",
+        "tabular",
+        "reinforcement learning",
+        "time series",
+        "graph",
+    ];
+    if domain == "unknown" {
+        return "other";
+    }
+    let first_word = domain.split(' ').next().unwrap_or(domain);
+    GROUPS
+        .into_iter()
+        .find(|group| domain.starts_with(group))
+        .unwrap_or(first_word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// carve.md V1
+    #[test]
+    fn parent_groups() {
+        for (domain, want) in [
+            ("Audio Audio Classification", "audio"),
+            (
+                "  Natural  Language Processing Translation",
+                "natural language processing",
+            ),
+            ("Graph Machine Learning", "graph"),
+            ("unknown", "other"),
+            (" ", "other"),
+            ("Robotics Foo", "robotics"),
+        ] {
+            assert_eq!(parent_group(&domain_key(domain)), want);
+        }
+    }
+}

@@ -34,7 +34,7 @@ pub(crate) struct Activations {
 }
 
 /// Query tiles that `sizes` may need: each prompt can leave one unfinished.
-fn most_tiles(sizes: Sizes) -> usize {
+pub(crate) fn most_tiles(sizes: Sizes) -> usize {
     sizes.tokens / attention::QUERIES + sizes.prompts
 }
 

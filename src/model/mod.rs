@@ -3,7 +3,9 @@
 pub(crate) mod activations;
 pub(crate) mod bert;
 pub(crate) mod head;
+pub(crate) mod lora;
 pub(crate) mod parameters;
+pub(crate) mod training;
 
 use serde::Deserialize;
 

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use crate::device::{Device, Tensor};
 use crate::error::{Result, bail};
 use crate::model::Config;
+use crate::model::lora::{Factors, Target};
 use crate::ops::embed::Words;
 use crate::ops::linear::Weight;
-use crate::weights::Weights;
+use crate::weights::{Dtype, View, Weights};
 
 pub(crate) struct Parameters {
     pub(crate) embeddings: Embeddings,
@@ -85,11 +88,54 @@ impl Parameters {
     ///
     /// Errors: a tensor is missing, has another shape or dtype, or is not finite.
     pub(crate) fn open(device: &Device, weights: &Arc<Weights>, config: &Config) -> Result<Self> {
-        let read = Reader {
+        Self::read(&Reader {
             device,
             weights,
             config,
-        };
+            weight: Weight::new,
+            factors: None,
+        })
+    }
+
+    /// As [`Parameters::open`], with `factors` added to the weights: W + s Lb La, in the
+    /// checkpoint's dtype where that is f16, so that it is served as fast.
+    pub(crate) fn open_merged(
+        device: &Device,
+        weights: &Arc<Weights>,
+        config: &Config,
+        factors: &Factors,
+    ) -> Result<Self> {
+        Self::read(&Reader {
+            device,
+            weights,
+            config,
+            weight: Weight::new,
+            factors: Some(factors),
+        })
+    }
+
+    /// As [`Parameters::open`], with linear maps that gradients go back through.
+    pub(crate) fn open_for_learning(
+        device: &Device,
+        weights: &Arc<Weights>,
+        config: &Config,
+    ) -> Result<Self> {
+        Self::read(&Reader {
+            device,
+            weights,
+            config,
+            weight: Weight::for_learning,
+            factors: None,
+        })
+    }
+
+    fn read(read: &Reader<'_>) -> Result<Self> {
+        let Reader {
+            device,
+            weights,
+            config,
+            ..
+        } = *read;
         let h = config.hidden;
         let mut places = read.finite(
             "embeddings.position_embeddings.weight",
@@ -123,7 +169,13 @@ struct Reader<'r> {
     device: &'r Device,
     weights: &'r Arc<Weights>,
     config: &'r Config,
+    /// What linear maps are made by.
+    weight: MakeWeight,
+    /// What is added to them.
+    factors: Option<&'r Factors>,
 }
+
+type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;
 
 impl Reader<'_> {
     fn finite(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
@@ -146,37 +198,62 @@ impl Reader<'_> {
         })
     }
 
-    /// The maps `names` stacked, each [outputs, inputs].
-    fn linear(&self, names: &[String], outputs: usize, inputs: usize) -> Result<Weight> {
-        let mut parts = Vec::with_capacity(names.len());
-        let mut bias = Vec::with_capacity(names.len() * outputs);
-        for name in names {
-            parts.push((
-                name.as_str(),
-                self.weights
-                    .view(&format!("{name}.weight"), &[outputs, inputs])?,
-            ));
+    /// The maps `targets` of `layer` stacked.
+    fn linear(&self, layer: usize, targets: &[Target]) -> Result<Weight> {
+        let (inputs, outputs) = targets[0].shape(self.config);
+        let mut maps = Vec::with_capacity(targets.len());
+        let mut bias = Vec::with_capacity(targets.len() * outputs);
+        for target in targets {
+            let name = format!("encoder.layer.{layer}.{}", target.path());
+            let view = self
+                .weights
+                .view(&format!("{name}.weight"), &[outputs, inputs])?;
             bias.extend(self.finite(&format!("{name}.bias"), &[outputs])?);
+            let merged = self.factors.map(|factors| {
+                let mut values = view.to_f32();
+                factors.merge(layer, *target, &mut values);
+                match view.dtype {
+                    Dtype::F16 => Merged::Half(
+                        values
+                            .iter()
+                            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+                            .collect(),
+                    ),
+                    _ => Merged::Full(values),
+                }
+            });
+            maps.push((name, view, merged));
         }
-        Weight::new(self.device, &parts, &bias)
+        let parts: Vec<(&str, View<'_>)> = maps
+            .iter()
+            .map(|(name, view, merged)| {
+                let view = match merged {
+                    None => *view,
+                    Some(Merged::Half(bytes)) => View::of_half(bytes, inputs),
+                    Some(Merged::Full(values)) => View::of_f32(values, inputs),
+                };
+                (name.as_str(), view)
+            })
+            .collect();
+        (self.weight)(self.device, &parts, &bias)
     }
 
     fn layer(&self, layer: usize) -> Result<Layer> {
-        let (h, f) = (self.config.hidden, self.config.feed_forward);
         let at = |name: &str| format!("encoder.layer.{layer}.{name}");
-        let qkv = [
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-        ]
-        .map(at);
         Ok(Layer {
-            qkv: self.linear(&qkv, h, h)?,
-            attention_output: self.linear(&[at("attention.output.dense")], h, h)?,
+            qkv: self.linear(layer, &[Target::Query, Target::Key, Target::Value])?,
+            attention_output: self.linear(layer, &[Target::AttentionOutput])?,
             attention_norm: self.norm(&at("attention.output.LayerNorm"))?,
-            intermediate: self.linear(&[at("intermediate.dense")], f, h)?,
-            output: self.linear(&[at("output.dense")], h, f)?,
+            intermediate: self.linear(layer, &[Target::Intermediate])?,
+            output: self.linear(layer, &[Target::Output])?,
             output_norm: self.norm(&at("output.LayerNorm"))?,
         })
     }
+}
+
+/// A weight that is not the mapped file's.
+enum Merged {
+    /// f16 bytes.
+    Half(Vec<u8>),
+    Full(Vec<f32>),
 }

@@ -1,4 +1,5 @@
-//! Prompts to tokens to one packed batch.
+//! Prompts to tokens to one packed batch; texts as they are compared.
 
 pub(crate) mod batch;
+pub(crate) mod query;
 pub(crate) mod tokenizer;

@@ -18,7 +18,7 @@ pub(crate) struct Tokenizer {
 }
 
 /// The tokens of one prompt, special ones included.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub(crate) ids: Vec<u32>,
     /// True when tokens past the limit were cut off on the right.

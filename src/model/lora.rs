@@ -1,0 +1,467 @@
+//! LoRA: y = x W^T + b + s (x La^T) Lb^T, s = alpha / r (carve.md section 2).
+//!
+//! Where the factors lie in the flat buffer of trained parameters, what they are called on disk.
+//! Both are kept as [r, .]: La [r, in], and Lb transposed [r, out].
+
+use std::fmt;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+
+use crate::device::Place;
+use crate::error::{Error, Result, bail, error};
+use crate::model::Config;
+
+/// A linear map of an encoder's layer that gets an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
+pub enum Target {
+    /// Queries of the attention.
+    Query,
+    /// Keys of the attention.
+    Key,
+    /// Values of the attention.
+    Value,
+    /// The map behind the attention.
+    AttentionOutput,
+    /// The feed-forward part's first map.
+    Intermediate,
+    /// The feed-forward part's second map.
+    Output,
+}
+
+impl Target {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::AttentionOutput,
+        Self::Intermediate,
+        Self::Output,
+    ];
+
+    /// The map's path inside a layer, as checkpoints have it.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Query => "attention.self.query",
+            Self::Key => "attention.self.key",
+            Self::Value => "attention.self.value",
+            Self::AttentionOutput => "attention.output.dense",
+            Self::Intermediate => "intermediate.dense",
+            Self::Output => "output.dense",
+        }
+    }
+
+    /// (in, out) of the map.
+    pub(crate) fn shape(self, config: &Config) -> (usize, usize) {
+        let (h, f) = (config.hidden, config.feed_forward);
+        match self {
+            Self::Query | Self::Key | Self::Value | Self::AttentionOutput => (h, h),
+            Self::Intermediate => (h, f),
+            Self::Output => (f, h),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::AttentionOutput => "attention_output",
+            Self::Intermediate => "intermediate",
+            Self::Output => "output",
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.name().to_owned()
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        match Self::ALL.into_iter().find(|target| target.name() == text) {
+            Some(target) => Ok(target),
+            None => bail!(
+                InvalidRequest,
+                "LoRA target: expected one of {}, found {text:?}",
+                Self::ALL.map(Self::name).join(", ")
+            ),
+        }
+    }
+}
+
+/// Rank, strength and targets of an adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lora {
+    pub(crate) r: usize,
+    pub(crate) alpha: f32,
+    /// Ascending.
+    pub(crate) targets: Vec<Target>,
+}
+
+impl Lora {
+    /// s
+    pub(crate) fn scale(&self) -> f32 {
+        self.alpha / self.r as f32
+    }
+}
+
+/// Where an adapter's factors are in the flat buffer, from its beginning.
+#[derive(Clone, Debug)]
+pub(crate) struct Adapter {
+    pub(crate) lora: Lora,
+    /// In the order of the network.
+    pub(crate) layers: Vec<Layer>,
+    /// Elements of all factors.
+    pub(crate) len: usize,
+}
+
+/// The adapters of one layer's four linear maps; query, key and value are one.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) qkv: Map,
+    pub(crate) attention_output: Map,
+    pub(crate) intermediate: Map,
+    pub(crate) output: Map,
+}
+
+/// The adapters on one (stacked) linear map; none where no target is on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Map {
+    /// La of all branches stacked, [n r, in].
+    pub(crate) a: Place,
+    pub(crate) branches: Vec<Branch>,
+    /// First column of this map's x La^T in the layer's [T, targets r].
+    pub(crate) thin: usize,
+}
+
+/// One adapter: columns `first_output..` of the map's output.
+#[derive(Clone, Debug)]
+pub(crate) struct Branch {
+    pub(crate) target: Target,
+    pub(crate) first_output: usize,
+    /// La [r, in]
+    pub(crate) a: Place,
+    /// Lb transposed, [r, out].
+    pub(crate) b: Place,
+}
+
+impl Adapter {
+    pub(crate) fn new(lora: &Lora, config: &Config) -> Self {
+        let mut offset = 0;
+        let mut layers = Vec::with_capacity(config.layers);
+        for _ in 0..config.layers {
+            let mut thin = 0;
+            let mut map = |targets: &[Target]| {
+                let chosen: Vec<Target> = targets
+                    .iter()
+                    .copied()
+                    .filter(|target| lora.targets.contains(target))
+                    .collect();
+                let (inputs, outputs) = targets[0].shape(config);
+                let a = Place::flat(offset, chosen.len() * lora.r, inputs);
+                let mut next = a.end();
+                let mut branches = Vec::new();
+                for (i, target) in chosen.iter().enumerate() {
+                    let place = targets.iter().position(|t| t == target).unwrap_or(0);
+                    let b = Place::flat(next, lora.r, outputs);
+                    next = b.end();
+                    branches.push(Branch {
+                        target: *target,
+                        first_output: place * outputs,
+                        a: Place::flat(offset + i * lora.r * inputs, lora.r, inputs),
+                        b,
+                    });
+                }
+                let map = Map { a, branches, thin };
+                thin += map.a.rows;
+                offset = next;
+                map
+            };
+            layers.push(Layer {
+                qkv: map(&[Target::Query, Target::Key, Target::Value]),
+                attention_output: map(&[Target::AttentionOutput]),
+                intermediate: map(&[Target::Intermediate]),
+                output: map(&[Target::Output]),
+            });
+        }
+        Self {
+            lora: lora.clone(),
+            layers,
+            len: offset,
+        }
+    }
+
+    /// Columns of a layer's [T, targets r].
+    pub(crate) fn thin(&self) -> usize {
+        self.lora.targets.len() * self.lora.r
+    }
+
+    /// Every adapter with its layer.
+    pub(crate) fn branches(&self) -> impl Iterator<Item = (usize, &Branch)> {
+        self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            [
+                &layer.qkv,
+                &layer.attention_output,
+                &layer.intermediate,
+                &layer.output,
+            ]
+            .into_iter()
+            .flat_map(move |map| map.branches.iter().map(move |branch| (index, branch)))
+        })
+    }
+}
+
+/// Name of a factor on disk, as PEFT writes it; `part`: `A` or `B`.
+pub(crate) fn factor_name(layer: usize, target: Target, part: &str) -> String {
+    let path = target.path();
+    format!("base_model.model.encoder.layer.{layer}.{path}.lora_{part}.weight")
+}
+
+/// Trained factors: the flat buffer's beginning, by value.
+#[derive(Clone, Debug)]
+pub(crate) struct Factors {
+    pub(crate) adapter: Adapter,
+    pub(crate) values: Vec<f32>,
+}
+
+impl Factors {
+    /// La uniform in +-1/sqrt(in), Lb zero (carve.md section 2); `draw` gives numbers in [0, 1).
+    pub(crate) fn fresh(adapter: Adapter, mut draw: impl FnMut() -> f32) -> Self {
+        let mut values = vec![0.0; adapter.len];
+        for (_, branch) in adapter.branches() {
+            let bound = 1.0 / (branch.a.columns as f32).sqrt();
+            for value in &mut values[branch.a.offset..branch.a.end()] {
+                *value = (2.0 * draw() - 1.0) * bound;
+            }
+        }
+        Self { adapter, values }
+    }
+
+    /// Reads an `adapter.safetensors`.
+    ///
+    /// Errors: it is malformed; a factor is missing, has another shape or is not finite.
+    pub(crate) fn read(lora: &Lora, bytes: &[u8], config: &Config) -> Result<Self> {
+        let adapter = Adapter::new(lora, config);
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+        let mut values = vec![0.0; adapter.len];
+        for (layer, branch) in adapter.branches() {
+            let (inputs, outputs) = (branch.a.columns, branch.b.columns);
+            let a = tensor(
+                &file,
+                &factor_name(layer, branch.target, "A"),
+                [lora.r, inputs],
+            )?;
+            values[branch.a.offset..branch.a.end()].copy_from_slice(&a);
+            let b = tensor(
+                &file,
+                &factor_name(layer, branch.target, "B"),
+                [outputs, lora.r],
+            )?;
+            let place = &mut values[branch.b.offset..branch.b.end()];
+            for (o, row) in b.chunks_exact(lora.r).enumerate() {
+                for (k, value) in row.iter().enumerate() {
+                    place[k * outputs + o] = *value;
+                }
+            }
+        }
+        Ok(Self { adapter, values })
+    }
+
+    /// An `adapter.safetensors` with PEFT's names and shapes: A [r, in], B [out, r].
+    pub(crate) fn write(&self) -> Result<Vec<u8>> {
+        let mut tensors = Vec::new();
+        for (layer, branch) in self.adapter.branches() {
+            let (r, inputs, outputs) = (branch.a.rows, branch.a.columns, branch.b.columns);
+            let a = &self.values[branch.a.offset..branch.a.end()];
+            let b = &self.values[branch.b.offset..branch.b.end()];
+            let columns = (0..outputs).flat_map(|o| (0..r).map(move |k| b[k * outputs + o]));
+            for (part, shape, values) in [
+                ("A", [r, inputs], a.to_vec()),
+                ("B", [outputs, r], columns.collect()),
+            ] {
+                let name = factor_name(layer, branch.target, part);
+                if !values.iter().all(|value| value.is_finite()) {
+                    bail!(Numeric, "{name}: expected finite numbers");
+                }
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                tensors.push((name, shape.to_vec(), bytes));
+            }
+        }
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
+                .map(|view| (name.as_str(), view))
+                .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
+        });
+        safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)
+            .map_err(|e| error!(Format, "the adapter cannot be written: {e}"))
+    }
+
+    /// Adds `s Lb La` to `weight` [out, in], the map `target` of `layer`.
+    pub(crate) fn merge(&self, layer: usize, target: Target, weight: &mut [f32]) {
+        let found = self
+            .adapter
+            .branches()
+            .find(|(index, branch)| *index == layer && branch.target == target);
+        let Some((_, branch)) = found else { return };
+        let scale = self.adapter.lora.scale();
+        let a = &self.values[branch.a.offset..branch.a.end()];
+        let b = &self.values[branch.b.offset..branch.b.end()];
+        let (inputs, outputs) = (branch.a.columns, branch.b.columns);
+        for (o, row) in weight.chunks_exact_mut(inputs).enumerate() {
+            for (k, a) in a.chunks_exact(inputs).enumerate() {
+                let factor = scale * b[k * outputs + o];
+                for (w, a) in row.iter_mut().zip(a) {
+                    *w += factor * a;
+                }
+            }
+        }
+    }
+}
+
+fn tensor(file: &SafeTensors<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+    let found = file
+        .tensor(name)
+        .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
+    if found.shape() != shape || found.dtype() != safetensors::Dtype::F32 {
+        bail!(
+            Mismatch,
+            "{name}: expected {shape:?} f32, found {:?} {:?}",
+            found.shape(),
+            found.dtype()
+        );
+    }
+    let values: Vec<f32> = found
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        bail!(Numeric, "{name}: expected finite numbers");
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            vocabulary: 10,
+            hidden: 4,
+            layers: 2,
+            heads: 2,
+            feed_forward: 6,
+            positions: 8,
+            first_position: 0,
+            types: 0,
+            eps: 1e-12,
+        }
+    }
+
+    #[test]
+    fn factors_lie_side_by_side_without_gaps() {
+        for targets in [
+            Target::ALL.to_vec(),
+            vec![Target::Key, Target::Output],
+            vec![],
+        ] {
+            let lora = Lora {
+                r: 3,
+                alpha: 6.0,
+                targets: targets.clone(),
+            };
+            let adapter = Adapter::new(&lora, &config());
+            let mut used = vec![0; adapter.len];
+            for (_, branch) in adapter.branches() {
+                for place in [branch.a, branch.b] {
+                    used[place.offset..place.end()]
+                        .iter_mut()
+                        .for_each(|n| *n += 1);
+                }
+            }
+            assert!(used.iter().all(|n| *n == 1));
+            let sizes = targets.iter().map(|t| {
+                let (i, o) = t.shape(&config());
+                2 * 3 * (i + o)
+            });
+            assert_eq!(adapter.len, sizes.sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn a_file_brings_the_factors_back_and_damage_is_named() {
+        let lora = Lora {
+            r: 3,
+            alpha: 6.0,
+            targets: Target::ALL.to_vec(),
+        };
+        let mut count = 0.0;
+        let factors = Factors::fresh(Adapter::new(&lora, &config()), || {
+            count += 0.001;
+            count % 1.0
+        });
+        let mut factors = factors;
+        factors.values.iter_mut().for_each(|value| *value += 0.5);
+        let bytes = factors.write().unwrap();
+        let read = Factors::read(&lora, &bytes, &config()).unwrap();
+        assert_eq!(read.values, factors.values);
+        let wider = Lora {
+            r: 4,
+            ..lora.clone()
+        };
+        let error = Factors::read(&wider, &bytes, &config()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("query.lora_A.weight: expected [4, 4]"),
+            "{error}"
+        );
+        assert!(Factors::read(&lora, &bytes[..bytes.len() - 1], &config()).is_err());
+        factors.values[7] = f32::NAN;
+        assert!(factors.write().is_err());
+    }
+
+    #[test]
+    fn key_alone_writes_the_keys_columns() {
+        let lora = Lora {
+            r: 1,
+            alpha: 2.0,
+            targets: vec![Target::Key],
+        };
+        let adapter = Adapter::new(&lora, &config());
+        assert_eq!(adapter.layers[1].qkv.branches[0].first_output, 4);
+        assert_eq!(adapter.layers[1].output.branches.len(), 0);
+        // V13: La (0.5, -1), Lb (2, 1), s 2 on a map of one's own size.
+        let mut values = vec![0.0; adapter.len];
+        let branch = &adapter.layers[0].qkv.branches[0];
+        values[branch.a.offset..][..4].copy_from_slice(&[0.5, -1.0, 0.0, 0.0]);
+        values[branch.b.offset..][..4].copy_from_slice(&[2.0, 1.0, 0.0, 0.0]);
+        let factors = Factors { adapter, values };
+        let mut weight = vec![0.0; 16];
+        factors.merge(0, Target::Key, &mut weight);
+        // y = W x with x = (1, 2): (-6, -3).
+        let y: Vec<f32> = weight.chunks(4).map(|w| w[0] + 2.0 * w[1]).collect();
+        assert_eq!(y, [-6.0, -3.0, 0.0, 0.0]);
+        let mut untouched = vec![1.0; 16];
+        factors.merge(0, Target::Query, &mut untouched);
+        assert_eq!(untouched, vec![1.0; 16]);
+    }
+}
