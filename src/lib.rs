@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! error < files < weights < device < {text, options, ops} < {model, hub} < encoder
-//!       < generation < decision < router < cmrbench < diagnostics < cli
+//!       < generation < decision < router < learn < cmrbench < diagnostics < cli
 //! ```
 //!
 //! | module | job |
@@ -23,6 +23,7 @@
 //! | `generation` | routers on disk: manifest, store, serving |
 //! | `decision` | requests and answers |
 //! | `router` | open, route, install, roll back |
+//! | [`learn`] | settings, candidates, replay, the engine on a device, the learner |
 //! | [`cmrbench`] | the benchmark's data and metrics |
 //! | [`diagnostics`] | devices, self-test of every op, kernels by themselves |
 //! | `cli` | the command |
@@ -30,6 +31,12 @@
 //! A route: text is tokenized and packed; ids, positions and offsets go up in one upload; the
 //! encoder's ops, the projection, the scores of the whole hub, the log-sum-exp of each domain and
 //! the exact top-k run in one submit; k ids and scores and a score for each domain come back.
+//!
+//! An update: examples and replayed rows become micro-batches in an order that depends on the seed;
+//! each goes forward with LoRA apart and its activations kept (147 kB a token for MiniLM, at most
+//! 1,024 tokens at once), back through the same list of ops mirrored, and adds to one flat buffer of
+//! gradients; anchors add theirs, AdamW makes the step. While the encoder is frozen pooled vectors are
+//! computed once. The child is measured as it would be served, then written and renamed.
 //!
 //! # Invariants
 //!
@@ -44,7 +51,7 @@
 //! 4. `unsafe` is in `weights.rs` (the mapping) and `device/cpu/gemm.rs` (the step into code
 //!    compiled for a SIMD level, a prefetch), each block with its SAFETY note.
 //! 5. Threads are those of the pool in `device/cpu`. The host owns queues and time-outs.
-//! 6. Clocks are read for `Timing`, for measurements and by the command. Nothing that is written
+//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and by the command. Nothing that is written
 //!    depends on one, so the same input makes the same generation, bit for bit.
 //! 7. The environment is read, and something printed, by `cli` only. No socket is opened.
 //! 8. Files are made by `files.rs` (the store adds its lock, and takes generations away); none is
@@ -78,6 +85,7 @@ mod error;
 mod files;
 mod generation;
 mod hub;
+pub mod learn;
 mod model;
 mod ops;
 mod options;
@@ -90,9 +98,10 @@ pub use device::DeviceChoice;
 pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
 pub use generation::{
-    Difference, EncoderPin, GenerationId, GenerationReport, Manifest, NewModel, Progress, Pruned,
-    Store,
+    Difference, EncoderPin, GenerationId, GenerationReport, Learned, Manifest, NewModel, Progress,
+    Pruned, Store,
 };
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
+pub use learn::Learner;
 pub use options::Options;
 pub use router::Router;

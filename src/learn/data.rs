@@ -1,0 +1,258 @@
+//! Labelled prompts: one JSON object a line (cmrbench.md section 10).
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, bail};
+use crate::hub::cards::for_each_line;
+use crate::text::query::query_digest;
+
+/// One prompt and the model that should get it: a line of an `examples.jsonl`, or of a CMRBench
+/// file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct Example {
+    /// The prompt.
+    #[serde(rename = "instruction")]
+    pub prompt: String,
+    /// Name of the model.
+    pub model_name: String,
+    /// The task of the prompt; none: that of the model.
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// The experience that the example belongs to.
+    #[serde(default)]
+    pub experience: Option<Label>,
+}
+
+/// The name of an experience in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged, expecting = "experience: expected an integer or a text")]
+pub enum Label {
+    /// Experiences are learned in ascending order.
+    Number(i64),
+    /// Experiences are learned in the order of their first examples.
+    Name(String),
+}
+
+impl Example {
+    /// An example without a domain of its own.
+    pub fn new(prompt: impl Into<String>, model_name: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            model_name: model_name.into(),
+            domain: None,
+            experience: None,
+        }
+    }
+}
+
+/// The examples of the JSON Lines file at `path`, in its order; unknown keys are passed over.
+///
+/// Errors name the file and the line: a line that is no object with `instruction` and
+/// `model_name`, one of them empty, no example at all.
+pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
+    let path = path.as_ref();
+    let mut examples = Vec::new();
+    for_each_line(path, |example: Example| {
+        for (key, text) in [
+            ("instruction", &example.prompt),
+            ("model_name", &example.model_name),
+        ] {
+            if text.trim().is_empty() {
+                bail!(Format, "{key}: expected text, found {text:?}");
+            }
+        }
+        examples.push(example);
+        Ok(())
+    })?;
+    if examples.is_empty() {
+        bail!(
+            Format,
+            "{}: expected at least one example, found none",
+            path.display()
+        );
+    }
+    Ok(examples)
+}
+
+/// The examples by experience, in the order in which they are to be learned.
+///
+/// Errors: some examples name an experience and some do not, or some by number and some by name.
+pub fn group_experiences(examples: Vec<Example>) -> Result<Vec<Vec<Example>>> {
+    let form = |label: Option<&Label>| match label {
+        None => "no experience",
+        Some(Label::Number(_)) => "an experience by number",
+        Some(Label::Name(_)) => "an experience by name",
+    };
+    let mut places: HashMap<Option<Label>, usize> = HashMap::new();
+    let mut groups: Vec<(Option<Label>, Vec<Example>)> = Vec::new();
+    for (row, example) in examples.into_iter().enumerate() {
+        let label = example.experience.clone();
+        let expected = groups.first().map(|(first, _)| form(first.as_ref()));
+        let found = form(label.as_ref());
+        if let Some(expected) = expected.filter(|expected| *expected != found) {
+            bail!(
+                Format,
+                "example {}: expected {expected}, as the first example has, found {found}",
+                row + 1
+            );
+        }
+        let place = *places.entry(label.clone()).or_insert(groups.len());
+        if place == groups.len() {
+            groups.push((label, Vec::new()));
+        }
+        groups[place].1.push(example);
+    }
+    if let Some((Some(Label::Number(_)), _)) = groups.first() {
+        groups.sort_by(|a, b| a.0.cmp(&b.0));
+    }
+    Ok(groups.into_iter().map(|(_, examples)| examples).collect())
+}
+
+/// Which examples the learner does not learn, to measure itself on.
+///
+/// An example is held out when the SHA-256 of its query begins with the hexadecimal digit 0 or 1,
+/// one in eight, unless that is the largest among the queries of some model: so every model keeps
+/// an example to learn from, and no query is on both sides.
+pub(crate) fn held_out(examples: &[Example]) -> Vec<bool> {
+    let digests: Vec<String> = examples
+        .iter()
+        .map(|example| query_digest(&example.prompt))
+        .collect();
+    let mut largest: HashMap<&str, &str> = HashMap::new();
+    for (example, digest) in examples.iter().zip(&digests) {
+        let known = largest.entry(&example.model_name).or_insert(digest);
+        *known = digest.as_str().max(known);
+    }
+    let kept: HashSet<&str> = largest.into_values().collect();
+    digests
+        .iter()
+        .map(|digest| digest.starts_with(['0', '1']) && !kept.contains(digest.as_str()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn read(name: &str, text: &str) -> Result<Vec<Example>> {
+        let name = format!("hubrouter-examples-{name}-{}.jsonl", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        let examples = read_examples(&path);
+        std::fs::remove_file(path).unwrap();
+        examples
+    }
+
+    #[test]
+    fn lines_are_read() {
+        let text = r#"{"instruction":"Who signed this?","model_name":"acme\/ner","experience":1}
+
+{"model_name":"b","model_family":"f","created_at":3,"instruction":"x","domain":"Graph","api_data":{}}
+"#;
+        let examples = read("good", text).unwrap();
+        let mut want = Example::new("Who signed this?", "acme/ner");
+        want.experience = Some(Label::Number(1));
+        assert_eq!(examples[0], want);
+        assert_eq!(examples[1].domain.as_deref(), Some("Graph"));
+        assert_eq!((examples.len(), &examples[1].experience), (2, &None));
+    }
+
+    #[test]
+    fn errors_name_the_line_and_what_was_expected() {
+        let good = r#"{"instruction":"x","model_name":"m"}"#;
+        for (bad, want) in [
+            (r#"{"instruction":"x"}"#, "missing field `model_name`"),
+            (r#"{"model_name":"x"}"#, "missing field `instruction`"),
+            (r#"{"instruction":7,"model_name":"m"}"#, "expected a string"),
+            (
+                r#"{"instruction":" ","model_name":"m"}"#,
+                "instruction: expected text",
+            ),
+            (
+                r#"{"instruction":"x","model_name":""}"#,
+                "model_name: expected text",
+            ),
+            (
+                r#"{"instruction":"x","model_name":"m","experience":[1]}"#,
+                "experience: expected an integer or a text",
+            ),
+            ("{", "EOF"),
+        ] {
+            let error = read("bad", &format!("{good}\n\n{bad}\n")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Format);
+            let error = error.to_string();
+            assert!(
+                error.contains(".jsonl:3: ") && error.contains(want),
+                "{error}"
+            );
+        }
+        let error = read("empty", "\n").unwrap_err().to_string();
+        assert!(error.contains("at least one example"), "{error}");
+    }
+
+    fn labelled(labels: &[Option<Label>]) -> Vec<Example> {
+        let example = |label: &Option<Label>| Example {
+            experience: label.clone(),
+            ..Example::new("x", "m")
+        };
+        labels.iter().map(example).collect()
+    }
+
+    #[test]
+    fn experiences_are_in_order() {
+        let sizes = |labels: &[Option<Label>]| -> Vec<usize> {
+            let groups = group_experiences(labelled(labels)).unwrap();
+            groups.iter().map(Vec::len).collect()
+        };
+        let number = |n| Some(Label::Number(n));
+        let name = |text: &str| Some(Label::Name(text.to_owned()));
+        assert_eq!(sizes(&[number(10), number(-2), number(10)]), [1, 2]);
+        assert_eq!(sizes(&[name("b"), name("a"), name("b")]), [2, 1]);
+        assert_eq!(sizes(&[None, None]), [2]);
+        assert!(sizes(&[]).is_empty());
+        let error = group_experiences(labelled(&[number(1), None])).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("example 2: expected an experience by number"),
+            "{error}"
+        );
+        assert!(group_experiences(labelled(&[number(1), name("1")])).is_err());
+    }
+
+    #[test]
+    fn an_eighth_is_held_out_and_no_model_is_left_without_examples() {
+        let examples: Vec<Example> = (0..2000)
+            .map(|row| Example::new(format!("prompt {row}"), format!("m{}", row % 100)))
+            .collect();
+        let held = held_out(&examples);
+        let count = held.iter().filter(|held| **held).count();
+        assert!((180..320).contains(&count), "{count}");
+        for (example, held) in examples.iter().zip(&held) {
+            let digest = query_digest(&example.prompt);
+            assert_eq!(*held, digest.starts_with(['0', '1']), "20 rows a model");
+        }
+
+        // Models with one or two rows; the same query under two models is on one side.
+        let examples: Vec<Example> = (0..600)
+            .map(|row| Example::new(format!("prompt {}", row % 500), format!("m{}", row / 2)))
+            .collect();
+        let held = held_out(&examples);
+        assert!(held.contains(&true));
+        let mut sides: HashMap<&str, bool> = HashMap::new();
+        let mut learned = HashSet::new();
+        for (example, held) in examples.iter().zip(&held) {
+            assert_eq!(sides.entry(&example.prompt).or_insert(*held), held);
+            if !held {
+                learned.insert(&example.model_name);
+            }
+        }
+        assert_eq!(learned.len(), 300);
+    }
+}

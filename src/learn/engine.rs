@@ -1,0 +1,886 @@
+//! The router on a device while it learns: one optimiser step, features, and what comes back.
+//!
+//! Trained parameters lie in one flat buffer: LoRA factors, W [D, H], E [M, D]; gradients and
+//! AdamW's moments in three more of the same order.
+
+use std::sync::Arc;
+
+use crate::device::{Device, Pass, Place, Plan, Read, Sizes, Tensor, small};
+use crate::encoder::Encoder;
+use crate::error::{Result, bail};
+use crate::generation::NewModel;
+use crate::learn::targets::Target;
+use crate::model::activations::Activations;
+use crate::model::bert::Bert;
+use crate::model::lora::Adapter;
+use crate::model::training::{Kept, Training};
+use crate::ops::Ops;
+use crate::ops::adamw::{self, Clip, Segment};
+use crate::ops::anchor::{Form, Pull};
+use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, NONE, Room, Targets, invert};
+use crate::ops::matmul::Product;
+use crate::text::batch::PackedBatch;
+use crate::text::tokenizer::Tokens;
+
+/// Tokens of a micro-batch, at most, but for a single longer prompt: bounds the activations.
+const MOST_TOKENS: usize = 1024;
+
+/// Where the trained parameters are in the flat buffers.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) adapter: Adapter,
+    /// W [D, H]
+    pub(crate) w: Place,
+    /// E [M, D]
+    pub(crate) e: Place,
+}
+
+impl Layout {
+    pub(crate) fn new(adapter: Adapter, width: usize, inputs: usize, models: usize) -> Self {
+        let w = Place::flat(adapter.len, width, inputs);
+        let e = Place::flat(w.end(), models, width);
+        Self { adapter, w, e }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.e.end()
+    }
+}
+
+/// One labelled prompt of a micro-batch.
+pub(crate) struct Item<'i> {
+    pub(crate) input: Input<'i>,
+    pub(crate) target: Target,
+    /// Models that it is scored against, the gold first; none: all.
+    pub(crate) candidates: Option<Vec<u32>>,
+    /// Weight in the step's loss: w_i over the valid examples of its micro-batch and over the step's
+    /// micro-batches.
+    pub(crate) weight: f32,
+}
+
+/// What enters: tokens where the encoder is trained, its pooled vector where it is frozen.
+#[derive(Clone, Copy)]
+pub(crate) enum Input<'i> {
+    Tokens(&'i Tokens),
+    Pooled(&'i [f32]),
+}
+
+/// Capacity of the engine's tensors.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// Examples of a micro-batch, at most.
+    pub(crate) examples: usize,
+    /// Candidates of an example, at most; none: all models.
+    pub(crate) candidates: Option<usize>,
+    /// Models with mass in a target, at most.
+    pub(crate) targets: usize,
+}
+
+/// What holds parameters near the parent's in a step.
+#[derive(Clone, Copy)]
+pub(crate) struct Anchors {
+    /// lambda_emb
+    pub(crate) embedding: f32,
+    /// The raw form instead of the normalised one.
+    pub(crate) raw: bool,
+    /// lambda_proj
+    pub(crate) projection: f32,
+    /// Only rows that the step's examples name.
+    pub(crate) touched: bool,
+}
+
+impl Anchors {
+    /// lambda_emb / #S, scaled by D where the form is a mean over elements.
+    fn row_strength(self, rows: usize, layout: &Layout) -> f32 {
+        let elements = if self.raw { layout.e.columns } else { 1 };
+        self.embedding / (rows * elements).max(1) as f32
+    }
+
+    /// lambda_proj / (D H)
+    fn w_strength(self, layout: &Layout) -> f32 {
+        self.projection / (layout.w.rows * layout.w.columns) as f32
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the step's parts")]
+    fn pull(
+        self,
+        ops: &Ops,
+        pass: &mut Pass<'_>,
+        layout: &Layout,
+        theta: &Tensor,
+        references: &References,
+        listed: bool,
+        grad: &mut Tensor,
+        end: &mut End,
+    ) {
+        let old = references.rows.rows();
+        let rows = Place::flat(layout.e.offset, old, layout.e.columns);
+        let items = if listed { end.touched.rows() } else { old };
+        ops.anchor.pull(
+            pass,
+            Pull {
+                form: if self.raw {
+                    Form::Raw
+                } else {
+                    Form::Normalized
+                },
+                rows: theta.part(rows),
+                reference: &references.rows,
+                touched: listed.then_some(&end.touched),
+                strength: self.row_strength(items, layout),
+                grad: grad.part_mut(rows),
+                losses: &mut end.row_losses,
+            },
+        );
+        ops.anchor.pull(
+            pass,
+            Pull {
+                form: Form::Raw,
+                rows: theta.part(layout.w),
+                reference: &references.w,
+                touched: None,
+                strength: self.w_strength(layout),
+                grad: grad.part_mut(layout.w),
+                losses: &mut end.w_losses,
+            },
+        );
+    }
+}
+
+/// AdamW's rates and counters of one step.
+#[derive(Clone, Copy)]
+pub(crate) struct Rates {
+    /// (rate, counter); none: the adapters are frozen.
+    pub(crate) lora: Option<(f64, usize)>,
+    pub(crate) w: f64,
+    pub(crate) e: f64,
+    pub(crate) counter: usize,
+    pub(crate) decay: f64,
+    pub(crate) clip: f32,
+    /// One norm over everything instead of the adapters' alone.
+    pub(crate) clip_all: bool,
+}
+
+/// Losses of one step, as they were added up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Losses {
+    pub(crate) route: f64,
+    pub(crate) embedding: f64,
+    pub(crate) projection: f64,
+}
+
+impl Losses {
+    pub(crate) fn total(self) -> f64 {
+        self.route + self.embedding + self.projection
+    }
+}
+
+/// Trained parameters and AdamW's moments, on the host.
+pub(crate) struct Values {
+    pub(crate) theta: Vec<f32>,
+    pub(crate) m: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+}
+
+/// Parameters, gradients and moments on the device: [1, N] each.
+struct Flat {
+    theta: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+}
+
+pub(crate) struct Engine {
+    encoder: Arc<Encoder>,
+    bert: Bert,
+    layout: Layout,
+    shape: Shape,
+    tau: f32,
+    flat: Flat,
+    references: Option<References>,
+    /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
+    full: Option<Plan<Full>>,
+    head: Option<Plan<FromPooled>>,
+    end: Plan<End>,
+    /// Projected queries of the last micro-batch, in the order of its items.
+    z: Vec<Vec<f32>>,
+    norm: f32,
+}
+
+/// The tensors of a micro-batch through the encoder.
+struct Full {
+    kept: Kept,
+    head: Head,
+}
+
+/// The tensors of a micro-batch whose pooled vectors come from the host.
+struct FromPooled {
+    /// [B, H]
+    pooled: Tensor,
+    head: Head,
+}
+
+/// The tensors between pooled vectors and the loss.
+struct Head {
+    /// [B, D]
+    z: Tensor,
+    /// [B, D]
+    dz: Tensor,
+    /// [B, S]
+    target_ids: Tensor,
+    /// [B, S]
+    target_mass: Tensor,
+    /// [B, 1]
+    weights: Tensor,
+    /// [B, 1]
+    losses: Tensor,
+    /// [B, K] and its inverse.
+    candidates: Option<(Tensor, Inverse)>,
+    room: Room,
+}
+
+/// The tensors of a step's end.
+struct End {
+    adamw: adamw::Room,
+    /// Distances of E's anchored rows, and of W's.
+    row_losses: Tensor,
+    w_losses: Tensor,
+    touched: Tensor,
+}
+
+/// The parent's parameters that anchors hold on to.
+struct References {
+    /// R [M_old, D]
+    rows: Tensor,
+    /// W0 [D, H]
+    w: Tensor,
+}
+
+/// What some items are for the device.
+#[derive(Default)]
+struct Packed {
+    target_ids: Vec<u32>,
+    target_mass: Vec<f32>,
+    weights: Vec<f32>,
+    candidates: Vec<u32>,
+}
+
+impl Head {
+    fn new(device: &Device, shape: Shape, layout: &Layout) -> Result<Self> {
+        let Shape {
+            examples, targets, ..
+        } = shape;
+        let (width, models) = (layout.w.rows, layout.e.rows);
+        let (candidates, room) = match shape.candidates {
+            Some(k) => (
+                Some((
+                    device.ids("candidates", examples, k)?,
+                    Inverse::new(device, examples, k)?,
+                )),
+                Room::sampled(device, examples, k, width)?,
+            ),
+            None => (None, Room::all(device, examples, models, width)?),
+        };
+        Ok(Self {
+            z: device.scratch("z", examples, width)?,
+            dz: device.scratch("dz", examples, width)?,
+            target_ids: device.ids("target_ids", examples, targets)?,
+            target_mass: device.scratch("target_mass", examples, targets)?,
+            weights: device.scratch("weights", examples, 1)?,
+            losses: device.scratch("losses", examples, 1)?,
+            candidates,
+            room,
+        })
+    }
+
+    fn upload(&mut self, pass: &mut Pass<'_>, packed: &Packed) {
+        let examples = packed.weights.len();
+        pass.upload(&mut self.target_ids, &packed.target_ids);
+        pass.upload_f32(&mut self.target_mass, &packed.target_mass);
+        pass.upload_f32(&mut self.weights, &packed.weights);
+        if let Some((ids, inverse)) = &mut self.candidates {
+            pass.upload(ids, &packed.candidates);
+            inverse.upload(pass, &invert(&packed.candidates));
+        }
+        for tensor in [&mut self.z, &mut self.dz, &mut self.losses] {
+            tensor.resize(examples);
+        }
+    }
+
+    /// Bytes that [`Head::upload`] sends at most, pooled vectors included.
+    fn upload_bytes(shape: Shape, inputs: usize) -> usize {
+        let list = shape.candidates.unwrap_or(0);
+        4 * (shape.examples * (2 * shape.targets + 1 + 4 * list + inputs) + 1)
+    }
+}
+
+impl Engine {
+    /// `values`: of all trained parameters, in the order of `layout`.
+    pub(crate) fn new(
+        encoder: Arc<Encoder>,
+        layout: Layout,
+        shape: Shape,
+        values: &[f32],
+        tau: f32,
+    ) -> Result<Self> {
+        assert_eq!(values.len(), layout.len(), "engine: values do not fit");
+        let device = encoder.device();
+        let bert = encoder.for_learning()?;
+        let zeros = vec![0.0; layout.len()];
+        let flat = |label, values: &[f32]| device.upload(label, layout.len(), values);
+        let end = End {
+            adamw: adamw::Room::new(device)?,
+            row_losses: device.scratch("row losses", layout.e.rows, 1)?,
+            w_losses: device.scratch("w losses", layout.w.rows, 1)?,
+            touched: device.ids("touched", layout.e.rows, 1)?,
+        };
+        let reads = 4 * (3 * layout.len() + layout.e.rows + layout.w.rows + 1);
+        let end = Plan::new(device, end, 4 * layout.e.rows, reads)?;
+        Ok(Self {
+            flat: Flat {
+                theta: flat("theta", values)?,
+                grad: flat("grad", &zeros)?,
+                m: flat("m", &zeros)?,
+                v: flat("v", &zeros)?,
+            },
+            bert,
+            shape,
+            tau,
+            references: None,
+            full: None,
+            head: None,
+            end,
+            z: Vec::new(),
+            norm: 0.0,
+            layout,
+            encoder,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Anchors hold on to these from now on: R [M_old, D] and W0 [D, H].
+    pub(crate) fn anchor_to(&mut self, rows: &[f32], w: &[f32]) -> Result<()> {
+        let device = self.encoder.device();
+        self.references = Some(References {
+            rows: device.upload("reference rows", self.layout.e.columns, rows)?,
+            w: device.upload("reference w", self.layout.w.columns, w)?,
+        });
+        Ok(())
+    }
+
+    /// Replaces all parameters; moments stay.
+    pub(crate) fn set(&mut self, theta: &[f32]) -> Result<()> {
+        let device = self.encoder.device();
+        self.flat.theta = device.upload("theta", self.layout.len(), theta)?;
+        Ok(())
+    }
+
+    /// Takes over what another engine had.
+    ///
+    /// Errors: the sizes differ.
+    pub(crate) fn restore(&mut self, values: &Values) -> Result<()> {
+        let n = self.layout.len();
+        for (name, part) in [("theta", &values.theta), ("m", &values.m), ("v", &values.v)] {
+            if part.len() != n {
+                bail!(
+                    Mismatch,
+                    "{name}: expected {n} values, found {}",
+                    part.len()
+                );
+            }
+        }
+        self.set(&values.theta)?;
+        let device = self.encoder.device();
+        self.flat.m = device.upload("m", n, &values.m)?;
+        self.flat.v = device.upload("v", n, &values.v)?;
+        Ok(())
+    }
+
+    /// Parameters and moments as they are.
+    pub(crate) fn values(&mut self) -> Result<Values> {
+        let Flat { theta, m, v, .. } = &self.flat;
+        let (reads, outcome) = self
+            .encoder
+            .device()
+            .run(&mut self.end, |pass, _| [theta, m, v].map(|t| pass.read(t)))?;
+        let [theta, m, v] = reads.map(|read| outcome.f32(read).to_vec());
+        Ok(Values { theta, m, v })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn gradient_values(&mut self) -> Result<Vec<f32>> {
+        let grad = &self.flat.grad;
+        let device = self.encoder.device();
+        let (read, outcome) = device.run(&mut self.end, |pass, _| pass.read(grad))?;
+        Ok(outcome.f32(read).to_vec())
+    }
+
+    /// One optimiser step on the mean over `batches`, whose items bring their weights.
+    ///
+    /// Errors: a loss is not finite; the parameters are those of the step before.
+    pub(crate) fn step(
+        &mut self,
+        batches: &[Vec<Item<'_>>],
+        rates: &Rates,
+        anchors: Option<Anchors>,
+    ) -> Result<Losses> {
+        let route = self.gradients(batches)?;
+        if !route.is_finite() {
+            bail!(
+                Numeric,
+                "routing loss: expected a finite number, found {route}"
+            );
+        }
+        let touched = anchors.filter(|a| a.touched).map(|_| self.touched(batches));
+        let encoder = Arc::clone(&self.encoder);
+        let ops = encoder.ops();
+        let layout = &self.layout;
+        let (segments, clip) = self.segments(rates);
+        let Flat { theta, grad, m, v } = &mut self.flat;
+        let references = self.references.as_ref();
+        let held = anchors.zip(references);
+        let (reads, outcome) = encoder.device().run(&mut self.end, |pass, end| {
+            let reads = held.map(|(anchors, references)| {
+                if let Some(ids) = &touched {
+                    pass.upload(&mut end.touched, ids);
+                }
+                anchors.pull(
+                    ops,
+                    pass,
+                    layout,
+                    theta,
+                    references,
+                    touched.is_some(),
+                    grad,
+                    end,
+                );
+                (pass.read(&end.row_losses), pass.read(&end.w_losses))
+            });
+            ops.adamw.step(
+                pass,
+                adamw::Step {
+                    theta,
+                    grad,
+                    m,
+                    v,
+                    segments: &segments,
+                    clip,
+                    room: &mut end.adamw,
+                },
+            );
+            (reads, pass.read(&end.adamw.norm))
+        })?;
+        let (anchored, norm) = reads;
+        self.norm = outcome.f32(norm)[0];
+        let sum = |read: Read| {
+            outcome
+                .f32(read)
+                .iter()
+                .map(|loss| f64::from(*loss))
+                .sum::<f64>()
+        };
+        let mut losses = Losses {
+            route,
+            ..Losses::default()
+        };
+        if let (Some((rows, w)), Some(anchors)) = (anchored, anchors) {
+            let items = outcome.f32(rows).len().max(1);
+            losses.embedding = f64::from(anchors.row_strength(items, &self.layout)) * sum(rows);
+            losses.projection = f64::from(anchors.w_strength(&self.layout)) * sum(w);
+        }
+        Ok(losses)
+    }
+
+    /// Norm of the clipped gradients in the last step.
+    #[cfg(test)]
+    pub(crate) fn norm(&self) -> f32 {
+        self.norm
+    }
+
+    fn segments(&self, rates: &Rates) -> (Vec<Segment>, Option<Clip>) {
+        let Layout { adapter, w, e } = &self.layout;
+        let segment = |range, rate, count| Segment {
+            range,
+            rate,
+            decay: rates.decay,
+            count,
+        };
+        let mut segments = vec![
+            segment(w.offset..w.end(), rates.w, rates.counter),
+            segment(e.offset..e.end(), rates.e, rates.counter),
+        ];
+        if let Some((rate, count)) = rates.lora.filter(|_| adapter.len > 0) {
+            segments.push(segment(0..adapter.len, rate, count));
+        }
+        let range = match (rates.clip_all, rates.lora) {
+            (true, Some(_)) => Some(0..e.end()),
+            (true, None) => Some(w.offset..e.end()),
+            (false, Some(_)) if adapter.len > 0 => Some(0..adapter.len),
+            _ => None,
+        };
+        let limit = rates.clip;
+        (segments, range.map(|range| Clip { range, limit }))
+    }
+
+    /// Old models that the items name, ascending.
+    fn touched(&self, batches: &[Vec<Item<'_>>]) -> Vec<u32> {
+        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let items = batches.iter().flatten();
+        let named = items.flat_map(|item| match &item.candidates {
+            Some(ids) => ids.clone(),
+            None => (0..old).collect(),
+        });
+        let mut ids: Vec<u32> = named.filter(|id| *id < old).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Scores of `models` for item `place` of the last micro-batch: cosines, or dot products.
+    pub(crate) fn scores(
+        &self,
+        rows: &[f32],
+        place: usize,
+        models: &[u32],
+        cosine: bool,
+    ) -> Vec<f32> {
+        let (z, width) = (&self.z[place], self.layout.w.rows);
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let length = |x: &[f32]| dot(x, x).sqrt().max(1e-12);
+        let of = |id: &u32| {
+            let row = &rows[*id as usize * width..][..width];
+            let product = dot(z, row);
+            if cosine {
+                product / (length(z) * length(row))
+            } else {
+                product
+            }
+        };
+        models.iter().map(of).collect()
+    }
+
+    /// Pooled vectors of each model's cards, by the encoder with its adapters as they are.
+    pub(crate) fn card_vectors(&mut self, models: &[NewModel]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let cards = models.iter().flat_map(|model| &model.cards);
+        let texts: Vec<&str> = cards.map(String::as_str).collect();
+        let tokens: Vec<Tokens> = self
+            .encoder
+            .tokenize_documents(&texts)
+            .into_iter()
+            .collect::<Result<_>>()?;
+        let rows: Vec<&Tokens> = tokens.iter().collect();
+        let vectors = self.features(&rows, &mut |_| {})?;
+        let mut vectors = vectors
+            .chunks_exact(self.encoder.width())
+            .map(<[f32]>::to_vec);
+        let of = |model: &NewModel| vectors.by_ref().take(model.cards.len()).collect();
+        Ok(models.iter().map(of).collect())
+    }
+
+    /// Pooled vectors [rows, H] of the encoder with its adapters as they are.
+    pub(crate) fn features(
+        &mut self,
+        rows: &[&Tokens],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<f32>> {
+        let encoder = Arc::clone(&self.encoder);
+        let mut vectors = Vec::with_capacity(rows.len() * encoder.width());
+        let mut plan = self.take_full()?;
+        let mut done = 0;
+        for count in chunks(rows, self.shape.examples) {
+            let batch = pack(&encoder, &rows[done..done + count]);
+            let training = Training {
+                ops: encoder.ops(),
+                bert: &self.bert,
+                adapter: &self.layout.adapter,
+            };
+            let theta = &self.flat.theta;
+            let (read, outcome) = encoder.device().run(&mut plan, |pass, full| {
+                full.kept.upload(pass, &batch);
+                training.forward(pass, theta, &mut full.kept);
+                pass.read(&full.kept.pooled)
+            })?;
+            vectors.extend_from_slice(outcome.f32(read));
+            done += count;
+            progress(done);
+        }
+        self.full = Some(plan);
+        Ok(vectors)
+    }
+
+    fn take_full(&mut self) -> Result<Plan<Full>> {
+        if let Some(plan) = self.full.take() {
+            return Ok(plan);
+        }
+        let (encoder, shape) = (&self.encoder, self.shape);
+        let sizes = Sizes {
+            tokens: MOST_TOKENS.max(encoder.max_tokens()),
+            prompts: shape.examples,
+        };
+        let inputs = encoder.width();
+        let full = Full {
+            kept: Kept::new(
+                encoder.device(),
+                encoder.config(),
+                &self.layout.adapter,
+                sizes,
+            )?,
+            head: Head::new(encoder.device(), shape, &self.layout)?,
+        };
+        let uploads = Activations::upload_bytes(sizes) + Head::upload_bytes(shape, inputs);
+        let reads = 4 * shape.examples * (1 + inputs.max(self.layout.w.rows));
+        Plan::new(encoder.device(), full, uploads, reads)
+    }
+
+    fn take_head(&mut self) -> Result<Plan<FromPooled>> {
+        if let Some(plan) = self.head.take() {
+            return Ok(plan);
+        }
+        let (device, shape, inputs) = (self.encoder.device(), self.shape, self.encoder.width());
+        let tensors = FromPooled {
+            pooled: device.scratch("pooled", shape.examples, inputs)?,
+            head: Head::new(device, shape, &self.layout)?,
+        };
+        let reads = 4 * shape.examples * (1 + self.layout.w.rows);
+        Plan::new(device, tensors, Head::upload_bytes(shape, inputs), reads)
+    }
+
+    /// Gradients of the micro-batches' loss are added up; the loss.
+    pub(crate) fn gradients(&mut self, batches: &[Vec<Item<'_>>]) -> Result<f64> {
+        let mut loss = 0.0;
+        for items in batches {
+            self.z = vec![Vec::new(); items.len()];
+            let (tokens, pooled): (Vec<usize>, Vec<usize>) =
+                (0..items.len()).partition(|i| matches!(items[*i].input, Input::Tokens(_)));
+            for places in pooled.chunks(self.shape.examples) {
+                loss += self.pooled_gradients(items, places)?;
+            }
+            let rows: Vec<&Tokens> = tokens.iter().filter_map(|i| items[*i].tokens()).collect();
+            let mut done = 0;
+            for count in chunks(&rows, self.shape.examples) {
+                let range = done..done + count;
+                loss += self.token_gradients(items, &tokens[range.clone()], &rows[range])?;
+                done += count;
+            }
+        }
+        Ok(loss)
+    }
+
+    /// Of items that enter as pooled vectors: the encoder has no gradient.
+    fn pooled_gradients(&mut self, items: &[Item<'_>], places: &[usize]) -> Result<f64> {
+        let mut plan = self.take_head()?;
+        let packed = self.pack_items(items, places);
+        let mut pooled = Vec::with_capacity(places.len() * self.encoder.width());
+        for place in places {
+            if let Input::Pooled(vector) = items[*place].input {
+                pooled.extend_from_slice(vector);
+            }
+        }
+        let encoder = Arc::clone(&self.encoder);
+        let router = self.router(encoder.ops());
+        let Flat { theta, grad, .. } = &mut self.flat;
+        let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
+            t.head.upload(pass, &packed);
+            pass.upload_f32(&mut t.pooled, &pooled);
+            router.gradients(pass, theta, grad, &t.pooled, None, &mut t.head)
+        })?;
+        self.head = Some(plan);
+        Ok(self.note(places, outcome.f32(reads.z), outcome.f32(reads.losses)))
+    }
+
+    /// Of items that go through the encoder.
+    fn token_gradients(
+        &mut self,
+        items: &[Item<'_>],
+        places: &[usize],
+        rows: &[&Tokens],
+    ) -> Result<f64> {
+        let mut plan = self.take_full()?;
+        let packed = self.pack_items(items, places);
+        let encoder = Arc::clone(&self.encoder);
+        let batch = pack(&encoder, rows);
+        let router = self.router(encoder.ops());
+        let training = Training {
+            ops: encoder.ops(),
+            bert: &self.bert,
+            adapter: &self.layout.adapter,
+        };
+        let Flat { theta, grad, .. } = &mut self.flat;
+        let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
+            let Full { kept, head } = t;
+            kept.upload(pass, &batch);
+            head.upload(pass, &packed);
+            training.forward(pass, theta, kept);
+            let dh = Some(&mut kept.d_pooled);
+            let reads = router.gradients(pass, theta, grad, &kept.pooled, dh, head);
+            training.backward(pass, theta, grad, kept);
+            reads
+        })?;
+        self.full = Some(plan);
+        Ok(self.note(places, outcome.f32(reads.z), outcome.f32(reads.losses)))
+    }
+
+    fn router<'o>(&self, ops: &'o Ops) -> Router<'o> {
+        Router {
+            ops,
+            w: self.layout.w,
+            e: self.layout.e,
+            tau: self.tau,
+        }
+    }
+
+    fn pack_items(&self, items: &[Item<'_>], places: &[usize]) -> Packed {
+        let fill = |ids: &[u32], columns: usize, to: &mut Vec<u32>| {
+            assert!(
+                ids.len() <= columns,
+                "engine: {} ids in {columns}",
+                ids.len()
+            );
+            to.extend_from_slice(ids);
+            to.extend(std::iter::repeat_n(NONE, columns - ids.len()));
+        };
+        let mut packed = Packed::default();
+        for item in places.iter().map(|place| &items[*place]) {
+            let slots = self.shape.targets;
+            fill(&item.target.ids, slots, &mut packed.target_ids);
+            packed.target_mass.extend_from_slice(&item.target.mass);
+            packed.target_mass.resize(packed.target_ids.len(), 0.0);
+            packed.weights.push(item.weight);
+            if let (Some(columns), Some(ids)) = (self.shape.candidates, &item.candidates) {
+                fill(ids, columns, &mut packed.candidates);
+            }
+        }
+        packed
+    }
+
+    /// Keeps the queries of the items at `places`; the sum of their losses.
+    fn note(&mut self, places: &[usize], z: &[f32], losses: &[f32]) -> f64 {
+        for (place, z) in places.iter().zip(z.chunks_exact(self.layout.w.rows)) {
+            self.z[*place] = z.to_vec();
+        }
+        losses.iter().map(|loss| f64::from(*loss)).sum()
+    }
+}
+
+/// The head on its way forward and back.
+struct Router<'o> {
+    ops: &'o Ops,
+    w: Place,
+    e: Place,
+    tau: f32,
+}
+
+struct Reads {
+    z: Read,
+    losses: Read,
+}
+
+impl Router<'_> {
+    /// Adds dW and dE to `grad`; `dh` [B, H] is overwritten where the encoder is trained.
+    fn gradients(
+        &self,
+        pass: &mut Pass<'_>,
+        theta: &Tensor,
+        grad: &mut Tensor,
+        h: &Tensor,
+        dh: Option<&mut Tensor>,
+        head: &mut Head,
+    ) -> Reads {
+        let matmul = &self.ops.matmul;
+        let z = head.z.place();
+        matmul.nt(
+            pass,
+            Product {
+                a: h.part(h.place()),
+                b: theta.part(self.w),
+                scale: 1.0,
+                y: head.z.part_mut(z),
+                add: false,
+            },
+        );
+        let candidates = match &head.candidates {
+            Some((ids, inverse)) => Candidates::Sampled { ids, inverse },
+            None => Candidates::All,
+        };
+        self.ops.contrastive.loss_and_gradients(
+            pass,
+            LossAndGradients {
+                z: &head.z,
+                rows: theta.part(self.e),
+                tau: self.tau,
+                candidates,
+                targets: Targets {
+                    ids: &head.target_ids,
+                    mass: &head.target_mass,
+                    weights: &head.weights,
+                },
+                room: &mut head.room,
+                losses: &mut head.losses,
+                dz: &mut head.dz,
+                d_rows: grad.part_mut(self.e),
+            },
+        );
+        matmul.tn(
+            pass,
+            Product {
+                a: head.dz.part(z),
+                b: h.part(h.place()),
+                scale: 1.0,
+                y: grad.part_mut(self.w),
+                add: true,
+            },
+        );
+        if let Some(dh) = dh {
+            let place = dh.place();
+            matmul.nn(
+                pass,
+                Product {
+                    a: head.dz.part(z),
+                    b: theta.part(self.w),
+                    scale: 1.0,
+                    y: dh.part_mut(place),
+                    add: false,
+                },
+            );
+        }
+        Reads {
+            z: pass.read(&head.z),
+            losses: pass.read(&head.losses),
+        }
+    }
+}
+
+/// How many rows each micro-batch has: by tokens, and at most `most`.
+fn chunks(rows: &[&Tokens], most: usize) -> Vec<usize> {
+    let mut counts = Vec::new();
+    let (mut count, mut tokens) = (0, 0);
+    for row in rows {
+        if count > 0 && (tokens + row.ids.len() > MOST_TOKENS || count == most) {
+            counts.push(count);
+            (count, tokens) = (0, 0);
+        }
+        count += 1;
+        tokens += row.ids.len();
+    }
+    if count > 0 {
+        counts.push(count);
+    }
+    counts
+}
+
+fn pack(encoder: &Encoder, rows: &[&Tokens]) -> PackedBatch {
+    let ids = rows.iter().map(|tokens| tokens.ids.as_slice());
+    PackedBatch::new(ids, encoder.config().first_position)
+}
+
+impl<'i> Item<'i> {
+    fn tokens(&self) -> Option<&'i Tokens> {
+        match self.input {
+            Input::Tokens(tokens) => Some(tokens),
+            Input::Pooled(_) => None,
+        }
+    }
+}

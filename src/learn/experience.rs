@@ -1,0 +1,247 @@
+//! What an experience brings: models for the hub, rows to learn from, rows to measure on.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use crate::encoder::Encoder;
+use crate::error::{Result, bail, error};
+use crate::files;
+use crate::generation::NewModel;
+use crate::hub::{Hub, Model, domain_key};
+use crate::learn::coreset::{self, Item};
+use crate::learn::data::{Example, held_out};
+use crate::learn::replay::{Replay, ReplayEntry};
+use crate::learn::settings::{Privacy, ReplayStrategy, Settings};
+use crate::ops::normalize::unit;
+use crate::text::tokenizer::Tokens;
+
+/// One batch of new models with labelled prompts.
+#[derive(Clone, Debug, Default)]
+pub struct Experience {
+    /// Models to add, with their cards; those that the hub knows by name are passed over.
+    pub models: Vec<NewModel>,
+    /// Labelled prompts. A model that nobody introduced is added when its example has a domain.
+    pub examples: Vec<Example>,
+}
+
+/// A prompt as learning sees it.
+#[derive(Clone)]
+pub(crate) struct Row {
+    pub(crate) input: RowInput,
+    pub(crate) gold: u32,
+    /// The example's own, normalised.
+    pub(crate) domain: String,
+    pub(crate) replay: bool,
+}
+
+#[derive(Clone)]
+pub(crate) enum RowInput {
+    Tokens(Arc<Tokens>),
+    /// Kept as a vector of the frozen encoder, without its text.
+    Pooled(Vec<f32>),
+}
+
+impl Row {
+    pub(crate) fn tokens(&self) -> Option<&Tokens> {
+        match &self.input {
+            RowInput::Tokens(tokens) => Some(tokens),
+            RowInput::Pooled(_) => None,
+        }
+    }
+}
+
+/// The hub with the experience's new models, sorted by name, and their cards by id.
+pub(crate) fn extend(hub: &Hub, experience: &Experience) -> Result<(Hub, Vec<NewModel>)> {
+    let mut new: BTreeMap<String, NewModel> = BTreeMap::new();
+    for model in &experience.models {
+        if hub.find(&model.model.name).is_none() {
+            new.insert(model.model.name.to_string(), model.clone());
+        }
+    }
+    for (place, example) in experience.examples.iter().enumerate() {
+        let name = &example.model_name;
+        if let Some(id) = hub.find(name) {
+            if hub.get(id).is_some_and(|model| model.retired) {
+                bail!(
+                    InvalidRequest,
+                    "example {}: model {name:?} is retired",
+                    place + 1
+                );
+            }
+        } else if !new.contains_key(name) {
+            let Some(domain) = &example.domain else {
+                bail!(
+                    InvalidRequest,
+                    "example {}: model {name:?} is not in the hub: introduce it with --models, or \
+                     give the example a domain",
+                    place + 1
+                );
+            };
+            let model = Model::new(name, domain);
+            new.insert(name.clone(), NewModel::new(model, Vec::new()));
+        }
+    }
+    let new: Vec<NewModel> = new.into_values().collect();
+    let hub = hub.with(new.iter().map(|new| new.model.clone()))?;
+    Ok((hub, new))
+}
+
+/// The examples to learn from and those to measure on.
+pub(crate) fn split(examples: &[Example], settings: &Settings) -> (Vec<Example>, Vec<Example>) {
+    let out = if settings.hold_out {
+        held_out(examples)
+    } else {
+        vec![false; examples.len()]
+    };
+    let (mut learned, mut measured) = (Vec::new(), Vec::new());
+    for (example, out) in examples.iter().zip(out) {
+        let side = if out { &mut measured } else { &mut learned };
+        side.push(example.clone());
+    }
+    (learned, measured)
+}
+
+/// SHA-256 over prompts, golds and domains, in order.
+pub(crate) fn digest(examples: &[Example]) -> String {
+    let mut text = String::new();
+    for example in examples {
+        let domain = example.domain.as_deref().unwrap_or("");
+        for part in [&example.prompt, &example.model_name, domain] {
+            text.push_str(&format!("{}:{part}", part.len()));
+        }
+    }
+    files::sha256(text.as_bytes())
+}
+
+fn gold(hub: &Hub, example: &Example) -> Result<(u32, String)> {
+    let id = hub.resolve(&example.model_name)?;
+    let registered = hub.get(id).map_or("", |model| &model.domain);
+    let domain = example.domain.as_deref().unwrap_or(registered);
+    Ok((id.0, domain_key(domain)))
+}
+
+/// Tokenized; a bad prompt is named.
+pub(crate) fn rows(encoder: &Encoder, examples: &[Example], hub: &Hub) -> Result<Vec<Row>> {
+    let prompts: Vec<&str> = examples.iter().map(|e| e.prompt.as_str()).collect();
+    let tokens = encoder.tokenize_prompts(&prompts);
+    let mut rows = Vec::with_capacity(examples.len());
+    for (place, (example, tokens)) in examples.iter().zip(tokens).enumerate() {
+        let tokens = tokens.map_err(|e| e.at(format!("example {}", place + 1)))?;
+        let (gold, domain) = gold(hub, example)?;
+        rows.push(Row {
+            input: RowInput::Tokens(Arc::new(tokens)),
+            gold,
+            domain,
+            replay: false,
+        });
+    }
+    Ok(rows)
+}
+
+/// Rows of what a generation kept; entries that are only hashes, or whose model is retired, are
+/// none.
+pub(crate) fn kept_rows(encoder: &Encoder, kept: &Replay, hub: &Hub) -> Result<Vec<Row>> {
+    let retired: HashSet<u32> = hub
+        .iter()
+        .filter(|(_, model)| model.retired)
+        .map(|(id, _)| id.0)
+        .collect();
+    let mut rows = Vec::new();
+    for entry in &kept.entries {
+        let input = match (&entry.text, &entry.embedding) {
+            _ if retired.contains(&entry.model) => continue,
+            (Some(text), _) => {
+                let tokens = encoder.tokenize_prompts(&[text]).pop();
+                let tokens = tokens.ok_or_else(|| error!(Tokenizer, "no tokens"))??;
+                RowInput::Tokens(Arc::new(tokens))
+            }
+            (None, Some(vector)) => {
+                RowInput::Pooled(vector.iter().map(|value| value.to_f32()).collect())
+            }
+            (None, None) => continue,
+        };
+        rows.push(Row {
+            input,
+            gold: entry.model,
+            domain: entry.domain.clone(),
+            replay: true,
+        });
+    }
+    Ok(rows)
+}
+
+/// Pooled vectors of the frozen encoder: what the coreset measures distances with.
+pub(crate) fn frozen_vectors(encoder: &Encoder, examples: &[Example]) -> Result<Vec<Vec<f32>>> {
+    let prompts: Vec<&str> = examples.iter().map(|e| e.prompt.as_str()).collect();
+    encoder.embed(&prompts).into_iter().collect()
+}
+
+/// Of the rows just learned those that later experiences learn again.
+pub(crate) fn choose(
+    examples: &[Example],
+    rows: &[Row],
+    vectors: &[Vec<f32>],
+    settings: &Settings,
+    experience: u64,
+) -> Vec<ReplayEntry> {
+    if settings.replay_strategy == ReplayStrategy::None {
+        return Vec::new();
+    }
+    let units: Vec<Vec<f32>> = vectors
+        .iter()
+        .map(|vector| {
+            let mut vector = vector.clone();
+            unit(&mut vector);
+            vector
+        })
+        .collect();
+    let items: Vec<Item<'_>> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| Item {
+            vector: units.get(i).map(Vec::as_slice),
+            domain: &row.domain,
+            model: row.gold,
+        })
+        .collect();
+    let chosen = coreset::select(&items, settings, experience);
+    let entry = |i: usize| {
+        let (row, prompt) = (&rows[i], &examples[i].prompt);
+        ReplayEntry::new(
+            experience,
+            row.gold,
+            &row.domain,
+            prompt,
+            &vectors[i],
+            settings.replay_privacy,
+        )
+    };
+    chosen.into_iter().map(entry).collect()
+}
+
+/// The measured rows, as far as privacy allows to keep them for the next time.
+pub(crate) fn keep(
+    examples: &[Example],
+    rows: &[Row],
+    settings: &Settings,
+    experience: u64,
+) -> Vec<ReplayEntry> {
+    if settings.replay_privacy != Privacy::Text {
+        // A vector of the frozen encoder does not measure an encoder that was trained.
+        return Vec::new();
+    }
+    let pairs = rows.iter().zip(examples);
+    pairs
+        .map(|(row, example)| {
+            let privacy = settings.replay_privacy;
+            ReplayEntry::new(
+                experience,
+                row.gold,
+                &row.domain,
+                &example.prompt,
+                &[],
+                privacy,
+            )
+        })
+        .collect()
+}

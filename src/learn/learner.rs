@@ -1,0 +1,729 @@
+//! The learner: an experience in, a child generation out.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::device::cpu::Cpu;
+use crate::encoder::Encoder;
+use crate::error::{Result, bail};
+use crate::generation::serving::{Serving, open_encoder};
+use crate::generation::{ADAPTER, Contents, Draft, GenerationId, Learned, NewModel, Store};
+use crate::hub::{Hub, domain_key};
+use crate::learn::accuracy::{Counts, lost};
+use crate::learn::batches;
+use crate::learn::candidates::{Candidates, MINED_EXAMPLES};
+use crate::learn::domains::Domains;
+use crate::learn::draws::{Draws, Stream};
+use crate::learn::engine::{Anchors, Engine, Input, Item, Layout, Rates, Shape};
+use crate::learn::experience::{self, Experience, Row, RowInput};
+use crate::learn::memory::kept;
+use crate::learn::replay::{HELD_OUT, REPLAY};
+use crate::learn::report::{self, Kept, Measured, Report};
+use crate::learn::rows;
+use crate::learn::schedule::Schedule;
+use crate::learn::settings::{
+    AnchorForm, AnchorRows, Batching, CandidateMode, ClipScope, InitProfile, InitRows, MiningScore,
+    Regulariser, ReplayStrategy, Settings,
+};
+use crate::learn::state::State;
+use crate::learn::targets::target;
+use crate::model::lora::{Adapter, Factors, Lora};
+use crate::options::Options;
+use crate::text::tokenizer::Tokens;
+
+/// What a callback wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// Stop before the next step, in a state that the same call resumes.
+    Stop,
+}
+
+/// Where learning is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// `measuring before`, `features`, `phase 1`, `learning`, `phase 2`, `measuring after`.
+    pub stage: &'static str,
+    /// Steps (or prompts) done in this stage's unit, and of how many.
+    pub done: usize,
+    /// As `done`.
+    pub total: usize,
+    /// Mean loss of the last steps; none outside steps.
+    pub loss: Option<f64>,
+    /// Examples a second since learning began; none outside steps.
+    pub examples_per_second: Option<f64>,
+}
+
+/// Called after each step.
+pub type Watch<'w> = &'w mut dyn FnMut(&Status) -> Control;
+
+/// How [`Learner::learn`] ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// [`Learner::commit`] publishes it, unless the gate refused.
+    Learned(Box<Report>),
+    /// The callback stopped it after this step; the same call goes on there.
+    Stopped {
+        /// Steps done.
+        step: usize,
+        /// Of how many.
+        steps: usize,
+    },
+}
+
+/// Learns new models and labelled prompts into a child of a generation.
+///
+/// Owns its tensors and never blocks a [`crate::Router`], which goes on serving the parent until
+/// it is told to install the child.
+pub struct Learner {
+    store: Store,
+    parent: GenerationId,
+    settings: Settings,
+    recipe: String,
+    options: Options,
+    /// Most points of domain accuracy that the old held-out prompts may lose.
+    max_forgetting: Option<f64>,
+    learned: Option<(Draft, bool)>,
+}
+
+/// What the steps need, made once.
+struct Task {
+    rows: Vec<Row>,
+    hub: Hub,
+    domains: Arc<Domains>,
+    experience: u32,
+    schedule: Schedule,
+    /// Micro-batches of an epoch.
+    epoch: usize,
+    digest: String,
+}
+
+impl Learner {
+    /// A learner for a child of `parent`, or of the store's current generation.
+    ///
+    /// Errors: the store or the settings are not good.
+    pub fn open(
+        store: impl AsRef<Path>,
+        parent: Option<&GenerationId>,
+        settings: Settings,
+        options: Options,
+    ) -> Result<Self> {
+        settings.validate()?;
+        if settings.regulariser == Regulariser::Ewc {
+            bail!(Unsupported, "regulariser = ewc: expected anchors");
+        }
+        let store = Store::open(store)?;
+        let parent = match parent {
+            Some(parent) => parent.clone(),
+            None => store.current()?,
+        };
+        Ok(Self {
+            store,
+            parent,
+            settings,
+            recipe: "custom".to_owned(),
+            options,
+            max_forgetting: None,
+            learned: None,
+        })
+    }
+
+    /// Notes where the settings came from, for the manifest.
+    pub fn recipe(mut self, name: impl Into<String>) -> Self {
+        self.recipe = name.into();
+        self
+    }
+
+    /// Refuses to publish when the old held-out prompts lose more than this many points of domain
+    /// accuracy.
+    pub fn max_forgetting(mut self, points: f64) -> Self {
+        self.max_forgetting = Some(points);
+        self
+    }
+
+    /// Learns `experience`; nothing is published before [`Learner::commit`].
+    ///
+    /// With `budget` the steps end when it is used up, and what was learned by then is the result.
+    ///
+    /// Errors: an example names a model that nobody introduced; a loss is not finite; the device
+    /// failed. The store is as it was.
+    pub fn learn(
+        &mut self,
+        experience: &Experience,
+        budget: Option<Duration>,
+        watch: Watch<'_>,
+    ) -> Result<Outcome> {
+        let began = Instant::now();
+        let contents = self.store.contents(&self.parent)?;
+        let host = Arc::new(Cpu::open(self.options.threads)?);
+        let pin = contents.manifest.encoder.clone();
+        let encoder = Arc::new(open_encoder(self.store.root(), &pin, host, &self.options)?);
+
+        let number = contents
+            .manifest
+            .learned
+            .as_ref()
+            .map_or(1, |l| l.experience + 1);
+        let settings = &self.settings;
+        let (hub, new_models) = experience::extend(&contents.hub, experience)?;
+        let (learned, measured) = experience::split(&experience.examples, settings);
+        let mut replay = kept(&contents, REPLAY)?;
+        let mut held_out = kept(&contents, HELD_OUT)?;
+        let old = experience::kept_rows(&encoder, &held_out, &hub)?;
+        let new = experience::rows(&encoder, &measured, &hub)?;
+        let mut rows = experience::rows(&encoder, &learned, &hub)?;
+        let fresh = rows.len();
+        if fresh == 0 {
+            bail!(
+                InvalidRequest,
+                "expected examples to learn from, found none"
+            );
+        }
+        if settings.replay_strategy != ReplayStrategy::None {
+            rows.extend(experience::kept_rows(&encoder, &replay, &hub)?);
+        }
+        let before = self.measure(&contents, &encoder, &old, "measuring before", watch)?;
+
+        let task = self.task(rows, hub, number, experience::digest(&experience.examples));
+        let mut engine = self.engine(&encoder, &contents, &task, &new_models)?;
+        let started = Instant::now();
+        let (steps, done) = match self.steps(&mut engine, &task, budget, watch)? {
+            Ended::Done { steps, examples } => (steps, examples),
+            Ended::Stopped(step) => {
+                return Ok(Outcome::Stopped {
+                    step,
+                    steps: task.schedule.steps,
+                });
+            }
+        };
+        let learning = started.elapsed().as_secs_f64();
+
+        let values = engine.values()?.theta;
+        let layout = engine.layout().clone();
+        drop(engine);
+        let vectors = experience::frozen_vectors(&encoder, &learned)?;
+        let rows = &task.rows[..fresh];
+        let chosen = experience::choose(&learned, rows, &vectors, settings, number.into());
+        replay.entries.extend(chosen);
+        let keep = experience::keep(&measured, &new, settings, number.into());
+        held_out.entries.extend(keep);
+        let parts = [
+            (REPLAY, replay.to_bytes()?),
+            (HELD_OUT, held_out.to_bytes()?),
+        ];
+        let sizes = Kept {
+            kept: replay.entries.len(),
+            bytes: parts[0].1.len(),
+        };
+        let device = encoder.device_name();
+        let draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
+
+        let child = draft.contents();
+        let after = self.measure(&child, &encoder, &old, "measuring after", watch)?;
+        let gained = self.measure(&child, &encoder, &new, "measuring after", watch)?;
+        let forgetting = lost(before.total(), after.total());
+        let refused = match (self.max_forgetting, &forgetting) {
+            (Some(most), Some(lost)) => lost.domain > most,
+            _ => false,
+        };
+        let old_rows = &contents.embeddings;
+        let report = Report {
+            schema_version: 1,
+            generation: None,
+            parent: self.parent.clone(),
+            models_added: new_models.len(),
+            examples: fresh,
+            replayed: task.rows.len() - fresh,
+            steps,
+            seconds: began.elapsed().as_secs_f64(),
+            examples_per_second: done as f64 / learning.max(1e-9),
+            accuracy: Measured {
+                old_before: before.total(),
+                old_after: after.total(),
+                new_after: gained.total(),
+            },
+            forgetting,
+            forgetting_by_domain: before.lost(&after),
+            refused,
+            replay: sizes,
+            projection_drift: report::projection_drift(&contents.projection, &child.projection),
+            row_drift_degrees: report::row_drift(old_rows, &child.embeddings, layout.w.rows),
+            peak_memory_bytes: report::peak_memory(),
+            device: device.to_owned(),
+        };
+        self.learned = Some((draft, refused));
+        Ok(Outcome::Learned(Box::new(report)))
+    }
+}
+
+impl Learner {
+    /// Publishes what was learned and makes it current.
+    ///
+    /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot be
+    /// written, and is as it was.
+    pub fn commit(self) -> Result<GenerationId> {
+        self.commit_to(None)
+    }
+
+    /// As [`Learner::commit`], into another store, which is made if missing.
+    pub fn commit_into(self, store: impl AsRef<Path>) -> Result<GenerationId> {
+        self.commit_to(Some(Store::create(store)?))
+    }
+
+    fn commit_to(self, other: Option<Store>) -> Result<GenerationId> {
+        match &self.learned {
+            Some((draft, false)) => {
+                let id = other.as_ref().unwrap_or(&self.store).publish(draft)?;
+                self.store.clear_resume()?;
+                Ok(id)
+            }
+            Some((_, true)) => bail!(
+                Refused,
+                "{}: the update forgets more than max-forgetting allows; nothing was published",
+                self.parent
+            ),
+            None => bail!(
+                InvalidRequest,
+                "nothing was learned that could be published"
+            ),
+        }
+    }
+
+    fn task(&self, rows: Vec<Row>, hub: Hub, experience: u32, digest: String) -> Task {
+        let domains = Arc::new(Domains::new(&hub));
+        let mut task = Task {
+            schedule: Schedule::new(&self.settings, experience.into(), 0),
+            rows,
+            hub,
+            domains,
+            experience,
+            epoch: 0,
+            digest,
+        };
+        task.epoch = self.batches(&task, 0).len();
+        task.schedule = Schedule::new(&self.settings, experience.into(), task.epoch);
+        task
+    }
+
+    /// The micro-batches of an epoch.
+    fn batches(&self, task: &Task, epoch: usize) -> Vec<Vec<usize>> {
+        let parts = [task.experience.into(), epoch as u64];
+        let draws = &mut Draws::new(self.settings.seed, Stream::Order, &parts);
+        match self.settings.batching {
+            Batching::Domain => {
+                let domains: Vec<&str> = task.rows.iter().map(|row| row.domain.as_str()).collect();
+                batches::by_domain(&domains, self.settings.batch, draws)
+            }
+            _ => batches::shuffled(task.rows.len(), self.settings.batch, draws),
+        }
+    }
+
+    /// The engine with parameters as they are at the start of the experience.
+    fn engine(
+        &self,
+        encoder: &Arc<Encoder>,
+        contents: &Contents,
+        task: &Task,
+        new_models: &[NewModel],
+    ) -> Result<Engine> {
+        let settings = &self.settings;
+        let inputs = encoder.width();
+        let number = task.experience.into();
+        let anew = number == 1 && settings.init_profile == InitProfile::Random;
+        let width = match settings.width {
+            Some(width) if anew => width,
+            _ if anew => inputs,
+            _ => contents.manifest.width,
+        };
+        settings.check_width(width, inputs)?;
+        let factors = match contents.factors(encoder.config())? {
+            Some(factors) => factors,
+            None => {
+                let mut draws = Draws::new(settings.seed, Stream::Init, &[number, 0]);
+                let adapter = Adapter::new(&settings.lora(), encoder.config());
+                Factors::fresh(adapter, || draws.float())
+            }
+        };
+        let models = task.hub.len();
+        let layout = Layout::new(factors.adapter, width, inputs, models);
+        let mut values = factors.values;
+        let mut draws = Draws::new(settings.seed, Stream::Init, &[number, 1]);
+        if anew {
+            values.extend(rows::xavier(width, inputs, &mut draws));
+            values.extend(rows::xavier(models, width, &mut draws));
+        } else {
+            values.extend(&contents.projection);
+            values.extend(&contents.embeddings);
+            values.extend(rows::xavier(new_models.len(), width, &mut draws));
+        }
+        let shape = Shape {
+            examples: settings.batch,
+            candidates: (settings.candidates == CandidateMode::Sampled)
+                .then(|| settings.candidates_k.min(models)),
+            targets: 1 + settings.soft_k,
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        let tau = settings.tau as f32;
+        let mut engine = Engine::new(Arc::clone(encoder), layout, shape, &values, tau)?;
+        if !anew && !new_models.is_empty() {
+            self.new_rows(&mut engine, &mut values, contents, new_models)?;
+        }
+        if number > 1 {
+            engine.anchor_to(&contents.embeddings, &contents.projection)?;
+        }
+        Ok(engine)
+    }
+
+    /// Gives the rows of new models, which are random, what `init.rows` says.
+    fn new_rows(
+        &self,
+        engine: &mut Engine,
+        values: &mut [f32],
+        contents: &Contents,
+        new_models: &[NewModel],
+    ) -> Result<()> {
+        let (width, old) = (contents.manifest.width, contents.hub.len());
+        let e = engine.layout().e.offset;
+        let domains: Vec<String> = contents
+            .hub
+            .iter()
+            .map(|(_, m)| domain_key(&m.domain))
+            .collect();
+        let domains: Vec<&str> = domains.iter().map(String::as_str).collect();
+        let of_domain = |model: &NewModel| {
+            let domain = domain_key(&model.model.domain);
+            rows::domain_row(&contents.embeddings, width, &domains, &domain)
+        };
+        let new: Vec<Vec<f32>> = match self.settings.rows() {
+            InitRows::Domain => new_models.iter().map(of_domain).collect(),
+            InitRows::Card => {
+                let cards = engine.card_vectors(new_models)?;
+                let cards = cards.iter().map(|vectors| {
+                    let vectors: Vec<&[f32]> = vectors.iter().map(Vec::as_slice).collect();
+                    rows::card_row(&contents.projection, &vectors, width)
+                });
+                cards.collect()
+            }
+            _ => return Ok(()),
+        };
+        for (i, row) in new.iter().enumerate() {
+            values[e + (old + i) * width..][..width].copy_from_slice(row);
+        }
+        engine.set(values)
+    }
+
+    /// All steps; the number done, or the step before which the callback stopped.
+    fn steps(
+        &self,
+        engine: &mut Engine,
+        task: &Task,
+        budget: Option<Duration>,
+        watch: Watch<'_>,
+    ) -> Result<Ended> {
+        let settings = &self.settings;
+        let schedule = &task.schedule;
+        let mut candidates = Candidates::new(
+            Arc::clone(&task.domains),
+            settings.clone(),
+            task.experience.into(),
+        );
+        let mut first = 0;
+        if let Some(state) = State::read(&self.store, &self.parent, settings, &task.digest)? {
+            engine.restore(&state.values)?;
+            candidates.restore(state.hard);
+            first = state.step;
+            log::info!("resuming at step {first} of {}", schedule.steps);
+        }
+        // While the encoder is frozen nothing before W changes.
+        let mut pooled = Vec::new();
+        if schedule.rates(first).lora.is_none() {
+            pooled = features(engine, &task.rows, watch)?;
+        }
+        let began = Instant::now();
+        let windows = task.epoch.div_ceil(settings.accumulate);
+        let mut order = (usize::MAX, Vec::new());
+        let mut examples = 0;
+        let mut smooth: Option<f64> = None;
+        for step in first..schedule.steps {
+            if budget.is_some_and(|budget| began.elapsed() >= budget) {
+                log::warn!(
+                    "the budget ended learning at step {step} of {}",
+                    schedule.steps
+                );
+                return Ok(Ended::Done {
+                    steps: step,
+                    examples,
+                });
+            }
+            let (epoch, window) = (step / windows, step % windows);
+            if order.0 != epoch {
+                order = (epoch, self.batches(task, epoch));
+            }
+            let begin = window * settings.accumulate;
+            let end = order.1.len().min(begin + settings.accumulate);
+            let frozen = schedule.rates(step).lora.is_none();
+            let window = &order.1[begin..end];
+            let items = self.items(task, &mut candidates, step, window, |row| {
+                match &task.rows[row].input {
+                    RowInput::Pooled(vector) => Input::Pooled(vector),
+                    RowInput::Tokens(_) if frozen => Input::Pooled(&pooled[row]),
+                    RowInput::Tokens(tokens) => Input::Tokens(tokens),
+                }
+            });
+            let anchors = self.anchors(engine, schedule, step);
+            let losses = engine
+                .step(&items, &self.rates(schedule, step), anchors)
+                .map_err(|e| e.at(format!("step {step}")))?;
+            self.mine(engine, task, &mut candidates, step, window)?;
+            examples += window.iter().map(Vec::len).sum::<usize>();
+            let total = losses.total();
+            smooth = Some(smooth.map_or(total, |mean| 0.9 * mean + 0.1 * total));
+            let status = Status {
+                loss: smooth,
+                examples_per_second: Some(
+                    examples as f64 / began.elapsed().as_secs_f64().max(1e-9),
+                ),
+                ..Status::of(schedule.phase(step).name(), step + 1, schedule.steps)
+            };
+            if watch(&status) == Control::Stop && step + 1 < schedule.steps {
+                let state = State {
+                    step: step + 1,
+                    values: engine.values()?,
+                    hard: candidates.hard(),
+                };
+                state.write(&self.store, &self.parent, settings, &task.digest)?;
+                return Ok(Ended::Stopped(step + 1));
+            }
+        }
+        Ok(Ended::Done {
+            steps: schedule.steps,
+            examples,
+        })
+    }
+
+    /// The items of a window's micro-batches.
+    fn items<'i>(
+        &self,
+        task: &Task,
+        candidates: &mut Candidates,
+        step: usize,
+        window: &[Vec<usize>],
+        input: impl Fn(usize) -> Input<'i>,
+    ) -> Vec<Vec<Item<'i>>> {
+        let settings = &self.settings;
+        let softness = task.schedule.softness(step);
+        let replayed = task.schedule.replay_weight(step);
+        let mut batches = Vec::with_capacity(window.len());
+        for batch in window {
+            let share = 1.0 / (batch.len() * window.len()) as f32;
+            let mut items = Vec::with_capacity(batch.len());
+            for &place in batch {
+                let row = &task.rows[place];
+                let set = (settings.candidates == CandidateMode::Sampled)
+                    .then(|| candidates.set(&row.domain, row.gold, step as u64, place as u64));
+                items.push(Item {
+                    input: input(place),
+                    target: target(&task.domains, row.gold, set.as_deref(), softness),
+                    candidates: set,
+                    weight: share * if row.replay { replayed } else { 1.0 },
+                });
+            }
+            batches.push(items);
+        }
+        batches
+    }
+
+    fn rates(&self, schedule: &Schedule, step: usize) -> Rates {
+        let settings = &self.settings;
+        let rates = schedule.rates(step);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        Rates {
+            lora: rates.lora.map(|rate| (rate, schedule.lora_count(step))),
+            w: rates.w,
+            e: rates.e,
+            counter: schedule.router_count(step),
+            decay: settings.weight_decay,
+            clip: settings.clip as f32,
+            clip_all: settings.clip_scope == ClipScope::All,
+        }
+    }
+
+    fn anchors(&self, engine: &Engine, schedule: &Schedule, step: usize) -> Option<Anchors> {
+        let settings = &self.settings;
+        let w = engine.layout().w;
+        let (width, inputs) = (w.rows, w.columns);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        schedule.anchored(step).then(|| Anchors {
+            embedding: settings.embedding_strength(width) as f32,
+            raw: settings.anchor_form == AnchorForm::Raw,
+            projection: settings.projection_strength(width, inputs) as f32,
+            touched: settings.anchor_rows == AnchorRows::Touched,
+        })
+    }
+
+    /// Looks for hard negatives of the step's examples, when it is time.
+    fn mine(
+        &self,
+        engine: &mut Engine,
+        task: &Task,
+        candidates: &mut Candidates,
+        step: usize,
+        window: &[Vec<usize>],
+    ) -> Result<()> {
+        if self.settings.candidates != CandidateMode::Sampled || !task.schedule.mines(step) {
+            return Ok(());
+        }
+        let Some(last) = window.last() else {
+            return Ok(());
+        };
+        let cosine = self.settings.mining_score == MiningScore::Cosine;
+        let theta = engine.values()?.theta;
+        let table = &theta[engine.layout().e.offset..];
+        for (i, &place) in last.iter().take(MINED_EXAMPLES).enumerate() {
+            let row = &task.rows[place];
+            let pool = candidates.mining_pool(&row.domain, row.gold, step as u64, place as u64);
+            if let Some(pool) = pool {
+                let scores = engine.scores(table, i, &pool, cosine);
+                candidates.remember(&row.domain, row.gold, &pool, &scores);
+            }
+        }
+        Ok(())
+    }
+
+    /// Accuracy of a generation on `rows`, as it would serve.
+    fn measure(
+        &self,
+        contents: &Contents,
+        encoder: &Arc<Encoder>,
+        rows: &[Row],
+        stage: &'static str,
+        watch: Watch<'_>,
+    ) -> Result<Counts> {
+        let prompts: Vec<Tokens> = rows.iter().filter_map(Row::tokens).cloned().collect();
+        if prompts.is_empty() {
+            return Ok(Counts::default());
+        }
+        let serving = Serving::new(
+            self.parent.clone(),
+            contents.clone(),
+            Arc::clone(encoder),
+            None,
+        )?;
+        let best = serving.best(prompts, &mut |done| {
+            watch(&Status::of(stage, done, rows.len()));
+        })?;
+        Ok(Counts::new(&contents.hub, rows, &best))
+    }
+
+    fn draft(
+        &self,
+        contents: Contents,
+        task: &Task,
+        layout: &Layout,
+        values: &[f32],
+        parts: [(&str, Vec<u8>); 2],
+        device: &str,
+    ) -> Result<Draft> {
+        let factors = Factors {
+            adapter: layout.adapter.clone(),
+            values: values[..layout.adapter.len].to_vec(),
+        };
+        let mut draft = contents.child(self.parent.clone(), format!("learn {}", self.recipe));
+        draft.projection = values[layout.w.offset..layout.w.end()].to_vec();
+        draft.embeddings = values[layout.e.offset..layout.e.end()].to_vec();
+        draft.width = layout.w.rows;
+        draft.hub = task.hub.clone();
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        {
+            draft.tau = self.settings.tau as f32;
+        }
+        draft.adapter = None;
+        draft.parts = parts.map(|(name, bytes)| (name.to_owned(), bytes)).into();
+        if layout.adapter.len > 0 {
+            draft.adapter = Some(layout.adapter.lora.clone());
+            draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
+        }
+        draft.learned = Some(Learned {
+            experience: task.experience,
+            recipe: self.recipe.clone(),
+            settings: self
+                .settings
+                .pairs()
+                .into_iter()
+                .map(|(key, value)| (key, value.to_string()))
+                .collect(),
+            examples_sha256: task.digest.clone(),
+            device: device.to_owned(),
+        });
+        Ok(draft)
+    }
+}
+
+impl Status {
+    fn of(stage: &'static str, done: usize, total: usize) -> Self {
+        Self {
+            stage,
+            done,
+            total,
+            loss: None,
+            examples_per_second: None,
+        }
+    }
+}
+
+/// How the steps ended.
+enum Ended {
+    Done {
+        steps: usize,
+        examples: usize,
+    },
+    /// Before this step, by the callback.
+    Stopped(usize),
+}
+
+/// The pooled vector of each row that has tokens, by the encoder as it is.
+fn features(engine: &mut Engine, rows: &[Row], watch: Watch<'_>) -> Result<Vec<Vec<f32>>> {
+    let tokens: Vec<&Tokens> = rows.iter().filter_map(Row::tokens).collect();
+    let vectors = engine.features(&tokens, &mut |done| {
+        watch(&Status::of("features", done, tokens.len()));
+    })?;
+    let mut vectors = vectors.chunks_exact(vectors.len() / tokens.len().max(1));
+    let next = |row: &Row| row.tokens().and_then(|_| vectors.next());
+    let owned = |vector: Option<&[f32]>| vector.unwrap_or_default().to_vec();
+    Ok(rows.iter().map(next).map(owned).collect())
+}
+
+impl Settings {
+    /// The adapter that they ask for; without targets where none is trained.
+    fn lora(&self) -> Lora {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        Lora {
+            r: self.lora_r,
+            alpha: self.lora_alpha as f32,
+            targets: if self.lora_train {
+                self.lora_targets.clone()
+            } else {
+                Vec::new()
+            },
+        }
+    }
+}

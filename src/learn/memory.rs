@@ -1,0 +1,62 @@
+//! What a store remembers of prompts: to be listed, and to be taken back.
+
+use crate::error::{Result, bail};
+use crate::generation::{Contents, GenerationId, Store};
+use crate::learn::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
+
+/// Prompts that a generation keeps.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Remembered {
+    /// Learned, and learned again with later experiences.
+    pub replay: Vec<ReplayEntry>,
+    /// Never learned: accuracy is measured on them.
+    pub held_out: Vec<ReplayEntry>,
+}
+
+/// The prompts that generation `id` keeps.
+pub fn remembered(store: &Store, id: &GenerationId) -> Result<Remembered> {
+    let contents = store.contents(id)?;
+    Ok(Remembered {
+        replay: kept(&contents, REPLAY)?.entries,
+        held_out: kept(&contents, HELD_OUT)?.entries,
+    })
+}
+
+/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps:
+/// a child without it becomes current. Its ancestors keep it until they are pruned; what was learned
+/// from it stays learned.
+///
+/// Errors: no such prompt is kept.
+pub fn forget(store: &Store, prompt: &str) -> Result<GenerationId> {
+    let parent = store.current()?;
+    let mut contents = store.contents(&parent)?;
+    let mut removed = 0;
+    for part in [REPLAY, HELD_OUT] {
+        let mut kept = kept(&contents, part)?;
+        let count = kept.remove_hash(prompt) + kept.remove_text(prompt);
+        if count > 0 {
+            contents.parts.insert(part.to_owned(), kept.to_bytes()?);
+        }
+        removed += count;
+    }
+    if removed == 0 {
+        bail!(
+            InvalidRequest,
+            "{parent}: expected a prompt that is kept, or its SHA-256; `hubrouter replay list` shows them"
+        );
+    }
+    // The prompt's own words have no place in the manifest.
+    store.publish(&contents.child(parent, "replay forget".to_owned()))
+}
+
+pub(crate) fn kept(contents: &Contents, part: &str) -> Result<Replay> {
+    match contents.parts.get(part) {
+        Some(bytes) => {
+            let manifest = &contents.manifest;
+            Replay::from_bytes(bytes, manifest.models, manifest.encoder.width)
+                .map_err(|e| e.at(part))
+        }
+        None => Ok(Replay::default()),
+    }
+}

@@ -1,0 +1,36 @@
+//! Learning: new models and labelled prompts become a child generation.
+
+mod accuracy;
+mod batches;
+mod candidates;
+mod coreset;
+mod data;
+mod domains;
+mod draws;
+mod engine;
+mod experience;
+mod learner;
+mod memory;
+mod replay;
+mod report;
+mod rows;
+mod schedule;
+mod settings;
+mod state;
+mod targets;
+#[cfg(test)]
+mod tests;
+
+pub use accuracy::Accuracy;
+pub use data::{Example, Label, group_experiences, read_examples};
+pub use experience::Experience;
+pub use learner::{Control, Learner, Outcome, Status, Watch};
+pub use memory::{Remembered, forget, remembered};
+pub use replay::ReplayEntry;
+pub use report::{Kept, Measured, Report};
+pub use settings::{
+    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, InitProfile,
+    InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate, Settings,
+};
+
+pub use crate::model::lora::Target as LoraTarget;

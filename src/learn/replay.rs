@@ -1,0 +1,352 @@
+//! What a generation keeps of earlier prompts, to learn them again: `replay.jsonl`.
+
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, bail, error};
+use crate::learn::settings::Privacy;
+use crate::text::query::query_digest;
+
+/// Its name in a generation.
+pub(crate) const REPLAY: &str = "replay.jsonl";
+/// Name of a file of the same form: rows that were not learned.
+pub(crate) const HELD_OUT: &str = "held_out.jsonl";
+const KIND: &str = "hubrouter-replay";
+
+/// Rows of earlier experiences that are learned again, in the order in which they were kept.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Replay {
+    pub(crate) entries: Vec<ReplayEntry>,
+}
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ReplayEntry {
+    /// The experience that brought it, from 1.
+    pub experience: u64,
+    /// Id of its gold.
+    pub model: u32,
+    /// Its own domain, trimmed and in lower case.
+    pub domain: String,
+    /// SHA-256 of what instructions share that are the same query.
+    pub query_sha256: String,
+    /// The prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Its pooled vector of the frozen encoder, [H].
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
+    pub(crate) embedding: Option<Vec<f16>>,
+}
+
+/// The first line.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    schema_version: u32,
+    kind: String,
+}
+
+impl ReplayEntry {
+    /// Keeps of `prompt` what `privacy` allows; `embedding`: its pooled vector.
+    pub(crate) fn new(
+        experience: u64,
+        model: u32,
+        domain: &str,
+        prompt: &str,
+        embedding: &[f32],
+        privacy: Privacy,
+    ) -> Self {
+        let vector = || {
+            embedding
+                .iter()
+                .map(|value| f16::from_f32(*value))
+                .collect()
+        };
+        Self {
+            experience,
+            model,
+            domain: domain.to_owned(),
+            query_sha256: query_digest(prompt),
+            text: (privacy == Privacy::Text).then(|| prompt.to_owned()),
+            embedding: (privacy == Privacy::Embeddings).then(vector),
+        }
+    }
+
+    fn check(&self, models: usize, width: usize) -> Result<()> {
+        if self.model as usize >= models {
+            bail!(
+                Mismatch,
+                "model: expected an id below {models}, found {}",
+                self.model
+            );
+        }
+        let hash = &self.query_sha256;
+        if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            bail!(
+                Format,
+                "query_sha256: expected 64 lower-case hexadecimal digits, found {hash:?}"
+            );
+        }
+        match (&self.text, &self.embedding) {
+            (Some(_), Some(_)) => bail!(Format, "expected text or embedding, found both"),
+            (Some(text), _) if query_digest(text) != *hash => bail!(
+                Mismatch,
+                "query_sha256: expected that of the text, found {hash}"
+            ),
+            (_, Some(embedding)) if embedding.len() != width => bail!(
+                Mismatch,
+                "embedding: expected {width} numbers, found {}",
+                embedding.len()
+            ),
+            (_, Some(embedding)) if !embedding.iter().all(|value| value.is_finite()) => {
+                bail!(Numeric, "embedding: expected finite numbers")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Replay {
+    /// The bytes of the file: a header, then one entry a line.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        fn line<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> Result<()> {
+            serde_json::to_writer(&mut *bytes, value)
+                .map_err(|e| error!(Format, "{REPLAY}: cannot be written: {e}"))?;
+            bytes.push(b'\n');
+            Ok(())
+        }
+        let mut bytes = Vec::new();
+        let header = Header {
+            schema_version: 1,
+            kind: KIND.to_owned(),
+        };
+        line(&mut bytes, &header)?;
+        for entry in &self.entries {
+            line(&mut bytes, entry)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the file's bytes, of a generation with `models` models and an encoder of `width`.
+    ///
+    /// Errors name the file and the line.
+    pub(crate) fn from_bytes(bytes: &[u8], models: usize, width: usize) -> Result<Self> {
+        let mut lines = bytes.split(|byte| *byte == b'\n').enumerate();
+        let header: Header = match lines.next() {
+            Some((_, line)) => {
+                serde_json::from_slice(line).map_err(|e| error!(Format, "{REPLAY}:1: {e}"))?
+            }
+            None => bail!(Format, "{REPLAY}:1: expected a header, found nothing"),
+        };
+        if header.kind != KIND {
+            bail!(
+                Format,
+                "{REPLAY}:1: kind: expected {KIND:?}, found {:?}",
+                header.kind
+            );
+        }
+        if header.schema_version != 1 {
+            bail!(
+                Unsupported,
+                "{REPLAY}:1: schema_version: expected 1, found {}",
+                header.schema_version
+            );
+        }
+        let mut replay = Self::default();
+        for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
+            let place = format!("{REPLAY}:{}", number + 1);
+            let entry: ReplayEntry =
+                serde_json::from_slice(line).map_err(|e| error!(Format, "{place}: {e}"))?;
+            entry.check(models, width).map_err(|e| e.at(&place))?;
+            replay.entries.push(entry);
+        }
+        Ok(replay)
+    }
+
+    /// Takes out every entry of the query with this SHA-256; how many there were.
+    pub(crate) fn remove_hash(&mut self, query_sha256: &str) -> usize {
+        let before = self.entries.len();
+        self.entries
+            .retain(|entry| !entry.query_sha256.eq_ignore_ascii_case(query_sha256));
+        before - self.entries.len()
+    }
+
+    /// Takes out every entry of the same query as `text`; how many there were.
+    pub(crate) fn remove_text(&mut self, text: &str) -> usize {
+        self.remove_hash(&query_digest(text))
+    }
+}
+
+/// Half-precision numbers as the hexadecimal digits of their little-endian bytes.
+mod hexadecimal {
+    use half::f16;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        values: &Option<Vec<f16>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let digits = |values: &Vec<f16>| -> String {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+            bytes.map(|byte| format!("{byte:02x}")).collect()
+        };
+        values.as_ref().map(digits).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<f16>>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else {
+            return Ok(None);
+        };
+        let wrong = || D::Error::custom("embedding: expected four hexadecimal digits a number");
+        let digit = |byte: &u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let nibbles: Vec<u8> = text
+            .as_bytes()
+            .iter()
+            .map(digit)
+            .collect::<Option<_>>()
+            .ok_or_else(wrong)?;
+        let (numbers, rest) = nibbles.as_chunks::<4>();
+        if !rest.is_empty() {
+            return Err(wrong());
+        }
+        let number = |[a, b, c, d]: &[u8; 4]| f16::from_le_bytes([(a << 4) | b, (c << 4) | d]);
+        Ok(Some(numbers.iter().map(number).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const VECTOR: [f32; 3] = [0.5, -1.25, 1.0 / 3.0];
+
+    fn replay() -> Replay {
+        let entry =
+            |model, prompt, privacy| ReplayEntry::new(2, model, "graph", prompt, &VECTOR, privacy);
+        Replay {
+            entries: vec![
+                entry(0, "###Instruction: Find\n\"it\" é", Privacy::Text),
+                entry(1, "find \"it\"  É", Privacy::Embeddings),
+                entry(1, "secret", Privacy::Hashes),
+            ],
+        }
+    }
+
+    #[test]
+    fn the_file_keeps_everything() {
+        let bytes = replay().to_bytes().unwrap();
+        assert_eq!(Replay::from_bytes(&bytes, 2, 3).unwrap(), replay());
+        assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 4);
+        let none = Replay::default();
+        let bytes = none.to_bytes().unwrap();
+        assert_eq!(Replay::from_bytes(&bytes, 0, 0).unwrap(), none);
+    }
+
+    #[test]
+    fn privacy_decides_what_is_kept() {
+        let [text, embedding, hash] = replay().entries.try_into().unwrap();
+        assert!(text.text.is_some() && text.embedding.is_none());
+        let kept = embedding.embedding.unwrap();
+        assert!(embedding.text.is_none() && (kept[2].to_f32() - VECTOR[2]).abs() < 1e-3);
+        assert_eq!((kept[0].to_f32(), kept[1].to_f32()), (0.5, -1.25));
+        assert!(hash.text.is_none() && hash.embedding.is_none());
+        let bytes = replay().to_bytes().unwrap();
+        assert!(!String::from_utf8(bytes).unwrap().contains("secret"));
+    }
+
+    #[test]
+    fn entries_are_removed_by_text_or_hash() {
+        let mut left = replay();
+        assert_eq!(left.remove_text(" FIND \"it\" é "), 2, "the same query");
+        assert_eq!(left.remove_text("find it"), 0);
+        let hash = query_digest("Secret");
+        assert_eq!(left.remove_hash(&hash), 1);
+        assert!(left.entries.is_empty());
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let good = String::from_utf8(replay().to_bytes().unwrap()).unwrap();
+        let other = query_digest("other");
+        let own = query_digest("secret");
+        for (from, to, kind, want) in [
+            (
+                "\"model\":0",
+                "\"model\":7",
+                ErrorKind::Mismatch,
+                ":2: model: expected an id below 2",
+            ),
+            (
+                "\"model\":0",
+                "\"note\":0",
+                ErrorKind::Format,
+                ":2: unknown field `note`",
+            ),
+            (
+                "0038",
+                "003",
+                ErrorKind::Format,
+                ":3: embedding: expected four",
+            ),
+            (
+                "003800bd",
+                "003x00bd",
+                ErrorKind::Format,
+                ":3: embedding: expected four",
+            ),
+            (
+                "003800bd",
+                "003800bd0000",
+                ErrorKind::Mismatch,
+                ":3: embedding: expected 3",
+            ),
+            (
+                "003800bd",
+                "007c00bd",
+                ErrorKind::Numeric,
+                ":3: embedding: expected finite",
+            ),
+            (
+                "Find",
+                "Found",
+                ErrorKind::Mismatch,
+                ":2: query_sha256: expected that of the text",
+            ),
+            (
+                &own,
+                &other[1..],
+                ErrorKind::Format,
+                ":4: query_sha256: expected 64",
+            ),
+            (
+                "replay\"",
+                "play\"",
+                ErrorKind::Format,
+                ":1: kind: expected",
+            ),
+            (
+                "version\":1",
+                "version\":2",
+                ErrorKind::Unsupported,
+                ":1: schema_version",
+            ),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let bad = good.replacen(from, to, 1);
+            let error = Replay::from_bytes(bad.as_bytes(), 2, 3).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert_eq!(error.kind(), kind);
+        }
+        assert!(Replay::from_bytes(b"", 2, 3).is_err());
+    }
+}

@@ -1,0 +1,114 @@
+//! What an update did and what it cost.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::generation::GenerationId;
+use crate::learn::accuracy::Accuracy;
+
+/// What [`crate::Learner::learn`] did.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Version of this form; 1.
+    pub schema_version: u32,
+    /// The child, once it is published.
+    pub generation: Option<GenerationId>,
+    /// What it grew from.
+    pub parent: GenerationId,
+    /// Models that the hub did not know.
+    pub models_added: usize,
+    /// Examples that were learned, replayed ones apart.
+    pub examples: usize,
+    /// Prompts of earlier experiences that were learned again.
+    pub replayed: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Of the whole call.
+    pub seconds: f64,
+    /// While stepping.
+    pub examples_per_second: f64,
+    /// On prompts that were never learned, as served.
+    pub accuracy: Measured,
+    /// `old_before` - `old_after`, in points; none without old prompts.
+    pub forgetting: Option<Accuracy>,
+    /// The same of domain accuracy, by domain.
+    pub forgetting_by_domain: BTreeMap<String, f64>,
+    /// The gate refused: more was forgotten than allowed.
+    pub refused: bool,
+    /// Prompts kept for the next time.
+    pub replay: Kept,
+    /// Frobenius norm of W's change over that of W.
+    pub projection_drift: f64,
+    /// Mean and largest angle by which old rows of E turned, in degrees.
+    pub row_drift_degrees: (f64, f64),
+    /// Peak memory of the process, where the system says it.
+    pub peak_memory_bytes: Option<u64>,
+    /// What computed.
+    pub device: String,
+}
+
+/// Accuracy in percent; none without held-out prompts.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Measured {
+    /// Of the parent on earlier experiences.
+    pub old_before: Option<Accuracy>,
+    /// Of the child on the same.
+    pub old_after: Option<Accuracy>,
+    /// Of the child on this experience.
+    pub new_after: Option<Accuracy>,
+}
+
+/// The replay store.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Kept {
+    /// Prompts.
+    pub kept: usize,
+    /// Size of the file.
+    pub bytes: usize,
+}
+
+/// Frobenius norm of `new - old` over that of `old`.
+pub(crate) fn projection_drift(old: &[f32], new: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    if old.len() != new.len() {
+        return f64::NAN;
+    }
+    let change: f64 = old
+        .iter()
+        .zip(new)
+        .map(|(a, b)| square(f64::from(b - a)))
+        .sum();
+    let size: f64 = old.iter().map(|a| square(f64::from(*a))).sum();
+    (change / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// Mean and largest angle between rows of `old` and the same rows of `new`, in degrees.
+pub(crate) fn row_drift(old: &[f32], new: &[f32], width: usize) -> (f64, f64) {
+    let (mut sum, mut largest, mut rows) = (0.0, 0.0f64, 0usize);
+    for (a, b) in old.chunks_exact(width).zip(new.chunks_exact(width)) {
+        let dot = |x: &[f32], y: &[f32]| {
+            let products = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y));
+            products.sum::<f64>()
+        };
+        let lengths = (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE);
+        let angle = (dot(a, b) / lengths).clamp(-1.0, 1.0).acos().to_degrees();
+        sum += angle;
+        largest = largest.max(angle);
+        rows += 1;
+    }
+    (sum / rows.max(1) as f64, largest)
+}
+
+/// `VmHWM` of this process, on Linux.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}

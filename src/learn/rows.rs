@@ -1,0 +1,122 @@
+//! How parameters start: Xavier, cards, domains (carve.md section 3).
+
+use crate::learn::draws::Draws;
+use crate::ops::normalize::unit;
+
+/// sqrt(6 / (fan_in + fan_out))
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an f32 is what is asked for"
+)]
+pub(crate) fn xavier_bound(fan_in: usize, fan_out: usize) -> f32 {
+    (6.0 / (fan_in + fan_out) as f64).sqrt() as f32
+}
+
+/// `rows` times `columns` draws, Xavier uniform.
+pub(crate) fn xavier(rows: usize, columns: usize, draws: &mut Draws) -> Vec<f32> {
+    let bound = xavier_bound(rows, columns);
+    (0..rows * columns).map(|_| draws.within(bound)).collect()
+}
+
+/// The mean of the old rows whose registry domain is `domain`; without any, that of all.
+///
+/// `rows`: [M_old, D]; `domains`: of each old row.
+pub(crate) fn domain_row(rows: &[f32], width: usize, domains: &[&str], domain: &str) -> Vec<f32> {
+    let all = rows.chunks_exact(width).zip(domains);
+    let own: Vec<&[f32]> = all
+        .filter(|(_, of)| **of == domain)
+        .map(|(row, _)| row)
+        .collect();
+    if own.is_empty() {
+        mean(rows.chunks_exact(width), width)
+    } else {
+        mean(own.into_iter(), width)
+    }
+}
+
+fn mean<'r>(rows: impl Iterator<Item = &'r [f32]>, width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; width];
+    let mut count = 0u32;
+    for row in rows {
+        sums.iter_mut()
+            .zip(row)
+            .for_each(|(sum, value)| *sum += f64::from(*value));
+        count += 1;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
+    sums.into_iter()
+        .map(|sum| (sum / f64::from(count.max(1))) as f32)
+        .collect()
+}
+
+/// norm of the sum of norm(W h) over a model's cards; `vectors`: h of each.
+pub(crate) fn card_row(projection: &[f32], vectors: &[&[f32]], width: usize) -> Vec<f32> {
+    let mut row = vec![0.0f32; width];
+    for h in vectors {
+        let dot = |w: &[f32]| {
+            let products = w.iter().zip(*h).map(|(w, h)| f64::from(*w) * f64::from(*h));
+            products.sum::<f64>()
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
+        let mut card: Vec<f32> = projection
+            .chunks_exact(h.len())
+            .map(|w| dot(w) as f32)
+            .collect();
+        unit(&mut card);
+        row.iter_mut()
+            .zip(&card)
+            .for_each(|(row, card)| *row += card);
+    }
+    unit(&mut row);
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learn::draws::Stream;
+    use crate::ops::testing::assert_close;
+
+    #[test]
+    fn v4() {
+        for (fan_in, fan_out, want) in [
+            (4096, 1024, 0.034_232_7),
+            (384, 384, 0.088_388_3),
+            (1024, 852, 0.056_553_5),
+            (384, 852, 0.069_673_3),
+            (1024, 359, 0.065_866_5),
+            (384, 359, 0.089_863_1),
+        ] {
+            assert!((xavier_bound(fan_in, fan_out) - want).abs() < 1e-6);
+        }
+        let drawn = xavier(10, 20, &mut Draws::new(1, Stream::Init, &[1]));
+        let bound = xavier_bound(10, 20);
+        assert!(drawn.iter().all(|v| v.abs() <= bound));
+        assert!(drawn.iter().any(|v| v.abs() > 0.9 * bound));
+    }
+
+    #[test]
+    fn v5() {
+        let w = [1.0, 0.5, -0.5, 2.0, 0.25, -1.0];
+        let one = card_row(&w, &[&[1.0, 1.0]], 3);
+        assert_close(
+            "V5 card",
+            &one,
+            &[0.666_666_7, 0.666_666_7, -0.333_333_3],
+            1e-6,
+        );
+        let two = card_row(&w, &[&[1.0, 1.0], &[2.0, -1.0]], 3);
+        assert_close(
+            "V5 cards",
+            &two,
+            &[0.988_073_7, -0.137_725_3, 0.068_862_7],
+            1e-6,
+        );
+
+        let rows = [1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0];
+        let domains = ["a", "a", "b"];
+        assert_eq!(domain_row(&rows, 3, &domains, "a"), [0.5, 1.0, 0.0]);
+        let all = domain_row(&rows, 3, &domains, "c");
+        assert_close("V5 domain", &all, &[1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0], 1e-6);
+    }
+}

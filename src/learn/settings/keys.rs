@@ -1,0 +1,298 @@
+//! Settings by key: their list, a change of one, what they may be.
+
+use serde_json::{Map, Value};
+
+use super::{CandidateMode, Settings};
+use crate::error::{Result, bail, error};
+
+/// Names of carve.md that are known here and not to be had, each with what holds instead.
+const UNSUPPORTED: [(&str, &str); 25] = [
+    ("accumulation", "gradients are averaged over the window"),
+    ("anchor.first", "the first experience has no anchors"),
+    ("anchor.no_new", "anchors act also when no model is new"),
+    (
+        "anchor.reference",
+        "references are taken at each experience",
+    ),
+    ("baseline.head", "the head is the cosine head"),
+    ("batch.coverage", "every row is served once an epoch"),
+    (
+        "batch.domains",
+        "batches of `batching = domain` have one domain",
+    ),
+    ("card.text", "cards are used whole"),
+    ("compat.reference", "the method is the intended one"),
+    ("coreset.seed", "draws depend on `seed` and the experience"),
+    ("errors", "an error ends the update"),
+    ("fold_case", "names are compared exactly"),
+    ("grad.reset", "gradients are cleared after each step"),
+    ("graph", "there is no label-graph term"),
+    ("lm.smoothing", "there is no language-model loss"),
+    ("lora.dropout", "there is no dropout"),
+    ("lr.glitch", "rates follow the schedule at step 0 too"),
+    ("phase1.mode", "there is no dropout"),
+    ("replay.scope", "every earlier experience is replayed"),
+    (
+        "replay.store",
+        "what is replayed is chosen when its experience ends",
+    ),
+    (
+        "resume.weights",
+        "learning starts from the parent's weights",
+    ),
+    ("score.precision", "scores are f32"),
+    ("soft.topup", "short lists of neighbours stay short"),
+    ("text.strip_markers", "prompts are used as they are"),
+    ("w_lm", "there is no language-model loss"),
+];
+
+impl Settings {
+    /// Every key with its value, in the order of the fields.
+    pub fn pairs(&self) -> Vec<(String, Value)> {
+        self.map().into_iter().collect()
+    }
+
+    fn map(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(map)) => map,
+            // A struct of numbers, words and lists of words.
+            _ => Map::new(),
+        }
+    }
+
+    /// Changes one value; `value` as in JSON, words without quotes, lists with commas.
+    ///
+    /// Errors: there is no such key; it is known and not supported; the value is of another kind.
+    /// Values that contradict each other are found by [`Settings::validate`].
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        if let Some((_, instead)) = UNSUPPORTED.iter().find(|(name, _)| *name == key) {
+            bail!(Unsupported, "{key}: not supported: {instead}");
+        }
+        let mut map = self.map();
+        let Some(place) = map.get_mut(key) else {
+            let known: Vec<&String> = map.keys().collect();
+            bail!(
+                InvalidRequest,
+                "{key:?}: expected one of {}",
+                known
+                    .into_iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+        };
+        let word = |text: &str| Value::String(text.trim().to_owned());
+        *place = match serde_json::from_str::<Value>(value) {
+            Ok(value) => value,
+            Err(_) if place.is_array() => value.split(',').map(word).collect(),
+            Err(_) => word(value),
+        };
+        *self = serde_json::from_value(Value::Object(map))
+            .map_err(|e| error!(InvalidRequest, "{key}: {e}"))?;
+        Ok(())
+    }
+
+    /// Checks what each value, and what they are together.
+    pub fn validate(&self) -> Result<()> {
+        let at_least_1 = [
+            ("width", self.width.unwrap_or(1)),
+            ("lora.r", self.lora_r),
+            ("candidates.k", self.candidates_k),
+            ("candidates.max_domains", self.candidates_max_domains),
+            ("mining.every", self.mining_every),
+            ("mining.pool", self.mining_pool),
+            ("mining.kept", self.mining_kept),
+            ("replay.per_model", self.replay_per_model),
+            ("batch", self.batch),
+            ("accumulate", self.accumulate),
+            ("epochs", self.epochs),
+        ];
+        for (key, value) in at_least_1 {
+            if value == 0 {
+                bail!(InvalidRequest, "{key}: expected at least 1, found 0");
+            }
+        }
+        let (tiny, huge) = (f64::MIN_POSITIVE, f64::MAX);
+        let ranges = [
+            ("tau", self.tau, tiny, huge),
+            ("lora.alpha", self.lora_alpha, tiny, huge),
+            ("soft.eps", self.soft_eps, 0.0, 1.0),
+            ("replay.ratio", self.replay_ratio, 0.0, 1.0),
+            ("replay.weight", self.replay_weight, 0.0, huge),
+            ("anchor.embedding", self.anchor_embedding, 0.0, huge),
+            ("anchor.projection", self.anchor_projection, 0.0, huge),
+            ("ewc.lambda", self.ewc_lambda, 0.0, huge),
+            ("ewc.decay", self.ewc_decay, 0.0, 1.0),
+            ("phase_split", self.phase_split, 0.0, 1.0),
+            ("lr.lora", self.lr_lora, 0.0, huge),
+            ("lr.w", self.lr_w, 0.0, huge),
+            ("lr.e", self.lr_e, 0.0, huge),
+            ("lr.phase1.w", self.lr_phase1_w, 0.0, huge),
+            ("lr.phase1.e", self.lr_phase1_e, 0.0, huge),
+            ("weight_decay", self.weight_decay, 0.0, huge),
+            ("clip", self.clip, tiny, huge),
+        ];
+        for (key, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                let expected = match (least, most) {
+                    (0.0, 1.0) => "a number from 0 to 1",
+                    (0.0, _) => "a number that is not negative",
+                    _ => "a positive number",
+                };
+                bail!(InvalidRequest, "{key}: expected {expected}, found {value}");
+            }
+        }
+        if self.lora_train && self.lora_targets.is_empty() {
+            bail!(
+                InvalidRequest,
+                "lora.targets: expected at least one, or lora.train = false"
+            );
+        }
+        for (at, target) in self.lora_targets.iter().enumerate() {
+            if self.lora_targets[..at].contains(target) {
+                bail!(InvalidRequest, "lora.targets: {target:?} is there twice");
+            }
+        }
+        self.check_candidates()
+    }
+
+    /// carve.md section 4.1
+    fn check_candidates(&self) -> Result<()> {
+        let (k, parts) = (
+            self.candidates_k,
+            [
+                self.candidates_hard,
+                self.candidates_semantic,
+                self.candidates_far,
+            ],
+        );
+        let sum = parts
+            .iter()
+            .fold(1usize, |sum, part| sum.saturating_add(*part));
+        if self.candidates == CandidateMode::Sampled && sum > k.saturating_add(k / 2) {
+            bail!(
+                InvalidRequest,
+                "candidates: expected hard + semantic + far + 1 to be at most 1.5 candidates.k = \
+                 {}, found {} + {} + {} + 1",
+                1.5 * k as f64,
+                parts[0],
+                parts[1],
+                parts[2]
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::model::lora::Target;
+
+    fn refused(key: &str, value: &str) -> String {
+        let mut settings = Settings::edge();
+        let result = settings.set(key, value).and_then(|()| settings.validate());
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn every_key_can_be_set_to_what_it_is() {
+        let paper = Settings::paper();
+        let mut settings = Settings::edge();
+        for (key, value) in paper.pairs() {
+            let text = match &value {
+                Value::String(word) => word.clone(),
+                other => other.to_string(),
+            };
+            settings.set(&key, &text).unwrap();
+        }
+        assert_eq!(settings, paper);
+    }
+
+    #[test]
+    fn values_come_as_words_numbers_and_lists() {
+        let mut settings = Settings::edge();
+        for (key, value) in [
+            ("lora.targets", "query, value"),
+            ("lora.train", "false"),
+            ("candidates", "all"),
+            ("anchor.rows", "all_old"),
+            ("init.rows", "domain"),
+            ("anchor.embedding", "0"),
+            ("lr.e", "1e-4"),
+            ("width", "128"),
+            ("replay.strategy", "none"),
+        ] {
+            settings.set(key, value).unwrap();
+        }
+        use Target::{Query, Value};
+        assert_eq!(settings.lora_targets, [Query, Value]);
+        assert_eq!(settings.candidates, CandidateMode::All);
+        assert_eq!((settings.anchor_embedding, settings.lr_e), (0.0, 1e-4));
+        assert_eq!(settings.width, Some(128));
+        settings.set("width", "null").unwrap();
+        assert_eq!(settings.width, None);
+        settings.validate().unwrap();
+    }
+
+    #[test]
+    fn errors_say_what_was_expected() {
+        let error = refused("lr.v", "1");
+        assert!(error.contains("lr.w, lr.e, lr.phase1.w"), "{error}");
+        let error = refused("batching", "random");
+        assert!(
+            error.contains("batching: unknown variant `random`, expected `shuffled` or `domain`"),
+            "{error}"
+        );
+        let error = refused("batch", "many");
+        assert!(
+            error.contains("batch: invalid type: string \"many\", expected usize"),
+            "{error}"
+        );
+        for (key, value, expected) in [
+            ("batch", "-1", "expected usize"),
+            ("batch", "0", "at least 1"),
+            ("replay.ratio", "1.5", "from 0 to 1"),
+            ("tau", "0", "positive"),
+            ("lr.w", "-1", "not negative"),
+            ("lora.targets", "[]", "at least one"),
+            ("lora.targets", "query,query", "twice"),
+            (
+                "candidates.semantic",
+                "71",
+                "at most 1.5 candidates.k = 96, found 15 + 71 + 10 + 1",
+            ),
+        ] {
+            let error = refused(key, value);
+            assert!(error.contains(expected), "{error}");
+        }
+        let mut settings = Settings::edge();
+        let error = settings.set("grad.reset", "true").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().starts_with("grad.reset: "), "{error}");
+        assert_eq!(settings, Settings::edge());
+        settings.tau = f64::NAN;
+        assert!(settings.validate().is_err());
+    }
+
+    #[test]
+    fn unsupported_keys_are_no_fields() {
+        let map = Settings::edge().map();
+        assert!(UNSUPPORTED.iter().all(|(key, _)| !map.contains_key(*key)));
+    }
+
+    /// 1.5 K itself is allowed.
+    #[test]
+    fn candidate_counts() {
+        let mut settings = Settings::edge();
+        settings.candidates_semantic = 70;
+        settings.validate().unwrap();
+        settings.candidates_semantic = 71;
+        settings.candidates = CandidateMode::All;
+        settings.validate().unwrap();
+    }
+}

@@ -1,0 +1,356 @@
+//! What a host decides about learning: every number of the method, by name (carve.md).
+
+mod keys;
+mod words;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, bail};
+use crate::model::lora::Target;
+pub use words::{
+    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, InitProfile,
+    InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
+};
+
+/// Size of W at which the paper gives the strength of the projection anchor.
+const PAPER_WEIGHTS: f64 = 1024.0 * 4096.0;
+
+/// Everything that can be set about learning; [`Settings::edge`] by default.
+///
+/// In JSON and in [`Settings::set`] a field is named with a dot after its first word where it
+/// belongs to a group: `lora_r` is `lora.r`, `lr_phase1_w` is `lr.phase1.w`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Temperature of the scores.
+    pub tau: f64,
+    /// Router width D of a first experience; none: the encoder's width H.
+    pub width: Option<usize>,
+    /// How W and E start at the first experience.
+    #[serde(rename = "init.profile")]
+    pub init_profile: InitProfile,
+    /// How the rows of new models start.
+    #[serde(rename = "init.rows")]
+    pub init_rows: InitRows,
+    /// Train adapters of the encoder at all.
+    #[serde(rename = "lora.train")]
+    pub lora_train: bool,
+    /// Rank of an adapter.
+    #[serde(rename = "lora.r")]
+    pub lora_r: usize,
+    /// An adapter's product is scaled by alpha / r.
+    #[serde(rename = "lora.alpha")]
+    pub lora_alpha: f64,
+    /// Maps that have adapters.
+    #[serde(rename = "lora.targets")]
+    pub lora_targets: Vec<Target>,
+    /// Which models an example is scored against.
+    pub candidates: CandidateMode,
+    /// Models of a candidate set, the gold included: K.
+    #[serde(rename = "candidates.k")]
+    pub candidates_k: usize,
+    /// Mined models of a set, at most.
+    #[serde(rename = "candidates.hard")]
+    pub candidates_hard: usize,
+    /// Models of the domain's parent group.
+    #[serde(rename = "candidates.semantic")]
+    pub candidates_semantic: usize,
+    /// Models of other domains.
+    #[serde(rename = "candidates.far")]
+    pub candidates_far: usize,
+    /// Domains among which semantic and hard models are looked for, at most.
+    #[serde(rename = "candidates.max_domains")]
+    pub candidates_max_domains: usize,
+    /// Optimiser steps from one mining to the next.
+    #[serde(rename = "mining.every")]
+    pub mining_every: usize,
+    /// What hard negatives are ranked by.
+    #[serde(rename = "mining.score")]
+    pub mining_score: MiningScore,
+    /// Models that are ranked for an example, at most.
+    #[serde(rename = "mining.pool")]
+    pub mining_pool: usize,
+    /// The best of them that are kept.
+    #[serde(rename = "mining.kept")]
+    pub mining_kept: usize,
+    /// Mass that the gold's neighbours share; 0: hard targets.
+    #[serde(rename = "soft.eps")]
+    pub soft_eps: f64,
+    /// Neighbours of a gold, at most.
+    #[serde(rename = "soft.k")]
+    pub soft_k: usize,
+    /// What becomes of their mass when none is a candidate.
+    #[serde(rename = "soft.leftover")]
+    pub soft_leftover: Leftover,
+    /// Share of each earlier experience that is learned again.
+    #[serde(rename = "replay.ratio")]
+    pub replay_ratio: f64,
+    /// Which prompts those are.
+    #[serde(rename = "replay.strategy")]
+    pub replay_strategy: ReplayStrategy,
+    /// Weight of a replayed row in phase 1; others have 1.
+    #[serde(rename = "replay.weight")]
+    pub replay_weight: f64,
+    /// Rows of a domain that a coreset begins with, at least.
+    #[serde(rename = "replay.min_per_domain")]
+    pub replay_min_per_domain: usize,
+    /// Rows of a model that a coreset begins with, at most.
+    #[serde(rename = "replay.per_model")]
+    pub replay_per_model: usize,
+    /// What is kept of a prompt.
+    #[serde(rename = "replay.privacy")]
+    pub replay_privacy: Privacy,
+    /// Keep one example in eight out, to measure on now and later.
+    pub hold_out: bool,
+    /// What holds W and the old rows of E.
+    pub regulariser: Regulariser,
+    /// Strength of the embedding anchor; see [`Settings::embedding_strength`].
+    #[serde(rename = "anchor.embedding")]
+    pub anchor_embedding: f64,
+    /// Strength of the projection anchor for a W of 1024 x 4096; see
+    /// [`Settings::projection_strength`].
+    #[serde(rename = "anchor.projection")]
+    pub anchor_projection: f64,
+    /// Which old rows are held.
+    #[serde(rename = "anchor.rows")]
+    pub anchor_rows: AnchorRows,
+    /// What the embedding anchor measures.
+    #[serde(rename = "anchor.form")]
+    pub anchor_form: AnchorForm,
+    /// When anchors, or EWC in their place, act.
+    #[serde(rename = "anchor.phase")]
+    pub anchor_phase: AnchorPhase,
+    /// Strength of EWC.
+    #[serde(rename = "ewc.lambda")]
+    pub ewc_lambda: f64,
+    /// How Fisher weights of several experiences meet.
+    #[serde(rename = "ewc.mode")]
+    pub ewc_mode: EwcMode,
+    /// Share of the older Fisher weights that stays, `online`.
+    #[serde(rename = "ewc.decay")]
+    pub ewc_decay: f64,
+    /// How rows meet in batches.
+    pub batching: Batching,
+    /// Rows of a micro-batch: B.
+    pub batch: usize,
+    /// Micro-batches of an optimiser step: G.
+    pub accumulate: usize,
+    /// Epochs of an experience.
+    pub epochs: usize,
+    /// Share of the steps that phase 1 has from the second experience on; 0: one phase.
+    pub phase_split: f64,
+    /// Steps until a linear rate is at its height.
+    pub warm_up: usize,
+    /// Learning rate of the adapters.
+    #[serde(rename = "lr.lora")]
+    pub lr_lora: f64,
+    /// Learning rate of W.
+    #[serde(rename = "lr.w")]
+    pub lr_w: f64,
+    /// Learning rate of E.
+    #[serde(rename = "lr.e")]
+    pub lr_e: f64,
+    /// Learning rate of W in phase 1.
+    #[serde(rename = "lr.phase1.w")]
+    pub lr_phase1_w: f64,
+    /// Learning rate of E in phase 1.
+    #[serde(rename = "lr.phase1.e")]
+    pub lr_phase1_e: f64,
+    /// Whether those of W and E change with the step.
+    #[serde(rename = "lr.router")]
+    pub lr_router: RouterRate,
+    /// Decoupled weight decay of all trained parameters.
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Whose norm that is.
+    #[serde(rename = "clip.scope")]
+    pub clip_scope: ClipScope,
+    /// Every draw depends on it.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::edge()
+    }
+}
+
+impl Settings {
+    /// For a small sentence encoder; starting points, not results (carve.md section 10).
+    pub fn edge() -> Self {
+        use Target::{AttentionOutput, Intermediate, Key, Output, Query, Value};
+        Self {
+            tau: 0.08,
+            width: None,
+            init_profile: InitProfile::Random,
+            init_rows: InitRows::Auto,
+            lora_train: true,
+            lora_r: 16,
+            lora_alpha: 32.0,
+            lora_targets: vec![Query, Key, Value, AttentionOutput, Intermediate, Output],
+            candidates: CandidateMode::Sampled,
+            candidates_k: 64,
+            candidates_hard: 15,
+            candidates_semantic: 38,
+            candidates_far: 10,
+            candidates_max_domains: 8,
+            mining_every: 100,
+            mining_score: MiningScore::Cosine,
+            mining_pool: 2048,
+            mining_kept: 50,
+            soft_eps: 0.02,
+            soft_k: 10,
+            soft_leftover: Leftover::Drop,
+            replay_ratio: 0.1,
+            replay_strategy: ReplayStrategy::Coreset,
+            replay_weight: 5.0,
+            replay_min_per_domain: 5,
+            replay_per_model: 3,
+            replay_privacy: Privacy::Text,
+            hold_out: true,
+            regulariser: Regulariser::Anchors,
+            anchor_embedding: 1e4,
+            anchor_projection: 5e4,
+            anchor_rows: AnchorRows::AllOld,
+            anchor_form: AnchorForm::Normalized,
+            anchor_phase: AnchorPhase::Phase1,
+            ewc_lambda: 1e4,
+            ewc_mode: EwcMode::Online,
+            ewc_decay: 0.9,
+            batching: Batching::Shuffled,
+            batch: 32,
+            accumulate: 1,
+            epochs: 5,
+            phase_split: 0.4,
+            warm_up: 10,
+            lr_lora: 1e-3,
+            lr_w: 1e-3,
+            lr_e: 5e-3,
+            lr_phase1_w: 1e-3,
+            lr_phase1_e: 5e-3,
+            lr_router: RouterRate::Linear,
+            weight_decay: 1e-3,
+            clip: 1.0,
+            clip_scope: ClipScope::Lora,
+            seed: 0,
+        }
+    }
+
+    /// The paper's numbers, but for the dropout of its adapters (carve.md section 10).
+    pub fn paper() -> Self {
+        Self {
+            width: Some(1024),
+            lora_r: 32,
+            lora_alpha: 64.0,
+            batching: Batching::Domain,
+            batch: 16,
+            accumulate: 8,
+            lr_lora: 5e-4,
+            lr_w: 3e-4,
+            lr_e: 5e-5,
+            lr_phase1_w: 1e-4,
+            lr_phase1_e: 5e-5,
+            lr_router: RouterRate::Constant,
+            ..Self::edge()
+        }
+    }
+
+    /// The settings called `edge` or `paper`.
+    pub fn recipe(name: &str) -> Result<Self> {
+        match name {
+            "edge" => Ok(Self::edge()),
+            "paper" => Ok(Self::paper()),
+            _ => bail!(
+                InvalidRequest,
+                "recipe: expected edge or paper, found {name:?}"
+            ),
+        }
+    }
+
+    /// Checks what depends on the size of W, [D, H].
+    pub(crate) fn check_width(&self, width: usize, inputs: usize) -> Result<()> {
+        if self.init_profile == InitProfile::Card && width != inputs {
+            bail!(
+                InvalidRequest,
+                "init.profile = card: expected a router as wide as the encoder, {inputs}, found \
+                 {width}"
+            );
+        }
+        Ok(())
+    }
+
+    /// How the rows of new models start, the profile considered.
+    pub(crate) fn rows(&self) -> InitRows {
+        match (self.init_rows, self.init_profile) {
+            (InitRows::Auto, InitProfile::Card) => InitRows::Card,
+            (InitRows::Auto, InitProfile::Random) => InitRows::Random,
+            (rows, _) => rows,
+        }
+    }
+
+    /// Strength of the projection anchor for a W of [`width`, `inputs`]: the same pull on each
+    /// element at every size (carve.md section 6.4).
+    pub fn projection_strength(&self, width: usize, inputs: usize) -> f64 {
+        self.anchor_projection * (width * inputs) as f64 / PAPER_WEIGHTS
+    }
+
+    /// Strength of the embedding anchor for rows of `width`: scaled in the `raw` form alone.
+    pub fn embedding_strength(&self, width: usize) -> f64 {
+        match self.anchor_form {
+            AnchorForm::Normalized => self.anchor_embedding,
+            AnchorForm::Raw => self.anchor_embedding * width as f64 / 1024.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn recipes_are_valid_and_survive_json() {
+        for name in ["edge", "paper"] {
+            let settings = Settings::recipe(name).unwrap();
+            settings.validate().unwrap();
+            let json = serde_json::to_string(&settings).unwrap();
+            assert_eq!(serde_json::from_str::<Settings>(&json).unwrap(), settings);
+        }
+        assert!(Settings::recipe("cloud").is_err());
+        let part: Settings = serde_json::from_str(r#"{"lr.phase1.w": 0.5}"#).unwrap();
+        assert_eq!((part.lr_phase1_w, part.batch), (0.5, 32));
+        assert!(serde_json::from_str::<Settings>(r#"{"lr_w": 0.5}"#).is_err());
+    }
+
+    #[test]
+    fn rows_follow_the_profile() {
+        let mut settings = Settings::edge();
+        assert_eq!(settings.rows(), InitRows::Random);
+        settings.init_profile = InitProfile::Card;
+        assert_eq!(settings.rows(), InitRows::Card);
+        settings.init_rows = InitRows::Domain;
+        assert_eq!(settings.rows(), InitRows::Domain);
+        settings.check_width(384, 384).unwrap();
+        assert!(settings.check_width(128, 384).is_err());
+    }
+
+    /// The strengths of carve.md V11.
+    #[test]
+    fn anchor_strengths() {
+        let mut settings = Settings::edge();
+        for (width, inputs, want) in [
+            (1024, 4096, 50000.0),
+            (384, 384, 1757.8125),
+            (384, 768, 3515.625),
+            (256, 384, 1171.875),
+            (3, 2, 0.071_525_573_730_468_75),
+        ] {
+            assert_eq!(settings.projection_strength(width, inputs), want);
+        }
+        assert_eq!(settings.embedding_strength(384), 1e4);
+        settings.anchor_form = AnchorForm::Raw;
+        assert_eq!(settings.embedding_strength(384), 3750.0);
+    }
+}

@@ -1,0 +1,321 @@
+//! Gradients and steps of the whole router against PyTorch (`tests/fixtures/make_learn.py`).
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::encoder::{Encoder, ImportOptions, import_encoder};
+use crate::learn::engine::{Anchors, Engine, Input, Item, Layout, Rates, Shape};
+use crate::learn::targets::Target;
+use crate::model::lora::{Adapter, Lora, Target as Map};
+use crate::ops::testing::adapter_name;
+use crate::options::Options;
+use crate::text::tokenizer::Tokens;
+
+struct Golden {
+    bytes: Vec<u8>,
+    json: Value,
+}
+
+impl Golden {
+    fn open(name: &str) -> Self {
+        let path = Path::new("tests/fixtures").join(name);
+        Self {
+            bytes: std::fs::read(path.with_extension("safetensors")).unwrap(),
+            json: serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap())
+                .unwrap(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<Vec<f32>> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let tensor = file.tensor(name).ok()?;
+        let chunks = tensor.data().chunks_exact(4);
+        Some(
+            chunks
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        )
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        self.find(name)
+            .unwrap_or_else(|| panic!("{name} is missing"))
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        self.tensor(name)
+            .iter()
+            .map(|value| value.to_bits())
+            .collect()
+    }
+
+    fn number(&self, path: &str) -> f64 {
+        self.json.pointer(path).and_then(Value::as_f64).unwrap()
+    }
+
+    /// The flat buffer in the order of `layout`, of the tensors `prefix<name><suffix>`; none where
+    /// the fixture has none.
+    fn flat(&self, layout: &Layout, prefix: &str, suffix: &str) -> Vec<Option<f32>> {
+        let mut values = vec![None; layout.len()];
+        let mut put = |offset: usize, found: Option<Vec<f32>>| {
+            for (i, value) in found.into_iter().flatten().enumerate() {
+                values[offset + i] = Some(value);
+            }
+        };
+        for (layer, branch) in layout.adapter.branches() {
+            let at = |part: &str| {
+                let path = branch.target.path();
+                format!("{prefix}encoder.layer.{layer}.{path}.lora_{part}.weight{suffix}")
+            };
+            put(branch.a.offset, self.find(&at("A")));
+            let (r, outputs) = (branch.b.rows, branch.b.columns);
+            let transposed = self.find(&at("B")).map(|b| {
+                let places = (0..r).flat_map(|k| (0..outputs).map(move |o| o * r + k));
+                places.map(|place| b[place]).collect()
+            });
+            put(branch.b.offset, transposed);
+        }
+        let named = |name: &str| self.find(&format!("{prefix}{name}.weight{suffix}"));
+        put(layout.w.offset, named("prompt_projection"));
+        put(layout.e.offset, named("model_embeddings"));
+        values
+    }
+}
+
+/// A folder that goes away.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn toy(options: &Options) -> Arc<Encoder> {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = format!("hubrouter-toy-{}-{number}", std::process::id());
+    let folder = Folder(std::env::temp_dir().join(name));
+    let to = folder.0.join("toy-bert");
+    std::fs::create_dir_all(&folder.0).unwrap();
+    import_encoder("tests/fixtures/toy-bert", &to, &ImportOptions::default()).unwrap();
+    Arc::new(Encoder::open(&to, options).unwrap())
+}
+
+fn minilm(options: &Options) -> Arc<Encoder> {
+    Arc::new(Encoder::open("weights/all-MiniLM-L6-v2", options).unwrap())
+}
+
+fn devices() -> [(Options, f64); 3] {
+    let cpu = |threads| Options::default().device("cpu").threads(threads);
+    let gpu = Options::default().device(adapter_name().as_str());
+    [(cpu(1), 1e-4), (cpu(2), 1e-4), (gpu, 1e-3)]
+}
+
+/// The case `name` (`all` or `sampled`) of a golden on an encoder.
+struct Case {
+    engine: Engine,
+    tokens: Vec<Tokens>,
+    targets: Vec<Target>,
+    candidates: Option<Vec<Vec<u32>>>,
+    weights: Vec<f32>,
+}
+
+impl Case {
+    fn new(golden: &Golden, name: &str, encoder: Arc<Encoder>) -> Self {
+        let count = golden.json["gold"].as_array().unwrap().len();
+        let tokens: Vec<Tokens> = (0..count)
+            .map(|i| Tokens {
+                ids: golden.ids(&format!("{i}.ids")),
+                truncated: false,
+            })
+            .collect();
+        let weights: Vec<f32> = golden.tensor("weights");
+        let lora = Lora {
+            r: golden.json["rank"].as_u64().unwrap() as usize,
+            alpha: golden.number("/alpha") as f32,
+            targets: Map::ALL.to_vec(),
+        };
+        let adapter = Adapter::new(&lora, encoder.config());
+        let inputs = encoder.width();
+        let width = golden.tensor("prompt_projection.weight").len() / inputs;
+        let models = golden.tensor("model_embeddings.weight").len() / width;
+        let layout = Layout::new(adapter, width, inputs, models);
+        let theta = golden.flat(&layout, "", "");
+        let theta: Vec<f32> = theta.into_iter().map(Option::unwrap).collect();
+        let mass = golden.tensor(&format!("targets.{name}"));
+        let columns = mass.len() / count;
+        let candidates = (name == "sampled").then(|| {
+            let ids = golden.ids("candidates.sampled");
+            ids.chunks(columns).map(<[u32]>::to_vec).collect::<Vec<_>>()
+        });
+        let targets = mass
+            .chunks(columns)
+            .enumerate()
+            .map(|(i, mass)| {
+                let id = |j: usize| candidates.as_ref().map_or(j as u32, |ids| ids[i][j]);
+                let some = (0..columns).filter(|j| mass[*j] > 0.0);
+                let pairs: Vec<(u32, f32)> = some.map(|j| (id(j), mass[j])).collect();
+                Target {
+                    ids: pairs.iter().map(|pair| pair.0).collect(),
+                    mass: pairs.iter().map(|pair| pair.1).collect(),
+                }
+            })
+            .collect();
+        let shape = Shape {
+            examples: count,
+            candidates: candidates.as_ref().map(|_| columns),
+            targets: columns,
+        };
+        let tau = golden.number("/tau") as f32;
+        Self {
+            engine: Engine::new(encoder, layout, shape, &theta, tau).unwrap(),
+            tokens,
+            targets,
+            candidates,
+            weights,
+        }
+    }
+
+    fn parts(&mut self) -> (&mut Engine, Vec<Item<'_>>) {
+        let count = self.tokens.len() as f32;
+        let items = self
+            .tokens
+            .iter()
+            .enumerate()
+            .map(|(i, tokens)| Item {
+                input: Input::Tokens(tokens),
+                target: self.targets[i].clone(),
+                candidates: self.candidates.as_ref().map(|ids| ids[i].clone()),
+                weight: self.weights[i] / count,
+            })
+            .collect();
+        (&mut self.engine, items)
+    }
+}
+
+/// The largest error of a tensor over its largest element.
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let largest = want.iter().fold(0.0f64, |m, w| m.max(f64::from(w.abs())));
+    let errors = got.iter().zip(want).map(|(g, w)| f64::from(g - w).abs());
+    errors.fold(
+        0.0,
+        |m, e| if e.is_nan() { f64::INFINITY } else { m.max(e) },
+    ) / largest
+}
+
+fn check_gradients(golden: &Golden, open: fn(&Options) -> Arc<Encoder>) {
+    for (options, bound) in devices() {
+        let encoder = open(&options);
+        for name in ["all", "sampled"] {
+            let mut case = Case::new(golden, name, Arc::clone(&encoder));
+            let (engine, items) = case.parts();
+            let loss = engine.gradients(&[items]).unwrap();
+            let want = golden.number(&format!("/loss/{name}"));
+            assert!(
+                (loss - want).abs() < bound * want,
+                "{name}: {loss}, not {want}"
+            );
+            let got = engine.gradient_values().unwrap();
+            let layout = engine.layout().clone();
+            let want = golden.flat(&layout, "", &format!(".grad.{name}"));
+            let want: Vec<f32> = want.into_iter().map(Option::unwrap).collect();
+            let mut worst: f64 = 0.0;
+            let mut compare = |what: String, place: crate::device::Place| {
+                let range = place.offset..place.end();
+                let error = relative(&got[range.clone()], &want[range.clone()]);
+                assert!(error < bound, "{what} ({name}): {error:e}");
+                worst = worst.max(error);
+                let mut zeroed = got[range.clone()].to_vec();
+                zeroed.fill(0.0);
+                assert!(
+                    relative(&zeroed, &want[range]) > bound,
+                    "{what}: cannot fail"
+                );
+            };
+            for (layer, branch) in layout.adapter.branches() {
+                compare(format!("layer {layer} {} A", branch.target), branch.a);
+                compare(format!("layer {layer} {} B", branch.target), branch.b);
+            }
+            compare("W".into(), layout.w);
+            compare("E".into(), layout.e);
+            println!(
+                "{} {name}: gradients within {worst:.1e}",
+                encoder.device_name()
+            );
+        }
+    }
+}
+
+#[test]
+fn gradients_of_a_toy_equal_pytorch() {
+    check_gradients(&Golden::open("learn-toy"), toy);
+}
+
+#[test]
+fn gradients_of_minilm_equal_pytorch() {
+    check_gradients(&Golden::open("learn-minilm"), minilm);
+}
+
+#[test]
+fn ten_steps_equal_pytorch() {
+    let (start, golden) = (Golden::open("learn-toy"), Golden::open("learn-steps"));
+    for (options, _) in devices() {
+        let mut case = Case::new(&start, "all", toy(&options));
+        let rows = golden.tensor("reference.model_embeddings.weight");
+        let w = golden.tensor("reference.prompt_projection.weight");
+        case.engine.anchor_to(&rows, &w).unwrap();
+        let rate = |group: &str| golden.number(&format!("/learning_rate/{group}"));
+        for (step, want) in golden.json["history"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .enumerate()
+        {
+            let factor = want["schedule"].as_f64().unwrap();
+            let rates = Rates {
+                lora: Some((rate("lora") * factor, step + 1)),
+                w: rate("projection") * factor,
+                e: rate("embeddings") * factor,
+                counter: step + 1,
+                decay: golden.number("/weight_decay"),
+                clip: golden.number("/clip") as f32,
+                clip_all: false,
+            };
+            let anchors = Anchors {
+                embedding: golden.number("/lambda_embedding") as f32,
+                raw: false,
+                projection: golden.number("/lambda_projection") as f32,
+                touched: false,
+            };
+            let (engine, items) = case.parts();
+            let losses = engine.step(&[items], &rates, Some(anchors)).unwrap();
+            let total = want["total"].as_f64().unwrap();
+            let error = (losses.total() - total).abs() / total;
+            assert!(error < 1e-4, "step {step}: {losses:?}, not {want}");
+            let norm = want["gradient_norms"]["lora"].as_f64().unwrap();
+            let found = f64::from(engine.norm());
+            assert!(
+                (found - norm).abs() < 1e-3 * norm,
+                "step {step}: norm {found}, not {norm}"
+            );
+        }
+        let layout = case.engine.layout().clone();
+        let theta = case.engine.values().unwrap().theta;
+        let want = golden.flat(&layout, "final.", "");
+        let pairs = theta.iter().zip(&want);
+        let worst = pairs.filter_map(|(g, w)| w.map(|w| f64::from((g - w).abs())));
+        let worst = worst.fold(0.0, f64::max);
+        println!("{options:?}: parameters within {worst:.1e}");
+        assert!(worst < 2e-4, "parameters differ by {worst:e}");
+    }
+}
