@@ -88,6 +88,9 @@ fn every_command_has_help_with_an_example() {
         "hub retire",
         "hub rename",
         "hub alias",
+        "learn",
+        "replay list",
+        "replay forget",
         "hub build",
         "generation list",
         "generation show",
@@ -837,4 +840,159 @@ fn the_bundled_store_is_whole() {
         store().to_str().unwrap(),
     ]));
     assert!(text(&check.stdout).contains("whole"));
+}
+
+#[test]
+fn learning_by_the_command() {
+    let folder = Folder::new("learn");
+    let encoder = folder.join("toy-bert");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (toy, bundle) = (fixture("toy-bert"), encoder.to_str().unwrap().to_owned());
+    let import = [
+        "encoder",
+        "import",
+        "--from",
+        toy.to_str().unwrap(),
+        "--to",
+        &bundle,
+    ];
+    succeeded(run(&import));
+    let models = "{\"model_name\":\"birds\",\"domain\":\"Audio\"}\n{\"model_name\":\"cats\",\"domain\":\"Images\"}\n";
+    fs::write(path("models.jsonl"), models).unwrap();
+    let (models, store) = (path("models.jsonl"), path("store"));
+    let build = [
+        "hub",
+        "build",
+        "--models",
+        &models,
+        "--encoder",
+        &bundle,
+        "--out",
+        &store,
+    ];
+    succeeded(run(&build));
+    let mut examples = String::new();
+    for i in 0..24 {
+        let (model, domain) = [("birds", "Audio"), ("cats", "Images"), ("dogs", "Images")][i % 3];
+        let line = serde_json::json!({
+            "instruction": format!("prompt {i} about {model}"), "model_name": model, "domain": domain,
+        });
+        examples.push_str(&format!("{line}\n"));
+    }
+    fs::write(path("new.jsonl"), &examples).unwrap();
+    let new = path("new.jsonl");
+    let learn = |more: &[&str]| {
+        let mut arguments = vec![
+            "learn",
+            "--router",
+            &store,
+            "--encoder",
+            &bundle,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--examples",
+            &new,
+            "--set",
+            "epochs=2",
+            "--set",
+            "init.profile=card",
+            "--set",
+            "candidates=all",
+        ];
+        arguments.extend(more);
+        run(&arguments)
+    };
+    let dry = &lines(&succeeded(learn(&["--dry-run", "--json"])))[0];
+    assert!(dry["generation"].is_null() && dry["steps"].as_u64().unwrap() > 0);
+    let report = &lines(&succeeded(learn(&["--json"])))[0];
+    assert_eq!(
+        (
+            report["schema_version"].as_u64(),
+            report["models_added"].as_u64()
+        ),
+        (Some(1), Some(1))
+    );
+    for key in [
+        "generation",
+        "parent",
+        "models_added",
+        "examples",
+        "steps",
+        "seconds",
+        "accuracy",
+        "forgetting",
+        "replay",
+        "device",
+    ] {
+        assert!(report.get(key).is_some(), "{key} is missing in {report}");
+    }
+    assert!(report["replay"]["kept"].as_u64().unwrap() > 0);
+    let current = text(&fs::read(folder.join("store/current")).unwrap());
+    assert_eq!(current.trim(), report["generation"].as_str().unwrap());
+
+    // The gate: nobody gains so much.
+    let refused = learn(&["--max-forgetting=-101"]);
+    failed(refused, 3, &["refused", "stays current"]);
+    assert_eq!(
+        text(&fs::read(folder.join("store/current")).unwrap()),
+        current
+    );
+    failed(
+        learn(&["--set", "nothing=1"]),
+        2,
+        &["nothing", "anchor.phase"],
+    );
+    failed(learn(&["--set", "epochs=many"]), 2, &["epochs"]);
+    failed(learn(&["--recipe", "secret"]), 2, &["edge or paper"]);
+    failed(learn(&["--budget", "soon"]), 2, &["10m"]);
+    fs::write(path("bad.jsonl"), "{\"instruction\": \"x\"}\n").unwrap();
+    let bad = path("bad.jsonl");
+    failed(
+        run(&[
+            "learn",
+            "--router",
+            &store,
+            "--encoder",
+            &bundle,
+            "--examples",
+            &bad,
+        ]),
+        1,
+        &["bad.jsonl:1"],
+    );
+
+    let listed = lines(&succeeded(run(&[
+        "replay", "list", "--router", &store, "--json",
+    ])));
+    let kept = listed.iter().find(|line| line["use"] == "replay").unwrap();
+    let prompt = kept["text"].as_str().unwrap();
+    let gone = &lines(&succeeded(run(&[
+        "replay", "forget", "--router", &store, "--json", prompt,
+    ])))[0];
+    assert!(gone["generation"].is_string());
+    let left = lines(&succeeded(run(&[
+        "replay", "list", "--router", &store, "--json",
+    ])));
+    assert_eq!(left.len(), listed.len() - 1);
+    failed(
+        run(&["replay", "forget", "--router", &store, prompt]),
+        2,
+        &["expected a prompt that is kept"],
+    );
+    succeeded(run(&["generation", "check", "--router", &store]));
+    let routed = run(&[
+        "route",
+        "--router",
+        &store,
+        "--encoder",
+        &bundle,
+        "--json",
+        "prompt 3 about birds",
+    ]);
+    assert_eq!(
+        lines(&succeeded(routed))[0]["generation"],
+        gone["generation"]
+    );
 }

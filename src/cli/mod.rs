@@ -8,8 +8,10 @@ mod encoder;
 mod eval;
 mod generation;
 mod hub;
+mod learn;
 mod output;
 mod progress;
+mod replay;
 mod route;
 
 use std::path::PathBuf;
@@ -42,6 +44,11 @@ enum Command {
     Route(route::RouteArgs),
     /// Measure accuracy on labelled prompts
     Eval(eval::EvalArgs),
+    /// Learn new models and labelled prompts into a new generation
+    Learn(learn::LearnArgs),
+    /// List the prompts that a store keeps for learning, delete one
+    #[command(subcommand)]
+    Replay(replay::ReplayCommand),
     /// Look at a hub and change it; every change makes a new generation
     #[command(subcommand)]
     Hub(hub::HubCommand),
@@ -128,6 +135,8 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Route(args) => route::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Learn(args) => learn::run(&args),
+        Command::Replay(command) => replay::run(&command),
         Command::Hub(command) => hub::run(&command),
         Command::Generation(command) => generation::run(&command),
         Command::Encoder(command) => encoder::run(&command),

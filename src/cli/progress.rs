@@ -12,6 +12,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Progress {
     bar: ProgressBar,
     what: &'static str,
+    note: String,
     said: Instant,
 }
 
@@ -32,8 +33,15 @@ impl Progress {
         Self {
             bar,
             what,
+            note: String::new(),
             said: Instant::now(),
         }
+    }
+
+    /// What stands beside the bar.
+    pub(super) fn note(&mut self, note: String) {
+        self.bar.set_message(format!("{} ({note})", self.what));
+        self.note = note;
     }
 
     pub(super) fn set(&mut self, done: u64) {
@@ -42,9 +50,11 @@ impl Progress {
             self.said = Instant::now();
             let left = self.bar.eta().as_secs();
             output::remark(format!(
-                "{}: {done} of {}, {left} s left",
+                "{}: {done} of {}{}{}, {left} s left",
                 self.what,
-                self.bar.length().unwrap_or(0)
+                self.bar.length().unwrap_or(0),
+                if self.note.is_empty() { "" } else { ", " },
+                self.note
             ));
         }
     }

@@ -1,0 +1,98 @@
+//! `hubrouter replay`
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{StoreArgs, StoreToChange, output};
+use crate::error::Result;
+use crate::learn::{ReplayEntry, forget, remembered};
+
+/// The prompts that a store keeps for learning.
+#[derive(Subcommand)]
+pub(super) enum ReplayCommand {
+    /// List the kept prompts of the current generation
+    #[command(
+        after_help = "Example:\n  hubrouter replay list --router my-store --json | jq -r .query_sha256"
+    )]
+    List {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a prompt for good: a new generation without it; prune the old ones to be rid of it
+    #[command(
+        after_help = "Example:\n  hubrouter replay forget --router my-store \"Who signed this lease?\"\n  hubrouter generation prune --router my-store --keep 0"
+    )]
+    Forget {
+        #[command(flatten)]
+        store: StoreToChange,
+        /// The prompt, or its SHA-256 as `replay list` shows it
+        prompt: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
+    match command {
+        ReplayCommand::List { store, json } => {
+            let store = store.open()?;
+            let id = store.current()?;
+            let hub = store.hub(&id)?;
+            let kept = remembered(&store, &id)?;
+            let mut table = output::Table::new(&["use", "model", "prompt"]);
+            for (used, entries) in [("replay", &kept.replay), ("held out", &kept.held_out)] {
+                for entry in entries {
+                    let model = hub.get(crate::ModelId(entry.model));
+                    let model = model.map_or("", |model| &*model.name);
+                    if *json {
+                        output::json(&line(used, model, entry))?;
+                    } else {
+                        let text = entry.text.as_ref().unwrap_or(&entry.query_sha256);
+                        table.row(vec![
+                            used.into(),
+                            model.into(),
+                            text.replace(['\n', '\r'], " "),
+                        ]);
+                    }
+                }
+            }
+            if !json {
+                table.print()?;
+            }
+        }
+        ReplayCommand::Forget {
+            store,
+            prompt,
+            json,
+        } => {
+            let folder = crate::Store::open(&store.router)?;
+            let id = match store.dry_run {
+                true => None,
+                false => Some(forget(&folder, prompt)?),
+            };
+            match (json, id) {
+                (true, id) => output::json(&json!({"schema_version": 1, "generation": id}))?,
+                (false, Some(id)) => output::line(format!("published {id} without the prompt"))?,
+                (false, None) => output::line("dry run: nothing was done")?,
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(used: &str, model: &str, entry: &ReplayEntry) -> serde_json::Value {
+    json!({
+        "use": used,
+        "model": model,
+        "experience": entry.experience,
+        "domain": entry.domain,
+        "query_sha256": entry.query_sha256,
+        "text": entry.text,
+    })
+}
