@@ -842,9 +842,8 @@ fn the_bundled_store_is_whole() {
     assert!(text(&check.stdout).contains("whole"));
 }
 
-#[test]
-fn learning_by_the_command() {
-    let folder = Folder::new("learn");
+/// A toy encoder, a store with two models and 24 examples of three: store, encoder, examples.
+fn learnable(folder: &Folder) -> (String, String, String) {
     let encoder = folder.join("toy-bert");
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let (toy, bundle) = (fixture("toy-bert"), encoder.to_str().unwrap().to_owned());
@@ -881,6 +880,14 @@ fn learning_by_the_command() {
     }
     fs::write(path("new.jsonl"), &examples).unwrap();
     let new = path("new.jsonl");
+    (store, bundle, new)
+}
+
+#[test]
+fn learning_by_the_command() {
+    let folder = Folder::new("learn");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (store, bundle, new) = learnable(&folder);
     let learn = |more: &[&str]| {
         let mut arguments = vec![
             "learn",
@@ -995,4 +1002,56 @@ fn learning_by_the_command() {
         lines(&succeeded(routed))[0]["generation"],
         gone["generation"]
     );
+}
+
+#[test]
+fn a_killed_update_leaves_the_old_generation_or_the_new_one() {
+    let folder = Folder::new("killed");
+    let (store, bundle, new) = learnable(&folder);
+    let mut killed = 0;
+    let mut current = hubrouter::Store::open(&store).unwrap().current().unwrap();
+    for round in 0..40u64 {
+        let seed = format!("seed={round}");
+        let mut child = hubrouter(&[
+            "learn",
+            "--router",
+            &store,
+            "--encoder",
+            &bundle,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--examples",
+            &new,
+            "--set",
+            "epochs=4",
+            "--set",
+            &seed,
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+        // From before the first step to well after the publish.
+        std::thread::sleep(std::time::Duration::from_millis(round * 97 % 400));
+        killed += usize::from(child.kill().is_ok() && !child.wait().unwrap().success());
+        let whole = hubrouter::Store::open(&store).unwrap();
+        let now = whole.current().unwrap();
+        let manifest = whole.check(&now).unwrap();
+        assert!(now == current || manifest.parent == Some(current), "{now}");
+        current = now;
+        let damaged = whole
+            .list()
+            .unwrap()
+            .into_iter()
+            .filter(|report| report.damage.is_some());
+        assert_eq!(damaged.count(), 0);
+    }
+    assert!(killed > 0, "nothing was killed");
+    let pruned = hubrouter::Store::open(&store)
+        .unwrap()
+        .prune(0, false)
+        .unwrap();
+    assert!(pruned.generations.len() < 40);
 }

@@ -120,7 +120,12 @@ fn right(setup: &Setup, examples: &[Example], options: Options) -> usize {
 
 #[test]
 fn a_few_examples_are_learned_by_heart_on_both_devices() {
-    let overfit = [("epochs", "30"), ("hold_out", "false"), ("soft.eps", "0")];
+    let overfit = [
+        ("epochs", "40"),
+        ("lr.lora", "2e-3"),
+        ("hold_out", "false"),
+        ("soft.eps", "0"),
+    ];
     for (options, least) in [(cpu(2), 22), (gpu(), 22)] {
         let setup = setup("overfit");
         let all = examples(0, 6);

@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn counts() {
         let hub = registry();
-        let mut candidates = of(&hub, Settings::edge());
+        let mut candidates = of(&hub, Settings::base());
         check(&mut candidates, IMAGE, 5, [0, 38, 10, 15, 64]);
         let pool: Vec<u32> = candidates.mining_pool(IMAGE, 5, 0, 0).unwrap();
         let mut sorted = pool.clone();
@@ -322,21 +322,21 @@ mod tests {
         assert_eq!(candidates.set(TABULAR, 108, 0, 0)[..3], [108, 107, 109]);
         check(&mut candidates, TABULAR, 108, [2, 0, 48, 13, 64]);
 
-        let mut candidates = of(&repeated(&[("a", 20)]), Settings::edge());
+        let mut candidates = of(&repeated(&[("a", 20)]), Settings::base());
         check(&mut candidates, "a", 3, [0, 19, 0, 0, 20]);
         assert_eq!(
             candidates.set("a", 3, 0, 0)[1..4],
             [0, 1, 2],
             "all in order"
         );
-        let mut candidates = of(&repeated(&[("a", 10), ("b", 200)]), Settings::edge());
+        let mut candidates = of(&repeated(&[("a", 10), ("b", 200)]), Settings::base());
         check(&mut candidates, "a", 3, [0, 9, 39, 15, 64]);
     }
 
     #[test]
     fn draws_depend_on_step_and_row_alone() {
         let hub = registry();
-        let mut candidates = of(&hub, Settings::edge());
+        let mut candidates = of(&hub, Settings::base());
         let first = candidates.set(IMAGE, 5, 7, 1);
         assert_ne!(first, candidates.set(IMAGE, 5, 7, 2));
         assert_ne!(first, candidates.set(IMAGE, 5, 8, 1));
@@ -392,7 +392,7 @@ mod tests {
             _ => Model::new(&format!("huggingface.co/m{id}"), "a"),
         });
         let hub = Hub::default().with(models).unwrap();
-        let mut candidates = of(&hub, Settings::edge());
+        let mut candidates = of(&hub, Settings::base());
         let set = candidates.set("a", 6, 0, 0);
         assert_eq!((set[0], set.len()), (6, 50), "as many as are usable");
         assert!(set.iter().all(|id| id % 2 == 0));
@@ -400,7 +400,7 @@ mod tests {
         let set = candidates.set("a", 7, 0, 0);
         assert_eq!((set[0], set.len()), (7, 51));
         assert!(set[1..].iter().all(|id| id % 2 == 0));
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         settings.candidates_k = 16;
         settings.candidates_hard = 4;
         settings.candidates_semantic = 8;
@@ -412,7 +412,7 @@ mod tests {
     fn a_pool_has_few_domains() {
         let names: Vec<String> = (0..20).map(|i| format!("audio {i}")).collect();
         let hub = hub_of(names.iter().map(String::as_str));
-        let mut candidates = of(&hub, Settings::edge());
+        let mut candidates = of(&hub, Settings::base());
         let mut pool = |domain: &str| {
             candidates.relate(domain);
             candidates.related[domain].pool.clone()
@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn mining_pools_are_bounded() {
         let hub = repeated(&[("audio a", 3000), ("graph", 2), ("tabular", 1)]);
-        let mut candidates = of(&hub, Settings::edge());
+        let mut candidates = of(&hub, Settings::base());
         let pool = candidates.mining_pool("audio a", 7, 0, 0).unwrap();
         assert!(pool.len() == 2048 && !pool.contains(&7));
         assert!(candidates.mining_pool("graph", 3000, 0, 0).is_none());

@@ -306,7 +306,7 @@ mod tests {
     fn strategies() {
         let points: Vec<[f32; 2]> = (0..100u8).map(|i| [1.0, f32::from(i)]).collect();
         let items = items(&points);
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         let chosen = |settings: &Settings, experience| {
             let mut rows = select(&items, settings, experience);
             let drawn = rows.clone();

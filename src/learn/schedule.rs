@@ -183,7 +183,7 @@ mod tests {
             (37, 1, 185, 74),
             (85, 1, 425, 170),
         ] {
-            let mut settings = Settings::edge();
+            let mut settings = Settings::base();
             settings.accumulate = accumulate;
             let found = schedule(&settings, micro_batches);
             assert_eq!((found.steps, found.phase1), (steps, phase1));
@@ -198,7 +198,7 @@ mod tests {
         let paper = schedule(&Settings::paper(), 489);
         let edge = Settings {
             accumulate: 8,
-            ..Settings::edge()
+            ..Settings::base()
         };
         let edge = schedule(&edge, 489);
         for (step, want) in [
@@ -223,7 +223,7 @@ mod tests {
                 .is_some_and(|rate| (rate - 3.133_333_3e-4).abs() < 1e-10)
         );
         // Fewer steps than the warm-up has.
-        let short = schedule(&Settings::edge(), 1);
+        let short = schedule(&Settings::base(), 1);
         assert_eq!((short.steps, short.rates(4).w), (5, 4e-4));
         assert_eq!(linear(10, 10, 10), 0.0);
         assert_eq!(linear(0, 10, 0), 1.0);
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_holds_in_a_phase() {
-        let edge = Settings::edge();
+        let edge = Settings::base();
         let soft = Softness::Soft {
             eps: 0.02,
             k: 10,
@@ -280,7 +280,7 @@ mod tests {
         ] {
             let settings = Settings {
                 anchor_phase: when,
-                ..Settings::edge()
+                ..Settings::base()
             };
             let whole = Settings {
                 phase_split: 0.0,
@@ -299,7 +299,7 @@ mod tests {
         let settings = Settings {
             lora_train: false,
             soft_eps: 0.0,
-            ..Settings::edge()
+            ..Settings::base()
         };
         let frozen = schedule(&settings, 37);
         assert_eq!(frozen.rates(100).lora, None);

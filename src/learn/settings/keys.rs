@@ -192,7 +192,7 @@ mod tests {
     use crate::model::lora::Target;
 
     fn refused(key: &str, value: &str) -> String {
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         let result = settings.set(key, value).and_then(|()| settings.validate());
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn every_key_can_be_set_to_what_it_is() {
         let paper = Settings::paper();
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         for (key, value) in paper.pairs() {
             let text = match &value {
                 Value::String(word) => word.clone(),
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn values_come_as_words_numbers_and_lists() {
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         for (key, value) in [
             ("lora.targets", "query, value"),
             ("lora.train", "false"),
@@ -270,25 +270,25 @@ mod tests {
             let error = refused(key, value);
             assert!(error.contains(expected), "{error}");
         }
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         let error = settings.set("grad.reset", "true").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().starts_with("grad.reset: "), "{error}");
-        assert_eq!(settings, Settings::edge());
+        assert_eq!(settings, Settings::base());
         settings.tau = f64::NAN;
         assert!(settings.validate().is_err());
     }
 
     #[test]
     fn unsupported_keys_are_no_fields() {
-        let map = Settings::edge().map();
+        let map = Settings::base().map();
         assert!(UNSUPPORTED.iter().all(|(key, _)| !map.contains_key(*key)));
     }
 
     /// 1.5 K itself is allowed.
     #[test]
     fn candidate_counts() {
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         settings.candidates_semantic = 70;
         settings.validate().unwrap();
         settings.candidates_semantic = 71;

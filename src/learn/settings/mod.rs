@@ -178,8 +178,21 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// For a small sentence encoder; starting points, not results (carve.md section 10).
+    /// For a small sentence encoder: carve.md's starting points, and what a development split of
+    /// CMRBench's training rows said (benches/README.md).
     pub fn edge() -> Self {
+        Self {
+            init_profile: InitProfile::Card,
+            candidates: CandidateMode::All,
+            anchor_embedding: 1e2,
+            anchor_phase: AnchorPhase::Both,
+            lr_lora: 5e-4,
+            ..Self::base()
+        }
+    }
+
+    /// carve.md's starting points for a small encoder (section 10).
+    pub(crate) fn base() -> Self {
         use Target::{AttentionOutput, Intermediate, Key, Output, Query, Value};
         Self {
             tau: 0.08,
@@ -253,7 +266,7 @@ impl Settings {
             lr_phase1_w: 1e-4,
             lr_phase1_e: 5e-5,
             lr_router: RouterRate::Constant,
-            ..Self::edge()
+            ..Self::base()
         }
     }
 
@@ -326,7 +339,7 @@ mod tests {
 
     #[test]
     fn rows_follow_the_profile() {
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         assert_eq!(settings.rows(), InitRows::Random);
         settings.init_profile = InitProfile::Card;
         assert_eq!(settings.rows(), InitRows::Card);
@@ -339,7 +352,7 @@ mod tests {
     /// The strengths of carve.md V11.
     #[test]
     fn anchor_strengths() {
-        let mut settings = Settings::edge();
+        let mut settings = Settings::base();
         for (width, inputs, want) in [
             (1024, 4096, 50000.0),
             (384, 384, 1757.8125),
