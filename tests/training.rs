@@ -394,3 +394,24 @@ fn only_what_privacy_allows_is_kept() {
         assert_eq!(report.replayed > 0, vector);
     }
 }
+
+#[test]
+fn a_model_added_to_a_learned_generation_is_where_its_card_is() {
+    let setup = setup("add");
+    learn(
+        &setup,
+        examples(0, 6),
+        settings(&[("lr.lora", "5e-3")]),
+        cpu(1),
+    );
+    let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+    let card = ModelCard::new("late", "Graph Machine Learning");
+    Store::open(&setup.store)
+        .unwrap()
+        .add(&encoder, &[NewModel::from(&card)], &mut |_, _| {})
+        .unwrap();
+    let router = Router::open(&setup.store, cpu(1).encoder(&setup.encoder)).unwrap();
+    let request = Request::new("late. Graph Machine Learning");
+    let best = &router.route(&request).unwrap().ranked[0];
+    assert!(&*best.model == "late" && best.cosine > 0.999, "{best:?}");
+}

@@ -140,15 +140,24 @@ impl Encoder {
 
     /// One pooled vector `[width]` for each prompt, not normalised; a bad text spoils only itself.
     pub fn embed(&self, prompts: &[&str]) -> Vec<Result<Vec<f32>>> {
-        self.embed_after(&self.manifest.query_prefix, prompts)
+        self.embed_after(&self.bert, &self.manifest.query_prefix, prompts)
     }
 
     /// As [`Encoder::embed`] for model cards, which some checkpoints want introduced otherwise.
     pub fn embed_documents(&self, documents: &[&str]) -> Vec<Result<Vec<f32>>> {
-        self.embed_after(&self.manifest.document_prefix, documents)
+        self.embed_documents_by(&self.bert, documents)
     }
 
-    fn embed_after(&self, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
+    /// As [`Encoder::embed_documents`], by another network of this encoder: one with an adapter.
+    pub(crate) fn embed_documents_by(
+        &self,
+        bert: &Bert,
+        documents: &[&str],
+    ) -> Vec<Result<Vec<f32>>> {
+        self.embed_after(bert, &self.manifest.document_prefix, documents)
+    }
+
+    fn embed_after(&self, bert: &Bert, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
         let tokens = self.tokenize(prefix, texts);
         let mut vectors: Vec<Result<Vec<f32>>> = Vec::with_capacity(texts.len());
         let mut good = Vec::new();
@@ -162,7 +171,7 @@ impl Encoder {
             }
         }
         for chunk in self.chunks(&good, usize::MAX) {
-            match self.embed_chunk(chunk) {
+            match self.embed_chunk(bert, chunk) {
                 Ok(rows) => {
                     for ((place, _), row) in chunk.iter().zip(rows.chunks_exact(self.width())) {
                         vectors[*place] = Ok(row.to_vec());
@@ -178,7 +187,7 @@ impl Encoder {
         vectors
     }
 
-    fn embed_chunk(&self, chunk: &[(usize, Tokens)]) -> Result<Vec<f32>> {
+    fn embed_chunk(&self, bert: &Bert, chunk: &[(usize, Tokens)]) -> Result<Vec<f32>> {
         let batch = self.pack(chunk);
         self.plans.with(
             sizes(&batch),
@@ -186,7 +195,7 @@ impl Encoder {
             |plan| {
                 let (read, outcome) = self.device.run(plan, |pass, a| {
                     a.upload(pass, &batch);
-                    self.bert.forward(&self.ops, pass, a, None);
+                    bert.forward(&self.ops, pass, a, None);
                     pass.read(&a.pooled)
                 })?;
                 Ok(outcome.f32(read).to_vec())

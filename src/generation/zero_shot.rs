@@ -8,6 +8,7 @@ use crate::generation::contents::{Contents, Draft};
 use crate::generation::manifest::EncoderPin;
 use crate::generation::{GenerationId, Store};
 use crate::hub::{Hub, Model, ModelCard};
+use crate::model::bert::Bert;
 use crate::ops::normalize::unit;
 
 /// Divisor of the cosine (carve.md section 10).
@@ -79,7 +80,14 @@ impl Store {
             .step_by(width + 1)
             .for_each(|diagonal| *diagonal = 1.0);
         let hub = Hub::default().with(models.iter().map(|new| new.model.clone()))?;
-        let embeddings = rows(encoder, models, &projection, width, progress)?;
+        let embeddings = rows(
+            encoder,
+            encoder.bert(),
+            models,
+            &projection,
+            width,
+            progress,
+        )?;
         self.publish(&Draft {
             sequence: 1,
             parent: None,
@@ -133,7 +141,12 @@ impl Store {
                 .hub
                 .with(models.iter().map(|new| new.model.clone()))?;
             let width = contents.manifest.width;
-            let new = rows(encoder, models, &contents.projection, width, progress)?;
+            let adapted = contents.factors(encoder.config())?;
+            let adapted = adapted
+                .map(|factors| encoder.merged(&factors))
+                .transpose()?;
+            let bert = adapted.as_ref().unwrap_or(encoder.bert());
+            let new = rows(encoder, bert, models, &contents.projection, width, progress)?;
             contents.embeddings.extend(new);
             Ok(())
         })
@@ -181,9 +194,11 @@ impl Store {
     }
 }
 
-/// norm(sum over a model's cards of norm(W h(card))) for each model: [N, D].
+/// norm(sum over a model's cards of norm(W h(card))) for each model: [N, D]; `bert`: the network of
+/// `encoder`, with the generation's adapter where it has one.
 fn rows(
     encoder: &Encoder,
+    bert: &Bert,
     models: &[NewModel],
     projection: &[f32],
     width: usize,
@@ -196,31 +211,47 @@ fn rows(
     let mut vectors = Vec::with_capacity(texts.len());
     for chunk in texts.chunks(STRIDE) {
         progress(vectors.len(), texts.len());
-        vectors.extend(encoder.embed_documents(chunk));
+        vectors.extend(encoder.embed_documents_by(bert, chunk));
     }
     progress(texts.len(), texts.len());
     let mut vectors = vectors.into_iter();
     let mut rows = Vec::with_capacity(models.len() * width);
     for new in models {
-        let mut row = vec![0.0f32; width];
-        for vector in vectors.by_ref().take(new.cards.len()) {
-            let h = vector.map_err(|e| e.at(format!("card of {:?}", new.model.name)))?;
-            let mut card = project(projection, &h);
-            unit(&mut card);
-            row.iter_mut()
-                .zip(&card)
-                .for_each(|(row, card)| *row += card);
-        }
-        unit(&mut row);
-        if row.iter().all(|value| *value == 0.0) {
-            return Err(error!(
-                Numeric,
-                "cards of {:?}: their vectors add up to nothing", new.model.name
-            ));
-        }
-        rows.extend(row);
+        let cards: Vec<Vec<f32>> = vectors
+            .by_ref()
+            .take(new.cards.len())
+            .collect::<Result<_>>()
+            .map_err(|e| e.at(format!("card of {:?}", new.model.name)))?;
+        rows.extend(card_row(new, projection, &cards, width)?);
     }
     Ok(rows)
+}
+
+/// norm of the sum of norm(W h) over a model's cards; `vectors`: h of each (carve.md section 3).
+///
+/// Errors: they add up to nothing.
+pub(crate) fn card_row(
+    model: &NewModel,
+    projection: &[f32],
+    vectors: &[Vec<f32>],
+    width: usize,
+) -> Result<Vec<f32>> {
+    let mut row = vec![0.0f32; width];
+    for h in vectors {
+        let mut card = project(projection, h);
+        unit(&mut card);
+        row.iter_mut()
+            .zip(&card)
+            .for_each(|(row, card)| *row += card);
+    }
+    unit(&mut row);
+    if row.iter().all(|value| *value == 0.0) {
+        return Err(error!(
+            Numeric,
+            "cards of {:?}: their vectors add up to nothing", model.model.name
+        ));
+    }
+    Ok(row)
 }
 
 /// W h, summed in f64.

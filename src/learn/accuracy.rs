@@ -20,7 +20,7 @@ pub struct Accuracy {
 }
 
 /// Hits of each domain's prompts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Counts(BTreeMap<String, Hits>);
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,9 +43,12 @@ impl Hits {
 }
 
 impl Counts {
+    pub(crate) const fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
     /// `best`: the first model of each row's ranking.
-    pub(crate) fn new(hub: &Hub, rows: &[Row], best: &[u32]) -> Self {
-        let mut counts = Self::default();
+    pub(crate) fn add(&mut self, hub: &Hub, rows: &[Row], best: &[u32]) {
         let model = |id: u32| hub.get(crate::hub::ModelId(id));
         for (row, best) in rows.iter().zip(best) {
             let (Some(found), Some(gold)) = (model(*best), model(row.gold)) else {
@@ -55,13 +58,12 @@ impl Counts {
                 (Some(found), Some(gold)) => found == gold,
                 _ => *best == row.gold,
             };
-            let hits = counts.0.entry(row.domain.clone()).or_default();
+            let hits = self.0.entry(row.domain.clone()).or_default();
             hits.rows += 1;
             hits.model += usize::from(*best == row.gold);
             hits.family += usize::from(same_family);
             hits.domain += usize::from(domain_key(&found.domain) == row.domain);
         }
-        counts
     }
 
     /// Over all rows; none without any.

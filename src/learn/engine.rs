@@ -399,6 +399,14 @@ impl Engine {
         Ok(())
     }
 
+    /// The parameters as they are.
+    pub(crate) fn parameters(&mut self) -> Result<Vec<f32>> {
+        let theta = &self.flat.theta;
+        let device = self.encoder.device();
+        let (read, outcome) = device.run(&mut self.end, |pass, _| pass.read(theta))?;
+        Ok(outcome.f32(read).to_vec())
+    }
+
     /// Parameters and moments as they are.
     pub(crate) fn values(&mut self) -> Result<Values> {
         let Flat { theta, m, v, .. } = &self.flat;

@@ -11,7 +11,7 @@ use crate::hub::{Hub, Model, domain_key};
 use crate::learn::coreset::{self, Item};
 use crate::learn::data::{Example, held_out};
 use crate::learn::replay::{Replay, ReplayEntry};
-use crate::learn::settings::{Privacy, ReplayStrategy, Settings};
+use crate::learn::settings::{Privacy, Settings};
 use crate::ops::normalize::unit;
 use crate::text::tokenizer::Tokens;
 
@@ -184,9 +184,6 @@ pub(crate) fn choose(
     settings: &Settings,
     experience: u64,
 ) -> Vec<ReplayEntry> {
-    if settings.replay_strategy == ReplayStrategy::None {
-        return Vec::new();
-    }
     let units: Vec<Vec<f32>> = vectors
         .iter()
         .map(|vector| {

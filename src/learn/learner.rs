@@ -8,7 +8,9 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::serving::{Serving, open_encoder};
-use crate::generation::{ADAPTER, Contents, Draft, GenerationId, Learned, NewModel, Store};
+use crate::generation::{
+    ADAPTER, Contents, Draft, GenerationId, Learned, NewModel, Store, card_row,
+};
 use crate::hub::{Hub, domain_key};
 use crate::learn::accuracy::{Counts, lost};
 use crate::learn::batches;
@@ -186,7 +188,7 @@ impl Learner {
         if settings.replay_strategy != ReplayStrategy::None {
             rows.extend(experience::kept_rows(&encoder, &replay, &hub)?);
         }
-        let before = self.measure(&contents, &encoder, &old, "measuring before", watch)?;
+        let [before] = self.measure(&contents, &encoder, [&old], "measuring before", watch)?;
 
         let task = self.task(rows, hub, number, experience::digest(&experience.examples));
         let mut engine = self.engine(&encoder, &contents, &task, &new_models)?;
@@ -202,13 +204,15 @@ impl Learner {
         };
         let learning = started.elapsed().as_secs_f64();
 
-        let values = engine.values()?.theta;
+        let values = engine.parameters()?;
         let layout = engine.layout().clone();
         drop(engine);
-        let vectors = experience::frozen_vectors(&encoder, &learned)?;
-        let rows = &task.rows[..fresh];
-        let chosen = experience::choose(&learned, rows, &vectors, settings, number.into());
-        replay.entries.extend(chosen);
+        if settings.replay_strategy != ReplayStrategy::None {
+            let vectors = experience::frozen_vectors(&encoder, &learned)?;
+            let rows = &task.rows[..fresh];
+            let chosen = experience::choose(&learned, rows, &vectors, settings, number.into());
+            replay.entries.extend(chosen);
+        }
         let keep = experience::keep(&measured, &new, settings, number.into());
         held_out.entries.extend(keep);
         let parts = [
@@ -223,8 +227,8 @@ impl Learner {
         let draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
 
         let child = draft.contents();
-        let after = self.measure(&child, &encoder, &old, "measuring after", watch)?;
-        let gained = self.measure(&child, &encoder, &new, "measuring after", watch)?;
+        let [after, gained] =
+            self.measure(&child, &encoder, [&old, &new], "measuring after", watch)?;
         let forgetting = lost(before.total(), after.total());
         let refused = match (self.max_forgetting, &forgetting) {
             (Some(most), Some(lost)) => lost.domain > most,
@@ -258,9 +262,7 @@ impl Learner {
         self.learned = Some((draft, refused));
         Ok(Outcome::Learned(Box::new(report)))
     }
-}
 
-impl Learner {
     /// Publishes what was learned and makes it current.
     ///
     /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot be
@@ -405,11 +407,11 @@ impl Learner {
             InitRows::Domain => new_models.iter().map(of_domain).collect(),
             InitRows::Card => {
                 let cards = engine.card_vectors(new_models)?;
-                let cards = cards.iter().map(|vectors| {
-                    let vectors: Vec<&[f32]> = vectors.iter().map(Vec::as_slice).collect();
-                    rows::card_row(&contents.projection, &vectors, width)
-                });
-                cards.collect()
+                let cards = new_models.iter().zip(&cards);
+                let row = |(model, vectors): (&NewModel, &Vec<Vec<f32>>)| {
+                    card_row(model, &contents.projection, vectors, width)
+                };
+                cards.map(row).collect::<Result<_>>()?
             }
             _ => return Ok(()),
         };
@@ -590,7 +592,7 @@ impl Learner {
             return Ok(());
         };
         let cosine = self.settings.mining_score == MiningScore::Cosine;
-        let theta = engine.values()?.theta;
+        let theta = engine.parameters()?;
         let table = &theta[engine.layout().e.offset..];
         for (i, &place) in last.iter().take(MINED_EXAMPLES).enumerate() {
             let row = &task.rows[place];
@@ -603,18 +605,18 @@ impl Learner {
         Ok(())
     }
 
-    /// Accuracy of a generation on `rows`, as it would serve.
-    fn measure(
+    /// Accuracy of a generation on each of `sets`, as it would serve.
+    fn measure<const N: usize>(
         &self,
         contents: &Contents,
         encoder: &Arc<Encoder>,
-        rows: &[Row],
+        sets: [&[Row]; N],
         stage: &'static str,
         watch: Watch<'_>,
-    ) -> Result<Counts> {
-        let prompts: Vec<Tokens> = rows.iter().filter_map(Row::tokens).cloned().collect();
-        if prompts.is_empty() {
-            return Ok(Counts::default());
+    ) -> Result<[Counts; N]> {
+        let mut counts = [const { Counts::new() }; N];
+        if sets.iter().all(|rows| rows.is_empty()) {
+            return Ok(counts);
         }
         let serving = Serving::new(
             self.parent.clone(),
@@ -622,10 +624,14 @@ impl Learner {
             Arc::clone(encoder),
             None,
         )?;
-        let best = serving.best(prompts, &mut |done| {
-            watch(&Status::of(stage, done, rows.len()));
-        })?;
-        Ok(Counts::new(&contents.hub, rows, &best))
+        for (counts, rows) in counts.iter_mut().zip(sets) {
+            let prompts: Vec<Tokens> = rows.iter().filter_map(Row::tokens).cloned().collect();
+            let best = serving.best(prompts, &mut |done| {
+                watch(&Status::of(stage, done, rows.len()));
+            })?;
+            counts.add(&contents.hub, rows, &best);
+        }
+        Ok(counts)
     }
 
     fn draft(

@@ -1,7 +1,6 @@
 //! How parameters start: Xavier, cards, domains (carve.md section 3).
 
 use crate::learn::draws::Draws;
-use crate::ops::normalize::unit;
 
 /// sqrt(6 / (fan_in + fan_out))
 #[expect(
@@ -49,31 +48,12 @@ fn mean<'r>(rows: impl Iterator<Item = &'r [f32]>, width: usize) -> Vec<f32> {
         .collect()
 }
 
-/// norm of the sum of norm(W h) over a model's cards; `vectors`: h of each.
-pub(crate) fn card_row(projection: &[f32], vectors: &[&[f32]], width: usize) -> Vec<f32> {
-    let mut row = vec![0.0f32; width];
-    for h in vectors {
-        let dot = |w: &[f32]| {
-            let products = w.iter().zip(*h).map(|(w, h)| f64::from(*w) * f64::from(*h));
-            products.sum::<f64>()
-        };
-        #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
-        let mut card: Vec<f32> = projection
-            .chunks_exact(h.len())
-            .map(|w| dot(w) as f32)
-            .collect();
-        unit(&mut card);
-        row.iter_mut()
-            .zip(&card)
-            .for_each(|(row, card)| *row += card);
-    }
-    unit(&mut row);
-    row
-}
-
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::generation::{NewModel, card_row};
+    use crate::hub::Model;
     use crate::learn::draws::Stream;
     use crate::ops::testing::assert_close;
 
@@ -98,14 +78,15 @@ mod tests {
     #[test]
     fn v5() {
         let w = [1.0, 0.5, -0.5, 2.0, 0.25, -1.0];
-        let one = card_row(&w, &[&[1.0, 1.0]], 3);
+        let model = NewModel::new(Model::new("m", "d"), Vec::new());
+        let one = card_row(&model, &w, &[vec![1.0, 1.0]], 3).unwrap();
         assert_close(
             "V5 card",
             &one,
             &[0.666_666_7, 0.666_666_7, -0.333_333_3],
             1e-6,
         );
-        let two = card_row(&w, &[&[1.0, 1.0], &[2.0, -1.0]], 3);
+        let two = card_row(&model, &w, &[vec![1.0, 1.0], vec![2.0, -1.0]], 3).unwrap();
         assert_close(
             "V5 cards",
             &two,
