@@ -1,7 +1,7 @@
-// contrastive: cross-entropy of softmax(cos(z[b], E[j]) / tau) against a few targets, and its gradients
+// contrastive: cross-entropy of softmax(cos(z[b], E[j]) / tau + priors[j]) against a few targets, and its gradients
 //
 //   shapes   z, u, dz: [B, D]   theta, grad: E and dE [M, D] at rows_at and grad_at   lengths, weights, losses: [B]
-//            candidates: [B, C], padded with 2^32 - 1   target_ids, target_mass: [B, S]   cosines, slopes: [B, C]
+//            candidates: [B, C], padded with 2^32 - 1   target_ids, target_mass: [B, S]   cosines, slopes: [B, C]   priors: [M]
 //            row_lengths: [B, C] when sampled, else [M]   rows: [R], starts: [R + 1], entries: [L]: where each row of E
 //            stands among the candidates, b C + place
 //   layout   row-major f32, contiguous; C = M and the candidates are 0..M in the entries *_all
@@ -54,6 +54,7 @@ struct Dims {
 @group(0) @binding(15) var<storage, read_write> losses: array<f32>; // [B]
 @group(0) @binding(16) var<storage, read_write> dz: array<f32>; // [B, D]
 @group(0) @binding(17) var<storage, read_write> grad: array<f32>; // dE [M, D] at grad_at
+@group(0) @binding(18) var<storage, read> priors: array<f32>; // [M]
 
 @compute @workgroup_size(WG)
 fn unit_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -130,6 +131,13 @@ fn similarity_all(
     }
 }
 
+// Of the k-th candidate in the row of b.
+fn logit(row: u32, k: u32) -> f32 {
+    var id = k;
+    if dims.length_step != 0u { id = candidates[row + k]; }
+    return cosines[row + k] * dims.inverse_tau + priors[id];
+}
+
 @compute @workgroup_size(WG)
 fn loss(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.x * dims.columns;
@@ -138,7 +146,7 @@ fn loss(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var k = lane; k < dims.columns; k += WG) {
         let q = slopes[row + k];
         if q >= 0.0 {
-            largest = max(largest, cosines[row + k] * dims.inverse_tau);
+            largest = max(largest, logit(row, k));
             own += q;
         }
     }
@@ -149,7 +157,7 @@ fn loss(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var k = lane; k < dims.columns; k += WG) {
         let q = slopes[row + k];
         if q >= 0.0 {
-            let s = cosines[row + k] * dims.inverse_tau - peak;
+            let s = logit(row, k) - peak;
             sum += exp(s);
             reached += q * s;
         }
@@ -162,7 +170,7 @@ fn loss(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let q = slopes[row + k];
         var slope = 0.0;
         if q >= 0.0 {
-            let p = exp(cosines[row + k] * dims.inverse_tau - peak) / total;
+            let p = exp(logit(row, k) - peak) / total;
             slope = weight * (mass * p - q) * dims.inverse_tau / row_lengths[group.x * dims.length_step + k];
         }
         slopes[row + k] = slope;

@@ -137,6 +137,32 @@ fn a_few_examples_are_learned_by_heart_on_both_devices() {
     }
 }
 
+/// Without replay nothing but the prior tells a softmax that old models are no rarer than before.
+#[test]
+fn old_models_that_count_as_rare_are_forgotten_less() {
+    let mut kept = Vec::new();
+    for prior in ["0", "-2"] {
+        let plain = [
+            ("epochs", "40"),
+            ("lr.lora", "2e-3"),
+            ("hold_out", "false"),
+            ("replay.strategy", "none"),
+            ("anchor.embedding", "0"),
+            ("anchor.projection", "0"),
+            ("prior.old", prior),
+        ];
+        let setup = setup("prior");
+        let (old, new) = (examples(0, 6), examples(6, 3));
+        learn(&setup, old.clone(), settings(&plain), cpu(2));
+        learn(&setup, new.clone(), settings(&plain), cpu(2));
+        kept.push((right(&setup, &old, cpu(1)), right(&setup, &new, cpu(1))));
+    }
+    let [(forgot, _), (held, learned)] = kept[..] else {
+        panic!("{kept:?}");
+    };
+    assert!(held > forgot + 1 && learned >= 10, "{kept:?}");
+}
+
 #[test]
 fn the_same_update_has_the_same_bits_whatever_the_threads() {
     let ids: Vec<GenerationId> = [1, 2, 2]

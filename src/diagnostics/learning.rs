@@ -77,12 +77,14 @@ fn contrastive(
     width: usize,
 ) -> Result<Case> {
     let (queries, rows) = (noise(prompts * width, 23), noise(models * width, 24));
+    let shifts = noise(models, 25);
     let golds: Vec<u32> = (0..crate::device::small(prompts)).collect();
     let z = device.upload("z", width, &queries)?;
     let e = device.upload("e", width, &rows)?;
     let mut grad = device.upload("grad", width, &vec![0.0; models * width])?;
     let ids = device.upload_ids("ids", 1, &golds)?;
     let ones = device.upload("ones", 1, &vec![1.0; prompts])?;
+    let priors = device.upload("priors", 1, &shifts)?;
     let mut losses = device.scratch("losses", prompts, 1)?;
     let mut room = Room::all(device, prompts, models, width)?;
     let dz = device.scratch("dz", prompts, width)?;
@@ -96,6 +98,7 @@ fn contrastive(
                 rows: e.part(place),
                 #[expect(clippy::cast_possible_truncation, reason = "a constant")]
                 tau: TAU as f32,
+                priors: &priors,
                 candidates: Candidates::All,
                 targets: Targets {
                     ids: &ids,
@@ -109,7 +112,7 @@ fn contrastive(
             },
         );
     };
-    let want = move || dz_in_f64(&wide(&queries), &wide(&rows), width);
+    let want = move || dz_in_f64(&wide(&queries), &wide(&rows), &wide(&shifts), width);
     let n = prompts * width;
     Ok(case(
         "contrastive",
@@ -124,7 +127,7 @@ fn contrastive(
 }
 
 /// dz_i = (1 / (tau |z_i|)) sum_j (p_ij - [j = i]) (v_j - c_ij u_i) (carve.md section 6.5)
-fn dz_in_f64(z: &[f64], e: &[f64], width: usize) -> Vec<f64> {
+fn dz_in_f64(z: &[f64], e: &[f64], priors: &[f64], width: usize) -> Vec<f64> {
     let (u, v) = (
         reference::normalize(z, width),
         reference::normalize(e, width),
@@ -135,7 +138,8 @@ fn dz_in_f64(z: &[f64], e: &[f64], width: usize) -> Vec<f64> {
             .chunks_exact(width)
             .map(|v| reference::dot(u, v))
             .collect();
-        let weights: Vec<f64> = cosines.iter().map(|c| (c / TAU).exp()).collect();
+        let logits = cosines.iter().zip(priors).map(|(c, prior)| c / TAU + prior);
+        let weights: Vec<f64> = logits.map(f64::exp).collect();
         let total: f64 = weights.iter().sum();
         let length = reference::dot(z, z).sqrt();
         let mut dz = vec![0.0; width];

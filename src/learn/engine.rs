@@ -196,6 +196,8 @@ pub(crate) struct Engine {
     layout: Layout,
     shape: Shape,
     tau: f32,
+    /// Added to the logits of each model: [M, 1].
+    priors: Tensor,
     flat: Flat,
     references: Option<References>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
@@ -346,6 +348,7 @@ impl Engine {
             bert,
             shape,
             tau,
+            priors: device.upload("priors", 1, &vec![0.0; layout.e.rows])?,
             references: None,
             full: None,
             head: None,
@@ -368,6 +371,12 @@ impl Engine {
             rows: device.upload("reference rows", self.layout.e.columns, rows)?,
             w: device.upload("reference w", self.layout.w.columns, w)?,
         });
+        Ok(())
+    }
+
+    /// Shifts the logits of each model from now on: [M]; none are shifted before.
+    pub(crate) fn set_priors(&mut self, priors: &[f32]) -> Result<()> {
+        self.priors = self.encoder.device().upload("priors", 1, priors)?;
         Ok(())
     }
 
@@ -688,7 +697,13 @@ impl Engine {
             }
         }
         let encoder = Arc::clone(&self.encoder);
-        let router = self.router(encoder.ops());
+        let router = Router {
+            ops: encoder.ops(),
+            w: self.layout.w,
+            e: self.layout.e,
+            tau: self.tau,
+            priors: &self.priors,
+        };
         let Flat { theta, grad, .. } = &mut self.flat;
         let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
             t.head.upload(pass, &packed);
@@ -710,7 +725,13 @@ impl Engine {
         let packed = self.pack_items(items, places);
         let encoder = Arc::clone(&self.encoder);
         let batch = pack(&encoder, rows);
-        let router = self.router(encoder.ops());
+        let router = Router {
+            ops: encoder.ops(),
+            w: self.layout.w,
+            e: self.layout.e,
+            tau: self.tau,
+            priors: &self.priors,
+        };
         let training = Training {
             ops: encoder.ops(),
             bert: &self.bert,
@@ -729,15 +750,6 @@ impl Engine {
         })?;
         self.full = Some(plan);
         Ok(self.note(places, outcome.f32(reads.z), outcome.f32(reads.losses)))
-    }
-
-    fn router<'o>(&self, ops: &'o Ops) -> Router<'o> {
-        Router {
-            ops,
-            w: self.layout.w,
-            e: self.layout.e,
-            tau: self.tau,
-        }
     }
 
     fn pack_items(&self, items: &[Item<'_>], places: &[usize]) -> Packed {
@@ -779,6 +791,7 @@ struct Router<'o> {
     w: Place,
     e: Place,
     tau: f32,
+    priors: &'o Tensor,
 }
 
 struct Reads {
@@ -819,6 +832,7 @@ impl Router<'_> {
                 z: &head.z,
                 rows: theta.part(self.e),
                 tau: self.tau,
+                priors: self.priors,
                 candidates,
                 targets: Targets {
                     ids: &head.target_ids,

@@ -379,8 +379,24 @@ impl Learner {
         }
         if number > 1 {
             engine.anchor_to(&contents.embeddings, &contents.projection)?;
+            engine.set_priors(&self.priors(task, contents.hub.len()))?;
         }
         Ok(engine)
+    }
+
+    /// The shift of each model's logits; the first `old` models are those of the parent.
+    fn priors(&self, task: &Task, old: usize) -> Vec<f32> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        let absent = self.settings.prior_old as f32;
+        let mut priors = vec![absent; old];
+        priors.resize(task.hub.len(), 0.0);
+        for row in task.rows.iter().filter(|row| !row.replay) {
+            priors[row.gold as usize] = 0.0;
+        }
+        priors
     }
 
     /// Gives the rows of new models, which are random, what `init.rows` says.

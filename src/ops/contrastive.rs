@@ -1,4 +1,5 @@
 //! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz, dE.
+//! A prior [M] is added to the logits.
 //!
 //! The candidates of an example are a list of its own, or all models. What is computed for a list
 //! does not depend on M.
@@ -185,12 +186,13 @@ pub(crate) struct Targets<'t> {
     pub(crate) weights: &'t Tensor,
 }
 
-/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `losses`: [B, 1], overwritten with
+/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `priors`: [M, 1]; `losses`: [B, 1], overwritten with
 /// w l, so that their sum is the batch's loss; `d_rows`: dE [M, D], added to.
 pub(crate) struct LossAndGradients<'t> {
     pub(crate) z: &'t Tensor,
     pub(crate) rows: Part<'t>,
     pub(crate) tau: f32,
+    pub(crate) priors: &'t Tensor,
     pub(crate) candidates: Candidates<'t>,
     pub(crate) targets: Targets<'t>,
     pub(crate) room: &'t mut Room,
@@ -230,6 +232,7 @@ impl Contrastive {
             f.rows.place,
             f.d_rows.place
         );
+        f.priors.expect("contrastive", "priors", models, 1);
         f.losses.expect("contrastive", "losses", examples, 1);
         f.dz.expect("contrastive", "dz", examples, width);
         let slots = f.targets.ids.columns();
@@ -299,6 +302,7 @@ impl Contrastive {
         let (cosines, slopes) = (("cosines", &room.cosines), ("slopes", &room.slopes));
         let (ids, mass) = (("target_ids", targets.ids), ("target_mass", targets.mass));
         let (losses, weights) = (("losses", &*f.losses), ("weights", targets.weights));
+        let priors = ("priors", f.priors);
         let (dz, grad) = (("dz", &*f.dz), ("grad", &*f.d_rows.tensor));
         let (every_example, every_row) = ([examples, 1, 1], small(models.min(MOST_GROUPS)));
 
@@ -310,7 +314,9 @@ impl Contrastive {
                 let by_eight = [every_row, groups(f.z.rows(), EXAMPLES), 1];
                 let similarity = [u, theta, ids, mass, row_lengths, cosines, slopes];
                 gpu.dispatch(&self.similarity_all, by_eight, &dims, &similarity);
-                let loss = [cosines, row_lengths, weights, slopes, losses];
+                // Bound and not read: candidate k is model k.
+                let list = ("candidates", targets.ids);
+                let loss = [list, priors, cosines, row_lengths, weights, slopes, losses];
                 gpu.dispatch(&self.loss, every_example, &dims, &loss);
                 gpu.dispatch(
                     &self.dz_all,
@@ -331,7 +337,7 @@ impl Contrastive {
                 let places = [dims.columns, examples, 1];
                 let similarity = [u, theta, list, ids, mass, row_lengths, cosines, slopes];
                 gpu.dispatch(&self.similarity_sampled, places, &dims, &similarity);
-                let loss = [cosines, row_lengths, weights, slopes, losses];
+                let loss = [list, priors, cosines, row_lengths, weights, slopes, losses];
                 gpu.dispatch(&self.loss, every_example, &dims, &loss);
                 let back = [u, theta, list, lengths, slopes, dz];
                 gpu.dispatch(&self.dz_sampled, every_example, &dims, &back);
@@ -394,6 +400,7 @@ fn compute(cpu: &Cpu, mut f: LossAndGradients<'_>) {
         .zip(slopes.chunks_exact_mut(columns));
     let mut rows: Vec<_> = rows.zip(f.losses.f32_mut()).collect();
     let (targets, slots) = (f.targets, f.targets.ids.columns());
+    let priors = f.priors.f32();
     cpu.rows(&mut rows, 1, 16 * columns, |first, rows| {
         for (b, ((cosines, slopes), loss)) in (first..).zip(rows) {
             let ids = ids.map(|ids| &ids[b * columns..][..columns]);
@@ -404,7 +411,14 @@ fn compute(cpu: &Cpu, mut f: LossAndGradients<'_>) {
                 Some(_) => &row_lengths[b * columns..][..columns],
             };
             let weight = targets.weights.f32()[b];
-            **loss = loss_of(cpu, cosines, lengths, slopes, weight, inverse_tau);
+            **loss = match ids {
+                None => loss_of(cpu, cosines, lengths, priors, slopes, weight, inverse_tau),
+                Some(ids) => {
+                    let prior = |id: &u32| priors.get(*id as usize).copied().unwrap_or_default();
+                    let priors: Vec<f32> = ids.iter().map(prior).collect();
+                    loss_of(cpu, cosines, lengths, &priors, slopes, weight, inverse_tau)
+                }
+            };
         }
     });
 
@@ -551,6 +565,7 @@ fn loss_of(
     cpu: &Cpu,
     cosines: &mut [f32],
     lengths: &[f32],
+    priors: &[f32],
     slopes: &mut [f32],
     weight: f32,
     inverse_tau: f32,
@@ -559,10 +574,17 @@ fn loss_of(
     cpu.simd(
         #[inline(always)]
         || {
-            for (((p, c), length), q) in p.iter_mut().zip(&mut *cosines).zip(lengths).zip(&*slopes)
-            {
+            let places = p
+                .iter_mut()
+                .zip(&mut *cosines)
+                .zip(lengths.iter().zip(priors));
+            for (((p, c), (length, prior)), q) in places.zip(&*slopes) {
                 *c /= length;
-                *p = if *q < 0.0 { LOWEST } else { *c * inverse_tau };
+                *p = if *q < 0.0 {
+                    LOWEST
+                } else {
+                    *c * inverse_tau + prior
+                };
             }
             let peak = math::max(&p);
             let (mut mass, mut reached) = (0.0, 0.0);
@@ -663,6 +685,7 @@ mod tests {
         z: Vec<f32>,
         e: Vec<f32>,
         tau: f32,
+        priors: Vec<f32>,
         lists: Option<Vec<u32>>,
         ids: Vec<u32>,
         mass: Vec<f32>,
@@ -700,6 +723,7 @@ mod tests {
             let ids = device.upload_ids("ids", slots, &self.ids).unwrap();
             let mass = device.upload("mass", slots, &self.mass).unwrap();
             let weights = device.upload("weights", 1, &self.weights).unwrap();
+            let priors = device.upload("priors", 1, &self.priors).unwrap();
             let mut losses = device.scratch("losses", examples, 1).unwrap();
             let mut dz = device.scratch("dz", examples, self.width).unwrap();
             // Rooms are larger than the batch.
@@ -732,6 +756,7 @@ mod tests {
                         z: &z,
                         rows: theta.part(Place::flat(BEFORE.0, models, self.width)),
                         tau: self.tau,
+                        priors: &priors,
                         candidates,
                         targets: Targets {
                             ids: &ids,
@@ -790,7 +815,8 @@ mod tests {
                     let u = unit(row(z, b));
                     let logit = |id: u32| {
                         let v = unit(row(e, id as usize));
-                        u.iter().zip(v).map(|(u, v)| u * v).sum::<f64>() / f64::from(self.tau)
+                        let cosine = u.iter().zip(v).map(|(u, v)| u * v).sum::<f64>();
+                        cosine / f64::from(self.tau) + f64::from(self.priors[id as usize])
                     };
                     let s: Vec<f64> = list.iter().map(|id| logit(*id)).collect();
                     let total = s.iter().map(|s| s.exp()).sum::<f64>().ln();
@@ -855,6 +881,7 @@ mod tests {
             z: noise(examples * width, 21),
             e: noise(models * width, 22),
             tau: 0.2,
+            priors: noise(models, 23),
             lists: Some(lists),
             ids,
             mass,
@@ -881,6 +908,7 @@ mod tests {
             z: vec![1.0, 2.0, -1.0],
             e: V2_E.to_vec(),
             tau: 0.08,
+            priors: vec![0.0; 4],
             lists: Some(vec![0, 1, 2, 3]),
             ids: vec![0, NONE, NONE],
             mass: vec![1.0, 0.0, 0.0],
@@ -993,6 +1021,7 @@ mod tests {
             z: vec![1.5, 1.5, -0.75, 1.5, -3.0, 1.5],
             e: vec![1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5],
             tau: 0.08,
+            priors: vec![0.0; 4],
             lists: Some(vec![0, 1, 3, 2, 0, 1]),
             ids: vec![0, 1, 3, 2, 1, NONE],
             mass: match soft {
@@ -1188,6 +1217,7 @@ mod tests {
         let mut grad = device.scratch("grad", 1, 3).unwrap();
         let place = grad.place();
         let mut losses = device.scratch("losses", 2, 1).unwrap();
+        let priors = device.upload("priors", 1, &[0.0; 2]).unwrap();
         let mut room = Room::all(device, 2, 2, 3).unwrap();
         run(device, |pass| {
             op.loss_and_gradients(
@@ -1196,6 +1226,7 @@ mod tests {
                     z: &x,
                     rows: x.part(x.place()),
                     tau: 1.0,
+                    priors: &priors,
                     candidates: Candidates::All,
                     targets: Targets {
                         ids: &ids,

@@ -132,6 +132,13 @@ impl Settings {
             ("weight_decay", self.weight_decay, 0.0, huge),
             ("clip", self.clip, tiny, huge),
         ];
+        if !self.prior_old.is_finite() {
+            bail!(
+                InvalidRequest,
+                "prior.old: expected a finite number, found {}",
+                self.prior_old
+            );
+        }
         for (key, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
                 let expected = match (least, most) {
@@ -277,6 +284,10 @@ mod tests {
         assert_eq!(settings, Settings::base());
         settings.tau = f64::NAN;
         assert!(settings.validate().is_err());
+        let mut settings = Settings::base();
+        settings.prior_old = f64::NEG_INFINITY;
+        let error = settings.validate().unwrap_err().to_string();
+        assert!(error.starts_with("prior.old: expected a finite"), "{error}");
     }
 
     #[test]

@@ -83,6 +83,13 @@ pub struct Settings {
     /// What becomes of their mass when none is a candidate.
     #[serde(rename = "soft.leftover")]
     pub soft_leftover: Leftover,
+    /// While learning, added to the logits of old models that no current example names: the
+    /// logarithm of the share of their prompts that is left among the training rows. Without it a
+    /// softmax learns that they are rare. 0: CARvE as published.
+    ///
+    /// Source: logit adjustment, Menon et al., "Long-tail learning via logit adjustment" (2021).
+    #[serde(rename = "prior.old")]
+    pub prior_old: f64,
     /// Share of each earlier experience that is learned again.
     #[serde(rename = "replay.ratio")]
     pub replay_ratio: f64,
@@ -216,6 +223,7 @@ impl Settings {
             soft_eps: 0.02,
             soft_k: 10,
             soft_leftover: Leftover::Drop,
+            prior_old: 0.0,
             replay_ratio: 0.1,
             replay_strategy: ReplayStrategy::Coreset,
             replay_weight: 5.0,
