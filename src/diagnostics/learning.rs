@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ops::adamw::{self, Segment, Step};
 use crate::ops::anchor::{Form, Pull};
 use crate::ops::contrastive::{Candidates, LossAndGradients, Room, Targets};
+use crate::ops::dropout::{self, Mask};
 use crate::ops::matmul::Product;
 use crate::ops::reference::{noise, wide};
 use crate::ops::{Ops, reference};
@@ -28,6 +29,7 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
         matmul(device, ops, tokens, hidden)?,
         contrastive(device, ops, prompts, models / 9, hidden)?,
         anchor(device, ops, models / 9, hidden)?,
+        dropout(device, ops, tokens, hidden)?,
         adamw(device, ops, tokens * hidden)?,
     ])
 }
@@ -181,6 +183,32 @@ fn anchor(device: &Device, ops: &Arc<Ops>, models: usize, width: usize) -> Resul
             .collect()
     };
     Ok(case("anchor", "", 5.0, 16.0, n, grad, run, want))
+}
+
+/// Half of x, twice.
+fn dropout(device: &Device, ops: &Arc<Ops>, tokens: usize, hidden: usize) -> Result<Case> {
+    let values = noise(tokens * hidden, 33);
+    let ids: Vec<u32> = (0..crate::device::small(tokens)).collect();
+    let x = device.upload("x", hidden, &values)?;
+    let keys = device.upload_ids("keys", 1, &ids)?;
+    let y = device.scratch("y", tokens, hidden)?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, y: &mut crate::device::Tensor| {
+        let mask = Mask {
+            keys: &keys,
+            using: 0,
+            rate: 0.5,
+        };
+        let x = &x;
+        ops.dropout.forward(pass, dropout::Forward { mask, x, y });
+    };
+    let want = move || {
+        let factors = dropout::factors(&ids, 0, 0.5, hidden);
+        let pairs = wide(&values).into_iter().zip(factors);
+        pairs.map(|(x, factor)| x * f64::from(factor)).collect()
+    };
+    let n = tokens * hidden;
+    Ok(case("dropout", "", 12.0, 8.0, n, y, run, want))
 }
 
 /// The first step from zero moments: theta (1 - rate decay) - rate g / (|g| + eps).

@@ -9,6 +9,7 @@ use crate::device::{Device, Pass, Place, Plan, Read, Sizes, Tensor, small};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
+use crate::learn::draws::Draws;
 use crate::learn::targets::Target;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
@@ -48,6 +49,7 @@ impl Layout {
 }
 
 /// One labelled prompt of a micro-batch.
+#[derive(Clone)]
 pub(crate) struct Item<'i> {
     pub(crate) input: Input<'i>,
     pub(crate) target: Target,
@@ -56,6 +58,8 @@ pub(crate) struct Item<'i> {
     /// Weight in the step's loss: w_i over the valid examples of its micro-batch and over the step's
     /// micro-batches.
     pub(crate) weight: f32,
+    /// What its dropout depends on: of the step and the row, not of its place in a batch.
+    pub(crate) key: u64,
 }
 
 /// What enters: tokens where the encoder is trained, its pooled vector where it is frozen.
@@ -196,6 +200,8 @@ pub(crate) struct Engine {
     layout: Layout,
     shape: Shape,
     tau: f32,
+    /// Share of the adapters' inputs that is dropped in a step.
+    dropout: f32,
     flat: Flat,
     references: Option<References>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
@@ -346,6 +352,7 @@ impl Engine {
             bert,
             shape,
             tau,
+            dropout: 0.0,
             references: None,
             full: None,
             head: None,
@@ -359,6 +366,13 @@ impl Engine {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Steps drop this share of the adapters' inputs from now on.
+    pub(crate) fn set_dropout(&mut self, rate: f32) {
+        self.dropout = rate;
+        // Made without room for it.
+        self.full = None;
     }
 
     /// Anchors hold on to these from now on: R [M_old, D] and W0 [D, H].
@@ -604,6 +618,7 @@ impl Engine {
                 ops: encoder.ops(),
                 bert: &self.bert,
                 adapter: &self.layout.adapter,
+                dropout: 0.0,
             };
             let theta = &self.flat.theta;
             let (read, outcome) = encoder.device().run(&mut plan, |pass, full| {
@@ -635,10 +650,12 @@ impl Engine {
                 encoder.config(),
                 &self.layout.adapter,
                 sizes,
+                self.dropout > 0.0,
             )?,
             head: Head::new(encoder.device(), shape, &self.layout)?,
         };
-        let uploads = Activations::upload_bytes(sizes) + Head::upload_bytes(shape, inputs);
+        let keys = 4 * sizes.tokens;
+        let uploads = Activations::upload_bytes(sizes) + Head::upload_bytes(shape, inputs) + keys;
         let reads = 4 * shape.examples * (1 + inputs.max(self.layout.w.rows));
         Plan::new(encoder.device(), full, uploads, reads)
     }
@@ -658,6 +675,10 @@ impl Engine {
 
     /// Gradients of the micro-batches' loss are added up; the loss.
     pub(crate) fn gradients(&mut self, batches: &[Vec<Item<'_>>]) -> Result<f64> {
+        self.add_gradients(batches, self.dropout)
+    }
+
+    fn add_gradients(&mut self, batches: &[Vec<Item<'_>>], dropout: f32) -> Result<f64> {
         let mut loss = 0.0;
         for items in batches {
             self.z = vec![Vec::new(); items.len()];
@@ -670,7 +691,8 @@ impl Engine {
             let mut done = 0;
             for count in chunks(&rows, self.shape.examples) {
                 let range = done..done + count;
-                loss += self.token_gradients(items, &tokens[range.clone()], &rows[range])?;
+                let (places, rows) = (&tokens[range.clone()], &rows[range]);
+                loss += self.token_gradients(items, places, rows, dropout)?;
                 done += count;
             }
         }
@@ -705,6 +727,7 @@ impl Engine {
         items: &[Item<'_>],
         places: &[usize],
         rows: &[&Tokens],
+        dropout: f32,
     ) -> Result<f64> {
         let mut plan = self.take_full()?;
         let packed = self.pack_items(items, places);
@@ -715,11 +738,27 @@ impl Engine {
             ops: encoder.ops(),
             bert: &self.bert,
             adapter: &self.layout.adapter,
+            dropout,
         };
+        let keys = (dropout > 0.0).then(|| {
+            let pairs = places.iter().zip(rows);
+            let of = |(place, tokens): (&usize, &&Tokens)| {
+                let mut draws = Draws::of(items[*place].key);
+                tokens
+                    .ids
+                    .iter()
+                    .map(move |_| draws.word())
+                    .collect::<Vec<u32>>()
+            };
+            pairs.flat_map(of).collect::<Vec<u32>>()
+        });
         let Flat { theta, grad, .. } = &mut self.flat;
         let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
             let Full { kept, head } = t;
             kept.upload(pass, &batch);
+            if let Some(keys) = &keys {
+                kept.upload_keys(pass, keys);
+            }
             head.upload(pass, &packed);
             training.forward(pass, theta, kept);
             let dh = Some(&mut kept.d_pooled);
@@ -885,7 +924,7 @@ fn pack(encoder: &Encoder, rows: &[&Tokens]) -> PackedBatch {
 }
 
 impl<'i> Item<'i> {
-    fn tokens(&self) -> Option<&'i Tokens> {
+    pub(crate) fn tokens(&self) -> Option<&'i Tokens> {
         match self.input {
             Input::Tokens(tokens) => Some(tokens),
             Input::Pooled(_) => None,

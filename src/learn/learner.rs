@@ -16,7 +16,7 @@ use crate::learn::accuracy::{Counts, lost};
 use crate::learn::batches;
 use crate::learn::candidates::{Candidates, MINED_EXAMPLES};
 use crate::learn::domains::Domains;
-use crate::learn::draws::{Draws, Stream};
+use crate::learn::draws::{Draws, Stream, stream_key};
 use crate::learn::engine::{Anchors, Engine, Input, Item, Layout, Rates, Shape};
 use crate::learn::experience::{self, Experience, Row, RowInput};
 use crate::learn::memory::kept;
@@ -374,6 +374,11 @@ impl Learner {
         )]
         let tau = settings.tau as f32;
         let mut engine = Engine::new(Arc::clone(encoder), layout, shape, &values, tau)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        engine.set_dropout(settings.lora_dropout as f32);
         if !anew && !new_models.is_empty() {
             self.new_rows(&mut engine, &mut values, contents, new_models)?;
         }
@@ -528,6 +533,7 @@ impl Learner {
             let mut items = Vec::with_capacity(batch.len());
             for &place in batch {
                 let row = &task.rows[place];
+                let parts = [task.experience.into(), step as u64, place as u64];
                 let set = (settings.candidates == CandidateMode::Sampled)
                     .then(|| candidates.set(&row.domain, row.gold, step as u64, place as u64));
                 items.push(Item {
@@ -535,6 +541,7 @@ impl Learner {
                     target: target(&task.domains, row.gold, set.as_deref(), softness),
                     candidates: set,
                     weight: share * if row.replay { replayed } else { 1.0 },
+                    key: stream_key(settings.seed, Stream::Dropout, &parts),
                 });
             }
             batches.push(items);

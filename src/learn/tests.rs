@@ -197,6 +197,7 @@ impl Case {
                 target: self.targets[i].clone(),
                 candidates: self.candidates.as_ref().map(|ids| ids[i].clone()),
                 weight: self.weights[i] / count,
+                key: i as u64,
             })
             .collect();
         (&mut self.engine, items)
@@ -317,5 +318,96 @@ fn ten_steps_equal_pytorch() {
         let worst = worst.fold(0.0, f64::max);
         println!("{options:?}: parameters within {worst:.1e}");
         assert!(worst < 2e-4, "parameters differ by {worst:e}");
+    }
+}
+
+/// A toy's case with dropout, or without.
+fn toy_case(options: &Options, dropout: f32) -> Case {
+    let mut case = Case::new(&Golden::open("learn-toy"), "all", toy(options));
+    case.engine.set_dropout(dropout);
+    case
+}
+
+#[test]
+fn a_prompt_is_thinned_out_alike_in_any_batch_on_any_device() {
+    let mut all = Vec::new();
+    for (options, bound) in devices() {
+        let mut case = toy_case(&options, 0.3);
+        let (engine, items) = case.parts();
+        let tokens: Vec<&Tokens> = items.iter().filter_map(Item::tokens).collect();
+        let features = engine.features(&tokens, &mut |_| {}).unwrap();
+        let together = engine.gradients(std::slice::from_ref(&items)).unwrap();
+        let alone: Vec<Vec<Item<'_>>> = items.iter().map(|item| vec![item.clone()]).collect();
+        assert_eq!(engine.gradients(&alone).unwrap(), together);
+        let mut reversed = items.clone();
+        reversed.reverse();
+        let other = engine.gradients(&[reversed]).unwrap();
+        assert!((other - together).abs() < 1e-9 * together);
+        // Another step's key.
+        let mut later = items.clone();
+        later[0].key += 100;
+        assert_ne!(engine.gradients(&[later]).unwrap(), together);
+        all.push((together, bound));
+
+        let mut without = toy_case(&options, 0.0);
+        let (engine, items) = without.parts();
+        assert_ne!(engine.gradients(&[items]).unwrap(), together);
+        // Features are in evaluation mode.
+        assert_eq!(engine.features(&tokens, &mut |_| {}).unwrap(), features);
+    }
+    assert_eq!(all[0].0, all[1].0, "threads show");
+    let (gpu, bound) = all[2];
+    assert!((gpu - all[0].0).abs() < bound * gpu, "{all:?}");
+}
+
+/// With the masks fixed, the slope along a part's own gradient is that gradient's length.
+#[test]
+fn gradients_with_dropout_match_finite_differences() {
+    for (options, _) in devices() {
+        let slope = |dropout: f32, direction: Option<&[f32]>, part: &str| -> (f64, Vec<f32>) {
+            const STEP: f32 = 1e-2;
+            let mut case = toy_case(&options, dropout);
+            let (engine, items) = case.parts();
+            let batch = std::slice::from_ref(&items);
+            engine.gradients(batch).unwrap();
+            let gradient = engine.gradient_values().unwrap();
+            let layout = engine.layout().clone();
+            let mut own = vec![0.0f32; layout.len()];
+            for (_, branch) in layout.adapter.branches() {
+                let place = if part == "A" { branch.a } else { branch.b };
+                let range = place.offset..place.end();
+                own[range.clone()].copy_from_slice(&gradient[range]);
+            }
+            let along = direction.unwrap_or(&own);
+            let length = along
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let theta = engine.parameters().unwrap();
+            let mut at = |step: f32| {
+                let scale = step / length as f32;
+                let moved: Vec<f32> = theta
+                    .iter()
+                    .zip(along)
+                    .map(|(t, d)| t + scale * d)
+                    .collect();
+                engine.set(&moved).unwrap();
+                engine.gradients(batch).unwrap()
+            };
+            let slope = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);
+            (slope / length, own)
+        };
+        for part in ["A", "B"] {
+            let (found, own) = slope(0.3, None, part);
+            println!("{part}: {found}");
+            assert!(
+                (found - 1.0).abs() < 1e-2,
+                "{part}: {found} of the gradient's length"
+            );
+            // The same direction under no mask is another slope.
+            let (other, _) = slope(0.0, Some(&own), part);
+            assert!((other - 1.0).abs() > 2e-2, "{part}: cannot fail: {other}");
+        }
     }
 }

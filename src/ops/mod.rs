@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod contrastive;
+pub(crate) mod dropout;
 pub(crate) mod embed;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
@@ -31,6 +32,7 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
+    pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
@@ -52,6 +54,7 @@ impl Ops {
             anchor: anchor::Anchor::new(device)?,
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(device)?,
+            dropout: dropout::Dropout::new(device)?,
             embed: embed::Embed::new(device)?,
             gelu: gelu::Gelu::new(device)?,
             layer_norm: layer_norm::LayerNorm::new(device)?,

@@ -42,6 +42,9 @@ pub struct Settings {
     /// An adapter's product is scaled by alpha / r.
     #[serde(rename = "lora.alpha")]
     pub lora_alpha: f64,
+    /// Share of an adapter's inputs that is dropped while it is trained.
+    #[serde(rename = "lora.dropout")]
+    pub lora_dropout: f64,
     /// Maps that have adapters.
     #[serde(rename = "lora.targets")]
     pub lora_targets: Vec<Target>,
@@ -202,6 +205,7 @@ impl Settings {
             lora_train: true,
             lora_r: 16,
             lora_alpha: 32.0,
+            lora_dropout: 0.0,
             lora_targets: vec![Query, Key, Value, AttentionOutput, Intermediate, Output],
             candidates: CandidateMode::Sampled,
             candidates_k: 64,
@@ -251,12 +255,13 @@ impl Settings {
         }
     }
 
-    /// The paper's numbers, but for the dropout of its adapters (carve.md section 10).
+    /// The paper's numbers (carve.md section 10).
     pub fn paper() -> Self {
         Self {
             width: Some(1024),
             lora_r: 32,
             lora_alpha: 64.0,
+            lora_dropout: 0.05,
             batching: Batching::Domain,
             batch: 16,
             accumulate: 8,
