@@ -10,6 +10,7 @@ use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
 use crate::learn::draws::Draws;
+use crate::learn::ewc::Held;
 use crate::learn::targets::Target;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
@@ -17,9 +18,10 @@ use crate::model::lora::Adapter;
 use crate::model::training::{Kept, Training};
 use crate::ops::Ops;
 use crate::ops::adamw::{self, Clip, Segment};
-use crate::ops::anchor::{Form, Pull};
+use crate::ops::anchor::{Form, Pull, Weighted};
 use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, NONE, Room, Targets, invert};
 use crate::ops::matmul::Product;
+use crate::ops::square::Accumulate;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::Tokens;
 
@@ -78,6 +80,14 @@ pub(crate) struct Shape {
     pub(crate) candidates: Option<usize>,
     /// Models with mass in a target, at most.
     pub(crate) targets: usize,
+}
+
+/// What holds parameters near earlier ones in a step.
+#[derive(Clone, Copy)]
+pub(crate) enum Hold {
+    Anchors(Anchors),
+    /// EWC in their place, with this lambda.
+    Ewc(f32),
 }
 
 /// What holds parameters near the parent's in a step.
@@ -171,11 +181,12 @@ pub(crate) struct Losses {
     pub(crate) route: f64,
     pub(crate) embedding: f64,
     pub(crate) projection: f64,
+    pub(crate) ewc: f64,
 }
 
 impl Losses {
     pub(crate) fn total(self) -> f64 {
-        self.route + self.embedding + self.projection
+        self.route + self.embedding + self.projection + self.ewc
     }
 }
 
@@ -204,6 +215,7 @@ pub(crate) struct Engine {
     dropout: f32,
     flat: Flat,
     references: Option<References>,
+    consolidated: Vec<Consolidated>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
     full: Option<Plan<Full>>,
     head: Option<Plan<FromPooled>>,
@@ -252,6 +264,8 @@ struct End {
     row_losses: Tensor,
     w_losses: Tensor,
     touched: Tensor,
+    /// Parts of EWC's penalty.
+    ewc_losses: Tensor,
 }
 
 /// The parent's parameters that anchors hold on to.
@@ -260,6 +274,44 @@ struct References {
     rows: Tensor,
     /// W0 [D, H]
     w: Tensor,
+}
+
+/// Earlier parameters that EWC holds on to, with their Fisher weights: [1, n] each.
+struct Consolidated {
+    /// Where they begin in the flat buffer.
+    first: usize,
+    theta: Tensor,
+    fisher: Tensor,
+}
+
+impl Consolidated {
+    /// Adds the pull on the parameters from `from` on; the parts of the penalty.
+    fn pull(
+        &self,
+        ops: &Ops,
+        pass: &mut Pass<'_>,
+        from: usize,
+        lambda: f32,
+        flat: (&Tensor, &mut Tensor),
+        losses: &mut Tensor,
+    ) -> Read {
+        let begin = self.first.max(from);
+        let skip = begin - self.first;
+        let n = self.theta.len() - skip;
+        let (place, held) = (Place::flat(begin, 1, n), Place::flat(skip, 1, n));
+        ops.anchor.weighted(
+            pass,
+            Weighted {
+                theta: flat.0.part(place),
+                reference: self.theta.part(held),
+                weights: self.fisher.part(held),
+                strength: lambda,
+                grad: flat.1.part_mut(place),
+                losses,
+            },
+        );
+        pass.read(losses)
+    }
 }
 
 /// What some items are for the device.
@@ -339,6 +391,7 @@ impl Engine {
             row_losses: device.scratch("row losses", layout.e.rows, 1)?,
             w_losses: device.scratch("w losses", layout.w.rows, 1)?,
             touched: device.ids("touched", layout.e.rows, 1)?,
+            ewc_losses: device.scratch("ewc losses", Weighted::losses(layout.len()), 1)?,
         };
         let reads = 4 * (3 * layout.len() + layout.e.rows + layout.w.rows + 1);
         let end = Plan::new(device, end, 4 * layout.e.rows, reads)?;
@@ -354,6 +407,7 @@ impl Engine {
             tau,
             dropout: 0.0,
             references: None,
+            consolidated: Vec::new(),
             full: None,
             head: None,
             end,
@@ -383,6 +437,51 @@ impl Engine {
             w: device.upload("reference w", self.layout.w.columns, w)?,
         });
         Ok(())
+    }
+
+    /// EWC holds on to these from now on.
+    pub(crate) fn consolidate(&mut self, held: &[Held]) -> Result<()> {
+        let device = self.encoder.device();
+        let upload = |held: &Held| {
+            Ok(Consolidated {
+                first: held.first,
+                theta: device.upload("held theta", held.theta.len(), &held.theta)?,
+                fisher: device.upload("fisher", held.fisher.len(), &held.fisher)?,
+            })
+        };
+        self.consolidated = held.iter().map(upload).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Fisher weights of the parameters from `first` on: the mean over `count` batches of the square
+    /// of a batch's gradient, in evaluation mode. Parameters stay as they are.
+    ///
+    /// Errors: a loss is not finite.
+    pub(crate) fn fisher<'i>(
+        &mut self,
+        first: usize,
+        count: usize,
+        mut batch: impl FnMut(usize) -> Vec<Item<'i>>,
+    ) -> Result<Vec<f32>> {
+        let encoder = Arc::clone(&self.encoder);
+        let (device, ops) = (encoder.device(), encoder.ops());
+        let (all, n) = (self.layout.len(), self.layout.len() - first);
+        let place = Place::flat(first, 1, n);
+        self.flat.grad = device.upload("grad", all, &vec![0.0; all])?;
+        let mut sums = device.upload("fisher", n, &vec![0.0; n])?;
+        let scale = 1.0 / count.max(1) as f32;
+        for i in 0..count {
+            let loss = self.add_gradients(&[batch(i)], 0.0)?;
+            check_finite("Fisher weights: routing loss", loss)?;
+            let grad = &mut self.flat.grad;
+            device.run(&mut self.end, |pass, _| {
+                let (grad, sums) = (grad.part_mut(place), &mut sums);
+                ops.square
+                    .accumulate(pass, Accumulate { grad, scale, sums });
+            })?;
+        }
+        let (read, outcome) = device.run(&mut self.end, |pass, _| pass.read(&sums))?;
+        Ok(outcome.f32(read).to_vec())
     }
 
     /// Replaces all parameters; moments stay.
@@ -442,20 +541,24 @@ impl Engine {
 
     /// One optimiser step on the mean over `batches`, whose items bring their weights.
     ///
-    /// Errors: a loss is not finite; the parameters are those of the step before.
+    /// Errors: a loss is not finite; where it is the routing loss, the parameters are those of the step
+    /// before.
     pub(crate) fn step(
         &mut self,
         batches: &[Vec<Item<'_>>],
         rates: &Rates,
-        anchors: Option<Anchors>,
+        hold: Option<Hold>,
     ) -> Result<Losses> {
         let route = self.gradients(batches)?;
-        if !route.is_finite() {
-            bail!(
-                Numeric,
-                "routing loss: expected a finite number, found {route}"
-            );
-        }
+        check_finite("routing loss", route)?;
+        let (anchors, lambda) = match hold {
+            Some(Hold::Anchors(anchors)) => (Some(anchors), None),
+            Some(Hold::Ewc(lambda)) => (None, Some(lambda)),
+            None => (None, None),
+        };
+        // A frozen adapter's gradients would wait for the phase in which it is trained.
+        let from = rates.lora.map_or(self.layout.w.offset, |_| 0);
+        let consolidated = &self.consolidated;
         let touched = anchors.filter(|a| a.touched).map(|_| self.touched(batches));
         let encoder = Arc::clone(&self.encoder);
         let ops = encoder.ops();
@@ -481,6 +584,13 @@ impl Engine {
                 );
                 (pass.read(&end.row_losses), pass.read(&end.w_losses))
             });
+            let ewc: Vec<Read> = lambda.map_or_else(Vec::new, |lambda| {
+                let losses = &mut end.ewc_losses;
+                let pull = |held: &Consolidated| {
+                    held.pull(ops, pass, from, lambda, (&*theta, &mut *grad), losses)
+                };
+                consolidated.iter().map(pull).collect()
+            });
             ops.adamw.step(
                 pass,
                 adamw::Step {
@@ -493,9 +603,9 @@ impl Engine {
                     room: &mut end.adamw,
                 },
             );
-            (reads, pass.read(&end.adamw.norm))
+            (reads, ewc, pass.read(&end.adamw.norm))
         })?;
-        let (anchored, norm) = reads;
+        let (anchored, ewc, norm) = reads;
         self.norm = outcome.f32(norm)[0];
         let sum = |read: Read| {
             outcome
@@ -513,6 +623,10 @@ impl Engine {
             losses.embedding = f64::from(anchors.row_strength(items, &self.layout)) * sum(rows);
             losses.projection = f64::from(anchors.w_strength(&self.layout)) * sum(w);
         }
+        if let Some(lambda) = lambda {
+            losses.ewc = f64::from(lambda) * ewc.into_iter().map(sum).sum::<f64>();
+        }
+        check_finite("what holds the parameters", losses.total())?;
         Ok(losses)
     }
 
@@ -916,6 +1030,13 @@ fn chunks(rows: &[&Tokens], most: usize) -> Vec<usize> {
         counts.push(count);
     }
     counts
+}
+
+fn check_finite(what: &str, loss: f64) -> Result<()> {
+    if !loss.is_finite() {
+        bail!(Numeric, "{what}: expected a finite number, found {loss}");
+    }
+    Ok(())
 }
 
 fn pack(encoder: &Encoder, rows: &[&Tokens]) -> PackedBatch {

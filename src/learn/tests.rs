@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::encoder::{Encoder, ImportOptions, import_encoder};
-use crate::learn::engine::{Anchors, Engine, Input, Item, Layout, Rates, Shape};
+use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape};
 use crate::learn::targets::Target;
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::testing::adapter_name;
@@ -299,7 +299,9 @@ fn ten_steps_equal_pytorch() {
                 touched: false,
             };
             let (engine, items) = case.parts();
-            let losses = engine.step(&[items], &rates, Some(anchors)).unwrap();
+            let losses = engine
+                .step(&[items], &rates, Some(Hold::Anchors(anchors)))
+                .unwrap();
             let total = want["total"].as_f64().unwrap();
             let error = (losses.total() - total).abs() / total;
             assert!(error < 1e-4, "step {step}: {losses:?}, not {want}");
@@ -326,6 +328,46 @@ fn toy_case(options: &Options, dropout: f32) -> Case {
     let mut case = Case::new(&Golden::open("learn-toy"), "all", toy(options));
     case.engine.set_dropout(dropout);
     case
+}
+
+#[test]
+fn fisher_weights_are_the_mean_of_squared_gradients_of_batches() {
+    for (options, bound) in devices() {
+        // Dropout is off while they are taken.
+        let mut case = toy_case(&options, 0.3);
+        let count = case.tokens.len();
+        let batches: Vec<Vec<usize>> = (0..count)
+            .collect::<Vec<_>>()
+            .chunks(2)
+            .map(<[usize]>::to_vec)
+            .collect();
+        assert!(batches.len() > 1 && batches.iter().any(|batch| batch.len() == 2));
+        let mut want = vec![0.0f64; case.engine.layout().len()];
+        for batch in &batches {
+            let mut fresh = toy_case(&options, 0.0);
+            let (engine, items) = fresh.parts();
+            let items = batch.iter().map(|i| items[*i].clone()).collect();
+            engine.gradients(&[items]).unwrap();
+            let gradient = engine.gradient_values().unwrap();
+            for (sum, g) in want.iter_mut().zip(gradient) {
+                *sum += f64::from(g).powi(2) / batches.len() as f64;
+            }
+        }
+        let (engine, items) = case.parts();
+        let before = engine.parameters().unwrap();
+        // What a step left behind is not counted.
+        engine.gradients(std::slice::from_ref(&items)).unwrap();
+        let w = engine.layout().w.offset;
+        for first in [0, w] {
+            let of = |i: usize| batches[i].iter().map(|i| items[*i].clone()).collect();
+            let found = engine.fisher(first, batches.len(), of).unwrap();
+            let wanted: Vec<f32> = want[first..].iter().map(|f| *f as f32).collect();
+            let error = relative(&found, &wanted);
+            assert!(error < 2.0 * bound, "from {first}: {error:e}");
+            assert!(found.iter().all(|f| *f >= 0.0));
+        }
+        assert_eq!(engine.parameters().unwrap(), before);
+    }
 }
 
 #[test]

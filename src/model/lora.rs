@@ -343,7 +343,8 @@ impl Factors {
     }
 }
 
-fn tensor(file: &SafeTensors<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+/// The tensor called `name`, which must be finite numbers of this shape.
+pub(crate) fn tensor(file: &SafeTensors<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
     let found = file
         .tensor(name)
         .map_err(|e| error!(Mismatch, "{name}: {e}"))?;

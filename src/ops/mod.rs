@@ -16,6 +16,7 @@ pub(crate) mod peak;
 pub(crate) mod pool;
 pub(crate) mod reference;
 pub(crate) mod score;
+pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod top_k;
@@ -43,6 +44,7 @@ pub(crate) struct Ops {
     pub(crate) peak: peak::Peak,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
+    pub(crate) square: square::Square,
     pub(crate) top_k: top_k::TopK,
 }
 
@@ -65,6 +67,7 @@ impl Ops {
             peak: peak::Peak::new(device)?,
             pool: pool::Pool::new(device)?,
             score: score::Score::new(device)?,
+            square: square::Square::new(device)?,
             top_k: top_k::TopK::new(device)?,
         })
     }

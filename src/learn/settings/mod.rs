@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail};
 use crate::model::lora::Target;
 pub use words::{
-    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, InitProfile,
-    InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
+    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, EwcScope,
+    InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
 };
 
 /// Size of W at which the paper gives the strength of the projection anchor.
@@ -133,6 +133,9 @@ pub struct Settings {
     /// Share of the older Fisher weights that stays, `online`.
     #[serde(rename = "ewc.decay")]
     pub ewc_decay: f64,
+    /// What EWC holds.
+    #[serde(rename = "ewc.scope")]
+    pub ewc_scope: EwcScope,
     /// How rows meet in batches.
     pub batching: Batching,
     /// Rows of a micro-batch: B.
@@ -236,6 +239,7 @@ impl Settings {
             ewc_lambda: 1e4,
             ewc_mode: EwcMode::Online,
             ewc_decay: 0.9,
+            ewc_scope: EwcScope::Router,
             batching: Batching::Shuffled,
             batch: 32,
             accumulate: 1,

@@ -132,6 +132,15 @@ words! {
     }
 }
 words! {
+    /// What EWC holds.
+    EwcScope {
+        /// W and the old rows of E.
+        Router,
+        /// The adapters too.
+        All,
+    }
+}
+words! {
     /// How rows meet in batches.
     Batching {
         /// One permutation.
