@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
+use crate::generation::cards::{self, CARDS};
 use crate::generation::serving::{Serving, open_encoder};
 use crate::generation::{
     ADAPTER, Contents, Draft, GenerationId, Learned, NewModel, Store, card_row,
@@ -189,7 +190,11 @@ impl Learner {
         let [before] = self.measure(&contents, &encoder, [&old], "measuring before", watch)?;
 
         let task = self.task(rows, hub, number, experience::digest(&experience.examples));
-        let mut engine = self.engine(&encoder, &contents, &task, &new_models)?;
+        let mixed = settings.rows() == InitRows::CardMix;
+        let cards = (mixed || contents.parts.contains_key(CARDS))
+            .then(|| contents.cards_with(&encoder, &new_models, &mut |_, _| {}))
+            .transpose()?;
+        let mut engine = self.engine(&encoder, &contents, &task, &new_models, &cards)?;
         let consolidated = self.consolidated(&mut engine, &contents, task.experience)?;
         let mut candidates = Candidates::new(
             Arc::clone(&task.domains),
@@ -239,6 +244,9 @@ impl Learner {
         };
         let mut parts = vec![(REPLAY, remembered), (HELD_OUT, held_out.to_bytes()?)];
         parts.extend(fisher.map(|bytes| (FISHER, bytes)));
+        if let Some(cards) = &cards {
+            parts.push((CARDS, cards::write(cards, encoder.width())?));
+        }
         let device = encoder.device_name();
         let draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
 
@@ -429,6 +437,7 @@ impl Learner {
         contents: &Contents,
         task: &Task,
         new_models: &[NewModel],
+        cards: &Option<Vec<f32>>,
     ) -> Result<Engine> {
         let settings = &self.settings;
         let inputs = encoder.width();
@@ -478,7 +487,7 @@ impl Learner {
         )]
         engine.set_dropout(settings.lora_dropout as f32);
         if !anew && !new_models.is_empty() {
-            self.new_rows(&mut engine, &mut values, contents, new_models)?;
+            self.new_rows(&mut engine, &mut values, contents, new_models, cards)?;
         }
         if number > 1 {
             engine.anchor_to(&contents.embeddings, &contents.projection)?;
@@ -493,6 +502,7 @@ impl Learner {
         values: &mut [f32],
         contents: &Contents,
         new_models: &[NewModel],
+        cards: &Option<Vec<f32>>,
     ) -> Result<()> {
         let (width, old) = (contents.manifest.width, contents.hub.len());
         let e = engine.layout().e.offset;
@@ -515,6 +525,19 @@ impl Learner {
                     card_row(model, &contents.projection, vectors, width)
                 };
                 cards.map(row).collect::<Result<_>>()?
+            }
+            InitRows::CardMix => {
+                let h = contents.manifest.encoder.width;
+                let vectors = cards.iter().flat_map(|cards| cards.chunks_exact(h));
+                let vectors: Vec<&[f32]> = vectors.collect();
+                let (known, added) = vectors.split_at(old);
+                let row = |(model, card): (&NewModel, &&[f32])| {
+                    let cosine = |of: &&[f32]| card.iter().zip(*of).map(|(a, b)| a * b).sum();
+                    let cosines: Vec<f32> = known.iter().map(cosine).collect();
+                    rows::mixed_row(&contents.embeddings, width, &cosines, rows::MIXED)
+                        .unwrap_or_else(|| of_domain(model))
+                };
+                new_models.iter().zip(added).map(row).collect()
             }
             _ => return Ok(()),
         };

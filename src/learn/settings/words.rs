@@ -33,6 +33,8 @@ words! {
         Card,
         /// The mean of the domain's old rows.
         Domain,
+        /// A mixture of the old rows whose cards are near, by how near they are.
+        CardMix,
     }
 }
 words! {
