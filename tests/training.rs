@@ -30,9 +30,13 @@ struct Setup {
 }
 
 fn setup(name: &str) -> Setup {
+    setup_with(name, &ImportOptions::default())
+}
+
+fn setup_with(name: &str, import: &ImportOptions) -> Setup {
     let folder = Folder::new(name);
     let encoder = folder.join("toy-bert");
-    import_encoder(fixture("toy-bert"), &encoder, &ImportOptions::default()).unwrap();
+    import_encoder(fixture("toy-bert"), &encoder, import).unwrap();
     let store = folder.join("store");
     let models: Vec<NewModel> = (0..6).map(model).collect();
     let open = Encoder::open(&encoder, &cpu(1)).unwrap();
@@ -398,7 +402,10 @@ fn only_what_privacy_allows_is_kept() {
 
 #[test]
 fn a_model_added_to_a_learned_generation_is_where_its_card_is() {
-    let setup = setup("add");
+    // The toy introduces prompts and cards by different words; here one text is to be both.
+    let mut import = ImportOptions::default();
+    import.query_prefix = Some("model: ".to_owned());
+    let setup = setup_with("add", &import);
     learn(
         &setup,
         examples(0, 6),
