@@ -1,14 +1,16 @@
-// anchor: pulls towards the parent's parameters; rows of E by direction or by value, W by value
+// anchor: pulls towards the parent's parameters; rows of E by direction or by value, W by value; any of them with Fisher weights
 //
 //   shapes   theta, grad: [N], a matrix of rows x WIDTH at an offset   reference: [rows, width]   ids: [touched]   losses: [items]
+//            weighted: len elements at an offset; reference, weights: as many of theirs behind skip; losses: [rows], one for each WIDTH of them
 //   layout   flat f32; rows consecutive
 //   entries  normalized  one workgroup per row   grad   +=   (adds) strength (1 - cos)' ; losses   =   (overwrites)
 //            raw         one workgroup per row   grad   +=   (adds) strength (|e - r|^2)' ; losses   =   (overwrites)
+//            weighted    one workgroup per WIDTH elements   grad   +=   (adds) strength (sum f (e - r)^2)' ; losses   =   (overwrites)
 //   order    lanes in steps of WG, then a tree
 //   scratch  partial of shared/reduce.wgsl: written before it is read
 //   uses     shared/reduce.wgsl
 
-struct Dims { offset: u32, rows: u32, width: u32, listed: u32, stride: u32, strength: f32 }
+struct Dims { offset: u32, rows: u32, width: u32, listed: u32, stride: u32, strength: f32, skip: u32, len: u32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> theta: array<f32>; // [N]
@@ -16,6 +18,7 @@ struct Dims { offset: u32, rows: u32, width: u32, listed: u32, stride: u32, stre
 @group(0) @binding(3) var<storage, read> ids: array<u32>; // [touched], read where listed
 @group(0) @binding(4) var<storage, read_write> grad: array<f32>; // [N]
 @group(0) @binding(5) var<storage, read_write> losses: array<f32>; // [items]
+@group(0) @binding(6) var<storage, read> weights: array<f32>; // as reference
 
 fn row_of(item: u32) -> u32 {
     if dims.listed != 0u { return ids[item]; }
@@ -67,6 +70,24 @@ fn raw(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
             grad[at + c] += 2.0 * dims.strength * d;
         }
         let square = sum_lanes(lane, dd);
+        if lane == 0u { losses[item] = square; }
+    }
+}
+
+// The losses leave strength out, as the other forms do.
+@compute @workgroup_size(WG)
+fn weighted(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    for (var item = group.x; item < dims.rows; item += dims.stride) {
+        let first = item * dims.width;
+        let end = min(first + dims.width, dims.len);
+        var sum = 0.0;
+        for (var n = first + lane; n < end; n += WG) {
+            let d = theta[dims.offset + n] - reference[dims.skip + n];
+            let pull = weights[dims.skip + n] * d;
+            sum += pull * d;
+            grad[dims.offset + n] += 2.0 * dims.strength * pull;
+        }
+        let square = sum_lanes(lane, sum);
         if lane == 0u { losses[item] = square; }
     }
 }

@@ -35,7 +35,7 @@
 //! An update: examples and replayed rows become micro-batches in an order that depends on the seed;
 //! each goes forward with LoRA apart and its activations kept (147 kB a token for MiniLM, at most
 //! 1,024 tokens at once), back through the same list of ops mirrored, and adds to one flat buffer of
-//! gradients; anchors add theirs, AdamW makes the step. While the encoder is frozen pooled vectors are
+//! gradients; anchors, or EWC in their place, add theirs, AdamW makes the step. While the encoder is frozen pooled vectors are
 //! computed once. The child is measured as it would be served, then written and renamed.
 //!
 //! # Invariants

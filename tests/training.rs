@@ -14,6 +14,7 @@ use hubrouter::{
     Encoder, ErrorKind, GenerationId, ImportOptions, ModelCard, NewModel, Options, Request, Router,
     Store, import_encoder,
 };
+use safetensors::SafeTensors;
 
 const DOMAINS: [&str; 3] = [
     "Translation",
@@ -29,9 +30,13 @@ struct Setup {
 }
 
 fn setup(name: &str) -> Setup {
+    setup_with(name, &ImportOptions::default())
+}
+
+fn setup_with(name: &str, import: &ImportOptions) -> Setup {
     let folder = Folder::new(name);
     let encoder = folder.join("toy-bert");
-    import_encoder(fixture("toy-bert"), &encoder, &ImportOptions::default()).unwrap();
+    import_encoder(fixture("toy-bert"), &encoder, import).unwrap();
     let store = folder.join("store");
     let models: Vec<NewModel> = (0..6).map(model).collect();
     let open = Encoder::open(&encoder, &cpu(1)).unwrap();
@@ -423,7 +428,10 @@ fn only_what_privacy_allows_is_kept() {
 
 #[test]
 fn a_model_added_to_a_learned_generation_is_where_its_card_is() {
-    let setup = setup("add");
+    // The toy introduces prompts and cards by different words; here one text is to be both.
+    let mut import = ImportOptions::default();
+    import.query_prefix = Some("model: ".to_owned());
+    let setup = setup_with("add", &import);
     learn(
         &setup,
         examples(0, 6),
@@ -440,4 +448,328 @@ fn a_model_added_to_a_learned_generation_is_where_its_card_is() {
     let request = Request::new("late. Graph Machine Learning");
     let best = &router.route(&request).unwrap().ranked[0];
     assert!(&*best.model == "late" && best.cosine > 0.999, "{best:?}");
+}
+
+/// The tensors and the metadata of a part of the current generation.
+fn part(setup: &Setup, name: &str) -> (Vec<(String, Vec<f32>)>, String) {
+    let id = Store::open(&setup.store).unwrap().current().unwrap();
+    let bytes = fs::read(setup.store.join(id.as_str()).join(name)).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let meta = header
+        .metadata()
+        .as_ref()
+        .map(|map| map["hubrouter"].clone());
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |data: &[u8]| -> Vec<f32> {
+        let numbers = data.chunks_exact(4);
+        numbers
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
+    };
+    let mut tensors: Vec<_> = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, values(view.data())))
+        .collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    (tensors, meta.unwrap_or_default())
+}
+
+fn ewc(pairs: &[(&str, &str)]) -> Settings {
+    let all = [&[("regulariser", "ewc"), ("anchor.phase", "both")], pairs].concat();
+    settings(&all)
+}
+
+#[test]
+fn ewc_holds_what_mattered() {
+    let moved = |second: Settings| {
+        let setup = setup("ewc");
+        learn(&setup, examples(0, 6), ewc(&[]), cpu(1));
+        let (_, report) = learn(&setup, examples(6, 3), second, cpu(1));
+        let drift = (report.projection_drift, report.row_drift_degrees.0);
+        (drift, report.losses, part(&setup, "head.safetensors").0)
+    };
+    let (held, terms, _) = moved(ewc(&[("ewc.lambda", "1e9")]));
+    let (free, none, head) = moved(ewc(&[("ewc.lambda", "0")]));
+    assert!(
+        held.0 < 0.7 * free.0 && held.1 < 0.7 * free.1,
+        "{held:?} {free:?}"
+    );
+    assert!(terms.ewc > 0.0 && terms.embedding == 0.0 && terms.projection == 0.0);
+    assert!(none.ewc == 0.0 && none.route > 0.0);
+    // With lambda = 0 it is as if there were no regulariser.
+    let (_, _, unheld) = moved(settings(&[
+        ("anchor.embedding", "0"),
+        ("anchor.projection", "0"),
+    ]));
+    assert_eq!(head, unheld);
+}
+
+#[test]
+fn fisher_weights_are_kept_with_the_generation() {
+    for (mode, held) in [("online", 1), ("separate", 2)] {
+        let setup = setup("fisher");
+        let settings = ewc(&[("ewc.mode", mode), ("ewc.lambda", "1e7")]);
+        learn(&setup, examples(0, 3), settings.clone(), cpu(1));
+        let (tensors, meta) = part(&setup, "fisher.safetensors");
+        let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "0.model_embeddings.fisher",
+                "0.model_embeddings.theta",
+                "0.prompt_projection.fisher",
+                "0.prompt_projection.theta"
+            ]
+        );
+        assert!(
+            meta.contains("\"count\":1") && meta.contains(mode),
+            "{meta}"
+        );
+        // theta* is what was learned, and something mattered.
+        let (head, _) = part(&setup, "head.safetensors");
+        assert_eq!(head[0].1, tensors[1].1);
+        assert_eq!(head[1].1, tensors[3].1);
+        assert!(tensors[0].1.iter().any(|f| *f > 0.0));
+
+        // A change of the hub keeps the part as it is.
+        let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+        let card = ModelCard::new("late", "Graph Machine Learning");
+        let store = Store::open(&setup.store).unwrap();
+        store
+            .add(&encoder, &[NewModel::from(&card)], &mut |_, _| {})
+            .unwrap();
+        assert_eq!(part(&setup, "fisher.safetensors"), (tensors.clone(), meta));
+
+        // The row of the newcomer is not held, whatever lambda.
+        learn(&setup, examples(3, 3), settings.clone(), cpu(1));
+        let (second, meta) = part(&setup, "fisher.safetensors");
+        assert!(meta.contains("\"count\":2"), "{meta}");
+        assert_eq!(second.len(), 4 * held);
+        let (rows, width) = (&second[4 * held - 4].1, head[0].1.len() / 6);
+        assert_eq!(rows.len(), 7 * width, "the newcomer's row has weights now");
+        if mode == "separate" {
+            assert_eq!(second[..4], tensors);
+        }
+        // And a third update, by another mode, goes on from either.
+        let other = ewc(&[("ewc.mode", if held == 1 { "separate" } else { "online" })]);
+        let (_, report) = learn(&setup, examples(6, 3), other, cpu(1));
+        assert!(report.losses.ewc > 0.0);
+        let (third, meta) = part(&setup, "fisher.safetensors");
+        assert!(meta.contains("\"count\":3"), "{meta}");
+        assert_eq!(third.len(), if held == 1 { 8 } else { 4 });
+        // Anchors leave it alone.
+        learn(&setup, examples(0, 9), self::settings(&[]), cpu(1));
+        assert_eq!(part(&setup, "fisher.safetensors"), (third, meta));
+    }
+}
+
+#[test]
+fn ewc_holds_adapters_where_its_scope_is_all() {
+    let moved = |lambda: &str| {
+        let setup = setup("scope");
+        let settings = ewc(&[
+            ("ewc.scope", "all"),
+            ("ewc.lambda", lambda),
+            ("phase_split", "0"),
+            ("replay.strategy", "none"),
+        ]);
+        learn(&setup, examples(0, 6), settings.clone(), cpu(1));
+        let (fisher, _) = part(&setup, "fisher.safetensors");
+        assert_eq!(fisher.len(), 6, "{fisher:?}");
+        let (before, _) = part(&setup, "adapter.safetensors");
+        learn(&setup, examples(6, 3), settings, cpu(1));
+        let (after, _) = part(&setup, "adapter.safetensors");
+        let pairs = before
+            .iter()
+            .zip(&after)
+            .flat_map(|(a, b)| a.1.iter().zip(&b.1));
+        pairs
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    };
+    let (held, free) = (moved("1e9"), moved("0"));
+    assert!(held < 0.8 * free, "{held} {free}");
+}
+
+/// Everything that depends on the hub's earlier rows, on Fisher weights and on masks.
+fn all_at_once() -> Settings {
+    ewc(&[
+        ("ewc.lambda", "1e5"),
+        ("ewc.scope", "all"),
+        ("lora.dropout", "0.2"),
+        ("init.rows", "card_mix"),
+        ("replay.ratio", "0.5"),
+    ])
+}
+
+#[test]
+fn ewc_dropout_and_mixed_rows_have_the_same_bits_whatever_the_threads_and_resumed() {
+    let whole = |threads: usize| {
+        let setup = setup("all at once");
+        learn(&setup, examples(0, 6), all_at_once(), cpu(threads));
+        learn(&setup, examples(6, 3), all_at_once(), cpu(threads)).0
+    };
+    let want = whole(1);
+    assert_eq!(whole(2), want);
+    for stop in [2, 8] {
+        let setup = setup("all resumed");
+        learn(&setup, examples(0, 6), all_at_once(), cpu(1));
+        let experience = Experience {
+            models: Vec::new(),
+            examples: examples(6, 3),
+        };
+        let options = cpu(2).encoder(&setup.encoder);
+        let mut learner = Learner::open(&setup.store, None, all_at_once(), options).unwrap();
+        let outcome = learner.learn(&experience, None, &mut |status| match status.loss.is_some()
+            && status.done >= stop
+        {
+            true => Control::Stop,
+            false => Control::Continue,
+        });
+        assert!(matches!(outcome.unwrap(), Outcome::Stopped { step, .. } if step == stop));
+        let got = learn(&setup, examples(6, 3), all_at_once(), cpu(1)).0;
+        assert_eq!(got, want, "stopped after {stop}");
+    }
+}
+
+#[test]
+fn ewc_and_dropout_on_a_gpu_are_those_of_the_cpu() {
+    let learned = |options: Options| {
+        let setup = setup("devices");
+        let settings = || {
+            let mut settings = all_at_once();
+            settings.set("epochs", "2").unwrap();
+            settings
+        };
+        learn(&setup, examples(0, 3), settings(), options.clone());
+        let (_, report) = learn(&setup, examples(3, 2), settings(), options);
+        let (fisher, _) = part(&setup, "fisher.safetensors");
+        (report.losses, fisher)
+    };
+    let ((cpu, a), (gpu, b)) = (learned(cpu(2)), learned(gpu()));
+    assert!(
+        (cpu.route - gpu.route).abs() < 1e-3 * cpu.route,
+        "{cpu:?} {gpu:?}"
+    );
+    assert!(
+        cpu.ewc > 0.0 && (cpu.ewc - gpu.ewc).abs() < 0.05 * cpu.ewc,
+        "{cpu:?} {gpu:?}"
+    );
+    for ((name, a), (_, b)) in a.iter().zip(&b) {
+        let norm =
+            |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let apart = norm(&mut a.iter().zip(b).map(|(a, b)| a - b));
+        let size = norm(&mut a.iter().copied());
+        assert!(apart < 0.05 * size, "{name}: {apart} of {size}");
+    }
+}
+
+#[test]
+fn dropout_changes_what_is_learned_and_none_changes_nothing() {
+    let id = |pairs: &[(&str, &str)]| {
+        let setup = setup("dropout");
+        learn(&setup, examples(0, 6), settings(pairs), cpu(1)).0
+    };
+    let none = id(&[]);
+    assert_eq!(id(&[("lora.dropout", "0")]), none);
+    assert_ne!(id(&[("lora.dropout", "0.1")]), none);
+    // Frozen adapters are in evaluation mode.
+    let head = |pairs: &[(&str, &str)]| {
+        let setup = setup("frozen");
+        let frozen = [&[("lora.train", "false")], pairs].concat();
+        learn(&setup, examples(0, 6), settings(&frozen), cpu(1));
+        part(&setup, "head.safetensors").0
+    };
+    assert_eq!(head(&[("lora.dropout", "0.5")]), head(&[]));
+}
+
+#[test]
+fn damaged_fisher_weights_are_refused_by_name() {
+    let setup = setup("damaged");
+    let (id, _) = learn(&setup, examples(0, 6), ewc(&[]), cpu(1));
+    let path = setup.store.join(id.as_str()).join("fisher.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let experience = Experience {
+        models: Vec::new(),
+        examples: examples(6, 3),
+    };
+    let options = cpu(1).encoder(&setup.encoder);
+    let mut learner = Learner::open(&setup.store, Some(&id), ewc(&[]), options).unwrap();
+    let error = learner
+        .learn(&experience, None, &mut |_| Control::Continue)
+        .unwrap_err();
+    assert!(error.to_string().contains("fisher.safetensors"), "{error}");
+}
+
+#[test]
+fn rows_of_newcomers_are_mixed_from_those_with_near_cards() {
+    let setup = setup("mixed");
+    let still = |rows: &str| {
+        let mut pairs = vec![("init.rows", rows), ("lora.train", "false")];
+        pairs.extend(["lr.w", "lr.e", "lr.phase1.w", "lr.phase1.e"].map(|key| (key, "0")));
+        pairs.push(("weight_decay", "0"));
+        settings(&pairs)
+    };
+    learn(&setup, examples(0, 6), still("card_mix"), cpu(1));
+    let before = part(&setup, "head.safetensors").0;
+    // Added between two updates, with a card of its own.
+    let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+    let card = ModelCard::new("late", "Graph Machine Learning");
+    let store = Store::open(&setup.store).unwrap();
+    store
+        .add(&encoder, &[NewModel::from(&card)], &mut |_, _| {})
+        .unwrap();
+    learn(&setup, examples(6, 1), still("card_mix"), cpu(1));
+    let (head, _) = part(&setup, "head.safetensors");
+    let width = before[0].1.len() / 6;
+    let rows: Vec<&[f32]> = head[0].1.chunks(width).collect();
+    assert_eq!(rows.len(), 8);
+    // Zero-shot rows are the cards, and none of them moved.
+    let text = |name: &str, domain: &str| ModelCard::new(name, domain).text();
+    let names = [("late", "Graph Machine Learning"), ("model-6", DOMAINS[0])];
+    let texts: Vec<String> = (0..6)
+        .map(|i| text(&format!("model-{i}"), DOMAINS[i % 3]))
+        .chain(names.map(|(name, domain)| text(name, domain)))
+        .collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let units: Vec<Vec<f64>> = encoder
+        .embed_documents(&texts)
+        .into_iter()
+        .map(|vector| {
+            let vector: Vec<f64> = vector.unwrap().into_iter().map(f64::from).collect();
+            let length = vector.iter().map(|v| v * v).sum::<f64>().sqrt();
+            vector.into_iter().map(|v| v / length).collect()
+        })
+        .collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let weights: Vec<f64> = (0..7)
+        .map(|i| (dot(&units[i], &units[7]) / 0.07).exp())
+        .collect();
+    let total: f64 = weights.iter().sum();
+    for (c, found) in rows[7].iter().enumerate() {
+        let mixed = weights.iter().zip(&rows);
+        let want: f64 = mixed.map(|(w, row)| w / total * f64::from(row[c])).sum();
+        // Half-precision vectors over 0.07.
+        let error = (f64::from(*found) - want).abs();
+        assert!(error < 2e-3, "{c}: {found}, not {want}");
+    }
+
+    // A learned generation without card vectors cannot mix rows, and says what could.
+    let setup = self::setup("unmixed");
+    learn(&setup, examples(0, 6), settings(&[]), cpu(1));
+    let options = cpu(1).encoder(&setup.encoder);
+    let mut learner = Learner::open(&setup.store, None, still("card_mix"), options).unwrap();
+    let experience = Experience {
+        models: Vec::new(),
+        examples: examples(6, 3),
+    };
+    let error = learner
+        .learn(&experience, None, &mut |_| Control::Continue)
+        .unwrap_err();
+    assert!(error.to_string().contains("cards.safetensors"), "{error}");
 }

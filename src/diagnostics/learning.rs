@@ -6,10 +6,12 @@ use super::cases::{Case, Shape, case};
 use crate::device::{Device, Pass, Place};
 use crate::error::Result;
 use crate::ops::adamw::{self, Segment, Step};
-use crate::ops::anchor::{Form, Pull};
+use crate::ops::anchor::{Form, Pull, Weighted};
 use crate::ops::contrastive::{Candidates, LossAndGradients, Room, Targets};
+use crate::ops::dropout::{self, Mask};
 use crate::ops::matmul::Product;
 use crate::ops::reference::{noise, wide};
+use crate::ops::square::Accumulate;
 use crate::ops::{Ops, reference};
 
 /// Temperature of the losses.
@@ -28,6 +30,9 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
         matmul(device, ops, tokens, hidden)?,
         contrastive(device, ops, prompts, models / 9, hidden)?,
         anchor(device, ops, models / 9, hidden)?,
+        weighted_anchor(device, ops, models / 9 * hidden)?,
+        square(device, ops, models / 9 * hidden)?,
+        dropout(device, ops, tokens, hidden)?,
         adamw(device, ops, tokens * hidden)?,
     ])
 }
@@ -185,6 +190,78 @@ fn anchor(device: &Device, ops: &Arc<Ops>, models: usize, width: usize) -> Resul
             .collect()
     };
     Ok(case("anchor", "", 5.0, 16.0, n, grad, run, want))
+}
+
+/// The gradient of sum f (theta - theta*)^2.
+fn weighted_anchor(device: &Device, ops: &Arc<Ops>, n: usize) -> Result<Case> {
+    let (moved, held, f) = (noise(n, 29), noise(n, 30), noise(n, 31));
+    let theta = device.upload("theta", n, &moved)?;
+    let reference = device.upload("reference", n, &held)?;
+    let weights = device.upload("weights", n, &f)?;
+    let mut losses = device.scratch("losses", Weighted::losses(n), 1)?;
+    let grad = device.upload("grad", n, &vec![0.0; n])?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, grad: &mut crate::device::Tensor| {
+        let place = Place::flat(0, 1, n);
+        ops.anchor.weighted(
+            pass,
+            Weighted {
+                theta: theta.part(place),
+                reference: reference.part(place),
+                weights: weights.part(place),
+                strength: 1.0,
+                grad: grad.part_mut(place),
+                losses: &mut losses,
+            },
+        );
+    };
+    let want = move || {
+        let pairs = wide(&moved).into_iter().zip(wide(&held)).zip(wide(&f));
+        pairs.map(|((e, r), f)| 2.0 * f * (e - r)).collect()
+    };
+    Ok(case("anchor", "weighted", 6.0, 20.0, n, grad, run, want))
+}
+
+/// g^2
+fn square(device: &Device, ops: &Arc<Ops>, n: usize) -> Result<Case> {
+    let gradient = noise(n, 32);
+    let mut grad = device.upload("grad", n, &gradient)?;
+    let sums = device.upload("sums", n, &vec![0.0; n])?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, sums: &mut _| {
+        let grad = grad.part_mut(Place::flat(0, 1, n));
+        let scale = 1.0;
+        ops.square
+            .accumulate(pass, Accumulate { grad, scale, sums });
+    };
+    let want = move || wide(&gradient).iter().map(|g| g * g).collect();
+    Ok(case("square", "", 3.0, 16.0, n, sums, run, want))
+}
+
+/// Half of x, twice.
+fn dropout(device: &Device, ops: &Arc<Ops>, tokens: usize, hidden: usize) -> Result<Case> {
+    let values = noise(tokens * hidden, 33);
+    let ids: Vec<u32> = (0..crate::device::small(tokens)).collect();
+    let x = device.upload("x", hidden, &values)?;
+    let keys = device.upload_ids("keys", 1, &ids)?;
+    let y = device.scratch("y", tokens, hidden)?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, y: &mut crate::device::Tensor| {
+        let mask = Mask {
+            keys: &keys,
+            using: 0,
+            rate: 0.5,
+        };
+        let x = &x;
+        ops.dropout.forward(pass, dropout::Forward { mask, x, y });
+    };
+    let want = move || {
+        let factors = dropout::factors(&ids, 0, 0.5, hidden);
+        let pairs = wide(&values).into_iter().zip(factors);
+        pairs.map(|(x, factor)| x * f64::from(factor)).collect()
+    };
+    let n = tokens * hidden;
+    Ok(case("dropout", "", 12.0, 8.0, n, y, run, want))
 }
 
 /// The first step from zero moments: theta (1 - rate decay) - rate g / (|g| + eps).

@@ -1,5 +1,6 @@
 //! Generations: trained routers on disk, each a folder that is whole or absent.
 
+pub(crate) mod cards;
 mod contents;
 mod manifest;
 pub(crate) mod serving;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
+use crate::generation::cards::{self, CARDS};
 use crate::generation::contents::{Contents, Draft};
 use crate::generation::manifest::EncoderPin;
 use crate::generation::{GenerationId, Store};
@@ -137,6 +138,11 @@ impl Store {
                     encoder.revision()
                 );
             }
+            if contents.parts.contains_key(CARDS) {
+                let all = contents.cards_with(encoder, models, &mut |_, _| {})?;
+                let bytes = cards::write(&all, encoder.width())?;
+                contents.parts.insert(CARDS.to_owned(), bytes);
+            }
             contents.hub = contents
                 .hub
                 .with(models.iter().map(|new| new.model.clone()))?;
@@ -204,6 +210,21 @@ fn rows(
     width: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<f32>> {
+    let mut rows = Vec::with_capacity(models.len() * width);
+    let cards = encoded(encoder, bert, models, progress)?;
+    for (new, cards) in models.iter().zip(&cards) {
+        rows.extend(card_row(new, projection, cards, width)?);
+    }
+    Ok(rows)
+}
+
+/// h of every card of each model.
+pub(crate) fn encoded(
+    encoder: &Encoder,
+    bert: &Bert,
+    models: &[NewModel],
+    progress: Progress<'_>,
+) -> Result<Vec<Vec<Vec<f32>>>> {
     let texts: Vec<&str> = models
         .iter()
         .flat_map(|new| new.cards.iter().map(String::as_str))
@@ -215,16 +236,13 @@ fn rows(
     }
     progress(texts.len(), texts.len());
     let mut vectors = vectors.into_iter();
-    let mut rows = Vec::with_capacity(models.len() * width);
-    for new in models {
-        let cards: Vec<Vec<f32>> = vectors
-            .by_ref()
-            .take(new.cards.len())
+    let of = |new: &NewModel| {
+        let cards = vectors.by_ref().take(new.cards.len());
+        cards
             .collect::<Result<_>>()
-            .map_err(|e| e.at(format!("card of {:?}", new.model.name)))?;
-        rows.extend(card_row(new, projection, &cards, width)?);
-    }
-    Ok(rows)
+            .map_err(|e| e.at(format!("card of {:?}", new.model.name)))
+    };
+    models.iter().map(of).collect()
 }
 
 /// norm of the sum of norm(W h) over a model's cards; `vectors`: h of each (carve.md section 3).
@@ -236,9 +254,18 @@ pub(crate) fn card_row(
     vectors: &[Vec<f32>],
     width: usize,
 ) -> Result<Vec<f32>> {
-    let mut row = vec![0.0f32; width];
-    for h in vectors {
-        let mut card = project(projection, h);
+    let projected = vectors.iter().map(|h| project(projection, h)).collect();
+    let row = card_vector(model, projected)?;
+    assert_eq!(row.len(), width, "card_row: W has another width");
+    Ok(row)
+}
+
+/// norm of the sum of norm(h) over a model's cards; `vectors`: h of each, at least one.
+///
+/// Errors: they add up to nothing.
+pub(crate) fn card_vector(model: &NewModel, vectors: Vec<Vec<f32>>) -> Result<Vec<f32>> {
+    let mut row = vec![0.0f32; vectors.first().map_or(0, Vec::len)];
+    for mut card in vectors {
         unit(&mut card);
         row.iter_mut()
             .zip(&card)

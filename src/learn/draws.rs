@@ -9,7 +9,7 @@ pub(crate) enum Stream {
     Order = 2,
     Candidates = 3,
     Replay = 4,
-    // 5 is dropout's in carve.md; there is none.
+    Dropout = 5,
     Mining = 6,
 }
 
@@ -21,12 +21,27 @@ pub(crate) fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(0, |k, part| Draws(k ^ part).bits())
 }
 
+/// The state behind [`Draws::new`].
+pub(crate) fn stream_key(seed: u64, stream: Stream, parts: &[u64]) -> u64 {
+    let mut all = vec![seed, stream as u64];
+    all.extend(parts);
+    key(&all)
+}
+
 impl Draws {
     /// `parts`: the experience, and as far as they apply the step and the row.
     pub(crate) fn new(seed: u64, stream: Stream, parts: &[u64]) -> Self {
-        let mut all = vec![seed, stream as u64];
-        all.extend(parts);
-        Self(key(&all))
+        Self::of(stream_key(seed, stream, parts))
+    }
+
+    /// Those of a [`stream_key`].
+    pub(crate) fn of(key: u64) -> Self {
+        Self(key)
+    }
+
+    /// The upper half of the next bits.
+    pub(crate) fn word(&mut self) -> u32 {
+        crate::device::small((self.bits() >> 32) as usize)
     }
 
     pub(crate) fn bits(&mut self) -> u64 {

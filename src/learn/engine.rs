@@ -9,6 +9,8 @@ use crate::device::{Device, Pass, Place, Plan, Read, Sizes, Tensor, small};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
+use crate::learn::draws::Draws;
+use crate::learn::ewc::Held;
 use crate::learn::targets::Target;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
@@ -16,9 +18,10 @@ use crate::model::lora::Adapter;
 use crate::model::training::{Kept, Training};
 use crate::ops::Ops;
 use crate::ops::adamw::{self, Clip, Segment};
-use crate::ops::anchor::{Form, Pull};
+use crate::ops::anchor::{Form, Pull, Weighted};
 use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, NONE, Room, Targets, invert};
 use crate::ops::matmul::Product;
+use crate::ops::square::Accumulate;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::Tokens;
 
@@ -48,6 +51,7 @@ impl Layout {
 }
 
 /// One labelled prompt of a micro-batch.
+#[derive(Clone)]
 pub(crate) struct Item<'i> {
     pub(crate) input: Input<'i>,
     pub(crate) target: Target,
@@ -56,6 +60,8 @@ pub(crate) struct Item<'i> {
     /// Weight in the step's loss: w_i over the valid examples of its micro-batch and over the step's
     /// micro-batches.
     pub(crate) weight: f32,
+    /// What its dropout depends on: of the step and the row, not of its place in a batch.
+    pub(crate) key: u64,
 }
 
 /// What enters: tokens where the encoder is trained, its pooled vector where it is frozen.
@@ -74,6 +80,14 @@ pub(crate) struct Shape {
     pub(crate) candidates: Option<usize>,
     /// Models with mass in a target, at most.
     pub(crate) targets: usize,
+}
+
+/// What holds parameters near earlier ones in a step.
+#[derive(Clone, Copy)]
+pub(crate) enum Hold {
+    Anchors(Anchors),
+    /// EWC in their place, with this lambda.
+    Ewc(f32),
 }
 
 /// What holds parameters near the parent's in a step.
@@ -167,11 +181,12 @@ pub(crate) struct Losses {
     pub(crate) route: f64,
     pub(crate) embedding: f64,
     pub(crate) projection: f64,
+    pub(crate) ewc: f64,
 }
 
 impl Losses {
     pub(crate) fn total(self) -> f64 {
-        self.route + self.embedding + self.projection
+        self.route + self.embedding + self.projection + self.ewc
     }
 }
 
@@ -198,8 +213,11 @@ pub(crate) struct Engine {
     tau: f32,
     /// Added to the logits of each model: [M, 1].
     priors: Tensor,
+    /// Share of the adapters' inputs that is dropped in a step.
+    dropout: f32,
     flat: Flat,
     references: Option<References>,
+    consolidated: Vec<Consolidated>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
     full: Option<Plan<Full>>,
     head: Option<Plan<FromPooled>>,
@@ -248,6 +266,8 @@ struct End {
     row_losses: Tensor,
     w_losses: Tensor,
     touched: Tensor,
+    /// Parts of EWC's penalty.
+    ewc_losses: Tensor,
 }
 
 /// The parent's parameters that anchors hold on to.
@@ -256,6 +276,44 @@ struct References {
     rows: Tensor,
     /// W0 [D, H]
     w: Tensor,
+}
+
+/// Earlier parameters that EWC holds on to, with their Fisher weights: [1, n] each.
+struct Consolidated {
+    /// Where they begin in the flat buffer.
+    first: usize,
+    theta: Tensor,
+    fisher: Tensor,
+}
+
+impl Consolidated {
+    /// Adds the pull on the parameters from `from` on; the parts of the penalty.
+    fn pull(
+        &self,
+        ops: &Ops,
+        pass: &mut Pass<'_>,
+        from: usize,
+        lambda: f32,
+        flat: (&Tensor, &mut Tensor),
+        losses: &mut Tensor,
+    ) -> Read {
+        let begin = self.first.max(from);
+        let skip = begin - self.first;
+        let n = self.theta.len() - skip;
+        let (place, held) = (Place::flat(begin, 1, n), Place::flat(skip, 1, n));
+        ops.anchor.weighted(
+            pass,
+            Weighted {
+                theta: flat.0.part(place),
+                reference: self.theta.part(held),
+                weights: self.fisher.part(held),
+                strength: lambda,
+                grad: flat.1.part_mut(place),
+                losses,
+            },
+        );
+        pass.read(losses)
+    }
 }
 
 /// What some items are for the device.
@@ -335,6 +393,7 @@ impl Engine {
             row_losses: device.scratch("row losses", layout.e.rows, 1)?,
             w_losses: device.scratch("w losses", layout.w.rows, 1)?,
             touched: device.ids("touched", layout.e.rows, 1)?,
+            ewc_losses: device.scratch("ewc losses", Weighted::losses(layout.len()), 1)?,
         };
         let reads = 4 * (3 * layout.len() + layout.e.rows + layout.w.rows + 1);
         let end = Plan::new(device, end, 4 * layout.e.rows, reads)?;
@@ -349,7 +408,9 @@ impl Engine {
             shape,
             tau,
             priors: device.upload("priors", 1, &vec![0.0; layout.e.rows])?,
+            dropout: 0.0,
             references: None,
+            consolidated: Vec::new(),
             full: None,
             head: None,
             end,
@@ -362,6 +423,13 @@ impl Engine {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Steps drop this share of the adapters' inputs from now on.
+    pub(crate) fn set_dropout(&mut self, rate: f32) {
+        self.dropout = rate;
+        // Made without room for it.
+        self.full = None;
     }
 
     /// Anchors hold on to these from now on: R [M_old, D] and W0 [D, H].
@@ -378,6 +446,51 @@ impl Engine {
     pub(crate) fn set_priors(&mut self, priors: &[f32]) -> Result<()> {
         self.priors = self.encoder.device().upload("priors", 1, priors)?;
         Ok(())
+    }
+
+    /// EWC holds on to these from now on.
+    pub(crate) fn consolidate(&mut self, held: &[Held]) -> Result<()> {
+        let device = self.encoder.device();
+        let upload = |held: &Held| {
+            Ok(Consolidated {
+                first: held.first,
+                theta: device.upload("held theta", held.theta.len(), &held.theta)?,
+                fisher: device.upload("fisher", held.fisher.len(), &held.fisher)?,
+            })
+        };
+        self.consolidated = held.iter().map(upload).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Fisher weights of the parameters from `first` on: the mean over `count` batches of the square
+    /// of a batch's gradient, in evaluation mode. Parameters stay as they are.
+    ///
+    /// Errors: a loss is not finite.
+    pub(crate) fn fisher<'i>(
+        &mut self,
+        first: usize,
+        count: usize,
+        mut batch: impl FnMut(usize) -> Vec<Item<'i>>,
+    ) -> Result<Vec<f32>> {
+        let encoder = Arc::clone(&self.encoder);
+        let (device, ops) = (encoder.device(), encoder.ops());
+        let (all, n) = (self.layout.len(), self.layout.len() - first);
+        let place = Place::flat(first, 1, n);
+        self.flat.grad = device.upload("grad", all, &vec![0.0; all])?;
+        let mut sums = device.upload("fisher", n, &vec![0.0; n])?;
+        let scale = 1.0 / count.max(1) as f32;
+        for i in 0..count {
+            let loss = self.add_gradients(&[batch(i)], 0.0)?;
+            check_finite("Fisher weights: routing loss", loss)?;
+            let grad = &mut self.flat.grad;
+            device.run(&mut self.end, |pass, _| {
+                let (grad, sums) = (grad.part_mut(place), &mut sums);
+                ops.square
+                    .accumulate(pass, Accumulate { grad, scale, sums });
+            })?;
+        }
+        let (read, outcome) = device.run(&mut self.end, |pass, _| pass.read(&sums))?;
+        Ok(outcome.f32(read).to_vec())
     }
 
     /// Replaces all parameters; moments stay.
@@ -437,20 +550,24 @@ impl Engine {
 
     /// One optimiser step on the mean over `batches`, whose items bring their weights.
     ///
-    /// Errors: a loss is not finite; the parameters are those of the step before.
+    /// Errors: a loss is not finite; where it is the routing loss, the parameters are those of the step
+    /// before.
     pub(crate) fn step(
         &mut self,
         batches: &[Vec<Item<'_>>],
         rates: &Rates,
-        anchors: Option<Anchors>,
+        hold: Option<Hold>,
     ) -> Result<Losses> {
         let route = self.gradients(batches)?;
-        if !route.is_finite() {
-            bail!(
-                Numeric,
-                "routing loss: expected a finite number, found {route}"
-            );
-        }
+        check_finite("routing loss", route)?;
+        let (anchors, lambda) = match hold {
+            Some(Hold::Anchors(anchors)) => (Some(anchors), None),
+            Some(Hold::Ewc(lambda)) => (None, Some(lambda)),
+            None => (None, None),
+        };
+        // A frozen adapter's gradients would wait for the phase in which it is trained.
+        let from = rates.lora.map_or(self.layout.w.offset, |_| 0);
+        let consolidated = &self.consolidated;
         let touched = anchors.filter(|a| a.touched).map(|_| self.touched(batches));
         let encoder = Arc::clone(&self.encoder);
         let ops = encoder.ops();
@@ -476,6 +593,13 @@ impl Engine {
                 );
                 (pass.read(&end.row_losses), pass.read(&end.w_losses))
             });
+            let ewc: Vec<Read> = lambda.map_or_else(Vec::new, |lambda| {
+                let losses = &mut end.ewc_losses;
+                let pull = |held: &Consolidated| {
+                    held.pull(ops, pass, from, lambda, (&*theta, &mut *grad), losses)
+                };
+                consolidated.iter().map(pull).collect()
+            });
             ops.adamw.step(
                 pass,
                 adamw::Step {
@@ -488,9 +612,9 @@ impl Engine {
                     room: &mut end.adamw,
                 },
             );
-            (reads, pass.read(&end.adamw.norm))
+            (reads, ewc, pass.read(&end.adamw.norm))
         })?;
-        let (anchored, norm) = reads;
+        let (anchored, ewc, norm) = reads;
         self.norm = outcome.f32(norm)[0];
         let sum = |read: Read| {
             outcome
@@ -508,6 +632,10 @@ impl Engine {
             losses.embedding = f64::from(anchors.row_strength(items, &self.layout)) * sum(rows);
             losses.projection = f64::from(anchors.w_strength(&self.layout)) * sum(w);
         }
+        if let Some(lambda) = lambda {
+            losses.ewc = f64::from(lambda) * ewc.into_iter().map(sum).sum::<f64>();
+        }
+        check_finite("what holds the parameters", losses.total())?;
         Ok(losses)
     }
 
@@ -613,6 +741,7 @@ impl Engine {
                 ops: encoder.ops(),
                 bert: &self.bert,
                 adapter: &self.layout.adapter,
+                dropout: 0.0,
             };
             let theta = &self.flat.theta;
             let (read, outcome) = encoder.device().run(&mut plan, |pass, full| {
@@ -644,10 +773,12 @@ impl Engine {
                 encoder.config(),
                 &self.layout.adapter,
                 sizes,
+                self.dropout > 0.0,
             )?,
             head: Head::new(encoder.device(), shape, &self.layout)?,
         };
-        let uploads = Activations::upload_bytes(sizes) + Head::upload_bytes(shape, inputs);
+        let keys = 4 * sizes.tokens;
+        let uploads = Activations::upload_bytes(sizes) + Head::upload_bytes(shape, inputs) + keys;
         let reads = 4 * shape.examples * (1 + inputs.max(self.layout.w.rows));
         Plan::new(encoder.device(), full, uploads, reads)
     }
@@ -667,6 +798,10 @@ impl Engine {
 
     /// Gradients of the micro-batches' loss are added up; the loss.
     pub(crate) fn gradients(&mut self, batches: &[Vec<Item<'_>>]) -> Result<f64> {
+        self.add_gradients(batches, self.dropout)
+    }
+
+    fn add_gradients(&mut self, batches: &[Vec<Item<'_>>], dropout: f32) -> Result<f64> {
         let mut loss = 0.0;
         for items in batches {
             self.z = vec![Vec::new(); items.len()];
@@ -679,7 +814,8 @@ impl Engine {
             let mut done = 0;
             for count in chunks(&rows, self.shape.examples) {
                 let range = done..done + count;
-                loss += self.token_gradients(items, &tokens[range.clone()], &rows[range])?;
+                let (places, rows) = (&tokens[range.clone()], &rows[range]);
+                loss += self.token_gradients(items, places, rows, dropout)?;
                 done += count;
             }
         }
@@ -720,6 +856,7 @@ impl Engine {
         items: &[Item<'_>],
         places: &[usize],
         rows: &[&Tokens],
+        dropout: f32,
     ) -> Result<f64> {
         let mut plan = self.take_full()?;
         let packed = self.pack_items(items, places);
@@ -736,11 +873,27 @@ impl Engine {
             ops: encoder.ops(),
             bert: &self.bert,
             adapter: &self.layout.adapter,
+            dropout,
         };
+        let keys = (dropout > 0.0).then(|| {
+            let pairs = places.iter().zip(rows);
+            let of = |(place, tokens): (&usize, &&Tokens)| {
+                let mut draws = Draws::of(items[*place].key);
+                tokens
+                    .ids
+                    .iter()
+                    .map(move |_| draws.word())
+                    .collect::<Vec<u32>>()
+            };
+            pairs.flat_map(of).collect::<Vec<u32>>()
+        });
         let Flat { theta, grad, .. } = &mut self.flat;
         let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
             let Full { kept, head } = t;
             kept.upload(pass, &batch);
+            if let Some(keys) = &keys {
+                kept.upload_keys(pass, keys);
+            }
             head.upload(pass, &packed);
             training.forward(pass, theta, kept);
             let dh = Some(&mut kept.d_pooled);
@@ -893,13 +1046,20 @@ fn chunks(rows: &[&Tokens], most: usize) -> Vec<usize> {
     counts
 }
 
+fn check_finite(what: &str, loss: f64) -> Result<()> {
+    if !loss.is_finite() {
+        bail!(Numeric, "{what}: expected a finite number, found {loss}");
+    }
+    Ok(())
+}
+
 fn pack(encoder: &Encoder, rows: &[&Tokens]) -> PackedBatch {
     let ids = rows.iter().map(|tokens| tokens.ids.as_slice());
     PackedBatch::new(ids, encoder.config().first_position)
 }
 
 impl<'i> Item<'i> {
-    fn tokens(&self) -> Option<&'i Tokens> {
+    pub(crate) fn tokens(&self) -> Option<&'i Tokens> {
         match self.input {
             Input::Tokens(tokens) => Some(tokens),
             Input::Pooled(_) => None,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
+use crate::generation::cards::{self, CARDS};
 use crate::generation::serving::{Serving, open_encoder};
 use crate::generation::{
     ADAPTER, Contents, Draft, GenerationId, Learned, NewModel, Store, card_row,
@@ -16,20 +17,21 @@ use crate::learn::accuracy::{Counts, lost};
 use crate::learn::batches;
 use crate::learn::candidates::{Candidates, MINED_EXAMPLES};
 use crate::learn::domains::Domains;
-use crate::learn::draws::{Draws, Stream};
-use crate::learn::engine::{Anchors, Engine, Input, Item, Layout, Rates, Shape};
+use crate::learn::draws::{Draws, Stream, stream_key};
+use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape};
+use crate::learn::ewc::{self, Consolidated, FISHER, Held};
 use crate::learn::experience::{self, Experience, Row, RowInput};
 use crate::learn::memory::kept;
 use crate::learn::replay::{HELD_OUT, REPLAY};
-use crate::learn::report::{self, Kept, Measured, Report};
+use crate::learn::report::{self, Kept, LossTerms, Measured, Report};
 use crate::learn::rows;
 use crate::learn::schedule::Schedule;
 use crate::learn::settings::{
-    AnchorForm, AnchorRows, Batching, CandidateMode, ClipScope, InitProfile, InitRows, MiningScore,
-    Regulariser, ReplayStrategy, Settings,
+    AnchorForm, AnchorRows, Batching, CandidateMode, ClipScope, EwcScope, InitProfile, InitRows,
+    MiningScore, Regulariser, ReplayStrategy, Settings,
 };
 use crate::learn::state::State;
-use crate::learn::targets::target;
+use crate::learn::targets::{Softness, target};
 use crate::model::lora::{Adapter, Factors, Lora};
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
@@ -47,7 +49,7 @@ pub enum Control {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// `measuring before`, `features`, `phase 1`, `learning`, `phase 2`, `measuring after`.
+    /// `measuring before`, `features`, `phase 1`, `learning`, `phase 2`, `fisher`, `measuring after`.
     pub stage: &'static str,
     /// Steps (or prompts) done in this stage's unit, and of how many.
     pub done: usize,
@@ -115,9 +117,6 @@ impl Learner {
         options: Options,
     ) -> Result<Self> {
         settings.validate()?;
-        if settings.regulariser == Regulariser::Ewc {
-            bail!(Unsupported, "regulariser = ewc: expected anchors");
-        }
         let store = Store::open(store)?;
         let parent = match parent {
             Some(parent) => parent.clone(),
@@ -191,21 +190,44 @@ impl Learner {
         let [before] = self.measure(&contents, &encoder, [&old], "measuring before", watch)?;
 
         let task = self.task(rows, hub, number, experience::digest(&experience.examples));
-        let mut engine = self.engine(&encoder, &contents, &task, &new_models)?;
+        let mixed = settings.rows() == InitRows::CardMix;
+        let cards = (mixed || contents.parts.contains_key(CARDS))
+            .then(|| contents.cards_with(&encoder, &new_models, &mut |_, _| {}))
+            .transpose()?;
+        let mut engine = self.engine(&encoder, &contents, &task, &new_models, &cards)?;
+        let consolidated = self.consolidated(&mut engine, &contents, task.experience)?;
+        let mut candidates = Candidates::new(
+            Arc::clone(&task.domains),
+            settings.clone(),
+            task.experience.into(),
+        );
         let started = Instant::now();
-        let (steps, done) = match self.steps(&mut engine, &task, budget, watch)? {
-            Ended::Done { steps, examples } => (steps, examples),
-            Ended::Stopped(step) => {
-                return Ok(Outcome::Stopped {
-                    step,
-                    steps: task.schedule.steps,
-                });
-            }
-        };
+        let (steps, done, terms) =
+            match self.steps(&mut engine, &task, &mut candidates, budget, watch)? {
+                Ended::Done {
+                    steps,
+                    examples,
+                    terms,
+                } => (steps, examples, terms),
+                Ended::Stopped(step) => {
+                    return Ok(Outcome::Stopped {
+                        step,
+                        steps: task.schedule.steps,
+                    });
+                }
+            };
         let learning = started.elapsed().as_secs_f64();
 
         let values = engine.parameters()?;
         let layout = engine.layout().clone();
+        let fisher = match settings.regulariser {
+            Regulariser::Anchors => contents.parts.get(FISHER).cloned(),
+            Regulariser::Ewc => {
+                let new = self.fisher(&mut engine, &task, &mut candidates, &values, watch)?;
+                let all = consolidated.with(new, settings);
+                Some(all.write(&layout, settings)?)
+            }
+        };
         drop(engine);
         if settings.replay_strategy != ReplayStrategy::None {
             let vectors = experience::frozen_vectors(&encoder, &learned)?;
@@ -215,14 +237,16 @@ impl Learner {
         }
         let keep = experience::keep(&measured, &new, settings, number.into());
         held_out.entries.extend(keep);
-        let parts = [
-            (REPLAY, replay.to_bytes()?),
-            (HELD_OUT, held_out.to_bytes()?),
-        ];
+        let remembered = replay.to_bytes()?;
         let sizes = Kept {
             kept: replay.entries.len(),
-            bytes: parts[0].1.len(),
+            bytes: remembered.len(),
         };
+        let mut parts = vec![(REPLAY, remembered), (HELD_OUT, held_out.to_bytes()?)];
+        parts.extend(fisher.map(|bytes| (FISHER, bytes)));
+        if let Some(cards) = &cards {
+            parts.push((CARDS, cards::write(cards, encoder.width())?));
+        }
         let device = encoder.device_name();
         let draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
 
@@ -245,6 +269,7 @@ impl Learner {
             steps,
             seconds: began.elapsed().as_secs_f64(),
             examples_per_second: done as f64 / learning.max(1e-9),
+            losses: terms,
             accuracy: Measured {
                 old_before: before.total(),
                 old_after: after.total(),
@@ -324,6 +349,87 @@ impl Learner {
         }
     }
 
+    /// What EWC holds on to, which `engine` does from now on; nothing with anchors.
+    fn consolidated(
+        &self,
+        engine: &mut Engine,
+        contents: &Contents,
+        experience: u32,
+    ) -> Result<Consolidated> {
+        if self.settings.regulariser == Regulariser::Anchors {
+            return Ok(Consolidated::default());
+        }
+        let consolidated = match contents.parts.get(FISHER) {
+            Some(bytes) => Consolidated::read(bytes, engine.layout(), contents.hub.len())
+                .map_err(|e| e.at(format!("{}: {FISHER}", self.parent)))?,
+            None if experience > 1 => {
+                log::warn!(
+                    "{}: no {FISHER}: it was not learned with regulariser = ewc, and nothing holds \
+                     it in this update",
+                    self.parent
+                );
+                Consolidated::default()
+            }
+            None => Consolidated::default(),
+        };
+        let w = engine.layout().w.offset;
+        let router = self.settings.ewc_scope == EwcScope::Router;
+        let held = consolidated.held.iter().map(|held| match router {
+            true => held.behind(w),
+            false => held.clone(),
+        });
+        engine.consolidate(&held.collect::<Vec<_>>())?;
+        Ok(consolidated)
+    }
+
+    /// What was learned, with its Fisher weights over all rows, in their order (carve.md section 7).
+    fn fisher(
+        &self,
+        engine: &mut Engine,
+        task: &Task,
+        candidates: &mut Candidates,
+        theta: &[f32],
+        watch: Watch<'_>,
+    ) -> Result<Held> {
+        let rows = &task.rows;
+        let router = self.settings.ewc_scope == EwcScope::Router;
+        // W and E see the encoder's output alone.
+        let (first, pooled) = if router {
+            let pooled = features(engine, rows, watch)?;
+            (engine.layout().w.offset, pooled)
+        } else {
+            (0, Vec::new())
+        };
+        let places: Vec<usize> = (0..rows.len()).collect();
+        let batches: Vec<&[usize]> = places.chunks(ewc::BATCH).collect();
+        let draw = Draw {
+            // No step's: the sets are fresh.
+            step: task.schedule.steps,
+            softness: self.settings.softness(),
+            replayed: 1.0,
+        };
+        let fisher = engine.fisher(first, batches.len(), |i| {
+            watch(&Status::of("fisher", i + 1, batches.len()));
+            let items = self.items(
+                task,
+                candidates,
+                draw,
+                &[batches[i].to_vec()],
+                |row| match &rows[row].input {
+                    RowInput::Pooled(vector) => Input::Pooled(vector),
+                    RowInput::Tokens(_) if router => Input::Pooled(&pooled[row]),
+                    RowInput::Tokens(tokens) => Input::Tokens(tokens),
+                },
+            );
+            items.into_iter().flatten().collect()
+        })?;
+        Ok(Held {
+            first,
+            theta: theta[first..].to_vec(),
+            fisher,
+        })
+    }
+
     /// The engine with parameters as they are at the start of the experience.
     fn engine(
         &self,
@@ -331,6 +437,7 @@ impl Learner {
         contents: &Contents,
         task: &Task,
         new_models: &[NewModel],
+        cards: &Option<Vec<f32>>,
     ) -> Result<Engine> {
         let settings = &self.settings;
         let inputs = encoder.width();
@@ -374,8 +481,13 @@ impl Learner {
         )]
         let tau = settings.tau as f32;
         let mut engine = Engine::new(Arc::clone(encoder), layout, shape, &values, tau)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an f32 is what is asked for"
+        )]
+        engine.set_dropout(settings.lora_dropout as f32);
         if !anew && !new_models.is_empty() {
-            self.new_rows(&mut engine, &mut values, contents, new_models)?;
+            self.new_rows(&mut engine, &mut values, contents, new_models, cards)?;
         }
         if number > 1 {
             engine.anchor_to(&contents.embeddings, &contents.projection)?;
@@ -406,6 +518,7 @@ impl Learner {
         values: &mut [f32],
         contents: &Contents,
         new_models: &[NewModel],
+        cards: &Option<Vec<f32>>,
     ) -> Result<()> {
         let (width, old) = (contents.manifest.width, contents.hub.len());
         let e = engine.layout().e.offset;
@@ -429,6 +542,19 @@ impl Learner {
                 };
                 cards.map(row).collect::<Result<_>>()?
             }
+            InitRows::CardMix => {
+                let h = contents.manifest.encoder.width;
+                let vectors = cards.iter().flat_map(|cards| cards.chunks_exact(h));
+                let vectors: Vec<&[f32]> = vectors.collect();
+                let (known, added) = vectors.split_at(old);
+                let row = |(model, card): (&NewModel, &&[f32])| {
+                    let cosine = |of: &&[f32]| card.iter().zip(*of).map(|(a, b)| a * b).sum();
+                    let cosines: Vec<f32> = known.iter().map(cosine).collect();
+                    rows::mixed_row(&contents.embeddings, width, &cosines, rows::MIXED)
+                        .unwrap_or_else(|| of_domain(model))
+                };
+                new_models.iter().zip(added).map(row).collect()
+            }
             _ => return Ok(()),
         };
         for (i, row) in new.iter().enumerate() {
@@ -442,16 +568,12 @@ impl Learner {
         &self,
         engine: &mut Engine,
         task: &Task,
+        candidates: &mut Candidates,
         budget: Option<Duration>,
         watch: Watch<'_>,
     ) -> Result<Ended> {
         let settings = &self.settings;
         let schedule = &task.schedule;
-        let mut candidates = Candidates::new(
-            Arc::clone(&task.domains),
-            settings.clone(),
-            task.experience.into(),
-        );
         let mut first = 0;
         if let Some(state) = State::read(&self.store, &self.parent, settings, &task.digest)? {
             engine.restore(&state.values)?;
@@ -469,6 +591,7 @@ impl Learner {
         let mut order = (usize::MAX, Vec::new());
         let mut examples = 0;
         let mut smooth: Option<f64> = None;
+        let mut terms = Vec::new();
         for step in first..schedule.steps {
             if budget.is_some_and(|budget| began.elapsed() >= budget) {
                 log::warn!(
@@ -478,6 +601,7 @@ impl Learner {
                 return Ok(Ended::Done {
                     steps: step,
                     examples,
+                    terms: LossTerms::mean(&terms),
                 });
             }
             let (epoch, window) = (step / windows, step % windows);
@@ -488,18 +612,24 @@ impl Learner {
             let end = order.1.len().min(begin + settings.accumulate);
             let frozen = schedule.rates(step).lora.is_none();
             let window = &order.1[begin..end];
-            let items = self.items(task, &mut candidates, step, window, |row| {
+            let draw = Draw {
+                step,
+                softness: schedule.softness(step),
+                replayed: schedule.replay_weight(step),
+            };
+            let items = self.items(task, candidates, draw, window, |row| {
                 match &task.rows[row].input {
                     RowInput::Pooled(vector) => Input::Pooled(vector),
                     RowInput::Tokens(_) if frozen => Input::Pooled(&pooled[row]),
                     RowInput::Tokens(tokens) => Input::Tokens(tokens),
                 }
             });
-            let anchors = self.anchors(engine, schedule, step);
+            let hold = self.hold(engine, schedule, step);
             let losses = engine
-                .step(&items, &self.rates(schedule, step), anchors)
+                .step(&items, &self.rates(schedule, step), hold)
                 .map_err(|e| e.at(format!("step {step}")))?;
-            self.mine(engine, task, &mut candidates, step, window)?;
+            self.mine(engine, task, candidates, step, window)?;
+            terms.push(losses);
             examples += window.iter().map(Vec::len).sum::<usize>();
             let total = losses.total();
             smooth = Some(smooth.map_or(total, |mean| 0.9 * mean + 0.1 * total));
@@ -523,6 +653,7 @@ impl Learner {
         Ok(Ended::Done {
             steps: schedule.steps,
             examples,
+            terms: LossTerms::mean(&terms),
         })
     }
 
@@ -531,19 +662,23 @@ impl Learner {
         &self,
         task: &Task,
         candidates: &mut Candidates,
-        step: usize,
+        draw: Draw,
         window: &[Vec<usize>],
         input: impl Fn(usize) -> Input<'i>,
     ) -> Vec<Vec<Item<'i>>> {
         let settings = &self.settings;
-        let softness = task.schedule.softness(step);
-        let replayed = task.schedule.replay_weight(step);
+        let Draw {
+            step,
+            softness,
+            replayed,
+        } = draw;
         let mut batches = Vec::with_capacity(window.len());
         for batch in window {
             let share = 1.0 / (batch.len() * window.len()) as f32;
             let mut items = Vec::with_capacity(batch.len());
             for &place in batch {
                 let row = &task.rows[place];
+                let parts = [task.experience.into(), step as u64, place as u64];
                 let set = (settings.candidates == CandidateMode::Sampled)
                     .then(|| candidates.set(&row.domain, row.gold, step as u64, place as u64));
                 items.push(Item {
@@ -551,6 +686,7 @@ impl Learner {
                     target: target(&task.domains, row.gold, set.as_deref(), softness),
                     candidates: set,
                     weight: share * if row.replay { replayed } else { 1.0 },
+                    key: stream_key(settings.seed, Stream::Dropout, &parts),
                 });
             }
             batches.push(items);
@@ -576,19 +712,22 @@ impl Learner {
         }
     }
 
-    fn anchors(&self, engine: &Engine, schedule: &Schedule, step: usize) -> Option<Anchors> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an f32 is what is asked for"
+    )]
+    fn hold(&self, engine: &Engine, schedule: &Schedule, step: usize) -> Option<Hold> {
         let settings = &self.settings;
         let w = engine.layout().w;
         let (width, inputs) = (w.rows, w.columns);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "an f32 is what is asked for"
-        )]
-        schedule.anchored(step).then(|| Anchors {
-            embedding: settings.embedding_strength(width) as f32,
-            raw: settings.anchor_form == AnchorForm::Raw,
-            projection: settings.projection_strength(width, inputs) as f32,
-            touched: settings.anchor_rows == AnchorRows::Touched,
+        schedule.anchored(step).then(|| match settings.regulariser {
+            Regulariser::Ewc => Hold::Ewc(settings.ewc_lambda as f32),
+            Regulariser::Anchors => Hold::Anchors(Anchors {
+                embedding: settings.embedding_strength(width) as f32,
+                raw: settings.anchor_form == AnchorForm::Raw,
+                projection: settings.projection_strength(width, inputs) as f32,
+                touched: settings.anchor_rows == AnchorRows::Touched,
+            }),
         })
     }
 
@@ -656,7 +795,7 @@ impl Learner {
         task: &Task,
         layout: &Layout,
         values: &[f32],
-        parts: [(&str, Vec<u8>); 2],
+        parts: Vec<(&str, Vec<u8>)>,
         device: &str,
     ) -> Result<Draft> {
         let factors = Factors {
@@ -676,7 +815,8 @@ impl Learner {
             draft.tau = self.settings.tau as f32;
         }
         draft.adapter = None;
-        draft.parts = parts.map(|(name, bytes)| (name.to_owned(), bytes)).into();
+        let named = |(name, bytes): (&str, Vec<u8>)| (name.to_owned(), bytes);
+        draft.parts = parts.into_iter().map(named).collect();
         if layout.adapter.len > 0 {
             draft.adapter = Some(layout.adapter.lora.clone());
             draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
@@ -709,11 +849,21 @@ impl Status {
     }
 }
 
+/// What the items of a batch depend on besides their rows.
+#[derive(Clone, Copy)]
+struct Draw {
+    step: usize,
+    softness: Softness,
+    /// Weight of a replayed row.
+    replayed: f32,
+}
+
 /// How the steps ended.
 enum Ended {
     Done {
         steps: usize,
         examples: usize,
+        terms: LossTerms,
     },
     /// Before this step, by the callback.
     Stopped(usize),

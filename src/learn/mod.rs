@@ -8,6 +8,7 @@ mod data;
 mod domains;
 mod draws;
 mod engine;
+mod ewc;
 mod experience;
 mod learner;
 mod memory;
@@ -27,10 +28,11 @@ pub use experience::Experience;
 pub use learner::{Control, Learner, Outcome, Status, Watch};
 pub use memory::{Remembered, forget, remembered};
 pub use replay::ReplayEntry;
-pub use report::{Kept, Measured, Report};
+pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{
-    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, InitProfile,
-    InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate, Settings,
+    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, EwcScope,
+    InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
+    Settings,
 };
 
 pub use crate::model::lora::Target as LoraTarget;

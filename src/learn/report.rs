@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::generation::GenerationId;
 use crate::learn::accuracy::Accuracy;
+use crate::learn::engine::Losses;
 
 /// What [`crate::Learner::learn`] did.
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +30,8 @@ pub struct Report {
     pub seconds: f64,
     /// While stepping.
     pub examples_per_second: f64,
+    /// Terms of the loss, each a mean over the steps.
+    pub losses: LossTerms,
     /// On prompts that were never learned, as served.
     pub accuracy: Measured,
     /// `old_before` - `old_after`, in points; none without old prompts.
@@ -59,6 +62,34 @@ pub struct Measured {
     pub old_after: Option<Accuracy>,
     /// Of the child on this experience.
     pub new_after: Option<Accuracy>,
+}
+
+/// Means of the loss's terms over the steps of one call; a term is 0 in steps in which it does not
+/// act.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct LossTerms {
+    /// The routing loss.
+    pub route: f64,
+    /// The embedding anchor, with its strength.
+    pub embedding: f64,
+    /// The projection anchor, with its strength.
+    pub projection: f64,
+    /// EWC's penalty, with its strength.
+    pub ewc: f64,
+}
+
+impl LossTerms {
+    pub(crate) fn mean(steps: &[Losses]) -> Self {
+        let count = steps.len().max(1) as f64;
+        let mean = |term: fn(&Losses) -> f64| steps.iter().map(term).sum::<f64>() / count;
+        Self {
+            route: mean(|losses| losses.route),
+            embedding: mean(|losses| losses.embedding),
+            projection: mean(|losses| losses.projection),
+            ewc: mean(|losses| losses.ewc),
+        }
+    }
 }
 
 /// The replay store.

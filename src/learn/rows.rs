@@ -33,6 +33,44 @@ pub(crate) fn domain_row(rows: &[f32], width: usize, domains: &[&str], domain: &
     }
 }
 
+/// Most old rows that a new one is mixed from.
+pub(crate) const MIXED: usize = 30;
+/// The largest cosine from which on cards are near at all.
+const NEAR: f32 = 0.2;
+/// Divisor of the cosines.
+const MIX_TAU: f64 = 0.07;
+
+/// The sum of old rows by softmax(cosine / 0.07) over the `most` largest `cosines`, of lower ids
+/// among equals; none where no card is near.
+///
+/// `rows`: [M_old, D]; `cosines`: of each old row's card with the new one's.
+pub(crate) fn mixed_row(
+    rows: &[f32],
+    width: usize,
+    cosines: &[f32],
+    most: usize,
+) -> Option<Vec<f32>> {
+    let mut order: Vec<usize> = (0..cosines.len()).collect();
+    order.sort_by(|a, b| cosines[*b].total_cmp(&cosines[*a]).then(a.cmp(b)));
+    order.truncate(most);
+    let best = cosines[*order.first()?];
+    if best < NEAR {
+        return None;
+    }
+    let weight = |id: &usize| (f64::from(cosines[*id] - best) / MIX_TAU).exp();
+    let total: f64 = order.iter().map(weight).sum();
+    let mut sums = vec![0.0f64; width];
+    for id in &order {
+        let share = weight(id) / total;
+        let row = &rows[id * width..][..width];
+        sums.iter_mut()
+            .zip(row)
+            .for_each(|(sum, value)| *sum += share * f64::from(*value));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
+    Some(sums.into_iter().map(|sum| sum as f32).collect())
+}
+
 fn mean<'r>(rows: impl Iterator<Item = &'r [f32]>, width: usize) -> Vec<f32> {
     let mut sums = vec![0.0f64; width];
     let mut count = 0u32;
@@ -99,5 +137,21 @@ mod tests {
         assert_eq!(domain_row(&rows, 3, &domains, "a"), [0.5, 1.0, 0.0]);
         let all = domain_row(&rows, 3, &domains, "c");
         assert_close("V5 domain", &all, &[1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0], 1e-6);
+    }
+
+    #[test]
+    fn v5_card_mix() {
+        let rows = [1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0];
+        let cosines = [0.9, 0.8, 0.1];
+        let all = mixed_row(&rows, 3, &cosines, MIXED).unwrap();
+        let want = [0.806_671_6, 0.386_639_3, 0.000_008_8];
+        assert_close("V5 card_mix", &all, &want, 1e-6);
+        let two = mixed_row(&rows, 3, &cosines, 2).unwrap();
+        assert_close("V5 top 2", &two, &[0.806_678_6, 0.386_642_7, 0.0], 1e-6);
+        // Of equals the lower id; 0.2 is near enough, less is not.
+        let one = mixed_row(&rows, 3, &[0.2, 0.2, 0.1], 1).unwrap();
+        assert_eq!(one, [1.0, 0.0, 0.0]);
+        assert_eq!(mixed_row(&rows, 3, &[0.19, 0.1, -1.0], 1), None);
+        assert_eq!(mixed_row(&[], 3, &[], 1), None);
     }
 }

@@ -115,19 +115,10 @@ impl Schedule {
     }
 
     /// How soft targets are at `step`.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "an f32 is what is asked for"
-    )]
     pub(crate) fn softness(&self, step: usize) -> Softness {
-        let settings = &self.settings;
-        if self.phase(step) == Phase::Phase1 || settings.soft_eps == 0.0 {
-            return Softness::Hard;
-        }
-        Softness::Soft {
-            eps: settings.soft_eps as f32,
-            k: settings.soft_k,
-            leftover: settings.soft_leftover,
+        match self.phase(step) {
+            Phase::Phase1 => Softness::Hard,
+            _ => self.settings.softness(),
         }
     }
 
@@ -146,6 +137,24 @@ impl Schedule {
     /// Are hard negatives looked for after a micro-batch of `step`?
     pub(crate) fn mines(&self, step: usize) -> bool {
         step > 0 && step.is_multiple_of(self.settings.mining_every)
+    }
+}
+
+impl Settings {
+    /// How soft targets are outside of phase 1.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an f32 is what is asked for"
+    )]
+    pub(crate) fn softness(&self) -> Softness {
+        if self.soft_eps == 0.0 {
+            return Softness::Hard;
+        }
+        Softness::Soft {
+            eps: self.soft_eps as f32,
+            k: self.soft_k,
+            leftover: self.soft_leftover,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::encoder::{Encoder, ImportOptions, import_encoder};
-use crate::learn::engine::{Anchors, Engine, Input, Item, Layout, Rates, Shape};
+use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape};
 use crate::learn::targets::Target;
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::testing::adapter_name;
@@ -197,6 +197,7 @@ impl Case {
                 target: self.targets[i].clone(),
                 candidates: self.candidates.as_ref().map(|ids| ids[i].clone()),
                 weight: self.weights[i] / count,
+                key: i as u64,
             })
             .collect();
         (&mut self.engine, items)
@@ -298,7 +299,9 @@ fn ten_steps_equal_pytorch() {
                 touched: false,
             };
             let (engine, items) = case.parts();
-            let losses = engine.step(&[items], &rates, Some(anchors)).unwrap();
+            let losses = engine
+                .step(&[items], &rates, Some(Hold::Anchors(anchors)))
+                .unwrap();
             let total = want["total"].as_f64().unwrap();
             let error = (losses.total() - total).abs() / total;
             assert!(error < 1e-4, "step {step}: {losses:?}, not {want}");
@@ -317,5 +320,136 @@ fn ten_steps_equal_pytorch() {
         let worst = worst.fold(0.0, f64::max);
         println!("{options:?}: parameters within {worst:.1e}");
         assert!(worst < 2e-4, "parameters differ by {worst:e}");
+    }
+}
+
+/// A toy's case with dropout, or without.
+fn toy_case(options: &Options, dropout: f32) -> Case {
+    let mut case = Case::new(&Golden::open("learn-toy"), "all", toy(options));
+    case.engine.set_dropout(dropout);
+    case
+}
+
+#[test]
+fn fisher_weights_are_the_mean_of_squared_gradients_of_batches() {
+    for (options, bound) in devices() {
+        // Dropout is off while they are taken.
+        let mut case = toy_case(&options, 0.3);
+        let count = case.tokens.len();
+        let batches: Vec<Vec<usize>> = (0..count)
+            .collect::<Vec<_>>()
+            .chunks(2)
+            .map(<[usize]>::to_vec)
+            .collect();
+        assert!(batches.len() > 1 && batches.iter().any(|batch| batch.len() == 2));
+        let mut want = vec![0.0f64; case.engine.layout().len()];
+        for batch in &batches {
+            let mut fresh = toy_case(&options, 0.0);
+            let (engine, items) = fresh.parts();
+            let items = batch.iter().map(|i| items[*i].clone()).collect();
+            engine.gradients(&[items]).unwrap();
+            let gradient = engine.gradient_values().unwrap();
+            for (sum, g) in want.iter_mut().zip(gradient) {
+                *sum += f64::from(g).powi(2) / batches.len() as f64;
+            }
+        }
+        let (engine, items) = case.parts();
+        let before = engine.parameters().unwrap();
+        // What a step left behind is not counted.
+        engine.gradients(std::slice::from_ref(&items)).unwrap();
+        let w = engine.layout().w.offset;
+        for first in [0, w] {
+            let of = |i: usize| batches[i].iter().map(|i| items[*i].clone()).collect();
+            let found = engine.fisher(first, batches.len(), of).unwrap();
+            let wanted: Vec<f32> = want[first..].iter().map(|f| *f as f32).collect();
+            let error = relative(&found, &wanted);
+            assert!(error < 2.0 * bound, "from {first}: {error:e}");
+            assert!(found.iter().all(|f| *f >= 0.0));
+        }
+        assert_eq!(engine.parameters().unwrap(), before);
+    }
+}
+
+#[test]
+fn a_prompt_is_thinned_out_alike_in_any_batch_on_any_device() {
+    let mut all = Vec::new();
+    for (options, bound) in devices() {
+        let mut case = toy_case(&options, 0.3);
+        let (engine, items) = case.parts();
+        let tokens: Vec<&Tokens> = items.iter().filter_map(Item::tokens).collect();
+        let features = engine.features(&tokens, &mut |_| {}).unwrap();
+        let together = engine.gradients(std::slice::from_ref(&items)).unwrap();
+        let alone: Vec<Vec<Item<'_>>> = items.iter().map(|item| vec![item.clone()]).collect();
+        assert_eq!(engine.gradients(&alone).unwrap(), together);
+        let mut reversed = items.clone();
+        reversed.reverse();
+        let other = engine.gradients(&[reversed]).unwrap();
+        assert!((other - together).abs() < 1e-9 * together);
+        // Another step's key.
+        let mut later = items.clone();
+        later[0].key += 100;
+        assert_ne!(engine.gradients(&[later]).unwrap(), together);
+        all.push((together, bound));
+
+        let mut without = toy_case(&options, 0.0);
+        let (engine, items) = without.parts();
+        assert_ne!(engine.gradients(&[items]).unwrap(), together);
+        // Features are in evaluation mode.
+        assert_eq!(engine.features(&tokens, &mut |_| {}).unwrap(), features);
+    }
+    assert_eq!(all[0].0, all[1].0, "threads show");
+    let (gpu, bound) = all[2];
+    assert!((gpu - all[0].0).abs() < bound * gpu, "{all:?}");
+}
+
+/// With the masks fixed, the slope along a part's own gradient is that gradient's length.
+#[test]
+fn gradients_with_dropout_match_finite_differences() {
+    for (options, _) in devices() {
+        let slope = |dropout: f32, direction: Option<&[f32]>, part: &str| -> (f64, Vec<f32>) {
+            const STEP: f32 = 1e-2;
+            let mut case = toy_case(&options, dropout);
+            let (engine, items) = case.parts();
+            let batch = std::slice::from_ref(&items);
+            engine.gradients(batch).unwrap();
+            let gradient = engine.gradient_values().unwrap();
+            let layout = engine.layout().clone();
+            let mut own = vec![0.0f32; layout.len()];
+            for (_, branch) in layout.adapter.branches() {
+                let place = if part == "A" { branch.a } else { branch.b };
+                let range = place.offset..place.end();
+                own[range.clone()].copy_from_slice(&gradient[range]);
+            }
+            let along = direction.unwrap_or(&own);
+            let length = along
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let theta = engine.parameters().unwrap();
+            let mut at = |step: f32| {
+                let scale = step / length as f32;
+                let moved: Vec<f32> = theta
+                    .iter()
+                    .zip(along)
+                    .map(|(t, d)| t + scale * d)
+                    .collect();
+                engine.set(&moved).unwrap();
+                engine.gradients(batch).unwrap()
+            };
+            let slope = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);
+            (slope / length, own)
+        };
+        for part in ["A", "B"] {
+            let (found, own) = slope(0.3, None, part);
+            println!("{part}: {found}");
+            assert!(
+                (found - 1.0).abs() < 1e-2,
+                "{part}: {found} of the gradient's length"
+            );
+            // The same direction under no mask is another slope.
+            let (other, _) = slope(0.0, Some(&own), part);
+            assert!((other - 1.0).abs() > 2e-2, "{part}: cannot fail: {other}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! LoRA: y = x W^T + b + s (x La^T) Lb^T, s = alpha / r (carve.md section 2).
 //!
 //! Where the factors lie in the flat buffer of trained parameters, what they are called on disk.
-//! Both are kept as [r, .]: La [r, in], and Lb transposed [r, out].
+//! Both are kept as [r, .]: La [r, in], and Lb transposed [r, out]. With dropout, x is thinned out on its
+//! way into La; query, key and value share one mask, as they share their x.
 
 use std::fmt;
 
@@ -142,6 +143,8 @@ pub(crate) struct Layer {
 /// The adapters on one (stacked) linear map; none where no target is on it.
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
+    /// Its place in the network, from 0.
+    pub(crate) number: usize,
     /// La of all branches stacked, [n r, in].
     pub(crate) a: Place,
     pub(crate) branches: Vec<Branch>,
@@ -162,7 +165,7 @@ pub(crate) struct Branch {
 
 impl Adapter {
     pub(crate) fn new(lora: &Lora, config: &Config) -> Self {
-        let mut offset = 0;
+        let (mut offset, mut number) = (0, 0);
         let mut layers = Vec::with_capacity(config.layers);
         for _ in 0..config.layers {
             let mut thin = 0;
@@ -187,7 +190,13 @@ impl Adapter {
                         b,
                     });
                 }
-                let map = Map { a, branches, thin };
+                let map = Map {
+                    number,
+                    a,
+                    branches,
+                    thin,
+                };
+                number += 1;
                 thin += map.a.rows;
                 offset = next;
                 map
@@ -334,7 +343,8 @@ impl Factors {
     }
 }
 
-fn tensor(file: &SafeTensors<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+/// The tensor called `name`, which must be finite numbers of this shape.
+pub(crate) fn tensor(file: &SafeTensors<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
     let found = file
         .tensor(name)
         .map_err(|e| error!(Mismatch, "{name}: {e}"))?;

@@ -4,7 +4,7 @@
 //! The base is frozen. A token keeps `16 H + targets r` numbers of each layer with F = 4 H: 24 kB for
 //! MiniLM with r = 16, 145 kB for its six layers.
 
-use crate::device::{Device, Pass, Place, Sizes, Tensor};
+use crate::device::{Device, Part, Pass, Place, Sizes, Tensor, small};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::activations::most_tiles;
@@ -12,6 +12,7 @@ use crate::model::bert::Bert;
 use crate::model::lora::{self, Adapter};
 use crate::model::parameters::{Layer, Norm};
 use crate::ops::attention::{self, query_tiles};
+use crate::ops::dropout::{self, Mask};
 use crate::ops::linear::Weight;
 use crate::ops::matmul::Product;
 use crate::ops::{Ops, embed, gelu, layer_norm, linear, pool};
@@ -46,6 +47,41 @@ pub(crate) struct Kept {
     d_thin: Tensor,
     /// [T, 3 heads]: what the attention's gradient keeps on a GPU.
     statistics: Tensor,
+    /// Where adapters are trained with dropout.
+    dropped: Option<Dropped>,
+}
+
+/// Room for what goes into an adapter with elements dropped, or for its gradient: needed again on the
+/// way back, it is made again rather than kept.
+struct Dropped {
+    /// [T, 1]: what decides about the elements of a token.
+    keys: Tensor,
+    /// [T, H]
+    hidden: Tensor,
+    /// [T, F]
+    wide: Tensor,
+}
+
+/// One map's mask, with room for what comes out of it.
+struct Thinned<'d> {
+    mask: Mask<'d>,
+    room: &'d mut Tensor,
+}
+
+impl Dropped {
+    /// For the map `number` with inputs as wide as `x`.
+    fn of(&mut self, map: &lora::Map, rate: f32, x: &Tensor) -> Thinned<'_> {
+        let room = match x.columns() == self.hidden.columns() {
+            true => &mut self.hidden,
+            false => &mut self.wide,
+        };
+        let mask = Mask {
+            keys: &self.keys,
+            using: small(map.number),
+            rate,
+        };
+        Thinned { mask, room }
+    }
 }
 
 /// Inputs of one layer's ops.
@@ -76,6 +112,7 @@ impl Kept {
         config: &Config,
         adapter: &Adapter,
         sizes: Sizes,
+        dropout: bool,
     ) -> Result<Self> {
         let Sizes { tokens, prompts } = sizes;
         let (h, f) = (config.hidden, config.feed_forward);
@@ -110,6 +147,14 @@ impl Kept {
             d_qkv: device.scratch("d_qkv", tokens, 3 * h)?,
             d_thin: device.scratch("d_thin", tokens, thin)?,
             statistics: device.scratch("statistics", tokens, 3 * config.heads)?,
+            dropped: match dropout {
+                false => None,
+                true => Some(Dropped {
+                    keys: device.ids("keys", tokens, 1)?,
+                    hidden: device.scratch("dropped hidden", tokens, h)?,
+                    wide: device.scratch("dropped wide", tokens, f)?,
+                }),
+            },
         })
     }
 
@@ -151,6 +196,19 @@ impl Kept {
         self.pooled.resize(batch.prompts());
         self.d_pooled.resize(batch.prompts());
     }
+
+    /// Sends a key for each token of the batch that was uploaded.
+    ///
+    /// # Panics
+    /// Without room for dropout: a bug.
+    pub(crate) fn upload_keys(&mut self, pass: &mut Pass<'_>, keys: &[u32]) {
+        let Some(dropped) = &mut self.dropped else {
+            panic!("dropout: no room was made for it");
+        };
+        pass.upload(&mut dropped.keys, keys);
+        dropped.hidden.resize(keys.len());
+        dropped.wide.resize(keys.len());
+    }
 }
 
 /// The encoder with an adapter whose factors are at the beginning of the flat buffer.
@@ -158,6 +216,8 @@ pub(crate) struct Training<'n> {
     pub(crate) ops: &'n Ops,
     pub(crate) bert: &'n Bert,
     pub(crate) adapter: &'n Adapter,
+    /// Share of an adapter's inputs that is dropped, by the keys that were uploaded; 0 in evaluation.
+    pub(crate) dropout: f32,
 }
 
 impl Training<'_> {
@@ -184,7 +244,9 @@ impl Training<'_> {
             let (kept, later) = k.layers[index..].split_at_mut(1);
             let next = later.first_mut().map_or(&mut k.last, |next| &mut next.x);
             let batch = (&k.offsets, &k.tiles);
-            self.layer(pass, theta, layer, factors, batch, &mut kept[0], next);
+            let dropped = k.dropped.as_mut();
+            let kept = &mut kept[0];
+            self.layer(pass, theta, layer, factors, batch, dropped, kept, next);
         }
         self.ops.pool.forward(
             pass,
@@ -205,6 +267,7 @@ impl Training<'_> {
         layer: &Layer,
         factors: &lora::Layer,
         (offsets, tiles): (&Tensor, &Tensor),
+        mut dropped: Option<&mut Dropped>,
         k: &mut LayerKept,
         y: &mut Tensor,
     ) {
@@ -214,6 +277,7 @@ impl Training<'_> {
             theta,
             &layer.qkv,
             &factors.qkv,
+            dropped.as_deref_mut(),
             &k.x,
             &mut k.thin,
             &mut k.qkv,
@@ -234,6 +298,7 @@ impl Training<'_> {
             theta,
             &layer.attention_output,
             map,
+            dropped.as_deref_mut(),
             &k.context,
             &mut k.thin,
             branch,
@@ -251,6 +316,7 @@ impl Training<'_> {
             theta,
             &layer.intermediate,
             map,
+            dropped.as_deref_mut(),
             &k.middle,
             &mut k.thin,
             &mut k.wide,
@@ -268,6 +334,7 @@ impl Training<'_> {
             theta,
             &layer.output,
             &factors.output,
+            dropped,
             &k.activated,
             &mut k.thin,
             branch,
@@ -281,7 +348,7 @@ impl Training<'_> {
         );
     }
 
-    /// `y = x W^T + b + s (x La^T) Lb^T`; `thin` keeps x La^T.
+    /// `y = x W^T + b + s (drop(x) La^T) Lb^T`; `thin` keeps drop(x) La^T.
     #[expect(clippy::too_many_arguments, reason = "the map's parts")]
     fn map(
         &self,
@@ -289,6 +356,7 @@ impl Training<'_> {
         theta: &Tensor,
         w: &Weight,
         map: &lora::Map,
+        dropped: Option<&mut Dropped>,
         x: &Tensor,
         thin: &mut Tensor,
         y: &mut Tensor,
@@ -298,10 +366,11 @@ impl Training<'_> {
             return;
         }
         let window = thin.columns_at(map.thin, map.a.rows);
+        let a = self.thinned(pass, map, dropped, x);
         self.ops.matmul.nt(
             pass,
             Product {
-                a: x.part(x.place()),
+                a,
                 b: theta.part(map.a),
                 scale: 1.0,
                 y: thin.part_mut(window),
@@ -321,6 +390,25 @@ impl Training<'_> {
                 },
             );
         }
+    }
+
+    /// drop(x): `x` itself without dropout.
+    fn thinned<'x>(
+        &self,
+        pass: &mut Pass<'_>,
+        map: &lora::Map,
+        dropped: Option<&'x mut Dropped>,
+        x: &'x Tensor,
+    ) -> Part<'x> {
+        let Some(dropped) = dropped.filter(|_| self.dropout > 0.0) else {
+            return x.part(x.place());
+        };
+        let Thinned { mask, room } = dropped.of(map, self.dropout, x);
+        let y = &mut *room;
+        self.ops
+            .dropout
+            .forward(pass, dropout::Forward { mask, x, y });
+        room.part(room.place())
     }
 
     /// Each branch with its columns of `thin`, whose first column is the map's.
@@ -376,6 +464,7 @@ impl Training<'_> {
             grad,
             thin: &kept.thin,
             d_thin: &mut k.d_thin,
+            dropped: k.dropped.as_mut(),
         };
         map.factors(pass, &factors.output, &kept.activated, &k.d_residual);
         map.input(
@@ -476,10 +565,11 @@ struct MapBackward<'b> {
     grad: &'b mut Tensor,
     thin: &'b Tensor,
     d_thin: &'b mut Tensor,
+    dropped: Option<&'b mut Dropped>,
 }
 
 impl MapBackward<'_> {
-    /// dLb += s dY^T (x La^T); d_thin = s dY Lb; dLa += d_thin^T x.
+    /// dLb += s dY^T (drop(x) La^T); d_thin = s dY Lb; dLa += d_thin^T drop(x).
     fn factors(&mut self, pass: &mut Pass<'_>, map: &lora::Map, x: &Tensor, dy: &Tensor) {
         if map.branches.is_empty() {
             return;
@@ -517,11 +607,13 @@ impl MapBackward<'_> {
             );
         }
         let d_thin = self.d_thin.columns_at(0, map.a.rows);
+        let dropped = self.dropped.as_deref_mut();
+        let x = self.training.thinned(pass, map, dropped, x);
         matmul.tn(
             pass,
             Product {
                 a: self.d_thin.part(d_thin),
-                b: x.part(x.place()),
+                b: x,
                 scale: 1.0,
                 y: self.grad.part_mut(map.a),
                 add: true,
@@ -529,7 +621,7 @@ impl MapBackward<'_> {
         );
     }
 
-    /// dX = dY W + d_thin La, or that much more with `add`.
+    /// dX = dY W + drop(d_thin La), or that much more with `add`.
     fn input(
         &mut self,
         pass: &mut Pass<'_>,
@@ -551,15 +643,26 @@ impl MapBackward<'_> {
         }
         let d_thin = self.d_thin.columns_at(0, map.a.rows);
         let place = dx.place();
-        ops.matmul.nn(
-            pass,
-            Product {
+        let rate = self.training.dropout;
+        let mut product = |y: &mut Tensor, add: bool| {
+            let product = Product {
                 a: self.d_thin.part(d_thin),
                 b: self.theta.part(map.a),
                 scale: 1.0,
-                y: dx.part_mut(place),
-                add: true,
-            },
-        );
+                y: y.part_mut(place),
+                add,
+            };
+            ops.matmul.nn(pass, product);
+        };
+        match self.dropped.as_deref_mut().filter(|_| rate > 0.0) {
+            None => product(dx, true),
+            Some(dropped) => {
+                let Thinned { mask, room } = dropped.of(map, rate, dx);
+                product(room, false);
+                let dy = &*room;
+                ops.dropout
+                    .backward(pass, dropout::Backward { mask, dy, dx });
+            }
+        }
     }
 }

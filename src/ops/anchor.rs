@@ -1,7 +1,7 @@
 //! Anchors: the pull of parameters back to the parent's (carve.md section 6), added to the gradient.
 //!
 //! Rows by direction, in the form that is exactly zero where nothing moved (6.5); rows of E or W by
-//! value.
+//! value; any parameters by value with Fisher weights, which is EWC (section 7).
 
 use crate::device::cpu::{Cpu, math};
 use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader, small};
@@ -12,7 +12,10 @@ const SHADER: Shader = shader!("anchor", "reduce");
 /// Workgroups of a kernel that walks rows.
 const MOST_GROUPS: usize = 32_768;
 
-#[derive(Clone, Copy, bytemuck::NoUninit)]
+/// Elements of one loss of the weighted form.
+const CHUNK: usize = 1024;
+
+#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
 #[repr(C)]
 struct Dims {
     offset: u32,
@@ -21,11 +24,14 @@ struct Dims {
     listed: u32,
     stride: u32,
     strength: f32,
+    skip: u32,
+    len: u32,
 }
 
 pub(crate) struct Anchor {
     normalized: Kernel,
     raw: Kernel,
+    weighted: Kernel,
 }
 
 /// What distance a pull lessens.
@@ -50,12 +56,77 @@ pub(crate) struct Pull<'t> {
     pub(crate) losses: &'t mut Tensor,
 }
 
+/// `theta`, `reference`, `weights`: [1, n] of flat buffers; `grad`: as `theta`, `strength` times the
+/// gradient of sum f (theta - reference)^2 is added; `losses`: [[`Weighted::losses`], 1],
+/// overwritten with parts of that sum.
+pub(crate) struct Weighted<'t> {
+    pub(crate) theta: Part<'t>,
+    pub(crate) reference: Part<'t>,
+    pub(crate) weights: Part<'t>,
+    pub(crate) strength: f32,
+    pub(crate) grad: PartMut<'t>,
+    pub(crate) losses: &'t mut Tensor,
+}
+
+impl Weighted<'_> {
+    /// Rows of `losses` for `n` elements.
+    pub(crate) fn losses(n: usize) -> usize {
+        n.div_ceil(CHUNK)
+    }
+}
+
 impl Anchor {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             normalized: device.kernel(&SHADER, "normalized", &[])?,
             raw: device.kernel(&SHADER, "raw", &[])?,
+            weighted: device.kernel(&SHADER, "weighted", &[])?,
         })
+    }
+
+    pub(crate) fn weighted(&self, pass: &mut Pass<'_>, mut w: Weighted<'_>) {
+        let n = w.theta.place.columns;
+        w.theta.place.expect("anchor", "theta", 1, n);
+        w.reference.place.expect("anchor", "reference", 1, n);
+        assert_eq!(
+            w.weights.place, w.reference.place,
+            "anchor: weights are not laid out as reference"
+        );
+        assert_eq!(
+            w.grad.place, w.theta.place,
+            "anchor: grad is not laid out as theta"
+        );
+        let items = Weighted::losses(n);
+        w.losses.resize(items);
+        w.losses.expect("anchor", "losses", items, 1);
+        match pass {
+            Pass::Gpu(gpu) => {
+                let groups = small(items.min(MOST_GROUPS));
+                let dims = Dims {
+                    offset: small(w.theta.place.offset),
+                    rows: small(items),
+                    width: small(CHUNK),
+                    stride: groups,
+                    strength: w.strength,
+                    skip: small(w.reference.place.offset),
+                    len: small(n),
+                    ..Dims::default()
+                };
+                let tensors = [
+                    ("theta", w.theta.tensor),
+                    ("reference", w.reference.tensor),
+                    ("grad", &*w.grad.tensor),
+                    ("losses", &*w.losses),
+                    ("weights", w.weights.tensor),
+                ];
+                gpu.dispatch(&self.weighted, [groups, 1, 1], &dims, &tensors);
+            }
+            Pass::Cpu(pass) => {
+                let held = [w.theta.f32(), w.reference.f32(), w.weights.f32()];
+                let (grad, losses) = (w.grad.f32_mut(), w.losses.f32_mut());
+                weighted_cpu(pass.cpu, w.strength, held, grad, losses);
+            }
+        }
     }
 
     pub(crate) fn pull(&self, pass: &mut Pass<'_>, mut p: Pull<'_>) {
@@ -82,6 +153,7 @@ impl Anchor {
                     listed: u32::from(p.touched.is_some()),
                     stride: groups,
                     strength: p.strength,
+                    ..Dims::default()
                 };
                 let kernel = match p.form {
                     Form::Normalized => &self.normalized,
@@ -140,6 +212,46 @@ fn all_rows(
                     for (i, (grad, loss)) in rows.enumerate() {
                         let row = (first + i) * width..(first + i + 1) * width;
                         *loss = step.pull(&e[row.clone()], &r[row], grad);
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// In chunks of [`CHUNK`] elements, whatever the number of threads; the last may be shorter.
+fn weighted_cpu(
+    cpu: &Cpu,
+    strength: f32,
+    [theta, reference, weights]: [&[f32]; 3],
+    grad: &mut [f32],
+    losses: &mut [f32],
+) {
+    cpu.lockstep(
+        // The losses first: their number is that of the chunks.
+        [losses, grad],
+        [1, CHUNK],
+        4 * CHUNK,
+        |first, [losses, grad]| {
+            cpu.simd(
+                #[inline(always)]
+                || {
+                    let begin = first * CHUNK;
+                    let chunks = grad.chunks_mut(CHUNK).zip(losses);
+                    for (i, (grad, loss)) in chunks.enumerate() {
+                        let range = begin + i * CHUNK..begin + i * CHUNK + grad.len();
+                        let held = theta[range.clone()].iter().zip(&reference[range.clone()]);
+                        let weights = &weights[range];
+                        let mut sums = [0.0f32; math::LANES];
+                        for (n, ((g, f), (e, r))) in
+                            grad.iter_mut().zip(weights).zip(held).enumerate()
+                        {
+                            let d = e - r;
+                            let pull = f * d;
+                            sums[n % math::LANES] += pull * d;
+                            *g += 2.0 * strength * pull;
+                        }
+                        *loss = sums.iter().sum();
                     }
                 },
             );
@@ -308,6 +420,110 @@ mod tests {
                     assert_close("anchor", &grad, &want, 1e-4);
                 }
             }
+        }
+    }
+
+    /// Gradient and loss of the weighted form on every device; theta stands at an offset, and so
+    /// do reference and weights at another.
+    fn weighted(
+        theta: &[f32],
+        reference: &[f32],
+        f: &[f32],
+        strength: f32,
+    ) -> Vec<(Vec<f32>, f64)> {
+        const BEFORE: usize = 3;
+        const SKIP: usize = 5;
+        let n = theta.len();
+        let each = |device: &Device| {
+            let op = Anchor::new(device).unwrap();
+            let flat = |label, before: usize, values: &[f32]| {
+                let values = [vec![9.0; before], values.to_vec(), vec![8.0]].concat();
+                device.upload(label, values.len(), &values).unwrap()
+            };
+            let theta = flat("theta", BEFORE, theta);
+            let mut grad = flat("grad", BEFORE, &vec![0.5; n]);
+            let (reference, weights) = (flat("reference", SKIP, reference), flat("f", SKIP, f));
+            let mut losses = device
+                .scratch("losses", Weighted::losses(n) + 1, 1)
+                .unwrap();
+            let (place, held) = (Place::flat(BEFORE, 1, n), Place::flat(SKIP, 1, n));
+            let (reads, outcome) = run(device, |pass| {
+                op.weighted(
+                    pass,
+                    Weighted {
+                        theta: theta.part(place),
+                        reference: reference.part(held),
+                        weights: weights.part(held),
+                        strength,
+                        grad: grad.part_mut(place),
+                        losses: &mut losses,
+                    },
+                );
+                (pass.read(&grad), pass.read(&losses))
+            });
+            let grad = outcome.f32(reads.0);
+            assert_eq!(
+                (&grad[..BEFORE], grad[BEFORE + n]),
+                (&[9.0; BEFORE][..], 8.0)
+            );
+            let added = grad[BEFORE..BEFORE + n].iter().map(|g| g - 0.5).collect();
+            let losses = outcome.f32(reads.1).iter().map(|loss| f64::from(*loss));
+            (added, f64::from(strength) * losses.sum::<f64>())
+        };
+        devices().iter().map(each).collect()
+    }
+
+    #[test]
+    fn v17() {
+        for (grad, loss) in weighted(&[1.5, -1.0], &[0.5, 1.0], &[0.5, 2.0], 10.0) {
+            assert_close("V17", &grad, &[10.0, -80.0], 1e-6);
+            assert!((loss - 85.0).abs() < 1e-4, "{loss}");
+        }
+    }
+
+    #[test]
+    fn weighted_gradients_match_f64_and_finite_differences() {
+        for n in [1, 63, 1024, 1025, 3 * 1024 + 257] {
+            let (theta, r) = (noise(n, 3), noise(n, 4));
+            let f: Vec<f32> = noise(n, 5).iter().map(|f| f * f).collect();
+            let (reference, weights) = (wide(&r), wide(&f));
+            let total = |theta: &[f64]| -> f64 {
+                let held = reference.iter().zip(&weights).zip(theta);
+                3.0 * held.map(|((r, f), e)| f * (e - r).powi(2)).sum::<f64>()
+            };
+            let held = reference.iter().zip(&weights).zip(wide(&theta));
+            let exact: Vec<f64> = held.map(|((r, f), e)| 6.0 * f * (e - r)).collect();
+            let mut first: Option<Vec<f32>> = None;
+            for (device, (grad, loss)) in weighted(&theta, &r, &f, 3.0).into_iter().enumerate() {
+                assert_close("weighted", &grad, &exact, 1e-5);
+                if n <= 1025 {
+                    let differences = finite_differences(&wide(&theta), total);
+                    assert_close("weighted differences", &grad, &differences, 1e-4);
+                }
+                let want = total(&wide(&theta));
+                assert!(
+                    (loss - want).abs() < 1e-5 * (1.0 + want),
+                    "{loss}, not {want}"
+                );
+                if device < 2 {
+                    assert_eq!(
+                        *first.get_or_insert_with(|| grad.clone()),
+                        grad,
+                        "threads show"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_weight_or_did_not_move_has_no_gradient() {
+        let (theta, r) = (noise(2000, 6), noise(2000, 7));
+        for (grad, loss) in weighted(&theta, &r, &vec![0.0; 2000], 1e4) {
+            assert!(grad.iter().all(|g| *g == 0.0) && loss == 0.0);
+        }
+        for (grad, loss) in weighted(&theta, &theta, &vec![7.0; 2000], 1e4) {
+            assert!(grad.iter().all(|g| *g == 0.0) && loss == 0.0);
         }
     }
 }

@@ -1194,6 +1194,28 @@ mod tests {
         }
     }
 
+    /// carve.md V12: a unit vector's way back. Rows at -(1, 2) and (1, 2) and this weight make the
+    /// gradient of u what the vector has: (1, 2).
+    #[test]
+    fn v12_backward() {
+        let tau = 0.5;
+        let cosine = (0.6 + 2.0 * 0.8) / 5.0f64.sqrt();
+        let wrong = 1.0 / (1.0 + (-2.0 * cosine / tau).exp());
+        let batch = Batch {
+            width: 2,
+            z: vec![3.0, 4.0],
+            e: vec![-1.0, -2.0, 1.0, 2.0],
+            tau: tau as f32,
+            lists: None,
+            ids: vec![0],
+            mass: vec![1.0],
+            weights: vec![(5.0f64.sqrt() * tau / (2.0 * wrong)) as f32],
+        };
+        for answer in batch.answers() {
+            assert_close("V12 dx", &answer.dz, &[-0.064, 0.048], 1e-6);
+        }
+    }
+
     #[test]
     fn lists_are_inverted() {
         let inverse = invert(&[4, 2, NONE, 2, 7, 4]);

@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod contrastive;
+pub(crate) mod dropout;
 pub(crate) mod embed;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
@@ -15,6 +16,7 @@ pub(crate) mod peak;
 pub(crate) mod pool;
 pub(crate) mod reference;
 pub(crate) mod score;
+pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod top_k;
@@ -31,6 +33,7 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
+    pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
@@ -41,6 +44,7 @@ pub(crate) struct Ops {
     pub(crate) peak: peak::Peak,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
+    pub(crate) square: square::Square,
     pub(crate) top_k: top_k::TopK,
 }
 
@@ -52,6 +56,7 @@ impl Ops {
             anchor: anchor::Anchor::new(device)?,
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(device)?,
+            dropout: dropout::Dropout::new(device)?,
             embed: embed::Embed::new(device)?,
             gelu: gelu::Gelu::new(device)?,
             layer_norm: layer_norm::LayerNorm::new(device)?,
@@ -62,6 +67,7 @@ impl Ops {
             peak: peak::Peak::new(device)?,
             pool: pool::Pool::new(device)?,
             score: score::Score::new(device)?,
+            square: square::Square::new(device)?,
             top_k: top_k::TopK::new(device)?,
         })
     }

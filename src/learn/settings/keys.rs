@@ -6,7 +6,7 @@ use super::{CandidateMode, Settings};
 use crate::error::{Result, bail, error};
 
 /// Names of carve.md that are known here and not to be had, each with what holds instead.
-const UNSUPPORTED: [(&str, &str); 25] = [
+const UNSUPPORTED: [(&str, &str); 24] = [
     ("accumulation", "gradients are averaged over the window"),
     ("anchor.first", "the first experience has no anchors"),
     ("anchor.no_new", "anchors act also when no model is new"),
@@ -28,9 +28,11 @@ const UNSUPPORTED: [(&str, &str); 25] = [
     ("grad.reset", "gradients are cleared after each step"),
     ("graph", "there is no label-graph term"),
     ("lm.smoothing", "there is no language-model loss"),
-    ("lora.dropout", "there is no dropout"),
     ("lr.glitch", "rates follow the schedule at step 0 too"),
-    ("phase1.mode", "there is no dropout"),
+    (
+        "phase1.mode",
+        "the encoder is in evaluation mode, without dropout",
+    ),
     ("replay.scope", "every earlier experience is replayed"),
     (
         "replay.store",
@@ -149,6 +151,14 @@ impl Settings {
                 bail!(InvalidRequest, "{key}: expected {expected}, found {value}");
             }
         }
+        // In f32, in which it is used: 1 would leave nothing to scale up.
+        if !(0.0..=0.999).contains(&self.lora_dropout) {
+            bail!(
+                InvalidRequest,
+                "lora.dropout: expected a number from 0 to 0.999, found {}",
+                self.lora_dropout
+            );
+        }
         if self.lora_train && self.lora_targets.is_empty() {
             bail!(
                 InvalidRequest,
@@ -266,6 +276,8 @@ mod tests {
             ("replay.ratio", "1.5", "from 0 to 1"),
             ("tau", "0", "positive"),
             ("lr.w", "-1", "not negative"),
+            ("lora.dropout", "1", "from 0 to 0.999"),
+            ("lora.dropout", "-0.1", "from 0 to 0.999"),
             ("lora.targets", "[]", "at least one"),
             ("lora.targets", "query,query", "twice"),
             (

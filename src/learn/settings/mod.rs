@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail};
 use crate::model::lora::Target;
 pub use words::{
-    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, InitProfile,
-    InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
+    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, EwcScope,
+    InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
 };
 
 /// Size of W at which the paper gives the strength of the projection anchor.
@@ -42,6 +42,9 @@ pub struct Settings {
     /// An adapter's product is scaled by alpha / r.
     #[serde(rename = "lora.alpha")]
     pub lora_alpha: f64,
+    /// Share of an adapter's inputs that is dropped while it is trained.
+    #[serde(rename = "lora.dropout")]
+    pub lora_dropout: f64,
     /// Maps that have adapters.
     #[serde(rename = "lora.targets")]
     pub lora_targets: Vec<Target>,
@@ -137,6 +140,9 @@ pub struct Settings {
     /// Share of the older Fisher weights that stays, `online`.
     #[serde(rename = "ewc.decay")]
     pub ewc_decay: f64,
+    /// What EWC holds.
+    #[serde(rename = "ewc.scope")]
+    pub ewc_scope: EwcScope,
     /// How rows meet in batches.
     pub batching: Batching,
     /// Rows of a micro-batch: B.
@@ -209,6 +215,7 @@ impl Settings {
             lora_train: true,
             lora_r: 16,
             lora_alpha: 32.0,
+            lora_dropout: 0.0,
             lora_targets: vec![Query, Key, Value, AttentionOutput, Intermediate, Output],
             candidates: CandidateMode::Sampled,
             candidates_k: 64,
@@ -240,6 +247,7 @@ impl Settings {
             ewc_lambda: 1e4,
             ewc_mode: EwcMode::Online,
             ewc_decay: 0.9,
+            ewc_scope: EwcScope::Router,
             batching: Batching::Shuffled,
             batch: 32,
             accumulate: 1,
@@ -259,12 +267,13 @@ impl Settings {
         }
     }
 
-    /// The paper's numbers, but for the dropout of its adapters (carve.md section 10).
+    /// The paper's numbers (carve.md section 10).
     pub fn paper() -> Self {
         Self {
             width: Some(1024),
             lora_r: 32,
             lora_alpha: 64.0,
+            lora_dropout: 0.05,
             batching: Batching::Domain,
             batch: 16,
             accumulate: 8,

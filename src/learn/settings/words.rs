@@ -33,6 +33,8 @@ words! {
         Card,
         /// The mean of the domain's old rows.
         Domain,
+        /// A mixture of the old rows whose cards are near, by how near they are.
+        CardMix,
     }
 }
 words! {
@@ -129,6 +131,15 @@ words! {
         Online,
         /// All are kept.
         Separate,
+    }
+}
+words! {
+    /// What EWC holds.
+    EwcScope {
+        /// W and the old rows of E.
+        Router,
+        /// The adapters too.
+        All,
     }
 }
 words! {

@@ -1,0 +1,129 @@
+//! Card vectors of a hub: what newcomers are compared with when their rows are mixed from old ones
+//! (carve.md section 3, `card_mix`).
+//!
+//! The registry keeps no card text, so a generation that is to mix rows keeps a vector of each model:
+//! of the frozen encoder, since those of one that learns would have to be made anew with every
+//! update, of all models. A generation that was built and never learned needs none: its W is the
+//! identity and its rows are these vectors. Others have the part once they were learned with
+//! `init.rows = card_mix`; their children then keep it up.
+
+use half::f16;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+use crate::encoder::Encoder;
+use crate::error::{Result, bail, error};
+use crate::generation::Contents;
+use crate::generation::zero_shot::{NewModel, Progress, card_vector, encoded};
+
+/// Its name in a generation.
+pub(crate) const CARDS: &str = "cards.safetensors";
+const VECTORS: &str = "card_vectors";
+
+impl Contents {
+    /// A unit vector of each model's cards, [M, H].
+    ///
+    /// Errors: the generation does not have them; the part is malformed or of another hub.
+    pub(crate) fn cards(&self) -> Result<Vec<f32>> {
+        let (models, width) = (self.hub.len(), self.manifest.encoder.width);
+        match self.parts.get(CARDS) {
+            Some(bytes) => read(bytes, models, width).map_err(|e| e.at(CARDS)),
+            None if self.manifest.learned.is_none() => Ok(self.embeddings.clone()),
+            None => bail!(
+                InvalidRequest,
+                "init.rows = card_mix: expected a generation that was never learned, or one with \
+                 {CARDS}, which learning with init.rows = card_mix keeps; found neither"
+            ),
+        }
+    }
+
+    /// [`Contents::cards`] with those of `new` models behind them.
+    pub(crate) fn cards_with(
+        &self,
+        encoder: &Encoder,
+        new: &[NewModel],
+        progress: Progress<'_>,
+    ) -> Result<Vec<f32>> {
+        let mut all = self.cards()?;
+        for (model, vectors) in new
+            .iter()
+            .zip(encoded(encoder, encoder.bert(), new, progress)?)
+        {
+            all.extend(card_vector(model, vectors)?);
+        }
+        Ok(all)
+    }
+}
+
+/// The bytes of the part; `vectors`: rows of `width`.
+pub(crate) fn write(vectors: &[f32], width: usize) -> Result<Vec<u8>> {
+    let bytes: Vec<u8> = vectors
+        .iter()
+        .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+        .collect();
+    let shape = vec![vectors.len() / width, width];
+    let wrong = |e| error!(Format, "{CARDS}: cannot be written: {e}");
+    let view = TensorView::new(safetensors::Dtype::F16, shape, &bytes).map_err(wrong)?;
+    safetensors::serialize([(VECTORS, view)], None).map_err(wrong)
+}
+
+fn read(bytes: &[u8], models: usize, width: usize) -> Result<Vec<f32>> {
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+    let found = file
+        .tensor(VECTORS)
+        .map_err(|e| error!(Mismatch, "{VECTORS}: {e}"))?;
+    if found.shape() != [models, width] || found.dtype() != safetensors::Dtype::F16 {
+        bail!(
+            Mismatch,
+            "{VECTORS}: expected [{models}, {width}] f16, found {:?} {:?}",
+            found.shape(),
+            found.dtype()
+        );
+    }
+    let values: Vec<f32> = found
+        .data()
+        .chunks_exact(2)
+        .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+        .collect();
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        bail!(
+            Numeric,
+            "{VECTORS}: element {at}: expected a finite number, found {}",
+            values[at]
+        );
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::ops::testing::{assert_close, noise, wide};
+
+    #[test]
+    fn the_part_keeps_the_vectors_in_half_precision() {
+        let vectors = noise(5 * 7, 1);
+        let read = read(&write(&vectors, 7).unwrap(), 5, 7).unwrap();
+        assert_close("cards", &read, &wide(&vectors), 1e-3);
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let bytes = write(&[0.5; 6], 3).unwrap();
+        let refused = |bytes: &[u8], models: usize, kind: ErrorKind, want: &str| {
+            let error = read(bytes, models, 3).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert_eq!(error.kind(), kind);
+        };
+        read(&bytes, 2, 3).unwrap();
+        let want = "card_vectors: expected [3, 3] f16, found [2, 3]";
+        refused(&bytes, 3, ErrorKind::Mismatch, want);
+        let cut = &bytes[..bytes.len() - 1];
+        refused(cut, 2, ErrorKind::Format, "not safetensors");
+        let infinite = write(&[0.5, 0.5, 1e9, 0.5, 0.5, 0.5], 3).unwrap();
+        refused(&infinite, 2, ErrorKind::Numeric, "element 2: expected");
+    }
+}

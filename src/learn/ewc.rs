@@ -1,0 +1,373 @@
+//! Elastic weight consolidation: the parameters that earlier experiences ended with, and how much
+//! each of them mattered there, kept with the generation (carve.md section 7).
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, bail, error};
+use crate::learn::engine::Layout;
+use crate::learn::settings::{EwcMode, Settings};
+use crate::model::lora;
+
+/// Its name in a generation.
+pub(crate) const FISHER: &str = "fisher.safetensors";
+const KIND: &str = "hubrouter-fisher";
+
+/// Key of the file's metadata.
+const META: &str = "hubrouter";
+
+/// Rows of a batch whose mean gradient is squared.
+pub(crate) const BATCH: usize = 4;
+
+/// What EWC holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Consolidated {
+    /// Experiences that Fisher weights were taken after.
+    pub(crate) count: u32,
+    /// One that sums them up, or one of each, oldest first.
+    pub(crate) held: Vec<Held>,
+}
+
+/// Consecutive parameters of the flat buffer with their Fisher weights. Rows of E that came later
+/// are behind their end, and free.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Held {
+    /// Where they begin: at the adapters' factors, or at W.
+    pub(crate) first: usize,
+    /// theta*
+    pub(crate) theta: Vec<f32>,
+    /// F
+    pub(crate) fisher: Vec<f32>,
+}
+
+/// The file's metadata. A later update goes by its own settings; `lambda`, `mode` and `decay` say
+/// what those of the last one were.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Meta {
+    schema_version: u32,
+    kind: String,
+    lambda: f64,
+    mode: EwcMode,
+    decay: f64,
+    count: u32,
+    held: usize,
+}
+
+impl Held {
+    /// Without what is before `first`.
+    pub(crate) fn behind(&self, first: usize) -> Self {
+        let skip = first.saturating_sub(self.first);
+        Self {
+            first: self.first + skip,
+            theta: self.theta[skip..].to_vec(),
+            fisher: self.fisher[skip..].to_vec(),
+        }
+    }
+
+    fn end(&self) -> usize {
+        self.first + self.theta.len()
+    }
+
+    /// Its parts with their names, first elements and shapes; `models`: rows of E.
+    fn parts(&self, layout: &Layout, models: usize) -> Vec<(&'static str, usize, [usize; 2])> {
+        let (w, e) = (layout.w, layout.e);
+        let mut parts = vec![
+            ("prompt_projection", w.offset, [w.rows, w.columns]),
+            ("model_embeddings", e.offset, [models, e.columns]),
+        ];
+        if self.first < w.offset {
+            parts.insert(0, ("adapter", self.first, [1, w.offset - self.first]));
+        }
+        parts
+    }
+}
+
+impl Consolidated {
+    /// With what was learned last: `online`, all earlier weights decay into its own, and its
+    /// parameters alone are held; `separate`, it is one more.
+    pub(crate) fn with(mut self, mut new: Held, settings: &Settings) -> Self {
+        self.count += 1;
+        if settings.ewc_mode == EwcMode::Online {
+            #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+            let decay = settings.ewc_decay as f32;
+            for old in self.held.drain(..) {
+                // Rows of E, or adapters, that the old ones do not have take the new weights.
+                for n in new.first.max(old.first)..new.end().min(old.end()) {
+                    new.fisher[n - new.first] += decay * old.fisher[n - old.first];
+                }
+            }
+        }
+        self.held.push(new);
+        self
+    }
+
+    /// The bytes of the file.
+    pub(crate) fn write(&self, layout: &Layout, settings: &Settings) -> Result<Vec<u8>> {
+        let meta = Meta {
+            schema_version: 1,
+            kind: KIND.to_owned(),
+            lambda: settings.ewc_lambda,
+            mode: settings.ewc_mode,
+            decay: settings.ewc_decay,
+            count: self.count,
+            held: self.held.len(),
+        };
+        let text = serde_json::to_string(&meta)
+            .map_err(|e| error!(Format, "{FISHER}: cannot be written: {e}"))?;
+        let mut tensors = Vec::new();
+        for (k, held) in self.held.iter().enumerate() {
+            let models = (held.end() - layout.e.offset) / layout.e.columns;
+            for (part, first, [rows, columns]) in held.parts(layout, models) {
+                let range = first - held.first..first - held.first + rows * columns;
+                for (kind, values) in [("fisher", &held.fisher), ("theta", &held.theta)] {
+                    let name = format!("{k}.{part}.{kind}");
+                    let values = &values[range.clone()];
+                    if !values.iter().all(|value| value.is_finite()) {
+                        bail!(Numeric, "{name}: expected finite numbers");
+                    }
+                    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    tensors.push((name, vec![rows, columns], bytes));
+                }
+            }
+        }
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
+                .map(|view| (name.as_str(), view))
+                .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
+        });
+        let metadata = Some([(META.to_owned(), text)].into());
+        safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata)
+            .map_err(|e| error!(Format, "{FISHER}: cannot be written: {e}"))
+    }
+
+    /// Reads the file's bytes, of a generation of `models` models.
+    ///
+    /// Errors: it is malformed; a tensor is missing, has another shape, is not finite, or weighs
+    /// less than nothing.
+    pub(crate) fn read(bytes: &[u8], layout: &Layout, models: usize) -> Result<Self> {
+        let bad = |e: safetensors::SafeTensorError| error!(Format, "not safetensors: {e}");
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
+        let file = SafeTensors::deserialize(bytes).map_err(bad)?;
+        let text = header.metadata().as_ref().and_then(|map| map.get(META));
+        let Some(text) = text else {
+            bail!(Format, "expected {META} in its metadata, found none")
+        };
+        let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "{META}: {e}"))?;
+        if meta.kind != KIND {
+            bail!(Format, "kind: expected {KIND:?}, found {:?}", meta.kind);
+        }
+        if meta.schema_version != 1 {
+            bail!(
+                Unsupported,
+                "schema_version: expected 1, found {}",
+                meta.schema_version
+            );
+        }
+        let mut held = Vec::new();
+        for k in 0..meta.held {
+            held.push(read_held(&file, k, layout, models)?);
+        }
+        Ok(Self {
+            count: meta.count,
+            held,
+        })
+    }
+}
+
+fn read_held(file: &SafeTensors<'_>, k: usize, layout: &Layout, models: usize) -> Result<Held> {
+    let rows = format!("{k}.model_embeddings.fisher");
+    let rows = file
+        .tensor(&rows)
+        .map_err(|e| error!(Mismatch, "{rows}: {e}"))?;
+    let found = rows.shape().first().copied().unwrap_or(0);
+    let mut held = Held {
+        first: match file.tensor(&format!("{k}.adapter.fisher")) {
+            Ok(_) => 0,
+            Err(_) => layout.w.offset,
+        },
+        theta: Vec::new(),
+        fisher: Vec::new(),
+    };
+    // Never more rows than the generation has: those are of another one.
+    for (part, _, shape) in held.parts(layout, found.min(models)) {
+        let name = |kind: &str| format!("{k}.{part}.{kind}");
+        let fisher = lora::tensor(file, &name("fisher"), shape)?;
+        if let Some(at) = fisher.iter().position(|f| *f < 0.0) {
+            bail!(
+                Numeric,
+                "{}: element {at}: expected a number that is not negative, found {}",
+                name("fisher"),
+                fisher[at]
+            );
+        }
+        held.fisher.extend(fisher);
+        held.theta
+            .extend(lora::tensor(file, &name("theta"), shape)?);
+    }
+    Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::model::Config;
+    use crate::model::lora::{Adapter, Lora, Target};
+    use crate::ops::testing::{assert_close, noise};
+
+    fn held(first: usize, theta: &[f32], fisher: &[f32]) -> Held {
+        Held {
+            first,
+            theta: theta.to_vec(),
+            fisher: fisher.to_vec(),
+        }
+    }
+
+    fn settings(mode: EwcMode) -> Settings {
+        Settings {
+            ewc_mode: mode,
+            ..Settings::base()
+        }
+    }
+
+    /// carve.md V17
+    #[test]
+    fn v17_online() {
+        let old = Consolidated::default().with(
+            held(0, &[1.0, 2.0], &[0.5, 2.0]),
+            &settings(EwcMode::Online),
+        );
+        let new = held(0, &[3.0, 4.0], &[1.0, 0.1]);
+        let both = old.clone().with(new.clone(), &settings(EwcMode::Online));
+        assert_eq!((both.count, both.held.len()), (2, 1));
+        assert_close("V17 online", &both.held[0].fisher, &[1.45, 1.9], 1e-6);
+        assert_eq!(both.held[0].theta, [3.0, 4.0], "the current ones");
+        let apart = old.clone().with(new.clone(), &settings(EwcMode::Separate));
+        assert_eq!(apart.held, [old.held[0].clone(), new.clone()]);
+        // All that were kept apart decay into one.
+        let one = apart.with(new, &settings(EwcMode::Online));
+        assert_eq!((one.count, one.held.len()), (3, 1));
+        assert_close("V17", &one.held[0].fisher, &[2.35, 1.99], 1e-6);
+    }
+
+    /// New rows of E, and adapters that were not held, take the new weights.
+    #[test]
+    fn what_the_old_weights_do_not_cover_takes_the_new_ones() {
+        let online = settings(EwcMode::Online);
+        let old = Consolidated::default().with(held(2, &[0.0; 2], &[10.0; 2]), &online);
+        let new = held(0, &[0.0; 6], &[1.0; 6]);
+        let both = old.with(new, &online);
+        assert_eq!(both.held[0].fisher, [1.0, 1.0, 10.0, 10.0, 1.0, 1.0]);
+        // And the other way round: adapters are let go.
+        let less = both.with(held(2, &[0.0; 4], &[1.0; 4]), &online);
+        assert_eq!(less.held[0].fisher, [10.0, 10.0, 1.9, 1.9]);
+    }
+
+    fn layout() -> Layout {
+        let config = Config {
+            vocabulary: 10,
+            hidden: 4,
+            layers: 1,
+            heads: 2,
+            feed_forward: 6,
+            positions: 8,
+            first_position: 0,
+            types: 0,
+            eps: 1e-12,
+        };
+        let lora = Lora {
+            r: 1,
+            alpha: 1.0,
+            targets: vec![Target::Query],
+        };
+        Layout::new(Adapter::new(&lora, &config), 3, 4, 5)
+    }
+
+    #[test]
+    fn the_file_keeps_everything() {
+        let layout = layout();
+        assert_eq!((layout.adapter.len, layout.e.offset), (8, 20));
+        let squares = |n: usize| -> Vec<f32> { noise(n, 1).iter().map(|f| f * f).collect() };
+        let both = Consolidated {
+            count: 7,
+            held: vec![
+                held(8, &noise(12 + 3 * 2, 2), &squares(12 + 3 * 2)),
+                held(0, &noise(20 + 3 * 5, 3), &squares(20 + 3 * 5)),
+            ],
+        };
+        let settings = settings(EwcMode::Separate);
+        let bytes = both.write(&layout, &settings).unwrap();
+        assert_eq!(Consolidated::read(&bytes, &layout, 5).unwrap(), both);
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let meta = &header.metadata().as_ref().unwrap()[META];
+        for part in [
+            "\"lambda\":10000.0",
+            "separate",
+            "\"decay\":0.9",
+            "\"count\":7",
+        ] {
+            assert!(meta.contains(part), "{meta}");
+        }
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let layout = layout();
+        let good = held(0, &[0.5; 35], &[0.25; 35]);
+        let whole = |held: Held| Consolidated {
+            count: 1,
+            held: vec![held],
+        };
+        let settings = settings(EwcMode::Online);
+        let bytes = whole(good.clone()).write(&layout, &settings).unwrap();
+        Consolidated::read(&bytes, &layout, 5).unwrap();
+        let refused = |bytes: &[u8], models: usize, kind: ErrorKind, want: &str| {
+            let error = Consolidated::read(bytes, &layout, models).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert_eq!(error.kind(), kind, "{error}");
+        };
+        let cut = &bytes[..bytes.len() - 1];
+        refused(cut, 5, ErrorKind::Format, "not safetensors");
+        refused(b"", 5, ErrorKind::Format, "not safetensors");
+        // Of a generation with more models.
+        let want = "0.model_embeddings.fisher: expected [4, 3] f32, found [5, 3]";
+        refused(&bytes, 4, ErrorKind::Mismatch, want);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let replaced = |from: &str, to: &str| {
+            assert!(text.contains(from) && from.len() == to.len());
+            let at = bytes
+                .windows(from.len())
+                .position(|part| part == from.as_bytes());
+            let mut bytes = bytes.clone();
+            bytes[at.unwrap()..][..to.len()].copy_from_slice(to.as_bytes());
+            bytes
+        };
+        let other = replaced("hubrouter-fisher", "hubrouter-finish");
+        refused(&other, 5, ErrorKind::Format, "kind: expected");
+        let later = replaced("schema_version\\\":1", "schema_version\\\":2");
+        refused(&later, 5, ErrorKind::Unsupported, "schema_version");
+        let renamed = replaced("0.model_embeddings.theta", "0.model_embeddings.thema");
+        refused(&renamed, 5, ErrorKind::Mismatch, "0.model_embeddings.theta");
+        let more = replaced("\\\"held\\\":1", "\\\"held\\\":2");
+        refused(&more, 5, ErrorKind::Mismatch, "1.model_embeddings.fisher");
+        let mut below = good.clone();
+        below.fisher[3] = -1.0;
+        let bytes = whole(below).write(&layout, &settings).unwrap();
+        refused(
+            &bytes,
+            5,
+            ErrorKind::Numeric,
+            "0.adapter.fisher: element 3: expected",
+        );
+        let mut nan = good;
+        nan.theta[34] = f32::NAN;
+        let error = whole(nan).write(&layout, &settings).unwrap_err();
+        assert!(
+            error.to_string().contains("0.model_embeddings.theta"),
+            "{error}"
+        );
+    }
+}
