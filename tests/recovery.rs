@@ -161,18 +161,13 @@ fn damage_of_what_was_learned_is_named_and_the_newest_whole_generation_opens() {
         let file = generation.join(part);
         let whole = fs::read(&file).unwrap();
         let foreign = fs::read(generation.join(other)).unwrap();
-        let mut harms: Vec<(&str, Box<dyn Fn()>)> = Vec::new();
-        for (harm, damage) in HARMS {
-            let file = file.clone();
-            harms.push((harm, Box::new(move || damage(&file))));
-        }
-        harms.push(("another part of it", {
-            let file = file.clone();
-            Box::new(move || replace(&file, &foreign))
-        }));
-        for (harm, damage) in harms {
+        let harms = HARMS.map(|(harm, damage)| (harm, Some(damage)));
+        for (harm, damage) in harms.into_iter().chain([("another part of it", None)]) {
             replace(&file, &whole);
-            damage();
+            match damage {
+                Some(damage) => damage(&file),
+                None => replace(&file, &foreign),
+            }
             let error = store.check(&second).unwrap_err();
             assert!(error.to_string().contains(part), "{part} {harm}: {error}");
             let (generation, degraded) = served(&path);

@@ -25,16 +25,16 @@ const REFUSED: u8 = 3;
 #[command(after_help = "Examples:
   hubrouter learn --router my-store --examples new.jsonl --models models.jsonl
   hubrouter learn --router my-store --examples new.jsonl --max-forgetting 3 --json
-  hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --set replay.ratio=0.2 --dry-run
+  hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --dry-run
 
-examples.jsonl has lines {\"instruction\": \"...\", \"model_name\": \"...\"}; \"domain\" and \"experience\" are optional.
-Ctrl-C stops at the next step; the same command then goes on from there. A second Ctrl-C quits at once. One
-example in eight is held out to measure on. The router that serves is not touched: `Router::install` or a
-restart takes the child. Whether the store can be written is found out at the start; one process at a time
-learns into a store.
+examples.jsonl has lines {\"instruction\": \"...\", \"model_name\": \"...\"}; \"domain\" and
+\"experience\" are optional. One example in eight is held out to measure on. Ctrl-C stops at the
+next step, and the same command then goes on from there; a second Ctrl-C quits at once. Whether
+the store can be written is found out at the start; one process at a time learns into a store.
+The router that serves is not touched: `Router::install` or a restart takes the child.
 
-Exit codes: 0 published; 1 something failed; 2 the command line is wrong; 3 more was forgotten than
---max-forgetting allows, and nothing was published; 130 stopped by Ctrl-C.")]
+Exit codes: 0 published; 1 something failed; 2 the command line is wrong; 3 more was forgotten
+than --max-forgetting allows, and nothing was published; 130 stopped by Ctrl-C.")]
 pub(super) struct LearnArgs {
     #[command(flatten)]
     store: StoreToChange,
@@ -129,6 +129,9 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(130));
         }
     };
+    if args.max_forgetting.is_some() && report.forgetting.is_none() {
+        output::remark("--max-forgetting had nothing to measure: no earlier prompt was held out");
+    }
     let publish = !report.refused && !args.store.dry_run;
     if publish {
         report.generation = Some(learner.commit()?);
