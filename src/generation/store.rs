@@ -87,7 +87,14 @@ pub struct Pruned {
 }
 
 /// The lock of a writer; dropping it frees the store.
-pub(crate) struct Lock(#[expect(dead_code, reason = "the handle holds the lock")] File);
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // To close the file is not enough while a process that the host is just starting has it too.
+        let _ = self.0.unlock();
+    }
+}
 
 impl Store {
     /// The store in the folder `root`, which must exist.
