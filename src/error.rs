@@ -77,15 +77,26 @@ impl Error {
     }
 
     pub(crate) fn io(path: &Path, doing: &str, source: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let advice = match source.kind() {
+            StorageFull | QuotaExceeded => "; free some space there and try again",
+            FileTooLarge => "; raise the limit on the size of files and try again",
+            _ => "",
+        };
         Self::new(
             ErrorKind::Io,
-            format!("{}: cannot {doing}: {source}", path.display()),
+            format!("{}: cannot {doing}: {source}{advice}", path.display()),
         )
     }
 
     /// The same error with `place` (a file, an op) in front of its text.
     pub(crate) fn at(self, place: impl fmt::Display) -> Self {
         Self::new(self.kind(), format!("{place}: {self}"))
+    }
+
+    /// The same error with what follows from it behind its text.
+    pub(crate) fn but(self, so: impl fmt::Display) -> Self {
+        Self::new(self.kind(), format!("{self}; {so}"))
     }
 }
 

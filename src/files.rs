@@ -98,6 +98,24 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
+/// Removes the folder at `path`: out of sight first, so that a reader sees it whole or not at all.
+pub(crate) fn remove_folder(path: &Path) -> Result<()> {
+    let hidden = temporary_beside(path)?;
+    fs::rename(path, &hidden)
+        .and_then(|()| fs::remove_dir_all(&hidden))
+        .map_err(|e| Error::io(path, "remove", &e))
+}
+
+/// Finds out whether `bytes` can be written into `folder`: writes so many, and takes them away.
+pub(crate) fn try_writing(folder: &Path, bytes: u64) -> Result<()> {
+    let temporary = folder.join(temporary_name("trial"));
+    let failed = |e: &std::io::Error| Error::io(folder, "write to the folder", e);
+    let mut file = File::create_new(&temporary).map_err(|e| failed(&e))?;
+    let written = std::io::copy(&mut std::io::repeat(0).take(bytes.max(1)), &mut file);
+    let removed = fs::remove_file(&temporary);
+    written.and(removed).map_err(|e| failed(&e))
+}
+
 /// Replaces the file at `path` by `bytes`, or leaves it as it was.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = Replacement::new(path)?;
@@ -269,6 +287,23 @@ mod tests {
         let path = staged.publish("whole").unwrap();
         assert_eq!(fs::read(path.join("a")).unwrap(), b"1");
         assert!(Staged::new(&folder).unwrap().publish("whole").is_err());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_trial_and_a_removed_folder_leave_nothing() {
+        let folder = folder("trial");
+        try_writing(&folder, 100_000).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        let error = try_writing(&folder.join("missing"), 1).unwrap_err();
+        assert!(
+            error.to_string().contains("missing: cannot write"),
+            "{error}"
+        );
+        fs::create_dir(folder.join("a")).unwrap();
+        fs::write(folder.join("a/b"), "x").unwrap();
+        remove_folder(&folder.join("a")).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
     }
 

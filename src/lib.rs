@@ -54,8 +54,8 @@
 //! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and by the command. Nothing that is written
 //!    depends on one, so the same input makes the same generation, bit for bit.
 //! 7. The environment is read, and something printed, by `cli` only. No socket is opened.
-//! 8. Files are made by `files.rs` (the store adds its lock, and takes generations away); none is
-//!    changed after its rename.
+//! 8. Files are made by `files.rs` (the store adds its locks, and takes away what is of no use);
+//!    none is changed after its rename.
 //! 9. The bits of an answer do not depend on the number of threads, on the company in the batch or
 //!    on the order of prompts, on one device. Hence the order of every sum depends on its own
 //!    length alone (`tests/properties.rs`).

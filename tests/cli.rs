@@ -5,75 +5,14 @@
 mod common;
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
+use common::command::{
+    current, failed, hubrouter, learnable, lines, run, succeeded, text, with_input,
+};
 use common::{Folder, bundle, copied_store, fixture, store};
 use serde_json::Value;
-
-fn hubrouter(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hubrouter"));
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .env_remove("HUBROUTER_HOME")
-        .env_remove("HUBROUTER_CMRBENCH");
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    hubrouter(arguments).output().unwrap()
-}
-
-fn with_input(arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = hubrouter(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    child.wait_with_output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn lines(output: &Output) -> Vec<Value> {
-    text(&output.stdout)
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
-#[track_caller]
-fn succeeded(output: Output) -> Output {
-    assert_eq!(
-        output.status.code(),
-        Some(0),
-        "{}{}",
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-    output
-}
-
-#[track_caller]
-fn failed(output: Output, code: i32, says: &[&str]) {
-    let errors = text(&output.stderr);
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{}{errors}",
-        text(&output.stdout)
-    );
-    for part in says {
-        assert!(errors.contains(part), "{part:?} is not in {errors:?}");
-    }
-    assert!(!errors.contains("panicked"), "{errors}");
-}
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -399,13 +338,6 @@ fn hubs_are_looked_at() {
         text(&succeeded(run(&["hub", "list", "--limit", "3"])).stdout)
             .contains("3 of 2127 models, 2127 active")
     );
-}
-
-fn current(store: &str) -> String {
-    fs::read_to_string(Path::new(store).join("current"))
-        .unwrap()
-        .trim()
-        .to_owned()
 }
 
 #[test]
@@ -842,47 +774,6 @@ fn the_bundled_store_is_whole() {
     assert!(text(&check.stdout).contains("whole"));
 }
 
-/// A toy encoder, a store with two models and 24 examples of three: store, encoder, examples.
-fn learnable(folder: &Folder) -> (String, String, String) {
-    let encoder = folder.join("toy-bert");
-    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    let (toy, bundle) = (fixture("toy-bert"), encoder.to_str().unwrap().to_owned());
-    let import = [
-        "encoder",
-        "import",
-        "--from",
-        toy.to_str().unwrap(),
-        "--to",
-        &bundle,
-    ];
-    succeeded(run(&import));
-    let models = "{\"model_name\":\"birds\",\"domain\":\"Audio\"}\n{\"model_name\":\"cats\",\"domain\":\"Images\"}\n";
-    fs::write(path("models.jsonl"), models).unwrap();
-    let (models, store) = (path("models.jsonl"), path("store"));
-    let build = [
-        "hub",
-        "build",
-        "--models",
-        &models,
-        "--encoder",
-        &bundle,
-        "--out",
-        &store,
-    ];
-    succeeded(run(&build));
-    let mut examples = String::new();
-    for i in 0..24 {
-        let (model, domain) = [("birds", "Audio"), ("cats", "Images"), ("dogs", "Images")][i % 3];
-        let line = serde_json::json!({
-            "instruction": format!("prompt {i} about {model}"), "model_name": model, "domain": domain,
-        });
-        examples.push_str(&format!("{line}\n"));
-    }
-    fs::write(path("new.jsonl"), &examples).unwrap();
-    let new = path("new.jsonl");
-    (store, bundle, new)
-}
-
 #[test]
 fn learning_by_the_command() {
     let folder = Folder::new("learn");
@@ -1005,14 +896,255 @@ fn learning_by_the_command() {
 }
 
 #[test]
-fn a_killed_update_leaves_the_old_generation_or_the_new_one() {
-    let folder = Folder::new("killed");
+fn learn_prints_the_promised_fields() {
+    let folder = Folder::new("learn-fields");
     let (store, bundle, new) = learnable(&folder);
-    let mut killed = 0;
-    let mut current = hubrouter::Store::open(&store).unwrap().current().unwrap();
-    for round in 0..40u64 {
-        let seed = format!("seed={round}");
-        let mut child = hubrouter(&[
+    let learn = [
+        "learn",
+        "--router",
+        &store,
+        "--encoder",
+        &bundle,
+        "--device",
+        "cpu",
+        "--examples",
+        &new,
+        "--set",
+        "epochs=1",
+        "--json",
+        "--max-forgetting",
+        "100",
+    ];
+    let keys = |value: &Value| -> Vec<String> {
+        let object = value.as_object().unwrap();
+        object.keys().map(String::clone).collect()
+    };
+    let parts = ["model", "family", "domain"];
+    for round in [1, 2] {
+        let parent = current(&store);
+        let output = succeeded(run(&learn));
+        let [report] = lines(&output).try_into().unwrap();
+        let unmeasured = text(&output.stderr).contains("had nothing to measure");
+        assert_eq!(unmeasured, round == 1, "the gate says where it cannot tell");
+        let promised = [
+            "schema_version",
+            "generation",
+            "parent",
+            "models_added",
+            "examples",
+            "steps",
+            "seconds",
+            "accuracy",
+            "forgetting",
+            "replay",
+            "device",
+        ];
+        let mut found = keys(&report);
+        found.retain(|key| promised.contains(&key.as_str()));
+        assert_eq!(found, promised, "these, and in this order");
+        assert_eq!(report["schema_version"], 1);
+        assert_eq!(report["parent"], parent.as_str());
+        assert_eq!(report["generation"], current(&store).as_str());
+        assert_eq!(report["models_added"], if round == 1 { 1 } else { 0 });
+        assert_eq!(report["device"], "cpu");
+        for key in ["examples", "steps"] {
+            assert!(report[key].as_u64().unwrap() > 0, "{key}");
+        }
+        assert!(report["seconds"].as_f64().unwrap() > 0.0);
+        let accuracy = &report["accuracy"];
+        assert_eq!(keys(accuracy), ["old_before", "old_after", "new_after"]);
+        assert_eq!(keys(&report["replay"]), ["kept", "bytes"]);
+        assert_eq!(keys(&accuracy["new_after"]), parts);
+        if round == 1 {
+            // Nothing was learned before that could be forgotten.
+            assert!(accuracy["old_before"].is_null() && accuracy["old_after"].is_null());
+            assert!(report["forgetting"].is_null());
+            continue;
+        }
+        for part in parts {
+            let of = |value: &Value| value[part].as_f64().unwrap();
+            let lost = of(&accuracy["old_before"]) - of(&accuracy["old_after"]);
+            assert_eq!(of(&report["forgetting"]), lost, "{part}");
+            assert!((0.0..=100.0).contains(&of(&accuracy["new_after"])));
+        }
+        assert_eq!(keys(&report["forgetting"]), parts);
+    }
+}
+
+#[test]
+fn mistakes_in_learning_are_explained() {
+    let folder = Folder::new("learn-mistakes");
+    let (store, bundle, new) = learnable(&folder);
+    let before = current(&store);
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let learn = |examples: &str, more: &[&str]| {
+        let mut arguments = vec![
+            "learn",
+            "--router",
+            &store,
+            "--encoder",
+            &bundle,
+            "--device",
+            "cpu",
+            "--examples",
+            examples,
+        ];
+        arguments.extend(more);
+        run(&arguments)
+    };
+    let good = r#"{"instruction":"x","model_name":"birds"}"#;
+    for (name, text, code, says) in [
+        (
+            "empty.jsonl",
+            "",
+            1,
+            "empty.jsonl: expected at least one example",
+        ),
+        (
+            "blank.jsonl",
+            "\n \n",
+            1,
+            "blank.jsonl: expected at least one example",
+        ),
+        ("torn.jsonl", "{\"instruction\":", 1, "torn.jsonl:1: EOF"),
+        ("list.jsonl", "[1]\n", 1, "list.jsonl:1: "),
+        ("binary.jsonl", "\u{0}\u{1}", 1, "binary.jsonl:1: "),
+        (
+            "stranger.jsonl",
+            r#"{"instruction":"x","model_name":"who"}"#,
+            2,
+            "example 1: model \"who\" is not in the hub: introduce it with --models",
+        ),
+        (
+            "several.jsonl",
+            "{\"instruction\":\"x\",\"model_name\":\"birds\",\"experience\":1}\n{\"instruction\":\"x\",\"model_name\":\"birds\",\"experience\":2}",
+            2,
+            "expected one experience, found 2",
+        ),
+    ] {
+        failed(learn(&file(name, text), &[]), code, &[says]);
+    }
+    let second = file(
+        "second.jsonl",
+        &format!("{good}\n{{\"instruction\":7,\"model_name\":\"birds\"}}\n"),
+    );
+    failed(
+        learn(&second, &[]),
+        1,
+        &["second.jsonl:2: ", "expected a string"],
+    );
+    failed(
+        learn("nowhere.jsonl", &[]),
+        1,
+        &["nowhere.jsonl: cannot open"],
+    );
+    let none = file("none.jsonl", "");
+    for (more, code, says) in [
+        (
+            &["--models", none.as_str()][..],
+            1,
+            "none.jsonl: expected at least one model",
+        ),
+        (
+            &["--models", "nowhere.jsonl"],
+            1,
+            "nowhere.jsonl: cannot open",
+        ),
+        (
+            &["--set", "epoch=2"],
+            2,
+            "\"epoch\": expected one of tau, width",
+        ),
+        (
+            &["--set", "epochs"],
+            2,
+            "--set: expected KEY=VALUE, found \"epochs\"",
+        ),
+        (
+            &["--set", "epochs=0"],
+            2,
+            "epochs: expected at least 1, found 0",
+        ),
+        (&["--set", "epochs=-1"], 2, "epochs: "),
+        (&["--set", "lr.w=nan"], 2, "lr.w: "),
+        (
+            &["--set", "phase_split=1.5"],
+            2,
+            "phase_split: expected a number from 0 to 1",
+        ),
+        (
+            &["--set", "batching=domains"],
+            2,
+            "batching: unknown variant `domains`",
+        ),
+        (&["--set", "lora.targets=key,kay"], 2, "lora.targets: "),
+        (
+            &["--recipe", "Edge"],
+            2,
+            "recipe: expected edge or paper, found \"Edge\"",
+        ),
+        (
+            &["--budget", "0s"],
+            2,
+            "expected a time such as 90s, 10m or 2h, found \"0s\"",
+        ),
+        (&["--budget", "10"], 2, "found \"10\""),
+        (&["--budget", "10é"], 2, "found \"10é\""),
+        (&["--budget", "99999999999999999999s"], 2, "--budget"),
+        (
+            &["--max-forgetting", "nan"],
+            2,
+            "expected a number of points such as 3, found \"nan\"",
+        ),
+        (&["--max-forgetting", "few"], 2, "found \"few\""),
+        (&["--threads", "0"], 2, "threads: expected 1 to 1024"),
+        (
+            &["--out", &bundle],
+            1,
+            "expected a store or an empty folder",
+        ),
+    ] {
+        failed(learn(&new, more), code, &[says]);
+    }
+    let elsewhere = ["learn", "--router", "nowhere", "--examples", &new];
+    failed(run(&elsewhere), 1, &["nowhere: expected a store"]);
+    failed(
+        run(&[
+            "learn",
+            "--router",
+            &store,
+            "--encoder",
+            "nowhere",
+            "--examples",
+            &new,
+        ]),
+        1,
+        &["expected encoder toy-bert", "--encoder"],
+    );
+    succeeded(run(&["hub", "retire", "--router", &store, "cats"]));
+    failed(
+        learn(&new, &[]),
+        2,
+        &["example 2: model \"cats\" is retired"],
+    );
+    succeeded(run(&["generation", "rollback", "--router", &store]));
+    assert_eq!(current(&store), before);
+    assert!(!folder.join("store/resume.safetensors").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_and_the_same_command_goes_on() {
+    use std::process::Command;
+    let folder = Folder::new("ctrl-c");
+    let (store, bundle, new) = learnable(&folder);
+    let out = folder.join("other").to_str().unwrap().to_owned();
+    let learn = |more: &[&str]| {
+        let mut arguments = vec![
             "learn",
             "--router",
             &store,
@@ -1024,34 +1156,63 @@ fn a_killed_update_leaves_the_old_generation_or_the_new_one() {
             "1",
             "--examples",
             &new,
+            "--json",
             "--set",
-            "epochs=4",
-            "--set",
-            &seed,
-        ])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-        // From before the first step to well after the publish.
-        std::thread::sleep(std::time::Duration::from_millis(round * 97 % 400));
-        killed += usize::from(child.kill().is_ok() && !child.wait().unwrap().success());
-        let whole = hubrouter::Store::open(&store).unwrap();
-        let now = whole.current().unwrap();
-        let manifest = whole.check(&now).unwrap();
-        assert!(now == current || manifest.parent == Some(current), "{now}");
-        current = now;
-        let damaged = whole
-            .list()
-            .unwrap()
-            .into_iter()
-            .filter(|report| report.damage.is_some());
-        assert_eq!(damaged.count(), 0);
+        ];
+        arguments.extend(more);
+        hubrouter(&arguments)
+    };
+    /// Starts it, waits until it has begun to learn, presses Ctrl-C; what it said.
+    fn interrupt(mut learn: Command, log: &Path) -> (Option<i32>, String, String) {
+        let errors = fs::File::create(log).unwrap();
+        let mut child = learn
+            .args(["-vv"])
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .unwrap();
+        while !fs::read_to_string(log).unwrap().contains("learning begins") {
+            assert!(child.try_wait().unwrap().is_none(), "it has ended");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let kill = format!("kill -INT {}", child.id());
+        succeeded(Command::new("sh").args(["-c", &kill]).output().unwrap());
+        let output = child.wait_with_output().unwrap();
+        let said = fs::read_to_string(log).unwrap();
+        (output.status.code(), text(&output.stdout), said)
     }
-    assert!(killed > 0, "nothing was killed");
-    let pruned = hubrouter::Store::open(&store)
-        .unwrap()
-        .prune(0, false)
-        .unwrap();
-    assert!(pruned.generations.len() < 40);
+    let before = current(&store);
+    let log = folder.join("log");
+    let many = "epochs=4000";
+    // Into this store, and into another one, where the state is then.
+    for (more, place) in [(&[many][..], &store), (&[many, "--out", &out], &out)] {
+        let (code, said, errors) = interrupt(learn(more), &log);
+        assert_eq!((code, said.as_str()), (Some(130), ""), "{errors}");
+        for part in [
+            "stopping at the next step",
+            "stopped after step",
+            "of 4000",
+            "goes on from there",
+        ] {
+            assert!(errors.contains(part), "{part:?} is not in {errors}");
+        }
+        assert_eq!(current(&store), before);
+        let state = Path::new(place).join("resume.safetensors");
+        assert!(state.exists());
+        let again = learn(&[more, &["-v", "--budget", "1s"]].concat())
+            .output()
+            .unwrap();
+        assert!(text(&succeeded(again).stderr).contains("resuming at step"));
+        assert!(!state.exists());
+        if place == &store {
+            succeeded(run(&["generation", "rollback", "--router", &store]));
+        }
+        assert_eq!(current(&store), before);
+    }
+    assert_ne!(current(&out), before);
+    // A dry run leaves nothing.
+    let (code, said, _) = interrupt(learn(&[many, "--dry-run"]), &log);
+    assert_eq!((code, said.as_str()), (Some(130), ""));
+    assert!(!folder.join("store/resume.safetensors").exists());
+    assert_eq!(current(&store), before);
 }

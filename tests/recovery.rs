@@ -6,8 +6,12 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Folder, copied_store, cpu};
-use hubrouter::{ErrorKind, GenerationId, Request, Router, Store};
+use common::{Folder, copied_store, cpu, fixture};
+use hubrouter::learn::{Control, Example, Experience, Learner, Settings, remembered};
+use hubrouter::{
+    Encoder, ErrorKind, GenerationId, ImportOptions, Model, NewModel, Request, Router, Store,
+    import_encoder,
+};
 
 /// A store with two generations, the second one current.
 fn two_generations(folder: &Folder) -> (PathBuf, GenerationId, GenerationId) {
@@ -17,6 +21,46 @@ fn two_generations(folder: &Folder) -> (PathBuf, GenerationId, GenerationId) {
     let second = store.alias("gpt2", "small-gpt").unwrap();
     assert_eq!(store.current().unwrap(), second);
     (path, first, second)
+}
+
+/// A store with a toy encoder beside it and two generations, the second one learned and current.
+fn learned_generation(folder: &Folder) -> (PathBuf, GenerationId, GenerationId) {
+    let (path, encoder) = (folder.join("store"), folder.join("toy-bert"));
+    import_encoder(fixture("toy-bert"), &encoder, &ImportOptions::default()).unwrap();
+    let models = ["birds", "cats"].map(|name| NewModel::new(Model::new(name, "x"), Vec::new()));
+    let first = Store::create(&path)
+        .unwrap()
+        .build(
+            &Encoder::open(&encoder, &cpu(1)).unwrap(),
+            &models,
+            "test",
+            &mut |_, _| {},
+        )
+        .unwrap();
+    let mut learner = learner(&path);
+    learner
+        .learn(&experience(), None, &mut |_| Control::Continue)
+        .unwrap();
+    let second = learner.commit().unwrap();
+    (path, first, second)
+}
+
+fn learner(path: &Path) -> Learner {
+    let mut settings = Settings::edge();
+    settings.set("epochs", "1").unwrap();
+    settings.set("replay.ratio", "1").unwrap();
+    Learner::open(path, None, settings, cpu(1)).unwrap()
+}
+
+fn experience() -> Experience {
+    let examples = (0..24).map(|i| {
+        let model = ["birds", "cats"][i % 2];
+        Example::new(format!("prompt {i} about {model}"), model)
+    });
+    Experience {
+        models: Vec::new(),
+        examples: examples.collect(),
+    }
 }
 
 fn served(path: &Path) -> (GenerationId, Option<String>) {
@@ -96,6 +140,77 @@ fn every_damage_is_named_and_the_newest_whole_generation_opens() {
             );
         }
     }
+}
+
+#[test]
+fn damage_of_what_was_learned_is_named_and_the_newest_whole_generation_opens() {
+    let folder = Folder::new("learned-damage");
+    let (path, first, second) = learned_generation(&folder);
+    let store = Store::open(&path).unwrap();
+    let kept = remembered(&store, &second).unwrap();
+    assert!(!kept.replay.is_empty() && !kept.held_out.is_empty());
+    assert_eq!(served(&path), (second.clone(), None));
+    let generation = path.join(second.as_str());
+    for (part, other) in [
+        ("adapter.safetensors", "head.safetensors"),
+        ("head.safetensors", "adapter.safetensors"),
+        ("replay.jsonl", "held_out.jsonl"),
+        ("held_out.jsonl", "replay.jsonl"),
+        ("hub.json", "manifest.json"),
+    ] {
+        let file = generation.join(part);
+        let whole = fs::read(&file).unwrap();
+        let foreign = fs::read(generation.join(other)).unwrap();
+        let harms = HARMS.map(|(harm, damage)| (harm, Some(damage)));
+        for (harm, damage) in harms.into_iter().chain([("another part of it", None)]) {
+            replace(&file, &whole);
+            match damage {
+                Some(damage) => damage(&file),
+                None => replace(&file, &foreign),
+            }
+            let error = store.check(&second).unwrap_err();
+            assert!(error.to_string().contains(part), "{part} {harm}: {error}");
+            let (generation, degraded) = served(&path);
+            assert_eq!(generation, first, "{part} {harm}");
+            let degraded = degraded.unwrap();
+            assert!(degraded.contains(part), "{part} {harm}: {degraded}");
+            // Nothing is learned on top of it, nothing deleted from it.
+            let mut learner = learner(&path);
+            let error = learner.learn(&experience(), None, &mut |_| Control::Continue);
+            assert!(error.unwrap_err().to_string().contains(part), "{harm}");
+            assert!(remembered(&store, &second).is_err());
+            let _ = fs::remove_file(&file);
+            fs::write(&file, b"").unwrap();
+        }
+        replace(&file, &whole);
+    }
+    assert_eq!(served(&path), (second, None));
+}
+
+#[test]
+fn one_goes_back_from_a_damaged_generation_and_makes_it_again() {
+    let folder = Folder::new("again");
+    let (path, first, second) = learned_generation(&folder);
+    let file = path.join(second.as_str()).join("adapter.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    replace(&file, &bytes);
+    let store = Store::open(&path).unwrap();
+    assert!(store.check(&second).is_err());
+    assert_eq!(store.rollback().unwrap(), first);
+    // The same update makes the same generation: not the damaged one that has its name.
+    let mut learner = learner(&path);
+    learner
+        .learn(&experience(), None, &mut |_| Control::Continue)
+        .unwrap();
+    assert_eq!(learner.commit().unwrap(), second);
+    assert_eq!(served(&path), (second.clone(), None));
+    store.check(&second).unwrap();
+    assert_eq!(store.ids().unwrap(), [first, second]);
+    let entries = fs::read_dir(&path).unwrap();
+    let mut names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.all(|name| !name.starts_with(".tmp-")));
 }
 
 #[test]

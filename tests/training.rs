@@ -267,18 +267,110 @@ fn a_damaged_or_foreign_state_is_no_state() {
     ));
     let path = setup.store.join("resume.safetensors");
     let good = fs::read(&path).unwrap();
-    for harm in [good.len() / 2, good.len() - 1, 0] {
+    let flipped = |place: usize| {
         let mut bytes = good.clone();
-        if harm == 0 {
-            let place = bytes.len() - 9;
-            bytes[place] ^= 1;
-        } else {
-            bytes.truncate(harm);
-        }
-        fs::write(&path, bytes).unwrap();
+        bytes[place] ^= 1;
+        bytes
+    };
+    let trained = {
+        let (id, _) = learn(&setup, examples(0, 6), settings(&[]), cpu(1));
+        let folder = setup.store.join(id.as_str());
+        fs::read(folder.join("adapter.safetensors")).unwrap()
+    };
+    for (harm, bytes) in [
+        ("half of it", good[..good.len() / 2].to_vec()),
+        ("a byte less", good[..good.len() - 1].to_vec()),
+        ("a byte more", [&good[..], b"\n"].concat()),
+        ("emptied", Vec::new()),
+        ("a bit of its values", flipped(good.len() - 9)),
+        ("a bit of its length", flipped(1)),
+        ("a bit of its head", flipped(20)),
+        ("another step", {
+            let step = b"step\\\":1";
+            let place = good.windows(step.len()).position(|part| part == step);
+            flipped(place.unwrap() + step.len() - 1)
+        }),
+        ("text", b"not a state".to_vec()),
+        ("weights of something else", trained),
+    ] {
+        fs::write(&path, &bytes).unwrap();
         let error = stop(other.clone()).unwrap_err().to_string();
-        assert!(error.contains("resume.safetensors"), "{error}");
+        for part in ["resume.safetensors", "delete it to start"] {
+            assert!(error.contains(part), "{harm}: {error}");
+        }
+        // It is as it was: nobody has lost it.
+        assert_eq!(fs::read(&path).unwrap(), bytes, "{harm}");
     }
+    fs::remove_file(&path).unwrap();
+    learn(&setup, examples(0, 6), other, cpu(1));
+}
+
+#[test]
+fn a_state_of_other_models_is_passed_over() {
+    let setup = setup("state of others");
+    let options = cpu(1).encoder(&setup.encoder);
+    let update = |cards: &[&str], control: Control| {
+        let mut learner =
+            Learner::open(&setup.store, None, settings(&[]), options.clone()).unwrap();
+        let experience = Experience {
+            models: cards
+                .iter()
+                .map(|name| NewModel::from(&ModelCard::new(*name, "Music")))
+                .collect(),
+            examples: examples(0, 6),
+        };
+        learner.learn(&experience, None, &mut |status| match status.loss {
+            Some(_) => control,
+            None => Control::Continue,
+        })
+    };
+    // The same examples, but one row of E less or more, or another one's.
+    for cards in [&["late"][..], &[], &["later"], &["late", "later"]] {
+        let outcome = update(cards, Control::Stop).unwrap();
+        assert!(
+            matches!(outcome, Outcome::Stopped { step: 1, .. }),
+            "{cards:?}"
+        );
+    }
+    let outcome = update(&["late"], Control::Continue).unwrap();
+    assert!(matches!(outcome, Outcome::Learned(_)));
+}
+
+/// carve.md V28: taking no step reproduces the parent's routes exactly on old models.
+#[test]
+fn v28_no_step_changes_no_route() {
+    let setup = setup("no step");
+    let options = cpu(1).encoder(&setup.encoder);
+    let scores = |models: usize| -> Vec<Vec<(String, u32)>> {
+        let router = Router::open(&setup.store, options.clone()).unwrap();
+        let all = examples(0, 9);
+        let routes = all.iter().map(|example| {
+            let request = Request::new(example.prompt.as_str()).top(models);
+            let ranked = router.route(&request).unwrap().ranked;
+            let mut scores: Vec<(String, u32)> = ranked
+                .iter()
+                .map(|ranked| (ranked.model.to_string(), ranked.score.to_bits()))
+                .filter(|(name, _)| examples(0, 6).iter().any(|e| e.model_name == *name))
+                .collect();
+            scores.sort();
+            scores
+        });
+        routes.collect()
+    };
+    learn(&setup, examples(0, 6), settings(&[]), cpu(1));
+    let want = scores(6);
+    let experience = Experience {
+        models: Vec::new(),
+        examples: examples(6, 3),
+    };
+    let mut learner = Learner::open(&setup.store, None, settings(&[]), options.clone()).unwrap();
+    let none = Some(std::time::Duration::ZERO);
+    let outcome = learner
+        .learn(&experience, none, &mut |_| Control::Continue)
+        .unwrap();
+    assert!(matches!(outcome, Outcome::Learned(report) if report.steps == 0));
+    learner.commit().unwrap();
+    assert_eq!(scores(9), want);
 }
 
 #[test]

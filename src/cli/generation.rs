@@ -195,7 +195,9 @@ fn rollback(target: &StoreToChange, to: Option<&GenerationId>, json: bool) -> Re
     let from = store.current()?;
     let to = match to {
         Some(id) => id.clone(),
-        None => store.parent(&from)?,
+        None => store
+            .parent(&from)
+            .map_err(|e| e.but("--to names another generation"))?,
     };
     if target.dry_run {
         store.check(&to)?;

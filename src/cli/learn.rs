@@ -25,14 +25,16 @@ const REFUSED: u8 = 3;
 #[command(after_help = "Examples:
   hubrouter learn --router my-store --examples new.jsonl --models models.jsonl
   hubrouter learn --router my-store --examples new.jsonl --max-forgetting 3 --json
-  hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --set replay.ratio=0.2 --dry-run
+  hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --dry-run
 
-examples.jsonl has lines {\"instruction\": \"...\", \"model_name\": \"...\"}; \"domain\" and \"experience\" are optional.
-Ctrl-C stops at the next step; the same command then goes on from there. One example in eight is held
-out to measure on. The router that serves is not touched: `Router::install` or a restart takes the child.
+examples.jsonl has lines {\"instruction\": \"...\", \"model_name\": \"...\"}; \"domain\" and
+\"experience\" are optional. One example in eight is held out to measure on. Ctrl-C stops at the
+next step, and the same command then goes on from there; a second Ctrl-C quits at once. Whether
+the store can be written is found out at the start; one process at a time learns into a store.
+The router that serves is not touched: `Router::install` or a restart takes the child.
 
-Exit codes: 0 published; 1 something failed; 2 the command line is wrong; 3 more was forgotten than
---max-forgetting allows, and nothing was published; 130 stopped by Ctrl-C.")]
+Exit codes: 0 published; 1 something failed; 2 the command line is wrong; 3 more was forgotten
+than --max-forgetting allows, and nothing was published; 130 stopped by Ctrl-C.")]
 pub(super) struct LearnArgs {
     #[command(flatten)]
     store: StoreToChange,
@@ -55,7 +57,7 @@ pub(super) struct LearnArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     budget: Option<Duration>,
     /// Refuse to publish when old held-out prompts lose more points of domain accuracy than this
-    #[arg(long, value_name = "POINTS")]
+    #[arg(long, value_name = "POINTS", value_parser = points)]
     max_forgetting: Option<f64>,
     /// One JSON object at the end
     #[arg(long)]
@@ -97,21 +99,18 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
     };
     let experience = Experience { models, examples };
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // The second time at once: a step may be long.
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| error!(Io, "cannot listen for Ctrl-C: {e}"))?;
-
     let mut learner = Learner::open(&args.store.router, None, settings, args.device.options())?
         .recipe(&args.recipe);
     if let Some(points) = args.max_forgetting {
         learner = learner.max_forgetting(points);
     }
+    if !args.store.dry_run {
+        if let Some(out) = &args.out {
+            learner = learner.into_store(out)?;
+        }
+        learner.check_writable()?;
+    }
+    let stop = listen(args.store.dry_run)?;
     let mut bar: Option<(&str, Progress)> = None;
     let outcome = learner.learn(&experience, args.budget, &mut |status| {
         show(&mut bar, status);
@@ -130,12 +129,12 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(130));
         }
     };
+    if args.max_forgetting.is_some() && report.forgetting.is_none() {
+        output::remark("--max-forgetting had nothing to measure: no earlier prompt was held out");
+    }
     let publish = !report.refused && !args.store.dry_run;
     if publish {
-        report.generation = Some(match &args.out {
-            Some(out) => learner.commit_into(out)?,
-            None => learner.commit()?,
-        });
+        report.generation = Some(learner.commit()?);
     }
     if args.json {
         output::json(&report)?;
@@ -151,6 +150,21 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(REFUSED));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// True once Ctrl-C was pressed.
+fn listen(dry_run: bool) -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        // The second time at once: a step may be long. A dry run leaves nothing to go on from.
+        if dry_run || asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        output::remark("stopping at the next step; Ctrl-C once more quits at once");
+    })
+    .map_err(|e| error!(Io, "cannot listen for Ctrl-C: {e}"))?;
+    Ok(stop)
 }
 
 /// A bar for each stage, with loss and speed.
@@ -209,17 +223,25 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
     }
 }
 
+/// Points of accuracy: a comparison with NaN would let everything pass.
+fn points(text: &str) -> std::result::Result<f64, String> {
+    let number = text.parse().ok().filter(|points: &f64| !points.is_nan());
+    number.ok_or_else(|| format!("expected a number of points such as 3, found {text:?}"))
+}
+
 /// `90s`, `10m`, `2h`
 fn duration(text: &str) -> std::result::Result<Duration, String> {
     let wrong = || format!("expected a time such as 90s, 10m or 2h, found {text:?}");
-    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    let last = text.char_indices().next_back().map_or(0, |(at, _)| at);
+    let (number, unit) = text.split_at(last);
     let seconds = match unit {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
         _ => return Err(wrong()),
     };
-    let count: u64 = number.parse().map_err(|_| wrong())?;
+    let count = number.parse().ok().filter(|count: &u64| *count > 0);
+    let count = count.ok_or_else(wrong)?;
     count
         .checked_mul(seconds)
         .map(Duration::from_secs)

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{StoreArgs, StoreToChange, output};
 use crate::error::Result;
-use crate::learn::{ReplayEntry, forget, remembered};
+use crate::learn::{ReplayEntry, forget, remembered, would_forget};
 
 /// The prompts that a store keeps for learning.
 #[derive(Subcommand)]
@@ -72,14 +72,19 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
             json,
         } => {
             let folder = crate::Store::open(&store.router)?;
+            let entries = would_forget(&folder, prompt)?;
             let id = match store.dry_run {
                 true => None,
                 false => Some(forget(&folder, prompt)?),
             };
             match (json, id) {
-                (true, id) => output::json(&json!({"schema_version": 1, "generation": id}))?,
+                (true, id) => output::json(&json!({
+                    "schema_version": 1, "generation": id, "entries": entries, "dry_run": store.dry_run
+                }))?,
                 (false, Some(id)) => output::line(format!("published {id} without the prompt"))?,
-                (false, None) => output::line("dry run: nothing was done")?,
+                (false, None) => output::line(format!(
+                    "nothing written: {entries} entries of the prompt would be deleted"
+                ))?,
             }
         }
     }

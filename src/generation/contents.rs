@@ -205,8 +205,8 @@ impl Draft {
         }
     }
 
-    /// Writes the generation into `root`, whole or not at all.
-    pub(crate) fn write(&self, root: &Path) -> Result<GenerationId> {
+    /// Writes the generation into `root`, whole or not at all; also says whether it is new there.
+    pub(crate) fn write(&self, root: &Path) -> Result<(GenerationId, bool)> {
         let head = self.head()?;
         let hub = files::to_json(&self.hub)?;
         let mut parts = vec![(HEAD, &head), (HUB, &hub)];
@@ -220,9 +220,15 @@ impl Draft {
             .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
         let manifest = self.manifest(files.collect());
         let (id, sealed) = manifest.seal()?;
-        if root.join(id.as_str()).exists() {
-            // The same content was written before: the name is its hash.
-            return Ok(id);
+        let folder = root.join(id.as_str());
+        if folder.exists() {
+            // The same content was written before: the name is its hash. It may have been damaged
+            // since.
+            match Contents::read(&folder) {
+                Ok(_) => return Ok((id, false)),
+                Err(error) => log::warn!("{error}; {id} is written anew"),
+            }
+            files::remove_folder(&folder)?;
         }
         let staged = Staged::new(root)?;
         for (name, bytes) in &parts {
@@ -238,7 +244,7 @@ impl Draft {
         }
         staged.write(MANIFEST, &sealed)?;
         staged.publish(id.as_str())?;
-        Ok(id)
+        Ok((id, true))
     }
 
     fn head(&self) -> Result<Vec<u8>> {

@@ -10,7 +10,7 @@ mod zero_shot;
 pub(crate) use contents::{Contents, Draft};
 pub(crate) use manifest::ADAPTER;
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
-pub(crate) use store::RESUME;
 pub use store::{Difference, GenerationReport, Pruned, Store};
+pub(crate) use store::{Lock, RESUME};
 pub(crate) use zero_shot::card_row;
 pub use zero_shot::{NewModel, Progress};

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
 use crate::generation::contents::{Contents, Draft};
 use crate::generation::manifest::{GenerationId, Manifest};
@@ -22,6 +22,9 @@ const CURRENT: &str = "current";
 
 /// Held by whoever writes; readers do not need it.
 const LOCK: &str = "lock";
+
+/// Held by whoever learns, for as long as that takes: other changes go on beside it.
+const LEARNING: &str = "lock-learning";
 
 /// Where an interrupted update left off; of no meaning to readers.
 pub(crate) const RESUME: &str = "resume.safetensors";
@@ -84,7 +87,14 @@ pub struct Pruned {
 }
 
 /// The lock of a writer; dropping it frees the store.
-pub(crate) struct Lock(#[expect(dead_code, reason = "the handle holds the lock")] File);
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // To close the file is not enough while a process that the host is just starting has it too.
+        let _ = self.0.unlock();
+    }
+}
 
 impl Store {
     /// The store in the folder `root`, which must exist.
@@ -106,10 +116,11 @@ impl Store {
         let root = root.as_ref().to_owned();
         fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", &e))?;
         let store = Self { root };
+        if store.root.join(CURRENT).is_file() {
+            return Ok(store);
+        }
         let foreign = store.entries()?.into_iter().find(|name| {
-            name != CURRENT
-                && name != LOCK
-                && name != RESUME
+            ![LOCK, LEARNING, RESUME].contains(&name.as_str())
                 && !name.starts_with(files::TEMPORARY)
                 && name.parse::<GenerationId>().is_err()
         });
@@ -152,9 +163,11 @@ impl Store {
         open_encoder(&self.root, &manifest.encoder, host, options)
     }
 
-    /// What generation `id` grew from.
+    /// What generation `id` grew from. Its manifest says so: one can go back from a generation
+    /// with other damage.
     pub fn parent(&self, id: &GenerationId) -> Result<GenerationId> {
-        match self.check(id)?.parent {
+        self.find(id)?;
+        match Manifest::read(&self.folder(id))?.parent {
             Some(parent) => Ok(parent),
             None => bail!(Refused, "{id} has no parent to go back to"),
         }
@@ -203,6 +216,12 @@ impl Store {
 
     /// The generation `id`, every part checked.
     pub(crate) fn contents(&self, id: &GenerationId) -> Result<Contents> {
+        self.find(id)?;
+        Contents::read(&self.folder(id))
+    }
+
+    /// Errors: there is no such generation.
+    fn find(&self, id: &GenerationId) -> Result<()> {
         if !self.folder(id).is_dir() {
             let known: Vec<String> = self.ids()?.iter().map(ToString::to_string).collect();
             bail!(
@@ -212,7 +231,7 @@ impl Store {
                 known.join(", ")
             );
         }
-        Contents::read(&self.folder(id))
+        Ok(())
     }
 
     /// Checks every part of `id` against its manifest.
@@ -257,23 +276,78 @@ impl Store {
         Ok(parent)
     }
 
-    /// Writes `draft` and makes it current.
-    pub(crate) fn publish(&self, draft: &Draft) -> Result<GenerationId> {
-        let _lock = self.lock()?;
-        let id = draft.write(&self.root)?;
-        self.point_to(&id)?;
+    /// Makes a child of the current generation and publishes it, all while no other writer can:
+    /// two changes at once would both start from the same parent, and one would be lost.
+    pub(crate) fn change(
+        &self,
+        made_by: &str,
+        change: impl FnOnce(&mut Contents) -> Result<()>,
+    ) -> Result<GenerationId> {
+        let lock = self.lock()?;
+        let parent = self.current()?;
+        let mut contents = self.contents(&parent)?;
+        change(&mut contents)?;
+        self.publish(&lock, &contents.child(parent, made_by.to_owned()))
+    }
+
+    /// Writes `draft` and makes it current; whatever goes wrong, nothing has changed.
+    pub(crate) fn publish(&self, _lock: &Lock, draft: &Draft) -> Result<GenerationId> {
+        let unchanged = |e: Error| match self.current() {
+            Ok(current) => e.but(format!("nothing was published, {current} stays current")),
+            Err(_) => e.but("nothing was published"),
+        };
+        let (id, new) = draft.write(&self.root).map_err(unchanged)?;
+        if let Err(error) = self.point_to(&id) {
+            if self.current().is_ok_and(|current| current == id) {
+                return Err(error);
+            }
+            if new && let Err(other) = files::remove_folder(&self.folder(&id)) {
+                log::warn!("{other}");
+            }
+            return Err(unchanged(error));
+        }
         log::info!("published {id}: {}", draft.made_by);
         Ok(id)
     }
 
-    /// Takes away what an interrupted update left, if there is something.
-    pub(crate) fn clear_resume(&self) -> Result<()> {
+    /// Publishes what took long to make, from when `base` was current. Waits for other writers.
+    ///
+    /// Errors: another generation has become current since. The draft is published beside it then,
+    /// and nothing of either is lost.
+    pub(crate) fn publish_after(
+        &self,
+        base: Option<&GenerationId>,
+        draft: &Draft,
+    ) -> Result<GenerationId> {
+        let lock = self.wait_for_lock()?;
+        match self.current().ok() {
+            Some(now) if base.is_some_and(|base| *base != now) => {
+                let (id, _) = draft.write(&self.root)?;
+                bail!(
+                    Refused,
+                    "{now} has become current meanwhile and stays so; {id} is published beside it: \
+                     `hubrouter generation rollback --to {id}` makes it current"
+                )
+            }
+            _ => self.publish(&lock, draft),
+        }
+    }
+
+    /// Finds out whether a generation of so many bytes can be published.
+    pub(crate) fn check_writable(&self, bytes: u64) -> Result<()> {
+        let _lock = self.wait_for_lock()?;
+        files::try_writing(&self.root, bytes)
+    }
+
+    /// Takes away what an interrupted update left, if there is something; it is of no use, and of
+    /// no harm, once the update is published.
+    pub(crate) fn clear_resume(&self) {
         let path = self.root.join(RESUME);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(&path, "remove", &e))
+                log::warn!("{}", Error::io(&path, "remove", &e));
             }
-            _ => Ok(()),
+            _ => (),
         }
     }
 
@@ -320,6 +394,13 @@ impl Store {
     /// unfinished writers left. A dry run only says what that would be.
     pub fn prune(&self, keep: usize, dry_run: bool) -> Result<Pruned> {
         let _lock = if dry_run { None } else { Some(self.lock()?) };
+        // A learner that is at work may be writing its state, without the lock.
+        let learning = if dry_run {
+            Ok(None)
+        } else {
+            self.lock_learning()
+        };
+        let in_use = |name: &str| learning.is_err() && name.ends_with(RESUME);
         let mut kept = vec![self.current()?];
         while kept.len() <= keep {
             match Manifest::read(&self.folder(&kept[kept.len() - 1])) {
@@ -334,7 +415,7 @@ impl Store {
         for name in self.entries()? {
             let path = self.root.join(&name);
             let removed = |e: &std::io::Error| Error::io(&path, "remove", e);
-            if name.starts_with(files::TEMPORARY) {
+            if name.starts_with(files::TEMPORARY) && !in_use(&name) {
                 if !dry_run {
                     let gone = if path.is_dir() {
                         fs::remove_dir_all(&path)
@@ -350,10 +431,7 @@ impl Store {
                 .filter(|id| !kept.contains(id))
             {
                 if !dry_run {
-                    // Out of sight first: a reader sees it whole or not at all.
-                    let hidden = self.root.join(format!("{}{id}", files::TEMPORARY));
-                    fs::rename(&path, &hidden).map_err(|e| removed(&e))?;
-                    fs::remove_dir_all(&hidden).map_err(|e| removed(&e))?;
+                    files::remove_folder(&path)?;
                 }
                 pruned.generations.push(id);
             }
@@ -361,20 +439,48 @@ impl Store {
         Ok(pruned)
     }
 
-    fn lock(&self) -> Result<Lock> {
-        let path = self.root.join(LOCK);
+    /// Keeps other writers out.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        self.try_lock(LOCK, "is writing to this store; try again")
+    }
+
+    fn wait_for_lock(&self) -> Result<Lock> {
+        let (file, path) = self.open_lock(LOCK)?;
+        file.lock().map_err(|e| Error::io(&path, "lock", &e))?;
+        Ok(Lock(file))
+    }
+
+    /// Keeps others from learning into this store: they share the file of an interrupted update.
+    /// None where nothing can be written, and so nothing can meet.
+    pub(crate) fn lock_learning(&self) -> Result<Option<Lock>> {
+        match self.try_lock(
+            LEARNING,
+            "learns into this store; try again when it has ended",
+        ) {
+            Err(error) if error.kind() == ErrorKind::Io => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn open_lock(&self, name: &str) -> Result<(File, PathBuf)> {
+        let path = self.root.join(name);
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
             .map_err(|e| Error::io(&path, "write to the store", &e))?;
+        Ok((file, path))
+    }
+
+    fn try_lock(&self, name: &str, another: &str) -> Result<Lock> {
+        let (file, path) = self.open_lock(name)?;
         match file.try_lock() {
             Ok(()) => Ok(Lock(file)),
             Err(fs::TryLockError::WouldBlock) => {
                 bail!(
                     Refused,
-                    "{}: another process is writing to this store; try again",
+                    "{}: another process {another}",
                     self.root.display()
                 )
             }

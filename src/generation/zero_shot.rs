@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::cards::{self, CARDS};
-use crate::generation::contents::{Contents, Draft};
+use crate::generation::contents::Draft;
 use crate::generation::manifest::EncoderPin;
 use crate::generation::{GenerationId, Store};
 use crate::hub::{Hub, Model, ModelCard};
@@ -61,6 +61,7 @@ impl Store {
         made_by: &str,
         progress: Progress<'_>,
     ) -> Result<GenerationId> {
+        let lock = self.lock()?;
         if let Some(id) = self.ids()?.first() {
             bail!(
                 Refused,
@@ -89,7 +90,7 @@ impl Store {
             width,
             progress,
         )?;
-        self.publish(&Draft {
+        let draft = Draft {
             sequence: 1,
             parent: None,
             made_by: made_by.to_owned(),
@@ -107,7 +108,8 @@ impl Store {
             adapter: None,
             learned: None,
             parts: BTreeMap::new(),
-        })
+        };
+        self.publish(&lock, &draft)
     }
 
     /// Adds models to the current generation: a child whose new rows are the encoded cards.
@@ -186,17 +188,6 @@ impl Store {
             contents.hub = change(&contents.hub)?;
             Ok(())
         })
-    }
-
-    fn change(
-        &self,
-        made_by: &str,
-        change: impl FnOnce(&mut Contents) -> Result<()>,
-    ) -> Result<GenerationId> {
-        let parent = self.current()?;
-        let mut contents = self.contents(&parent)?;
-        change(&mut contents)?;
-        self.publish(&contents.child(parent, made_by.to_owned()))
     }
 }
 

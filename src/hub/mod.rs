@@ -47,7 +47,7 @@ mod tests {
 
     /// carve.md V1
     #[test]
-    fn parent_groups() {
+    fn v1() {
         for (domain, want) in [
             ("Audio Audio Classification", "audio"),
             (

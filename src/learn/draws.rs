@@ -99,7 +99,7 @@ mod tests {
 
     /// carve.md V8
     #[test]
-    fn vectors() {
+    fn v8() {
         let mut draws = Draws(0);
         for want in [
             0xe220_a839_7b1d_cdaf,

@@ -113,6 +113,22 @@ pub(crate) fn digest(examples: &[Example]) -> String {
     files::sha256(text.as_bytes())
 }
 
+/// SHA-256 over the examples' digest and the new models with their cards, in order.
+pub(crate) fn digest_of_update(examples: &str, new_models: &[NewModel]) -> String {
+    let mut text = examples.to_owned();
+    for new in new_models {
+        let parts = [&*new.model.name, &*new.model.domain];
+        for part in parts
+            .into_iter()
+            .chain(new.cards.iter().map(String::as_str))
+        {
+            text.push_str(&format!("{}:{part}", part.len()));
+        }
+        text.push(';');
+    }
+    files::sha256(text.as_bytes())
+}
+
 fn gold(hub: &Hub, example: &Example) -> Result<(u32, String)> {
     let id = hub.resolve(&example.model_name)?;
     let registered = hub.get(id).map_or("", |model| &model.domain);

@@ -10,7 +10,7 @@ use crate::error::{Result, bail};
 use crate::generation::cards::{self, CARDS};
 use crate::generation::serving::{Serving, open_encoder};
 use crate::generation::{
-    ADAPTER, Contents, Draft, GenerationId, Learned, NewModel, Store, card_row,
+    ADAPTER, Contents, Draft, GenerationId, Learned, Lock, NewModel, Store, card_row,
 };
 use crate::hub::{Hub, domain_key};
 use crate::learn::accuracy::{Counts, lost};
@@ -86,6 +86,12 @@ pub enum Outcome {
 pub struct Learner {
     store: Store,
     parent: GenerationId,
+    /// Where the child is published, and what is left of an interruption.
+    out: Store,
+    /// What was current there.
+    base: Option<GenerationId>,
+    /// Keeps other learners out of it.
+    lock: Option<Lock>,
     settings: Settings,
     recipe: String,
     options: Options,
@@ -103,7 +109,10 @@ struct Task {
     schedule: Schedule,
     /// Micro-batches of an epoch.
     epoch: usize,
+    /// SHA-256 over the examples.
     digest: String,
+    /// SHA-256 over examples and new models: whose state another one may go on from.
+    update: String,
 }
 
 impl Learner {
@@ -123,6 +132,9 @@ impl Learner {
             None => store.current()?,
         };
         Ok(Self {
+            out: store.clone(),
+            base: store.current().ok(),
+            lock: None,
             store,
             parent,
             settings,
@@ -139,6 +151,24 @@ impl Learner {
         self
     }
 
+    /// Publishes into another store, which is made if missing, and leaves its parent's as it is.
+    ///
+    /// Errors: the folder holds something else; it cannot be made.
+    pub fn into_store(mut self, store: impl AsRef<Path>) -> Result<Self> {
+        self.out = Store::create(store)?;
+        self.base = self.out.current().ok();
+        Ok(self)
+    }
+
+    /// Finds out whether the child could be published: before long work is begun.
+    ///
+    /// Errors: the store is read-only, or has no room for as much as the parent takes.
+    pub fn check_writable(&self) -> Result<()> {
+        let parent = self.store.check(&self.parent)?;
+        self.out
+            .check_writable(parent.files().map(|(_, bytes, _)| bytes).sum())
+    }
+
     /// Refuses to publish when the old held-out prompts lose more than this many points of domain
     /// accuracy.
     pub fn max_forgetting(mut self, points: f64) -> Self {
@@ -151,7 +181,7 @@ impl Learner {
     /// With `budget` the steps end when it is used up, and what was learned by then is the result.
     ///
     /// Errors: an example names a model that nobody introduced; a loss is not finite; the device
-    /// failed. The store is as it was.
+    /// failed; another process learns into the same store. The store is as it was.
     pub fn learn(
         &mut self,
         experience: &Experience,
@@ -159,6 +189,9 @@ impl Learner {
         watch: Watch<'_>,
     ) -> Result<Outcome> {
         let began = Instant::now();
+        if self.lock.is_none() {
+            self.lock = self.out.lock_learning()?;
+        }
         let contents = self.store.contents(&self.parent)?;
         let host = Arc::new(Cpu::open(self.options.threads)?);
         let pin = contents.manifest.encoder.clone();
@@ -189,7 +222,8 @@ impl Learner {
         }
         let [before] = self.measure(&contents, &encoder, [&old], "measuring before", watch)?;
 
-        let task = self.task(rows, hub, number, experience::digest(&experience.examples));
+        let mut task = self.task(rows, hub, number, experience::digest(&experience.examples));
+        task.update = experience::digest_of_update(&task.digest, &new_models);
         let mixed = settings.rows() == InitRows::CardMix;
         let cards = (mixed || contents.parts.contains_key(CARDS))
             .then(|| contents.cards_with(&encoder, &new_models, &mut |_, _| {}))
@@ -291,22 +325,16 @@ impl Learner {
     /// Publishes what was learned and makes it current.
     ///
     /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot be
-    /// written, and is as it was.
+    /// written, and is as it was; another generation has become current meanwhile, and the child is
+    /// published beside it.
     pub fn commit(self) -> Result<GenerationId> {
-        self.commit_to(None)
-    }
-
-    /// As [`Learner::commit`], into another store, which is made if missing.
-    pub fn commit_into(self, store: impl AsRef<Path>) -> Result<GenerationId> {
-        self.commit_to(Some(Store::create(store)?))
-    }
-
-    fn commit_to(self, other: Option<Store>) -> Result<GenerationId> {
         match &self.learned {
             Some((draft, false)) => {
-                let id = other.as_ref().unwrap_or(&self.store).publish(draft)?;
-                self.store.clear_resume()?;
-                Ok(id)
+                let id = self.out.publish_after(self.base.as_ref(), draft);
+                if id.is_ok() {
+                    self.out.clear_resume();
+                }
+                id
             }
             Some((_, true)) => bail!(
                 Refused,
@@ -329,6 +357,7 @@ impl Learner {
             domains,
             experience,
             epoch: 0,
+            update: digest.clone(),
             digest,
         };
         task.epoch = self.batches(&task, 0).len();
@@ -575,7 +604,7 @@ impl Learner {
         let settings = &self.settings;
         let schedule = &task.schedule;
         let mut first = 0;
-        if let Some(state) = State::read(&self.store, &self.parent, settings, &task.digest)? {
+        if let Some(state) = State::read(&self.out, &self.parent, settings, &task.update)? {
             engine.restore(&state.values)?;
             candidates.restore(state.hard);
             first = state.step;
@@ -586,6 +615,7 @@ impl Learner {
         if schedule.rates(first).lora.is_none() {
             pooled = features(engine, &task.rows, watch)?;
         }
+        log::info!("learning begins: {} steps", schedule.steps);
         let began = Instant::now();
         let windows = task.epoch.div_ceil(settings.accumulate);
         let mut order = (usize::MAX, Vec::new());
@@ -646,7 +676,7 @@ impl Learner {
                     values: engine.values()?,
                     hard: candidates.hard(),
                 };
-                state.write(&self.store, &self.parent, settings, &task.digest)?;
+                state.write(&self.out, &self.parent, settings, &task.update)?;
                 return Ok(Ended::Stopped(step + 1));
             }
         }

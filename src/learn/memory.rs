@@ -29,11 +29,24 @@ pub fn remembered(store: &Store, id: &GenerationId) -> Result<Remembered> {
 ///
 /// Errors: no such prompt is kept.
 pub fn forget(store: &Store, prompt: &str) -> Result<GenerationId> {
-    let parent = store.current()?;
-    let mut contents = store.contents(&parent)?;
+    // The prompt's own words have no place in the manifest.
+    store.change("replay forget", |contents| {
+        take_out(contents, prompt).map(|_count| ())
+    })
+}
+
+/// How many entries [`forget`] would delete; nothing is changed.
+///
+/// Errors: no such prompt is kept.
+pub fn would_forget(store: &Store, prompt: &str) -> Result<usize> {
+    take_out(&mut store.contents(&store.current()?)?, prompt)
+}
+
+/// Takes the prompt's entries out of `contents`; how many there were.
+fn take_out(contents: &mut Contents, prompt: &str) -> Result<usize> {
     let mut removed = 0;
     for part in [REPLAY, HELD_OUT] {
-        let mut kept = kept(&contents, part)?;
+        let mut kept = kept(contents, part)?;
         let count = kept.remove_hash(prompt) + kept.remove_text(prompt);
         if count > 0 {
             contents.parts.insert(part.to_owned(), kept.to_bytes()?);
@@ -43,11 +56,10 @@ pub fn forget(store: &Store, prompt: &str) -> Result<GenerationId> {
     if removed == 0 {
         bail!(
             InvalidRequest,
-            "{parent}: expected a prompt that is kept, or its SHA-256; `hubrouter replay list` shows them"
+            "expected a prompt that is kept, or its SHA-256; `hubrouter replay list` shows them"
         );
     }
-    // The prompt's own words have no place in the manifest.
-    store.publish(&contents.child(parent, "replay forget".to_owned()))
+    Ok(removed)
 }
 
 pub(crate) fn kept(contents: &Contents, part: &str) -> Result<Replay> {

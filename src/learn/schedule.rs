@@ -183,7 +183,7 @@ mod tests {
 
     /// carve.md V18
     #[test]
-    fn steps() {
+    fn v18_steps() {
         for (micro_batches, accumulate, steps, phase1) in [
             (489, 8, 310, 122),
             (287, 8, 180, 70),
@@ -203,7 +203,7 @@ mod tests {
 
     /// carve.md V23
     #[test]
-    fn rates() {
+    fn v23() {
         let paper = schedule(&Settings::paper(), 489);
         let edge = Settings {
             accumulate: 8,

@@ -1,6 +1,5 @@
 //! Where an interrupted update stopped: parameters, moments, counters, mined negatives.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
@@ -14,8 +13,9 @@ use crate::learn::candidates::Hard;
 use crate::learn::engine::Values;
 use crate::learn::settings::Settings;
 
-/// Key of the file's metadata.
+/// Keys of the file's metadata: what the state is, and SHA-256 over that and the tensors' bytes.
 const META: &str = "hubrouter";
+const HASH: &str = "sha256";
 
 /// Parameters and AdamW's moments after some steps.
 pub(crate) struct State {
@@ -32,12 +32,22 @@ pub(crate) struct State {
 struct Meta {
     schema_version: u32,
     parent: GenerationId,
-    settings: Settings,
-    examples_sha256: String,
+    /// As JSON.
+    settings: String,
+    update_sha256: String,
     step: usize,
     hard: Hard,
-    /// Over the tensors' bytes: a torn or flipped file is no state.
-    sha256: String,
+}
+
+/// A torn or flipped file is no state.
+fn hash<'t>(text: &str, tensors: impl Iterator<Item = &'t [u8]>) -> String {
+    let mut all = text.as_bytes().to_vec();
+    tensors.for_each(|tensor| all.extend_from_slice(tensor));
+    files::sha256(&all)
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| error!(Format, "the state cannot be written: {e}"))
 }
 
 impl State {
@@ -53,34 +63,27 @@ impl State {
         settings: &Settings,
         digest: &str,
     ) -> Result<()> {
-        let bytes = |values: &[f32]| -> Vec<u8> { bytemuck::cast_slice(values).to_vec() };
-        let tensors = [
-            ("theta", bytes(&self.values.theta)),
-            ("m", bytes(&self.values.m)),
-            ("v", bytes(&self.values.v)),
+        let tensors: [(&str, &[u8]); 3] = [
+            ("theta", bytemuck::cast_slice(&self.values.theta)),
+            ("m", bytemuck::cast_slice(&self.values.m)),
+            ("v", bytemuck::cast_slice(&self.values.v)),
         ];
         let meta = Meta {
             schema_version: 1,
             parent: parent.clone(),
-            settings: settings.clone(),
-            examples_sha256: digest.to_owned(),
+            settings: json(settings)?,
+            update_sha256: digest.to_owned(),
             step: self.step,
             hard: self.hard.clone(),
-            sha256: files::sha256(
-                &tensors
-                    .iter()
-                    .flat_map(|t| t.1.clone())
-                    .collect::<Vec<u8>>(),
-            ),
         };
-        let text = serde_json::to_string(&meta)
-            .map_err(|e| error!(Format, "the state cannot be written: {e}"))?;
+        let text = json(&meta)?;
+        let sha256 = hash(&text, tensors.iter().map(|tensor| tensor.1));
         let views = tensors.iter().map(|(name, bytes)| {
             TensorView::new(safetensors::Dtype::F32, vec![bytes.len() / 4], bytes)
                 .map(|view| (*name, view))
                 .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
         });
-        let metadata = Some([(META.to_owned(), text)].into());
+        let metadata = Some([(META.to_owned(), text), (HASH.to_owned(), sha256)].into());
         let file = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata)
             .map_err(|e| error!(Format, "the state cannot be written: {e}"))?;
         files::replace(&Self::path(store), &file)
@@ -104,8 +107,9 @@ impl State {
                 path.display()
             ))
         })?;
-        let same =
-            meta.parent == *parent && meta.settings == *settings && meta.examples_sha256 == digest;
+        let same = meta.parent == *parent
+            && meta.settings == json(settings)?
+            && meta.update_sha256 == digest;
         if !same {
             log::warn!(
                 "{}: belongs to another update and is passed over",
@@ -126,25 +130,26 @@ fn parse(bytes: &[u8]) -> Result<(Meta, [Vec<f32>; 3])> {
     let bad = |e: safetensors::SafeTensorError| error!(Format, "not a state: {e}");
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
     let file = SafeTensors::deserialize(bytes).map_err(bad)?;
-    let text = header.metadata().as_ref().and_then(|map| map.get(META));
-    let Some(text) = text else {
+    let metadata = header.metadata().as_ref();
+    let named = |key: &str| metadata.and_then(|map| map.get(key));
+    let (Some(text), Some(sha256)) = (named(META), named(HASH)) else {
         bail!(Format, "not a state: it does not say what it belongs to")
     };
-    let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "not a state: {e}"))?;
-    let mut all = Vec::new();
-    let mut tensors = BTreeMap::new();
-    for name in ["theta", "m", "v"] {
-        let data = file.tensor(name).map_err(bad)?.data();
-        all.extend_from_slice(data);
-        let values: Vec<f32> = data
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        tensors.insert(name, values);
-    }
-    if meta.schema_version != 1 || files::sha256(&all) != meta.sha256 {
+    let tensor = |name| file.tensor(name).map(|found| found.data()).map_err(bad);
+    let tensors = [tensor("theta")?, tensor("m")?, tensor("v")?];
+    if hash(text, tensors.into_iter()) != *sha256 {
         bail!(Mismatch, "the state is damaged: its hash is another one");
     }
-    let mut take = |name| tensors.remove(name).unwrap_or_default();
-    Ok((meta, [take("theta"), take("m"), take("v")]))
+    let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "not a state: {e}"))?;
+    if meta.schema_version != 1 {
+        let found = meta.schema_version;
+        bail!(Unsupported, "schema_version: expected 1, found {found}");
+    }
+    let values = |data: &[u8]| -> Vec<f32> {
+        let numbers = data.chunks_exact(4);
+        numbers
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
+    };
+    Ok((meta, tensors.map(values)))
 }

@@ -450,6 +450,33 @@ mod tests {
     }
 
     #[test]
+    fn v4_factors() {
+        let config = Config {
+            hidden: 384,
+            feed_forward: 1536,
+            ..config()
+        };
+        let lora = Lora {
+            r: 1,
+            alpha: 2.0,
+            targets: vec![Target::Query, Target::Output],
+        };
+        for (drawn, sign) in [(0.0, -1.0), (1.0, 1.0)] {
+            let factors = Factors::fresh(Adapter::new(&lora, &config), || drawn);
+            for (_, branch) in factors.adapter.branches() {
+                let bound = match branch.target {
+                    Target::Query => 0.051_031_0,
+                    _ => 0.025_515_5,
+                };
+                let a = &factors.values[branch.a.offset..branch.a.end()];
+                assert!(a.iter().all(|a| (a - sign * bound).abs() < 1e-6));
+                let b = &factors.values[branch.b.offset..branch.b.end()];
+                assert!(b.iter().all(|b| *b == 0.0));
+            }
+        }
+    }
+
+    #[test]
     fn key_alone_writes_the_keys_columns() {
         let lora = Lora {
             r: 1,

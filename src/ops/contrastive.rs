@@ -1183,6 +1183,22 @@ mod tests {
     }
 
     #[test]
+    fn v28_longer_queries() {
+        let plain = batch(4, 13, 17, 13, false);
+        let longer = Batch {
+            z: plain.z.iter().map(|z| 3.0 * z).collect(),
+            ..plain.clone()
+        };
+        for (plain, longer) in plain.answers().iter().zip(longer.answers()) {
+            assert_close("losses", &longer.losses, &wide(&plain.losses), 1e-6);
+            assert_close("dE", &longer.de, &wide(&plain.de), 1e-5);
+            // dW = dz h^T stays, for h is three times as long.
+            let dz: Vec<f32> = longer.dz.iter().map(|dz| 3.0 * dz).collect();
+            assert_close("dz", &dz, &wide(&plain.dz), 1e-5);
+        }
+    }
+
+    #[test]
     fn an_example_of_weight_zero_is_left_out() {
         let mut batch = batch(4, 13, 17, 5, false);
         batch.lists.as_mut().unwrap()[15..].fill(NONE);
@@ -1206,6 +1222,7 @@ mod tests {
             z: vec![3.0, 4.0],
             e: vec![-1.0, -2.0, 1.0, 2.0],
             tau: tau as f32,
+            priors: vec![0.0; 2],
             lists: None,
             ids: vec![0],
             mass: vec![1.0],

@@ -154,6 +154,36 @@ mod tests {
     }
 
     #[test]
+    fn v2_probabilities() {
+        let s = [5.1031036f32, 10.206_207, 12.5, 1.7010345];
+        let want = [0.000556644, 0.0915856, 0.9078392, 0.0000185390];
+        for device in devices() {
+            let op = LogSumExp::new(&device).unwrap();
+            let scores = device.upload("s", 4, &s).unwrap();
+            let members = device.upload_ids("members", 1, &[0, 1, 2, 3]).unwrap();
+            let offsets = device.upload_ids("offsets", 1, &[0, 4]).unwrap();
+            let mut out = device.scratch("out", 1, 1).unwrap();
+            let (read, outcome) = run(&device, |pass| {
+                op.forward(
+                    pass,
+                    Forward {
+                        s: &scores,
+                        members: &members,
+                        offsets: &offsets,
+                        out: &mut out,
+                    },
+                );
+                pass.read(&out)
+            });
+            let total = outcome.f32(read)[0];
+            for (s, want) in s.iter().zip(want) {
+                let p = f64::from(s - total).exp();
+                assert!((p - want).abs() < 1e-6 + 1e-5 * want, "{p}, not {want}");
+            }
+        }
+    }
+
+    #[test]
     fn a_group_without_eligible_members_stays_lowest() {
         for device in devices() {
             let op = LogSumExp::new(&device).unwrap();

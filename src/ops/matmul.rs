@@ -379,6 +379,34 @@ mod tests {
         }
     }
 
+    /// LoRA's products and their gradients, as `model/training.rs` composes them.
+    #[test]
+    fn v13() {
+        // y = s (x La^T) Lb^T
+        let (x, la, lb, g) = ([1.0, 2.0], [0.5, -1.0], [2.0, 1.0], [1.0, 1.0]);
+        for device in devices() {
+            let product = |shape, turned, scale, a: &[f32], b: &[f32]| {
+                let case = Case {
+                    a: a.to_vec(),
+                    b: b.to_vec(),
+                    scale,
+                    ..case(shape, turned, (2, 1), false)
+                };
+                case.run(&device, NARROW)
+            };
+            let thin = product([1, 2, 1], Transposed::B, 1.0, &x, &la);
+            let y = product([1, 1, 2], Transposed::B, 2.0, &thin, &lb);
+            assert_close("V13 y", &y, &[-6.0, -3.0], 1e-6);
+            let dlb = product([2, 1, 1], Transposed::A, 2.0, &g, &thin);
+            assert_close("V13 dLb", &dlb, &[-3.0, -3.0], 1e-6);
+            let d_thin = product([1, 2, 1], Transposed::Neither, 2.0, &g, &lb);
+            let dla = product([1, 1, 2], Transposed::A, 1.0, &d_thin, &x);
+            assert_close("V13 dLa", &dla, &[6.0, 12.0], 1e-6);
+            let dx = product([1, 1, 2], Transposed::Neither, 1.0, &d_thin, &la);
+            assert_close("V13 dx", &dx, &[3.0, -6.0], 1e-6);
+        }
+    }
+
     #[test]
     fn gradients_match_finite_differences() {
         // y = s x w^T; loss = sum of y g: dx = s g w (nn), dw = s g^T x (tn).

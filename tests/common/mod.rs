@@ -7,6 +7,9 @@
 )]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[cfg(feature = "cli")]
+pub mod command;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 

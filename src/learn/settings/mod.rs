@@ -368,7 +368,7 @@ mod tests {
 
     /// The strengths of carve.md V11.
     #[test]
-    fn anchor_strengths() {
+    fn v11_strengths() {
         let mut settings = Settings::base();
         for (width, inputs, want) in [
             (1024, 4096, 50000.0),

@@ -1,0 +1,121 @@
+//! Calling the command and reading what it says.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use super::{Folder, fixture};
+
+pub fn hubrouter(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hubrouter"));
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env_remove("HUBROUTER_HOME")
+        .env_remove("HUBROUTER_CMRBENCH");
+    command
+}
+
+pub fn run(arguments: &[&str]) -> Output {
+    hubrouter(arguments).output().unwrap()
+}
+
+pub fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = hubrouter(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+pub fn lines(output: &Output) -> Vec<Value> {
+    text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[track_caller]
+pub fn succeeded(output: Output) -> Output {
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
+}
+
+#[track_caller]
+pub fn failed(output: Output, code: i32, says: &[&str]) {
+    let errors = text(&output.stderr);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{}{errors}",
+        text(&output.stdout)
+    );
+    for part in says {
+        assert!(errors.contains(part), "{part:?} is not in {errors:?}");
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+pub fn current(store: &str) -> String {
+    fs::read_to_string(Path::new(store).join("current"))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+/// A toy encoder, a store with two models and 24 examples of three: store, encoder, examples.
+pub fn learnable(folder: &Folder) -> (String, String, String) {
+    let encoder = folder.join("toy-bert");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (toy, bundle) = (fixture("toy-bert"), encoder.to_str().unwrap().to_owned());
+    let import = [
+        "encoder",
+        "import",
+        "--from",
+        toy.to_str().unwrap(),
+        "--to",
+        &bundle,
+    ];
+    succeeded(run(&import));
+    let models = "{\"model_name\":\"birds\",\"domain\":\"Audio\"}\n{\"model_name\":\"cats\",\"domain\":\"Images\"}\n";
+    fs::write(path("models.jsonl"), models).unwrap();
+    let (models, store) = (path("models.jsonl"), path("store"));
+    let build = [
+        "hub",
+        "build",
+        "--models",
+        &models,
+        "--encoder",
+        &bundle,
+        "--out",
+        &store,
+    ];
+    succeeded(run(&build));
+    let mut examples = String::new();
+    for i in 0..24 {
+        let (model, domain) = [("birds", "Audio"), ("cats", "Images"), ("dogs", "Images")][i % 3];
+        let line = serde_json::json!({
+            "instruction": format!("prompt {i} about {model}"), "model_name": model, "domain": domain,
+        });
+        examples.push_str(&format!("{line}\n"));
+    }
+    fs::write(path("new.jsonl"), &examples).unwrap();
+    let new = path("new.jsonl");
+    (store, bundle, new)
+}
