@@ -199,7 +199,13 @@ impl Settings {
             candidates: CandidateMode::All,
             anchor_embedding: 1e2,
             anchor_phase: AnchorPhase::Both,
+            prior_old: -3.0,
+            replay_weight: 1.0,
             lr_lora: 5e-4,
+            lr_w: 3e-4,
+            lr_e: 2e-3,
+            lr_phase1_w: 3e-4,
+            lr_phase1_e: 2e-3,
             ..Self::base()
         }
     }
