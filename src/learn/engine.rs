@@ -1,7 +1,8 @@
 //! The router on a device while it learns: one optimiser step, features, and what comes back.
 //!
 //! Trained parameters lie in one flat buffer: LoRA factors, W [D, H], E [M, D]; gradients and
-//! AdamW's moments in three more of the same order.
+//! AdamW's moments in three more of the same order. Of E a step looks at the rows that it has to
+//! alone, so that its cost need not depend on M: those that were ever candidates, or are now.
 
 use std::sync::Arc;
 
@@ -9,13 +10,14 @@ use crate::device::{Device, Pass, Place, Plan, Read, Sizes, Tensor, small};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
+use crate::learn::awake::Awake;
 use crate::learn::targets::Target;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::lora::Adapter;
 use crate::model::training::{Kept, Training};
 use crate::ops::Ops;
-use crate::ops::adamw::{self, Clip, Segment};
+use crate::ops::adamw::{self, Clip, Listed, Segment};
 use crate::ops::anchor::{Form, Pull};
 use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, NONE, Room, Targets, invert};
 use crate::ops::matmul::Product;
@@ -24,6 +26,9 @@ use crate::text::tokenizer::Tokens;
 
 /// Tokens of a micro-batch, at most, but for a single longer prompt: bounds the activations.
 const MOST_TOKENS: usize = 1024;
+
+/// E's place among the segments of a step.
+const E: usize = 1;
 
 /// Where the trained parameters are in the flat buffers.
 #[derive(Clone, Debug)]
@@ -77,7 +82,7 @@ pub(crate) struct Shape {
 }
 
 /// What holds parameters near the parent's in a step.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Anchors {
     /// lambda_emb
     pub(crate) embedding: f32,
@@ -115,7 +120,12 @@ impl Anchors {
     ) {
         let old = references.rows.rows();
         let rows = Place::flat(layout.e.offset, old, layout.e.columns);
-        let items = if listed { end.touched.rows() } else { old };
+        // Rows that sleep are where their references are: they count, and have no distance.
+        let items = if self.touched && listed {
+            end.touched.rows()
+        } else {
+            old
+        };
         ops.anchor.pull(
             pass,
             Pull {
@@ -159,6 +169,8 @@ pub(crate) struct Rates {
     pub(crate) clip: f32,
     /// One norm over everything instead of the adapters' alone.
     pub(crate) clip_all: bool,
+    /// Rows of E that are no candidates stay as they are.
+    pub(crate) touched: bool,
 }
 
 /// Losses of one step, as they were added up.
@@ -177,9 +189,13 @@ impl Losses {
 
 /// Trained parameters and AdamW's moments, on the host.
 pub(crate) struct Values {
+    /// As it is on the device: rows that sleep are behind.
     pub(crate) theta: Vec<f32>,
     pub(crate) m: Vec<f32>,
     pub(crate) v: Vec<f32>,
+    /// Rows of E that are awake, and what the others are behind by.
+    pub(crate) awake: Vec<u32>,
+    pub(crate) decayed: f64,
 }
 
 /// Parameters, gradients and moments on the device: [1, N] each.
@@ -197,11 +213,14 @@ pub(crate) struct Engine {
     shape: Shape,
     tau: f32,
     flat: Flat,
+    awake: Awake,
     references: Option<References>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
     full: Option<Plan<Full>>,
     head: Option<Plan<FromPooled>>,
     end: Plan<End>,
+    /// Ids of rows that wake.
+    waking: Plan<Tensor>,
     /// Projected queries of the last micro-batch, in the order of its items.
     z: Vec<Vec<f32>>,
     norm: f32,
@@ -245,7 +264,9 @@ struct End {
     /// Distances of E's anchored rows, and of W's.
     row_losses: Tensor,
     w_losses: Tensor,
+    /// Old rows that anchors look at, and rows that AdamW moves, where it is not all.
     touched: Tensor,
+    moved: Tensor,
 }
 
 /// The parent's parameters that anchors hold on to.
@@ -333,9 +354,12 @@ impl Engine {
             row_losses: device.scratch("row losses", layout.e.rows, 1)?,
             w_losses: device.scratch("w losses", layout.w.rows, 1)?,
             touched: device.ids("touched", layout.e.rows, 1)?,
+            moved: device.ids("moved", layout.e.rows, 1)?,
         };
+        let list = 4 * layout.e.rows;
         let reads = 4 * (3 * layout.len() + layout.e.rows + layout.w.rows + 1);
-        let end = Plan::new(device, end, 4 * layout.e.rows, reads)?;
+        let end = Plan::new(device, end, 2 * list, reads)?;
+        let waking = device.ids("waking", layout.e.rows, 1)?;
         Ok(Self {
             flat: Flat {
                 theta: flat("theta", values)?,
@@ -346,10 +370,12 @@ impl Engine {
             bert,
             shape,
             tau,
+            awake: Awake::new(layout.e.rows),
             references: None,
             full: None,
             head: None,
             end,
+            waking: Plan::new(device, waking, list, 0)?,
             z: Vec::new(),
             norm: 0.0,
             layout,
@@ -371,7 +397,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Replaces all parameters; moments stay.
+    /// Replaces all parameters before the first step.
     pub(crate) fn set(&mut self, theta: &[f32]) -> Result<()> {
         let device = self.encoder.device();
         self.flat.theta = device.upload("theta", self.layout.len(), theta)?;
@@ -396,6 +422,11 @@ impl Engine {
         let device = self.encoder.device();
         self.flat.m = device.upload("m", n, &values.m)?;
         self.flat.v = device.upload("v", n, &values.v)?;
+        let models = self.layout.e.rows;
+        if let Some(id) = values.awake.iter().find(|id| **id as usize >= models) {
+            bail!(Mismatch, "awake: expected rows of {models}, found {id}");
+        }
+        self.awake = Awake::restored(models, values.awake.clone(), values.decayed);
         Ok(())
     }
 
@@ -404,10 +435,12 @@ impl Engine {
         let theta = &self.flat.theta;
         let device = self.encoder.device();
         let (read, outcome) = device.run(&mut self.end, |pass, _| pass.read(theta))?;
-        Ok(outcome.f32(read).to_vec())
+        let mut theta = outcome.f32(read).to_vec();
+        self.awake.catch_up(&mut theta[self.layout.e.offset..]);
+        Ok(theta)
     }
 
-    /// Parameters and moments as they are.
+    /// Parameters and moments, for [`Engine::restore`].
     pub(crate) fn values(&mut self) -> Result<Values> {
         let Flat { theta, m, v, .. } = &self.flat;
         let (reads, outcome) = self
@@ -415,7 +448,19 @@ impl Engine {
             .device()
             .run(&mut self.end, |pass, _| [theta, m, v].map(|t| pass.read(t)))?;
         let [theta, m, v] = reads.map(|read| outcome.f32(read).to_vec());
-        Ok(Values { theta, m, v })
+        Ok(Values {
+            theta,
+            m,
+            v,
+            awake: self.awake.ids().to_vec(),
+            decayed: self.awake.decayed(),
+        })
+    }
+
+    /// As the method is written: no row of E sleeps.
+    #[cfg(test)]
+    pub(crate) fn wake_all(&mut self) {
+        self.awake.wake(0..small(self.layout.e.rows));
     }
 
     #[cfg(test)]
@@ -435,6 +480,10 @@ impl Engine {
         rates: &Rates,
         anchors: Option<Anchors>,
     ) -> Result<Losses> {
+        let named = self.named(batches);
+        if !rates.touched {
+            self.wake(named.as_deref(), anchors)?;
+        }
         let route = self.gradients(batches)?;
         if !route.is_finite() {
             bail!(
@@ -442,7 +491,11 @@ impl Engine {
                 "routing loss: expected a finite number, found {route}"
             );
         }
-        let touched = anchors.filter(|a| a.touched).map(|_| self.touched(batches));
+        let touched = anchors.and_then(|anchors| self.held(anchors, named.as_deref()));
+        let moved = match rates.touched {
+            true => named.filter(|ids| ids.len() < self.layout.e.rows),
+            false => self.awake.some().map(<[u32]>::to_vec),
+        };
         let encoder = Arc::clone(&self.encoder);
         let ops = encoder.ops();
         let layout = &self.layout;
@@ -467,6 +520,9 @@ impl Engine {
                 );
                 (pass.read(&end.row_losses), pass.read(&end.w_losses))
             });
+            if let Some(ids) = &moved {
+                pass.upload(&mut end.moved, ids);
+            }
             ops.adamw.step(
                 pass,
                 adamw::Step {
@@ -475,6 +531,10 @@ impl Engine {
                     m,
                     v,
                     segments: &segments,
+                    listed: moved.as_ref().map(|_| Listed {
+                        matrix: layout.e,
+                        ids: &end.moved,
+                    }),
                     clip,
                     room: &mut end.adamw,
                 },
@@ -483,6 +543,9 @@ impl Engine {
         })?;
         let (anchored, norm) = reads;
         self.norm = outcome.f32(norm)[0];
+        if !rates.touched {
+            self.awake.step(segments[E].keep());
+        }
         let sum = |read: Read| {
             outcome
                 .f32(read)
@@ -495,7 +558,10 @@ impl Engine {
             ..Losses::default()
         };
         if let (Some((rows, w)), Some(anchors)) = (anchored, anchors) {
-            let items = outcome.f32(rows).len().max(1);
+            let items = match (anchors.touched, references) {
+                (false, Some(references)) => references.rows.rows(),
+                _ => outcome.f32(rows).len(),
+            };
             losses.embedding = f64::from(anchors.row_strength(items, &self.layout)) * sum(rows);
             losses.projection = f64::from(anchors.w_strength(&self.layout)) * sum(w);
         }
@@ -508,6 +574,7 @@ impl Engine {
         self.norm
     }
 
+    /// W's first, then E's at place [`E`].
     fn segments(&self, rates: &Rates) -> (Vec<Segment>, Option<Clip>) {
         let Layout { adapter, w, e } = &self.layout;
         let segment = |range, rate, count| Segment {
@@ -533,41 +600,81 @@ impl Engine {
         (segments, range.map(|range| Clip { range, limit }))
     }
 
-    /// Old models that the items name, ascending.
-    fn touched(&self, batches: &[Vec<Item<'_>>]) -> Vec<u32> {
-        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
-        let items = batches.iter().flatten();
-        let named = items.flat_map(|item| match &item.candidates {
-            Some(ids) => ids.clone(),
-            None => (0..old).collect(),
-        });
-        let mut ids: Vec<u32> = named.filter(|id| *id < old).collect();
+    /// Models that the items name, ascending; none: all.
+    fn named(&self, batches: &[Vec<Item<'_>>]) -> Option<Vec<u32>> {
+        let lists = batches.iter().flatten().map(|item| &item.candidates);
+        let lists: Option<Vec<&Vec<u32>>> = lists.map(Option::as_ref).collect();
+        let mut ids: Vec<u32> = lists?.into_iter().flatten().copied().collect();
         ids.sort_unstable();
         ids.dedup();
-        ids
+        Some(ids)
+    }
+
+    /// Wakes the rows that are to have a gradient: `named` (none: all), and those that anchors move
+    /// although they only decayed.
+    fn wake(&mut self, named: Option<&[u32]>, anchors: Option<Anchors>) -> Result<()> {
+        let before = self.awake.sleepers();
+        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let mut new = match named {
+            Some(named) => self.awake.wake(named.iter().copied()),
+            None => self.awake.wake(0..small(self.layout.e.rows)),
+        };
+        if anchors.is_some_and(|anchors| anchors.raw && !anchors.touched) {
+            new.extend(self.awake.wake(0..old));
+            new.sort_unstable();
+        }
+        // Before the first step that decays they are behind by nothing.
+        if new.is_empty() || before == 1.0 {
+            return Ok(());
+        }
+        let encoder = Arc::clone(&self.encoder);
+        let (ops, matrix, theta) = (encoder.ops(), self.layout.e, &mut self.flat.theta);
+        encoder.device().run(&mut self.waking, |pass, ids| {
+            pass.upload(ids, &new);
+            ops.adamw
+                .shrink(pass, theta, Listed { matrix, ids }, before);
+        })?;
+        Ok(())
+    }
+
+    /// Old rows that anchors look at, ascending; none: all.
+    ///
+    /// A row that only decayed has its reference's direction, and no gradient in the normalised form.
+    fn held(&self, anchors: Anchors, named: Option<&[u32]>) -> Option<Vec<u32>> {
+        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let ids = match (anchors.touched, anchors.raw) {
+            (true, _) => named,
+            (false, true) => None,
+            (false, false) => self.awake.some(),
+        }?;
+        Some(ids[..ids.partition_point(|id| *id < old)].to_vec())
     }
 
     /// Scores of `models` for item `place` of the last micro-batch: cosines, or dot products.
     pub(crate) fn scores(
-        &self,
-        rows: &[f32],
+        &mut self,
         place: usize,
         models: &[u32],
         cosine: bool,
-    ) -> Vec<f32> {
-        let (z, width) = (&self.z[place], self.layout.w.rows);
+    ) -> Result<Vec<f32>> {
+        let (table, width) = (self.flat.theta.part(self.layout.e), self.layout.w.rows);
+        let (read, outcome) = self
+            .encoder
+            .device()
+            .run(&mut self.end, |pass, _| pass.read_rows(table, models))?;
+        let z = &self.z[place];
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let length = |x: &[f32]| dot(x, x).sqrt().max(1e-12);
-        let of = |id: &u32| {
-            let row = &rows[*id as usize * width..][..width];
+        let of = |(id, row): (&u32, &[f32])| {
             let product = dot(z, row);
             if cosine {
                 product / (length(z) * length(row))
             } else {
-                product
+                product * self.awake.factor(*id)
             }
         };
-        models.iter().map(of).collect()
+        let rows = outcome.f32(read).chunks_exact(width);
+        Ok(models.iter().zip(rows).map(of).collect())
     }
 
     /// Pooled vectors of each model's cards, by the encoder with its adapters as they are.

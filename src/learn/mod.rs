@@ -1,6 +1,7 @@
 //! Learning: new models and labelled prompts become a child generation.
 
 mod accuracy;
+mod awake;
 mod batches;
 mod candidates;
 mod coreset;
@@ -29,8 +30,9 @@ pub use memory::{Remembered, forget, remembered};
 pub use replay::ReplayEntry;
 pub use report::{Kept, Measured, Report};
 pub use settings::{
-    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, InitProfile,
-    InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate, Settings,
+    AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
+    InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
+    Settings,
 };
 
 pub use crate::model::lora::Target as LoraTarget;

@@ -1,8 +1,8 @@
 //! Where an interrupted update stopped: parameters, moments, counters, mined negatives.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use safetensors::Dtype::{F32, F64, U32};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use crate::learn::settings::Settings;
 /// Key of the file's metadata.
 const META: &str = "hubrouter";
 
-/// Parameters and AdamW's moments after some steps.
+/// Parameters, AdamW's moments and the rows that it moves after some steps.
 pub(crate) struct State {
     /// Steps done.
     pub(crate) step: usize,
@@ -53,11 +53,16 @@ impl State {
         settings: &Settings,
         digest: &str,
     ) -> Result<()> {
-        let bytes = |values: &[f32]| -> Vec<u8> { bytemuck::cast_slice(values).to_vec() };
+        fn bytes<T: bytemuck::NoUninit>(values: &[T]) -> Vec<u8> {
+            bytemuck::cast_slice(values).to_vec()
+        }
+        let values = &self.values;
         let tensors = [
-            ("theta", bytes(&self.values.theta)),
-            ("m", bytes(&self.values.m)),
-            ("v", bytes(&self.values.v)),
+            ("theta", F32, bytes(&values.theta)),
+            ("m", F32, bytes(&values.m)),
+            ("v", F32, bytes(&values.v)),
+            ("awake", U32, bytes(&values.awake)),
+            ("decayed", F64, bytes(&[values.decayed])),
         ];
         let meta = Meta {
             schema_version: 1,
@@ -69,14 +74,14 @@ impl State {
             sha256: files::sha256(
                 &tensors
                     .iter()
-                    .flat_map(|t| t.1.clone())
+                    .flat_map(|t| t.2.clone())
                     .collect::<Vec<u8>>(),
             ),
         };
         let text = serde_json::to_string(&meta)
             .map_err(|e| error!(Format, "the state cannot be written: {e}"))?;
-        let views = tensors.iter().map(|(name, bytes)| {
-            TensorView::new(safetensors::Dtype::F32, vec![bytes.len() / 4], bytes)
+        let views = tensors.iter().map(|(name, dtype, bytes)| {
+            TensorView::new(*dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes)
                 .map(|view| (*name, view))
                 .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
         });
@@ -98,7 +103,7 @@ impl State {
             return Ok(None);
         }
         let bytes = files::read_bytes(&path, 64 << 30)?;
-        let (meta, tensors) = parse(&bytes).map_err(|e| {
+        let (meta, values) = parse(&bytes).map_err(|e| {
             e.at(format!(
                 "{} (delete it to start from the beginning)",
                 path.display()
@@ -113,16 +118,15 @@ impl State {
             );
             return Ok(None);
         }
-        let [theta, m, v] = tensors;
         Ok(Some(Self {
             step: meta.step,
-            values: Values { theta, m, v },
+            values,
             hard: meta.hard,
         }))
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<(Meta, [Vec<f32>; 3])> {
+fn parse(bytes: &[u8]) -> Result<(Meta, Values)> {
     let bad = |e: safetensors::SafeTensorError| error!(Format, "not a state: {e}");
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
     let file = SafeTensors::deserialize(bytes).map_err(bad)?;
@@ -132,19 +136,31 @@ fn parse(bytes: &[u8]) -> Result<(Meta, [Vec<f32>; 3])> {
     };
     let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "not a state: {e}"))?;
     let mut all = Vec::new();
-    let mut tensors = BTreeMap::new();
-    for name in ["theta", "m", "v"] {
-        let data = file.tensor(name).map_err(bad)?.data();
-        all.extend_from_slice(data);
-        let values: Vec<f32> = data
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        tensors.insert(name, values);
-    }
+    let mut tensor = |name, dtype| {
+        let view = file.tensor(name).map_err(bad)?;
+        if view.dtype() != dtype {
+            bail!(
+                Format,
+                "not a state: {name}: expected {dtype:?}, found {:?}",
+                view.dtype()
+            );
+        }
+        all.extend_from_slice(view.data());
+        Ok(view.data().to_vec())
+    };
+    let mut numbers = |name| Ok(bytemuck::pod_collect_to_vec::<u8, f32>(&tensor(name, F32)?));
+    let (theta, m, v) = (numbers("theta")?, numbers("m")?, numbers("v")?);
+    let awake = bytemuck::pod_collect_to_vec::<u8, u32>(&tensor("awake", U32)?);
+    let decayed = bytemuck::pod_collect_to_vec::<u8, f64>(&tensor("decayed", F64)?);
     if meta.schema_version != 1 || files::sha256(&all) != meta.sha256 {
         bail!(Mismatch, "the state is damaged: its hash is another one");
     }
-    let mut take = |name| tensors.remove(name).unwrap_or_default();
-    Ok((meta, [take("theta"), take("m"), take("v")]))
+    let values = Values {
+        theta,
+        m,
+        v,
+        awake,
+        decayed: decayed.first().copied().unwrap_or(1.0),
+    };
+    Ok((meta, values))
 }

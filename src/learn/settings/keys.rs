@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{CandidateMode, Settings};
+use super::{AdamwRows, AnchorRows, CandidateMode, Settings};
 use crate::error::{Result, bail, error};
 
 /// Names of carve.md that are known here and not to be had, each with what holds instead.
@@ -153,6 +153,13 @@ impl Settings {
                 bail!(InvalidRequest, "lora.targets: {target:?} is there twice");
             }
         }
+        // Anchors would pull rows that no step moves.
+        if self.adamw_rows == AdamwRows::Touched && self.anchor_rows != AnchorRows::Touched {
+            bail!(
+                InvalidRequest,
+                "adamw.rows = touched: expected anchor.rows = touched, found all_old"
+            );
+        }
         self.check_candidates()
     }
 
@@ -261,6 +268,7 @@ mod tests {
             ("lr.w", "-1", "not negative"),
             ("lora.targets", "[]", "at least one"),
             ("lora.targets", "query,query", "twice"),
+            ("adamw.rows", "touched", "expected anchor.rows = touched"),
             (
                 "candidates.semantic",
                 "71",
