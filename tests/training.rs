@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use common::{Folder, cpu, fixture, gpu};
 use hubrouter::learn::{
-    Control, Example, Experience, Learner, Outcome, Report, Settings, forget, remembered,
+    Control, Example, Experience, Learner, Outcome, Report, Settings, Status, forget, remembered,
 };
 use hubrouter::{
     Encoder, ErrorKind, GenerationId, ImportOptions, ModelCard, NewModel, Options, Request, Router,
@@ -188,8 +188,9 @@ fn the_same_update_has_the_same_bits_whatever_the_threads() {
 
 #[test]
 fn a_resumed_update_equals_an_uninterrupted_one() {
-    // Sampled candidates have mined negatives to remember.
-    let sampled = settings(&[
+    // Sampled candidates have mined negatives to remember; with sixty models that have no example
+    // there are rows of E that sleep.
+    let sampled = [
         ("candidates", "sampled"),
         ("candidates.k", "4"),
         ("candidates.hard", "1"),
@@ -197,42 +198,82 @@ fn a_resumed_update_equals_an_uninterrupted_one() {
         ("candidates.far", "1"),
         ("mining.every", "3"),
         ("replay.ratio", "0.5"),
-    ]);
-    let whole = setup("whole");
-    learn(&whole, examples(0, 6), sampled.clone(), cpu(1));
-    let want = learn(&whole, examples(6, 3), sampled.clone(), cpu(1)).0;
-    // In phase 1, at its end, in phase 2.
-    for stop in [1, 4, 5, 9] {
-        let setup = setup("resumed");
-        learn(&setup, examples(0, 6), sampled.clone(), cpu(1));
-        let before = Store::open(&setup.store).unwrap().ids().unwrap();
+        ("weight_decay", "0.1"),
+    ];
+    let touched = [("adamw.rows", "touched"), ("anchor.rows", "touched")];
+    for (rows, stops) in [(&[][..], &[1, 4, 5, 9][..]), (&touched[..], &[2, 9][..])] {
+        let settings = settings(&[&sampled[..], rows].concat());
         let experience = Experience {
-            models: Vec::new(),
+            models: (9..69).map(model).collect(),
             examples: examples(6, 3),
         };
-        let options = cpu(1).encoder(&setup.encoder);
-        let mut learner =
-            Learner::open(&setup.store, None, sampled.clone(), options.clone()).unwrap();
-        let outcome = learner
-            .learn(&experience, None, &mut |status| match status.loss.is_some()
-                && status.done >= stop
-            {
+        let learn = |setup: &Setup, experience: &Experience, threads: usize, stop: usize| {
+            let options = cpu(threads).encoder(&setup.encoder);
+            let mut learner = Learner::open(&setup.store, None, settings.clone(), options).unwrap();
+            let mut watch = |status: &Status| match status.loss.is_some() && status.done >= stop {
                 true => Control::Stop,
                 false => Control::Continue,
-            })
+            };
+            let outcome = learner.learn(experience, None, &mut watch).unwrap();
+            (learner, outcome)
+        };
+        let first = Experience {
+            models: Vec::new(),
+            examples: examples(0, 6),
+        };
+        let whole = setup("whole");
+        learn(&whole, &first, 1, usize::MAX).0.commit().unwrap();
+        let want = learn(&whole, &experience, 1, usize::MAX)
+            .0
+            .commit()
             .unwrap();
-        assert!(
-            matches!(outcome, Outcome::Stopped { step, .. } if step == stop),
-            "{outcome:?}"
-        );
-        assert!(learner.commit().is_err());
-        assert_eq!(Store::open(&setup.store).unwrap().ids().unwrap(), before);
-        assert!(setup.store.join("resume.safetensors").exists());
+        // In phase 1, at its end, in phase 2.
+        for &stop in stops {
+            let setup = setup("resumed");
+            learn(&setup, &first, 1, usize::MAX).0.commit().unwrap();
+            let before = Store::open(&setup.store).unwrap().ids().unwrap();
+            let (learner, outcome) = learn(&setup, &experience, 1, stop);
+            assert!(
+                matches!(outcome, Outcome::Stopped { step, .. } if step == stop),
+                "{outcome:?}"
+            );
+            assert!(learner.commit().is_err());
+            assert_eq!(Store::open(&setup.store).unwrap().ids().unwrap(), before);
+            assert!(setup.store.join("resume.safetensors").exists());
 
-        let got = learn(&setup, examples(6, 3), sampled.clone(), cpu(2)).0;
-        assert_eq!(got, want, "stopped after {stop}");
-        assert!(!setup.store.join("resume.safetensors").exists());
+            let got = learn(&setup, &experience, 2, usize::MAX)
+                .0
+                .commit()
+                .unwrap();
+            assert_eq!(got, want, "stopped after {stop}");
+            assert!(!setup.store.join("resume.safetensors").exists());
+        }
     }
+}
+
+#[test]
+fn rows_that_every_set_names_are_moved_alike() {
+    let parts = |k: &str, rows: &str| {
+        let setup = setup("rows");
+        let settings = settings(&[
+            ("candidates", "sampled"),
+            ("candidates.k", k),
+            ("candidates.hard", "1"),
+            ("candidates.semantic", "1"),
+            ("candidates.far", "1"),
+            ("anchor.rows", "touched"),
+            ("adamw.rows", rows),
+            ("batch", "2"),
+            ("epochs", "2"),
+        ]);
+        learn(&setup, examples(0, 6), settings.clone(), cpu(2));
+        let id = learn(&setup, examples(6, 3), settings, cpu(2)).0;
+        ["head.safetensors", "adapter.safetensors"]
+            .map(|part| fs::read(setup.store.join(id.as_str()).join(part)).unwrap())
+    };
+    // Nine models: sixteen candidates are all of them, four are not.
+    assert_eq!(parts("16", "all"), parts("16", "touched"));
+    assert_ne!(parts("4", "all"), parts("4", "touched"));
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use crate::device::Tensor;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::pass::GpuPass;
+use crate::device::{Part, Place, Tensor};
 
 pub(crate) enum Pass<'p> {
     Gpu(GpuPass<'p>),
@@ -94,6 +94,35 @@ impl Pass<'_> {
                 } else {
                     bytemuck::cast_slice(tensor.f32()).to_vec()
                 };
+                cpu.outcome.reads.push(content);
+                Read(cpu.outcome.reads.len() - 1)
+            }
+        }
+    }
+
+    /// As [`Pass::read`], of the rows `ids` of a matrix of numbers with consecutive rows, in this order.
+    pub(crate) fn read_rows(&mut self, part: Part<'_>, ids: &[u32]) -> Read {
+        let Place {
+            stride,
+            rows,
+            columns,
+            ..
+        } = part.place;
+        assert!(
+            stride == columns && ids.iter().all(|id| (*id as usize) < rows),
+            "{}: a row is not one of {:?}, or they are not consecutive",
+            part.tensor.label(),
+            part.place
+        );
+        match self {
+            Pass::Gpu(gpu) => gpu.read_rows(part, ids),
+            Pass::Cpu(cpu) => {
+                let table = part.f32();
+                let mut content = Vec::with_capacity(ids.len() * columns);
+                for id in ids {
+                    let row = &table[*id as usize * columns..][..columns];
+                    content.extend_from_slice(bytemuck::cast_slice(row));
+                }
                 cpu.outcome.reads.push(content);
                 Read(cpu.outcome.reads.len() - 1)
             }

@@ -46,7 +46,7 @@ impl Shape {
     }
 
     /// Prompts of about equal length.
-    fn offsets(self) -> Vec<u32> {
+    pub(super) fn offsets(self) -> Vec<u32> {
         (0..=self.prompts)
             .map(|b| small(b * self.tokens / self.prompts))
             .collect()
@@ -76,6 +76,27 @@ pub(super) struct Case {
 const BOUND: f64 = 1e-5;
 
 impl Case {
+    /// A case for benches alone, without a reference.
+    pub(super) fn timed(
+        op: &'static str,
+        label: String,
+        flops: f64,
+        bytes: f64,
+        y: Tensor,
+        run: impl FnMut(&mut Pass<'_>, &mut Tensor) + Send + 'static,
+    ) -> Self {
+        Self {
+            op,
+            label: format!("{op} {label}"),
+            flops,
+            bytes,
+            bound: BOUND,
+            y,
+            run: Box::new(run),
+            want: Box::new(Vec::new),
+        }
+    }
+
     pub(super) fn run(&mut self, pass: &mut Pass<'_>) {
         (self.run)(pass, &mut self.y);
     }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cases::{self, Case, Shape};
+use super::training;
 use crate::device::cpu::Cpu;
 use crate::device::{Device, DeviceChoice, Pass, Plan, Tensor};
 use crate::error::Result;
 use crate::ops::Ops;
 use crate::ops::peak::CHAINS;
 
-/// Every op of a route on one device, at the shapes of all-MiniLM-L6-v2.
+/// Every kernel of a route and of an update on one device, at the shapes of all-MiniLM-L6-v2.
 pub struct KernelBench {
     device: Device,
     ops: Arc<Ops>,
@@ -28,7 +29,7 @@ pub struct Peaks {
 }
 
 impl KernelBench {
-    /// All ops for `prompts` prompts of together `tokens` tokens and a hub of `models`.
+    /// All for `prompts` prompts of together `tokens` tokens and a hub of `models`.
     pub fn open(
         choice: &DeviceChoice,
         threads: usize,
@@ -48,7 +49,8 @@ impl KernelBench {
         let host = Arc::new(Cpu::open(Some(threads))?);
         let device = Device::open(choice, &host, false)?.device;
         let ops = Arc::new(Ops::new(&device, shape.head_width())?);
-        let cases = cases::all(&device, &ops, shape)?;
+        let mut cases = cases::all(&device, &ops, shape)?;
+        cases.extend(training::all(&device, &ops, shape)?);
         Ok(Self { device, ops, cases })
     }
 
@@ -95,6 +97,9 @@ impl KernelBench {
     }
 }
 
+/// Room for the lists of candidates of 32 prompts, which a case uploads once.
+const UPLOADS: usize = 1 << 16;
+
 /// The shortest of three means, after one run to warm up.
 fn best(device: &Device, repeats: usize, mut run: impl FnMut(&mut Pass<'_>) + Send) -> Result<f64> {
     seconds(device, 1, &mut run)?;
@@ -111,7 +116,7 @@ fn seconds(
     repeats: usize,
     mut run: impl FnMut(&mut Pass<'_>) + Send,
 ) -> Result<f64> {
-    let mut plan = Plan::new(device, (), 0, 0)?;
+    let mut plan = Plan::new(device, (), UPLOADS, 0)?;
     let began = Instant::now();
     let ((), outcome) = device.run(&mut plan, |pass, ()| {
         pass.stage();

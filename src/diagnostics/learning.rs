@@ -290,6 +290,7 @@ fn adamw(device: &Device, ops: &Arc<Ops>, n: usize) -> Result<Case> {
                     decay: DECAY,
                     count: 1,
                 }],
+                listed: None,
                 clip: None,
                 room: &mut room,
             },

@@ -3,6 +3,7 @@
 mod cases;
 mod kernels;
 mod learning;
+mod training;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,7 +1,8 @@
 //! The router on a device while it learns: one optimiser step, features, and what comes back.
 //!
 //! Trained parameters lie in one flat buffer: LoRA factors, W [D, H], E [M, D]; gradients and
-//! AdamW's moments in three more of the same order.
+//! AdamW's moments in three more of the same order. Of E a step looks at the rows that it has to
+//! alone, so that its cost need not depend on M: those that were ever candidates, or are now.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use crate::device::{Device, Pass, Place, Plan, Read, Sizes, Tensor, small};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
+use crate::learn::awake::Awake;
 use crate::learn::draws::Draws;
 use crate::learn::ewc::Held;
 use crate::learn::targets::Target;
@@ -17,7 +19,7 @@ use crate::model::bert::Bert;
 use crate::model::lora::Adapter;
 use crate::model::training::{Kept, Training};
 use crate::ops::Ops;
-use crate::ops::adamw::{self, Clip, Segment};
+use crate::ops::adamw::{self, Clip, Listed, Segment};
 use crate::ops::anchor::{Form, Pull, Weighted};
 use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, NONE, Room, Targets, invert};
 use crate::ops::matmul::Product;
@@ -27,6 +29,9 @@ use crate::text::tokenizer::Tokens;
 
 /// Tokens of a micro-batch, at most, but for a single longer prompt: bounds the activations.
 const MOST_TOKENS: usize = 1024;
+
+/// E's place among the segments of a step.
+const E: usize = 1;
 
 /// Where the trained parameters are in the flat buffers.
 #[derive(Clone, Debug)]
@@ -90,8 +95,18 @@ pub(crate) enum Hold {
     Ewc(f32),
 }
 
+impl Hold {
+    /// Does an old row that only decayed have a gradient?
+    fn moves_sleepers(self) -> bool {
+        match self {
+            Self::Anchors(anchors) => anchors.raw && !anchors.touched,
+            Self::Ewc(_) => true,
+        }
+    }
+}
+
 /// What holds parameters near the parent's in a step.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Anchors {
     /// lambda_emb
     pub(crate) embedding: f32,
@@ -129,7 +144,12 @@ impl Anchors {
     ) {
         let old = references.rows.rows();
         let rows = Place::flat(layout.e.offset, old, layout.e.columns);
-        let items = if listed { end.touched.rows() } else { old };
+        // Rows that sleep are where their references are: they count, and have no distance.
+        let items = if self.touched && listed {
+            end.touched.rows()
+        } else {
+            old
+        };
         ops.anchor.pull(
             pass,
             Pull {
@@ -173,6 +193,8 @@ pub(crate) struct Rates {
     pub(crate) clip: f32,
     /// One norm over everything instead of the adapters' alone.
     pub(crate) clip_all: bool,
+    /// Rows of E that are no candidates stay as they are.
+    pub(crate) touched: bool,
 }
 
 /// Losses of one step, as they were added up.
@@ -192,9 +214,13 @@ impl Losses {
 
 /// Trained parameters and AdamW's moments, on the host.
 pub(crate) struct Values {
+    /// As it is on the device: rows that sleep are behind.
     pub(crate) theta: Vec<f32>,
     pub(crate) m: Vec<f32>,
     pub(crate) v: Vec<f32>,
+    /// Rows of E that are awake, and what the others are behind by.
+    pub(crate) awake: Vec<u32>,
+    pub(crate) decayed: f64,
 }
 
 /// Parameters, gradients and moments on the device: [1, N] each.
@@ -216,12 +242,15 @@ pub(crate) struct Engine {
     /// Share of the adapters' inputs that is dropped in a step.
     dropout: f32,
     flat: Flat,
+    awake: Awake,
     references: Option<References>,
     consolidated: Vec<Consolidated>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
     full: Option<Plan<Full>>,
     head: Option<Plan<FromPooled>>,
     end: Plan<End>,
+    /// Ids of rows that wake.
+    waking: Plan<Tensor>,
     /// Projected queries of the last micro-batch, in the order of its items.
     z: Vec<Vec<f32>>,
     norm: f32,
@@ -265,9 +294,11 @@ struct End {
     /// Distances of E's anchored rows, and of W's.
     row_losses: Tensor,
     w_losses: Tensor,
+    /// Old rows that anchors look at, and rows that AdamW moves, where it is not all.
     touched: Tensor,
     /// Parts of EWC's penalty.
     ewc_losses: Tensor,
+    moved: Tensor,
 }
 
 /// The parent's parameters that anchors hold on to.
@@ -394,9 +425,12 @@ impl Engine {
             w_losses: device.scratch("w losses", layout.w.rows, 1)?,
             touched: device.ids("touched", layout.e.rows, 1)?,
             ewc_losses: device.scratch("ewc losses", Weighted::losses(layout.len()), 1)?,
+            moved: device.ids("moved", layout.e.rows, 1)?,
         };
+        let list = 4 * layout.e.rows;
         let reads = 4 * (3 * layout.len() + layout.e.rows + layout.w.rows + 1);
-        let end = Plan::new(device, end, 4 * layout.e.rows, reads)?;
+        let end = Plan::new(device, end, 2 * list, reads)?;
+        let waking = device.ids("waking", layout.e.rows, 1)?;
         Ok(Self {
             flat: Flat {
                 theta: flat("theta", values)?,
@@ -409,11 +443,13 @@ impl Engine {
             tau,
             priors: device.upload("priors", 1, &vec![0.0; layout.e.rows])?,
             dropout: 0.0,
+            awake: Awake::new(layout.e.rows),
             references: None,
             consolidated: Vec::new(),
             full: None,
             head: None,
             end,
+            waking: Plan::new(device, waking, list, 0)?,
             z: Vec::new(),
             norm: 0.0,
             layout,
@@ -472,6 +508,8 @@ impl Engine {
         count: usize,
         mut batch: impl FnMut(usize) -> Vec<Item<'i>>,
     ) -> Result<Vec<f32>> {
+        // A gradient by E depends on the lengths of its rows.
+        self.wake_all()?;
         let encoder = Arc::clone(&self.encoder);
         let (device, ops) = (encoder.device(), encoder.ops());
         let (all, n) = (self.layout.len(), self.layout.len() - first);
@@ -493,7 +531,7 @@ impl Engine {
         Ok(outcome.f32(read).to_vec())
     }
 
-    /// Replaces all parameters; moments stay.
+    /// Replaces all parameters before the first step.
     pub(crate) fn set(&mut self, theta: &[f32]) -> Result<()> {
         let device = self.encoder.device();
         self.flat.theta = device.upload("theta", self.layout.len(), theta)?;
@@ -518,6 +556,11 @@ impl Engine {
         let device = self.encoder.device();
         self.flat.m = device.upload("m", n, &values.m)?;
         self.flat.v = device.upload("v", n, &values.v)?;
+        let models = self.layout.e.rows;
+        if let Some(id) = values.awake.iter().find(|id| **id as usize >= models) {
+            bail!(Mismatch, "awake: expected rows of {models}, found {id}");
+        }
+        self.awake = Awake::restored(models, values.awake.clone(), values.decayed);
         Ok(())
     }
 
@@ -526,10 +569,12 @@ impl Engine {
         let theta = &self.flat.theta;
         let device = self.encoder.device();
         let (read, outcome) = device.run(&mut self.end, |pass, _| pass.read(theta))?;
-        Ok(outcome.f32(read).to_vec())
+        let mut theta = outcome.f32(read).to_vec();
+        self.awake.catch_up(&mut theta[self.layout.e.offset..]);
+        Ok(theta)
     }
 
-    /// Parameters and moments as they are.
+    /// Parameters and moments, for [`Engine::restore`].
     pub(crate) fn values(&mut self) -> Result<Values> {
         let Flat { theta, m, v, .. } = &self.flat;
         let (reads, outcome) = self
@@ -537,7 +582,18 @@ impl Engine {
             .device()
             .run(&mut self.end, |pass, _| [theta, m, v].map(|t| pass.read(t)))?;
         let [theta, m, v] = reads.map(|read| outcome.f32(read).to_vec());
-        Ok(Values { theta, m, v })
+        Ok(Values {
+            theta,
+            m,
+            v,
+            awake: self.awake.ids().to_vec(),
+            decayed: self.awake.decayed(),
+        })
+    }
+
+    /// From now on no row of E sleeps.
+    pub(crate) fn wake_all(&mut self) -> Result<()> {
+        self.wake(None, false)
     }
 
     #[cfg(test)]
@@ -558,6 +614,10 @@ impl Engine {
         rates: &Rates,
         hold: Option<Hold>,
     ) -> Result<Losses> {
+        let named = self.named(batches);
+        if !rates.touched {
+            self.wake(named.as_deref(), hold.is_some_and(Hold::moves_sleepers))?;
+        }
         let route = self.gradients(batches)?;
         check_finite("routing loss", route)?;
         let (anchors, lambda) = match hold {
@@ -568,7 +628,11 @@ impl Engine {
         // A frozen adapter's gradients would wait for the phase in which it is trained.
         let from = rates.lora.map_or(self.layout.w.offset, |_| 0);
         let consolidated = &self.consolidated;
-        let touched = anchors.filter(|a| a.touched).map(|_| self.touched(batches));
+        let touched = anchors.and_then(|anchors| self.held(anchors, named.as_deref()));
+        let moved = match rates.touched {
+            true => named.filter(|ids| ids.len() < self.layout.e.rows),
+            false => self.awake.some().map(<[u32]>::to_vec),
+        };
         let encoder = Arc::clone(&self.encoder);
         let ops = encoder.ops();
         let layout = &self.layout;
@@ -600,6 +664,9 @@ impl Engine {
                 };
                 consolidated.iter().map(pull).collect()
             });
+            if let Some(ids) = &moved {
+                pass.upload(&mut end.moved, ids);
+            }
             ops.adamw.step(
                 pass,
                 adamw::Step {
@@ -608,6 +675,10 @@ impl Engine {
                     m,
                     v,
                     segments: &segments,
+                    listed: moved.as_ref().map(|_| Listed {
+                        matrix: layout.e,
+                        ids: &end.moved,
+                    }),
                     clip,
                     room: &mut end.adamw,
                 },
@@ -616,6 +687,9 @@ impl Engine {
         })?;
         let (anchored, ewc, norm) = reads;
         self.norm = outcome.f32(norm)[0];
+        if !rates.touched {
+            self.awake.step(segments[E].keep());
+        }
         let sum = |read: Read| {
             outcome
                 .f32(read)
@@ -628,7 +702,10 @@ impl Engine {
             ..Losses::default()
         };
         if let (Some((rows, w)), Some(anchors)) = (anchored, anchors) {
-            let items = outcome.f32(rows).len().max(1);
+            let items = match (anchors.touched, references) {
+                (false, Some(references)) => references.rows.rows(),
+                _ => outcome.f32(rows).len(),
+            };
             losses.embedding = f64::from(anchors.row_strength(items, &self.layout)) * sum(rows);
             losses.projection = f64::from(anchors.w_strength(&self.layout)) * sum(w);
         }
@@ -645,6 +722,7 @@ impl Engine {
         self.norm
     }
 
+    /// W's first, then E's at place [`E`].
     fn segments(&self, rates: &Rates) -> (Vec<Segment>, Option<Clip>) {
         let Layout { adapter, w, e } = &self.layout;
         let segment = |range, rate, count| Segment {
@@ -670,41 +748,81 @@ impl Engine {
         (segments, range.map(|range| Clip { range, limit }))
     }
 
-    /// Old models that the items name, ascending.
-    fn touched(&self, batches: &[Vec<Item<'_>>]) -> Vec<u32> {
-        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
-        let items = batches.iter().flatten();
-        let named = items.flat_map(|item| match &item.candidates {
-            Some(ids) => ids.clone(),
-            None => (0..old).collect(),
-        });
-        let mut ids: Vec<u32> = named.filter(|id| *id < old).collect();
+    /// Models that the items name, ascending; none: all.
+    fn named(&self, batches: &[Vec<Item<'_>>]) -> Option<Vec<u32>> {
+        let lists = batches.iter().flatten().map(|item| &item.candidates);
+        let lists: Option<Vec<&Vec<u32>>> = lists.map(Option::as_ref).collect();
+        let mut ids: Vec<u32> = lists?.into_iter().flatten().copied().collect();
         ids.sort_unstable();
         ids.dedup();
-        ids
+        Some(ids)
+    }
+
+    /// Wakes the rows that are to have a gradient: `named` (none: all), and with `all_old` those of
+    /// the parent.
+    fn wake(&mut self, named: Option<&[u32]>, all_old: bool) -> Result<()> {
+        let before = self.awake.sleepers();
+        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let mut new = match named {
+            Some(named) => self.awake.wake(named.iter().copied()),
+            None => self.awake.wake(0..small(self.layout.e.rows)),
+        };
+        if all_old {
+            new.extend(self.awake.wake(0..old));
+            new.sort_unstable();
+        }
+        // Before the first step that decays they are behind by nothing.
+        if new.is_empty() || before == 1.0 {
+            return Ok(());
+        }
+        let encoder = Arc::clone(&self.encoder);
+        let (ops, matrix, theta) = (encoder.ops(), self.layout.e, &mut self.flat.theta);
+        encoder.device().run(&mut self.waking, |pass, ids| {
+            pass.upload(ids, &new);
+            ops.adamw
+                .shrink(pass, theta, Listed { matrix, ids }, before);
+        })?;
+        Ok(())
+    }
+
+    /// Old rows that anchors look at, ascending; none: all.
+    ///
+    /// A row that only decayed has its reference's direction, and no gradient in the normalised form.
+    fn held(&self, anchors: Anchors, named: Option<&[u32]>) -> Option<Vec<u32>> {
+        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let ids = match (anchors.touched, anchors.raw) {
+            (true, _) => named,
+            (false, true) => None,
+            (false, false) => self.awake.some(),
+        }?;
+        Some(ids[..ids.partition_point(|id| *id < old)].to_vec())
     }
 
     /// Scores of `models` for item `place` of the last micro-batch: cosines, or dot products.
     pub(crate) fn scores(
-        &self,
-        rows: &[f32],
+        &mut self,
         place: usize,
         models: &[u32],
         cosine: bool,
-    ) -> Vec<f32> {
-        let (z, width) = (&self.z[place], self.layout.w.rows);
+    ) -> Result<Vec<f32>> {
+        let (table, width) = (self.flat.theta.part(self.layout.e), self.layout.w.rows);
+        let (read, outcome) = self
+            .encoder
+            .device()
+            .run(&mut self.end, |pass, _| pass.read_rows(table, models))?;
+        let z = &self.z[place];
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let length = |x: &[f32]| dot(x, x).sqrt().max(1e-12);
-        let of = |id: &u32| {
-            let row = &rows[*id as usize * width..][..width];
+        let of = |(id, row): (&u32, &[f32])| {
             let product = dot(z, row);
             if cosine {
                 product / (length(z) * length(row))
             } else {
-                product
+                product * self.awake.factor(*id)
             }
         };
-        models.iter().map(of).collect()
+        let rows = outcome.f32(read).chunks_exact(width);
+        Ok(models.iter().zip(rows).map(of).collect())
     }
 
     /// Pooled vectors of each model's cards, by the encoder with its adapters as they are.

@@ -27,8 +27,8 @@ use crate::learn::report::{self, Kept, LossTerms, Measured, Report};
 use crate::learn::rows;
 use crate::learn::schedule::Schedule;
 use crate::learn::settings::{
-    AnchorForm, AnchorRows, Batching, CandidateMode, ClipScope, EwcScope, InitProfile, InitRows,
-    MiningScore, Regulariser, ReplayStrategy, Settings,
+    AdamwRows, AnchorForm, AnchorRows, Batching, CandidateMode, ClipScope, EwcScope, InitProfile,
+    InitRows, MiningScore, Regulariser, ReplayStrategy, Settings,
 };
 use crate::learn::state::State;
 use crate::learn::targets::{Softness, target};
@@ -739,6 +739,7 @@ impl Learner {
             decay: settings.weight_decay,
             clip: settings.clip as f32,
             clip_all: settings.clip_scope == ClipScope::All,
+            touched: settings.adamw_rows == AdamwRows::Touched,
         }
     }
 
@@ -777,13 +778,11 @@ impl Learner {
             return Ok(());
         };
         let cosine = self.settings.mining_score == MiningScore::Cosine;
-        let theta = engine.parameters()?;
-        let table = &theta[engine.layout().e.offset..];
         for (i, &place) in last.iter().take(MINED_EXAMPLES).enumerate() {
             let row = &task.rows[place];
             let pool = candidates.mining_pool(&row.domain, row.gold, step as u64, place as u64);
             if let Some(pool) = pool {
-                let scores = engine.scores(table, i, &pool, cosine);
+                let scores = engine.scores(i, &pool, cosine)?;
                 candidates.remember(&row.domain, row.gold, &pool, &scores);
             }
         }

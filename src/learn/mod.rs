@@ -1,6 +1,7 @@
 //! Learning: new models and labelled prompts become a child generation.
 
 mod accuracy;
+mod awake;
 mod batches;
 mod candidates;
 mod coreset;
@@ -30,9 +31,9 @@ pub use memory::{Remembered, forget, remembered, would_forget};
 pub use replay::ReplayEntry;
 pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{
-    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, EwcScope,
-    InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
-    Settings,
+    AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
+    EwcScope, InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy,
+    RouterRate, Settings,
 };
 
 pub use crate::model::lora::Target as LoraTarget;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use safetensors::Dtype::{self, F32, F64, U32};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use crate::learn::settings::Settings;
 const META: &str = "hubrouter";
 const HASH: &str = "sha256";
 
-/// Parameters and AdamW's moments after some steps.
+/// Parameters, AdamW's moments and the rows that it moves after some steps.
 pub(crate) struct State {
     /// Steps done.
     pub(crate) step: usize,
@@ -63,10 +64,13 @@ impl State {
         settings: &Settings,
         digest: &str,
     ) -> Result<()> {
-        let tensors: [(&str, &[u8]); 3] = [
-            ("theta", bytemuck::cast_slice(&self.values.theta)),
-            ("m", bytemuck::cast_slice(&self.values.m)),
-            ("v", bytemuck::cast_slice(&self.values.v)),
+        let values = &self.values;
+        let tensors: [(&str, Dtype, &[u8]); 5] = [
+            ("theta", F32, bytemuck::cast_slice(&values.theta)),
+            ("m", F32, bytemuck::cast_slice(&values.m)),
+            ("v", F32, bytemuck::cast_slice(&values.v)),
+            ("awake", U32, bytemuck::cast_slice(&values.awake)),
+            ("decayed", F64, bytemuck::bytes_of(&values.decayed)),
         ];
         let meta = Meta {
             schema_version: 1,
@@ -77,9 +81,9 @@ impl State {
             hard: self.hard.clone(),
         };
         let text = json(&meta)?;
-        let sha256 = hash(&text, tensors.iter().map(|tensor| tensor.1));
-        let views = tensors.iter().map(|(name, bytes)| {
-            TensorView::new(safetensors::Dtype::F32, vec![bytes.len() / 4], bytes)
+        let sha256 = hash(&text, tensors.iter().map(|tensor| tensor.2));
+        let views = tensors.iter().map(|(name, dtype, bytes)| {
+            TensorView::new(*dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes)
                 .map(|view| (*name, view))
                 .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
         });
@@ -101,7 +105,7 @@ impl State {
             return Ok(None);
         }
         let bytes = files::read_bytes(&path, 64 << 30)?;
-        let (meta, tensors) = parse(&bytes).map_err(|e| {
+        let (meta, values) = parse(&bytes).map_err(|e| {
             e.at(format!(
                 "{} (delete it to start from the beginning)",
                 path.display()
@@ -117,16 +121,15 @@ impl State {
             );
             return Ok(None);
         }
-        let [theta, m, v] = tensors;
         Ok(Some(Self {
             step: meta.step,
-            values: Values { theta, m, v },
+            values,
             hard: meta.hard,
         }))
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<(Meta, [Vec<f32>; 3])> {
+fn parse(bytes: &[u8]) -> Result<(Meta, Values)> {
     let bad = |e: safetensors::SafeTensorError| error!(Format, "not a state: {e}");
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
     let file = SafeTensors::deserialize(bytes).map_err(bad)?;
@@ -135,9 +138,20 @@ fn parse(bytes: &[u8]) -> Result<(Meta, [Vec<f32>; 3])> {
     let (Some(text), Some(sha256)) = (named(META), named(HASH)) else {
         bail!(Format, "not a state: it does not say what it belongs to")
     };
-    let tensor = |name| file.tensor(name).map(|found| found.data()).map_err(bad);
-    let tensors = [tensor("theta")?, tensor("m")?, tensor("v")?];
-    if hash(text, tensors.into_iter()) != *sha256 {
+    let tensor = |name, dtype| {
+        let view = file.tensor(name).map_err(bad)?;
+        if view.dtype() != dtype {
+            let found = view.dtype();
+            bail!(
+                Format,
+                "not a state: {name}: expected {dtype:?}, found {found:?}"
+            );
+        }
+        Ok(view.data())
+    };
+    let floats = [tensor("theta", F32)?, tensor("m", F32)?, tensor("v", F32)?];
+    let (awake, decayed) = (tensor("awake", U32)?, tensor("decayed", F64)?);
+    if hash(text, floats.into_iter().chain([awake, decayed])) != *sha256 {
         bail!(Mismatch, "the state is damaged: its hash is another one");
     }
     let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "not a state: {e}"))?;
@@ -145,11 +159,14 @@ fn parse(bytes: &[u8]) -> Result<(Meta, [Vec<f32>; 3])> {
         let found = meta.schema_version;
         bail!(Unsupported, "schema_version: expected 1, found {found}");
     }
-    let values = |data: &[u8]| -> Vec<f32> {
-        let numbers = data.chunks_exact(4);
-        numbers
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
+    let [theta, m, v] = floats.map(bytemuck::pod_collect_to_vec::<u8, f32>);
+    let decayed = bytemuck::pod_collect_to_vec::<u8, f64>(decayed);
+    let values = Values {
+        theta,
+        m,
+        v,
+        awake: bytemuck::pod_collect_to_vec::<u8, u32>(awake),
+        decayed: decayed.first().copied().unwrap_or(1.0),
     };
-    Ok((meta, tensors.map(values)))
+    Ok((meta, values))
 }

@@ -5,7 +5,7 @@
 //! does not depend on M.
 
 use crate::device::cpu::blocks::{self, Factors, dot};
-use crate::device::cpu::{Cpu, math};
+use crate::device::cpu::{Cpu, math, pick_rows};
 use crate::device::gpu::pass::GpuPass;
 use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader, small};
 use crate::error::Result;
@@ -649,22 +649,6 @@ fn add_across(cpu: &Cpu, e: &[f32], sum: &[f32], d_row: &mut [f32]) {
             }
         },
     );
-}
-
-/// The rows `ids`, ascending, of `table`, with their ids.
-fn pick_rows<'t>(
-    mut table: &'t mut [f32],
-    ids: &[u32],
-    width: usize,
-) -> Vec<(usize, &'t mut [f32])> {
-    let (mut picked, mut begin) = (Vec::with_capacity(ids.len()), 0);
-    for id in ids.iter().map(|id| *id as usize) {
-        let (_, rest) = table.split_at_mut((id - begin) * width);
-        let (row, rest) = rest.split_at_mut(width);
-        picked.push((id, row));
-        (table, begin) = (rest, id + 1);
-    }
-    picked
 }
 
 #[cfg(test)]
@@ -1339,6 +1323,7 @@ mod tests {
                         m: &mut m,
                         v: &mut v,
                         segments: &[segment(at_w, 1e-4), segment(at_e, 5e-5)],
+                        listed: None,
                         clip: None,
                         room: &mut room,
                     },

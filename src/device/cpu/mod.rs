@@ -307,6 +307,22 @@ fn awake<R>(job: impl FnOnce() -> R) -> R {
     })
 }
 
+/// The rows `ids`, ascending, of `table`, with their ids.
+pub(crate) fn pick_rows<'t>(
+    mut table: &'t mut [f32],
+    ids: &[u32],
+    width: usize,
+) -> Vec<(usize, &'t mut [f32])> {
+    let (mut picked, mut begin) = (Vec::with_capacity(ids.len()), 0);
+    for id in ids.iter().map(|id| *id as usize) {
+        let (_, rest) = table.split_at_mut((id - begin) * width);
+        let (row, rest) = rest.split_at_mut(width);
+        picked.push((id, row));
+        (table, begin) = (rest, id + 1);
+    }
+    picked
+}
+
 /// SIMD features of this machine that the kernels use or could use, for `doctor`.
 pub(crate) fn features() -> Vec<&'static str> {
     let mut found = Vec::new();

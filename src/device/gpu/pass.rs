@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use crate::device::gpu::Gpu;
 use crate::device::gpu::tape::{Entry, SLOTS, STAGES, Tape};
 use crate::device::pass::{Outcome, Read};
-use crate::device::{Kernel, Tensor, small};
+use crate::device::{Kernel, Part, Tensor, small};
 use crate::error::{Result, error};
 
 pub(crate) struct GpuPass<'p> {
@@ -34,6 +34,7 @@ enum Step {
     },
     Read {
         from: wgpu::Buffer,
+        at: u64,
         to: u64,
         size: u64,
     },
@@ -92,17 +93,36 @@ impl<'p> GpuPass<'p> {
     }
 
     pub(crate) fn read(&mut self, tensor: &Tensor) -> Read {
-        let size = tensor.len() * 4;
+        let begin = self.read_bytes;
+        self.copy_back(tensor, 0, tensor.len() * 4);
+        self.close_read(begin)
+    }
+
+    /// The rows `ids` of `part`, whose rows are consecutive, as one content: a copy for each run of
+    /// ids.
+    pub(crate) fn read_rows(&mut self, part: Part<'_>, ids: &[u32]) -> Read {
+        let (begin, width) = (self.read_bytes, part.place.columns);
+        for run in ids.chunk_by(|a, b| a + 1 == *b) {
+            let at = part.place.offset + run[0] as usize * width;
+            self.copy_back(part.tensor, at * 4, run.len() * width * 4);
+        }
+        self.close_read(begin)
+    }
+
+    fn copy_back(&mut self, tensor: &Tensor, at: usize, size: usize) {
         if size > 0 {
-            let step = Step::Read {
+            self.steps.push(Step::Read {
                 from: tensor.buffer().clone(),
+                at: at as u64,
                 to: self.read_bytes as u64,
                 size: size as u64,
-            };
-            self.steps.push(step);
+            });
         }
-        self.reads.push((self.read_bytes, size));
         self.read_bytes += size;
+    }
+
+    fn close_read(&mut self, begin: usize) -> Read {
+        self.reads.push((begin, self.read_bytes - begin));
         Read(self.reads.len() - 1)
     }
 
@@ -306,8 +326,8 @@ fn encode(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) {
     while index < steps.len() {
         match &steps[index] {
             Step::Upload { .. } => index += 1,
-            Step::Read { from, to, size } => {
-                encoder.copy_buffer_to_buffer(from, 0, &tape.readback, *to, *size);
+            Step::Read { from, at, to, size } => {
+                encoder.copy_buffer_to_buffer(from, *at, &tape.readback, *to, *size);
                 index += 1;
             }
             Step::Stage(_) | Step::Dispatch { .. } => {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{CandidateMode, Settings};
+use super::{AdamwRows, AnchorRows, CandidateMode, Regulariser, Settings};
 use crate::error::{Result, bail, error};
 
 /// Names of carve.md that are known here and not to be had, each with what holds instead.
@@ -170,6 +170,19 @@ impl Settings {
                 bail!(InvalidRequest, "lora.targets: {target:?} is there twice");
             }
         }
+        // Anchors would pull rows that no step moves.
+        if self.adamw_rows == AdamwRows::Touched && self.anchor_rows != AnchorRows::Touched {
+            bail!(
+                InvalidRequest,
+                "adamw.rows = touched: expected anchor.rows = touched, found all_old"
+            );
+        }
+        if self.adamw_rows == AdamwRows::Touched && self.regulariser == Regulariser::Ewc {
+            bail!(
+                InvalidRequest,
+                "adamw.rows = touched: expected regulariser = anchors, found ewc"
+            );
+        }
         self.check_candidates()
     }
 
@@ -280,6 +293,7 @@ mod tests {
             ("lora.dropout", "-0.1", "from 0 to 0.999"),
             ("lora.targets", "[]", "at least one"),
             ("lora.targets", "query,query", "twice"),
+            ("adamw.rows", "touched", "expected anchor.rows = touched"),
             (
                 "candidates.semantic",
                 "71",
@@ -296,6 +310,15 @@ mod tests {
         assert_eq!(settings, Settings::base());
         settings.tau = f64::NAN;
         assert!(settings.validate().is_err());
+        let mut settings = Settings {
+            adamw_rows: AdamwRows::Touched,
+            anchor_rows: AnchorRows::Touched,
+            ..Settings::base()
+        };
+        settings.validate().unwrap();
+        settings.regulariser = Regulariser::Ewc;
+        let error = settings.validate().unwrap_err().to_string();
+        assert!(error.contains("expected regulariser = anchors"), "{error}");
         let mut settings = Settings::base();
         settings.prior_old = f64::NEG_INFINITY;
         let error = settings.validate().unwrap_err().to_string();

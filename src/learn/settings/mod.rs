@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail};
 use crate::model::lora::Target;
 pub use words::{
-    AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode, EwcScope,
-    InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy, RouterRate,
+    AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
+    EwcScope, InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy,
+    RouterRate,
 };
 
 /// Size of W at which the paper gives the strength of the projection anchor.
@@ -173,6 +174,14 @@ pub struct Settings {
     /// Whether those of W and E change with the step.
     #[serde(rename = "lr.router")]
     pub lr_router: RouterRate,
+    /// Which rows of E a step moves; `touched` makes the cost of a step independent of the hub's size
+    /// where candidates are sampled, and wants `anchor.rows = touched`.
+    ///
+    /// The step counter stays one for all of E. A row that is named in a share p of the steps moves
+    /// about sqrt(p) times as far as with `all`: there momentum goes on between its gradients, and
+    /// their mean square has its zeros.
+    #[serde(rename = "adamw.rows")]
+    pub adamw_rows: AdamwRows,
     /// Decoupled weight decay of all trained parameters.
     pub weight_decay: f64,
     /// Largest gradient norm.
@@ -266,6 +275,7 @@ impl Settings {
             lr_phase1_w: 1e-3,
             lr_phase1_e: 5e-3,
             lr_router: RouterRate::Linear,
+            adamw_rows: AdamwRows::All,
             weight_decay: 1e-3,
             clip: 1.0,
             clip_scope: ClipScope::Lora,

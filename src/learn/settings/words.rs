@@ -152,6 +152,15 @@ words! {
     }
 }
 words! {
+    /// Which rows of E an optimiser step moves.
+    AdamwRows {
+        /// All, as the method says: a row without a gradient has its momentum and weight decay.
+        All,
+        /// Golds and candidates of the step: the others keep value and moments, without decay.
+        Touched,
+    }
+}
+words! {
     /// The learning rate of W and E within an experience.
     RouterRate {
         /// Warm-up, then down to 0, like the adapters'.
