@@ -125,7 +125,7 @@ mod tests {
     /// The bound of the module's head; n products in f32 reach a good part of it.
     #[test]
     fn one_product_is_near_many() {
-        let keep = (1.0f64 - 5e-3 * 1e-3) as f32;
+        let keep = 0.999_995_f32;
         let (mut awake, steps) = (Awake::new(1), 2000);
         let mut many = 0.734_f32;
         for _ in 0..steps {
