@@ -762,6 +762,7 @@ fn ewc_dropout_and_mixed_rows_have_the_same_bits_whatever_the_threads_and_resume
             false => Control::Continue,
         });
         assert!(matches!(outcome.unwrap(), Outcome::Stopped { step, .. } if step == stop));
+        drop(learner);
         let got = learn(&setup, examples(6, 3), all_at_once(), cpu(1)).0;
         assert_eq!(got, want, "stopped after {stop}");
     }
