@@ -1,10 +1,13 @@
 //! CMRBench's four experiences, learned one after the other or together, measured after each:
-//! `cargo run --release --example continual -- CMR [joint] [dev] [key=value ...]`.
+//! `cargo run --release --example continual -- CMR [joint] [dev] [store=STORE] [key=value ...]`.
+//!
+//! With `store=` the generations become children of the one that is current there, and stay.
 //!
 //! `dev` measures on a development split of the training rows instead of the eval rows (cmrbench.md
 //! section 8.1): settings are chosen there.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example")]
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use hubrouter::cmrbench::{Data, Hits, Percent, Prefix, Row, Tables};
@@ -16,7 +19,7 @@ const ENCODER: &str = "weights/all-MiniLM-L6-v2";
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| "CMR".to_owned());
-    let (mut joint, mut dev) = (false, false);
+    let (mut joint, mut dev, mut kept) = (false, false, None);
     let mut settings = Settings::edge();
     settings.set("hold_out", "false")?;
     let mut epochs: [Option<String>; 4] = Default::default();
@@ -32,6 +35,7 @@ fn main() -> Result<()> {
                     *place = Some(text.to_owned());
                 }
             }
+            Some(("store", path)) => kept = Some(PathBuf::from(path)),
             Some((key, value)) => settings.set(key, value)?,
         }
     }
@@ -40,29 +44,42 @@ fn main() -> Result<()> {
         hold_development_rows(&mut data);
     }
     let options = Options::default().device("cpu");
-    let store = std::env::temp_dir().join(format!("hubrouter-continual-{}", std::process::id()));
     let began = Instant::now();
-    let outcome = run(&data, &store, &options, settings, &epochs, joint);
-    // Scratch; its loss is no failure.
-    let _ = std::fs::remove_dir_all(&store);
-    outcome?;
+    match kept {
+        Some(store) => {
+            // Tells early of a store that is none.
+            Store::open(&store)?;
+            run(&data, &store, &options, settings, &epochs, joint)?;
+        }
+        None => {
+            let scratch = format!("hubrouter-continual-{}", std::process::id());
+            let scratch = std::env::temp_dir().join(scratch);
+            let first = if joint { data.experiences.len() } else { 1 };
+            let encoder = Encoder::open(ENCODER, &options)?;
+            let made = Store::create(&scratch).and_then(|store| {
+                store.build(&encoder, &data.hub(first), "hub build", &mut |_, _| {})
+            });
+            let outcome =
+                made.and_then(|_| run(&data, &scratch, &options, settings, &epochs, joint));
+            // Its loss is no failure.
+            let _ = std::fs::remove_dir_all(&scratch);
+            outcome?;
+        }
+    }
     println!("{:.0} s", began.elapsed().as_secs_f64());
     Ok(())
 }
 
 fn run(
     data: &Data,
-    folder: &std::path::Path,
+    folder: &Path,
     options: &Options,
     settings: Settings,
     epochs: &[Option<String>; 4],
     joint: bool,
 ) -> Result<()> {
     let steps = data.experiences.len();
-    let encoder = Encoder::open(ENCODER, options)?;
-    let store = Store::create(folder)?;
     let first = if joint { steps } else { 1 };
-    store.build(&encoder, &data.hub(first), "hub build", &mut |_, _| {})?;
     let options = options.clone().encoder(ENCODER);
     let mut diagonal: Vec<Percent> = Vec::new();
     let mut last = Vec::new();

@@ -4,9 +4,15 @@
 //! AdamW's moments in three more of the same order. Of E a step looks at the rows that it has to
 //! alone, so that its cost need not depend on M: those that were ever candidates, or are now.
 
+mod head;
+mod hold;
+
 use std::sync::Arc;
 
-use crate::device::{Device, Pass, Place, Plan, Read, Sizes, Tensor, small};
+use self::head::{Head, Packed, Router};
+pub(crate) use self::hold::{Anchors, Hold};
+use self::hold::{Consolidated, References};
+use crate::device::{Place, Plan, Read, Sizes, Tensor, small};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
@@ -18,11 +24,9 @@ use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::lora::Adapter;
 use crate::model::training::{Kept, Training};
-use crate::ops::Ops;
 use crate::ops::adamw::{self, Clip, Listed, Segment};
-use crate::ops::anchor::{Form, Pull, Weighted};
-use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, NONE, Room, Targets, invert};
-use crate::ops::matmul::Product;
+use crate::ops::anchor::Weighted;
+use crate::ops::contrastive::NONE;
 use crate::ops::square::Accumulate;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::Tokens;
@@ -85,100 +89,6 @@ pub(crate) struct Shape {
     pub(crate) candidates: Option<usize>,
     /// Models with mass in a target, at most.
     pub(crate) targets: usize,
-}
-
-/// What holds parameters near earlier ones in a step.
-#[derive(Clone, Copy)]
-pub(crate) enum Hold {
-    Anchors(Anchors),
-    /// EWC in their place, with this lambda.
-    Ewc(f32),
-}
-
-impl Hold {
-    /// Does an old row that only decayed have a gradient?
-    fn moves_sleepers(self) -> bool {
-        match self {
-            Self::Anchors(anchors) => anchors.raw && !anchors.touched,
-            Self::Ewc(_) => true,
-        }
-    }
-}
-
-/// What holds parameters near the parent's in a step.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Anchors {
-    /// lambda_emb
-    pub(crate) embedding: f32,
-    /// The raw form instead of the normalised one.
-    pub(crate) raw: bool,
-    /// lambda_proj
-    pub(crate) projection: f32,
-    /// Only rows that the step's examples name.
-    pub(crate) touched: bool,
-}
-
-impl Anchors {
-    /// lambda_emb / #S, scaled by D where the form is a mean over elements.
-    fn row_strength(self, rows: usize, layout: &Layout) -> f32 {
-        let elements = if self.raw { layout.e.columns } else { 1 };
-        self.embedding / (rows * elements).max(1) as f32
-    }
-
-    /// lambda_proj / (D H)
-    fn w_strength(self, layout: &Layout) -> f32 {
-        self.projection / (layout.w.rows * layout.w.columns) as f32
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the step's parts")]
-    fn pull(
-        self,
-        ops: &Ops,
-        pass: &mut Pass<'_>,
-        layout: &Layout,
-        theta: &Tensor,
-        references: &References,
-        listed: bool,
-        grad: &mut Tensor,
-        end: &mut End,
-    ) {
-        let old = references.rows.rows();
-        let rows = Place::flat(layout.e.offset, old, layout.e.columns);
-        // Rows that sleep are where their references are: they count, and have no distance.
-        let items = if self.touched && listed {
-            end.touched.rows()
-        } else {
-            old
-        };
-        ops.anchor.pull(
-            pass,
-            Pull {
-                form: if self.raw {
-                    Form::Raw
-                } else {
-                    Form::Normalized
-                },
-                rows: theta.part(rows),
-                reference: &references.rows,
-                touched: listed.then_some(&end.touched),
-                strength: self.row_strength(items, layout),
-                grad: grad.part_mut(rows),
-                losses: &mut end.row_losses,
-            },
-        );
-        ops.anchor.pull(
-            pass,
-            Pull {
-                form: Form::Raw,
-                rows: theta.part(layout.w),
-                reference: &references.w,
-                touched: None,
-                strength: self.w_strength(layout),
-                grad: grad.part_mut(layout.w),
-                losses: &mut end.w_losses,
-            },
-        );
-    }
 }
 
 /// AdamW's rates and counters of one step.
@@ -269,25 +179,6 @@ struct FromPooled {
     head: Head,
 }
 
-/// The tensors between pooled vectors and the loss.
-struct Head {
-    /// [B, D]
-    z: Tensor,
-    /// [B, D]
-    dz: Tensor,
-    /// [B, S]
-    target_ids: Tensor,
-    /// [B, S]
-    target_mass: Tensor,
-    /// [B, 1]
-    weights: Tensor,
-    /// [B, 1]
-    losses: Tensor,
-    /// [B, K] and its inverse.
-    candidates: Option<(Tensor, Inverse)>,
-    room: Room,
-}
-
 /// The tensors of a step's end.
 struct End {
     adamw: adamw::Room,
@@ -299,110 +190,6 @@ struct End {
     /// Parts of EWC's penalty.
     ewc_losses: Tensor,
     moved: Tensor,
-}
-
-/// The parent's parameters that anchors hold on to.
-struct References {
-    /// R [M_old, D]
-    rows: Tensor,
-    /// W0 [D, H]
-    w: Tensor,
-}
-
-/// Earlier parameters that EWC holds on to, with their Fisher weights: [1, n] each.
-struct Consolidated {
-    /// Where they begin in the flat buffer.
-    first: usize,
-    theta: Tensor,
-    fisher: Tensor,
-}
-
-impl Consolidated {
-    /// Adds the pull on the parameters from `from` on; the parts of the penalty.
-    fn pull(
-        &self,
-        ops: &Ops,
-        pass: &mut Pass<'_>,
-        from: usize,
-        lambda: f32,
-        flat: (&Tensor, &mut Tensor),
-        losses: &mut Tensor,
-    ) -> Read {
-        let begin = self.first.max(from);
-        let skip = begin - self.first;
-        let n = self.theta.len() - skip;
-        let (place, held) = (Place::flat(begin, 1, n), Place::flat(skip, 1, n));
-        ops.anchor.weighted(
-            pass,
-            Weighted {
-                theta: flat.0.part(place),
-                reference: self.theta.part(held),
-                weights: self.fisher.part(held),
-                strength: lambda,
-                grad: flat.1.part_mut(place),
-                losses,
-            },
-        );
-        pass.read(losses)
-    }
-}
-
-/// What some items are for the device.
-#[derive(Default)]
-struct Packed {
-    target_ids: Vec<u32>,
-    target_mass: Vec<f32>,
-    weights: Vec<f32>,
-    candidates: Vec<u32>,
-}
-
-impl Head {
-    fn new(device: &Device, shape: Shape, layout: &Layout) -> Result<Self> {
-        let Shape {
-            examples, targets, ..
-        } = shape;
-        let (width, models) = (layout.w.rows, layout.e.rows);
-        let (candidates, room) = match shape.candidates {
-            Some(k) => (
-                Some((
-                    device.ids("candidates", examples, k)?,
-                    Inverse::new(device, examples, k)?,
-                )),
-                Room::sampled(device, examples, k, width)?,
-            ),
-            None => (None, Room::all(device, examples, models, width)?),
-        };
-        Ok(Self {
-            z: device.scratch("z", examples, width)?,
-            dz: device.scratch("dz", examples, width)?,
-            target_ids: device.ids("target_ids", examples, targets)?,
-            target_mass: device.scratch("target_mass", examples, targets)?,
-            weights: device.scratch("weights", examples, 1)?,
-            losses: device.scratch("losses", examples, 1)?,
-            candidates,
-            room,
-        })
-    }
-
-    fn upload(&mut self, pass: &mut Pass<'_>, packed: &Packed) {
-        let examples = packed.weights.len();
-        pass.upload(&mut self.target_ids, &packed.target_ids);
-        pass.upload_f32(&mut self.target_mass, &packed.target_mass);
-        pass.upload_f32(&mut self.weights, &packed.weights);
-        if let Some((ids, inverse)) = &mut self.candidates {
-            pass.upload(ids, &packed.candidates);
-            inverse.upload(pass, &invert(&packed.candidates));
-        }
-        for tensor in [&mut self.z, &mut self.dz, &mut self.losses] {
-            tensor.resize(examples);
-        }
-    }
-
-    /// Bytes that [`Head::upload`] sends at most, pooled vectors included.
-    fn upload_bytes(shape: Shape, inputs: usize) -> usize {
-        let list = shape.candidates.unwrap_or(0);
-        4 * (shape.examples * (2 * shape.targets + 1 + 4 * list + inputs) + 1)
-    }
 }
 
 impl Engine {
@@ -1053,96 +840,6 @@ impl Engine {
             self.z[*place] = z.to_vec();
         }
         losses.iter().map(|loss| f64::from(*loss)).sum()
-    }
-}
-
-/// The head on its way forward and back.
-struct Router<'o> {
-    ops: &'o Ops,
-    w: Place,
-    e: Place,
-    tau: f32,
-    priors: &'o Tensor,
-}
-
-struct Reads {
-    z: Read,
-    losses: Read,
-}
-
-impl Router<'_> {
-    /// Adds dW and dE to `grad`; `dh` [B, H] is overwritten where the encoder is trained.
-    fn gradients(
-        &self,
-        pass: &mut Pass<'_>,
-        theta: &Tensor,
-        grad: &mut Tensor,
-        h: &Tensor,
-        dh: Option<&mut Tensor>,
-        head: &mut Head,
-    ) -> Reads {
-        let matmul = &self.ops.matmul;
-        let z = head.z.place();
-        matmul.nt(
-            pass,
-            Product {
-                a: h.part(h.place()),
-                b: theta.part(self.w),
-                scale: 1.0,
-                y: head.z.part_mut(z),
-                add: false,
-            },
-        );
-        let candidates = match &head.candidates {
-            Some((ids, inverse)) => Candidates::Sampled { ids, inverse },
-            None => Candidates::All,
-        };
-        self.ops.contrastive.loss_and_gradients(
-            pass,
-            LossAndGradients {
-                z: &head.z,
-                rows: theta.part(self.e),
-                tau: self.tau,
-                priors: self.priors,
-                candidates,
-                targets: Targets {
-                    ids: &head.target_ids,
-                    mass: &head.target_mass,
-                    weights: &head.weights,
-                },
-                room: &mut head.room,
-                losses: &mut head.losses,
-                dz: &mut head.dz,
-                d_rows: grad.part_mut(self.e),
-            },
-        );
-        matmul.tn(
-            pass,
-            Product {
-                a: head.dz.part(z),
-                b: h.part(h.place()),
-                scale: 1.0,
-                y: grad.part_mut(self.w),
-                add: true,
-            },
-        );
-        if let Some(dh) = dh {
-            let place = dh.place();
-            matmul.nn(
-                pass,
-                Product {
-                    a: head.dz.part(z),
-                    b: theta.part(self.w),
-                    scale: 1.0,
-                    y: dh.part_mut(place),
-                    add: false,
-                },
-            );
-        }
-        Reads {
-            z: pass.read(&head.z),
-            losses: pass.read(&head.losses),
-        }
     }
 }
 
