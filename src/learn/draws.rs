@@ -11,6 +11,7 @@ pub(crate) enum Stream {
     Replay = 4,
     // 5 is dropout's in carve.md; there is none.
     Mining = 6,
+    Bootstrap = 7,
 }
 
 /// A SplitMix64 generator.
