@@ -55,7 +55,7 @@ impl Matrix {
     /// one right after learning, and negative values stay.
     pub fn forgetting(&self) -> Option<f64> {
         self.backward_transfer(self.steps().checked_sub(1)?)
-            .map(|points| -points)
+            .map(|points| 0.0 - points)
     }
 
     /// As [`Matrix::forgetting`], from the best accuracy before the last step.
@@ -66,13 +66,13 @@ impl Matrix {
                 (test..last).map(|step| matrix.get(step, test)).collect();
             before?.into_iter().reduce(f64::max)
         };
-        self.mean_change(last, best).map(|points| -points)
+        self.mean_change(last, best).map(|points| 0.0 - points)
     }
 
     /// The mean of minus the backward transfers of rows 1, 2, ...
     pub fn mean_forgetting(&self) -> Option<f64> {
         let all: Option<Vec<f64>> = (1..self.steps())
-            .map(|step| self.backward_transfer(step).map(|points| -points))
+            .map(|step| self.backward_transfer(step).map(|points| 0.0 - points))
             .collect();
         mean(&all?)
     }
@@ -125,6 +125,15 @@ mod tests {
         close(matrix.forgetting_from_best(), 17.5);
         close(matrix.mean_forgetting(), 1.25);
         assert_eq!(matrix.backward_transfer(0), None);
+        let mut still = Matrix::default();
+        for (step, test) in [(0, 0), (1, 0), (1, 1)] {
+            still.set(step, test, 40.0);
+        }
+        assert_eq!(
+            still.forgetting().map(f64::to_bits),
+            Some(0.0f64.to_bits()),
+            "no minus"
+        );
         let (middle, deviation) = mean_and_deviation(&[80.0, 81.0, 82.5]).unwrap();
         close(Some(middle), 81.1667);
         close(deviation, 1.2583);

@@ -456,7 +456,7 @@ impl MethodInfo {
     fn changes_something(&self) -> bool {
         match self.kind {
             Kind::Trained(recipe) if self.group == Group::Ablation => {
-                recipe.base().ok() != Recipe::carve("0.1", &[]).base().ok()
+                recipe.effective() != Recipe::carve("0.1", &[]).effective()
             }
             _ => true,
         }
@@ -495,6 +495,7 @@ mod tests {
         // Whatever CARvE's settings are, either candidate mode is its own row or a changed one.
         let ablations = names(&["ablation"]);
         assert!(ablations.contains(&"sampled") != ablations.contains(&"full-softmax"));
+        assert!(ablations.contains(&"card-rows") != ablations.contains(&"random-rows"));
         assert_eq!(
             names(&["full-softmax"]),
             ["full-softmax"],

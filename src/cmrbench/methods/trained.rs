@@ -116,6 +116,13 @@ impl Recipe {
         Ok(settings)
     }
 
+    /// The same with what `auto` means written out, to be compared.
+    pub(crate) fn effective(self) -> Option<Settings> {
+        let mut settings = self.base().ok()?;
+        settings.init_rows = settings.rows();
+        Some(settings)
+    }
+
     /// The settings of `step`, from 1. What the benchmark changes for all methods comes before what
     /// makes this one.
     pub(crate) fn settings(self, common: &Common<'_>, seed: u64, step: usize) -> Result<Settings> {

@@ -127,25 +127,56 @@ fn ranked(methods: &[&MethodOutcome]) -> Vec<Vec<(String, usize)>> {
             .iter()
             .map(|method| method.over_seeds(metric, of))
             .collect();
-        let better = |a: f64, b: f64| if name.ends_with("Acc") { a > b } else { a < b };
-        let mut order: Vec<f64> = values.iter().flatten().map(|(mean, _)| *mean).collect();
-        order.sort_by(|a, b| {
-            if better(*a, *b) {
-                std::cmp::Ordering::Less
-            } else {
-                b.total_cmp(a).reverse()
-            }
-        });
-        order.dedup();
-        for ((row, method), value) in rows.iter_mut().zip(methods).zip(&values) {
-            let place =
-                value.and_then(|(mean, _)| order.iter().take(2).position(|other| *other == mean));
-            // A single value is no best one.
-            let place = place
-                .filter(|_| order.len() > 1)
-                .map_or(0, |place| place + 1);
-            row.push((with_deviation(method, *value), place));
+        let means: Vec<Option<f64>> = values
+            .iter()
+            .map(|value| value.map(|(mean, _)| mean))
+            .collect();
+        let places = places(&means, name.ends_with("Acc"));
+        for (((row, method), value), place) in rows.iter_mut().zip(methods).zip(values).zip(places)
+        {
+            row.push((with_deviation(method, value), place));
         }
     }
     rows
+}
+
+/// 1 for the best value, 2 for the next, 0 for others; equal values share a place. Where all are the
+/// same, or there is one, none is best.
+fn places(values: &[Option<f64>], higher: bool) -> Vec<usize> {
+    let mut order: Vec<f64> = values.iter().copied().flatten().collect();
+    order.sort_by(|a, b| {
+        if higher {
+            b.total_cmp(a)
+        } else {
+            a.total_cmp(b)
+        }
+    });
+    order.dedup();
+    let place = |value: &f64| order.iter().take(2).position(|other| other == value);
+    let place = |value: &Option<f64>| match value.as_ref().and_then(place) {
+        Some(place) if order.len() > 1 => place + 1,
+        _ => 0,
+    };
+    values.iter().map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_and_the_second() {
+        let values = [
+            Some(3.0),
+            None,
+            Some(10.0),
+            Some(7.0),
+            Some(10.0),
+            Some(-1.0),
+        ];
+        assert_eq!(places(&values, true), [0, 0, 1, 2, 1, 0]);
+        assert_eq!(places(&values, false), [2, 0, 0, 0, 0, 1]);
+        assert_eq!(places(&[Some(1.0), Some(1.0)], true), [0, 0]);
+        assert_eq!(places(&[None, Some(1.0)], true), [0, 0]);
+    }
 }
