@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use hubrouter::cmrbench::{Data, Hits, Percent, Prefix, Row, Tables};
+use hubrouter::cmrbench::{Data, EvalRows, Hits, Percent, Prefix, Row, Tables};
 use hubrouter::learn::{Control, Example, Experience, Learner, Outcome, Settings};
 use hubrouter::{Encoder, Options, Request, Result, Router, Store};
 
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     }
     let mut data = Data::open(folder, Prefix::Strip)?;
     if dev {
-        hold_development_rows(&mut data);
+        data = data.evaluate(EvalRows::Development);
     }
     let options = Options::default().device("cpu");
     let began = Instant::now();
@@ -164,33 +164,4 @@ fn measure(router: &Router, tables: &Tables, rows: &[Row]) -> Result<Percent> {
         }
     }
     Ok(hits.percent(rows.len()))
-}
-
-/// Eval rows become one training row of every model that has two.
-fn hold_development_rows(data: &mut Data) {
-    use std::collections::HashMap;
-    for experience in &mut data.experiences {
-        let mut by_model: HashMap<&str, Vec<usize>> = HashMap::new();
-        for (place, row) in experience.train.iter().enumerate() {
-            by_model.entry(&row.model_name).or_default().push(place);
-        }
-        let mut held: Vec<usize> = by_model
-            .into_values()
-            .filter(|places| places.len() > 1)
-            .filter_map(|places| {
-                let digest = |place: &usize| experience.train[*place].digest();
-                places.into_iter().min_by_key(digest)
-            })
-            .collect();
-        held.sort_unstable();
-        let rows = std::mem::take(&mut experience.train);
-        experience.eval.clear();
-        for (place, row) in rows.into_iter().enumerate() {
-            if held.binary_search(&place).is_ok() {
-                experience.eval.push(row);
-            } else {
-                experience.train.push(row);
-            }
-        }
-    }
 }

@@ -116,6 +116,11 @@ pub(crate) fn try_writing(folder: &Path, bytes: u64) -> Result<()> {
     written.and(removed).map_err(|e| failed(&e))
 }
 
+/// Makes the folder and those above it, unless they are there.
+pub(crate) fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|e| Error::io(path, "create the folder", &e))
+}
+
 /// Replaces the file at `path` by `bytes`, or leaves it as it was.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = Replacement::new(path)?;
@@ -191,7 +196,7 @@ pub(crate) struct Staged {
 impl Staged {
     /// Starts a folder that will be published inside `parent`, which is made if missing.
     pub(crate) fn new(parent: &Path) -> Result<Self> {
-        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", &e))?;
+        make_folder(parent)?;
         let temporary = parent.join(temporary_name("folder"));
         fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, "create the folder", &e))?;
         Ok(Self {

@@ -24,7 +24,7 @@
 //! | `decision` | requests and answers |
 //! | `router` | open, route, install, roll back |
 //! | [`learn`] | settings, candidates, replay, the engine on a device, the learner |
-//! | [`cmrbench`] | the benchmark's data and metrics |
+//! | [`cmrbench`] | the benchmark: data, metrics, methods, a grid of runs, the report |
 //! | [`diagnostics`] | devices, self-test of every op, kernels by themselves |
 //! | `cli` | the command |
 //!
@@ -51,8 +51,8 @@
 //! 4. `unsafe` is in `weights.rs` (the mapping) and `device/cpu/gemm.rs` (the step into code
 //!    compiled for a SIMD level, a prefetch), each block with its SAFETY note.
 //! 5. Threads are those of the pool in `device/cpu`. The host owns queues and time-outs.
-//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and by the command. Nothing that is written
-//!    depends on one, so the same input makes the same generation, bit for bit.
+//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and by the command. Nothing that is written,
+//!    a benchmark's seconds apart, depends on one, so the same input makes the same generation, bit for bit.
 //! 7. The environment is read, and something printed, by `cli` only. No socket is opened.
 //! 8. Files are made by `files.rs` (the store adds its locks, and takes away what is of no use);
 //!    none is changed after its rename.

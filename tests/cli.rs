@@ -19,6 +19,7 @@ fn every_command_has_help_with_an_example() {
     for command in [
         "route",
         "eval",
+        "cmrbench",
         "doctor",
         "encoder import",
         "hub list",
@@ -1215,4 +1216,45 @@ fn ctrl_c_stops_and_the_same_command_goes_on() {
     assert_eq!((code, said.as_str()), (Some(130), ""));
     assert!(!folder.join("store/resume.safetensors").exists());
     assert_eq!(current(&store), before);
+}
+
+#[test]
+fn cmrbench_says_what_is_wrong() {
+    let listed = succeeded(run(&["cmrbench", "--list"]));
+    let shown = text(&listed.stdout);
+    assert!(
+        shown.contains("carve-10") && shown.contains("Continual floor"),
+        "{shown}"
+    );
+    let listed = lines(&succeeded(run(&["cmrbench", "--list", "--json"])));
+    assert!(
+        listed
+            .iter()
+            .any(|method| method["name"] == "joint" && method["group"] == "bound")
+    );
+    let folder = Folder::new("cli-cmrbench");
+    let out = folder.join("out");
+    let out = out.to_str().unwrap();
+    failed(run(&["cmrbench"]), 2, &["--out"]);
+    failed(
+        run(&["cmrbench", "--out", out]),
+        2,
+        &["--data FOLDER", "HUBROUTER_CMRBENCH"],
+    );
+    failed(
+        run(&["cmrbench", "--out", out, "--data", out]),
+        1,
+        &["expected a CMRBench checkout"],
+    );
+    failed(
+        run(&["cmrbench", "--out", out, "--seeds", "x"]),
+        2,
+        &["--seeds"],
+    );
+    failed(
+        run(&["cmrbench", "--out", out, "--eval", "secret"]),
+        2,
+        &["public", "whole", "dev"],
+    );
+    assert!(!Path::new(out).exists());
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use common::Folder;
 use hubrouter::ErrorKind;
-use hubrouter::cmrbench::{Data, Hits, Prefix, Tables};
+use hubrouter::cmrbench::{CarveRule, Data, EvalRows, Hits, Prefix, Tables};
 
 const STEMS: [&str; 4] = ["apibench-hf", "mllm", "hugging-bench-1", "hugging-bench-2"];
 const INDICES: [&str; 4] = ["e1", "e1_e2", "e1_e2_e3", "e1_e2_e3_e4"];
@@ -301,4 +301,70 @@ fn no_training_row_is_an_eval_row() {
             row.model_name
         );
     }
+}
+
+#[test]
+fn rows_to_predict_of_the_real_data() {
+    let Some(data) = real() else { return };
+    let counts = |data: &Data, of: fn(&hubrouter::cmrbench::Experience) -> usize| -> Vec<usize> {
+        data.experiences.iter().map(of).collect()
+    };
+    let public = data.clone().evaluate(EvalRows::Public);
+    assert_eq!(counts(&public, |e| e.eval.len()), [443, 388, 477, 534]);
+    let development = data.clone().evaluate(EvalRows::Development);
+    let held = counts(&development, |e| e.eval.len());
+    assert_eq!(held, [305, 142, 516, 544]);
+    let left = counts(&development, |e| e.train.len());
+    let all = counts(&data, |e| e.train.len());
+    assert!(
+        all.iter()
+            .zip(&held)
+            .zip(&left)
+            .all(|((all, held), left)| all - held == *left)
+    );
+    assert_ne!(development.digest(), data.digest());
+    for (step, (folded, exact)) in [(852, 852), (1211, 1213), (1661, 1663), (2125, 2127)]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(CarveRule::new(&data, step + 1, true).models(), folded);
+        assert_eq!(CarveRule::new(&data, step + 1, false).models(), exact);
+    }
+    let rule = CarveRule::new(&data, 4, true);
+    let left_out = data.experiences.iter().map(|experience| {
+        let gold: Vec<&str> = experience
+            .eval
+            .iter()
+            .map(|row| row.model_name.as_str())
+            .collect();
+        experience.eval.len() - rule.hits(&gold, &experience.eval).valid
+    });
+    assert_eq!(left_out.collect::<Vec<_>>(), [0, 3, 0, 0]);
+}
+
+#[test]
+fn the_public_half_and_the_development_split_by_hand() {
+    let folder = Folder::new("mini-split");
+    miniature(&folder.0);
+    let file = folder.join("data/processed/cleaned-mllm-val.json");
+    let rows = ["one", "two", "three"].map(|text| row("m\\/1", "d1", "f1", text));
+    fs::write(&file, rows.join("\n")).unwrap();
+    let data = Data::open(&folder.0, Prefix::Strip).unwrap();
+    // SHA-256 of "find é" begins with 8aae; of "one" 7692, of "two" 3fc4, of "three" 8b5b.
+    let public = data.clone().evaluate(EvalRows::Public);
+    assert!(public.experiences.iter().all(|e| e.eval.len() == 1));
+    assert_eq!(public.experiences[1].train.len(), 4, "training rows stay");
+    let development = data.evaluate(EvalRows::Development);
+    let texts = |rows: &[hubrouter::cmrbench::Row]| -> Vec<String> {
+        rows.iter().map(|row| row.instruction.clone()).collect()
+    };
+    assert_eq!(texts(&development.experiences[1].eval), ["two"]);
+    assert_eq!(
+        texts(&development.experiences[1].train),
+        ["first", "one", "three"]
+    );
+    assert!(
+        development.experiences[0].eval.is_empty(),
+        "each model has one row"
+    );
 }

@@ -113,6 +113,7 @@ fn places(tree: &Tree) -> Vec<String> {
             "src/router/mod.rs",
             "src/generation/store.rs",
             "src/learn/learner.rs",
+            "src/cmrbench/grid.rs",
             "src/diagnostics/",
             "src/cli/",
         ],

@@ -1,6 +1,6 @@
 //! `hubrouter eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -76,20 +76,12 @@ struct Line {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
-    let folder = match (&args.data, std::env::var_os(DATA)) {
-        (Some(folder), _) => folder.clone(),
-        (None, Some(folder)) => folder.into(),
-        (None, None) => bail!(
-            InvalidRequest,
-            "no data: say --data FOLDER or set {DATA} to a CMRBench checkout"
-        ),
-    };
     let prefix = if args.keep_prefix {
         Prefix::Keep
     } else {
         Prefix::Strip
     };
-    let data = Data::open(folder, prefix)?;
+    let data = Data::open(data_folder(args.data.as_deref())?, prefix)?;
     let router = Router::open(args.store.path()?, args.device.options())?;
     let tables = Tables::new(&data, data.experiences.len());
     let total: usize = data
@@ -132,6 +124,18 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         print(&report)?
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `named`, or what the environment names.
+pub(super) fn data_folder(named: Option<&Path>) -> Result<PathBuf> {
+    match (named, std::env::var_os(DATA)) {
+        (Some(folder), _) => Ok(folder.to_owned()),
+        (None, Some(folder)) => Ok(folder.into()),
+        (None, None) => bail!(
+            InvalidRequest,
+            "no data: say --data FOLDER or set {DATA} to a CMRBench checkout"
+        ),
+    }
 }
 
 fn route(

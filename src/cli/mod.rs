@@ -3,6 +3,7 @@
 //! Exit codes: 0 all went well; 1 something failed, said on stderr; 2 the command line is wrong.
 
 mod bundled;
+mod cmrbench;
 mod doctor;
 mod encoder;
 mod eval;
@@ -44,6 +45,8 @@ enum Command {
     Route(route::RouteArgs),
     /// Measure accuracy on labelled prompts
     Eval(eval::EvalArgs),
+    /// Run CMRBench: every method on one encoder and one budget, with a report
+    Cmrbench(cmrbench::CmrbenchArgs),
     /// Learn new models and labelled prompts into a new generation
     Learn(learn::LearnArgs),
     /// List the prompts that a store keeps for learning, delete one
@@ -135,6 +138,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Route(args) => route::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Cmrbench(args) => cmrbench::run(&args),
         Command::Learn(args) => learn::run(&args),
         Command::Replay(command) => replay::run(&command),
         Command::Hub(command) => hub::run(&command),

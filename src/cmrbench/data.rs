@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Result, bail};
+use crate::error::{Result, bail, error};
+use crate::files;
 use crate::generation::NewModel;
 use crate::hub::Model;
-use crate::hub::cards::{ModelCard, for_each_line};
+use crate::hub::cards::{ModelCard, for_each_line, for_each_text};
 use crate::text::query::{Prefix, query_digest, query_text};
 
 /// The experiences in order: poster label, file stem, index of cards.
@@ -41,6 +42,17 @@ impl Row {
     pub fn digest(&self) -> String {
         query_digest(&self.instruction)
     }
+
+    /// In the half of the eval rows that is public: lower-cased, without its prefix, its SHA-256
+    /// begins with an even digit.
+    fn is_public(&self) -> bool {
+        let text = query_text(&self.instruction, Prefix::Strip).to_lowercase();
+        let digest = files::sha256(text.as_bytes());
+        matches!(
+            digest.as_bytes().first(),
+            Some(b'0' | b'2' | b'4' | b'6' | b'8' | b'a' | b'c' | b'e')
+        )
+    }
 }
 
 /// One batch of new models with labelled prompts.
@@ -57,6 +69,32 @@ pub struct Experience {
     pub eval: Vec<Row>,
     /// Cards that this experience adds.
     pub cards: Vec<ModelCard>,
+    /// The same as they stand in the file, one JSON object each.
+    pub documents: Vec<String>,
+}
+
+/// Which rows predictions are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvalRows {
+    /// Those eval rows whose text's SHA-256 begins with an even digit; the others are left to a
+    /// test that nobody has looked at.
+    Public,
+    /// All eval rows.
+    Whole,
+    /// No eval row at all, but one training row of every model that has two, which is then not
+    /// learned: for choosing settings (cmrbench.md section 8.1).
+    Development,
+}
+
+impl EvalRows {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Whole => "whole",
+            Self::Development => "development",
+        }
+    }
 }
 
 /// The benchmark.
@@ -67,6 +105,8 @@ pub struct Data {
     pub experiences: Vec<Experience>,
     /// Files that the layout allows to miss and that are missing.
     pub missing: Vec<PathBuf>,
+    /// The commit of the checkout; none: the folder is no checkout.
+    pub commit: Option<String>,
 }
 
 impl Data {
@@ -91,6 +131,7 @@ impl Data {
         let mut data = Self {
             experiences: Vec::new(),
             missing: Vec::new(),
+            commit: commit(folder),
         };
         let mut known = Vec::new();
         for (label, name, index) in EXPERIENCES {
@@ -110,13 +151,49 @@ impl Data {
             }
             experience.train.extend(rows(&file("val"), prefix)?);
             experience.eval = rows(&file("eval"), prefix)?;
-            experience.cards = new_cards(
-                &root.join("model_indices").join(format!("{index}.json")),
-                &mut known,
-            )?;
+            let index = root.join("model_indices").join(format!("{index}.json"));
+            (experience.cards, experience.documents) = new_cards(&index, &mut known)?;
             data.experiences.push(experience);
         }
         Ok(data)
+    }
+
+    /// The same with other rows to predict; one of [`EvalRows::Development`] has fewer to learn.
+    pub fn evaluate(mut self, rows: EvalRows) -> Self {
+        for experience in &mut self.experiences {
+            match rows {
+                EvalRows::Whole => {}
+                EvalRows::Public => experience.eval.retain(Row::is_public),
+                EvalRows::Development => experience.eval = held_out(experience),
+            }
+        }
+        self
+    }
+
+    /// SHA-256 over all rows and cards, in order.
+    pub fn digest(&self) -> String {
+        let mut text = String::new();
+        let mut add = |part: &str| text.push_str(&format!("{}:{part}", part.len()));
+        for experience in &self.experiences {
+            for rows in [&experience.train, &experience.eval] {
+                add(&rows.len().to_string());
+                for row in rows {
+                    for part in [
+                        &row.model_name,
+                        &row.model_family,
+                        &row.instruction,
+                        &row.domain,
+                    ] {
+                        add(part);
+                    }
+                }
+            }
+            experience
+                .documents
+                .iter()
+                .for_each(|document| add(document));
+        }
+        files::sha256(text.as_bytes())
     }
 
     /// The hub after the first `steps` experiences, in the order of its ids (section 1.5).
@@ -154,6 +231,52 @@ impl Data {
     }
 }
 
+/// What `HEAD` of a git checkout is at.
+fn commit(folder: &Path) -> Option<String> {
+    let git = folder.join(".git");
+    let read = |name: &str| files::read_text(&git.join(name), 1 << 20).ok();
+    let head = read("HEAD")?;
+    let Some(name) = head.trim().strip_prefix("ref: ") else {
+        return Some(head.trim().to_owned());
+    };
+    let loose = read(name).map(|commit| commit.trim().to_owned());
+    let packed = || {
+        let all = read("packed-refs")?;
+        let line = all.lines().find_map(|line| line.strip_suffix(name))?;
+        Some(line.trim().to_owned())
+    };
+    loose.or_else(packed)
+}
+
+/// Takes one training row of every model that has two out of `experience`: the one with the
+/// smallest digest. The rest stays, in order.
+fn held_out(experience: &mut Experience) -> Vec<Row> {
+    let mut by_model: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (place, row) in experience.train.iter().enumerate() {
+        by_model.entry(&row.model_name).or_default().push(place);
+    }
+    let held: BTreeSet<usize> = by_model
+        .into_values()
+        .filter(|places| places.len() > 1)
+        .filter_map(|places| {
+            let digest = |place: &usize| experience.train[*place].digest();
+            places.into_iter().min_by_key(digest)
+        })
+        .collect();
+    let rows = std::mem::take(&mut experience.train);
+    let (mut out, mut stay) = (Vec::new(), Vec::new());
+    for (place, row) in rows.into_iter().enumerate() {
+        let side = if held.contains(&place) {
+            &mut out
+        } else {
+            &mut stay
+        };
+        side.push(row);
+    }
+    experience.train = stay;
+    out
+}
+
 fn rows(path: &Path, prefix: Prefix) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for_each_line(path, |mut row: Row| {
@@ -164,12 +287,16 @@ fn rows(path: &Path, prefix: Prefix) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The lines of `path` past those that the index before it had, which it must begin with.
-fn new_cards(path: &Path, known: &mut Vec<String>) -> Result<Vec<ModelCard>> {
+/// The lines of `path` past those that the index before it had, which it must begin with: read,
+/// and as they are.
+fn new_cards(path: &Path, known: &mut Vec<String>) -> Result<(Vec<ModelCard>, Vec<String>)> {
     let mut names = Vec::new();
-    let mut cards = Vec::new();
-    for_each_line(path, |card: ModelCard| {
+    let (mut cards, mut documents) = (Vec::new(), Vec::new());
+    for_each_text(path, |line| {
+        let card: ModelCard = serde_json::from_slice(line).map_err(|e| error!(Format, "{e}"))?;
         if names.len() >= known.len() {
+            let text = std::str::from_utf8(line).map_err(|e| error!(Format, "not UTF-8: {e}"))?;
+            documents.push(text.to_owned());
             cards.push(card.clone());
         } else if known[names.len()] != card.model_name {
             bail!(
@@ -183,5 +310,5 @@ fn new_cards(path: &Path, known: &mut Vec<String>) -> Result<Vec<ModelCard>> {
         Ok(())
     })?;
     *known = names;
-    Ok(cards)
+    Ok((cards, documents))
 }

@@ -121,9 +121,104 @@ impl Percent {
     }
 }
 
+/// The rule by which the reference scores CARvE and nothing else (cmrbench.md section 2.2): never a
+/// headline, because it leaves rows out.
+#[derive(Clone, Debug, Default)]
+pub struct CarveRule {
+    fold_case: bool,
+    /// Domain, normalised, by registered name as compared.
+    domain: HashMap<String, String>,
+}
+
+/// Hits by the rule of the reference, with the numbers of rows that they are divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CarveHits {
+    /// The gold model itself.
+    pub model: usize,
+    /// A model of the gold's family, both by the file's rows.
+    pub family: usize,
+    /// A model of the gold's domain, both by the registry.
+    pub domain: usize,
+    /// Rows whose gold is registered.
+    pub valid: usize,
+    /// Those of them whose prediction is a gold of the file.
+    pub looked_up: usize,
+}
+
+impl CarveRule {
+    /// The registry after the first `steps` experiences; with `fold_case` a name that equals an
+    /// earlier one up to case is not registered.
+    pub fn new(data: &Data, steps: usize, fold_case: bool) -> Self {
+        let experiences = data.experiences.iter().take(steps);
+        Self::of(
+            experiences.flat_map(|experience| &experience.train),
+            fold_case,
+        )
+    }
+
+    /// Models are registered as rows come, each with the domain of its first row.
+    fn of<'r>(rows: impl Iterator<Item = &'r Row>, fold_case: bool) -> Self {
+        let mut rule = Self {
+            fold_case,
+            domain: HashMap::new(),
+        };
+        let mut folded: HashMap<String, &str> = HashMap::new();
+        for row in rows {
+            let name = row.model_name.as_str();
+            let first = *folded.entry(name.to_lowercase()).or_insert(name);
+            if !fold_case || first == name {
+                let domain = || crate::hub::domain_key(&row.domain);
+                rule.domain.entry(name.to_owned()).or_insert_with(domain);
+            }
+        }
+        rule
+    }
+
+    /// Models that are registered.
+    pub fn models(&self) -> usize {
+        self.domain.len()
+    }
+
+    /// Whether folding of case is on.
+    pub fn fold_case(&self) -> bool {
+        self.fold_case
+    }
+
+    /// Hits of `predictions`, one for each of `rows`, all of one eval file.
+    pub fn hits(&self, predictions: &[&str], rows: &[Row]) -> CarveHits {
+        let mut exact: HashMap<&str, &str> = HashMap::new();
+        let mut lower: HashMap<String, &str> = HashMap::new();
+        for row in rows {
+            exact.entry(&row.model_name).or_insert(&row.model_family);
+            let name = row.model_name.to_lowercase();
+            lower.entry(name).or_insert(&row.model_family);
+        }
+        let family = |name: &str| {
+            let exact = exact.get(name);
+            exact.or_else(|| lower.get(&name.to_lowercase())).copied()
+        };
+        let mut hits = CarveHits::default();
+        for (prediction, row) in predictions.iter().zip(rows) {
+            let Some(domain) = self.domain.get(&row.model_name) else {
+                continue;
+            };
+            hits.valid += 1;
+            hits.model += usize::from(*prediction == row.model_name);
+            hits.domain += usize::from(self.domain.get(*prediction) == Some(domain));
+            if let Some(found) = family(prediction) {
+                hits.looked_up += 1;
+                hits.family += usize::from(family(&row.model_name) == Some(found));
+            }
+        }
+        hits
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cmrbench::Matrix;
 
     fn row(model: &str, domain: &str, family: &str) -> Row {
         Row {
@@ -135,9 +230,10 @@ mod tests {
         }
     }
 
-    /// The worked example of cmrbench.md section 4: tables per step, hits of each cell.
-    #[test]
-    fn worked_example() {
+    const CELLS: [(usize, usize); 6] = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)];
+
+    /// The worked example of cmrbench.md section 4: rows taught and the predictions of [`CELLS`].
+    fn example() -> ([Vec<Row>; 3], [Vec<&'static str>; 6]) {
         let taught = [
             vec![
                 row("acme/bert-a", "Text Classification", "bert"),
@@ -158,30 +254,108 @@ mod tests {
         ];
         let (a, b, r, d) = ("acme/bert-a", "acme/bert-b", "vis/resnet", "snd/diar");
         let (f, big_f, x) = ("gen/flux", "gen/Flux", "gen/flux-xl");
-        let eval = |test: usize| match test {
-            0 => taught[0].clone(),
-            1 => taught[1].clone(),
-            _ => taught[2][..2].to_vec(),
-        };
-        for (step, test, predictions, want) in [
-            (1, 0, vec![a, a, r, d], (3, 4, 4)),
-            (2, 0, vec![a, a, f, d], (2, 3, 2)),
-            (2, 1, vec![f, f, d], (2, 2, 2)),
-            (3, 0, vec![b, a, r, d], (2, 2, 3)),
-            (3, 1, vec![x, big_f, r], (1, 1, 2)),
-            (3, 2, vec![a, a], (1, 2, 2)),
-        ] {
-            let tables = Tables::of(taught.iter().take(step).flatten());
-            let mut hits = Hits::default();
-            for (prediction, row) in predictions.iter().zip(eval(test)) {
-                hits += tables.hits(prediction, &row);
-            }
-            assert_eq!(
-                (hits.model, hits.family, hits.domain),
-                want,
-                "step {step}, test {test}"
+        let predictions = [
+            vec![a, a, r, d],
+            vec![a, a, f, d],
+            vec![f, f, d],
+            vec![b, a, r, d],
+            vec![x, big_f, r],
+            vec![a, a],
+        ];
+        (taught, predictions)
+    }
+
+    /// The last experience has two eval rows, the others one of each training row.
+    fn eval(taught: &[Vec<Row>; 3], test: usize) -> &[Row] {
+        if test == 2 {
+            &taught[2][..2]
+        } else {
+            &taught[test]
+        }
+    }
+
+    fn averages(cells: &[(usize, usize)]) -> (f64, f64) {
+        let mut matrix = Matrix::default();
+        for ((step, test), (hits, rows)) in CELLS.iter().zip(cells) {
+            matrix.set(
+                step - 1,
+                *test,
+                100.0 * *hits as f64 / (*rows).max(1) as f64,
             );
         }
+        (
+            matrix.acc().unwrap_or(f64::NAN),
+            matrix.forgetting().unwrap_or(f64::NAN),
+        )
+    }
+
+    #[track_caller]
+    fn close(got: (f64, f64), want: (f64, f64)) {
+        let error = (got.0 - want.0).abs().max((got.1 - want.1).abs());
+        assert!(error < 6e-4, "expected {want:?}, found {got:?}");
+    }
+
+    /// Tables per step, hits of each cell, Acc, Fgt.
+    #[test]
+    fn worked_example() {
+        let (taught, predictions) = example();
+        let mut cells: [Vec<(usize, usize)>; 3] = Default::default();
+        let wanted = [
+            (3, 4, 4),
+            (2, 3, 2),
+            (2, 2, 2),
+            (2, 2, 3),
+            (1, 1, 2),
+            (1, 2, 2),
+        ];
+        for (i, (step, test)) in CELLS.into_iter().enumerate() {
+            let tables = Tables::of(taught.iter().take(step).flatten());
+            let rows = eval(&taught, test);
+            let mut hits = Hits::default();
+            for (prediction, row) in predictions[i].iter().zip(rows) {
+                hits += tables.hits(prediction, row);
+            }
+            let found = (hits.model, hits.family, hits.domain);
+            assert_eq!(found, wanted[i], "step {step}, test {test}");
+            for (cells, hits) in cells.iter_mut().zip([hits.model, hits.family, hits.domain]) {
+                cells.push((hits, rows.len()));
+            }
+        }
+        close(averages(&cells[0]), (44.444, 29.167));
+        close(averages(&cells[1]), (61.111, 41.667));
+        close(averages(&cells[2]), (80.556, 12.500));
+    }
+
+    /// The same predictions by the rule of the reference, case folded.
+    #[test]
+    fn worked_example_by_the_rule_of_the_reference() {
+        let (taught, predictions) = example();
+        let mut cells: [Vec<(usize, usize)>; 4] = Default::default();
+        for (i, (step, test)) in CELLS.into_iter().enumerate() {
+            let rule = CarveRule::of(taught.iter().take(step).flatten(), true);
+            let hits = rule.hits(&predictions[i], eval(&taught, test));
+            let all = hits.valid;
+            let pairs = [
+                (hits.model, all),
+                (hits.domain, all),
+                (hits.family, hits.looked_up),
+                (hits.family, all),
+            ];
+            for (cells, pair) in cells.iter_mut().zip(pairs) {
+                cells.push(pair);
+            }
+        }
+        assert_eq!(cells[0], [(3, 4), (2, 4), (2, 2), (2, 4), (0, 2), (1, 2)]);
+        assert_eq!(cells[1], [(4, 4), (3, 4), (2, 2), (4, 4), (1, 2), (2, 2)]);
+        assert_eq!(cells[2], [(4, 4), (3, 3), (2, 2), (4, 4), (0, 0), (2, 2)]);
+        assert_eq!(cells[3], [(4, 4), (3, 4), (2, 2), (4, 4), (0, 2), (2, 2)]);
+        close(averages(&cells[0]), (33.333, 62.500));
+        close(averages(&cells[1]), (83.333, 25.000));
+        close(averages(&cells[2]), (66.667, 50.000));
+        close(averages(&cells[3]), (66.667, 50.000));
+        // Without folding gen/Flux is a model like any other, and its row counts.
+        let rule = CarveRule::of(taught.iter().take(2).flatten(), false);
+        assert_eq!(rule.hits(&predictions[2], eval(&taught, 1)).valid, 3);
     }
 
     #[test]

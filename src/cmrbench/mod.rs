@@ -1,8 +1,22 @@
-//! CMRBench as a library: its data and its metrics.
+//! CMRBench as a library: its data, its metrics, the methods that are compared, the report.
 
+mod bootstrap;
 mod data;
+mod grid;
+mod matrix;
+mod methods;
 mod metrics;
+mod predictions;
+mod report;
+mod results;
 
 pub use crate::text::query::{Prefix, query_text};
-pub use data::{Data, Experience, Row};
-pub use metrics::{Hits, Percent, Tables};
+pub use bootstrap::{Comparison, DRAWS, Quantity, compare};
+pub use data::{Data, EvalRows, Experience, Row};
+pub use grid::{Cell, GridStatus, GridWatch, Plan, Step, run};
+pub use matrix::{Matrix, mean_and_deviation};
+pub use methods::{Group, MethodInfo, Named, method, methods, select};
+pub use metrics::{CarveHits, CarveRule, Hits, Percent, Tables};
+pub use predictions::{Prediction, predictions_file, read_predictions};
+pub use report::{REPORT_FILES, about, write_report};
+pub use results::{MethodOutcome, Metric, Outcome, Results};

@@ -132,6 +132,13 @@ pub(crate) fn for_each_line<T: serde::de::DeserializeOwned>(
     path: &Path,
     mut each: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
+    for_each_text(path, |line| {
+        each(serde_json::from_slice(line).map_err(|e| error!(Format, "{e}"))?)
+    })
+}
+
+/// As [`for_each_line`], with the line's own bytes.
+pub(crate) fn for_each_text(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", &e))?;
     for (number, line) in std::io::BufReader::new(file).split(b'\n').enumerate() {
         let line = line.map_err(|e| Error::io(path, "read", &e))?;
@@ -139,9 +146,7 @@ pub(crate) fn for_each_line<T: serde::de::DeserializeOwned>(
             continue;
         }
         let place = || format!("{}:{}", path.display(), number + 1);
-        let value =
-            serde_json::from_slice(&line).map_err(|e| error!(Format, "{}: {e}", place()))?;
-        each(value).map_err(|error| error.at(place()))?;
+        each(line.trim_ascii()).map_err(|error| error.at(place()))?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ pub(crate) enum Stream {
     Replay = 4,
     Dropout = 5,
     Mining = 6,
+    Bootstrap = 7,
 }
 
 /// A SplitMix64 generator.

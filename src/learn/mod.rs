@@ -37,3 +37,5 @@ pub use settings::{
 };
 
 pub use crate::model::lora::Target as LoraTarget;
+pub(crate) use draws::{Draws, Stream};
+pub(crate) use report::peak_memory;

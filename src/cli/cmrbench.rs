@@ -1,0 +1,255 @@
+//! `hubrouter cmrbench`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::progress::Progress;
+use super::{DeviceArgs, bundled, eval, output};
+use crate::cmrbench::{
+    Data, EvalRows, Matrix, Metric, Plan, Prefix, REPORT_FILES, Results, methods, run as run_plan,
+    select, write_report,
+};
+use crate::error::{Result, bail, error};
+use crate::learn::Control;
+
+/// Methods of `--quick`.
+const QUICK: [&str; 5] = ["retrieval", FLOOR, "sequential", "replay-10", "carve-10"];
+
+/// Without which no table can be read: what a growing hub takes by itself.
+const FLOOR: &str = "centroid";
+
+/// The encoder beside the bundled store.
+const ENCODER: &str = "all-MiniLM-L6-v2";
+
+/// Run CMRBench: every method on the same encoder and budget, and a report with tables and figures.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hubrouter cmrbench --data ~/CMR --out bench --quick
+  hubrouter cmrbench --data ~/CMR --out bench --methods main --seeds 0,1,2
+  hubrouter cmrbench --data ~/CMR --out dev --eval dev --methods carve-10 --seeds 0 --set lr.w=3e-4
+  hubrouter cmrbench --list
+
+Every method learns four experiences one after the other; after each, models are named for the eval rows of
+all experiences so far. Every step that is done is a file in OUT: Ctrl-C or a crash costs the step at hand,
+and the same command goes on from there. Another setting, other data or another version of the methods is
+another cell, and is run anew. OUT gets tables.md, report.html, matrix.csv, summary.csv, results.json,
+figures/ and predictions/, from which all the others are made again by --report.
+
+Exit codes: 0 all is done; 1 something failed; 2 the command line is wrong; 130 stopped by Ctrl-C.")]
+pub(super) struct CmrbenchArgs {
+    /// A CMRBench checkout, or a folder of its layout [default: $HUBROUTER_CMRBENCH]
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Folder of the results; a run that was stopped goes on there
+    #[arg(long, value_name = "FOLDER", required_unless_present = "list")]
+    out: Option<PathBuf>,
+    /// Methods or groups, with commas: retrieval, continual, bound, ablation, main, all [default: main]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    methods: Vec<String>,
+    /// Seeds, with commas [default: 0,1,2]
+    #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
+    seeds: Vec<u64>,
+    /// Epochs of the four experiences, with commas [default: 8,8,4,4]
+    #[arg(long, value_delimiter = ',', value_name = "EPOCHS")]
+    epochs: Vec<usize>,
+    /// Minutes instead of hours: retrieval, the floor, sequential, replay-10 and carve-10, one seed, one epoch each
+    #[arg(long)]
+    quick: bool,
+    /// Which rows to predict
+    #[arg(long, value_enum, default_value_t = Rows::Public)]
+    eval: Rows,
+    /// Keep a leading "###Instruction:" in the prompts
+    #[arg(long)]
+    keep_prefix: bool,
+    /// Change a setting of every trained method, such as lr.w=3e-4; what makes a method itself stays
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Keep the trained generations, as stores under OUT/work
+    #[arg(long)]
+    keep: bool,
+    /// Run nothing: make the report of what is whole
+    #[arg(long)]
+    report: bool,
+    /// List the methods
+    #[arg(long)]
+    list: bool,
+    /// JSON: results.json on stdout, or with --list one object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Rows {
+    /// The public half of the eval rows
+    Public,
+    /// All eval rows that are there
+    Whole,
+    /// One training row of every model that has two; no eval row is seen: for choosing settings
+    Dev,
+}
+
+pub(super) fn run(args: &CmrbenchArgs) -> Result<ExitCode> {
+    if args.list {
+        return list(args.json);
+    }
+    let Some(out) = &args.out else {
+        bail!(
+            InvalidRequest,
+            "no folder for the results: say --out FOLDER"
+        );
+    };
+    let plan = plan(args)?;
+    if !args.report && !go(&plan, out)? {
+        output::remark("stopped; the same command goes on from there");
+        return Ok(ExitCode::from(130));
+    }
+    let results = write_report(&plan, out)?;
+    if args.json {
+        let text = std::fs::read_to_string(out.join("results.json"));
+        let text = text.map_err(|e| {
+            error!(
+                Io,
+                "{}: cannot read: {e}",
+                out.join("results.json").display()
+            )
+        })?;
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| error!(Format, "results.json: {e}"))?;
+        output::json(&value)?;
+    } else {
+        print(&results)?;
+        let files = REPORT_FILES.join(", ");
+        output::line(format!("{}: {files}, figures/", out.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(args: &CmrbenchArgs) -> Result<Plan> {
+    let prefix = if args.keep_prefix {
+        Prefix::Keep
+    } else {
+        Prefix::Strip
+    };
+    let eval = match args.eval {
+        Rows::Public => EvalRows::Public,
+        Rows::Whole => EvalRows::Whole,
+        Rows::Dev => EvalRows::Development,
+    };
+    let data = Data::open(eval::data_folder(args.data.as_deref())?, prefix)?.evaluate(eval);
+    let mut names: Vec<String> = match (args.methods.as_slice(), args.quick) {
+        ([], true) => QUICK.map(str::to_owned).to_vec(),
+        ([], false) => vec!["main".to_owned()],
+        (names, _) => names.iter().map(|name| name.trim().to_owned()).collect(),
+    };
+    names.push(FLOOR.to_owned());
+    let encoder = match &args.device.encoder {
+        Some(folder) => folder.clone(),
+        None => bundled::store(None)?.with_file_name(ENCODER),
+    };
+    let mut plan = Plan::new(
+        data,
+        eval,
+        prefix,
+        encoder,
+        args.device.options(),
+        select(&names)?,
+    );
+    if args.quick {
+        (plan.seeds, plan.epochs) = (vec![0], vec![1; plan.steps()]);
+    }
+    if !args.seeds.is_empty() {
+        plan.seeds.clone_from(&args.seeds);
+    }
+    if !args.epochs.is_empty() {
+        plan.epochs.clone_from(&args.epochs);
+    }
+    for pair in &args.set {
+        let Some((key, value)) = pair.split_once('=') else {
+            bail!(InvalidRequest, "--set: expected KEY=VALUE, found {pair:?}");
+        };
+        plan.changes
+            .push((key.trim().to_owned(), value.trim().to_owned()));
+    }
+    plan.keep = args.keep;
+    Ok(plan)
+}
+
+/// Runs what is missing; false: Ctrl-C.
+fn go(plan: &Plan, out: &std::path::Path) -> Result<bool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        // The second time at once: a step may be long.
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| error!(Io, "cannot listen for Ctrl-C: {e}"))?;
+    let mut bar: Option<Progress> = None;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "shown"
+    )]
+    run_plan(plan, out, &mut |status| {
+        let bar = bar.get_or_insert_with(|| Progress::new("cmrbench", status.total as u64));
+        bar.note(status.what.clone());
+        bar.set(status.done as u64);
+        match stop.load(Ordering::Relaxed) {
+            true => Control::Stop,
+            false => Control::Continue,
+        }
+    })
+}
+
+fn list(as_json: bool) -> Result<ExitCode> {
+    let mut table = output::Table::new(&["method", "group", ">replay", "what it is"]);
+    for method in methods() {
+        if as_json {
+            output::json(&json!({
+                "schema_version": 1,
+                "name": method.name,
+                "group": method.group,
+                "replay": method.replay,
+                "label": method.label,
+                "deterministic": method.deterministic(),
+            }))?;
+        } else {
+            table.row(vec![
+                method.name.to_owned(),
+                format!("{:?}", method.group).to_lowercase(),
+                format!("{:.0} %", 100.0 * method.replay),
+                method.label.to_owned(),
+            ]);
+        }
+    }
+    if !as_json {
+        table.print()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(results: &Results) -> Result<()> {
+    let heads = [
+        "method", ">seeds", ">M-Acc", ">F-Acc", ">D-Acc", ">M-Fgt", ">F-Fgt", ">D-Fgt",
+    ];
+    let mut table = output::Table::new(&heads);
+    for method in &results.methods {
+        let mut cells = vec![method.info.name.to_owned(), method.runs.len().to_string()];
+        for of in [Matrix::acc, Matrix::forgetting] {
+            for metric in Metric::ALL {
+                let value = method.over_seeds(metric, of);
+                cells.push(value.map_or("-".to_owned(), |(mean, _)| format!("{mean:.1}")));
+            }
+        }
+        table.row(cells);
+    }
+    table.print()
+}

@@ -1,0 +1,515 @@
+//! The methods that are compared: one interface, a closed table of names (cmrbench.md section 8.2).
+
+mod bm25;
+mod centroid;
+mod retrieval;
+mod tfidf;
+mod ties;
+mod trained;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cmrbench::Data;
+use crate::error::{Result, bail};
+use crate::learn::{Control, Settings};
+use crate::options::Options;
+pub(crate) use retrieval::Frozen;
+pub(crate) use trained::Recipe;
+
+/// A model that a method names, with its score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Named {
+    /// The model.
+    pub model: String,
+    /// The method's own score; higher is better.
+    pub score: f64,
+}
+
+/// What a method says about the step it just learned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Learned {
+    /// Optimiser steps.
+    pub(crate) updates: usize,
+    /// Rows that were learned, replayed ones included.
+    pub(crate) rows: usize,
+    /// What [`Method::resume`] wants to go on behind this step.
+    pub(crate) state: String,
+    /// What computed.
+    pub(crate) device: String,
+}
+
+impl Learned {
+    /// Without an optimiser, on this device.
+    pub(crate) fn nothing(device: &str) -> Self {
+        Self {
+            updates: 0,
+            rows: 0,
+            state: String::new(),
+            device: device.to_owned(),
+        }
+    }
+}
+
+/// How learning ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Progressed {
+    Done(Learned),
+    /// The callback asked for it; the same call goes on from there.
+    Stopped,
+}
+
+/// Called while a method learns, with what it does and how far it is, from 0 to 1.
+pub(crate) type Watching<'w> = &'w mut dyn FnMut(&str, f64) -> Control;
+
+/// A router that learns one experience after the other and names models of the hub.
+pub(crate) trait Method {
+    /// Learns the experience of `step`, from 1, after all earlier ones.
+    fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed>;
+
+    /// Is again as it was after `step`, at which `state` was returned.
+    fn resume(&mut self, step: usize, state: &str) -> Result<()>;
+
+    /// The ten best models of the hub for each prompt, best first; of equals the lower id first.
+    fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>>;
+}
+
+/// Models that are named for a prompt.
+pub(crate) const NAMED: usize = 10;
+
+/// What a method is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Group {
+    /// No training.
+    Retrieval,
+    /// One experience after the other.
+    Continual,
+    /// All rows of the past are there.
+    Bound,
+    /// CARvE with one thing changed.
+    Ablation,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Bm25,
+    TfIdf,
+    Dense,
+    Hybrid,
+    Centroid,
+    Trained(Recipe),
+    Ties(ties::Form),
+}
+
+/// A row of the table of methods.
+#[derive(Clone, Copy, Debug)]
+pub struct MethodInfo {
+    /// As it is asked for, and as its files are called.
+    pub name: &'static str,
+    /// As it is shown.
+    pub label: &'static str,
+    /// What it is compared with.
+    pub group: Group,
+    /// Share of every earlier experience that is learned again.
+    pub replay: f64,
+    kind: Kind,
+}
+
+/// What all methods of one benchmark share.
+pub(crate) struct Common<'c> {
+    pub(crate) data: &'c Data,
+    /// The encoder's bundle.
+    pub(crate) encoder: &'c Path,
+    pub(crate) options: &'c Options,
+    /// Vectors of the frozen encoder, made once for all methods.
+    pub(crate) frozen: &'c Frozen,
+    /// Epochs of each experience.
+    pub(crate) epochs: &'c [usize],
+    /// Settings that are changed in every trained method.
+    pub(crate) changes: &'c [(String, String)],
+}
+
+impl MethodInfo {
+    /// One run says all: nothing is drawn.
+    pub fn deterministic(&self) -> bool {
+        !matches!(self.kind, Kind::Trained(_) | Kind::Ties(_))
+    }
+
+    /// The settings of a method that trains at `step`, from 1.
+    pub(crate) fn settings(
+        &self,
+        common: &Common<'_>,
+        seed: u64,
+        step: usize,
+    ) -> Result<Option<Settings>> {
+        match self.kind {
+            Kind::Trained(recipe) => recipe.settings(common, seed, step).map(Some),
+            Kind::Ties(_) => ties::settings(common, seed, step).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Only the last step is there: nothing can be forgotten.
+    pub(crate) fn last_step_alone(&self) -> bool {
+        matches!(self.kind, Kind::Trained(recipe) if recipe.is_joint())
+    }
+
+    /// Rows that pass through an encoder or a table in `step`, to tell how long it takes: a guess.
+    pub(crate) fn work(&self, common: &Common<'_>, step: usize) -> f64 {
+        let rows = |of: usize| common.data.experiences[of].train.len() as f64;
+        let own = rows(step - 1);
+        let earlier: f64 = (0..step - 1).map(rows).sum();
+        let epochs = common.epochs[step - 1] as f64;
+        match self.kind {
+            Kind::Bm25 | Kind::TfIdf | Kind::Centroid => 1.0,
+            Kind::Dense | Kind::Hybrid => common.data.experiences[step - 1].cards.len() as f64,
+            Kind::Trained(recipe) if recipe.is_joint() => {
+                recipe.epochs(common, step) as f64 * (own + earlier)
+            }
+            Kind::Trained(_) | Kind::Ties(_) => epochs * (own + self.replay * earlier),
+        }
+    }
+
+    /// The method, before its first step, with `folder` for what it writes.
+    pub(crate) fn open<'c>(
+        &self,
+        common: &'c Common<'c>,
+        seed: u64,
+        folder: &Path,
+    ) -> Result<Box<dyn Method + 'c>> {
+        let retrieval = |scorer| Box::new(retrieval::Retrieval::new(common, scorer));
+        Ok(match self.kind {
+            Kind::Bm25 => retrieval(retrieval::Scorer::Bm25),
+            Kind::TfIdf => retrieval(retrieval::Scorer::TfIdf),
+            Kind::Dense => retrieval(retrieval::Scorer::Dense),
+            Kind::Hybrid => retrieval(retrieval::Scorer::Hybrid),
+            Kind::Centroid => Box::new(centroid::Centroids::new(common)),
+            Kind::Trained(recipe) => Box::new(trained::Trained::new(common, recipe, seed, folder)),
+            Kind::Ties(form) => Box::new(ties::Ties::new(common, form, seed, folder)),
+        })
+    }
+}
+
+const fn row(
+    name: &'static str,
+    label: &'static str,
+    group: Group,
+    replay: f64,
+    kind: Kind,
+) -> MethodInfo {
+    MethodInfo {
+        name,
+        label,
+        group,
+        replay,
+        kind,
+    }
+}
+
+const fn ablation(
+    name: &'static str,
+    label: &'static str,
+    change: &'static [(&'static str, &'static str)],
+) -> MethodInfo {
+    let kind = Kind::Trained(Recipe::carve("0.1", change));
+    row(name, label, Group::Ablation, 0.1, kind)
+}
+
+/// Every method, in the order of the tables. A baseline is a line here.
+const METHODS: &[MethodInfo] = &[
+    row("bm25", "BM25 over cards", Group::Retrieval, 0.0, Kind::Bm25),
+    row(
+        "tfidf",
+        "TF-IDF, nearest card",
+        Group::Retrieval,
+        0.0,
+        Kind::TfIdf,
+    ),
+    row(
+        "dense",
+        "Dense, frozen encoder",
+        Group::Retrieval,
+        0.0,
+        Kind::Dense,
+    ),
+    row(
+        "hybrid",
+        "Hybrid, 0.7 dense + 0.3 BM25",
+        Group::Retrieval,
+        0.0,
+        Kind::Hybrid,
+    ),
+    row(
+        "centroid",
+        "Continual floor: centroids + cards",
+        Group::Continual,
+        0.0,
+        Kind::Centroid,
+    ),
+    row(
+        "sequential",
+        "Sequential fine-tuning",
+        Group::Continual,
+        0.0,
+        Kind::Trained(Recipe::plain("0")),
+    ),
+    row(
+        "replay-5",
+        "Random replay (5 %)",
+        Group::Continual,
+        0.05,
+        Kind::Trained(Recipe::plain("0.05")),
+    ),
+    row(
+        "replay-10",
+        "Random replay (10 %)",
+        Group::Continual,
+        0.1,
+        Kind::Trained(Recipe::plain("0.1")),
+    ),
+    row(
+        "replay-20",
+        "Random replay (20 %)",
+        Group::Continual,
+        0.2,
+        Kind::Trained(Recipe::plain("0.2")),
+    ),
+    row(
+        "ties-factors",
+        "TIES merging of factors",
+        Group::Continual,
+        0.0,
+        Kind::Ties(ties::Form::Factors),
+    ),
+    row(
+        "ties-product",
+        "TIES merging of products",
+        Group::Continual,
+        0.0,
+        Kind::Ties(ties::Form::Product),
+    ),
+    row(
+        "carve-5",
+        "CARvE (5 %)",
+        Group::Continual,
+        0.05,
+        Kind::Trained(Recipe::carve("0.05", &[])),
+    ),
+    row(
+        "carve-10",
+        "CARvE (10 %)",
+        Group::Continual,
+        0.1,
+        Kind::Trained(Recipe::carve("0.1", &[])),
+    ),
+    row(
+        "carve-20",
+        "CARvE (20 %)",
+        Group::Continual,
+        0.2,
+        Kind::Trained(Recipe::carve("0.2", &[])),
+    ),
+    row(
+        "cumulative",
+        "Cumulative",
+        Group::Bound,
+        1.0,
+        Kind::Trained(Recipe::plain("1")),
+    ),
+    row(
+        "carve-100",
+        "CARvE (100 %)",
+        Group::Bound,
+        1.0,
+        Kind::Trained(Recipe::carve("1", &[])),
+    ),
+    row(
+        "joint",
+        "Joint training",
+        Group::Bound,
+        0.0,
+        Kind::Trained(Recipe::joint()),
+    ),
+    ablation(
+        "no-embedding-anchor",
+        "No embedding anchor",
+        &[("anchor.embedding", "0")],
+    ),
+    ablation(
+        "no-projection-anchor",
+        "No projection anchor",
+        &[("anchor.projection", "0")],
+    ),
+    ablation(
+        "domain-rows",
+        "Domain embedding initialisation",
+        &[("init.rows", "domain")],
+    ),
+    ablation("card-rows", "New rows from cards", &[("init.rows", "card")]),
+    ablation("random-rows", "New rows drawn", &[("init.rows", "random")]),
+    ablation("one-phase", "One phase", &[("phase_split", "0")]),
+    ablation(
+        "no-replay-weight",
+        "No replay weight",
+        &[("replay.weight", "1")],
+    ),
+    ablation("no-prior", "No shift of old logits", &[("prior.old", "0")]),
+    ablation("hard-targets", "Hard targets only", &[("soft.eps", "0")]),
+    ablation(
+        "sampled",
+        "Sampled candidates",
+        &[("candidates", "sampled")],
+    ),
+    ablation(
+        "no-mining",
+        "Sampled candidates, no mining",
+        &[
+            ("candidates", "sampled"),
+            ("candidates.hard", "0"),
+            ("candidates.semantic", "53"),
+        ],
+    ),
+    ablation("full-softmax", "Full softmax", &[("candidates", "all")]),
+    ablation(
+        "random-replay",
+        "Random replay",
+        &[("replay.strategy", "random")],
+    ),
+    ablation("no-replay", "No replay", &[("replay.strategy", "none")]),
+    ablation(
+        "anchors-throughout",
+        "Anchors in both phases",
+        &[("anchor.phase", "both")],
+    ),
+    ablation(
+        "anchors-phase-1",
+        "Anchors in phase 1",
+        &[("anchor.phase", "phase1")],
+    ),
+    ablation(
+        "frozen-encoder",
+        "Frozen encoder",
+        &[("lora.train", "false")],
+    ),
+];
+
+/// Every method, in the order of the tables.
+pub fn methods() -> &'static [MethodInfo] {
+    METHODS
+}
+
+/// The method called `name`.
+pub fn method(name: &str) -> Result<&'static MethodInfo> {
+    match METHODS.iter().find(|method| method.name == name) {
+        Some(method) => Ok(method),
+        None => {
+            let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+            bail!(
+                InvalidRequest,
+                "{name:?}: expected a method, retrieval, continual, bound, ablation, main or all; methods are {}",
+                known.join(", ")
+            )
+        }
+    }
+}
+
+/// The methods that `names` (methods, groups, `main` for all but ablations, `all`) name, each once,
+/// in the order of the tables. A group's ablation that changes nothing of CARvE's settings is left
+/// out: CARvE's row is its result.
+pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
+    let mut chosen = vec![false; METHODS.len()];
+    for name in names {
+        let of = |method: &MethodInfo| match name.as_str() {
+            "retrieval" => Some(method.group == Group::Retrieval),
+            "continual" => Some(method.group == Group::Continual),
+            "bound" => Some(method.group == Group::Bound),
+            "ablation" => Some(method.group == Group::Ablation),
+            "main" => Some(method.group != Group::Ablation),
+            "all" => Some(true),
+            _ => None,
+        };
+        for (place, method) in METHODS.iter().enumerate() {
+            chosen[place] |= of(method).is_some_and(|in_it| in_it && method.changes_something());
+        }
+        if of(&METHODS[0]).is_none() {
+            let wanted = method(name)?.name;
+            for (place, method) in METHODS.iter().enumerate() {
+                chosen[place] |= method.name == wanted;
+            }
+        }
+    }
+    let pairs = METHODS.iter().zip(chosen);
+    let methods: Vec<_> = pairs
+        .filter_map(|(method, chosen)| chosen.then_some(method))
+        .collect();
+    if methods.is_empty() {
+        bail!(InvalidRequest, "expected at least one method, found none");
+    }
+    Ok(methods)
+}
+
+impl MethodInfo {
+    fn changes_something(&self) -> bool {
+        match self.kind {
+            Kind::Trained(recipe) if self.group == Group::Ablation => {
+                recipe.effective() != Recipe::carve("0.1", &[]).effective()
+            }
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn names(of: &[&str]) -> Vec<&'static str> {
+        let of: Vec<String> = of.iter().map(|name| (*name).to_owned()).collect();
+        select(&of)
+            .unwrap()
+            .iter()
+            .map(|method| method.name)
+            .collect()
+    }
+
+    #[test]
+    fn selections() {
+        assert_eq!(
+            names(&["carve-10", "retrieval", "bm25"]),
+            ["bm25", "tfidf", "dense", "hybrid", "carve-10"]
+        );
+        assert_eq!(names(&["bound"]), ["cumulative", "carve-100", "joint"]);
+        let all: std::collections::BTreeSet<&str> = METHODS.iter().map(|m| m.name).collect();
+        assert_eq!(all.len(), METHODS.len(), "a name is there once");
+        let error = select(&["carve".to_owned()]).unwrap_err().to_string();
+        assert!(
+            error.contains("\"carve\": expected a method") && error.contains("carve-10"),
+            "{error}"
+        );
+        assert!(select(&[]).is_err());
+        // Whatever CARvE's settings are, either candidate mode is its own row or a changed one.
+        let ablations = names(&["ablation"]);
+        assert!(ablations.contains(&"sampled") != ablations.contains(&"full-softmax"));
+        assert!(ablations.contains(&"card-rows") != ablations.contains(&"random-rows"));
+        assert_eq!(
+            names(&["full-softmax"]),
+            ["full-softmax"],
+            "by name it is always there"
+        );
+    }
+
+    /// Every row of the table is a set of settings that learning accepts.
+    #[test]
+    fn every_recipe_is_valid() {
+        for method in METHODS {
+            if let Kind::Trained(recipe) = method.kind {
+                recipe.base().unwrap().validate().unwrap();
+            }
+        }
+    }
+}

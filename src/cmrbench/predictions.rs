@@ -1,0 +1,87 @@
+//! What a method named for every eval row: the only thing that tables are made of.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cmrbench::{Named, Row};
+use crate::error::{Result, bail, error};
+use crate::files;
+use crate::hub::cards::for_each_line;
+
+/// What was named for one row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Prediction {
+    /// The row's place among those that are evaluated, from 0.
+    pub row: usize,
+    /// Its gold model.
+    pub gold: String,
+    /// The model that was named.
+    pub pred: String,
+    /// Its score.
+    pub score: f64,
+    /// The ten best, `pred` first.
+    pub top10: Vec<String>,
+}
+
+/// The file of one cell's predictions; `step` and `test` from 1.
+pub fn predictions_file(out: &Path, method: &str, seed: u64, step: usize, test: usize) -> PathBuf {
+    out.join("predictions")
+        .join(format!("{method}-s{seed}-step{step}-E{test}.jsonl"))
+}
+
+/// Writes what was named for `rows`.
+pub(super) fn write(path: &Path, rows: &[Row], named: &[Vec<Named>]) -> Result<()> {
+    let mut text = String::new();
+    for (place, (row, named)) in rows.iter().zip(named).enumerate() {
+        let Some(best) = named.first() else {
+            bail!(NoCandidate, "row {place}: expected a model, found none");
+        };
+        let prediction = Prediction {
+            row: place,
+            gold: row.model_name.clone(),
+            pred: best.model.clone(),
+            score: best.score,
+            top10: named.iter().map(|named| named.model.clone()).collect(),
+        };
+        let line = serde_json::to_string(&prediction);
+        text.push_str(&line.map_err(|e| error!(Format, "cannot write JSON: {e}"))?);
+        text.push('\n');
+    }
+    files::replace(path, text.as_bytes())
+}
+
+/// Reads the predictions for `rows`.
+///
+/// Errors: the file is missing or malformed; it is of other rows.
+pub fn read_predictions(path: impl AsRef<Path>, rows: &[Row]) -> Result<Vec<Prediction>> {
+    let path = path.as_ref();
+    let mut all: Vec<Prediction> = Vec::with_capacity(rows.len());
+    for_each_line(path, |prediction: Prediction| {
+        let gold = rows.get(all.len()).map(|row| row.model_name.as_str());
+        if prediction.row != all.len() || gold != Some(&prediction.gold) {
+            bail!(
+                Mismatch,
+                "expected row {} of gold {}, found row {} of gold {:?}: these are predictions of other data",
+                all.len(),
+                gold.map_or("none".to_owned(), |gold| format!("{gold:?}")),
+                prediction.row,
+                prediction.gold
+            );
+        }
+        all.push(prediction);
+        Ok(())
+    })?;
+    if all.len() != rows.len() {
+        bail!(
+            Mismatch,
+            "{}: expected {} predictions, found {}",
+            path.display(),
+            rows.len(),
+            all.len()
+        );
+    }
+    Ok(all)
+}

@@ -1,0 +1,424 @@
+//! Figures, each readable in grey; their numbers are in `matrix.csv` and `summary.csv`.
+
+use super::number;
+use super::svg::{Anchor, Scale, Svg};
+use crate::cmrbench::{Group, Matrix, MethodOutcome, Metric, Results};
+
+/// Wide enough for a phone, so that nothing is ever scaled down.
+const WIDTH: f64 = 360.0;
+
+/// The row whose value is drawn as a dashed line.
+const FLOOR: &str = "centroid";
+
+/// Told apart in grey by the letters beside them.
+const COLOURS: [&str; 8] = [
+    "#0b5394", "#b45309", "#166534", "#9d174d", "#5b21b6", "#0f766e", "#7f1d1d", "#374151",
+];
+
+/// A figure.
+pub(super) struct Figure {
+    pub(super) name: String,
+    pub(super) title: String,
+    pub(super) kind: Kind,
+    pub(super) svg: String,
+}
+
+/// Where on the page a figure stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// With the main table.
+    Summary,
+    /// Instead of a matrix of domain accuracy.
+    Heat,
+    /// The same of another metric.
+    OtherHeat,
+}
+
+pub(super) fn all(results: &Results) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    if results.methods.is_empty() {
+        return figures;
+    }
+    let mut add = |name: &str, metric: Metric, title: String, svg: String| {
+        figures.push(Figure {
+            name: format!("{name}-{}", metric.letter()),
+            title,
+            kind: Kind::Summary,
+            svg,
+        });
+    };
+    for metric in [Metric::Domain, Metric::Model] {
+        let of = metric.name();
+        let title = format!("Acc of the {of}, percent; dashed: continual floor");
+        let svg = bars(results, metric, Matrix::acc, &title);
+        add("acc", metric, title, svg);
+        let title = format!("Forgetting of the {of}, points; dashed: continual floor");
+        let svg = bars(results, metric, Matrix::forgetting, &title);
+        add("fgt", metric, title, svg);
+        let title = format!("Acc against forgetting of the {of}; top left is best");
+        let svg = scatter(results, metric, &title);
+        add("scatter", metric, title, svg);
+    }
+    for metric in [Metric::Domain, Metric::Model] {
+        let title = format!(
+            "Accuracy of the {} on each experience over the steps",
+            metric.name()
+        );
+        let svg = curves(results, metric, &title);
+        add("curves", metric, title, svg);
+    }
+    for metric in [Metric::Domain, Metric::Family, Metric::Model] {
+        for method in &results.methods {
+            let title = format!("{}: {} accuracy", method.info.label, metric.name());
+            figures.push(Figure {
+                name: format!("heat-{}-{}", method.info.name, metric.letter()),
+                kind: if metric == Metric::Domain {
+                    Kind::Heat
+                } else {
+                    Kind::OtherHeat
+                },
+                svg: heat(results, method, metric, &title),
+                title,
+            });
+        }
+    }
+    figures
+}
+
+/// White at 0, dark at 100, in one hue.
+fn shade(percent: f64) -> String {
+    let part = (percent / 100.0).clamp(0.0, 1.0);
+    let mix = |light: f64, dark: f64| light + (dark - light) * part;
+    format!(
+        "rgb({:.0},{:.0},{:.0})",
+        mix(247.0, 8.0),
+        mix(251.0, 48.0),
+        mix(255.0, 107.0)
+    )
+}
+
+/// Steps down, tests across.
+fn heat(results: &Results, method: &MethodOutcome, metric: Metric, title: &str) -> String {
+    let labels: Vec<&str> = results
+        .plan
+        .data
+        .experiences
+        .iter()
+        .map(|e| e.label)
+        .collect();
+    let (cell, left, top) = (44.0, 62.0, 22.0);
+    let size = cell * labels.len() as f64;
+    let mut svg = Svg::new(left + size + 2.0, top + size + 2.0, title);
+    for (place, label) in labels.iter().enumerate() {
+        let middle = (place as f64 + 0.5) * cell;
+        svg.text((left + middle, top - 7.0), Anchor::Middle, "", label);
+        svg.text(
+            (left - 6.0, top + middle + 4.0),
+            Anchor::End,
+            "",
+            &format!("after {label}"),
+        );
+        for test in 0..=place {
+            let corner = (
+                left + test as f64 * cell + 1.0,
+                top + place as f64 * cell + 1.0,
+            );
+            let Some((percent, _)) = method.cell(metric, place, test) else {
+                svg.text((corner.0 + 21.0, corner.1 + 25.0), Anchor::Middle, "", "–");
+                continue;
+            };
+            svg.rect(corner, (cell - 2.0, cell - 2.0), &shade(percent));
+            let ink = if percent > 45.0 { "fill=\"#fff\"" } else { "" };
+            svg.text(
+                (corner.0 + 21.0, corner.1 + 25.0),
+                Anchor::Middle,
+                ink,
+                &number(percent),
+            );
+        }
+    }
+    svg.finish()
+}
+
+/// One bar a method, with its deviation.
+fn bars(results: &Results, metric: Metric, of: fn(&Matrix) -> Option<f64>, title: &str) -> String {
+    let value = |method: &MethodOutcome| method.over_seeds(metric, of);
+    let shown = results
+        .methods
+        .iter()
+        .filter_map(|method| Some((method, value(method)?)));
+    let shown: Vec<_> = shown.collect();
+    let ends = shown.iter().flat_map(|(_, (mean, sd))| {
+        let sd = sd.unwrap_or(0.0);
+        [mean - sd, mean + sd]
+    });
+    let (low, high) = ends.fold((0.0, 1.0), |(low, high): (f64, f64), x| {
+        (low.min(x), high.max(x))
+    });
+    let (row, bottom) = (34.0, 24.0);
+    let height = row * shown.len() as f64 + bottom;
+    let scale = Scale::new((low, high), (12.0, WIDTH - 52.0));
+    let mut svg = Svg::new(WIDTH, height, title);
+    for mark in scale.marks() {
+        let x = scale.at(mark);
+        svg.line(&[(x, 0.0), (x, height - bottom)], "#ddd", "");
+        svg.text((x, height - 8.0), Anchor::Middle, "", &format!("{mark:.0}"));
+    }
+    for (place, (method, (mean, sd))) in shown.iter().enumerate() {
+        let top = place as f64 * row;
+        svg.text((14.0, top + 13.0), Anchor::Start, "", method.info.label);
+        let (from, to) = (
+            scale.at(0.0).min(scale.at(*mean)),
+            scale.at(0.0).max(scale.at(*mean)),
+        );
+        let fill = match method.info.group {
+            Group::Retrieval => "#9ca3af",
+            Group::Continual => "#2563a8",
+            Group::Bound => "#374151",
+            Group::Ablation => "#7ba7d0",
+        };
+        svg.rect((from, top + 17.0), (to - from, 12.0), fill);
+        let mut end = to;
+        if let Some(sd) = sd {
+            let (a, b) = (scale.at(mean - sd), scale.at(mean + sd));
+            svg.line(
+                &[(a, top + 23.0), (b, top + 23.0)],
+                "#000",
+                "stroke-width=\"2\"",
+            );
+            end = end.max(b);
+        }
+        svg.text((end + 4.0, top + 27.0), Anchor::Start, "", &number(*mean));
+    }
+    if let Some((floor, _)) = results.method(FLOOR).and_then(value) {
+        let x = scale.at(floor);
+        let dashes = "stroke-width=\"1.5\" stroke-dasharray=\"5 4\"";
+        svg.line(&[(x, 0.0), (x, height - bottom)], "#000", dashes);
+    }
+    svg.finish()
+}
+
+/// The methods of figures with letters, each with its letter and colour: those that forget, and the
+/// bounds.
+fn lettered(results: &Results) -> Vec<(&MethodOutcome, String, &'static str)> {
+    let shown = results
+        .methods
+        .iter()
+        .filter(|method| method.info.group != Group::Ablation);
+    let letters = ('a'..='z').chain('A'..='Z');
+    shown
+        .zip(letters)
+        .enumerate()
+        .map(|(place, (method, letter))| {
+            (method, letter.to_string(), COLOURS[place % COLOURS.len()])
+        })
+        .collect()
+}
+
+/// Letters and what they stand for.
+fn legend(svg: &mut Svg, top: f64, entries: &[(&MethodOutcome, String, &'static str)]) {
+    for (place, (method, letter, colour)) in entries.iter().enumerate() {
+        let y = top + 16.0 * place as f64;
+        svg.circle((18.0, y - 4.0), 3.5, colour);
+        let style = format!("font-weight=\"bold\" fill=\"{colour}\"");
+        svg.text((28.0, y), Anchor::Start, &style, letter);
+        svg.text((44.0, y), Anchor::Start, "", method.info.label);
+    }
+}
+
+/// Places at least `apart` apart, near those wanted, in the order of the input.
+fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by(|a, b| wanted[*a].total_cmp(&wanted[*b]));
+    let mut places = wanted.to_vec();
+    for pair in 1..order.len() {
+        let (before, this) = (order[pair - 1], order[pair]);
+        places[this] = places[this].max(places[before] + apart);
+    }
+    // What was pushed down as a whole goes back by half.
+    let shift: f64 =
+        places.iter().zip(wanted).map(|(a, b)| a - b).sum::<f64>() / wanted.len().max(1) as f64;
+    places.iter().map(|place| place - shift).collect()
+}
+
+fn axis(svg: &mut Svg, scale: &Scale, (left, right): (f64, f64)) {
+    for mark in scale.marks() {
+        let y = scale.at(mark);
+        svg.line(&[(left, y), (right, y)], "#ddd", "");
+        svg.text(
+            (left - 5.0, y + 4.0),
+            Anchor::End,
+            "",
+            &format!("{mark:.0}"),
+        );
+    }
+}
+
+fn scatter(results: &Results, metric: Metric, title: &str) -> String {
+    let entries: Vec<_> = lettered(results)
+        .into_iter()
+        .filter_map(|entry| {
+            let acc = entry.0.over_seeds(metric, Matrix::acc)?.0;
+            let forgotten = entry.0.over_seeds(metric, Matrix::forgetting)?.0;
+            Some((entry, (forgotten, acc)))
+        })
+        .collect();
+    let range = |of: fn(&(f64, f64)) -> f64| {
+        let values = entries.iter().map(|(_, point)| of(point));
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
+            (low.min(x), high.max(x))
+        })
+    };
+    let (left, right, bottom) = (38.0, WIDTH - 24.0, 280.0);
+    let height = bottom + 50.0 + 16.0 * entries.len() as f64;
+    let mut svg = Svg::new(WIDTH, height, title);
+    if entries.is_empty() {
+        return svg.finish();
+    }
+    let across = Scale::new(range(|p| p.0), (left, right));
+    let up = Scale::new(range(|p| p.1), (bottom, 20.0));
+    axis(&mut svg, &up, (left, right));
+    for mark in across.marks() {
+        let x = across.at(mark);
+        svg.line(&[(x, 20.0), (x, bottom)], "#eee", "");
+        svg.text(
+            (x, bottom + 16.0),
+            Anchor::Middle,
+            "",
+            &format!("{mark:.0}"),
+        );
+    }
+    svg.text((left, 12.0), Anchor::Start, "", "Acc");
+    svg.text((right, bottom + 32.0), Anchor::End, "", "Fgt, points");
+    for ((_, letter, colour), (x, y)) in &entries {
+        let (x, y) = (across.at(*x), up.at(*y));
+        svg.circle((x, y), 4.5, colour);
+        svg.text(
+            (x + 7.0, y + 4.0),
+            Anchor::Start,
+            "font-weight=\"bold\"",
+            letter,
+        );
+    }
+    let entries: Vec<_> = entries.into_iter().map(|(entry, _)| entry).collect();
+    legend(&mut svg, bottom + 52.0, &entries);
+    svg.finish()
+}
+
+/// One panel a test, a line and a band a method.
+fn curves(results: &Results, metric: Metric, title: &str) -> String {
+    let steps = results.plan.steps();
+    let entries: Vec<_> = lettered(results)
+        .into_iter()
+        .filter(|(method, ..)| method.info.group != Group::Retrieval)
+        .collect();
+    let cells = || {
+        let places = (0..steps).flat_map(|step| (0..=step).map(move |test| (step, test)));
+        let of = |(step, test)| {
+            entries
+                .iter()
+                .filter_map(move |(method, ..)| method.cell(metric, step, test))
+        };
+        places.flat_map(of).map(|(mean, _)| mean)
+    };
+    let range = cells().fold((100.0, 0.0), |(low, high): (f64, f64), x| {
+        (low.min(x), high.max(x))
+    });
+    let (left, right, panel) = (38.0, WIDTH - 34.0, 230.0);
+    let height = panel * steps as f64 + 26.0 + 16.0 * entries.len() as f64;
+    let mut svg = Svg::new(WIDTH, height, title);
+    for test in 0..steps {
+        let top = panel * test as f64 + 24.0;
+        let bottom = top + panel - 54.0;
+        let scale = Scale::new(range, (bottom, top));
+        let label = |step: usize| results.plan.data.experiences[step].label;
+        svg.text(
+            (left, top - 9.0),
+            Anchor::Start,
+            "font-weight=\"bold\"",
+            &format!("on {}", label(test)),
+        );
+        axis(&mut svg, &scale, (left, right));
+        let x = |step: usize| {
+            let span = (steps - 1).max(1) as f64;
+            left + 14.0 + (right - left - 28.0) * step as f64 / span
+        };
+        for step in test..steps {
+            svg.text(
+                (x(step), bottom + 20.0),
+                Anchor::Middle,
+                "",
+                &format!("after {}", label(step)),
+            );
+        }
+        let mut ends = Vec::new();
+        for (place, (method, _, colour)) in entries.iter().enumerate() {
+            let cells: Vec<(f64, f64, f64)> = (test..steps)
+                .filter_map(|step| {
+                    let (mean, sd) = method.cell(metric, step, test)?;
+                    Some((x(step), mean, sd.unwrap_or(0.0)))
+                })
+                .collect();
+            let up = cells.iter().map(|(x, mean, sd)| (*x, scale.at(mean + sd)));
+            let down = cells
+                .iter()
+                .rev()
+                .map(|(x, mean, sd)| (*x, scale.at(mean - sd)));
+            if cells.iter().any(|(_, _, sd)| *sd > 0.0) {
+                svg.band(&up.chain(down).collect::<Vec<_>>(), colour);
+            }
+            let points: Vec<(f64, f64)> = cells
+                .iter()
+                .map(|(x, mean, _)| (*x, scale.at(*mean)))
+                .collect();
+            let floor = method.info.name == FLOOR;
+            let style = if floor {
+                "stroke-width=\"2\" stroke-dasharray=\"5 4\""
+            } else {
+                "stroke-width=\"2\""
+            };
+            svg.line(&points, colour, style);
+            points
+                .iter()
+                .for_each(|point| svg.circle(*point, 2.5, colour));
+            if let Some((_, y)) = points.last() {
+                ends.push((place, *y));
+            }
+        }
+        let wanted: Vec<f64> = ends.iter().map(|(_, y)| *y).collect();
+        for ((place, _), y) in ends.iter().zip(spread(&wanted, 11.0)) {
+            let (_, letter, colour) = &entries[*place];
+            let style = format!("font-weight=\"bold\" fill=\"{colour}\"");
+            svg.text((right + 4.0, y + 4.0), Anchor::Start, &style, letter);
+        }
+    }
+    legend(&mut svg, panel * steps as f64 + 22.0, &entries);
+    svg.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_keep_their_distance_and_their_order() {
+        let places = spread(&[50.0, 10.0, 12.0, 11.0], 10.0);
+        let mut sorted = places.clone();
+        sorted.sort_by(f64::total_cmp);
+        assert!(
+            sorted
+                .windows(2)
+                .all(|pair| pair[1] - pair[0] >= 10.0 - 1e-9),
+            "{places:?}"
+        );
+        assert!(places[1] < places[3] && places[3] < places[2] && places[2] < places[0]);
+    }
+
+    #[test]
+    fn shades_darken() {
+        assert_eq!(
+            (shade(0.0), shade(100.0)),
+            ("rgb(247,251,255)".into(), "rgb(8,48,107)".into())
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! What a run leaves behind: tables, CSV, JSON, figures, one page (cmrbench.md section 9).
+
+mod figures;
+mod html;
+mod poster;
+mod svg;
+mod tables;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cmrbench::grid::CODE;
+use crate::cmrbench::{Matrix, MethodOutcome, Metric, Plan, Prefix, Results};
+use crate::encoder::read_manifest;
+use crate::error::Result;
+use crate::files;
+
+/// Files of a report, in the order in which they are written.
+pub const REPORT_FILES: [&str; 5] = [
+    "matrix.csv",
+    "summary.csv",
+    "results.json",
+    "tables.md",
+    "report.html",
+];
+
+/// The settings that a table is read with: data, rows, rule, encoder, seeds, hardware.
+pub fn about(plan: &Plan) -> Result<Value> {
+    let (manifest, revision) = read_manifest(&plan.encoder)?;
+    let changes: Vec<String> = plan
+        .changes
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    Ok(json!({
+        "commit": plan.data.commit,
+        "data_sha256": plan.data.digest(),
+        "eval": plan.eval.name(),
+        "prefix": if plan.prefix == Prefix::Keep { "keep" } else { "strip" },
+        "rule": "baseline: hits over all rows; family and domain by the tables of the step",
+        "head": "cosine",
+        "encoder": format!("{}@{}", manifest.name, &revision[..12.min(revision.len())]),
+        "seeds": plan.seeds,
+        "epochs": plan.epochs,
+        "changes": changes,
+        "device": plan.options.device,
+        "threads": plan.options.threads,
+        "processor": processor(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "code": CODE,
+        "missing": plan.data.missing,
+    }))
+}
+
+/// The processor's name, where the system says it.
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
+}
+
+/// Makes every file of the report in `out` from the predictions there; nothing else that counts is
+/// read, so tables can always be made again.
+///
+/// Returns the results, for a last word on the terminal.
+pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
+    let results = Results::read(plan, out)?;
+    let about = about(plan)?;
+    let put = |name: &str, text: String| files::replace(&out.join(name), text.as_bytes());
+    files::make_folder(&out.join("figures"))?;
+    let figures = figures::all(&results);
+    for figure in &figures {
+        put(&format!("figures/{}.svg", figure.name), figure.svg.clone())?;
+    }
+    put("matrix.csv", tables::matrix_csv(&results))?;
+    put("summary.csv", tables::summary_csv(&results))?;
+    files::replace(
+        &out.join("results.json"),
+        &files::to_json(&results.json(&about))?,
+    )?;
+    put("tables.md", tables::markdown(&results, &about))?;
+    put("report.html", html::page(&results, &about, &figures))?;
+    Ok(results)
+}
+
+/// `62.3 ± 0.4`; no ± for one run of a method that draws, ± 0.0 for one that does not.
+fn with_deviation(method: &MethodOutcome, value: Option<(f64, Option<f64>)>) -> String {
+    match value {
+        None => "–".to_owned(),
+        Some((mean, Some(deviation))) => format!("{} ± {deviation:.1}", number(mean)),
+        Some((mean, None)) if method.info.deterministic() => format!("{} ± 0.0", number(mean)),
+        Some((mean, None)) => number(mean),
+    }
+}
+
+/// One decimal; no minus before 0.0.
+fn number(value: f64) -> String {
+    let text = format!("{value:.1}");
+    if text == "-0.0" {
+        "0.0".to_owned()
+    } else {
+        text
+    }
+}
+
+/// The six columns of the poster: M, F, D accuracy, then forgetting.
+type Column = (Metric, &'static str, fn(&Matrix) -> Option<f64>);
+
+const COLUMNS: [Column; 6] = [
+    (Metric::Model, "M-Acc", Matrix::acc),
+    (Metric::Family, "F-Acc", Matrix::acc),
+    (Metric::Domain, "D-Acc", Matrix::acc),
+    (Metric::Model, "M-Fgt", Matrix::forgetting),
+    (Metric::Family, "F-Fgt", Matrix::forgetting),
+    (Metric::Domain, "D-Fgt", Matrix::forgetting),
+];
+
+/// Each method's cells under [`COLUMNS`], with the place of each within the methods: 1 best, 2 second,
+/// 0 any other.
+fn ranked(methods: &[&MethodOutcome]) -> Vec<Vec<(String, usize)>> {
+    let mut rows: Vec<Vec<(String, usize)>> = vec![Vec::new(); methods.len()];
+    for (metric, name, of) in COLUMNS {
+        let values: Vec<_> = methods
+            .iter()
+            .map(|method| method.over_seeds(metric, of))
+            .collect();
+        let means: Vec<Option<f64>> = values
+            .iter()
+            .map(|value| value.map(|(mean, _)| mean))
+            .collect();
+        let places = places(&means, name.ends_with("Acc"));
+        for (((row, method), value), place) in rows.iter_mut().zip(methods).zip(values).zip(places)
+        {
+            row.push((with_deviation(method, value), place));
+        }
+    }
+    rows
+}
+
+/// 1 for the best value, 2 for the next, 0 for others; equal values share a place. Where all are the
+/// same, or there is one, none is best.
+fn places(values: &[Option<f64>], higher: bool) -> Vec<usize> {
+    let mut order: Vec<f64> = values.iter().copied().flatten().collect();
+    order.sort_by(|a, b| {
+        if higher {
+            b.total_cmp(a)
+        } else {
+            a.total_cmp(b)
+        }
+    });
+    order.dedup();
+    let place = |value: &f64| order.iter().take(2).position(|other| other == value);
+    let place = |value: &Option<f64>| match value.as_ref().and_then(place) {
+        Some(place) if order.len() > 1 => place + 1,
+        _ => 0,
+    };
+    values.iter().map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_and_the_second() {
+        let values = [
+            Some(3.0),
+            None,
+            Some(10.0),
+            Some(7.0),
+            Some(10.0),
+            Some(-1.0),
+        ];
+        assert_eq!(places(&values, true), [0, 0, 1, 2, 1, 0]);
+        assert_eq!(places(&values, false), [2, 0, 0, 0, 0, 1]);
+        assert_eq!(places(&[Some(1.0), Some(1.0)], true), [0, 0]);
+        assert_eq!(places(&[None, Some(1.0)], true), [0, 0]);
+    }
+}

@@ -1,0 +1,175 @@
+//! A small writer of SVG: shapes and text on white, no scripts, no fonts of its own.
+
+use std::fmt::Write as _;
+
+/// A picture under construction; lengths in pixels, origin at the top left.
+pub(super) struct Svg {
+    width: f64,
+    height: f64,
+    body: String,
+}
+
+/// Which part of a text is at its place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+impl Svg {
+    pub(super) fn new(width: f64, height: f64, title: &str) -> Self {
+        let mut svg = Self {
+            width,
+            height,
+            body: format!("<title>{}</title>", escaped(title)),
+        };
+        svg.rect((0.0, 0.0), (width, height), "#fff");
+        svg
+    }
+
+    fn add(&mut self, element: std::fmt::Arguments<'_>) {
+        // Writing to a string does not fail.
+        let _ = self.body.write_fmt(element);
+        self.body.push('\n');
+    }
+
+    pub(super) fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), fill: &str) {
+        let width = width.max(0.0);
+        self.add(format_args!(
+            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{fill}"/>"#
+        ));
+    }
+
+    /// `style`: further attributes.
+    pub(super) fn line(&mut self, points: &[(f64, f64)], colour: &str, style: &str) {
+        let points: Vec<String> = points
+            .iter()
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        let points = points.join(" ");
+        self.add(format_args!(
+            r#"<polyline points="{points}" fill="none" stroke="{colour}" {style}/>"#
+        ));
+    }
+
+    pub(super) fn band(&mut self, points: &[(f64, f64)], fill: &str) {
+        let points: Vec<String> = points
+            .iter()
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        let points = points.join(" ");
+        self.add(format_args!(
+            r#"<polygon points="{points}" fill="{fill}" fill-opacity="0.15"/>"#
+        ));
+    }
+
+    pub(super) fn circle(&mut self, (x, y): (f64, f64), radius: f64, fill: &str) {
+        self.add(format_args!(
+            r#"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="{fill}"/>"#
+        ));
+    }
+
+    pub(super) fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, style: &str, text: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let text = escaped(text);
+        self.add(format_args!(
+            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" {style}>{text}</text>"#
+        ));
+    }
+
+    pub(super) fn finish(self) -> String {
+        let Self {
+            width,
+            height,
+            body,
+        } = self;
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">\n{body}</svg>\n"
+        )
+    }
+}
+
+/// `text` as the content of an element or an attribute.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// A linear scale with round marks.
+pub(super) struct Scale {
+    pub(super) low: f64,
+    pub(super) high: f64,
+    from: f64,
+    to: f64,
+    step: f64,
+}
+
+impl Scale {
+    /// From the values `low..=high`, widened to round numbers, to the pixels `from..to`.
+    pub(super) fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
+        let span = (high - low).max(1.0);
+        let steps = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0];
+        let step = steps
+            .into_iter()
+            .find(|step| span / step <= 6.0)
+            .unwrap_or(100.0);
+        let low = (low / step).floor() * step;
+        let high = ((high / step).ceil() * step).max(low + step);
+        Self {
+            low,
+            high,
+            from,
+            to,
+            step,
+        }
+    }
+
+    pub(super) fn at(&self, value: f64) -> f64 {
+        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
+    }
+
+    pub(super) fn marks(&self) -> Vec<f64> {
+        let mut marks = Vec::new();
+        let mut mark = self.low;
+        while mark <= self.high + 1e-9 {
+            marks.push(mark);
+            mark += self.step;
+        }
+        marks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_have_round_marks_around_the_values() {
+        let scale = Scale::new((3.2, 41.0), (100.0, 0.0));
+        assert_eq!(scale.marks(), [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]);
+        assert_eq!(
+            (scale.at(0.0), scale.at(50.0), scale.at(25.0)),
+            (100.0, 0.0, 50.0)
+        );
+        let scale = Scale::new((-3.0, -3.0), (0.0, 10.0));
+        assert!(scale.low <= -3.0 && scale.high > scale.low);
+    }
+
+    #[test]
+    fn texts_are_escaped() {
+        let mut svg = Svg::new(10.0, 10.0, "a < b");
+        svg.text((1.0, 2.0), Anchor::End, "", "\"x\" & y");
+        let text = svg.finish();
+        assert!(
+            text.contains("a &lt; b") && text.contains("&quot;x&quot; &amp; y"),
+            "{text}"
+        );
+    }
+}

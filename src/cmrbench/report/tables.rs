@@ -1,0 +1,432 @@
+//! Tables: Markdown for people, CSV for programs.
+
+use serde_json::Value;
+
+use super::{COLUMNS, number, poster, ranked, with_deviation};
+use crate::cmrbench::{
+    Comparison, DRAWS, Group, Matrix, MethodOutcome, Metric, Quantity, Results, compare,
+    mean_and_deviation,
+};
+
+/// The row that others are compared with.
+const OURS: &str = "carve-10";
+
+pub(super) fn matrix_csv(results: &Results) -> String {
+    let mut text = "method,seed,step,test,metric,hits,rows,accuracy\n".to_owned();
+    let steps = results.plan.steps();
+    for method in &results.methods {
+        for run in &method.runs {
+            for metric in Metric::ALL {
+                for (step, test) in
+                    (0..steps).flat_map(|step| (0..=step).map(move |test| (step, test)))
+                {
+                    if let Some((hits, rows)) = run.hits(metric, step, test) {
+                        let percent = 100.0 * hits as f64 / rows.max(1) as f64;
+                        text += &format!(
+                            "{},{},{},E{},{},{hits},{rows},{percent}\n",
+                            method.info.name,
+                            run.seed,
+                            step + 1,
+                            test + 1,
+                            metric.letter(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+    text
+}
+
+pub(super) fn summary_csv(results: &Results) -> String {
+    let mut text =
+        "method,metric,acc_mean,acc_sd,fgt_mean,fgt_sd,fgt_max_mean,bwt2,bwt3,bwt4,seeds,updates,seconds\n"
+            .to_owned();
+    let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    for method in &results.methods {
+        let cost = |of: fn(&crate::cmrbench::Step) -> f64| {
+            let runs: Vec<f64> = method
+                .runs
+                .iter()
+                .map(|run| run.cell.steps.iter().map(of).sum())
+                .collect();
+            mean_and_deviation(&runs).map_or(0.0, |(mean, _)| mean)
+        };
+        for metric in Metric::ALL {
+            let (acc, fgt) = (
+                method.over_seeds(metric, Matrix::acc),
+                method.over_seeds(metric, Matrix::forgetting),
+            );
+            let mean = |value: Option<(f64, Option<f64>)>| plain(value.map(|(mean, _)| mean));
+            let deviation = |value: Option<(f64, Option<f64>)>| {
+                plain(value.and_then(|(_, deviation)| deviation))
+            };
+            let best = method.over_seeds(metric, Matrix::forgetting_from_best);
+            let bwt = |step: usize| {
+                mean(method.over_seeds(metric, |matrix| matrix.backward_transfer(step)))
+            };
+            let cells = [
+                method.info.name.to_owned(),
+                metric.letter().to_owned(),
+                mean(acc),
+                deviation(acc),
+                mean(fgt),
+                deviation(fgt),
+                mean(best),
+                bwt(1),
+                bwt(2),
+                bwt(3),
+                method.runs.len().to_string(),
+                format!("{}", cost(|step| step.updates as f64)),
+                format!("{:.1}", cost(|step| step.seconds)),
+            ];
+            text += &cells.join(",");
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// `tables.md`
+pub(super) fn markdown(results: &Results, about: &Value) -> String {
+    let mut text = String::from("# CMRBench\n\n");
+    for line in head(results, about) {
+        text += &format!("- {line}\n");
+    }
+    text += "\n## Methods\n\n";
+    text += &main(results);
+    text += &comparisons(results);
+    text += &ablations(results);
+    text += &cost(results);
+    text += "\n## Matrices\n\nPercent, mean over seeds; after learning the experience of the row, on the eval rows of the column, among all models known by then.\n";
+    for method in &results.methods {
+        for metric in Metric::ALL {
+            text += &format!(
+                "\n{}, {} accuracy:\n\n{}",
+                method.info.label,
+                metric.name(),
+                matrix(results, method, metric)
+            );
+        }
+    }
+    text += &by_carve_rule(results);
+    text += &poster_table();
+    text
+}
+
+/// What stands above every table.
+fn head(results: &Results, about: &Value) -> Vec<String> {
+    let plan = &results.plan;
+    let word = |name: &str| match &about[name] {
+        Value::String(text) => text.clone(),
+        Value::Null => "unknown".to_owned(),
+        other => other.to_string(),
+    };
+    let rows = |of: fn(&crate::cmrbench::Experience) -> usize| {
+        let rows: Vec<String> = plan
+            .data
+            .experiences
+            .iter()
+            .map(|e| of(e).to_string())
+            .collect();
+        rows.join(" / ")
+    };
+    let devices: std::collections::BTreeSet<&str> = results
+        .methods
+        .iter()
+        .flat_map(|method| &method.runs)
+        .flat_map(|run| &run.cell.steps)
+        .map(|step| step.device.as_str())
+        .collect();
+    let devices: Vec<&str> = devices.into_iter().collect();
+    let mut lines = vec![
+        format!(
+            "data: commit {}, sha256 {}",
+            word("commit"),
+            &word("data_sha256")[..12]
+        ),
+        format!(
+            "eval rows: {} ({}); training rows: {}",
+            rows(|e| e.eval.len()),
+            word("eval"),
+            rows(|e| e.train.len())
+        ),
+        format!("prefix: {}; rule: {}", word("prefix"), word("rule")),
+        format!(
+            "encoder: {}; head: {}; epochs: {}",
+            word("encoder"),
+            word("head"),
+            word("epochs")
+        ),
+        format!(
+            "seeds: {} (± is the sample standard deviation over them; deterministic methods run once)",
+            word("seeds")
+        ),
+        format!(
+            "hardware: {} ({}), threads {}; hubrouter {}",
+            devices.join(", "),
+            word("processor"),
+            about["threads"]
+                .as_u64()
+                .map_or("as many as cores, at most 4".to_owned(), |threads| threads
+                    .to_string()),
+            word("version")
+        ),
+    ];
+    if about["changes"]
+        .as_array()
+        .is_some_and(|changes| !changes.is_empty())
+    {
+        lines.push(format!("changed settings: {}", word("changes")));
+    }
+    lines
+}
+
+/// The groups of the main table.
+const GROUPS: [(Group, &str); 3] = [
+    (Group::Retrieval, "Retrieval"),
+    (Group::Continual, "Continual"),
+    (Group::Bound, "Bounds"),
+];
+
+fn of_group(results: &Results, group: Group) -> Vec<&MethodOutcome> {
+    results
+        .methods
+        .iter()
+        .filter(|method| method.info.group == group)
+        .collect()
+}
+
+fn main(results: &Results) -> String {
+    let heads: Vec<&str> = COLUMNS.iter().map(|(_, name, _)| *name).collect();
+    let mut text = format!(
+        "| | {} |\n|---|{}\n",
+        heads.join(" | "),
+        "---|".repeat(heads.len())
+    );
+    for (group, name) in GROUPS {
+        let methods = of_group(results, group);
+        if methods.is_empty() {
+            continue;
+        }
+        text += &format!("| *{name}* |{}\n", " |".repeat(heads.len()));
+        for (method, cells) in methods.iter().zip(ranked(&methods)) {
+            let cells = cells.into_iter().map(|(cell, place)| match place {
+                1 => format!("**{cell}**"),
+                2 => format!("<u>{cell}</u>"),
+                _ => cell,
+            });
+            text += &format!(
+                "| {} | {} |\n",
+                method.info.label,
+                cells.collect::<Vec<_>>().join(" | ")
+            );
+        }
+    }
+    text + "\nBest bold, second underlined, within a group. What exceeds the continual floor's Fgt is forgotten by the method itself; the rest is the growing hub's.\n"
+}
+
+/// What CARvE is compared with, and how.
+fn compared(results: &Results) -> Vec<(&'static str, [Option<Comparison>; 3])> {
+    let Some(ours) = results.method(OURS) else {
+        return Vec::new();
+    };
+    let steps = results.plan.steps();
+    let others = results
+        .methods
+        .iter()
+        .filter(|other| other.info.name != OURS);
+    let of = |other: &MethodOutcome| {
+        let with = |metric, quantity| compare(ours, other, metric, quantity, steps);
+        let all = [
+            with(Metric::Domain, Quantity::Accuracy),
+            with(Metric::Model, Quantity::Accuracy),
+            with(Metric::Domain, Quantity::Forgetting),
+        ];
+        (other.info.label, all)
+    };
+    others.map(of).collect()
+}
+
+/// `+3.2 [1.0, 5.4]`
+fn interval(comparison: Option<Comparison>) -> String {
+    comparison.map_or("–".to_owned(), |c| {
+        format!(
+            "{:+.1} [{}, {}]",
+            c.difference,
+            number(c.low),
+            number(c.high)
+        )
+    })
+}
+
+fn comparisons(results: &Results) -> String {
+    let compared = compared(results);
+    if compared.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n## CARvE (10 %) against the others\n\nDifferences in points with 95 % intervals of a paired bootstrap over eval rows ({DRAWS} draws, stratified by experience). An interval without 0 is a difference.\n\n| against | D-Acc | M-Acc | D-Fgt |\n|---|---|---|---|\n"
+    );
+    for (label, cells) in compared {
+        text += &format!("| {label} | {} |\n", cells.map(interval).join(" | "));
+    }
+    text
+}
+
+fn ablations(results: &Results) -> String {
+    let (Some(full), ablations) = (results.method(OURS), of_group(results, Group::Ablation)) else {
+        return String::new();
+    };
+    if ablations.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "\n## Ablations\n\nCARvE with 10 % replay and one thing changed.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt |\n|---|---|---|---|---|\n",
+    );
+    let forgotten = |method: &MethodOutcome| method.over_seeds(Metric::Domain, Matrix::forgetting);
+    for method in [full]
+        .into_iter()
+        .chain(ablations)
+        .chain(results.method("sequential"))
+    {
+        let change = match (forgotten(method), forgotten(full)) {
+            _ if method.info.name == OURS => "–".to_owned(),
+            (Some((now, _)), Some((then, _))) => format!("{:+.1}", now - then),
+            _ => "–".to_owned(),
+        };
+        text += &format!(
+            "| {} | {} | {} | {} | {change} |\n",
+            method.info.label,
+            with_deviation(method, method.over_seeds(Metric::Model, Matrix::acc)),
+            with_deviation(method, method.over_seeds(Metric::Domain, Matrix::acc)),
+            with_deviation(method, forgotten(method)),
+        );
+    }
+    text
+}
+
+/// Mean updates, seconds, prompts a second and peak memory of each method's runs.
+fn costs(results: &Results) -> Vec<(&'static str, [String; 5])> {
+    let of = |method: &MethodOutcome| {
+        let steps = || method.runs.iter().flat_map(|run| &run.cell.steps);
+        let runs = method.runs.len().max(1) as f64;
+        let sum = |of: fn(&crate::cmrbench::Step) -> f64| steps().map(of).sum::<f64>();
+        let first = method.runs.first();
+        let updates: Vec<String> = first
+            .into_iter()
+            .flat_map(|run| &run.cell.steps)
+            .map(|step| step.updates.to_string())
+            .collect();
+        let predicted: usize = method
+            .runs
+            .iter()
+            .map(|run| {
+                let cells = run
+                    .cell
+                    .steps
+                    .iter()
+                    .flat_map(|step| (0..step.step).map(|test| (step.step - 1, test)));
+                cells
+                    .filter_map(|(step, test)| run.rows(step, test))
+                    .map(<[_]>::len)
+                    .sum::<usize>()
+            })
+            .sum();
+        let speed = predicted as f64 / sum(|step| step.eval_seconds).max(1e-9);
+        let peak = steps().filter_map(|step| step.peak_memory_bytes).max();
+        let cells = [
+            updates.join(" / "),
+            format!("{:.0}", sum(|step| step.rows as f64) / runs),
+            format!("{:.0}", sum(|step| step.seconds) / runs),
+            format!("{speed:.0}"),
+            peak.map_or("–".to_owned(), |bytes| format!("{}", bytes >> 20)),
+        ];
+        (method.info.label, cells)
+    };
+    results.methods.iter().map(of).collect()
+}
+
+const COSTS: [&str; 5] = [
+    "updates by step",
+    "rows learned",
+    "seconds of learning",
+    "prompts/s",
+    "peak MiB",
+];
+
+fn cost(results: &Results) -> String {
+    let mut text = format!(
+        "\n## Cost\n\nUpdates of the first seed; seconds of learning per seed; peak memory of the whole process until then, other methods included.\n\n| | {} |\n|---|---|---|---|---|---|\n",
+        COSTS.join(" | ")
+    );
+    for (label, cells) in costs(results) {
+        text += &format!("| {label} | {} |\n", cells.join(" | "));
+    }
+    text
+}
+
+fn matrix(results: &Results, method: &MethodOutcome, metric: Metric) -> String {
+    let experiences = &results.plan.data.experiences;
+    let heads: Vec<&str> = experiences.iter().map(|e| e.label).collect();
+    let mut text = format!(
+        "| after | {} |\n|---|{}\n",
+        heads.join(" | "),
+        "---|".repeat(heads.len())
+    );
+    for (step, label) in heads.iter().enumerate() {
+        let cell = |test: usize| {
+            method
+                .cell(metric, step, test)
+                .map_or("–".to_owned(), |(mean, _)| number(mean))
+        };
+        let cells: Vec<String> = (0..heads.len()).map(cell).collect();
+        text += &format!("| {label} | {} |\n", cells.join(" | "));
+    }
+    text
+}
+
+fn by_carve_rule(results: &Results) -> String {
+    let mut text = String::from(
+        "\n## The same predictions by the reference's rule for CARvE\n\nNot comparable with the tables above: names that differ in case alone are one, rows whose gold is not registered are left out, and F-cond leaves out the rows whose prediction is no gold of the eval file, which flatters weak routers.\n\n| | M-Acc | D-Acc | F-cond Acc | F-all Acc | M-Fgt | D-Fgt |\n|---|---|---|---|---|---|---|\n",
+    );
+    for method in &results.methods {
+        let mean = |place: usize, of: fn(&Matrix) -> Option<f64>| {
+            let values: Option<Vec<f64>> = method
+                .runs
+                .iter()
+                .map(|run| of(&run.by_carve_rule[place]))
+                .collect();
+            values
+                .and_then(|values| mean_and_deviation(&values))
+                .map_or("–".to_owned(), |(mean, _)| number(mean))
+        };
+        let cells = [
+            mean(0, Matrix::acc),
+            mean(1, Matrix::acc),
+            mean(2, Matrix::acc),
+            mean(3, Matrix::acc),
+            mean(0, Matrix::forgetting),
+            mean(1, Matrix::forgetting),
+        ];
+        text += &format!("| {} | {} |\n", method.info.label, cells.join(" | "));
+    }
+    text
+}
+
+fn poster_table() -> String {
+    let heads: Vec<&str> = COLUMNS.iter().map(|(_, name, _)| *name).collect();
+    let mut text = format!(
+        "\n## poster, other data\n\nOfficial train and eval data, routers with 4 to 7 billion parameters: orderings and forgetting can be compared, levels cannot.\n\n| setting | {} |\n|---|{}\n",
+        heads.join(" | "),
+        "---|".repeat(heads.len())
+    );
+    for row in poster::MAIN {
+        text += &format!("| {} |\n", row.join(" | "));
+    }
+    text += "\n| ablation, 10 % replay | D-Acc | D-Fgt | change of D-Fgt |\n|---|---|---|---|\n";
+    for row in poster::ABLATIONS {
+        text += &format!("| {} |\n", row.join(" | "));
+    }
+    text + "\nThe poster gives two D-Fgt values for sequential fine-tuning, 37.2 and 35.7.\n"
+}

@@ -1,0 +1,294 @@
+//! Predictions to hits, hits to matrices: everything that tables and figures show.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::grid::whole_cells;
+use crate::cmrbench::{
+    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Tables, mean_and_deviation,
+    predictions_file, read_predictions,
+};
+use crate::error::Result;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// The gold model.
+    Model,
+    /// A model of its family.
+    Family,
+    /// A model of its domain.
+    Domain,
+}
+
+impl Metric {
+    /// In the order of the tables.
+    pub const ALL: [Self; 3] = [Self::Model, Self::Family, Self::Domain];
+
+    /// `M`, `F`, `D`.
+    pub fn letter(self) -> &'static str {
+        match self {
+            Self::Model => "M",
+            Self::Family => "F",
+            Self::Domain => "D",
+        }
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Family => "family",
+            Self::Domain => "domain",
+        }
+    }
+
+    fn of(self, hits: Hits) -> usize {
+        match self {
+            Self::Model => hits.model,
+            Self::Family => hits.family,
+            Self::Domain => hits.domain,
+        }
+    }
+}
+
+/// One method under one seed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// What was noted of its steps.
+    pub cell: Cell,
+    /// Hits of each row, by (step, test), from 0.
+    rows: BTreeMap<(usize, usize), Vec<Hits>>,
+    /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
+    pub by_carve_rule: [Matrix; 4],
+}
+
+impl Outcome {
+    /// Reads the predictions of a cell and counts.
+    fn read(
+        plan: &Plan,
+        out: &Path,
+        cell: Cell,
+        tables: &[Tables],
+        rules: &[CarveRule],
+    ) -> Result<Self> {
+        let mut rows = BTreeMap::new();
+        let mut by_carve_rule: [Matrix; 4] = Default::default();
+        for step in cell.steps.iter().map(|step| step.step) {
+            for test in 1..=step {
+                let eval = &plan.data.experiences[test - 1].eval;
+                let path = predictions_file(out, &cell.method, cell.seed, step, test);
+                let predictions = read_predictions(path, eval)?;
+                let named: Vec<&str> = predictions.iter().map(|p| p.pred.as_str()).collect();
+                let pairs = named.iter().zip(eval);
+                let hits = pairs
+                    .map(|(named, row)| tables[step - 1].hits(named, row))
+                    .collect();
+                rows.insert((step - 1, test - 1), hits);
+                let hits = rules[step - 1].hits(&named, eval);
+                let percent = |hits: usize, of: usize| 100.0 * hits as f64 / of.max(1) as f64;
+                let values = [
+                    percent(hits.model, hits.valid),
+                    percent(hits.domain, hits.valid),
+                    percent(hits.family, hits.looked_up),
+                    percent(hits.family, hits.valid),
+                ];
+                for (matrix, value) in by_carve_rule.iter_mut().zip(values) {
+                    matrix.set(step - 1, test - 1, value);
+                }
+            }
+        }
+        Ok(Self {
+            seed: cell.seed,
+            cell,
+            rows,
+            by_carve_rule,
+        })
+    }
+
+    /// Hits of each row of `test` after `step`, from 0.
+    pub fn rows(&self, step: usize, test: usize) -> Option<&[Hits]> {
+        self.rows.get(&(step, test)).map(Vec::as_slice)
+    }
+
+    /// Hits and rows of `test` after `step`.
+    pub fn hits(&self, metric: Metric, step: usize, test: usize) -> Option<(usize, usize)> {
+        let rows = self.rows(step, test)?;
+        Some((rows.iter().map(|hits| metric.of(*hits)).sum(), rows.len()))
+    }
+
+    /// Accuracies in percent.
+    pub fn matrix(&self, metric: Metric) -> Matrix {
+        let mut matrix = Matrix::default();
+        for (step, test) in self.rows.keys() {
+            if let Some((hits, rows)) = self.hits(metric, *step, *test) {
+                matrix.set(*step, *test, 100.0 * hits as f64 / rows.max(1) as f64);
+            }
+        }
+        matrix
+    }
+
+    /// 1 or 0 for each row of `test` after `step`.
+    pub(super) fn ones(&self, metric: Metric, step: usize, test: usize) -> Option<Vec<f64>> {
+        let rows = self.rows(step, test)?;
+        Some(rows.iter().map(|hits| metric.of(*hits) as f64).collect())
+    }
+}
+
+/// One method under all its seeds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MethodOutcome {
+    /// The row of the table of methods.
+    pub info: &'static MethodInfo,
+    /// By seed.
+    pub runs: Vec<Outcome>,
+}
+
+impl MethodOutcome {
+    /// Mean and sample standard deviation over the seeds of what each seed's matrix says.
+    pub fn over_seeds(
+        &self,
+        metric: Metric,
+        of: impl Fn(&Matrix) -> Option<f64>,
+    ) -> Option<(f64, Option<f64>)> {
+        let values: Option<Vec<f64>> = self
+            .runs
+            .iter()
+            .map(|run| of(&run.matrix(metric)))
+            .collect();
+        mean_and_deviation(&values?)
+    }
+
+    /// Mean over the seeds of entry (step, test), from 0.
+    pub fn cell(&self, metric: Metric, step: usize, test: usize) -> Option<(f64, Option<f64>)> {
+        self.over_seeds(metric, |matrix| matrix.get(step, test))
+    }
+}
+
+/// A benchmark's outcome.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Results {
+    /// What was run.
+    pub plan: Plan,
+    /// Methods with a seed that is whole, in the order of the tables.
+    pub methods: Vec<MethodOutcome>,
+}
+
+impl Results {
+    /// Reads the predictions in `out` of the plan's whole cells, and nothing else that counts.
+    ///
+    /// Errors: predictions are missing, malformed or of other rows.
+    pub fn read(plan: &Plan, out: &Path) -> Result<Self> {
+        let data: &Data = &plan.data;
+        let steps = 1..=plan.steps();
+        let tables: Vec<Tables> = steps.clone().map(|step| Tables::new(data, step)).collect();
+        let rules: Vec<CarveRule> = steps.map(|step| CarveRule::new(data, step, true)).collect();
+        let mut methods: Vec<MethodOutcome> = Vec::new();
+        for (info, cell) in whole_cells(plan, out)? {
+            let run = Outcome::read(plan, out, cell, &tables, &rules)?;
+            match methods.last_mut() {
+                Some(last) if last.info.name == info.name => last.runs.push(run),
+                _ => methods.push(MethodOutcome {
+                    info,
+                    runs: vec![run],
+                }),
+            }
+        }
+        Ok(Self {
+            plan: plan.clone(),
+            methods,
+        })
+    }
+
+    /// The method called `name`, if it was run.
+    pub fn method(&self, name: &str) -> Option<&MethodOutcome> {
+        self.methods.iter().find(|method| method.info.name == name)
+    }
+
+    /// `results.json`.
+    pub fn json(&self, about: &Value) -> Value {
+        let methods: Vec<Value> = self
+            .methods
+            .iter()
+            .map(|method| self.method_json(method))
+            .collect();
+        let rows = |of: fn(&crate::cmrbench::Experience) -> usize| {
+            self.plan
+                .data
+                .experiences
+                .iter()
+                .map(of)
+                .collect::<Vec<usize>>()
+        };
+        json!({
+            "schema_version": 1,
+            "data": {
+                "commit": about["commit"],
+                "sha256": about["data_sha256"],
+                "half": self.plan.eval.name(),
+                "train_rows": rows(|e| e.train.len()),
+                "eval_rows": rows(|e| e.eval.len()),
+            },
+            "settings": about,
+            "methods": methods,
+        })
+    }
+
+    fn method_json(&self, method: &MethodOutcome) -> Value {
+        let steps = self.plan.steps();
+        let run = |run: &Outcome| {
+            let triangle = |metric: Metric| -> Value {
+                let row = |step: usize| {
+                    (0..=step)
+                        .map(|test| run.hits(metric, step, test).map(|(hits, _)| hits))
+                        .collect::<Vec<_>>()
+                };
+                (0..steps).map(row).collect::<Vec<_>>().into()
+            };
+            let per_step = |of: fn(&crate::cmrbench::Step) -> Value| {
+                run.cell.steps.iter().map(of).collect::<Vec<Value>>()
+            };
+            json!({
+                "seed": run.seed,
+                "hits": by_metric(triangle),
+                "acc": by_metric(|metric| run.matrix(metric).acc().into()),
+                "fgt": by_metric(|metric| run.matrix(metric).forgetting().into()),
+                "fgt_max": by_metric(|metric| run.matrix(metric).forgetting_from_best().into()),
+                "fgt_mean": by_metric(|metric| run.matrix(metric).mean_forgetting().into()),
+                "steps": per_step(|step| step.step.into()),
+                "updates": per_step(|step| step.updates.into()),
+                "rows": per_step(|step| step.rows.into()),
+                "seconds": per_step(|step| step.seconds.into()),
+                "eval_seconds": per_step(|step| step.eval_seconds.into()),
+                "peak_memory_bytes": per_step(|step| step.peak_memory_bytes.into()),
+            })
+        };
+        let over = |pick: fn((f64, Option<f64>)) -> Option<f64>| {
+            let of = |from: fn(&Matrix) -> Option<f64>| {
+                by_metric(|metric| method.over_seeds(metric, from).and_then(pick).into())
+            };
+            json!({"acc": of(Matrix::acc), "fgt": of(Matrix::forgetting)})
+        };
+        json!({
+            "name": method.info.name,
+            "label": method.info.label,
+            "group": method.info.group,
+            "replay": method.info.replay,
+            "runs": method.runs.iter().map(run).collect::<Vec<_>>(),
+            "mean": over(|(mean, _)| Some(mean)),
+            "sd": over(|(_, deviation)| deviation),
+        })
+    }
+}
+
+fn by_metric(of: impl Fn(Metric) -> Value) -> Value {
+    let pairs = Metric::ALL.map(|metric| (metric.letter().to_owned(), of(metric)));
+    Value::Object(pairs.into_iter().collect())
+}
