@@ -86,11 +86,11 @@ impl Head {
 
 /// The head on its way forward and back.
 pub(super) struct Router<'o> {
-    pub(super) ops: &'o Ops,
-    pub(super) w: Place,
-    pub(super) e: Place,
-    pub(super) tau: f32,
-    pub(super) priors: &'o Tensor,
+    ops: &'o Ops,
+    w: Place,
+    e: Place,
+    tau: f32,
+    priors: &'o Tensor,
 }
 
 pub(super) struct Reads {
@@ -98,7 +98,17 @@ pub(super) struct Reads {
     pub(super) losses: Read,
 }
 
-impl Router<'_> {
+impl<'o> Router<'o> {
+    pub(super) fn new(ops: &'o Ops, layout: &Layout, tau: f32, priors: &'o Tensor) -> Self {
+        Self {
+            ops,
+            w: layout.w,
+            e: layout.e,
+            tau,
+            priors,
+        }
+    }
+
     /// Adds dW and dE to `grad`; `dh` [B, H] is overwritten where the encoder is trained.
     pub(super) fn gradients(
         &self,

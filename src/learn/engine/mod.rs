@@ -738,13 +738,7 @@ impl Engine {
             }
         }
         let encoder = Arc::clone(&self.encoder);
-        let router = Router {
-            ops: encoder.ops(),
-            w: self.layout.w,
-            e: self.layout.e,
-            tau: self.tau,
-            priors: &self.priors,
-        };
+        let router = Router::new(encoder.ops(), &self.layout, self.tau, &self.priors);
         let Flat { theta, grad, .. } = &mut self.flat;
         let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
             t.head.upload(pass, &packed);
@@ -767,13 +761,7 @@ impl Engine {
         let packed = self.pack_items(items, places);
         let encoder = Arc::clone(&self.encoder);
         let batch = pack(&encoder, rows);
-        let router = Router {
-            ops: encoder.ops(),
-            w: self.layout.w,
-            e: self.layout.e,
-            tau: self.tau,
-            priors: &self.priors,
-        };
+        let router = Router::new(encoder.ops(), &self.layout, self.tau, &self.priors);
         let training = Training {
             ops: encoder.ops(),
             bert: &self.bert,
