@@ -1,8 +1,9 @@
-// score: s[b,m] = u[b,:] . keys[:,m] / tau for eligible models, the lowest score for the others
+// score: s[b,m] = scale u[b,:] . keys[:,m] for eligible models, the lowest score for the others
 //
-//   shapes   u: [B, D]   keys: [D, M], columns of unit length   eligible: [M / 32], a bit per model   s: [B, M]
+//   shapes   u: [B, D]   keys: [D, M]   eligible: [M / 32], a bit per model   s: [B, M]
 //   layout   row-major f32, contiguous; keys are transposed so that lanes read side by side
-//   entries  forward    one lane per model and up to 8 prompts   s   =   (overwrites)
+//   entries  forward       one lane per model and up to 8 prompts   s   =   (overwrites)
+//            forward_add   the same                                 s   +=  (adds)
 //   order    d ascending in one sum
 //   uses     nothing; no workgroup memory
 
@@ -22,11 +23,8 @@ fn element(b: u32, d: u32) -> f32 {
     return u[min(b, dims.prompts - 1u) * dims.width + d];
 }
 
-@compute @workgroup_size(WG)
-fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let m = group.x * WG + lane;
+fn score(m: u32, b: u32, add: bool) {
     if m >= dims.models { return; }
-    let b = group.y * PROMPTS;
     var low = vec4<f32>();
     var high = vec4<f32>();
     for (var d = 0u; d < dims.width; d += 1u) {
@@ -39,6 +37,17 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (var j = 0u; j < last; j += 1u) {
         var sum = low[j % 4u];
         if j >= 4u { sum = high[j % 4u]; }
-        s[(b + j) * dims.models + m] = select(LOWEST, sum * dims.scale, may == 1u);
+        let place = (b + j) * dims.models + m;
+        s[place] = select(LOWEST, select(0.0, s[place], add) + sum * dims.scale, may == 1u);
     }
+}
+
+@compute @workgroup_size(WG)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    score(group.x * WG + lane, group.y * PROMPTS, false);
+}
+
+@compute @workgroup_size(WG)
+fn forward_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    score(group.x * WG + lane, group.y * PROMPTS, true);
 }

@@ -18,7 +18,7 @@
 //! | `text` | prompts to tokens to one packed batch without padding |
 //! | `ops` | one op a file: host side of `shaders/<op>.wgsl`, CPU twin, tests |
 //! | `model` | BERT-family encoders and the head as flat lists of op calls |
-//! | `hub` | registry, lifecycle, cards, the scoring index |
+//! | `hub` | registry, lifecycle, cards, the scoring index, the memory of a hybrid |
 //! | `encoder` | bundles on disk, their import, an encoder on a device |
 //! | `generation` | routers on disk: manifest, store, serving |
 //! | `decision` | requests and answers |
@@ -30,7 +30,8 @@
 //!
 //! A route: text is tokenized and packed; ids, positions and offsets go up in one upload; the
 //! encoder's ops, the projection, the scores of the whole hub, the log-sum-exp of each domain and
-//! the exact top-k run in one submit; k ids and scores and a score for each domain come back.
+//! the exact top-k run in one submit; k ids and scores and a score for each domain come back. A
+//! hybrid encodes twice in that submit, with the adapter and without (`hub/hybrid.rs`).
 //!
 //! An update: examples and replayed rows become micro-batches in an order that depends on the seed;
 //! each goes forward with LoRA apart and its activations kept (147 kB a token for MiniLM, at most
@@ -98,10 +99,10 @@ pub use device::DeviceChoice;
 pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
 pub use generation::{
-    Difference, EncoderPin, GenerationId, GenerationReport, Learned, Manifest, NewModel, Progress,
-    Pruned, Store,
+    Calibration, Difference, EncoderPin, GenerationId, GenerationReport, Learned, Manifest,
+    NewModel, Progress, Pruned, Store,
 };
-pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
+pub use hub::{Hub, Model, ModelCard, ModelId, Parts, Strengths, read_models};
 pub use learn::Learner;
 pub use options::Options;
 pub use router::Router;

@@ -6,110 +6,20 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Folder, cpu, fixture, gpu};
+use common::toy::{self, Setup, examples, learn, model, setup, setup_with};
+use common::{Folder, cpu, gpu};
 use hubrouter::learn::{
-    Control, Example, Experience, Learner, Outcome, Report, Settings, Status, forget, remembered,
+    Control, Example, Experience, Learner, Outcome, Settings, Status, forget, remembered,
 };
 use hubrouter::{
     Encoder, ErrorKind, GenerationId, ImportOptions, ModelCard, NewModel, Options, Request, Router,
-    Store, import_encoder,
+    Store,
 };
 use safetensors::SafeTensors;
 
-const DOMAINS: [&str; 3] = [
-    "Translation",
-    "Image Classification",
-    "Audio Classification",
-];
-
-/// A store with a zero-shot generation of six models, and its encoder, a toy.
-struct Setup {
-    folder: Folder,
-    store: PathBuf,
-    encoder: PathBuf,
-}
-
-fn setup(name: &str) -> Setup {
-    setup_with(name, &ImportOptions::default())
-}
-
-fn setup_with(name: &str, import: &ImportOptions) -> Setup {
-    let folder = Folder::new(name);
-    let encoder = folder.join("toy-bert");
-    import_encoder(fixture("toy-bert"), &encoder, import).unwrap();
-    let store = folder.join("store");
-    let models: Vec<NewModel> = (0..6).map(model).collect();
-    let open = Encoder::open(&encoder, &cpu(1)).unwrap();
-    Store::create(&store)
-        .unwrap()
-        .build(&open, &models, "hub build", &mut |_, _| {})
-        .unwrap();
-    Setup {
-        folder,
-        store,
-        encoder,
-    }
-}
-
-fn model(i: usize) -> NewModel {
-    NewModel::from(&ModelCard::new(format!("model-{i}"), DOMAINS[i % 3]))
-}
-
-/// Prompts of the models `first..first + count`, told apart by a word of their own.
-fn examples(first: usize, count: usize) -> Vec<Example> {
-    const WORDS: [&str; 9] = [
-        "french", "photo", "bird", "english", "image", "audio", "dutch", "cat", "music",
-    ];
-    const FORMS: [&str; 4] = ["find a model for", "which one does", "route", "I need"];
-    let mut all = Vec::new();
-    for form in FORMS {
-        for i in first..first + count {
-            let prompt = format!("{form} {} number {i}", WORDS[i]);
-            let mut example = Example::new(prompt, format!("model-{i}"));
-            example.domain = Some(DOMAINS[i % 3].to_owned());
-            all.push(example);
-        }
-    }
-    all
-}
-
+/// The learned score alone: hybrids have tests of their own.
 fn settings(pairs: &[(&str, &str)]) -> Settings {
-    let mut settings = Settings::edge();
-    for (key, value) in [
-        ("init.profile", "card"),
-        ("candidates", "all"),
-        ("batch", "8"),
-        ("epochs", "6"),
-        ("lora.r", "4"),
-        ("warm_up", "2"),
-    ] {
-        settings.set(key, value).unwrap();
-    }
-    for (key, value) in pairs {
-        settings.set(key, value).unwrap();
-    }
-    settings
-}
-
-fn learn(
-    setup: &Setup,
-    examples: Vec<Example>,
-    settings: Settings,
-    options: Options,
-) -> (GenerationId, Report) {
-    let options = options.encoder(&setup.encoder);
-    let mut learner = Learner::open(&setup.store, None, settings, options).unwrap();
-    let experience = Experience {
-        models: Vec::new(),
-        examples,
-    };
-    let outcome = learner
-        .learn(&experience, None, &mut |_| Control::Continue)
-        .unwrap();
-    let Outcome::Learned(report) = outcome else {
-        panic!("stopped: {outcome:?}");
-    };
-    (learner.commit().unwrap(), *report)
+    toy::settings(&[&[("hybrid", "false")], pairs].concat())
 }
 
 /// How many examples have their model first.

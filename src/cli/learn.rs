@@ -216,6 +216,13 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
         report.models_added,
         report.replay.kept,
     ))?;
+    if let Some(hybrid) = &report.hybrid {
+        let s = &hybrid.strengths;
+        output::line(format!(
+            "hybrid: learned {:.2} + card {:.2} + exemplar {:.2} + domain {:.2} + prior {:.2}, fitted on {} held-out prompts",
+            s.learned, s.card, s.exemplar, s.domain, s.prior, hybrid.rows,
+        ))?;
+    }
     match (&report.generation, dry_run) {
         (Some(id), _) => output::line(format!("published {id}, child of {}", report.parent)),
         (None, true) => output::line("dry run: nothing was published"),

@@ -396,17 +396,25 @@ impl Sink {
                 ""
             }
         ))?;
-        let mut table =
-            output::Table::new(&[">#", "model", ">score", ">probability", "domain", "family"]);
+        let mut headings = vec![">#", "model", ">score", ">probability", "domain", "family"];
+        if decision.ranked.iter().any(|ranked| ranked.parts.is_some()) {
+            headings.push("learned + card + exemplar + domain + prior");
+        }
+        let mut table = output::Table::new(&headings);
         for (rank, ranked) in decision.ranked.iter().enumerate() {
-            table.row(vec![
+            let mut row = vec![
                 (rank + 1).to_string(),
                 ranked.model.to_string(),
                 format!("{:.3}", ranked.score),
                 format!("{:.2} %", ranked.probability * 100.0),
                 ranked.domain.to_string(),
                 ranked.family.as_deref().unwrap_or("-").to_owned(),
-            ]);
+            ];
+            row.extend(ranked.parts.map(|p| {
+                let parts = [p.learned, p.card, p.exemplar, p.domain, p.prior];
+                parts.map(|part| format!("{part:.2}")).join(" + ")
+            }));
+            table.row(row);
         }
         table.print()?;
         let domains: Vec<String> = decision

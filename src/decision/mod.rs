@@ -9,7 +9,7 @@ use serde::Serialize;
 pub use request::Request;
 
 use crate::generation::GenerationId;
-use crate::hub::ModelId;
+use crate::hub::{ModelId, Parts};
 
 /// Version of the JSON form of a [`Decision`].
 const SCHEMA_VERSION: u32 = 1;
@@ -52,8 +52,12 @@ pub struct Ranked {
     pub id: ModelId,
     /// Its name.
     pub model: Arc<str>,
-    /// s = cosine / tau (carve.md section 2).
+    /// s = cosine / tau (carve.md section 2); of a hybrid the sum of its parts.
     pub score: f32,
+    /// What the score is the sum of, where the generation is a hybrid of the learned score with what
+    /// the encoder remembers of cards and prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Parts>,
     /// Cosine of prompt and model embedding, -1 to 1.
     pub cosine: f32,
     /// Softmax of the scores over all eligible models: a relative confidence.

@@ -13,7 +13,8 @@ use crate::ops::reference::{self, noise, wide};
 use crate::ops::score::Keys;
 use crate::ops::top_k::Found;
 use crate::ops::{
-    Ops, attention, embed, gelu, layer_norm, linear, log_sum_exp, normalize, pool, score, top_k,
+    Ops, attention, domain_prior, embed, gelu, layer_norm, linear, log_sum_exp, normalize, pool,
+    score, top_k,
 };
 use crate::weights::{Table, View};
 
@@ -140,6 +141,7 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
         build.linear("projection", h, h, shape.prompts)?,
         build.normalize()?,
         build.score()?,
+        build.domain_prior()?,
         build.log_sum_exp()?,
         build.top_k()?,
         build.peak()?,
@@ -441,7 +443,7 @@ impl Builder<'_> {
                 score::Forward {
                     u: &u,
                     keys: &keys,
-                    tau: 0.5,
+                    scale: 2.0,
                     s,
                 },
             );
@@ -460,6 +462,42 @@ impl Builder<'_> {
         );
         case.bytes += 4.0 * (models * hidden) as f64;
         Ok(case)
+    }
+
+    fn domain_prior(&self) -> Result<Case> {
+        const DOMAINS: usize = 58;
+        let Shape {
+            prompts, models, ..
+        } = self.shape;
+        let (scores, of_domains) = (noise(prompts * models, 23), noise(prompts * DOMAINS, 24));
+        let of: Vec<u32> = (0..models).map(|m| small(m * 7 % DOMAINS)).collect();
+        let s = self.device.upload("s", models, &scores)?;
+        let domains = self.device.upload("domains", DOMAINS, &of_domains)?;
+        let of_tensor = self.device.upload_ids("of", 1, &of)?;
+        let ops = Arc::clone(self.ops);
+        let run = move |pass: &mut Pass<'_>, s: &mut _| {
+            let f = domain_prior::Forward {
+                domains: &domains,
+                of: &of_tensor,
+                strength: 0.5,
+                s,
+            };
+            ops.domain_prior.forward(pass, f);
+        };
+        let want = move || {
+            let (s, domains) = (wide(&scores), wide(&of_domains));
+            reference::domain_prior(&s, &domains, &of, DOMAINS, 0.5)
+        };
+        Ok(case(
+            "domain_prior",
+            "",
+            2.0,
+            12.0,
+            prompts * models,
+            s,
+            run,
+            want,
+        ))
     }
 
     fn log_sum_exp(&self) -> Result<Case> {

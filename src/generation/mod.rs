@@ -1,12 +1,15 @@
 //! Generations: trained routers on disk, each a folder that is whole or absent.
 
+pub(crate) mod calibration;
 pub(crate) mod cards;
 mod contents;
+pub(crate) mod exemplars;
 mod manifest;
 pub(crate) mod serving;
 mod store;
 mod zero_shot;
 
+pub use calibration::Calibration;
 pub(crate) use contents::{Contents, Draft};
 pub(crate) use manifest::ADAPTER;
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Plan, Plans, Sizes};
+use crate::device::{Device, Pass, Plan, Plans, Sizes, Tensor};
 use crate::encoder::{Encoder, read_manifest, sizes};
 use crate::error::{Result, bail};
 use crate::generation::manifest::EncoderPin;
@@ -14,6 +14,7 @@ use crate::hub::index::{Index, Ranking, Room};
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
+use crate::ops::normalize;
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
 
@@ -33,6 +34,8 @@ pub(crate) struct Serving {
 /// The tensors of one batch, from tokens to ranks.
 struct Tensors {
     activations: Activations,
+    /// [B, H]: unit vectors of the encoder as it came, for a hybrid.
+    frozen: Option<Tensor>,
     projected: Projected,
     room: Room,
 }
@@ -74,6 +77,7 @@ impl Serving {
             );
         }
         let (device, host) = (encoder.device(), encoder.host());
+        let hybrid = contents.hybrid()?;
         let (head, index) = host.run(|| {
             let head = Head::new(device, &contents.projection, encoder.width());
             let manifest = &contents.manifest;
@@ -83,6 +87,7 @@ impl Serving {
                 &contents.embeddings,
                 manifest.width,
                 manifest.tau,
+                hybrid,
             );
             (head, index)
         });
@@ -118,13 +123,13 @@ impl Serving {
                 let (reads, outcome) = self.device().run(plan, |pass, t| {
                     t.activations.upload(pass, &batch);
                     pass.stage();
-                    let bert = self.merged.as_ref().unwrap_or(encoder.bert());
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None);
+                    self.encode(pass, t);
                     pass.stage();
                     self.head
                         .forward(encoder.ops(), pass, &t.activations.pooled, &mut t.projected);
+                    let (u, x) = (&t.projected.u, t.frozen.as_ref());
                     self.index
-                        .forward(encoder.ops(), pass, &t.projected.u, k, &mut t.room)
+                        .forward(encoder.ops(), pass, u, x, k, &mut t.room)
                 })?;
                 let rankings = self.index.rankings(&reads, &outcome, batch.prompts())?;
                 Ok(Ranked {
@@ -135,6 +140,25 @@ impl Serving {
                 })
             },
         )
+    }
+
+    /// The prompts' features: of the network with the adapter and, for a hybrid, of the one without.
+    fn encode(&self, pass: &mut Pass<'_>, t: &mut Tensors) {
+        let encoder = &*self.encoder;
+        let (ops, base) = (encoder.ops(), encoder.bert());
+        let a = &mut t.activations;
+        if let Some(u) = &mut t.frozen {
+            base.forward(ops, pass, a, None);
+            u.resize(a.pooled.rows());
+            let z = &a.pooled;
+            ops.normalize.forward(pass, normalize::Forward { z, u });
+        }
+        match (&self.merged, &t.frozen) {
+            (Some(merged), _) => merged.forward(ops, pass, a, None),
+            (None, None) => base.forward(ops, pass, a, None),
+            // The features are there already.
+            (None, Some(_)) => {}
+        }
     }
 
     /// The best model of each prompt.
@@ -157,14 +181,53 @@ impl Serving {
         Ok(best)
     }
 
+    /// Of each prompt the unit vector by the learned router, [D], and the one by the frozen encoder,
+    /// [H], which is empty unless the generation is a hybrid.
+    pub(crate) fn vectors(&self, prompts: Vec<Tokens>) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+        let encoder = &*self.encoder;
+        let prompts: Vec<(usize, Tokens)> = prompts.into_iter().enumerate().collect();
+        let mut vectors = Vec::with_capacity(prompts.len());
+        for chunk in encoder.chunks(&prompts, self.index.most_prompts()) {
+            let batch = encoder.pack(chunk);
+            self.plans.with(
+                sizes(&batch),
+                |sizes| self.plan(sizes),
+                |plan| {
+                    let ((u, x), outcome) = self.device().run(plan, |pass, t| {
+                        t.activations.upload(pass, &batch);
+                        self.encode(pass, t);
+                        let h = &t.activations.pooled;
+                        self.head.forward(encoder.ops(), pass, h, &mut t.projected);
+                        let x = t.frozen.as_ref().map(|x| pass.read(x));
+                        (pass.read(&t.projected.u), x)
+                    })?;
+                    let x = x.map_or(&[][..], |x| outcome.f32(x));
+                    let (u, count) = (outcome.f32(u), batch.prompts());
+                    let row = |rows: &[f32], b: usize| {
+                        let width = rows.len() / count;
+                        rows[b * width..][..width].to_vec()
+                    };
+                    vectors.extend((0..count).map(|b| (row(u, b), row(x, b))));
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(vectors)
+    }
+
     fn plan(&self, sizes: Sizes) -> Result<Plan<Tensors>> {
         let device = self.device();
         let tensors = Tensors {
             activations: Activations::new(device, self.encoder.config(), sizes)?,
+            frozen: self
+                .index
+                .recalls()
+                .map(|width| device.scratch("x", sizes.prompts, width))
+                .transpose()?,
             projected: self.head.room(device, sizes.prompts)?,
             room: self.index.room(device, sizes.prompts)?,
         };
-        let reads = self.index.read_bytes(sizes.prompts);
+        let reads = self.index.read_bytes(sizes.prompts) + 4 * sizes.prompts * self.head.width();
         Plan::new(device, tensors, Activations::upload_bytes(sizes), reads)
     }
 }

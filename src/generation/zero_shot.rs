@@ -6,6 +6,7 @@ use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::cards::{self, CARDS};
 use crate::generation::contents::Draft;
+use crate::generation::exemplars::EXEMPLARS;
 use crate::generation::manifest::EncoderPin;
 use crate::generation::{GenerationId, Store};
 use crate::hub::{Hub, Model, ModelCard};
@@ -144,6 +145,12 @@ impl Store {
                 let all = contents.cards_with(encoder, models, &mut |_, _| {})?;
                 let bytes = cards::write(&all, encoder.width())?;
                 contents.parts.insert(CARDS.to_owned(), bytes);
+            }
+            if contents.parts.contains_key(EXEMPLARS) {
+                let mut exemplars = contents.exemplars()?;
+                exemplars.grow(contents.hub.len() + models.len());
+                let bytes = exemplars.write()?;
+                contents.parts.insert(EXEMPLARS.to_owned(), bytes);
             }
             contents.hub = contents
                 .hub

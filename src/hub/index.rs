@@ -1,14 +1,14 @@
 //! The scoring index: the models' keys on a device, exact top-k, scores of domains.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::device::{Device, Outcome, Pass, Read, Tensor, small};
 use crate::error::{Result, bail};
-use crate::hub::{Hub, domain_key};
+use crate::hub::hybrid::{Hybrid, Parts};
+use crate::hub::{Domains, Hub};
 use crate::ops::score::{self, Keys};
 use crate::ops::top_k::{self, Found};
-use crate::ops::{LOWEST, Ops, log_sum_exp, normalize};
+use crate::ops::{LOWEST, Ops, domain_prior, log_sum_exp, normalize};
 
 /// Scores of one batch that a device holds at most.
 const MOST_SCORES: usize = 1 << 24;
@@ -20,8 +20,17 @@ pub(crate) struct Index {
     /// [N + 1]
     offsets: Tensor,
     domains: Vec<Arc<str>>,
+    recalled: Option<Recalled>,
     tau: f32,
     eligible: usize,
+}
+
+/// What a hybrid adds to the learned scores.
+struct Recalled {
+    hybrid: Hybrid,
+    keys: Keys,
+    /// Domain of each model, [M].
+    of: Tensor,
 }
 
 /// The tensors of one batch.
@@ -42,6 +51,8 @@ pub(crate) struct Reads {
     k: usize,
     best: Best,
     domains: Read,
+    /// The frozen encoder's vectors of the prompts, of a hybrid.
+    x: Option<Read>,
 }
 
 enum Best {
@@ -59,6 +70,8 @@ pub(crate) struct Ranking {
     pub(crate) best: Vec<(u32, f32)>,
     /// For each domain the log-sum-exp of its members' scores; [`LOWEST`] or so without any.
     pub(crate) domains: Vec<f32>,
+    /// What each of the best models' scores is the sum of; empty without a hybrid.
+    pub(crate) parts: Vec<Parts>,
 }
 
 impl Index {
@@ -69,6 +82,7 @@ impl Index {
         rows: &[f32],
         width: usize,
         tau: f32,
+        hybrid: Option<Hybrid>,
     ) -> Result<Self> {
         if rows.len() != hub.len() * width {
             bail!(
@@ -82,27 +96,21 @@ impl Index {
         keys.chunks_exact_mut(width.max(1))
             .for_each(normalize::unit);
         let eligible: Vec<bool> = hub.iter().map(|(_, model)| !model.retired).collect();
-        let mut groups: BTreeMap<String, (Arc<str>, Vec<u32>)> = BTreeMap::new();
-        for (id, model) in hub.iter() {
-            let key = domain_key(&model.domain);
-            let group = groups
-                .entry(key)
-                .or_insert_with(|| (Arc::clone(&model.domain), Vec::new()));
-            group.1.push(id.0);
-        }
-        let mut members = Vec::with_capacity(hub.len());
+        let domains = Domains::new(hub);
+        let members = domains.members.concat();
         let mut offsets = vec![0];
-        let mut domains = Vec::with_capacity(groups.len());
-        for (name, ids) in groups.into_values() {
-            members.extend(ids);
-            offsets.push(small(members.len()));
-            domains.push(name);
+        for ids in &domains.members {
+            offsets.push(offsets.last().copied().unwrap_or(0) + small(ids.len()));
         }
+        let recalled = hybrid
+            .map(|hybrid| Recalled::new(device, hybrid, &eligible))
+            .transpose()?;
         Ok(Self {
             keys: Keys::new(device, &keys, width, &eligible)?,
             members: device.upload_ids("members", 1, &members)?,
             offsets: device.upload_ids("domain offsets", 1, &offsets)?,
-            domains,
+            domains: domains.names,
+            recalled,
             tau,
             eligible: eligible.iter().filter(|may| **may).count(),
         })
@@ -113,8 +121,15 @@ impl Index {
         &self.domains
     }
 
-    pub(crate) fn tau(&self) -> f32 {
-        self.tau
+    /// The cosine of prompt and model embedding behind a model's score, or behind its learned part.
+    pub(crate) fn cosine(&self, score: f32, parts: Option<&Parts>) -> f32 {
+        parts.map_or(score, |parts| parts.learned) / self.scale()
+    }
+
+    /// Width of the frozen encoder's vectors that [`Index::forward`] wants; none: it wants none.
+    pub(crate) fn recalls(&self) -> Option<usize> {
+        let recalled = self.recalled.as_ref()?;
+        Some(recalled.hybrid.memory.width)
     }
 
     /// Prompts of a batch.
@@ -124,7 +139,8 @@ impl Index {
 
     /// Bytes that a batch brings back at most.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
-        4 * prompts * (self.keys.models().max(2 * top_k::MOST) + self.domains.len())
+        let ranks = self.keys.models().max(2 * top_k::MOST);
+        4 * prompts * (ranks + self.domains.len() + self.recalls().unwrap_or(0))
     }
 
     pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Room> {
@@ -138,15 +154,18 @@ impl Index {
         })
     }
 
-    /// Ranks the hub for each row of `u` [B, D].
+    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, H], unit vectors of the frozen encoder, for
+    /// a hybrid.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
         pass: &mut Pass<'_>,
         u: &Tensor,
+        x: Option<&Tensor>,
         k: usize,
         room: &mut Room,
     ) -> Reads {
+        let recalled = self.recalled.as_ref().zip(x);
         let prompts = u.rows();
         let k = k.min(self.eligible);
         room.s.resize(prompts);
@@ -156,10 +175,19 @@ impl Index {
             score::Forward {
                 u,
                 keys: &self.keys,
-                tau: self.tau,
+                scale: self.scale(),
                 s: &mut room.s,
             },
         );
+        if let Some((recalled, x)) = recalled {
+            let f = score::Forward {
+                u: x,
+                keys: &recalled.keys,
+                scale: 1.0,
+                s: &mut room.s,
+            };
+            ops.score.forward_add(pass, f);
+        }
         ops.log_sum_exp.forward(
             pass,
             log_sum_exp::Forward {
@@ -170,11 +198,22 @@ impl Index {
             },
         );
         let domains = pass.read(&room.domains);
+        if let Some((recalled, _)) = recalled {
+            let f = domain_prior::Forward {
+                domains: &room.domains,
+                of: &recalled.of,
+                strength: recalled.prior(),
+                s: &mut room.s,
+            };
+            ops.domain_prior.forward(pass, f);
+        }
+        let x = recalled.map(|(_, x)| pass.read(x));
         if k > top_k::MOST {
             return Reads {
                 k,
                 best: Best::All(pass.read(&room.s)),
                 domains,
+                x,
             };
         }
         room.scores.resize(prompts * k);
@@ -193,7 +232,12 @@ impl Index {
             ids: pass.read(&room.ids),
             scores: pass.read(&room.scores),
         };
-        Reads { k, best, domains }
+        Reads {
+            k,
+            best,
+            domains,
+            x,
+        }
     }
 
     /// One ranking for each prompt.
@@ -217,11 +261,78 @@ impl Index {
                     Best::All(scores) => ranked(&outcome.f32(scores)[b * models..][..models], k),
                 };
                 let domains = outcome.f32(reads.domains)[b * count..][..count].to_vec();
-                let ranking = Ranking { best, domains };
+                let mut ranking = Ranking {
+                    best,
+                    domains,
+                    parts: Vec::new(),
+                };
+                if let Some((recalled, x)) = self.recalled.as_ref().zip(reads.x) {
+                    let width = recalled.hybrid.memory.width;
+                    recalled.finish(&mut ranking, &outcome.f32(x)[b * width..][..width]);
+                }
                 ranking.check()?;
                 Ok(ranking)
             })
             .collect()
+    }
+
+    /// What the learned cosine is multiplied with.
+    fn scale(&self) -> f32 {
+        let strength = self.recalled.as_ref().map_or(1.0, Recalled::learned);
+        strength / self.tau
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+impl Recalled {
+    fn new(device: &Device, hybrid: Hybrid, eligible: &[bool]) -> Result<Self> {
+        Ok(Self {
+            keys: Keys::new(device, &hybrid.keys(), hybrid.memory.width, eligible)?,
+            of: device.upload_ids("domain of each model", 1, &hybrid.memory.of)?,
+            hybrid,
+        })
+    }
+
+    fn learned(&self) -> f32 {
+        self.hybrid.strengths.learned as f32
+    }
+
+    fn prior(&self) -> f32 {
+        self.hybrid.strengths.prior as f32
+    }
+
+    /// Takes the logarithm of all domains' sum from what the device added for a model's own domain,
+    /// and says what each score is the sum of.
+    fn finish(&self, ranking: &mut Ranking, x: &[f32]) {
+        let Hybrid { strengths, memory } = &self.hybrid;
+        let total = log_sum_exp_of(&ranking.domains);
+        let prior = |s: f32| strengths.prior * (f64::from(s) - total);
+        let parts = ranking.best.iter_mut().map(|(id, score)| {
+            let model = *id as usize;
+            let own = ranking.domains[memory.of[model] as usize];
+            let [card, exemplar, domain] = memory.cosines(x, model);
+            *score -= (strengths.prior * total) as f32;
+            let [card, exemplar, domain, prior] = [
+                strengths.card * card,
+                strengths.exemplar * exemplar,
+                strengths.domain * domain,
+                prior(own),
+            ]
+            .map(|part| part as f32);
+            Parts {
+                learned: *score - (card + exemplar + domain + prior),
+                card,
+                exemplar,
+                domain,
+                prior,
+            }
+        });
+        ranking.parts = parts.collect();
+        for domain in &mut ranking.domains {
+            if *domain > LOWEST / 2.0 {
+                *domain += prior(*domain) as f32;
+            }
+        }
     }
 }
 
@@ -257,4 +368,14 @@ impl Ranking {
         }
         Ok(())
     }
+}
+
+/// In f64: over all domains, which is over all eligible models.
+pub(crate) fn log_sum_exp_of(scores: &[f32]) -> f64 {
+    let peak = scores.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = scores
+        .iter()
+        .map(|score| (f64::from(*score) - f64::from(peak)).exp())
+        .sum();
+    f64::from(peak) + sum.ln()
 }

@@ -1,11 +1,15 @@
 //! The hub: which models there are, and the index that scores them.
 
 pub(crate) mod cards;
+mod domains;
+pub(crate) mod hybrid;
 pub(crate) mod index;
 mod lifecycle;
 mod registry;
 
 pub use cards::{ModelCard, read_models};
+pub(crate) use domains::Domains;
+pub use hybrid::{Parts, Strengths};
 pub use registry::{Hub, Model, ModelId};
 
 /// A domain as it is compared: trimmed, lower-case, runs of white space one space; `unknown` for

@@ -8,6 +8,7 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::cards::{self, CARDS};
+use crate::generation::exemplars::EXEMPLARS;
 use crate::generation::serving::{Serving, open_encoder};
 use crate::generation::{
     ADAPTER, Contents, Draft, GenerationId, Learned, Lock, NewModel, Store, card_row,
@@ -21,6 +22,7 @@ use crate::learn::draws::{Draws, Stream, stream_key};
 use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape};
 use crate::learn::ewc::{self, Consolidated, FISHER, Held};
 use crate::learn::experience::{self, Experience, Row, RowInput};
+use crate::learn::hybrid;
 use crate::learn::memory::kept;
 use crate::learn::replay::{HELD_OUT, REPLAY};
 use crate::learn::report::{self, Kept, LossTerms, Measured, Report};
@@ -28,7 +30,7 @@ use crate::learn::rows;
 use crate::learn::schedule::Schedule;
 use crate::learn::settings::{
     AdamwRows, AnchorForm, AnchorRows, Batching, CandidateMode, ClipScope, EwcScope, InitProfile,
-    InitRows, MiningScore, Regulariser, ReplayStrategy, Settings,
+    InitRows, MiningScore, Privacy, Regulariser, ReplayStrategy, Settings,
 };
 use crate::learn::state::State;
 use crate::learn::targets::{Softness, target};
@@ -225,7 +227,15 @@ impl Learner {
         let mut task = self.task(rows, hub, number, experience::digest(&experience.examples));
         task.update = experience::digest_of_update(&task.digest, &new_models);
         let mixed = settings.rows() == InitRows::CardMix;
-        let cards = (mixed || contents.parts.contains_key(CARDS))
+        let has_cards = contents.manifest.learned.is_none() || contents.parts.contains_key(CARDS);
+        let mixes = settings.hybrid && has_cards;
+        if settings.hybrid && !has_cards {
+            log::warn!(
+                "{}: no {CARDS}: it was learned without hybrid = true, and so are its children",
+                self.parent
+            );
+        }
+        let cards = (mixed || mixes || contents.parts.contains_key(CARDS))
             .then(|| contents.cards_with(&encoder, &new_models, &mut |_, _| {}))
             .transpose()?;
         let mut engine = self.engine(&encoder, &contents, &task, &new_models, &cards)?;
@@ -263,8 +273,14 @@ impl Learner {
             }
         };
         drop(engine);
-        if settings.replay_strategy != ReplayStrategy::None {
-            let vectors = experience::frozen_vectors(&encoder, &learned)?;
+        let centroids = mixes && settings.replay_privacy != Privacy::Hashes;
+        let replayed = settings.replay_strategy != ReplayStrategy::None;
+        let vectors = if centroids || replayed {
+            experience::frozen_vectors(&encoder, &learned)?
+        } else {
+            Vec::new()
+        };
+        if replayed {
             let rows = &task.rows[..fresh];
             let chosen = experience::choose(&learned, rows, &vectors, settings, number.into());
             replay.entries.extend(chosen);
@@ -281,8 +297,18 @@ impl Learner {
         if let Some(cards) = &cards {
             parts.push((CARDS, cards::write(cards, encoder.width())?));
         }
+        if centroids {
+            let rows = &task.rows[..fresh];
+            let all = hybrid::exemplars(&contents, task.hub.len(), rows, &vectors)?;
+            parts.push((EXEMPLARS, all.write()?));
+        }
         let device = encoder.device_name();
-        let draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
+        let mut draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
+        let calibration = mixes.then(|| {
+            let held: Vec<&Row> = old.iter().chain(&new).collect();
+            hybrid::calibrate(&mut draft, &self.parent, &encoder, &held)
+        });
+        let calibration = calibration.transpose()?;
 
         let child = draft.contents();
         let [after, gained] =
@@ -313,6 +339,7 @@ impl Learner {
             forgetting_by_domain: before.lost(&after),
             refused,
             replay: sizes,
+            hybrid: calibration,
             projection_drift: report::projection_drift(&contents.projection, &child.projection),
             row_drift_degrees: report::row_drift(old_rows, &child.embeddings, layout.w.rows),
             peak_memory_bytes: report::peak_memory(),

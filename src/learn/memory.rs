@@ -1,6 +1,7 @@
 //! What a store remembers of prompts: to be listed, and to be taken back.
 
 use crate::error::{Result, bail};
+use crate::generation::exemplars::EXEMPLARS;
 use crate::generation::{Contents, GenerationId, Store};
 use crate::learn::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
 
@@ -44,15 +45,27 @@ pub fn would_forget(store: &Store, prompt: &str) -> Result<usize> {
 
 /// Takes the prompt's entries out of `contents`; how many there were.
 fn take_out(contents: &mut Contents, prompt: &str) -> Result<usize> {
-    let mut removed = 0;
+    let mut removed = Vec::new();
     for part in [REPLAY, HELD_OUT] {
         let mut kept = kept(contents, part)?;
-        let count = kept.remove_hash(prompt) + kept.remove_text(prompt);
-        if count > 0 {
+        let mut taken = kept.remove_hash(prompt);
+        taken.extend(kept.remove_text(prompt));
+        if !taken.is_empty() {
             contents.parts.insert(part.to_owned(), kept.to_bytes()?);
         }
-        removed += count;
+        removed.extend(taken);
     }
+    // A centroid of few prompts tells of each of them.
+    if contents.parts.contains_key(EXEMPLARS) && !removed.is_empty() {
+        let mut exemplars = contents.exemplars()?;
+        for entry in &removed {
+            exemplars.clear(entry.model);
+        }
+        contents
+            .parts
+            .insert(EXEMPLARS.to_owned(), exemplars.write()?);
+    }
+    let removed = removed.len();
     if removed == 0 {
         bail!(
             InvalidRequest,

@@ -3,6 +3,7 @@
 mod accuracy;
 mod awake;
 mod batches;
+mod calibrate;
 mod candidates;
 mod coreset;
 mod data;
@@ -11,6 +12,7 @@ mod draws;
 mod engine;
 mod ewc;
 mod experience;
+mod hybrid;
 mod learner;
 mod memory;
 mod replay;

@@ -165,16 +165,14 @@ impl Replay {
         Ok(replay)
     }
 
-    /// Takes out every entry of the query with this SHA-256; how many there were.
-    pub(crate) fn remove_hash(&mut self, query_sha256: &str) -> usize {
-        let before = self.entries.len();
-        self.entries
-            .retain(|entry| !entry.query_sha256.eq_ignore_ascii_case(query_sha256));
-        before - self.entries.len()
+    /// Takes out every entry of the query with this SHA-256.
+    pub(crate) fn remove_hash(&mut self, query_sha256: &str) -> Vec<ReplayEntry> {
+        let of_it = |entry: &mut ReplayEntry| entry.query_sha256.eq_ignore_ascii_case(query_sha256);
+        self.entries.extract_if(.., of_it).collect()
     }
 
-    /// Takes out every entry of the same query as `text`; how many there were.
-    pub(crate) fn remove_text(&mut self, text: &str) -> usize {
+    /// Takes out every entry of the same query as `text`.
+    pub(crate) fn remove_text(&mut self, text: &str) -> Vec<ReplayEntry> {
         self.remove_hash(&query_digest(text))
     }
 }
@@ -267,10 +265,11 @@ mod tests {
     #[test]
     fn entries_are_removed_by_text_or_hash() {
         let mut left = replay();
-        assert_eq!(left.remove_text(" FIND \"it\" é "), 2, "the same query");
-        assert_eq!(left.remove_text("find it"), 0);
+        let same = left.remove_text(" FIND \"it\" é ");
+        assert_eq!(same.len(), 2, "the same query");
+        assert!(left.remove_text("find it").is_empty());
         let hash = query_digest("Secret");
-        assert_eq!(left.remove_hash(&hash), 1);
+        assert_eq!(left.remove_hash(&hash).len(), 1);
         assert!(left.entries.is_empty());
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::generation::GenerationId;
+use crate::generation::{Calibration, GenerationId};
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
 
@@ -42,6 +42,8 @@ pub struct Report {
     pub refused: bool,
     /// Prompts kept for the next time.
     pub replay: Kept,
+    /// How the hybrid's strengths were fitted; none: the generation has no hybrid.
+    pub hybrid: Option<Calibration>,
     /// Frobenius norm of W's change over that of W.
     pub projection_drift: f64,
     /// Mean and largest angle by which old rows of E turned, in degrees.

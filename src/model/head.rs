@@ -27,8 +27,13 @@ impl Head {
         })
     }
 
+    /// D
+    pub(crate) fn width(&self) -> usize {
+        self.projection.outputs()
+    }
+
     pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Projected> {
-        let width = self.projection.outputs();
+        let width = self.width();
         Ok(Projected {
             z: device.scratch("z", prompts, width)?,
             u: device.scratch("u", prompts, width)?,

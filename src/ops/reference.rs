@@ -331,6 +331,28 @@ pub(crate) fn score(
     s
 }
 
+/// `s` [B, M] + strength `domains` [B, N] of each model's domain
+pub(crate) fn domain_prior(
+    s: &[f64],
+    domains: &[f64],
+    of: &[u32],
+    count: usize,
+    strength: f64,
+) -> Vec<f64> {
+    let mut out = Vec::new();
+    for (s, domains) in s.chunks_exact(of.len()).zip(domains.chunks_exact(count)) {
+        let scored = s.iter().zip(of);
+        out.extend(scored.map(|(s, of)| {
+            if *s > f64::from(LOWEST) {
+                s + strength * domains[*of as usize]
+            } else {
+                *s
+            }
+        }));
+    }
+    out
+}
+
 /// `s` [B, M] -> out [B, N]
 pub(crate) fn log_sum_exp(s: &[f64], models: usize, members: &[u32], offsets: &[u32]) -> Vec<f64> {
     let mut out = Vec::new();

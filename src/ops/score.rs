@@ -1,4 +1,4 @@
-//! Scores of all models: u [B, D] . keys [M, D]^T / tau, eligible bits -> s [B, M].
+//! Scores of all models: scale u [B, D] . keys [M, D]^T, eligible bits -> s [B, M].
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
@@ -26,9 +26,10 @@ struct Dims {
 
 pub(crate) struct Score {
     forward: Kernel,
+    forward_add: Kernel,
 }
 
-/// The models' unit rows and which of them may be returned.
+/// The models' rows and which of them may be returned.
 pub(crate) struct Keys {
     values: Values,
     /// A bit per model, 32 to a word.
@@ -44,7 +45,7 @@ enum Values {
 }
 
 impl Keys {
-    /// `rows`: [M, D] of unit length; `eligible`: one for each row.
+    /// `rows`: [M, D]; `eligible`: one for each row.
     pub(crate) fn new(
         device: &Device,
         rows: &[f32],
@@ -103,11 +104,11 @@ impl Keys {
     }
 }
 
-/// `u`: [B, D], unit rows; `s`: [B, M], overwritten.
+/// `u`: [B, D]; `s`: [B, M], overwritten or added to.
 pub(crate) struct Forward<'t> {
     pub(crate) u: &'t Tensor,
     pub(crate) keys: &'t Keys,
-    pub(crate) tau: f32,
+    pub(crate) scale: f32,
     pub(crate) s: &'t mut Tensor,
 }
 
@@ -115,50 +116,58 @@ impl Score {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             forward: device.kernel(&SHADER, "forward", &[])?,
+            forward_add: device.kernel(&SHADER, "forward_add", &[])?,
         })
     }
 
+    /// Overwrites s.
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
-        let (prompts, models) = (f.u.rows(), f.keys.models);
-        f.u.expect("score", "u", prompts, f.keys.width);
-        f.s.expect("score", "s", prompts, models);
-        let scale = 1.0 / f.tau;
-        match (pass, &f.keys.values) {
-            (Pass::Gpu(gpu), Values::Gpu(keys, eligible)) => gpu.dispatch(
-                &self.forward,
-                [groups(models, WG), groups(prompts, PROMPTS), 1],
-                &Dims {
-                    prompts: small(prompts),
-                    models: small(models),
-                    width: small(f.keys.width),
-                    scale,
-                },
-                &[
-                    ("u", f.u),
-                    ("keys", keys),
-                    ("eligible", eligible),
-                    ("s", f.s),
-                ],
-            ),
-            (Pass::Cpu(pass), Values::Cpu(keys)) => {
-                let s = f.s.f32_mut();
-                let u = Matrix::of_rows(f.u.f32(), f.keys.width);
-                let y = RowsMut::whole(s, models);
-                gemm::multiply(pass.cpu, u, keys, Finish::Set(1.0), y);
-                let eligible = &f.keys.eligible;
-                pass.cpu.rows(s, models, models, |_, rows| {
-                    for (m, s) in rows.iter_mut().enumerate() {
-                        let m = m % models;
-                        *s = if eligible[m / 32] >> (m % 32) & 1 == 1 {
-                            *s * scale
-                        } else {
-                            LOWEST
-                        };
+        score(pass, &self.forward, f, Finish::Set);
+    }
+
+    /// Adds to s, in which another call has written.
+    pub(crate) fn forward_add(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+        score(pass, &self.forward_add, f, Finish::Add);
+    }
+}
+
+fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -> Finish<'static>) {
+    let (prompts, models) = (f.u.rows(), f.keys.models);
+    f.u.expect("score", "u", prompts, f.keys.width);
+    f.s.expect("score", "s", prompts, models);
+    match (pass, &f.keys.values) {
+        (Pass::Gpu(gpu), Values::Gpu(keys, eligible)) => gpu.dispatch(
+            kernel,
+            [groups(models, WG), groups(prompts, PROMPTS), 1],
+            &Dims {
+                prompts: small(prompts),
+                models: small(models),
+                width: small(f.keys.width),
+                scale: f.scale,
+            },
+            &[
+                ("u", f.u),
+                ("keys", keys),
+                ("eligible", eligible),
+                ("s", f.s),
+            ],
+        ),
+        (Pass::Cpu(pass), Values::Cpu(keys)) => {
+            let s = f.s.f32_mut();
+            let u = Matrix::of_rows(f.u.f32(), f.keys.width);
+            let y = RowsMut::whole(s, models);
+            gemm::multiply(pass.cpu, u, keys, finish(f.scale), y);
+            let eligible = &f.keys.eligible;
+            pass.cpu.rows(s, models, models, |_, rows| {
+                for (m, s) in rows.iter_mut().enumerate() {
+                    let m = m % models;
+                    if eligible[m / 32] >> (m % 32) & 1 == 0 {
+                        *s = LOWEST;
                     }
-                });
-            }
-            _ => unreachable!("score: keys live on another device"),
+                }
+            });
         }
+        _ => unreachable!("score: keys live on another device"),
     }
 }
 
@@ -190,7 +199,7 @@ mod tests {
                         Forward {
                             u: &u,
                             keys: &keys,
-                            tau: 0.08,
+                            scale: 12.5,
                             s: &mut s,
                         },
                     );
@@ -223,6 +232,61 @@ mod tests {
             let want = reference::score(&wide(&u), &wide(&keys), width, &eligible, 0.08);
             for s in outputs(&u, &keys, width, &eligible) {
                 assert_close("score", &s, &want, BOUND);
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_call_adds_and_ineligible_models_stay_lowest() {
+        for (prompts, models, widths) in [(1, 1, [1, 3]), (3, 65, [17, 5]), (9, 257, [64, 40])] {
+            let eligible: Vec<bool> = (0..models).map(|m| m % 5 != 3).collect();
+            let parts = widths.map(|width| {
+                let seed = width as u64;
+                (
+                    noise(prompts * width, seed),
+                    noise(models * width, seed + 100),
+                )
+            });
+            let scales = [12.5, 0.5];
+            let each = |(u, keys): &(Vec<f32>, Vec<f32>), width: usize, scale: f64| {
+                reference::score(&wide(u), &wide(keys), width, &eligible, 1.0 / scale)
+            };
+            let first = each(&parts[0], widths[0], 12.5);
+            let second = each(&parts[1], widths[1], 0.5);
+            let want: Vec<f64> = first
+                .iter()
+                .zip(&second)
+                .zip((0..models).cycle())
+                .map(|((a, b), m)| if eligible[m] { a + b } else { LOWEST.into() })
+                .collect();
+            for device in &devices() {
+                let op = Score::new(device).unwrap();
+                let keys = parts
+                    .each_ref()
+                    .map(|(_, keys)| keys)
+                    .iter()
+                    .zip(widths)
+                    .map(|(keys, width)| Keys::new(device, keys, width, &eligible).unwrap())
+                    .collect::<Vec<_>>();
+                let u = [0, 1].map(|i| device.upload("u", widths[i], &parts[i].0).unwrap());
+                let mut s = device.scratch("s", prompts, models).unwrap();
+                let (read, outcome) = run(device, |pass| {
+                    for i in [0, 1] {
+                        let f = Forward {
+                            u: &u[i],
+                            keys: &keys[i],
+                            scale: scales[i],
+                            s: &mut s,
+                        };
+                        if i == 0 {
+                            op.forward(pass, f);
+                        } else {
+                            op.forward_add(pass, f);
+                        }
+                    }
+                    pass.read(&s)
+                });
+                assert_close("score, added", outcome.f32(read), &want, BOUND);
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::generation::serving::{Serving, open_encoder, short};
 use crate::generation::{Contents, GenerationId, Store};
 use crate::hub::Hub;
-use crate::hub::index::Ranking;
+use crate::hub::index::{Ranking, log_sum_exp_of};
 use crate::ops::LOWEST;
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
@@ -297,8 +297,12 @@ fn decide(
     ranking: Ranking,
     timing: Timing,
 ) -> Decision {
-    let Ranking { best, domains } = ranking;
-    let total = log_sum_exp(&domains);
+    let Ranking {
+        best,
+        domains,
+        parts,
+    } = ranking;
+    let total = log_sum_exp_of(&domains);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
     let probability = |score: f32| (f64::from(score) - total).exp() as f32;
     let margin = match best.as_slice() {
@@ -307,15 +311,18 @@ fn decide(
     };
     let ranked = best
         .iter()
+        .enumerate()
         .take(request.top)
-        .filter_map(|&(id, score)| {
+        .filter_map(|(place, &(id, score))| {
+            let parts = parts.get(place).copied();
             let id = crate::hub::ModelId(id);
             let model = serving.hub.get(id)?;
             Some(Ranked {
                 id,
                 model: Arc::clone(&model.name),
                 score,
-                cosine: score * serving.index.tau(),
+                cosine: serving.index.cosine(score, parts.as_ref()),
+                parts,
                 probability: probability(score),
                 domain: Arc::clone(&model.domain),
                 family: model.family.clone(),
@@ -358,14 +365,4 @@ fn decide(
 fn degraded(device: Option<&str>, generation: Option<&str>) -> Option<String> {
     let reasons: Vec<&str> = [device, generation].into_iter().flatten().collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
-}
-
-/// In f64: the total over all domains, which is the total over all eligible models.
-fn log_sum_exp(scores: &[f32]) -> f64 {
-    let peak = scores.iter().copied().fold(f32::MIN, f32::max);
-    let sum: f64 = scores
-        .iter()
-        .map(|score| (f64::from(*score) - f64::from(peak)).exp())
-        .sum();
-    f64::from(peak) + sum.ln()
 }

@@ -9,6 +9,7 @@
 
 #[cfg(feature = "cli")]
 pub mod command;
+pub mod toy;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -25,10 +25,11 @@ const PLAIN: &[(&str, &str)] = &[
 ];
 
 /// What methods differ in, or the plan says: no change for all of them.
-const FIXED: [&str; 5] = [
+const FIXED: [&str; 6] = [
     "replay.ratio",
     "replay.strategy",
     "hold_out",
+    "hybrid",
     "seed",
     "epochs",
 ];
@@ -97,6 +98,7 @@ impl Recipe {
     pub(crate) fn base(self) -> Result<Settings> {
         let mut settings = Settings::edge();
         settings.set("hold_out", "false")?;
+        settings.set("hybrid", "false")?;
         if self.replay == "0" {
             settings.set("replay.strategy", "none")?;
         } else {

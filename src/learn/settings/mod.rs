@@ -114,6 +114,9 @@ pub struct Settings {
     pub replay_privacy: Privacy,
     /// Keep one example in eight out, to measure on now and later.
     pub hold_out: bool,
+    /// Keep what the hybrid of the learned score with cards and prompts needs, fit its strengths on the
+    /// examples that are held out, and serve it.
+    pub hybrid: bool,
     /// What holds W and the old rows of E.
     pub regulariser: Regulariser,
     /// Strength of the embedding anchor; see [`Settings::embedding_strength`].
@@ -207,6 +210,7 @@ impl Settings {
             init_profile: InitProfile::Card,
             candidates: CandidateMode::All,
             anchor_embedding: 1e2,
+            hybrid: true,
             anchor_phase: AnchorPhase::Both,
             prior_old: -3.0,
             replay_weight: 1.0,
@@ -253,6 +257,7 @@ impl Settings {
             replay_per_model: 3,
             replay_privacy: Privacy::Text,
             hold_out: true,
+            hybrid: false,
             regulariser: Regulariser::Anchors,
             anchor_embedding: 1e4,
             anchor_projection: 5e4,

@@ -1,0 +1,177 @@
+//! Exemplar centroids of a hub: for each model the mean of the unit vectors, by the frozen encoder, of
+//! the prompts that it was learned with.
+//!
+//! Nothing that is learned later changes them: an old model's centroid moves only with new prompts
+//! of its own. They are of prompts as vectors are: a model with one prompt has that prompt's vector.
+
+use half::f16;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::{Result, bail, error};
+use crate::ops::normalize::unit;
+
+/// Its name in a generation.
+pub(crate) const EXEMPLARS: &str = "exemplars.safetensors";
+const MEANS: &str = "prompt_means";
+const COUNTS: &str = "prompt_counts";
+
+/// Sums and counts of each model's prompt vectors.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Exemplars {
+    width: usize,
+    /// [M, H]
+    means: Vec<f32>,
+    /// [M]
+    counts: Vec<u32>,
+}
+
+impl Exemplars {
+    /// Of a hub whose models have none.
+    pub(crate) fn none(models: usize, width: usize) -> Self {
+        Self {
+            width,
+            means: vec![0.0; models * width],
+            counts: vec![0; models],
+        }
+    }
+
+    /// Of a hub that has grown to `models`: new ones have none.
+    pub(crate) fn grow(&mut self, models: usize) {
+        self.means.resize(models * self.width, 0.0);
+        self.counts.resize(models, 0);
+    }
+
+    /// Adds a prompt of `model`; `vector`: [H], of any length but zero.
+    pub(crate) fn add(&mut self, model: u32, vector: &[f32]) {
+        let mut vector = vector.to_vec();
+        unit(&mut vector);
+        let model = model as usize;
+        self.counts[model] += 1;
+        let share = 1.0 / self.counts[model] as f32;
+        let mean = &mut self.means[model * self.width..][..self.width];
+        for (mean, x) in mean.iter_mut().zip(&vector) {
+            *mean += share * (x - *mean);
+        }
+    }
+
+    /// Forgets the prompts of `model`.
+    pub(crate) fn clear(&mut self, model: u32) {
+        let model = model as usize;
+        self.counts[model] = 0;
+        self.means[model * self.width..][..self.width].fill(0.0);
+    }
+
+    /// The mean of each model's prompts, [M, H], with how many they were.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&[f32], u32)> {
+        let means = self.means.chunks_exact(self.width.max(1));
+        means.zip(self.counts.iter().copied())
+    }
+
+    /// The bytes of the part.
+    pub(crate) fn write(&self) -> Result<Vec<u8>> {
+        let wrong = |e| error!(Format, "{EXEMPLARS}: cannot be written: {e}");
+        let means: Vec<u8> = self
+            .means
+            .iter()
+            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+            .collect();
+        let counts: Vec<u8> = self.counts.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let models = self.counts.len();
+        let views = [
+            (
+                MEANS,
+                TensorView::new(Dtype::F16, vec![models, self.width], &means).map_err(wrong)?,
+            ),
+            (
+                COUNTS,
+                TensorView::new(Dtype::U32, vec![models], &counts).map_err(wrong)?,
+            ),
+        ];
+        safetensors::serialize(views, None).map_err(wrong)
+    }
+
+    /// Reads the part of a generation with `models` models and an encoder of `width`.
+    ///
+    /// Errors: it is malformed or of another hub.
+    pub(crate) fn read(bytes: &[u8], models: usize, width: usize) -> Result<Self> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+        let tensor = |name: &str, dtype: Dtype, shape: &[usize]| {
+            let found = file
+                .tensor(name)
+                .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
+            if found.shape() != shape || found.dtype() != dtype {
+                bail!(
+                    Mismatch,
+                    "{name}: expected {shape:?} {dtype:?}, found {:?} {:?}",
+                    found.shape(),
+                    found.dtype()
+                );
+            }
+            Ok(found.data().to_vec())
+        };
+        let means: Vec<f32> = tensor(MEANS, Dtype::F16, &[models, width])?
+            .chunks_exact(2)
+            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect();
+        let counts = tensor(COUNTS, Dtype::U32, &[models])?
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        if let Some(at) = means.iter().position(|value| !value.is_finite()) {
+            bail!(
+                Numeric,
+                "{MEANS}: element {at}: expected a finite number, found {}",
+                means[at]
+            );
+        }
+        Ok(Self {
+            width,
+            means,
+            counts,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn two() -> Exemplars {
+        let mut exemplars = Exemplars::none(2, 2);
+        exemplars.add(1, &[3.0, 0.0]);
+        exemplars.add(1, &[0.0, 5.0]);
+        exemplars
+    }
+
+    #[test]
+    fn a_mean_is_of_unit_vectors_and_an_old_one_stays() {
+        let mut exemplars = two();
+        exemplars.grow(3);
+        exemplars.add(2, &[0.0, -2.0]);
+        let each: Vec<_> = exemplars.each().map(|(m, n)| (m.to_vec(), n)).collect();
+        assert_eq!(each[0], (vec![0.0, 0.0], 0));
+        assert_eq!(each[1], (vec![0.5, 0.5], 2));
+        assert_eq!(each[2], (vec![0.0, -1.0], 1));
+        exemplars.clear(1);
+        assert_eq!(exemplars.each().nth(1).unwrap(), (&[0.0, 0.0][..], 0));
+    }
+
+    #[test]
+    fn the_part_comes_back() {
+        let exemplars = two();
+        let bytes = exemplars.write().unwrap();
+        assert_eq!(Exemplars::read(&bytes, 2, 2).unwrap(), exemplars);
+        let refused = |bytes: &[u8], models: usize, kind: ErrorKind, want: &str| {
+            let error = Exemplars::read(bytes, models, 2).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert_eq!(error.kind(), kind);
+        };
+        let want = "prompt_means: expected [3, 2] F16, found [2, 2] F16";
+        refused(&bytes, 3, ErrorKind::Mismatch, want);
+        refused(&bytes[1..], 2, ErrorKind::Format, "not safetensors");
+    }
+}

@@ -1,0 +1,165 @@
+//! The hybrid of the learned score with what the frozen encoder remembers.
+//!
+//! With x the unit vector of the prompt by the encoder as it came, and d a model's domain,
+//!
+//! ```text
+//! s_m   = learned cos(u, e_m) / tau + card cos(x, c_m) + exemplar cos(x, g_m) + domain cos(x, G_d)
+//! score = s_m + prior ln p(d),    p(d) = sum over d's models of exp(s) / the same over all models
+//! ```
+//!
+//! c_m is the vector of the model's cards, g_m that of the prompts it was learned with (of its cards
+//! while there are none), G_d that of all prompts of its domain. Only `learned` was trained; the
+//! other parts cannot drift, whatever is learned later. The five strengths are fitted when a
+//! generation is learned (`learn::calibrate`) and kept in it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::hub::{Domains, Hub};
+use crate::ops::normalize::unit;
+
+/// Strengths of the hybrid's parts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Strengths {
+    /// Of the learned score.
+    pub learned: f64,
+    /// Of the cosine with the model's cards.
+    pub card: f64,
+    /// Of the cosine with the centroid of the model's prompts.
+    pub exemplar: f64,
+    /// Of the cosine with the centroid of its domain's prompts.
+    pub domain: f64,
+    /// Of the logarithm of its domain's probability; above -1.
+    pub prior: f64,
+}
+
+/// What a hybrid score is the sum of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Parts {
+    /// The learned score, with its strength.
+    pub learned: f32,
+    /// The cosine with the model's cards, with its strength.
+    pub card: f32,
+    /// The cosine with the centroid of the model's prompts (of its cards while it has none), with its
+    /// strength.
+    pub exemplar: f32,
+    /// The cosine with the centroid of its domain's prompts, with its strength.
+    pub domain: f32,
+    /// The logarithm of its domain's probability by the other parts, with its strength.
+    pub prior: f32,
+}
+
+impl Default for Strengths {
+    /// Chosen on the development split of CMRBench (benches/README.md): what a fit starts from and
+    /// is drawn to.
+    fn default() -> Self {
+        Self {
+            learned: 0.8,
+            card: 1.0,
+            exemplar: 6.0,
+            domain: 2.0,
+            prior: 0.5,
+        }
+    }
+}
+
+/// What the frozen encoder's vector of a prompt is compared with.
+#[derive(Clone)]
+pub(crate) struct Memory {
+    pub(crate) width: usize,
+    /// c [M, H], unit rows.
+    pub(crate) cards: Vec<f32>,
+    /// g [M, H], unit rows.
+    pub(crate) exemplars: Vec<f32>,
+    /// G [N, H], unit rows, or zero for a domain without prompts.
+    pub(crate) domains: Vec<f32>,
+    /// Domain of each model, [M].
+    pub(crate) of: Vec<u32>,
+}
+
+/// A generation's hybrid: what it remembers, and how much it counts.
+#[derive(Clone)]
+pub(crate) struct Hybrid {
+    pub(crate) strengths: Strengths,
+    pub(crate) memory: Memory,
+}
+
+impl Memory {
+    /// `cards`: [M, H], unit rows; `exemplars`: the mean [H] of each model's prompts, and how many
+    /// they were.
+    pub(crate) fn new<'e>(
+        hub: &Hub,
+        cards: Vec<f32>,
+        exemplars: impl Iterator<Item = (&'e [f32], u32)>,
+        width: usize,
+    ) -> Self {
+        let groups = Domains::new(hub);
+        let mut domains = vec![0.0; groups.names.len() * width];
+        let mut of_models = cards.clone();
+        let rows = of_models.chunks_exact_mut(width.max(1));
+        for ((row, (mean, count)), of) in rows.zip(exemplars).zip(&groups.of) {
+            if count > 0 {
+                row.copy_from_slice(mean);
+                unit(row);
+                let domain = &mut domains[*of as usize * width..][..width];
+                for (sum, x) in domain.iter_mut().zip(mean) {
+                    *sum += count as f32 * x;
+                }
+            }
+        }
+        domains.chunks_exact_mut(width.max(1)).for_each(unit);
+        Self {
+            width,
+            cards,
+            exemplars: of_models,
+            domains,
+            of: groups.of,
+        }
+    }
+
+    /// Cosines of x [H] with the cards, the prompts and the domain of `model`.
+    pub(crate) fn cosines(&self, x: &[f32], model: usize) -> [f64; 3] {
+        let dot = |rows: &[f32], row: usize| -> f64 {
+            let row = &rows[row * self.width..][..self.width];
+            let products = row
+                .iter()
+                .zip(x)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b));
+            products.sum()
+        };
+        [
+            dot(&self.cards, model),
+            dot(&self.exemplars, model),
+            dot(&self.domains, self.of[model] as usize),
+        ]
+    }
+}
+
+impl Hybrid {
+    /// A row for each model, [M, H], whose product with x is all of s but the learned part.
+    pub(crate) fn keys(&self) -> Vec<f32> {
+        let Memory {
+            width,
+            cards,
+            exemplars,
+            domains,
+            of,
+        } = &self.memory;
+        let s = &self.strengths;
+        #[expect(clippy::cast_possible_truncation, reason = "keys are f32")]
+        let [card, exemplar, domain] = [s.card, s.exemplar, s.domain].map(|s| s as f32);
+        let mut keys = Vec::with_capacity(cards.len());
+        for (model, of) in of.iter().enumerate() {
+            let row = |rows: &'_ [f32], row: usize| rows[row * width..][..*width].to_vec();
+            let (c, g, d) = (
+                row(cards, model),
+                row(exemplars, model),
+                row(domains, *of as usize),
+            );
+            keys.extend((0..*width).map(|i| card * c[i] + exemplar * g[i] + domain * d[i]));
+        }
+        keys
+    }
+}

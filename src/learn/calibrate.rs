@@ -1,0 +1,453 @@
+//! Strengths of a hybrid, fitted on held-out prompts: the most likely ones, drawn to the defaults.
+//!
+//! A hybrid score (`hub::hybrid`) makes the probability of a model that of its domain, times its own
+//! among the domain's models:
+//!
+//! ```text
+//! -ln P(m) = -beta L_d + ln sum over d' of exp(beta L_d')  +  L_d - s_m,     beta = 1 + prior
+//! L_d = ln sum over d's models of exp(s)
+//! ```
+//!
+//! The sum of that over the prompts' models, plus `(ln w - ln w0)^2 / (2 SPREAD^2)` for each of the
+//! four strengths w and for beta, is made least by Fisher scoring in the logarithms. There are five
+//! numbers to find, so a few dozen prompts do; the second term keeps what they do not tell.
+
+use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
+use crate::device::cpu::{Cpu, RowsMut};
+use crate::error::Result;
+use crate::generation::Calibration;
+use crate::hub::Strengths;
+use crate::hub::hybrid::Memory;
+use crate::weights::View;
+
+/// Standard deviation of the logarithm of a strength around its default.
+const SPREAD: f64 = 0.25;
+
+/// Steps at most; it takes about eight.
+const MOST_STEPS: usize = 40;
+
+/// Scores of all prompts that are looked at, at most: prompts are left out of very large hubs.
+const MOST_SCORES: usize = 1 << 24;
+
+/// Logarithms of the four strengths and of beta.
+type Logs = [f64; 5];
+
+/// A prompt of which the model is known.
+pub(crate) struct Known {
+    /// Its unit vector by the learned router, [D].
+    pub(crate) u: Vec<f32>,
+    /// Its unit vector by the frozen encoder, [H].
+    pub(crate) x: Vec<f32>,
+    pub(crate) gold: u32,
+}
+
+/// What prompts are compared with.
+pub(crate) struct Hub<'h> {
+    /// E [M, D], unit rows.
+    pub(crate) rows: &'h [f32],
+    pub(crate) tau: f32,
+    pub(crate) memory: &'h Memory,
+    /// Models that may be named, [M].
+    pub(crate) eligible: &'h [bool],
+}
+
+/// The strengths for `known`; without prompts the defaults.
+///
+/// Errors: a vector is not finite.
+pub(crate) fn fit(cpu: &Cpu, hub: &Hub<'_>, known: &[Known]) -> Result<Calibration> {
+    let most = (MOST_SCORES / hub.eligible.len().max(1)).max(1);
+    let stride = known.len().div_ceil(most).max(1);
+    let known: Vec<&Known> = known
+        .iter()
+        .step_by(stride)
+        .filter(|known| hub.eligible.get(known.gold as usize) == Some(&true))
+        .collect();
+    let start = logs(Strengths::default());
+    if known.is_empty() {
+        return Ok(Calibration::new(Strengths::default(), 0, None));
+    }
+    let problem = Problem::new(cpu, hub, &known)?;
+    let (mut best, mut at) = (start, problem.at(&start));
+    let before = at.likelihood;
+    for _ in 0..MOST_STEPS {
+        let step = solve(at.curvature, at.gradient);
+        let tries = (0..20).map(|halvings| {
+            let length = 0.5f64.powi(halvings);
+            std::array::from_fn(|k| best[k] - length * step[k])
+        });
+        let found = tries
+            .map(|logs: Logs| (logs, problem.at(&logs)))
+            .find(|(_, there)| there.loss < at.loss);
+        let Some((logs, there)) = found else { break };
+        let gained = at.loss - there.loss;
+        (best, at) = (logs, there);
+        if gained < 1e-9 * at.loss.abs() {
+            break;
+        }
+    }
+    let rows = known.len();
+    let losses = (before / rows as f64, at.likelihood / rows as f64);
+    Ok(Calibration::new(strengths(&best), rows, Some(losses)))
+}
+
+fn logs(strengths: Strengths) -> Logs {
+    let s = strengths;
+    [s.learned, s.card, s.exemplar, s.domain, 1.0 + s.prior].map(f64::ln)
+}
+
+fn strengths(logs: &Logs) -> Strengths {
+    let [learned, card, exemplar, domain, beta] = logs.map(f64::exp);
+    Strengths {
+        learned,
+        card,
+        exemplar,
+        domain,
+        prior: beta - 1.0,
+    }
+}
+
+struct Problem<'p> {
+    hub: &'p Hub<'p>,
+    golds: Vec<u32>,
+    /// Of each prompt: for each model the learned score and the cosines with its cards, its prompts and
+    /// its domain. [n, M] each; the last [n, N].
+    parts: [Vec<f32>; 4],
+    domains: usize,
+}
+
+/// The objective at a point.
+struct At {
+    /// -ln P, over all prompts.
+    likelihood: f64,
+    /// The same with the second term.
+    loss: f64,
+    gradient: Logs,
+    curvature: [Logs; 5],
+}
+
+impl<'p> Problem<'p> {
+    fn new(cpu: &Cpu, hub: &'p Hub<'p>, known: &[&Known]) -> Result<Self> {
+        let memory = hub.memory;
+        let us: Vec<f32> = known.iter().flat_map(|k| k.u.iter().copied()).collect();
+        let xs: Vec<f32> = known.iter().flat_map(|k| k.x.iter().copied()).collect();
+        let products = |queries: &[f32], rows: &[f32], scale: f32| -> Result<Vec<f32>> {
+            let width = queries.len() / known.len();
+            let count = rows.len() / width.max(1);
+            let mut all = vec![0.0; known.len() * count];
+            cpu.run(|| -> Result<()> {
+                let keys = Packed::new(cpu, &[("rows", View::of_f32(rows, width))])?;
+                let y = RowsMut::whole(&mut all, count);
+                gemm::multiply(
+                    cpu,
+                    Matrix::of_rows(queries, width),
+                    &keys,
+                    Finish::Set(scale),
+                    y,
+                );
+                Ok(())
+            })?;
+            Ok(all)
+        };
+        Ok(Self {
+            hub,
+            golds: known.iter().map(|known| known.gold).collect(),
+            parts: [
+                products(&us, hub.rows, 1.0 / hub.tau)?,
+                products(&xs, &memory.cards, 1.0)?,
+                products(&xs, &memory.exemplars, 1.0)?,
+                products(&xs, &memory.domains, 1.0)?,
+            ],
+            domains: memory.domains.len() / memory.width.max(1),
+        })
+    }
+
+    fn at(&self, logs: &Logs) -> At {
+        let [w @ .., beta] = logs.map(f64::exp);
+        let mut at = At {
+            likelihood: 0.0,
+            loss: 0.0,
+            gradient: [0.0; 5],
+            curvature: [[0.0; 5]; 5],
+        };
+        for prompt in 0..self.golds.len() {
+            self.add(prompt, w, beta, &mut at);
+        }
+        at.loss = at.likelihood;
+        // From the strengths to their logarithms, and the pull to the defaults.
+        let scale = [w[0], w[1], w[2], w[3], beta];
+        let defaults = self::logs(Strengths::default());
+        for i in 0..5 {
+            let away = logs[i] - defaults[i];
+            at.loss += away * away / (2.0 * SPREAD * SPREAD);
+            at.gradient[i] = at.gradient[i] * scale[i] + away / (SPREAD * SPREAD);
+            for (j, value) in at.curvature[i].iter_mut().enumerate() {
+                *value *= scale[i] * scale[j];
+            }
+            at.curvature[i][i] += 1.0 / (SPREAD * SPREAD);
+        }
+        at
+    }
+
+    /// Adds one prompt's part of the likelihood, with its derivatives by the strengths and beta.
+    fn add(&self, prompt: usize, w: [f64; 4], beta: f64, at: &mut At) {
+        let Memory { of, .. } = self.hub.memory;
+        let models = of.len();
+        let rows = self.parts.each_ref().map(|part| {
+            let width = part.len() / self.golds.len();
+            &part[prompt * width..][..width]
+        });
+        let part = |m: usize| {
+            let own = of[m] as usize;
+            [rows[0][m], rows[1][m], rows[2][m], rows[3][own]].map(f64::from)
+        };
+        let score = |a: [f64; 4]| (0..4).map(|k| w[k] * a[k]).sum::<f64>();
+        let eligible = || (0..models).filter(|m| self.hub.eligible[*m]);
+        let mut domains = vec![Domain::default(); self.domains];
+        for m in eligible() {
+            let domain = &mut domains[of[m] as usize];
+            domain.peak = domain.peak.max(score(part(m)));
+        }
+        for m in eligible() {
+            domains[of[m] as usize].add(part(m), score(part(m)));
+        }
+        let domains: Vec<Domain> = domains.into_iter().map(Domain::finished).collect();
+        let gold = self.golds[prompt] as usize;
+        let own = &domains[of[gold] as usize];
+
+        let peak = domains
+            .iter()
+            .map(|d| beta * d.level)
+            .fold(f64::MIN, f64::max);
+        let total: f64 = domains.iter().map(|d| (beta * d.level - peak).exp()).sum();
+        at.likelihood += peak + total.ln() - beta * own.level + own.level - score(part(gold));
+
+        // Derivatives of beta L_d by the strengths and beta.
+        let slope = |d: &Domain| -> Logs {
+            let mean = d.mean.map(|mean| beta * mean);
+            [mean[0], mean[1], mean[2], mean[3], d.level]
+        };
+        let mut mean = [0.0; 5];
+        let mut square = [[0.0; 5]; 5];
+        for d in domains.iter().filter(|d| d.level.is_finite()) {
+            let share = (beta * d.level - peak).exp() / total;
+            outer(&slope(d), share, &mut mean, &mut square);
+        }
+        let (own_slope, a) = (slope(own), part(gold));
+        for i in 0..5 {
+            at.gradient[i] += mean[i] - own_slope[i];
+            for j in 0..5 {
+                at.curvature[i][j] += square[i][j] - mean[i] * mean[j];
+            }
+        }
+        for i in 0..4 {
+            at.gradient[i] += own.mean[i] - a[i];
+            for j in 0..4 {
+                at.curvature[i][j] += own.square[i][j] - own.mean[i] * own.mean[j];
+            }
+        }
+    }
+}
+
+/// Sums over the models of one domain.
+#[derive(Clone)]
+struct Domain {
+    peak: f64,
+    sum: f64,
+    /// L
+    level: f64,
+    mean: [f64; 4],
+    square: [[f64; 4]; 4],
+}
+
+impl Default for Domain {
+    fn default() -> Self {
+        Self {
+            peak: f64::NEG_INFINITY,
+            sum: 0.0,
+            level: f64::NEG_INFINITY,
+            mean: [0.0; 4],
+            square: [[0.0; 4]; 4],
+        }
+    }
+}
+
+impl Domain {
+    fn add(&mut self, a: [f64; 4], score: f64) {
+        let weight = (score - self.peak).exp();
+        self.sum += weight;
+        outer(&a, weight, &mut self.mean, &mut self.square);
+    }
+
+    fn finished(mut self) -> Self {
+        if self.sum > 0.0 {
+            self.level = self.peak + self.sum.ln();
+            self.mean = self.mean.map(|mean| mean / self.sum);
+            self.square = self.square.map(|row| row.map(|value| value / self.sum));
+        }
+        self
+    }
+}
+
+/// Adds `weight a` to `mean` and `weight a a^T` to `square`.
+fn outer<const N: usize>(
+    a: &[f64; N],
+    weight: f64,
+    mean: &mut [f64; N],
+    square: &mut [[f64; N]; N],
+) {
+    for i in 0..N {
+        mean[i] += weight * a[i];
+        for j in 0..N {
+            square[i][j] += weight * a[i] * a[j];
+        }
+    }
+}
+
+/// x with `a` x = `b`, by elimination; `a` is symmetric and positive definite.
+fn solve(mut a: [Logs; 5], mut b: Logs) -> Logs {
+    for pivot in 0..5 {
+        for row in pivot + 1..5 {
+            let factor = a[row][pivot] / a[pivot][pivot];
+            for column in pivot..5 {
+                a[row][column] -= factor * a[pivot][column];
+            }
+            b[row] -= factor * b[pivot];
+        }
+    }
+    for row in (0..5).rev() {
+        let known: f64 = (row + 1..5).map(|column| a[row][column] * b[column]).sum();
+        b[row] = (b[row] - known) / a[row][row];
+    }
+    b
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::ops::normalize::unit;
+    use crate::ops::testing::noise;
+
+    const WIDTH: usize = 6;
+    const MODELS: usize = 9;
+
+    fn units(rows: usize, seed: u64) -> Vec<f32> {
+        let mut rows = noise(rows * WIDTH, seed);
+        rows.chunks_exact_mut(WIDTH).for_each(unit);
+        rows
+    }
+
+    fn memory() -> Memory {
+        Memory {
+            width: WIDTH,
+            cards: units(MODELS, 1),
+            exemplars: units(MODELS, 2),
+            domains: units(3, 3),
+            of: vec![0, 0, 0, 1, 1, 1, 1, 2, 2],
+        }
+    }
+
+    fn cpu() -> Cpu {
+        Cpu::open(Some(1)).unwrap()
+    }
+
+    fn known(count: usize) -> Vec<Known> {
+        let rows = (units(count, 5), units(count, 6));
+        let vector = |rows: &[f32], i: usize| rows[i * WIDTH..][..WIDTH].to_vec();
+        (0..count)
+            .map(|i| Known {
+                u: vector(&rows.0, i),
+                x: vector(&rows.1, i),
+                gold: [0, 4, 8, 3][i % 4],
+            })
+            .collect()
+    }
+
+    /// The gradient is that of the loss, a retired model counts nowhere.
+    #[test]
+    fn derivatives_match_finite_differences() {
+        let (memory, rows, cpu) = (memory(), units(MODELS, 4), cpu());
+        let mut eligible = [true; MODELS];
+        eligible[1] = false;
+        let hub = Hub {
+            rows: &rows,
+            tau: 0.5,
+            memory: &memory,
+            eligible: &eligible,
+        };
+        let known = known(7);
+        let known: Vec<&Known> = known.iter().collect();
+        let problem = Problem::new(&cpu, &hub, &known).unwrap();
+        let point: Logs = [0.1, -0.3, 0.7, 0.2, 0.4];
+        let at = problem.at(&point);
+        for k in 0..5 {
+            let moved = |by: f64| {
+                let mut point = point;
+                point[k] += by;
+                problem.at(&point).loss
+            };
+            let want = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((at.gradient[k] - want).abs() < 1e-6, "{k}: {want}");
+        }
+        // Independently: the probabilities of all models of the first prompt add up to one.
+        let total: f64 = (0..MODELS as u32)
+            .filter(|m| *m != 1)
+            .map(|gold| {
+                let one = Known {
+                    u: known[0].u.clone(),
+                    x: known[0].x.clone(),
+                    gold,
+                };
+                let problem = Problem::new(&cpu, &hub, &[&one]).unwrap();
+                (-problem.at(&point).likelihood).exp()
+            })
+            .sum();
+        assert!((total - 1.0).abs() < 1e-6, "{total}");
+    }
+
+    /// Prompts that the learned score tells apart and memory does not make it count for more, and the
+    /// other way round.
+    #[test]
+    fn the_part_that_knows_counts_for_more() {
+        let (memory, rows, cpu) = (memory(), units(MODELS, 4), cpu());
+        let hub = Hub {
+            rows: &rows,
+            tau: 0.5,
+            memory: &memory,
+            eligible: &[true; MODELS],
+        };
+        let fitted = |source: &dyn Fn(u32, &mut Known)| {
+            let mut known = known(200);
+            for (i, known) in known.iter_mut().enumerate() {
+                known.gold = (i % MODELS) as u32;
+                source(known.gold, known);
+            }
+            fit(&cpu, &hub, &known).unwrap()
+        };
+        let row = |rows: &[f32], m: u32| rows[m as usize * WIDTH..][..WIDTH].to_vec();
+        let learned = fitted(&|gold, known| known.u = row(&rows, gold));
+        let exemplar = fitted(&|gold, known| known.x = row(&memory.exemplars, gold));
+        assert!(learned.strengths.learned > 1.3 * exemplar.strengths.learned);
+        assert!(exemplar.strengths.exemplar > 1.3 * learned.strengths.exemplar);
+        for calibration in [learned, exemplar] {
+            assert_eq!(calibration.rows, 200);
+            assert!(calibration.loss_after < calibration.loss_before);
+        }
+    }
+
+    #[test]
+    fn without_prompts_the_defaults_stay() {
+        let (memory, rows) = (memory(), units(MODELS, 4));
+        let hub = Hub {
+            rows: &rows,
+            tau: 0.5,
+            memory: &memory,
+            eligible: &[false; MODELS],
+        };
+        for known in [Vec::new(), known(3)] {
+            let calibration = fit(&cpu(), &hub, &known).unwrap();
+            assert_eq!(calibration.strengths, Strengths::default());
+            assert_eq!(calibration.rows, 0);
+        }
+    }
+}

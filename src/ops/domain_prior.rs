@@ -1,0 +1,129 @@
+//! What is known of its domain, added to a model's score: s [B, M] += strength domains [B, N] of each.
+
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::error::Result;
+use crate::ops::LOWEST;
+
+const SHADER: Shader = shader!("domain_prior");
+
+/// Lanes of a workgroup.
+const WG: usize = 64;
+
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Dims {
+    models: u32,
+    domains: u32,
+    strength: f32,
+}
+
+pub(crate) struct DomainPrior {
+    forward: Kernel,
+}
+
+/// `domains`: [B, N]; `of`: [M], each below N; `s`: [B, M], added to; models that may not be
+/// returned keep the lowest score.
+pub(crate) struct Forward<'t> {
+    pub(crate) domains: &'t Tensor,
+    pub(crate) of: &'t Tensor,
+    pub(crate) strength: f32,
+    pub(crate) s: &'t mut Tensor,
+}
+
+impl DomainPrior {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
+        Ok(Self {
+            forward: device.kernel(&SHADER, "forward", &[])?,
+        })
+    }
+
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+        let (prompts, models, domains) = (f.s.rows(), f.s.columns(), f.domains.columns());
+        f.domains
+            .expect("domain_prior", "domains", prompts, domains);
+        f.of.expect("domain_prior", "of", models, 1);
+        match pass {
+            Pass::Gpu(gpu) => gpu.dispatch(
+                &self.forward,
+                [groups(models, WG), small(prompts), 1],
+                &Dims {
+                    models: small(models),
+                    domains: small(domains),
+                    strength: f.strength,
+                },
+                &[("domains", f.domains), ("of", f.of), ("s", f.s)],
+            ),
+            Pass::Cpu(cpu) => {
+                let of = f.of.u32();
+                forward_cpu(cpu, f.strength, f.domains.f32(), domains, of, f.s.f32_mut());
+            }
+        }
+    }
+}
+
+fn forward_cpu(
+    pass: &CpuPass<'_>,
+    strength: f32,
+    domains: &[f32],
+    count: usize,
+    of: &[u32],
+    s: &mut [f32],
+) {
+    let models = of.len();
+    pass.cpu.rows(s, models, models, |first, rows| {
+        for (i, s) in rows.chunks_exact_mut(models).enumerate() {
+            let domains = &domains[(first + i) * count..][..count];
+            for (s, of) in s.iter_mut().zip(of) {
+                if *s > LOWEST {
+                    *s += strength * domains[*of as usize];
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::ops::reference;
+    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+
+    #[test]
+    fn models_get_their_domains_and_retired_ones_stay_lowest() {
+        for (prompts, models, domains) in [(1, 1, 1), (3, 65, 4), (5, 700, 9)] {
+            let mut s = noise(prompts * models, 21);
+            for m in (0..s.len()).filter(|n| n % models % 7 == 5) {
+                s[m] = LOWEST;
+            }
+            let of: Vec<u32> = (0..models).map(|m| small(m * 13 % domains)).collect();
+            let of_prompts = noise(prompts * domains, 22);
+            for strength in [0.6, -0.3] {
+                let want = reference::domain_prior(
+                    &wide(&s),
+                    &wide(&of_prompts),
+                    &of,
+                    domains,
+                    strength.into(),
+                );
+                for device in &devices() {
+                    let op = DomainPrior::new(device).unwrap();
+                    let domains = device.upload("domains", domains, &of_prompts).unwrap();
+                    let of = device.upload_ids("of", 1, &of).unwrap();
+                    let mut s = device.upload("s", models, &s).unwrap();
+                    let (read, outcome) = run(device, |pass| {
+                        let f = Forward {
+                            domains: &domains,
+                            of: &of,
+                            strength,
+                            s: &mut s,
+                        };
+                        op.forward(pass, f);
+                        pass.read(&s)
+                    });
+                    assert_close("domain_prior", outcome.f32(read), &want, BOUND);
+                }
+            }
+        }
+    }
+}
