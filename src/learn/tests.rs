@@ -199,6 +199,7 @@ impl Case {
                 candidates: self.candidates.as_ref().map(|ids| ids[i].clone()),
                 weight: self.weights[i] / count,
                 key: i as u64,
+                taught: None,
             })
             .collect();
         (&mut self.engine, items)
@@ -511,6 +512,7 @@ impl Forty {
             candidates: Some(list.clone()),
             weight: 0.25,
             key: 0,
+            taught: None,
         });
         let batch: Vec<Item<'_>> = items.collect();
         let rates = Rates {

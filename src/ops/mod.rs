@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod contrastive;
+pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
 pub(crate) mod gelu;
@@ -33,6 +34,7 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
+    pub(crate) distill: distill::Distill,
     pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
     pub(crate) gelu: gelu::Gelu,
@@ -56,6 +58,7 @@ impl Ops {
             anchor: anchor::Anchor::new(device)?,
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(device)?,
+            distill: distill::Distill::new(device)?,
             dropout: dropout::Dropout::new(device)?,
             embed: embed::Embed::new(device)?,
             gelu: gelu::Gelu::new(device)?,
