@@ -293,6 +293,27 @@ const METHODS: &[MethodInfo] = &[
         Kind::Ties(ties::Form::Product),
     ),
     row(
+        "lwf",
+        "LwF",
+        Group::Continual,
+        0.0,
+        Kind::Trained(Recipe::plain("0").with(&[("lwf.alpha", "1")])),
+    ),
+    row(
+        "ewc",
+        "EWC",
+        Group::Continual,
+        0.0,
+        Kind::Trained(Recipe::plain("0").with(&[("regulariser", "ewc"), ("ewc.scope", "all")])),
+    ),
+    row(
+        "carve-ewc",
+        "CARvE EWC (10 %)",
+        Group::Continual,
+        0.1,
+        Kind::Trained(Recipe::carve("0.1", &[("regulariser", "ewc")])),
+    ),
+    row(
         "carve-5",
         "CARvE (5 %)",
         Group::Continual,
