@@ -12,6 +12,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use crate::device::Place;
 use crate::encoder::{Encoder, ImportOptions, import_encoder};
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape, Taught};
@@ -718,17 +719,13 @@ fn scores_are_of_rows_as_they_are() {
 }
 
 /// Parts of a layout by name.
-fn parts(layout: &Layout) -> Vec<(&'static str, Vec<std::ops::Range<usize>>)> {
-    let factors = |of: fn(&crate::model::lora::Branch) -> crate::device::Place| {
-        let places = layout.adapter.branches().map(|(_, branch)| of(branch));
-        places.map(|place| place.offset..place.end()).collect()
-    };
-    let whole = |place: crate::device::Place| vec![place.offset..place.end()];
-    vec![
-        ("A", factors(|branch| branch.a)),
-        ("B", factors(|branch| branch.b)),
-        ("W", whole(layout.w)),
-        ("E", whole(layout.e)),
+fn parts(layout: &Layout) -> [(&'static str, Vec<Place>); 4] {
+    let branches = || layout.adapter.branches().map(|(_, branch)| branch);
+    [
+        ("A", branches().map(|branch| branch.a).collect()),
+        ("B", branches().map(|branch| branch.b).collect()),
+        ("W", vec![layout.w]),
+        ("E", vec![layout.e]),
     ]
 }
 
@@ -777,9 +774,10 @@ fn what_is_distilled_has_the_gradients_of_finite_differences() {
                 (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP) / length
             };
             let mut found = Vec::new();
-            for (part, ranges) in parts(&layout) {
+            for (part, places) in parts(&layout) {
                 let mut own = vec![0.0f32; gradient.len()];
-                for range in ranges {
+                for place in places {
+                    let range = place.offset..place.end();
                     own[range.clone()].copy_from_slice(&gradient[range]);
                 }
                 let length = wide(&own).iter().map(|g| g * g).sum::<f64>().sqrt();

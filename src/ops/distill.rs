@@ -275,11 +275,7 @@ fn across_cpu(cpu: &Cpu, width: usize, [x, unit, g]: [&[f32]; 3], grad: &mut [f3
 
 #[cfg(test)]
 mod tests {
-    #![expect(
-        clippy::unwrap_used,
-        clippy::cast_possible_truncation,
-        reason = "tests"
-    )]
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::device::Place;
     use crate::ops::matmul::{Matmul, Product};
