@@ -37,7 +37,7 @@
 //! each goes forward with LoRA apart and its activations kept (147 kB a token for MiniLM, at most
 //! 1,024 tokens at once), back through the same list of ops mirrored, and adds to one flat buffer of
 //! gradients; anchors, or EWC in their place, add theirs, AdamW makes the step. While the encoder is frozen pooled vectors are
-//! computed once. The child is measured as it would be served, then written and renamed.
+//! computed once, and so are a teacher's scores. The child is measured as it would be served, then written and renamed.
 //!
 //! # Invariants
 //!

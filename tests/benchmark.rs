@@ -153,6 +153,9 @@ fn every_kind_of_method_runs_and_is_reported() {
         "replay-20",
         "ties-factors",
         "ties-product",
+        "lwf",
+        "ewc",
+        "carve-ewc",
         "carve-10",
         "cumulative",
         "joint",
@@ -165,7 +168,7 @@ fn every_kind_of_method_runs_and_is_reported() {
         "what was trained is gone"
     );
     let results = write_report(&plan, &out).unwrap();
-    assert_eq!(results.methods.len(), 13);
+    assert_eq!(results.methods.len(), 16);
     for method in &results.methods {
         let seeds = if method.info.deterministic() { 1 } else { 2 };
         assert_eq!(method.runs.len(), seeds, "{}", method.info.name);

@@ -817,3 +817,193 @@ fn rows_of_newcomers_are_mixed_from_those_with_near_cards() {
         .unwrap_err();
     assert!(error.to_string().contains("cards.safetensors"), "{error}");
 }
+
+/// The plain step without replay, and a teacher.
+fn lwf(pairs: &[(&str, &str)]) -> Settings {
+    let plain = [
+        ("epochs", "40"),
+        ("lr.lora", "2e-3"),
+        ("hold_out", "false"),
+        ("replay.strategy", "none"),
+        ("phase_split", "0"),
+        ("anchor.embedding", "0"),
+        ("anchor.projection", "0"),
+        ("prior.old", "0"),
+    ];
+    settings(&[&plain[..], pairs].concat())
+}
+
+/// A teacher says nothing of new models: what it holds is how the old ones compare.
+#[test]
+fn what_the_parent_says_is_held_by_distilling_it() {
+    let old = examples(0, 6);
+    let best_of_old = |setup: &Setup| {
+        let options = cpu(1).encoder(&setup.encoder);
+        let router = Router::open(&setup.store, options).unwrap();
+        let names: Vec<String> = (0..6).map(|i| format!("model-{i}")).collect();
+        let found = |example: &&Example| {
+            let request = Request::new(example.prompt.as_str()).top(9);
+            let decision = router.route(&request).unwrap();
+            let mut ranked = decision
+                .ranked
+                .iter()
+                .map(|ranked| ranked.model.to_string());
+            let best = ranked.find(|model| names.contains(model));
+            best.as_ref() == Some(&example.model_name)
+        };
+        old.iter().filter(found).count()
+    };
+    let learned = |pairs: &[(&str, &str)], new: Vec<Example>| {
+        let setup = setup("lwf");
+        let (_, first) = learn(&setup, old.clone(), lwf(pairs), cpu(2));
+        assert_eq!(first.losses.distill, 0.0, "nobody taught the first");
+        let (_, report) = learn(&setup, new, lwf(pairs), cpu(2));
+        let (head, _) = part(&setup, "head.safetensors");
+        let learned = right(&setup, &examples(6, 3), cpu(1));
+        ((best_of_old(&setup), learned), report.losses.distill, head)
+    };
+    let new = examples(6, 3);
+    let all = [("lwf.alpha", "1"), ("lwf.rows", "all")];
+    let watched = [("lwf.alpha", "1e-6"), ("lwf.rows", "all")];
+    let (held, term, _) = learned(&all, new.clone());
+    let (free, drift, _) = learned(&watched, new.clone());
+    let drift = 1e6 * drift;
+    assert!(term > 0.0 && 3.0 * term < drift, "{term} {drift}");
+    assert!(held.0 > free.0 && held.1 >= 10, "{held:?} {free:?}");
+    // No gold is an old model: no row is distilled, and nothing else is changed.
+    let golds = [("lwf.alpha", "1")];
+    let (_, untaught, head) = learned(&[], new.clone());
+    let (_, none, same) = learned(&golds, new.clone());
+    assert_eq!((none, same), (untaught, head));
+    // With such rows there is a term, of those alone.
+    let mixed = [new, examples(0, 2)].concat();
+    let (_, few, _) = learned(&golds, mixed.clone());
+    let (_, more, _) = learned(&all, mixed);
+    assert!(
+        none == 0.0 && few > 0.0 && few != more,
+        "{none} {few} {more}"
+    );
+}
+
+#[test]
+fn settings_of_a_teacher_are_noted_where_there_is_one() {
+    let noted = |pairs: &[(&str, &str)]| {
+        let setup = setup("lwf noted");
+        let (id, _) = learn(&setup, examples(0, 3), settings(pairs), cpu(1));
+        let path = setup.store.join(id.as_str()).join("manifest.json");
+        let manifest: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let settings = manifest["learned"]["settings"].clone();
+        assert_eq!(settings["ewc.lambda"], "10000.0");
+        (
+            settings["lwf.alpha"].clone(),
+            settings["lwf.rows"].clone(),
+            id,
+        )
+    };
+    let (alpha, rows, id) = noted(&[]);
+    assert!(alpha.is_null() && rows.is_null());
+    assert_eq!(noted(&[("lwf.alpha", "0"), ("lwf.rows", "old_gold")]).2, id);
+    let (alpha, rows, other) = noted(&[("lwf.alpha", "0.5"), ("lwf.rows", "all")]);
+    assert_eq!((alpha, rows), ("0.5".into(), "\"all\"".into()));
+    assert_ne!(other, id);
+}
+
+/// A teacher beside all that may be beside it: replayed vectors, sampled candidates and rows that
+/// sleep, two phases, windows of micro-batches, dropout.
+#[test]
+fn a_taught_update_has_the_same_bits_whatever_the_threads_and_resumed() {
+    let taught = || {
+        settings(&[
+            ("lwf.alpha", "0.7"),
+            ("candidates", "sampled"),
+            ("candidates.k", "4"),
+            ("candidates.hard", "1"),
+            ("candidates.semantic", "1"),
+            ("candidates.far", "1"),
+            ("mining.every", "3"),
+            ("replay.ratio", "0.5"),
+            ("replay.privacy", "embeddings"),
+            ("lora.dropout", "0.2"),
+            ("batch", "4"),
+            ("accumulate", "2"),
+        ])
+    };
+    let experience = || Experience {
+        models: (9..69).map(model).collect(),
+        examples: examples(5, 4),
+    };
+    let run = |setup: &Setup, experience: &Experience, threads: usize, stop: usize| {
+        let options = cpu(threads).encoder(&setup.encoder);
+        let mut learner = Learner::open(&setup.store, None, taught(), options).unwrap();
+        let mut teacher = 0;
+        let outcome = learner.learn(experience, None, &mut |status| {
+            teacher = teacher.max(if status.stage == "teacher" {
+                status.total
+            } else {
+                0
+            });
+            match status.loss.is_some() && status.done >= stop {
+                true => Control::Stop,
+                false => Control::Continue,
+            }
+        });
+        (learner, outcome.unwrap(), teacher)
+    };
+    let first = Experience {
+        models: Vec::new(),
+        examples: examples(0, 6),
+    };
+    let whole = |threads: usize| {
+        let setup = setup("taught");
+        run(&setup, &first, threads, usize::MAX).0.commit().unwrap();
+        let (learner, outcome, teacher) = run(&setup, &experience(), threads, usize::MAX);
+        let Outcome::Learned(report) = outcome else {
+            panic!("stopped");
+        };
+        assert!(report.losses.distill > 0.0 && report.replayed > 0);
+        // Four prompts, one held out, have a gold of the parent's; vectors need no encoder.
+        assert!((3..=4).contains(&teacher), "{teacher}");
+        learner.commit().unwrap()
+    };
+    let want = whole(1);
+    assert_eq!(whole(2), want);
+    for stop in [1, 3, 6] {
+        let setup = setup("taught resumed");
+        run(&setup, &first, 1, usize::MAX).0.commit().unwrap();
+        let (learner, outcome, _) = run(&setup, &experience(), 2, stop);
+        assert!(
+            matches!(outcome, Outcome::Stopped { step, .. } if step == stop),
+            "{outcome:?}"
+        );
+        drop(learner);
+        let (learner, _, teacher) = run(&setup, &experience(), 1, usize::MAX);
+        assert!(teacher > 0, "its scores are taken again");
+        assert_eq!(learner.commit().unwrap(), want, "stopped after {stop}");
+    }
+}
+
+#[test]
+fn a_teacher_on_a_gpu_is_that_of_the_cpu() {
+    let learned = |options: Options| {
+        let setup = setup("taught devices");
+        let taught = [("lwf.alpha", "1"), ("lwf.rows", "all"), ("epochs", "2")];
+        let taught = || settings(&taught);
+        learn(&setup, examples(0, 3), taught(), options.clone());
+        let (_, report) = learn(&setup, examples(2, 2), taught(), options);
+        (report.losses, part(&setup, "head.safetensors").0)
+    };
+    let ((cpu, a), (gpu, b)) = (learned(cpu(2)), learned(gpu()));
+    assert!(
+        cpu.distill > 0.0 && (cpu.distill - gpu.distill).abs() < 1e-2 * cpu.distill,
+        "{cpu:?} {gpu:?}"
+    );
+    assert!(
+        (cpu.route - gpu.route).abs() < 1e-3 * cpu.route,
+        "{cpu:?} {gpu:?}"
+    );
+    for ((name, a), (_, b)) in a.iter().zip(&b) {
+        let pairs = a.iter().zip(b);
+        let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 5e-3, "{name}: {apart}");
+    }
+}

@@ -445,7 +445,8 @@ fn key(
 ) -> Result<String> {
     let mut settings = Vec::new();
     for step in 1..=plan.steps() {
-        settings.push(method.settings(common, seed, step)?);
+        let of_step = method.settings(common, seed, step)?;
+        settings.push(of_step.map(|settings| settings.written()));
     }
     let text = serde_json::to_string(&serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),

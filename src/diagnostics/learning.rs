@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ops::adamw::{self, Segment, Step};
 use crate::ops::anchor::{Form, Pull, Weighted};
 use crate::ops::contrastive::{Candidates, LossAndGradients, Room, Targets};
+use crate::ops::distill::Slopes;
 use crate::ops::dropout::{self, Mask};
 use crate::ops::matmul::Product;
 use crate::ops::reference::{noise, wide};
@@ -29,6 +30,7 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
     Ok(vec![
         matmul(device, ops, tokens, hidden)?,
         contrastive(device, ops, prompts, models / 9, hidden)?,
+        distill(device, ops, prompts, models / 9)?,
         anchor(device, ops, models / 9, hidden)?,
         weighted_anchor(device, ops, models / 9 * hidden)?,
         square(device, ops, models / 9 * hidden)?,
@@ -157,6 +159,47 @@ fn dz_in_f64(z: &[f64], e: &[f64], priors: &[f64], width: usize) -> Vec<f64> {
         all.extend(dz);
     }
     all
+}
+
+/// T^2 KL(teacher, scores) of each example.
+fn distill(device: &Device, ops: &Arc<Ops>, prompts: usize, models: usize) -> Result<Case> {
+    const T: f64 = 2.0;
+    let (wanted, found) = (noise(prompts * models, 34), noise(prompts * models, 35));
+    let teacher = device.upload("teacher", models, &wanted)?;
+    let mut scores = device.upload("scores", models, &found)?;
+    let weights = device.upload("weights", 1, &vec![1.0; prompts])?;
+    let losses = device.scratch("losses", prompts, 1)?;
+    let ops = Arc::clone(ops);
+    let run = move |pass: &mut Pass<'_>, losses: &mut _| {
+        ops.distill.slopes(
+            pass,
+            Slopes {
+                teacher: &teacher,
+                weights: &weights,
+                #[expect(clippy::cast_possible_truncation, reason = "a constant")]
+                temperature: T as f32,
+                scores: &mut scores,
+                losses,
+            },
+        );
+    };
+    let want = move || {
+        let (wanted, found) = (wide(&wanted), wide(&found));
+        let rows = wanted.chunks_exact(models).zip(found.chunks_exact(models));
+        rows.map(|(teacher, scores)| T * T * reference::divergence(teacher, scores, T))
+            .collect()
+    };
+    let each = models as f64;
+    Ok(case(
+        "distill",
+        "",
+        20.0 * each,
+        12.0 * each,
+        prompts,
+        losses,
+        run,
+        want,
+    ))
 }
 
 /// The gradient of |e - r|^2.

@@ -9,6 +9,7 @@ use crate::ops::adamw::{self, Clip, Listed, Segment, Step};
 use crate::ops::anchor::{Form, Pull};
 use crate::ops::attention::query_tiles;
 use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, Room, Targets, invert};
+use crate::ops::distill::{Across, Slopes, UnitRows};
 use crate::ops::linear::Weight;
 use crate::ops::matmul::Product;
 use crate::ops::pool::Pooling;
@@ -46,6 +47,8 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
         build.pool()?,
         build.contrastive(false)?,
         build.contrastive(true)?,
+        build.slopes()?,
+        build.unit_rows()?,
         build.anchor(false)?,
         build.anchor(true)?,
         build.adamw(false)?,
@@ -344,6 +347,70 @@ impl Builder<'_> {
                         losses: &mut losses,
                         dz,
                         d_rows: grad.part_mut(place),
+                    },
+                );
+            },
+        ))
+    }
+
+    fn slopes(&self) -> Result<Case> {
+        let Shape {
+            prompts, models, ..
+        } = self.shape;
+        let (teacher, scores) = (
+            self.noise("teacher", prompts, models)?,
+            self.noise("scores", prompts, models)?,
+        );
+        let weights = self.device.upload("weights", 1, &vec![1.0; prompts])?;
+        let mut losses = self.device.scratch("losses", prompts, 1)?;
+        let (ops, n) = (Arc::clone(self.ops), (prompts * models) as f64);
+        Ok(Case::timed(
+            "distill",
+            format!("slopes {prompts}x{models}"),
+            20.0 * n,
+            12.0 * n,
+            scores,
+            move |pass, scores| {
+                ops.distill.slopes(
+                    pass,
+                    Slopes {
+                        teacher: &teacher,
+                        weights: &weights,
+                        temperature: 2.0,
+                        scores,
+                        losses: &mut losses,
+                    },
+                );
+            },
+        ))
+    }
+
+    /// There and back.
+    fn unit_rows(&self) -> Result<Case> {
+        let Shape { hidden, models, .. } = self.shape;
+        let e = self.noise("e", models, hidden)?;
+        let g = self.noise("g", models, hidden)?;
+        let mut unit = self.device.scratch("unit", models, hidden)?;
+        let zeros = vec![0.0; models * hidden];
+        let grad = self.device.upload("grad", hidden, &zeros)?;
+        let (ops, n) = (Arc::clone(self.ops), (models * hidden) as f64);
+        Ok(Case::timed(
+            "distill",
+            format!("unit rows and across {models}x{hidden}"),
+            11.0 * n,
+            28.0 * n,
+            grad,
+            move |pass, grad| {
+                let (x, place) = (e.part(e.place()), e.place());
+                let to = &mut unit;
+                ops.distill.unit_rows(pass, UnitRows { x, unit: to });
+                ops.distill.across(
+                    pass,
+                    Across {
+                        x,
+                        unit: &unit,
+                        g: &g,
+                        grad: grad.part_mut(place),
                     },
                 );
             },

@@ -116,7 +116,7 @@ pub struct Learned {
     pub experience: u32,
     /// The recipe that the settings began with.
     pub recipe: String,
-    /// All settings by name; `seed` is one of them.
+    /// All settings by name, but for later ones that changed nothing; `seed` is one of them.
     pub settings: BTreeMap<String, String>,
     /// SHA-256 over the examples, in order.
     pub examples_sha256: String,

@@ -34,6 +34,7 @@ use crate::learn::settings::{
 };
 use crate::learn::state::State;
 use crate::learn::targets::{Softness, target};
+use crate::learn::teacher::Teacher;
 use crate::model::lora::{Adapter, Factors, Lora};
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
@@ -51,7 +52,8 @@ pub enum Control {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// `measuring before`, `features`, `phase 1`, `learning`, `phase 2`, `fisher`, `measuring after`.
+    /// `measuring before`, `teacher`, `features`, `phase 1`, `learning`, `phase 2`, `fisher`,
+    /// `measuring after`.
     pub stage: &'static str,
     /// Steps (or prompts) done in this stage's unit, and of how many.
     pub done: usize,
@@ -109,6 +111,8 @@ struct Task {
     domains: Arc<Domains>,
     experience: u32,
     schedule: Schedule,
+    /// What is distilled of the parent.
+    teacher: Teacher,
     /// Micro-batches of an epoch.
     epoch: usize,
     /// SHA-256 over the examples.
@@ -240,6 +244,13 @@ impl Learner {
             .transpose()?;
         let mut engine = self.engine(&encoder, &contents, &task, &new_models, &cards)?;
         let consolidated = self.consolidated(&mut engine, &contents, task.experience)?;
+        if settings.lwf_alpha > 0.0 && number > 1 {
+            let parent = (contents.hub.len(), contents.manifest.tau);
+            let mut say = |done, total| {
+                watch(&Status::of("teacher", done, total));
+            };
+            task.teacher = Teacher::new(&mut engine, &task.rows, parent, settings, &mut say)?;
+        }
         let mut candidates = Candidates::new(
             Arc::clone(&task.domains),
             settings.clone(),
@@ -383,6 +394,7 @@ impl Learner {
             hub,
             domains,
             experience,
+            teacher: Teacher::default(),
             epoch: 0,
             update: digest.clone(),
             digest,
@@ -463,6 +475,7 @@ impl Learner {
             step: task.schedule.steps,
             softness: self.settings.softness(),
             replayed: 1.0,
+            teacher: None,
         };
         let fisher = engine.fisher(first, batches.len(), |i| {
             watch(&Status::of("fisher", i + 1, batches.len()));
@@ -673,6 +686,7 @@ impl Learner {
                 step,
                 softness: schedule.softness(step),
                 replayed: schedule.replay_weight(step),
+                teacher: Some(&task.teacher),
             };
             let items = self.items(task, candidates, draw, window, |row| {
                 match &task.rows[row].input {
@@ -719,7 +733,7 @@ impl Learner {
         &self,
         task: &Task,
         candidates: &mut Candidates,
-        draw: Draw,
+        draw: Draw<'i>,
         window: &[Vec<usize>],
         input: impl Fn(usize) -> Input<'i>,
     ) -> Vec<Vec<Item<'i>>> {
@@ -728,12 +742,14 @@ impl Learner {
             step,
             softness,
             replayed,
+            teacher,
         } = draw;
         let mut batches = Vec::with_capacity(window.len());
         for batch in window {
             let share = 1.0 / (batch.len() * window.len()) as f32;
+            let taught = teacher.map_or_else(Vec::new, |t| t.taught(batch, window.len()));
             let mut items = Vec::with_capacity(batch.len());
-            for &place in batch {
+            for (i, &place) in batch.iter().enumerate() {
                 let row = &task.rows[place];
                 let parts = [task.experience.into(), step as u64, place as u64];
                 let set = (settings.candidates == CandidateMode::Sampled)
@@ -744,6 +760,7 @@ impl Learner {
                     candidates: set,
                     weight: share * if row.replay { replayed } else { 1.0 },
                     key: stream_key(settings.seed, Stream::Dropout, &parts),
+                    taught: taught.get(i).copied().flatten(),
                 });
             }
             batches.push(items);
@@ -882,7 +899,7 @@ impl Learner {
             recipe: self.recipe.clone(),
             settings: self
                 .settings
-                .pairs()
+                .written()
                 .into_iter()
                 .map(|(key, value)| (key, value.to_string()))
                 .collect(),
@@ -907,11 +924,13 @@ impl Status {
 
 /// What the items of a batch depend on besides their rows.
 #[derive(Clone, Copy)]
-struct Draw {
+struct Draw<'t> {
     step: usize,
     softness: Softness,
     /// Weight of a replayed row.
     replayed: f32,
+    /// None where the routing loss stands alone.
+    teacher: Option<&'t Teacher>,
 }
 
 /// How the steps ended.

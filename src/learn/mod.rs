@@ -22,6 +22,7 @@ mod schedule;
 mod settings;
 mod state;
 mod targets;
+mod teacher;
 #[cfg(test)]
 mod tests;
 
@@ -34,8 +35,8 @@ pub use replay::ReplayEntry;
 pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
-    EwcScope, InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy,
-    RouterRate, Settings,
+    EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Privacy, Regulariser,
+    ReplayStrategy, RouterRate, Settings,
 };
 
 pub use crate::model::lora::Target as LoraTarget;

@@ -73,6 +73,8 @@ pub struct Measured {
 pub struct LossTerms {
     /// The routing loss.
     pub route: f64,
+    /// What is distilled from the parent, with its strength.
+    pub distill: f64,
     /// The embedding anchor, with its strength.
     pub embedding: f64,
     /// The projection anchor, with its strength.
@@ -87,6 +89,7 @@ impl LossTerms {
         let mean = |term: fn(&Losses) -> f64| steps.iter().map(term).sum::<f64>() / count;
         Self {
             route: mean(|losses| losses.route),
+            distill: mean(|losses| losses.distill),
             embedding: mean(|losses| losses.embedding),
             projection: mean(|losses| losses.projection),
             ewc: mean(|losses| losses.ewc),

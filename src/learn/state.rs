@@ -33,7 +33,7 @@ pub(crate) struct State {
 struct Meta {
     schema_version: u32,
     parent: GenerationId,
-    /// As JSON.
+    /// As JSON, but for what changes nothing.
     settings: String,
     update_sha256: String,
     step: usize,
@@ -75,7 +75,7 @@ impl State {
         let meta = Meta {
             schema_version: 1,
             parent: parent.clone(),
-            settings: json(settings)?,
+            settings: json(&settings.written())?,
             update_sha256: digest.to_owned(),
             step: self.step,
             hard: self.hard.clone(),
@@ -112,7 +112,7 @@ impl State {
             ))
         })?;
         let same = meta.parent == *parent
-            && meta.settings == json(settings)?
+            && meta.settings == json(&settings.written())?
             && meta.update_sha256 == digest;
         if !same {
             log::warn!(

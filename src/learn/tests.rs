@@ -12,11 +12,13 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use crate::device::Place;
 use crate::encoder::{Encoder, ImportOptions, import_encoder};
 use crate::learn::draws::{Draws, Stream};
-use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape};
+use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape, Taught};
 use crate::learn::targets::Target;
 use crate::model::lora::{Adapter, Lora, Target as Map};
+use crate::ops::reference::{dot, normalize};
 use crate::ops::testing::{adapter_name, assert_close, noise, wide};
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
@@ -199,6 +201,7 @@ impl Case {
                 candidates: self.candidates.as_ref().map(|ids| ids[i].clone()),
                 weight: self.weights[i] / count,
                 key: i as u64,
+                taught: None,
             })
             .collect();
         (&mut self.engine, items)
@@ -461,6 +464,8 @@ struct Forty {
     engine: Engine,
     pooled: Vec<Vec<f32>>,
     start: Vec<f32>,
+    /// A teacher's scores of the old models for each vector; empty without one.
+    teacher: Vec<Vec<f32>>,
 }
 
 const MODELS: usize = 40;
@@ -497,12 +502,15 @@ impl Forty {
             engine,
             pooled,
             start,
+            teacher: Vec::new(),
         }
     }
 
     /// A step whose candidates are `lists`.
     fn step(&mut self, step: usize, lists: &[Vec<u32>], anchors: Option<Anchors>, touched: bool) {
-        let items = self.pooled.iter().zip(lists).map(|(vector, list)| Item {
+        let teacher = &self.teacher;
+        let pairs = self.pooled.iter().zip(lists).enumerate();
+        let items = pairs.map(|(i, (vector, list))| Item {
             input: Input::Pooled(vector),
             target: Target {
                 ids: vec![list[0]],
@@ -511,6 +519,7 @@ impl Forty {
             candidates: Some(list.clone()),
             weight: 0.25,
             key: 0,
+            taught: teacher.get(i).map(|scores| Taught { scores, share: 0.1 }),
         });
         let batch: Vec<Item<'_>> = items.collect();
         let rates = Rates {
@@ -705,6 +714,182 @@ fn scores_are_of_rows_as_they_are() {
                 dot(&row, &z) / length
             });
             assert_close("scores", &found, &want, 1e-5);
+        }
+    }
+}
+
+/// Parts of a layout by name.
+fn parts(layout: &Layout) -> [(&'static str, Vec<Place>); 4] {
+    let branches = || layout.adapter.branches().map(|(_, branch)| branch);
+    [
+        ("A", branches().map(|branch| branch.a).collect()),
+        ("B", branches().map(|branch| branch.b).collect()),
+        ("W", vec![layout.w]),
+        ("E", vec![layout.e]),
+    ]
+}
+
+/// The slope of what is distilled along each part's own gradient is that gradient's length.
+#[test]
+fn what_is_distilled_has_the_gradients_of_finite_differences() {
+    const STEP: f32 = 1e-2;
+    let golden = Golden::open("learn-toy");
+    for (options, _) in devices() {
+        let encoder = toy(&options);
+        for name in ["all", "sampled"] {
+            let mut case = Case::new(&golden, name, Arc::clone(&encoder));
+            let layout = case.engine.layout().clone();
+            let old = layout.e.rows - 2;
+            let said: Vec<Vec<f32>> = (0..case.tokens.len() as u64)
+                .map(|i| noise(old, 60 + i).iter().map(|s| 8.0 * s).collect())
+                .collect();
+            case.engine.teach(old, 2.0);
+            let (engine, mut items) = case.parts();
+            for (i, item) in items.iter_mut().enumerate() {
+                // Nothing is routed, and not all is distilled.
+                item.weight = 0.0;
+                item.taught = (i % 3 != 1).then_some(Taught {
+                    scores: &said[i],
+                    share: 0.4,
+                });
+            }
+            let batch = std::slice::from_ref(&items);
+            let term = engine.gradients(batch).unwrap();
+            assert!(term > 0.1, "{term}");
+            let gradient = engine.gradient_values().unwrap();
+            assert!(
+                gradient[layout.e.offset + old * layout.w.rows..]
+                    .iter()
+                    .all(|g| *g == 0.0)
+            );
+            let theta = engine.parameters().unwrap();
+            let slope = |engine: &mut Engine, own: &[f32], length: f64| {
+                let mut at = |step: f32| {
+                    let scale = step / length as f32;
+                    let pairs = theta.iter().zip(own);
+                    let moved: Vec<f32> = pairs.map(|(t, d)| t + scale * d).collect();
+                    engine.set(&moved).unwrap();
+                    engine.gradients(batch).unwrap()
+                };
+                (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP) / length
+            };
+            let mut found = Vec::new();
+            for (part, places) in parts(&layout) {
+                let mut own = vec![0.0f32; gradient.len()];
+                for place in places {
+                    let range = place.offset..place.end();
+                    own[range.clone()].copy_from_slice(&gradient[range]);
+                }
+                let length = wide(&own).iter().map(|g| g * g).sum::<f64>().sqrt();
+                let share = slope(engine, &own, length);
+                assert!(
+                    (share - 1.0).abs() < 2e-2,
+                    "{name} {part}: {share} of its length"
+                );
+                found.push((part, own, length));
+            }
+            // Softened otherwise it is another term, with other slopes.
+            engine.teach(old, 1.0);
+            for (part, own, length) in found {
+                let other = slope(engine, &own, length);
+                assert!((other - 1.0).abs() > 4e-2, "{part}: cannot fail: {other}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_teacher_scores_as_the_router_does_and_teaches_itself_nothing() {
+    for (options, _) in devices() {
+        let golden = Golden::open("learn-toy");
+        let mut case = Case::new(&golden, "sampled", toy(&options));
+        let layout = case.engine.layout().clone();
+        let (width, old) = (layout.w.rows, layout.e.rows - 2);
+        case.engine.teach(old, 2.0);
+        let (engine, mut items) = case.parts();
+        let tokens: Vec<&Tokens> = items.iter().filter_map(Item::tokens).collect();
+        let features = engine.features(&tokens, &mut |_| {}).unwrap();
+        let inputs = features.len() / tokens.len();
+        let pooled: Vec<&[f32]> = features.chunks_exact(inputs).collect();
+        let tau = 0.3;
+        let said = engine.teacher_scores(&pooled, tau).unwrap();
+        // Alone, to the last bit.
+        assert_eq!(
+            engine.teacher_scores(&pooled[1..2], tau).unwrap(),
+            said[old..2 * old]
+        );
+        let theta = wide(&engine.parameters().unwrap());
+        let (w, e) = (
+            &theta[layout.w.offset..layout.w.end()],
+            &theta[layout.e.offset..],
+        );
+        let rows = normalize(&e[..old * width], width);
+        let mut want = Vec::new();
+        for h in &pooled {
+            let z: Vec<f64> = w
+                .chunks_exact(inputs)
+                .map(|row| dot(row, &wide(h)))
+                .collect();
+            let u = normalize(&z, width);
+            want.extend(
+                rows.chunks_exact(width)
+                    .map(|v| dot(&u, v) / f64::from(tau)),
+            );
+        }
+        assert_close("teacher", &said, &want, 1e-5);
+
+        // At its own temperature.
+        let tau = golden.number("/tau") as f32;
+        let said = engine.teacher_scores(&pooled, tau).unwrap();
+        for (item, scores) in items.iter_mut().zip(said.chunks_exact(old)) {
+            item.weight = 0.0;
+            item.taught = Some(Taught { scores, share: 1.0 });
+        }
+        let term = engine.gradients(std::slice::from_ref(&items)).unwrap();
+        let gradient = engine.gradient_values().unwrap();
+        assert!(term.abs() < 1e-6, "{term:e}");
+        assert!(gradient.iter().all(|g| g.abs() < 1e-5));
+    }
+}
+
+/// Distilled, every old row has a gradient, whatever the candidates: none of them sleeps.
+#[test]
+fn a_teacher_wakes_the_models_that_it_knows() {
+    let never = never();
+    for (options, _) in devices() {
+        let encoder = toy(&options);
+        let width = encoder.width();
+        let run = |dense: bool, taught: bool| {
+            let mut forty = Forty::new(&encoder, 5);
+            if taught {
+                forty.engine.teach(OLD, 2.0);
+                forty.teacher = (0..3).map(|i| noise(OLD, 80 + i)).collect();
+            }
+            if dense {
+                forty.engine.wake_all().unwrap();
+            }
+            for step in 0..STEPS {
+                forty.step(step, &lists(step), None, false);
+            }
+            (forty.parameters(), forty.start)
+        };
+        let ((w, rows), start) = run(false, true);
+        let ((dense_w, dense_rows), _) = run(true, true);
+        assert_close("W", &w, &wide(&dense_w), 2e-6);
+        assert_close("E", &rows, &wide(&dense_rows), 2e-6);
+        let e = start.len() - rows.len();
+        let decayed_alone = |rows: &[f32], id: usize| {
+            let row = id * width..(id + 1) * width;
+            let mut pairs = rows[row.clone()].iter().zip(&start[e..][row]);
+            pairs.all(|(got, start)| {
+                let want = decayed(start);
+                (f64::from(*got) - want).abs() < 1e-6 * want.abs()
+            })
+        };
+        let ((_, untaught), _) = run(false, false);
+        for &id in &never {
+            assert_eq!(decayed_alone(&rows, id), id >= OLD, "row {id}");
+            assert!(decayed_alone(&untaught, id), "row {id}");
         }
     }
 }

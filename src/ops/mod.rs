@@ -5,6 +5,7 @@ pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod contrastive;
 pub(crate) mod domain_prior;
+pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
 pub(crate) mod gelu;
@@ -35,6 +36,7 @@ pub(crate) struct Ops {
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
     pub(crate) domain_prior: domain_prior::DomainPrior,
+    pub(crate) distill: distill::Distill,
     pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
     pub(crate) gelu: gelu::Gelu,
@@ -59,6 +61,7 @@ impl Ops {
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(device)?,
             domain_prior: domain_prior::DomainPrior::new(device)?,
+            distill: distill::Distill::new(device)?,
             dropout: dropout::Dropout::new(device)?,
             embed: embed::Embed::new(device)?,
             gelu: gelu::Gelu::new(device)?,

@@ -370,6 +370,18 @@ pub(crate) fn log_sum_exp(s: &[f64], models: usize, members: &[u32], offsets: &[
     out
 }
 
+/// KL(a, b) of the softmax of `teacher` / T and that of `student` / T.
+pub(crate) fn divergence(teacher: &[f64], student: &[f64], temperature: f64) -> f64 {
+    let logs = |scores: &[f64]| -> Vec<f64> {
+        let peak = scores.iter().copied().fold(f64::MIN, f64::max);
+        let scores = scores.iter().map(|s| (s - peak) / temperature);
+        let total = scores.clone().map(f64::exp).sum::<f64>().ln();
+        scores.map(|s| s - total).collect()
+    };
+    let pairs = logs(teacher).into_iter().zip(logs(student));
+    pairs.map(|(a, b)| a.exp() * (a - b)).sum()
+}
+
 /// `s` [B, M] -> ids and scores [B, k]
 pub(crate) fn top_k(s: &[f32], models: usize, k: usize) -> (Vec<u32>, Vec<f32>) {
     let (mut ids, mut scores) = (Vec::new(), Vec::new());

@@ -297,6 +297,27 @@ const METHODS: &[MethodInfo] = &[
         Kind::Ties(ties::Form::Product),
     ),
     row(
+        "lwf",
+        "LwF",
+        Group::Continual,
+        0.0,
+        Kind::Trained(Recipe::plain("0").with(&[("lwf.alpha", "1")])),
+    ),
+    row(
+        "ewc",
+        "EWC",
+        Group::Continual,
+        0.0,
+        Kind::Trained(Recipe::plain("0").with(&[("regulariser", "ewc"), ("ewc.scope", "all")])),
+    ),
+    row(
+        "carve-ewc",
+        "CARvE EWC (10 %)",
+        Group::Continual,
+        0.1,
+        Kind::Trained(Recipe::carve("0.1", &[("regulariser", "ewc")])),
+    ),
+    row(
         "carve-5",
         "CARvE (5 %)",
         Group::Continual,
@@ -512,6 +533,35 @@ mod tests {
             ["full-softmax"],
             "by name it is always there"
         );
+    }
+
+    /// carve.md sections 7, 12.3 and 12.5.
+    #[test]
+    fn rows_with_a_regulariser_change_nothing_else() {
+        let base = |name: &str| match method(name).unwrap().kind {
+            Kind::Trained(recipe) => recipe.base().unwrap(),
+            kind => panic!("{kind:?}"),
+        };
+        let changed = |name: &str, from: &str| -> Vec<String> {
+            let pairs = base(name).pairs().into_iter().zip(base(from).pairs());
+            let other = pairs.filter(|(own, from)| own != from);
+            other
+                .map(|((key, value), _)| format!("{key}={value}"))
+                .collect()
+        };
+        assert_eq!(changed("lwf", "sequential"), ["lwf.alpha=1.0"]);
+        let ewc = changed("ewc", "sequential");
+        assert!(ewc.contains(&"regulariser=\"ewc\"".to_owned()), "{ewc:?}");
+        assert!(ewc.contains(&"ewc.scope=\"all\"".to_owned()), "{ewc:?}");
+        assert!(ewc.len() <= 3 && base("ewc").phase_split == 0.0, "{ewc:?}");
+        let anchored = changed("carve-ewc", "carve-10");
+        assert!(
+            anchored.contains(&"regulariser=\"ewc\"".to_owned()),
+            "{anchored:?}"
+        );
+        let own =
+            |change: &String| change.starts_with("regulariser") || change.starts_with("ewc.lambda");
+        assert!(anchored.iter().all(own), "{anchored:?}");
     }
 
     /// Every row of the table is a set of settings that learning accepts.

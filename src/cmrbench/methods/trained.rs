@@ -90,6 +90,11 @@ impl Recipe {
         }
     }
 
+    /// The same with these changes in place of its own.
+    pub(crate) const fn with(self, changes: &'static [(&'static str, &'static str)]) -> Self {
+        Self { changes, ..self }
+    }
+
     pub(crate) fn is_joint(self) -> bool {
         self.scope == Scope::Joint
     }
@@ -275,9 +280,12 @@ pub(super) fn learn(
 ) -> Result<Option<(Learned, GenerationId)>> {
     let options = common.options.clone().encoder(common.encoder);
     let mut learner = Learner::open(store, None, settings, options)?.recipe("cmrbench");
+    let mut done = 0.0;
     let outcome = learner.learn(experience, None, &mut |status| {
-        let done = status.done as f64 / status.total.max(1) as f64;
-        let done = if status.loss.is_some() { done } else { 0.0 };
+        // Other stages come before the steps or behind them.
+        if status.loss.is_some() {
+            done = status.done as f64 / status.total.max(1) as f64;
+        }
         watch(status.stage, done)
     })?;
     let Outcome::Learned(report) = outcome else {

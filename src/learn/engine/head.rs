@@ -1,5 +1,6 @@
 //! From pooled vectors to the loss and back: projection, contrastive loss (carve.md section 5.1).
 
+use super::distill::{Scorer, Student, Teaching};
 use super::{Layout, Shape};
 use crate::device::{Device, Pass, Place, Read, Tensor};
 use crate::error::Result;
@@ -24,6 +25,8 @@ pub(super) struct Head {
     /// [B, K] and its inverse.
     pub(super) candidates: Option<(Tensor, Inverse)>,
     pub(super) room: Room,
+    /// Where there is a teacher.
+    student: Option<Student>,
 }
 
 /// What some items are for the device.
@@ -33,10 +36,18 @@ pub(super) struct Packed {
     pub(super) target_mass: Vec<f32>,
     pub(super) weights: Vec<f32>,
     pub(super) candidates: Vec<u32>,
+    /// A teacher's scores, and their examples' shares of its term; empty where nothing is distilled.
+    pub(super) teacher: Vec<f32>,
+    pub(super) shares: Vec<f32>,
 }
 
 impl Head {
-    pub(super) fn new(device: &Device, shape: Shape, layout: &Layout) -> Result<Self> {
+    pub(super) fn new(
+        device: &Device,
+        shape: Shape,
+        layout: &Layout,
+        teaching: Option<Teaching>,
+    ) -> Result<Self> {
         let Shape {
             examples, targets, ..
         } = shape;
@@ -60,6 +71,9 @@ impl Head {
             losses: device.scratch("losses", examples, 1)?,
             candidates,
             room,
+            student: teaching
+                .map(|teaching| Student::new(device, shape, layout, teaching))
+                .transpose()?,
         })
     }
 
@@ -72,15 +86,24 @@ impl Head {
             pass.upload(ids, &packed.candidates);
             inverse.upload(pass, &invert(&packed.candidates));
         }
+        if let Some(student) = &mut self.student {
+            student.upload(pass, &packed.teacher, &packed.shares);
+        }
         for tensor in [&mut self.z, &mut self.dz, &mut self.losses] {
             tensor.resize(examples);
         }
     }
 
     /// Bytes that [`Head::upload`] sends at most, pooled vectors included.
-    pub(super) fn upload_bytes(shape: Shape, inputs: usize) -> usize {
+    pub(super) fn upload_bytes(shape: Shape, inputs: usize, teaching: Option<Teaching>) -> usize {
         let list = shape.candidates.unwrap_or(0);
-        4 * (shape.examples * (2 * shape.targets + 1 + 4 * list + inputs) + 1)
+        let teacher = teaching.map_or(0, |teaching| teaching.upload_bytes(shape));
+        4 * (shape.examples * (2 * shape.targets + 1 + 4 * list + inputs) + 1) + teacher
+    }
+
+    /// Bytes that a micro-batch brings back at most.
+    pub(super) fn read_bytes(shape: Shape, layout: &Layout) -> usize {
+        4 * shape.examples * (2 + layout.w.rows)
     }
 }
 
@@ -96,6 +119,8 @@ pub(super) struct Router<'o> {
 pub(super) struct Reads {
     pub(super) z: Read,
     pub(super) losses: Read,
+    /// Of what was distilled.
+    pub(super) distill: Option<Read>,
 }
 
 impl<'o> Router<'o> {
@@ -120,17 +145,8 @@ impl<'o> Router<'o> {
         head: &mut Head,
     ) -> Reads {
         let matmul = &self.ops.matmul;
+        self.project(pass, theta, h, &mut head.z);
         let z = head.z.place();
-        matmul.nt(
-            pass,
-            Product {
-                a: h.part(h.place()),
-                b: theta.part(self.w),
-                scale: 1.0,
-                y: head.z.part_mut(z),
-                add: false,
-            },
-        );
         let candidates = match &head.candidates {
             Some((ids, inverse)) => Candidates::Sampled { ids, inverse },
             None => Candidates::All,
@@ -154,6 +170,10 @@ impl<'o> Router<'o> {
                 d_rows: grad.part_mut(self.e),
             },
         );
+        let distill = head.student.as_mut().and_then(|student| {
+            let scorer = self.scorer(theta);
+            student.gradients(pass, scorer, &head.z, &mut head.dz, grad)
+        });
         matmul.tn(
             pass,
             Product {
@@ -180,6 +200,45 @@ impl<'o> Router<'o> {
         Reads {
             z: pass.read(&head.z),
             losses: pass.read(&head.losses),
+            distill,
+        }
+    }
+
+    /// What a student says of `h` as the parameters are; `head` has one.
+    pub(super) fn teacher_scores(
+        &self,
+        pass: &mut Pass<'_>,
+        theta: &Tensor,
+        h: &Tensor,
+        head: &mut Head,
+    ) -> Option<Read> {
+        head.z.resize(h.rows());
+        self.project(pass, theta, h, &mut head.z);
+        let student = head.student.as_mut()?;
+        Some(student.read_scores(pass, self.scorer(theta), &head.z))
+    }
+
+    /// z = W h
+    fn project(&self, pass: &mut Pass<'_>, theta: &Tensor, h: &Tensor, z: &mut Tensor) {
+        let place = z.place();
+        self.ops.matmul.nt(
+            pass,
+            Product {
+                a: h.part(h.place()),
+                b: theta.part(self.w),
+                scale: 1.0,
+                y: z.part_mut(place),
+                add: false,
+            },
+        );
+    }
+
+    fn scorer<'s>(&'s self, theta: &'s Tensor) -> Scorer<'s> {
+        Scorer {
+            ops: self.ops,
+            theta,
+            e: self.e,
+            tau: self.tau,
         }
     }
 }

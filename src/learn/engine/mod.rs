@@ -4,15 +4,17 @@
 //! AdamW's moments in three more of the same order. Of E a step looks at the rows that it has to
 //! alone, so that its cost need not depend on M: those that were ever candidates, or are now.
 
+mod distill;
 mod head;
 mod hold;
 
 use std::sync::Arc;
 
-use self::head::{Head, Packed, Router};
+use self::distill::Teaching;
+use self::head::{Head, Packed, Reads, Router};
 pub(crate) use self::hold::{Anchors, Hold};
 use self::hold::{Consolidated, References};
-use crate::device::{Place, Plan, Read, Sizes, Tensor, small};
+use crate::device::{Outcome, Place, Plan, Read, Sizes, Tensor, small};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
@@ -71,6 +73,17 @@ pub(crate) struct Item<'i> {
     pub(crate) weight: f32,
     /// What its dropout depends on: of the step and the row, not of its place in a batch.
     pub(crate) key: u64,
+    /// What a teacher says of it, if it is distilled.
+    pub(crate) taught: Option<Taught<'i>>,
+}
+
+/// What a teacher says of an example.
+#[derive(Clone, Copy)]
+pub(crate) struct Taught<'i> {
+    /// Scores of the models that [`Engine::teach`] named.
+    pub(crate) scores: &'i [f32],
+    /// Share of T^2 KL in the step's loss.
+    pub(crate) share: f32,
 }
 
 /// What enters: tokens where the encoder is trained, its pooled vector where it is frozen.
@@ -111,6 +124,7 @@ pub(crate) struct Rates {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Losses {
     pub(crate) route: f64,
+    pub(crate) distill: f64,
     pub(crate) embedding: f64,
     pub(crate) projection: f64,
     pub(crate) ewc: f64,
@@ -118,7 +132,17 @@ pub(crate) struct Losses {
 
 impl Losses {
     pub(crate) fn total(self) -> f64 {
-        self.route + self.embedding + self.projection + self.ewc
+        self.route + self.distill + self.embedding + self.projection + self.ewc
+    }
+}
+
+impl std::ops::AddAssign for Losses {
+    fn add_assign(&mut self, other: Self) {
+        self.route += other.route;
+        self.distill += other.distill;
+        self.embedding += other.embedding;
+        self.projection += other.projection;
+        self.ewc += other.ewc;
     }
 }
 
@@ -155,6 +179,7 @@ pub(crate) struct Engine {
     awake: Awake,
     references: Option<References>,
     consolidated: Vec<Consolidated>,
+    teaching: Option<Teaching>,
     /// Of the way through the encoder, and of the way from pooled vectors; made when first used.
     full: Option<Plan<Full>>,
     head: Option<Plan<FromPooled>>,
@@ -233,6 +258,7 @@ impl Engine {
             awake: Awake::new(layout.e.rows),
             references: None,
             consolidated: Vec::new(),
+            teaching: None,
             full: None,
             head: None,
             end,
@@ -263,6 +289,37 @@ impl Engine {
             w: device.upload("reference w", self.layout.w.columns, w)?,
         });
         Ok(())
+    }
+
+    /// Items may be [`Taught`] from now on: scores of the first `models` models, softened by
+    /// `temperature`.
+    pub(crate) fn teach(&mut self, models: usize, temperature: f32) {
+        self.teaching = Some(Teaching {
+            models,
+            temperature,
+        });
+        // Made without room for it.
+        (self.full, self.head) = (None, None);
+    }
+
+    /// What the parameters score the models of [`Engine::teach`] with, at temperature `tau`: a row
+    /// for each of `pooled`, the encoder's vectors [H].
+    pub(crate) fn teacher_scores(&mut self, pooled: &[&[f32]], tau: f32) -> Result<Vec<f32>> {
+        let models = self.teaching.map_or(0, |teaching| teaching.models);
+        let encoder = Arc::clone(&self.encoder);
+        let reads = 4 * self.shape.examples * models;
+        let mut plan = self.make_head(reads)?;
+        let router = Router::new(encoder.ops(), &self.layout, tau, &self.priors);
+        let theta = &self.flat.theta;
+        let mut scores = Vec::with_capacity(pooled.len() * models);
+        for rows in pooled.chunks(self.shape.examples) {
+            let (read, outcome) = encoder.device().run(&mut plan, |pass, t| {
+                pass.upload_f32(&mut t.pooled, &rows.concat());
+                router.teacher_scores(pass, theta, &t.pooled, &mut t.head)
+            })?;
+            scores.extend_from_slice(read.map_or(&[], |read| outcome.f32(read)));
+        }
+        Ok(scores)
     }
 
     /// Shifts the logits of each model from now on: [M]; none are shifted before.
@@ -305,8 +362,8 @@ impl Engine {
         let mut sums = device.upload("fisher", n, &vec![0.0; n])?;
         let scale = 1.0 / count.max(1) as f32;
         for i in 0..count {
-            let loss = self.add_gradients(&[batch(i)], 0.0)?;
-            check_finite("Fisher weights: routing loss", loss)?;
+            let losses = self.add_gradients(&[batch(i)], 0.0)?;
+            check_finite("Fisher weights: routing loss", losses.route)?;
             let grad = &mut self.flat.grad;
             device.run(&mut self.end, |pass, _| {
                 let (grad, sums) = (grad.part_mut(place), &mut sums);
@@ -393,8 +450,8 @@ impl Engine {
 
     /// One optimiser step on the mean over `batches`, whose items bring their weights.
     ///
-    /// Errors: a loss is not finite; where it is the routing loss, the parameters are those of the step
-    /// before.
+    /// Errors: a loss is not finite; where it is the routing loss or what is distilled, the parameters
+    /// are those of the step before.
     pub(crate) fn step(
         &mut self,
         batches: &[Vec<Item<'_>>],
@@ -403,10 +460,13 @@ impl Engine {
     ) -> Result<Losses> {
         let named = self.named(batches);
         if !rates.touched {
-            self.wake(named.as_deref(), hold.is_some_and(Hold::moves_sleepers))?;
+            let taught = batches.iter().flatten().any(|item| item.taught.is_some());
+            let all_old = taught || hold.is_some_and(Hold::moves_sleepers);
+            self.wake(named.as_deref(), all_old)?;
         }
-        let route = self.gradients(batches)?;
-        check_finite("routing loss", route)?;
+        let mut losses = self.add_gradients(batches, self.dropout)?;
+        check_finite("routing loss", losses.route)?;
+        check_finite("distillation", losses.distill)?;
         let (anchors, lambda) = match hold {
             Some(Hold::Anchors(anchors)) => (Some(anchors), None),
             Some(Hold::Ewc(lambda)) => (None, Some(lambda)),
@@ -484,10 +544,6 @@ impl Engine {
                 .map(|loss| f64::from(*loss))
                 .sum::<f64>()
         };
-        let mut losses = Losses {
-            route,
-            ..Losses::default()
-        };
         if let (Some((rows, w)), Some(anchors)) = (anchored, anchors) {
             let items = match (anchors.touched, references) {
                 (false, Some(references)) => references.rows.rows(),
@@ -549,7 +605,8 @@ impl Engine {
     /// the parent.
     fn wake(&mut self, named: Option<&[u32]>, all_old: bool) -> Result<()> {
         let before = self.awake.sleepers();
-        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let held = self.references.as_ref().map_or(0, |r| r.rows.rows());
+        let old = small(self.teaching.map_or(held, |t| held.max(t.models)));
         let mut new = match named {
             Some(named) => self.awake.wake(named.iter().copied()),
             None => self.awake.wake(0..small(self.layout.e.rows)),
@@ -680,55 +737,62 @@ impl Engine {
                 sizes,
                 self.dropout > 0.0,
             )?,
-            head: Head::new(encoder.device(), shape, &self.layout)?,
+            head: Head::new(encoder.device(), shape, &self.layout, self.teaching)?,
         };
         let keys = 4 * sizes.tokens;
-        let uploads = Activations::upload_bytes(sizes) + Head::upload_bytes(shape, inputs) + keys;
-        let reads = 4 * shape.examples * (1 + inputs.max(self.layout.w.rows));
+        let head = Head::upload_bytes(shape, inputs, self.teaching);
+        let uploads = Activations::upload_bytes(sizes) + head + keys;
+        let reads = Head::read_bytes(shape, &self.layout).max(4 * shape.examples * inputs);
         Plan::new(encoder.device(), full, uploads, reads)
     }
 
     fn take_head(&mut self) -> Result<Plan<FromPooled>> {
-        if let Some(plan) = self.head.take() {
-            return Ok(plan);
+        match self.head.take() {
+            Some(plan) => Ok(plan),
+            None => self.make_head(Head::read_bytes(self.shape, &self.layout)),
         }
+    }
+
+    /// `reads`: bytes that a pass brings back at most.
+    fn make_head(&self, reads: usize) -> Result<Plan<FromPooled>> {
         let (device, shape, inputs) = (self.encoder.device(), self.shape, self.encoder.width());
         let tensors = FromPooled {
             pooled: device.scratch("pooled", shape.examples, inputs)?,
-            head: Head::new(device, shape, &self.layout)?,
+            head: Head::new(device, shape, &self.layout, self.teaching)?,
         };
-        let reads = 4 * shape.examples * (1 + self.layout.w.rows);
-        Plan::new(device, tensors, Head::upload_bytes(shape, inputs), reads)
+        let uploads = Head::upload_bytes(shape, inputs, self.teaching);
+        Plan::new(device, tensors, uploads, reads)
     }
 
-    /// Gradients of the micro-batches' loss are added up; the loss.
+    #[cfg(test)]
     pub(crate) fn gradients(&mut self, batches: &[Vec<Item<'_>>]) -> Result<f64> {
-        self.add_gradients(batches, self.dropout)
+        Ok(self.add_gradients(batches, self.dropout)?.total())
     }
 
-    fn add_gradients(&mut self, batches: &[Vec<Item<'_>>], dropout: f32) -> Result<f64> {
-        let mut loss = 0.0;
+    /// Gradients of the micro-batches' loss are added up; its terms.
+    fn add_gradients(&mut self, batches: &[Vec<Item<'_>>], dropout: f32) -> Result<Losses> {
+        let mut losses = Losses::default();
         for items in batches {
             self.z = vec![Vec::new(); items.len()];
             let (tokens, pooled): (Vec<usize>, Vec<usize>) =
                 (0..items.len()).partition(|i| matches!(items[*i].input, Input::Tokens(_)));
             for places in pooled.chunks(self.shape.examples) {
-                loss += self.pooled_gradients(items, places)?;
+                losses += self.pooled_gradients(items, places)?;
             }
             let rows: Vec<&Tokens> = tokens.iter().filter_map(|i| items[*i].tokens()).collect();
             let mut done = 0;
             for count in chunks(&rows, self.shape.examples) {
                 let range = done..done + count;
                 let (places, rows) = (&tokens[range.clone()], &rows[range]);
-                loss += self.token_gradients(items, places, rows, dropout)?;
+                losses += self.token_gradients(items, places, rows, dropout)?;
                 done += count;
             }
         }
-        Ok(loss)
+        Ok(losses)
     }
 
     /// Of items that enter as pooled vectors: the encoder has no gradient.
-    fn pooled_gradients(&mut self, items: &[Item<'_>], places: &[usize]) -> Result<f64> {
+    fn pooled_gradients(&mut self, items: &[Item<'_>], places: &[usize]) -> Result<Losses> {
         let mut plan = self.take_head()?;
         let packed = self.pack_items(items, places);
         let mut pooled = Vec::with_capacity(places.len() * self.encoder.width());
@@ -746,7 +810,7 @@ impl Engine {
             router.gradients(pass, theta, grad, &t.pooled, None, &mut t.head)
         })?;
         self.head = Some(plan);
-        Ok(self.note(places, outcome.f32(reads.z), outcome.f32(reads.losses)))
+        Ok(self.note(places, &outcome, reads))
     }
 
     /// Of items that go through the encoder.
@@ -756,7 +820,7 @@ impl Engine {
         places: &[usize],
         rows: &[&Tokens],
         dropout: f32,
-    ) -> Result<f64> {
+    ) -> Result<Losses> {
         let mut plan = self.take_full()?;
         let packed = self.pack_items(items, places);
         let encoder = Arc::clone(&self.encoder);
@@ -795,7 +859,7 @@ impl Engine {
             reads
         })?;
         self.full = Some(plan);
-        Ok(self.note(places, outcome.f32(reads.z), outcome.f32(reads.losses)))
+        Ok(self.note(places, &outcome, reads))
     }
 
     fn pack_items(&self, items: &[Item<'_>], places: &[usize]) -> Packed {
@@ -819,15 +883,33 @@ impl Engine {
                 fill(ids, columns, &mut packed.candidates);
             }
         }
+        let taught = places.iter().map(|place| items[*place].taught);
+        if taught.clone().any(|taught| taught.is_some()) {
+            let models = self.teaching.map_or(0, |teaching| teaching.models);
+            for taught in taught {
+                let scores = taught.map_or(&[][..], |taught| taught.scores);
+                packed.teacher.extend_from_slice(scores);
+                packed
+                    .shares
+                    .push(taught.map_or(0.0, |taught| taught.share));
+                packed.teacher.resize(packed.shares.len() * models, 0.0);
+            }
+        }
         packed
     }
 
-    /// Keeps the queries of the items at `places`; the sum of their losses.
-    fn note(&mut self, places: &[usize], z: &[f32], losses: &[f32]) -> f64 {
-        for (place, z) in places.iter().zip(z.chunks_exact(self.layout.w.rows)) {
+    /// Keeps the queries of the items at `places`; the sums of their losses.
+    fn note(&mut self, places: &[usize], outcome: &Outcome, reads: Reads) -> Losses {
+        let z = outcome.f32(reads.z).chunks_exact(self.layout.w.rows);
+        for (place, z) in places.iter().zip(z) {
             self.z[*place] = z.to_vec();
         }
-        losses.iter().map(|loss| f64::from(*loss)).sum()
+        let sum = |read| outcome.f32(read).iter().map(|loss| f64::from(*loss)).sum();
+        Losses {
+            route: sum(reads.losses),
+            distill: reads.distill.map_or(0.0, sum),
+            ..Losses::default()
+        }
     }
 }
 

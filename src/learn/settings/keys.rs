@@ -48,7 +48,21 @@ const UNSUPPORTED: [(&str, &str); 24] = [
     ("w_lm", "there is no language-model loss"),
 ];
 
+/// Keys that came after settings were first written down, in manifests and in what benchmarks and
+/// interrupted updates are known by. One that is as in [`Settings::base`] changes nothing, and is
+/// left out there: what was made before the key stays what it is.
+const LATER: [&str; 4] = ["hybrid", "lwf.alpha", "lwf.temperature", "lwf.rows"];
+
 impl Settings {
+    /// Every key with its value but the [`LATER`] ones that change nothing, in the order of the
+    /// fields: what settings are known by.
+    pub(crate) fn written(&self) -> Map<String, Value> {
+        let without = Self::base().map();
+        let mut map = self.map();
+        map.retain(|key, value| !LATER.contains(&key.as_str()) || without.get(key) != Some(value));
+        map
+    }
+
     /// Every key with its value, in the order of the fields.
     pub fn pairs(&self) -> Vec<(String, Value)> {
         self.map().into_iter().collect()
@@ -125,6 +139,8 @@ impl Settings {
             ("anchor.projection", self.anchor_projection, 0.0, huge),
             ("ewc.lambda", self.ewc_lambda, 0.0, huge),
             ("ewc.decay", self.ewc_decay, 0.0, 1.0),
+            ("lwf.alpha", self.lwf_alpha, 0.0, huge),
+            ("lwf.temperature", self.lwf_temperature, tiny, huge),
             ("phase_split", self.phase_split, 0.0, 1.0),
             ("lr.lora", self.lr_lora, 0.0, huge),
             ("lr.w", self.lr_w, 0.0, huge),
@@ -181,6 +197,13 @@ impl Settings {
             bail!(
                 InvalidRequest,
                 "adamw.rows = touched: expected regulariser = anchors, found ewc"
+            );
+        }
+        if self.adamw_rows == AdamwRows::Touched && self.lwf_alpha > 0.0 {
+            bail!(
+                InvalidRequest,
+                "adamw.rows = touched: expected lwf.alpha = 0, found {}",
+                self.lwf_alpha
             );
         }
         self.check_candidates()
@@ -289,6 +312,9 @@ mod tests {
             ("replay.ratio", "1.5", "from 0 to 1"),
             ("tau", "0", "positive"),
             ("lr.w", "-1", "not negative"),
+            ("lwf.alpha", "-0.5", "not negative"),
+            ("lwf.temperature", "0", "a positive number"),
+            ("lwf.rows", "new", "expected `old_gold` or `all`"),
             ("lora.dropout", "1", "from 0 to 0.999"),
             ("lora.dropout", "-0.1", "from 0 to 0.999"),
             ("lora.targets", "[]", "at least one"),
@@ -319,10 +345,60 @@ mod tests {
         settings.regulariser = Regulariser::Ewc;
         let error = settings.validate().unwrap_err().to_string();
         assert!(error.contains("expected regulariser = anchors"), "{error}");
+        settings.regulariser = Regulariser::Anchors;
+        settings.lwf_alpha = 0.5;
+        let error = settings.validate().unwrap_err().to_string();
+        assert!(
+            error.ends_with("expected lwf.alpha = 0, found 0.5"),
+            "{error}"
+        );
         let mut settings = Settings::base();
         settings.prior_old = f64::NEG_INFINITY;
         let error = settings.validate().unwrap_err().to_string();
         assert!(error.starts_with("prior.old: expected a finite"), "{error}");
+    }
+
+    /// The bundled generation has none of those that change nothing.
+    #[test]
+    fn later_keys_that_change_nothing_are_not_written() {
+        let store = std::path::Path::new("weights/cmrbench");
+        let current = std::fs::read_to_string(store.join("current")).unwrap();
+        let path = store.join(current.trim()).join("manifest.json");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let noted = manifest["learned"]["settings"].as_object().unwrap();
+        let mut settings = Settings::base();
+        for (key, value) in noted {
+            settings.set(key, value.as_str().unwrap()).unwrap();
+        }
+        let written = |settings: &Settings| -> std::collections::BTreeMap<String, Value> {
+            let pairs = settings.written().into_iter();
+            pairs
+                .map(|(key, value)| (key, Value::String(value.to_string())))
+                .collect()
+        };
+        let found = written(&settings);
+        assert!(
+            found
+                .iter()
+                .eq(noted.iter().collect::<std::collections::BTreeMap<_, _>>())
+        );
+        for (key, value) in [
+            ("lwf.alpha", "0.5"),
+            ("lwf.temperature", "3"),
+            ("lwf.rows", "all"),
+        ] {
+            let mut other = settings.clone();
+            other.set(key, value).unwrap();
+            let mut changed = written(&other);
+            assert!(changed.remove(key).is_some());
+            assert_eq!(changed, found);
+            // Whoever asks for all of them gets all of them.
+            assert!(settings.pairs().iter().any(|(known, _)| known == key));
+        }
+        // The order of the rest is the fields'.
+        let all = settings.pairs().into_iter().map(|(key, _)| key);
+        let rest = all.filter(|key| !LATER.contains(&key.as_str()));
+        assert!(rest.eq(settings.written().keys().cloned()));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::error::{Result, bail};
 use crate::model::lora::Target;
 pub use words::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
-    EwcScope, InitProfile, InitRows, Leftover, MiningScore, Privacy, Regulariser, ReplayStrategy,
-    RouterRate,
+    EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Privacy, Regulariser,
+    ReplayStrategy, RouterRate,
 };
 
 /// Size of W at which the paper gives the strength of the projection anchor.
@@ -147,6 +147,19 @@ pub struct Settings {
     /// What EWC holds.
     #[serde(rename = "ewc.scope")]
     pub ewc_scope: EwcScope,
+    /// Strength of learning without forgetting: what the parent scores its own models with is
+    /// distilled into its child. 0: off; 1: as published. The scores of all distilled rows are kept
+    /// in memory, 4 bytes for a row and a model.
+    ///
+    /// Source: Li and Hoiem, "Learning without Forgetting" (2016).
+    #[serde(rename = "lwf.alpha")]
+    pub lwf_alpha: f64,
+    /// What scores are divided by before they are compared.
+    #[serde(rename = "lwf.temperature")]
+    pub lwf_temperature: f64,
+    /// Which rows are distilled.
+    #[serde(rename = "lwf.rows")]
+    pub lwf_rows: LwfRows,
     /// How rows meet in batches.
     pub batching: Batching,
     /// Rows of a micro-batch: B.
@@ -268,6 +281,9 @@ impl Settings {
             ewc_mode: EwcMode::Online,
             ewc_decay: 0.9,
             ewc_scope: EwcScope::Router,
+            lwf_alpha: 0.0,
+            lwf_temperature: 2.0,
+            lwf_rows: LwfRows::OldGold,
             batching: Batching::Shuffled,
             batch: 32,
             accumulate: 1,

@@ -143,6 +143,15 @@ words! {
     }
 }
 words! {
+    /// The rows of an update that are distilled.
+    LwfRows {
+        /// Those whose gold the parent knows.
+        OldGold,
+        /// All.
+        All,
+    }
+}
+words! {
     /// How rows meet in batches.
     Batching {
         /// One permutation.

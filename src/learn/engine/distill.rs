@@ -1,0 +1,184 @@
+//! Learning without forgetting in the head: what its scores of old models cost beside a teacher's
+//! (carve.md section 12.5).
+
+use super::{Layout, Shape};
+use crate::device::{Device, Pass, Place, Read, Tensor};
+use crate::error::Result;
+use crate::ops::Ops;
+use crate::ops::distill::{Across, Slopes, UnitRows};
+use crate::ops::matmul::{Matmul, Product};
+
+/// What a teacher is for the engine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Teaching {
+    /// Models that it knows: M_old.
+    pub(super) models: usize,
+    /// T
+    pub(super) temperature: f32,
+}
+
+impl Teaching {
+    /// Bytes of a micro-batch's scores and shares.
+    pub(super) fn upload_bytes(self, shape: Shape) -> usize {
+        4 * shape.examples * (self.models + 1)
+    }
+}
+
+/// The tensors between projected queries and the term.
+pub(super) struct Student {
+    teaching: Teaching,
+    /// Some example of the micro-batch is distilled.
+    on: bool,
+    /// The teacher's scores [B, M_old], and the examples' shares of the term [B, 1].
+    teacher: Tensor,
+    shares: Tensor,
+    /// Unit queries [B, D] and rows [M_old, D], and the derivatives by them.
+    u: Tensor,
+    v: Tensor,
+    du: Tensor,
+    dv: Tensor,
+    /// [B, M_old]: scores, then the derivatives by them.
+    scores: Tensor,
+    /// [B, 1]
+    losses: Tensor,
+}
+
+/// The parameters, and how they score.
+#[derive(Clone, Copy)]
+pub(super) struct Scorer<'o> {
+    pub(super) ops: &'o Ops,
+    pub(super) theta: &'o Tensor,
+    /// All of E: the teacher's models come first.
+    pub(super) e: Place,
+    pub(super) tau: f32,
+}
+
+impl Student {
+    pub(super) fn new(
+        device: &Device,
+        shape: Shape,
+        layout: &Layout,
+        teaching: Teaching,
+    ) -> Result<Self> {
+        let (examples, models, width) = (shape.examples, teaching.models, layout.w.rows);
+        Ok(Self {
+            teaching,
+            on: false,
+            teacher: device.scratch("teacher", examples, models)?,
+            shares: device.scratch("shares", examples, 1)?,
+            u: device.scratch("unit queries", examples, width)?,
+            v: device.scratch("unit rows", models, width)?,
+            du: device.scratch("d_unit queries", examples, width)?,
+            dv: device.scratch("d_unit rows", models, width)?,
+            scores: device.scratch("scores", examples, models)?,
+            losses: device.scratch("distillation", examples, 1)?,
+        })
+    }
+
+    /// `teacher`: [B, M_old]; `shares`: [B], 0 where an example is not distilled; empty where none is.
+    pub(super) fn upload(&mut self, pass: &mut Pass<'_>, teacher: &[f32], shares: &[f32]) {
+        self.on = !shares.is_empty();
+        if self.on {
+            pass.upload_f32(&mut self.teacher, teacher);
+            pass.upload_f32(&mut self.shares, shares);
+        }
+    }
+
+    /// Scores of `z` [B, D] for the teacher's models.
+    fn score(&mut self, pass: &mut Pass<'_>, scorer: Scorer<'_>, z: &Tensor) {
+        let Scorer { ops, theta, .. } = scorer;
+        for tensor in [
+            &mut self.u,
+            &mut self.du,
+            &mut self.scores,
+            &mut self.losses,
+        ] {
+            tensor.resize(z.rows());
+        }
+        let (x, unit) = (z.part(z.place()), &mut self.u);
+        ops.distill.unit_rows(pass, UnitRows { x, unit });
+        let (x, unit) = (theta.part(self.rows(scorer.e)), &mut self.v);
+        ops.distill.unit_rows(pass, UnitRows { x, unit });
+        let place = self.scores.place();
+        ops.matmul.nt(
+            pass,
+            Product {
+                a: self.u.part(self.u.place()),
+                b: self.v.part(self.v.place()),
+                scale: 1.0 / scorer.tau,
+                y: self.scores.part_mut(place),
+                add: false,
+            },
+        );
+    }
+
+    /// What `z` is scored with, to be a teacher's.
+    pub(super) fn read_scores(
+        &mut self,
+        pass: &mut Pass<'_>,
+        scorer: Scorer<'_>,
+        z: &Tensor,
+    ) -> Read {
+        self.score(pass, scorer, z);
+        pass.read(&self.scores)
+    }
+
+    /// Adds the term's gradients to `dz` [B, D] and to E's in `grad`; the examples' parts of the term,
+    /// where there is one.
+    pub(super) fn gradients(
+        &mut self,
+        pass: &mut Pass<'_>,
+        scorer: Scorer<'_>,
+        z: &Tensor,
+        dz: &mut Tensor,
+        grad: &mut Tensor,
+    ) -> Option<Read> {
+        if !self.on {
+            return None;
+        }
+        self.score(pass, scorer, z);
+        let Scorer { ops, theta, .. } = scorer;
+        ops.distill.slopes(
+            pass,
+            Slopes {
+                teacher: &self.teacher,
+                weights: &self.shares,
+                temperature: self.teaching.temperature,
+                scores: &mut self.scores,
+                losses: &mut self.losses,
+            },
+        );
+        let (slopes, rows) = (&self.scores, self.rows(scorer.e));
+        let mut product =
+            |by: fn(&Matmul, &mut Pass<'_>, Product<'_>), unit: &Tensor, y: &mut Tensor| {
+                let place = y.place();
+                by(
+                    &ops.matmul,
+                    pass,
+                    Product {
+                        a: slopes.part(slopes.place()),
+                        b: unit.part(unit.place()),
+                        scale: 1.0 / scorer.tau,
+                        y: y.part_mut(place),
+                        add: false,
+                    },
+                );
+            };
+        product(Matmul::nn, &self.v, &mut self.du);
+        product(Matmul::tn, &self.u, &mut self.dv);
+        let place = z.place();
+        for (x, place, unit, g, grad) in [
+            (z, place, &self.u, &self.du, dz),
+            (theta, rows, &self.v, &self.dv, grad),
+        ] {
+            let (x, grad) = (x.part(place), grad.part_mut(place));
+            ops.distill.across(pass, Across { x, unit, g, grad });
+        }
+        Some(pass.read(&self.losses))
+    }
+
+    /// Where the teacher's models are.
+    fn rows(&self, e: Place) -> Place {
+        Place::flat(e.offset, self.teaching.models, e.columns)
+    }
+}
