@@ -18,7 +18,16 @@ use crate::error::{Result, bail, error};
 use crate::learn::Control;
 
 /// Methods of `--quick`.
-const QUICK: [&str; 5] = ["retrieval", FLOOR, "sequential", "replay-10", "carve-10"];
+const QUICK: [&str; 8] = [
+    "bm25",
+    "tfidf",
+    "dense",
+    "hybrid",
+    FLOOR,
+    "sequential",
+    "replay-10",
+    "carve-10",
+];
 
 /// Without which no table can be read: what a growing hub takes by itself.
 const FLOOR: &str = "centroid";

@@ -325,7 +325,11 @@ impl Run<'_> {
 
     fn work(&self, step: usize) -> f64 {
         let encodes = self.method.work(self.common, step) > 1.0;
-        let each = if encodes { EVAL_WORK } else { 0.01 };
+        let each = if encodes {
+            EVAL_WORK * self.method.longer()
+        } else {
+            0.01
+        };
         self.method.work(self.common, step) + each * self.eval_rows(step) as f64
     }
 

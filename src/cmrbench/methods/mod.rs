@@ -2,6 +2,7 @@
 
 mod bm25;
 mod centroid;
+mod rar;
 mod retrieval;
 mod tfidf;
 mod ties;
@@ -84,7 +85,7 @@ pub(crate) const NAMED: usize = 10;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Group {
-    /// No training.
+    /// By cards, or by a language model that knows no model: what the poster has beside BGE-M3.
     Retrieval,
     /// One experience after the other.
     Continual,
@@ -103,6 +104,7 @@ enum Kind {
     Centroid,
     Trained(Recipe),
     Ties(ties::Form),
+    Augmented(rar::Update),
 }
 
 /// A row of the table of methods.
@@ -136,7 +138,10 @@ pub(crate) struct Common<'c> {
 impl MethodInfo {
     /// One run says all: nothing is drawn.
     pub fn deterministic(&self) -> bool {
-        !matches!(self.kind, Kind::Trained(_) | Kind::Ties(_))
+        !matches!(
+            self.kind,
+            Kind::Trained(_) | Kind::Ties(_) | Kind::Augmented(_)
+        )
     }
 
     /// The settings of a method that trains at `step`, from 1.
@@ -149,6 +154,7 @@ impl MethodInfo {
         match self.kind {
             Kind::Trained(recipe) => recipe.settings(common, seed, step).map(Some),
             Kind::Ties(_) => ties::settings(common, seed, step).map(Some),
+            Kind::Augmented(update) => update.settings(common, seed, step),
             _ => Ok(None),
         }
     }
@@ -171,6 +177,15 @@ impl MethodInfo {
                 recipe.epochs(common, step) as f64 * (own + earlier)
             }
             Kind::Trained(_) | Kind::Ties(_) => epochs * (own + self.replay * earlier),
+            Kind::Augmented(update) => update.work(common, step),
+        }
+    }
+
+    /// What a text costs of what a prompt alone does.
+    pub(crate) fn longer(&self) -> f64 {
+        match self.kind {
+            Kind::Augmented(_) => rar::LONGER as f64,
+            _ => 1.0,
         }
     }
 
@@ -190,6 +205,7 @@ impl MethodInfo {
             Kind::Centroid => Box::new(centroid::Centroids::new(common)),
             Kind::Trained(recipe) => Box::new(trained::Trained::new(common, recipe, seed, folder)),
             Kind::Ties(form) => Box::new(ties::Ties::new(common, form, seed, folder)),
+            Kind::Augmented(update) => Box::new(rar::Augmented::new(common, update, seed, folder)),
         })
     }
 }
@@ -242,6 +258,20 @@ const METHODS: &[MethodInfo] = &[
         Group::Retrieval,
         0.0,
         Kind::Hybrid,
+    ),
+    row(
+        "rar-frozen",
+        "Retrieval-augmented, learned once",
+        Group::Retrieval,
+        0.0,
+        Kind::Augmented(rar::Update::Frozen),
+    ),
+    row(
+        "rar-each",
+        "Retrieval-augmented, learned at each step",
+        Group::Retrieval,
+        0.0,
+        Kind::Augmented(rar::Update::Each),
     ),
     row(
         "centroid",
@@ -481,7 +511,15 @@ mod tests {
     fn selections() {
         assert_eq!(
             names(&["carve-10", "retrieval", "bm25"]),
-            ["bm25", "tfidf", "dense", "hybrid", "carve-10"]
+            [
+                "bm25",
+                "tfidf",
+                "dense",
+                "hybrid",
+                "rar-frozen",
+                "rar-each",
+                "carve-10"
+            ]
         );
         assert_eq!(names(&["bound"]), ["cumulative", "carve-100", "joint"]);
         let all: std::collections::BTreeSet<&str> = METHODS.iter().map(|m| m.name).collect();
