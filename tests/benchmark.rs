@@ -11,10 +11,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use common::{Folder, bundle, cpu, fixture};
 use hubrouter::cmrbench::{
-    Data, EvalRows, Matrix, Metric, Plan, Prefix, REPORT_FILES, Results, run, select, write_report,
+    Chat, Data, DomainList, EvalRows, Matrix, Metric, Plan, Prefix, REPORT_FILES, Results, Row,
+    run, select, write_report,
 };
 use hubrouter::learn::Control;
 use hubrouter::{ImportOptions, import_encoder};
@@ -343,6 +345,140 @@ fn a_stopped_run_goes_on_where_it_was() {
     );
 }
 
+/// A language model that knows translation when it sees French, English or Dutch, takes all else for
+/// pictures, and says so in words of its own; from the `broken`-th request on its server is away.
+fn model(asked: &Arc<Mutex<Vec<Value>>>, broken: usize) -> Chat {
+    let asked = Arc::clone(asked);
+    Chat::new("http://model", move |body| {
+        let mut asked = asked.lock().unwrap();
+        if asked.len() == broken {
+            return Err("the server is away".into());
+        }
+        asked.push(body.clone());
+        let text = body["messages"][0]["content"].as_str().unwrap();
+        let prompt = text.rsplit("Request: ").next().unwrap();
+        let translates = ["french", "english", "dutch"]
+            .iter()
+            .any(|word| prompt.contains(word));
+        Ok(match (translates, prompt.contains("cat")) {
+            (true, _) => " text  TRANSLATION.\n".to_owned(),
+            (_, true) => "I would say Picture Classification".to_owned(),
+            _ => "Picture Classification".to_owned(),
+        })
+    })
+}
+
+#[test]
+fn a_language_model_names_domains_and_is_asked_once() {
+    let setup = setup("benchmark-llm");
+    let out = setup.folder.join("out");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let mut plan = setup.plan(&["tfidf", "llm"]);
+    let refused = |plan: &Plan, says: &str| {
+        let error = run(plan, &out, &mut |_| Control::Continue).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    refused(
+        &plan,
+        "llm: expected a chat endpoint, found none: say --llm-endpoint URL",
+    );
+    plan.chat = Some(model(&asked, 3));
+    refused(&plan, "llm, seed 0: the server is away");
+    assert_eq!(asked.lock().unwrap().len(), 3);
+    // The next call goes on behind the third answer; stopped, the one after it behind those.
+    plan.chat = Some(model(&asked, usize::MAX));
+    let stopped = run(&plan, &out, &mut |_| match asked.lock().unwrap().len() {
+        0..6 => Control::Continue,
+        _ => Control::Stop,
+    });
+    assert!(!stopped.unwrap());
+    assert_eq!(asked.lock().unwrap().len(), 6);
+    finish(&plan, &out);
+    let requests = asked.lock().unwrap().clone();
+    // Nine eval rows at the last step, one of them twice; two seeds.
+    assert_eq!(requests.len(), 2 * 8);
+    let texts: std::collections::BTreeSet<String> =
+        requests.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), requests.len(), "none is sent twice");
+    let content = requests[0]["messages"][0]["content"].as_str().unwrap();
+    assert!(content.contains("Domains: Picture Classification, Text Translation\n"));
+    assert!(
+        content.ends_with("Request: route french number 0"),
+        "{content}"
+    );
+    assert_eq!(
+        (&requests[0]["seed"], &requests[15]["seed"]),
+        (&json!(0), &json!(7))
+    );
+
+    let results = write_report(&plan, &out).unwrap();
+    let llm = results.method("llm").unwrap();
+    let run_of = &llm.runs[0];
+    assert_eq!(run_of.hits(Metric::Domain, 3, 0), Some((2, 2)));
+    // Images and audio are no translation, whatever the card says; a sentence is no name.
+    assert_eq!(run_of.hits(Metric::Domain, 3, 2), Some((2, 3)));
+    assert_eq!(run_of.hits(Metric::Domain, 3, 3), Some((1, 2)));
+    assert_eq!(run_of.hits(Metric::Model, 3, 0), None);
+    assert_eq!(
+        run_of.hits(Metric::Domain, 2, 0),
+        None,
+        "the last step alone"
+    );
+    assert_eq!(llm.over_seeds(Metric::Family, Matrix::acc), None);
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    let first = read("predictions/llm-s0-step4-E1.jsonl");
+    assert!(
+        first.starts_with(
+            "{\"row\":0,\"gold\":\"acme/french-0\",\"domain\":\" text  TRANSLATION.\\n\"}\n"
+        ),
+        "{first}"
+    );
+    let csv = read("matrix.csv");
+    let lines: Vec<&str> = csv
+        .lines()
+        .filter(|line| line.starts_with("llm,"))
+        .collect();
+    assert_eq!(lines.len(), 2 * 4);
+    assert!(lines.iter().all(|line| line.contains(",D,")), "{csv}");
+    let value: Value = serde_json::from_str(&read("results.json")).unwrap();
+    let row = &value["methods"][1];
+    assert_eq!(row["name"], "llm");
+    assert!(row["mean"]["acc"]["M"].is_null() && row["mean"]["acc"]["D"].is_number());
+    assert!(row["mean"]["fgt"]["D"].is_null());
+    assert_eq!(value["settings"]["llm"]["domains"], "hub");
+    let tables = read("tables.md");
+    let line = tables
+        .lines()
+        .find(|line| line.starts_with("| LLM controller"))
+        .unwrap();
+    assert_eq!(line.matches(" – ").count(), 5, "{line}");
+    assert!(tables.contains("LLM controller: http://model, choosing from the domains of the hub"));
+    assert!(!tables.contains("LLM controller, domains alone, model accuracy"));
+    assert!(out.join("figures/heat-llm-D.svg").exists());
+    assert!(!out.join("figures/heat-llm-M.svg").exists());
+
+    // Another list of domains is another cell, whatever it says.
+    asked.lock().unwrap().clear();
+    plan.chat = plan.chat.map(|chat| chat.domains(DomainList::File));
+    plan.seeds.truncate(1);
+    finish(&plan, &out);
+    assert_eq!(asked.lock().unwrap().len(), 8);
+
+    // A file that is neither is refused.
+    let path = out.join("predictions/llm-s0-step4-E1.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replacen("\"domain\"", "\"pred\":\"x\",\"domain\"", 1),
+    )
+    .unwrap();
+    let error = Results::read(&plan, &out).unwrap_err().to_string();
+    assert!(
+        error.contains("E1.jsonl:1: expected pred, the name of a model, or domain, found both"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_cannot_be_run_is_said() {
     let setup = setup("benchmark-refused");
@@ -384,6 +520,35 @@ fn what_cannot_be_run_is_said() {
     );
     plan.seeds.clear();
     assert!(!out.join("tables.md").exists());
+}
+
+/// Fewer rows for a trial, from all over each file.
+#[test]
+fn rows_can_be_limited() {
+    let setup = setup("benchmark-limit");
+    let places = |limit: usize| -> Vec<Vec<usize>> {
+        let limited = setup.data.clone().limit(limit);
+        let pairs = limited.experiences.iter().zip(&setup.data.experiences);
+        let place = |row: &Row, all: &[Row]| all.iter().position(|other| other == row).unwrap();
+        pairs
+            .map(|(few, all)| few.eval.iter().map(|row| place(row, &all.eval)).collect())
+            .collect()
+    };
+    assert_eq!(places(1), [vec![1], vec![1], vec![2], vec![1]]);
+    assert_eq!(places(2), [vec![0, 1], vec![0, 1], vec![1, 2], vec![0, 1]]);
+    assert_eq!(places(9)[2], [0, 1, 2]);
+    let mut plan = setup.plan(&["tfidf"]);
+    plan.data = plan.data.limit(1);
+    let out = setup.folder.join("out");
+    finish(&plan, &out);
+    write_report(&plan, &out).unwrap();
+    let tables = fs::read_to_string(out.join("tables.md")).unwrap();
+    for part in [
+        "eval rows: 1 / 1 / 1 / 1",
+        "- at most 1 eval rows of each experience",
+    ] {
+        assert!(tables.contains(part), "{tables}");
+    }
 }
 
 /// The floors of cmrbench.md section 7 on the real data, where `HUBROUTER_CMRBENCH` names it.

@@ -107,6 +107,8 @@ pub struct Data {
     pub missing: Vec<PathBuf>,
     /// The commit of the checkout; none: the folder is no checkout.
     pub commit: Option<String>,
+    /// What a reader of its tables has to know of it.
+    pub notes: Vec<String>,
 }
 
 impl Data {
@@ -132,6 +134,7 @@ impl Data {
             experiences: Vec::new(),
             missing: Vec::new(),
             commit: commit(folder),
+            notes: Vec::new(),
         };
         let mut known = Vec::new();
         for (label, name, index) in EXPERIENCES {
@@ -167,6 +170,24 @@ impl Data {
                 EvalRows::Development => experience.eval = held_out(experience),
             }
         }
+        self
+    }
+
+    /// The same with at most `rows` eval rows of each experience, evenly spread over all.
+    pub fn limit(mut self, rows: usize) -> Self {
+        for experience in &mut self.experiences {
+            let all = experience.eval.len();
+            if all > rows {
+                let mut place = 0;
+                experience.eval.retain(|_| {
+                    place += 1;
+                    // A row stays where the whole part of its share grows.
+                    place * rows / all > (place - 1) * rows / all
+                });
+            }
+        }
+        self.notes
+            .push(format!("at most {rows} eval rows of each experience"));
         self
     }
 

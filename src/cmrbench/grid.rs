@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::methods::{Common, Frozen, Method, Progressed};
 use super::predictions;
-use crate::cmrbench::{Data, EvalRows, MethodInfo, Prefix, predictions_file};
+use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
 use crate::encoder::read_manifest;
 use crate::error::{Error, Result, bail, error};
 use crate::files;
@@ -21,9 +21,6 @@ pub(super) const CODE: u32 = 1;
 
 /// What one eval row costs of what a training row does: no way back, no optimiser.
 const EVAL_WORK: f64 = 0.35;
-
-/// Prompts that are ranked between two reports of progress.
-const STRIDE: usize = 64;
 
 /// A benchmark to run.
 #[derive(Clone, Debug)]
@@ -49,6 +46,10 @@ pub struct Plan {
     pub changes: Vec<(String, String)>,
     /// Keep the trained generations, under `work`.
     pub keep: bool,
+    /// The language model that `llm` asks.
+    pub chat: Option<Chat>,
+    /// Methods that belong to what was asked for and were not run, with the reason.
+    pub left_out: Vec<(&'static MethodInfo, String)>,
 }
 
 /// Where a run is.
@@ -151,6 +152,8 @@ impl Plan {
             epochs: vec![8, 8, 4, 4],
             changes: Vec::new(),
             keep: false,
+            chat: None,
+            left_out: Vec::new(),
         }
     }
 
@@ -162,6 +165,12 @@ impl Plan {
                 InvalidRequest,
                 "epochs: expected {steps} numbers, one for each experience, found {}",
                 self.epochs.len()
+            );
+        }
+        if self.chat.is_none() && self.methods.iter().any(|method| method.asks_a_model()) {
+            bail!(
+                InvalidRequest,
+                "llm: expected a chat endpoint, found none: say --llm-endpoint URL"
             );
         }
         if self.seeds.is_empty() {
@@ -215,6 +224,7 @@ impl Plan {
             frozen,
             epochs: &self.epochs,
             changes: &self.changes,
+            chat: self.chat.as_ref(),
         }
     }
 }
@@ -387,9 +397,9 @@ impl Run<'_> {
         for test in 1..=step {
             let rows = &self.plan.data.experiences[test - 1].eval;
             let mut named = Vec::with_capacity(rows.len());
-            for rows in rows.chunks(STRIDE) {
+            for rows in rows.chunks(self.method.stride()) {
                 let prompts: Vec<&str> = rows.iter().map(|row| row.instruction.as_str()).collect();
-                named.extend(method.rank(&prompts)?);
+                named.extend(method.answers(test, &prompts)?);
                 predicted += rows.len() as f64;
                 let evaluating = self.work(step) - learning;
                 if say(
@@ -451,7 +461,7 @@ fn key(
     for step in 1..=plan.steps() {
         settings.push(method.settings(common, seed, step)?);
     }
-    let text = serde_json::to_string(&serde_json::json!({
+    let mut on = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "code": CODE,
         "data": data,
@@ -462,7 +472,11 @@ fn key(
         "replay": method.replay,
         "seed": seed,
         "settings": settings,
-    }));
+    });
+    if method.asks_a_model() {
+        on["chat"] = plan.chat.as_ref().map(Chat::identity).into();
+    }
+    let text = serde_json::to_string(&on);
     let text = text.map_err(|e| error!(Format, "cannot write JSON: {e}"))?;
     Ok(files::sha256(text.as_bytes()))
 }

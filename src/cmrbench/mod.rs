@@ -1,6 +1,7 @@
 //! CMRBench as a library: its data, its metrics, the methods that are compared, the report.
 
 mod bootstrap;
+mod chat;
 mod data;
 mod grid;
 mod matrix;
@@ -12,6 +13,7 @@ mod results;
 
 pub use crate::text::query::{Prefix, query_text};
 pub use bootstrap::{Comparison, DRAWS, Quantity, compare};
+pub use chat::{Ask, Chat, DomainList};
 pub use data::{Data, EvalRows, Experience, Row};
 pub use grid::{Cell, GridStatus, GridWatch, Plan, Step, run};
 pub use matrix::{Matrix, mean_and_deviation};

@@ -68,7 +68,8 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
         add("curves", metric, title, svg);
     }
     for metric in [Metric::Domain, Metric::Family, Metric::Model] {
-        for method in &results.methods {
+        let measured = results.methods.iter().filter(|m| m.measures(metric));
+        for method in measured {
             let title = format!("{}: {} accuracy", method.info.label, metric.name());
             figures.push(Figure {
                 name: format!("heat-{}-{}", method.info.name, metric.letter()),

@@ -100,7 +100,10 @@ pub(super) fn markdown(results: &Results, about: &Value) -> String {
     text += &cost(results);
     text += "\n## Matrices\n\nPercent, mean over seeds; after learning the experience of the row, on the eval rows of the column, among all models known by then.\n";
     for method in &results.methods {
-        for metric in Metric::ALL {
+        for metric in Metric::ALL
+            .into_iter()
+            .filter(|metric| method.measures(*metric))
+        {
             text += &format!(
                 "\n{}, {} accuracy:\n\n{}",
                 method.info.label,
@@ -173,6 +176,17 @@ fn head(results: &Results, about: &Value) -> Vec<String> {
             word("version")
         ),
     ];
+    if let Some(chat) = &plan.chat {
+        lines.push(format!(
+            "LLM controller: {}, choosing from the domains of the {}; temperature 0.6, top-p 0.95, thinking off; domains alone, at the last step",
+            chat.description(),
+            chat.domains.name()
+        ));
+    }
+    lines.extend(plan.data.notes.iter().cloned());
+    for (method, reason) in &plan.left_out {
+        lines.push(format!("not run: {} ({reason})", method.label));
+    }
     if about["changes"]
         .as_array()
         .is_some_and(|changes| !changes.is_empty())
