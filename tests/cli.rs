@@ -1426,3 +1426,67 @@ fn cmrbench_asks_a_language_model_when_one_is_named() {
     );
     assert!(asked.try_recv().is_err(), "--report sends nothing");
 }
+
+/// A hub of one's own in place of CMRBench's, with the defaults of one.
+#[test]
+fn cmrbench_runs_on_a_hub_of_ones_own() {
+    let folder = Folder::new("cli-own");
+    let (_, encoder, examples) = learnable(&folder);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (models, out) = (path("models.jsonl"), path("out"));
+    let base = ["cmrbench", "--out", &out, "--models", &models];
+    let with = |more: &[&str]| run(&[&base, more].concat());
+    let first = fs::read_to_string(&models).unwrap();
+    failed(with(&[]), 2, &["--examples"]);
+    failed(
+        with(&["--examples", &examples, "--data", &out]),
+        2,
+        &["--data", "--models"],
+    );
+    failed(
+        with(&["--examples", &examples, "--eval", "public"]),
+        2,
+        &["--eval public: expected whole or dev for a hub of your own"],
+    );
+    failed(
+        with(&["--examples", &examples]),
+        1,
+        &[
+            "new.jsonl:3: model_name: expected a model of",
+            "found \"dogs\"",
+        ],
+    );
+    let again = "{\"model_name\":\"dogs\",\"domain\":\"Images\"}\n{\"model_name\":\"cats\",\"domain\":\"Images\"}\n";
+    fs::write(&models, first + again).unwrap();
+    let done = [
+        "--examples",
+        &examples,
+        "--methods",
+        "tfidf,sequential",
+        "--quick",
+        "--encoder",
+        &encoder,
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let done = succeeded(with(&done));
+    let said = text(&done.stderr);
+    assert!(said.contains("the later line counts: cats"), "{said}");
+    let results = &lines(&done)[0];
+    let data = &results["data"];
+    let count = |of: &str| data[of][0].as_u64().unwrap();
+    assert_eq!(count("train_rows") + count("eval_rows"), 24);
+    assert_eq!(
+        (&data["half"], data["train_rows"].as_array().unwrap().len()),
+        (&Value::from("whole"), 1)
+    );
+    let tfidf = &results["methods"][0];
+    assert_eq!(tfidf["mean"]["acc"]["M"], 100.0);
+    assert!(tfidf["mean"]["acc"]["F"].is_null() && tfidf["mean"]["fgt"]["M"].is_null());
+    let tables = fs::read_to_string(folder.join("out/tables.md")).unwrap();
+    assert!(
+        tables.contains("the later line counts: cats") && !tables.contains("poster"),
+        "{tables}"
+    );
+}

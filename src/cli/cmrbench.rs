@@ -12,8 +12,8 @@ use super::chat::Endpoint;
 use super::progress::Progress;
 use super::{DeviceArgs, bundled, eval, output};
 use crate::cmrbench::{
-    Chat, Data, DomainList, EvalRows, Matrix, Metric, Plan, Prefix, REPORT_FILES, Results, method,
-    methods, run as run_plan, select, write_report,
+    Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Results,
+    method, methods, run as run_plan, select, write_report,
 };
 use crate::error::{Result, bail, error};
 use crate::learn::Control;
@@ -49,9 +49,10 @@ const ENCODER: &str = "all-MiniLM-L6-v2";
   hubrouter cmrbench --data ~/CMR --out bench --methods main --seeds 0,1,2
   hubrouter cmrbench --data ~/CMR --out dev --eval dev --methods carve-10 --seeds 0 --set lr.w=3e-4
   hubrouter cmrbench --data ~/CMR --out bench --methods llm --llm-endpoint http://localhost:8080 --llm-model qwen3-32b
+  hubrouter cmrbench --models models.jsonl --examples examples.jsonl --experiences 4 --out mine
   hubrouter cmrbench --list
 
-Every method learns four experiences one after the other; after each, models are named for the eval rows of
+Every method learns the experiences, CMRBench's four or those of a hub of your own, one after the other; after each, models are named for the eval rows of
 all experiences so far. Every step that is done is a file in OUT: Ctrl-C or a crash costs the step at hand,
 and the same command goes on from there. Another setting, other data or another version of the methods is
 another cell, and is run anew. OUT gets tables.md, report.html, matrix.csv, summary.csv, results.json,
@@ -68,6 +69,23 @@ pub(super) struct CmrbenchArgs {
     /// A CMRBench checkout, or a folder of its layout [default: $HUBROUTER_CMRBENCH]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
+    /// A hub of your own in place of CMRBench's: its models, as for `hub build`
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "examples",
+        conflicts_with = "data"
+    )]
+    models: Option<PathBuf>,
+    /// Its labelled prompts: JSON Lines with instruction, model_name, maybe domain, experience
+    #[arg(long, value_name = "FILE", requires = "models")]
+    examples: Option<PathBuf>,
+    /// Its prompts to predict, in the same form [default: one in eight of the examples, by their hash]
+    #[arg(long, value_name = "FILE", requires = "examples")]
+    eval_examples: Option<PathBuf>,
+    /// Groups of its models by created_at to learn one after the other [default: as the examples say, or one]
+    #[arg(long, value_name = "K", requires = "examples")]
+    experiences: Option<usize>,
     /// Folder of the results; a run that was stopped goes on there
     #[arg(long, value_name = "FOLDER", required_unless_present = "list")]
     out: Option<PathBuf>,
@@ -77,15 +95,15 @@ pub(super) struct CmrbenchArgs {
     /// Seeds, with commas [default: 0,1,2]
     #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
     seeds: Vec<u64>,
-    /// Epochs of the four experiences, with commas [default: 8,8,4,4]
+    /// Epochs of the experiences, with commas [default: 8,8,4,4; of a hub of your own 8 up to 2000 rows, else 4]
     #[arg(long, value_delimiter = ',', value_name = "EPOCHS")]
     epochs: Vec<usize>,
     /// Minutes instead of hours: retrieval, the floor, sequential, replay-10 and carve-10, one seed, one epoch each
     #[arg(long)]
     quick: bool,
-    /// Which rows to predict
-    #[arg(long, value_enum, default_value_t = Rows::Public)]
-    eval: Rows,
+    /// Which rows to predict [default: public; of a hub of your own whole]
+    #[arg(long, value_enum)]
+    eval: Option<Rows>,
     /// Predict at most N of those rows of each experience, evenly spread: for trials
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit_rows: Option<u32>,
@@ -186,12 +204,32 @@ fn plan(args: &CmrbenchArgs) -> Result<Plan> {
     } else {
         Prefix::Strip
     };
-    let eval = match args.eval {
-        Rows::Public => EvalRows::Public,
-        Rows::Whole => EvalRows::Whole,
-        Rows::Dev => EvalRows::Development,
+    let own = args.models.as_deref().zip(args.examples.as_deref());
+    let eval = match (args.eval, own) {
+        (Some(Rows::Public), Some(_)) => bail!(
+            InvalidRequest,
+            "--eval public: expected whole or dev for a hub of your own, no half of which is kept secret"
+        ),
+        (Some(Rows::Public), None) | (None, None) => EvalRows::Public,
+        (Some(Rows::Whole), _) | (None, Some(_)) => EvalRows::Whole,
+        (Some(Rows::Dev), _) => EvalRows::Development,
     };
-    let data = Data::open(eval::data_folder(args.data.as_deref())?, prefix)?.evaluate(eval);
+    let data = match own {
+        None => Data::open(eval::data_folder(args.data.as_deref())?, prefix)?,
+        Some((models, examples)) => {
+            let own = OwnHub {
+                models,
+                examples,
+                eval: args.eval_examples.as_deref(),
+                experiences: args.experiences,
+            };
+            let data = own.read(prefix)?;
+            // The first says what the files are.
+            data.notes.iter().skip(1).for_each(output::remark);
+            data
+        }
+    };
+    let data = data.evaluate(eval);
     let data = match args.limit_rows {
         Some(rows) => data.limit(rows as usize),
         None => data,

@@ -82,6 +82,7 @@ impl Outcome {
         let mut rows = BTreeMap::new();
         let mut by_carve_rule: [Matrix; 4] = Default::default();
         let mut metrics = Metric::ALL.to_vec();
+        metrics.retain(|metric| plan.data.families || *metric != Metric::Family);
         for step in cell.steps.iter().map(|step| step.step) {
             for test in 1..=step {
                 let eval = &plan.data.experiences[test - 1].eval;

@@ -105,7 +105,7 @@ fn heat(results: &Results, method: &MethodOutcome, metric: Metric, title: &str) 
         .data
         .experiences
         .iter()
-        .map(|e| e.label)
+        .map(|e| e.label.as_str())
         .collect();
     let (cell, left, top) = (44.0, 62.0, 22.0);
     let size = cell * labels.len() as f64;
@@ -332,7 +332,7 @@ fn curves(results: &Results, metric: Metric, title: &str) -> String {
         let top = panel * test as f64 + 24.0;
         let bottom = top + panel - 54.0;
         let scale = Scale::new(range, (bottom, top));
-        let label = |step: usize| results.plan.data.experiences[step].label;
+        let label = |step: usize| results.plan.data.experiences[step].label.as_str();
         svg.text(
             (left, top - 9.0),
             Anchor::Start,
