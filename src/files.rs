@@ -128,6 +128,15 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Adds `bytes` to the end of a log, which is made if missing: what is cut off there is the end of
+/// the last line.
+pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut options = File::options();
+    let file = options.append(true).create(true).open(path);
+    file.and_then(|mut file| file.write_all(bytes))
+        .map_err(|e| Error::io(path, "write", &e))
+}
+
 /// A free name in the folder of `path`.
 fn temporary_beside(path: &Path) -> Result<PathBuf> {
     match path.file_name().and_then(|name| name.to_str()) {

@@ -36,6 +36,9 @@ pub struct Options {
     pub fallback: bool,
     /// The folder of the encoder bundle; none: where the store says, beside the store, or inside.
     pub encoder: Option<std::path::PathBuf>,
+    /// Tokens of a text, special ones included; longer texts are cut. None: as many as the bundle
+    /// says. More are refused than the encoder has positions for.
+    pub max_tokens: Option<usize>,
 }
 
 impl Default for Options {
@@ -46,6 +49,7 @@ impl Default for Options {
             threads: None,
             fallback: false,
             encoder: None,
+            max_tokens: None,
         }
     }
 }
@@ -72,6 +76,12 @@ impl Options {
     /// The options with this encoder bundle.
     pub fn encoder(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
         self.encoder = Some(folder.into());
+        self
+    }
+
+    /// The options with this limit on the tokens of a text.
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = Some(tokens);
         self
     }
 }

@@ -11,10 +11,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use common::{Folder, bundle, cpu, fixture};
 use hubrouter::cmrbench::{
-    Data, EvalRows, Matrix, Metric, Plan, Prefix, REPORT_FILES, Results, run, select, write_report,
+    Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Results,
+    Row, run, select, write_report,
 };
 use hubrouter::learn::Control;
 use hubrouter::{ImportOptions, import_encoder};
@@ -118,7 +120,7 @@ fn finish(plan: &Plan, out: &Path) -> usize {
     let finished = run(plan, out, &mut |status| {
         calls += 1;
         assert!(
-            status.done >= last && status.done <= status.total + 1e-6,
+            status.done >= last - 1e-6 && status.done <= status.total + 1e-6,
             "{status:?} after {last}"
         );
         last = status.done;
@@ -168,7 +170,7 @@ fn every_kind_of_method_runs_and_is_reported() {
         "what was trained is gone"
     );
     let results = write_report(&plan, &out).unwrap();
-    assert_eq!(results.methods.len(), 16);
+    assert_eq!(results.methods.len(), 18);
     for method in &results.methods {
         let seeds = if method.info.deterministic() { 1 } else { 2 };
         assert_eq!(method.runs.len(), seeds, "{}", method.info.name);
@@ -188,7 +190,23 @@ fn every_kind_of_method_runs_and_is_reported() {
     let floor = results.method("centroid").unwrap();
     assert_eq!(floor.cell(Metric::Model, 0, 0), Some((100.0, None)));
 
+    // The router reads cards behind prompts: learned once or at every step.
+    let updates = |method: &str| -> Vec<bool> {
+        let steps = &results.method(method).unwrap().runs[0].cell.steps;
+        steps.iter().map(|step| step.updates > 0).collect()
+    };
+    assert_eq!(updates("rar-frozen"), [true, false, false, false]);
+    assert_eq!(updates("rar-each"), updates("sequential"));
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    let predicted = |method: &str, step: usize, test: usize| {
+        read(&format!("predictions/{method}-s0-step{step}-E{test}.jsonl"))
+    };
+    assert_eq!(predicted("rar-frozen", 1, 1), predicted("rar-each", 1, 1));
+    assert_ne!(predicted("rar-frozen", 2, 1), predicted("rar-each", 2, 1));
+    assert_ne!(predicted("sequential", 1, 1), predicted("rar-each", 1, 1));
+    // What was never learned is there by its card.
+    assert!(predicted("rar-frozen", 4, 4).contains("acme/cat-7"));
+
     let csv = read("matrix.csv");
     assert!(
         csv.contains("\ntfidf,0,4,E3,M,3,3,100\n") && csv.contains("\ncarve-10,7,1,E1,D,"),
@@ -279,13 +297,13 @@ fn every_kind_of_method_runs_and_is_reported() {
 #[test]
 fn a_stopped_run_goes_on_where_it_was() {
     let setup = setup("benchmark-stopped");
-    let methods = ["bm25", "ties-factors", "carve-10"];
+    let methods = ["bm25", "rar-frozen", "ties-factors", "carve-10"];
     let mut plan = setup.plan(&methods);
     plan.seeds = vec![3];
     let whole = setup.folder.join("whole");
     let calls = finish(&plan, &whole);
     let want = files(&whole.join("predictions"));
-    assert_eq!(want.len(), 3 * 10);
+    assert_eq!(want.len(), 4 * 10);
 
     let out = setup.folder.join("stopped");
     let mut stops = 0;
@@ -318,12 +336,150 @@ fn a_stopped_run_goes_on_where_it_was() {
 
     // Another setting is another cell, for the methods that it concerns.
     plan.epochs[3] = 2;
-    plan.methods.remove(1);
+    plan.methods.remove(2);
     assert!(finish(&plan, &out) > 0);
     let found = files(&out.join("predictions"));
     let differs = |name: &str| found[Path::new(name)] != want[Path::new(name)];
     assert!(differs("carve-10-s3-step4-E4.jsonl"));
     assert!(!differs("carve-10-s3-step3-E3.jsonl") && !differs("bm25-s3-step4-E4.jsonl"));
+    assert!(
+        !differs("rar-frozen-s3-step4-E4.jsonl"),
+        "its key is the same: it learned once"
+    );
+}
+
+/// A language model that knows translation when it sees French, English or Dutch, takes all else for
+/// pictures, and says so in words of its own; from the `broken`-th request on its server is away.
+fn model(asked: &Arc<Mutex<Vec<Value>>>, broken: usize) -> Chat {
+    let asked = Arc::clone(asked);
+    Chat::new("http://model", move |body| {
+        let mut asked = asked.lock().unwrap();
+        if asked.len() == broken {
+            return Err("the server is away".into());
+        }
+        asked.push(body.clone());
+        let text = body["messages"][0]["content"].as_str().unwrap();
+        let prompt = text.rsplit("Request: ").next().unwrap();
+        let translates = ["french", "english", "dutch"]
+            .iter()
+            .any(|word| prompt.contains(word));
+        Ok(match (translates, prompt.contains("cat")) {
+            (true, _) => " text  TRANSLATION.\n".to_owned(),
+            (_, true) => "I would say Picture Classification".to_owned(),
+            _ => "Picture Classification".to_owned(),
+        })
+    })
+}
+
+#[test]
+fn a_language_model_names_domains_and_is_asked_once() {
+    let setup = setup("benchmark-llm");
+    let out = setup.folder.join("out");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let mut plan = setup.plan(&["tfidf", "llm"]);
+    let refused = |plan: &Plan, says: &str| {
+        let error = run(plan, &out, &mut |_| Control::Continue).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    refused(
+        &plan,
+        "llm: expected a chat endpoint, found none: say --llm-endpoint URL",
+    );
+    plan.chat = Some(model(&asked, 3));
+    refused(&plan, "llm, seed 0: the server is away");
+    assert_eq!(asked.lock().unwrap().len(), 3);
+    // The next call goes on behind the third answer; stopped, the one after it behind those.
+    plan.chat = Some(model(&asked, usize::MAX));
+    let stopped = run(&plan, &out, &mut |_| match asked.lock().unwrap().len() {
+        0..6 => Control::Continue,
+        _ => Control::Stop,
+    });
+    assert!(!stopped.unwrap());
+    assert_eq!(asked.lock().unwrap().len(), 6);
+    finish(&plan, &out);
+    let requests = asked.lock().unwrap().clone();
+    // Nine eval rows at the last step, one of them twice; two seeds.
+    assert_eq!(requests.len(), 2 * 8);
+    let texts: std::collections::BTreeSet<String> =
+        requests.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), requests.len(), "none is sent twice");
+    let content = requests[0]["messages"][0]["content"].as_str().unwrap();
+    assert!(content.contains("Domains: Picture Classification, Text Translation\n"));
+    assert!(
+        content.ends_with("Request: route french number 0"),
+        "{content}"
+    );
+    assert_eq!(
+        (&requests[0]["seed"], &requests[15]["seed"]),
+        (&json!(0), &json!(7))
+    );
+
+    let results = write_report(&plan, &out).unwrap();
+    let llm = results.method("llm").unwrap();
+    let run_of = &llm.runs[0];
+    assert_eq!(run_of.hits(Metric::Domain, 3, 0), Some((2, 2)));
+    // Images and audio are no translation, whatever the card says; a sentence is no name.
+    assert_eq!(run_of.hits(Metric::Domain, 3, 2), Some((2, 3)));
+    assert_eq!(run_of.hits(Metric::Domain, 3, 3), Some((1, 2)));
+    assert_eq!(run_of.hits(Metric::Model, 3, 0), None);
+    assert_eq!(
+        run_of.hits(Metric::Domain, 2, 0),
+        None,
+        "the last step alone"
+    );
+    assert_eq!(llm.over_seeds(Metric::Family, Matrix::acc), None);
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    let first = read("predictions/llm-s0-step4-E1.jsonl");
+    assert!(
+        first.starts_with(
+            "{\"row\":0,\"gold\":\"acme/french-0\",\"domain\":\" text  TRANSLATION.\\n\"}\n"
+        ),
+        "{first}"
+    );
+    let csv = read("matrix.csv");
+    let lines: Vec<&str> = csv
+        .lines()
+        .filter(|line| line.starts_with("llm,"))
+        .collect();
+    assert_eq!(lines.len(), 2 * 4);
+    assert!(lines.iter().all(|line| line.contains(",D,")), "{csv}");
+    let value: Value = serde_json::from_str(&read("results.json")).unwrap();
+    let row = &value["methods"][1];
+    assert_eq!(row["name"], "llm");
+    assert!(row["mean"]["acc"]["M"].is_null() && row["mean"]["acc"]["D"].is_number());
+    assert!(row["mean"]["fgt"]["D"].is_null());
+    assert_eq!(value["settings"]["llm"]["domains"], "hub");
+    let tables = read("tables.md");
+    let line = tables
+        .lines()
+        .find(|line| line.starts_with("| LLM controller"))
+        .unwrap();
+    assert_eq!(line.matches(" – ").count(), 5, "{line}");
+    assert!(tables.contains("LLM controller: http://model, choosing from the domains of the hub"));
+    assert!(!tables.contains("LLM controller, domains alone, model accuracy"));
+    assert!(out.join("figures/heat-llm-D.svg").exists());
+    assert!(!out.join("figures/heat-llm-M.svg").exists());
+
+    // Another list of domains is another cell, whatever it says.
+    asked.lock().unwrap().clear();
+    plan.chat = plan.chat.map(|chat| chat.domains(DomainList::File));
+    plan.seeds.truncate(1);
+    finish(&plan, &out);
+    assert_eq!(asked.lock().unwrap().len(), 8);
+
+    // A file that is neither is refused.
+    let path = out.join("predictions/llm-s0-step4-E1.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replacen("\"domain\"", "\"pred\":\"x\",\"domain\"", 1),
+    )
+    .unwrap();
+    let error = Results::read(&plan, &out).unwrap_err().to_string();
+    assert!(
+        error.contains("E1.jsonl:1: expected pred, the name of a model, or domain, found both"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -369,6 +525,35 @@ fn what_cannot_be_run_is_said() {
     assert!(!out.join("tables.md").exists());
 }
 
+/// Fewer rows for a trial, from all over each file.
+#[test]
+fn rows_can_be_limited() {
+    let setup = setup("benchmark-limit");
+    let places = |limit: usize| -> Vec<Vec<usize>> {
+        let limited = setup.data.clone().limit(limit);
+        let pairs = limited.experiences.iter().zip(&setup.data.experiences);
+        let place = |row: &Row, all: &[Row]| all.iter().position(|other| other == row).unwrap();
+        pairs
+            .map(|(few, all)| few.eval.iter().map(|row| place(row, &all.eval)).collect())
+            .collect()
+    };
+    assert_eq!(places(1), [vec![1], vec![1], vec![2], vec![1]]);
+    assert_eq!(places(2), [vec![0, 1], vec![0, 1], vec![1, 2], vec![0, 1]]);
+    assert_eq!(places(9)[2], [0, 1, 2]);
+    let mut plan = setup.plan(&["tfidf"]);
+    plan.data = plan.data.limit(1);
+    let out = setup.folder.join("out");
+    finish(&plan, &out);
+    write_report(&plan, &out).unwrap();
+    let tables = fs::read_to_string(out.join("tables.md")).unwrap();
+    for part in [
+        "eval rows: 1 / 1 / 1 / 1",
+        "- eval rows of each experience: at most 1",
+    ] {
+        assert!(tables.contains(part), "{tables}");
+    }
+}
+
 /// The floors of cmrbench.md section 7 on the real data, where `HUBROUTER_CMRBENCH` names it.
 #[test]
 fn floors_on_the_real_data() {
@@ -410,4 +595,412 @@ fn floors_on_the_real_data() {
         let right = fgt.is_none_or(|want: f64| (found - want).abs() < 0.5);
         assert!(right, "{name}: expected {fgt:?}, found {found}");
     }
+}
+
+/// Files of a hub of six models, of which `idle` has no example; `family` for two of them.
+struct Own {
+    folder: Folder,
+    models: String,
+    examples: String,
+}
+
+const OWN: [&str; 6] = ["idle", "ner", "cats", "birds", "sums", "odes"];
+
+impl Own {
+    fn new(name: &str) -> Self {
+        let (mut models, mut examples) = (String::new(), String::new());
+        for (place, model) in OWN.iter().enumerate() {
+            let mut card = json!({
+                "model_name": model,
+                "domain": if place % 2 == 0 { "Text" } else { "Images" },
+                "description": format!("Good at {model}."),
+                "created_at": 1_726_000_000_000_i64 - 1000 * place as i64,
+                "price": place,
+                "license": "mit",
+            });
+            if place == 2 {
+                card["created_at"] = "2026-01-31".into();
+            }
+            models += &format!("{card}\n");
+            for row in 0..if place == 0 { 0 } else { 16 } {
+                let example = json!({
+                    "instruction": format!("please do {model} for me, time {row}"),
+                    "model_name": model,
+                });
+                examples += &format!("{example}\n");
+            }
+        }
+        let folder = Folder::new(name);
+        Self {
+            folder,
+            models,
+            examples,
+        }
+    }
+
+    /// With `experience` on every row, as `of` says it of a model's place.
+    fn labelled(mut self, of: impl Fn(usize) -> Value) -> Self {
+        let rows = self.examples.lines().map(|line| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            let place = OWN
+                .iter()
+                .position(|name| row["model_name"] == *name)
+                .unwrap();
+            row["experience"] = of(place);
+            format!("{row}\n")
+        });
+        self.examples = rows.collect();
+        self
+    }
+
+    fn read(&self, eval: Option<&str>, experiences: Option<usize>) -> hubrouter::Result<Data> {
+        let path = |name: &str| self.folder.join(name);
+        fs::write(path("models.jsonl"), &self.models).unwrap();
+        fs::write(path("examples.jsonl"), &self.examples).unwrap();
+        let (models, examples, file) = (
+            path("models.jsonl"),
+            path("examples.jsonl"),
+            path("eval.jsonl"),
+        );
+        let own = OwnHub {
+            models: &models,
+            examples: &examples,
+            eval: eval.map(|text| {
+                fs::write(&file, text).unwrap();
+                file.as_path()
+            }),
+            experiences,
+        };
+        own.read(Prefix::Strip)
+    }
+
+    #[track_caller]
+    fn refused(&self, eval: Option<&str>, experiences: Option<usize>, says: &str) {
+        let error = self.read(eval, experiences).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+/// Models, rows to learn and rows to predict of each experience.
+fn shape(data: &Data) -> Vec<(Vec<String>, usize, usize)> {
+    let of = |e: &hubrouter::cmrbench::Experience| {
+        let models = e.cards.iter().map(|card| card.model_name.clone());
+        (models.collect(), e.train.len(), e.eval.len())
+    };
+    data.experiences.iter().map(of).collect()
+}
+
+#[test]
+fn a_hub_of_ones_own_runs_like_the_benchmarks() {
+    let own = Own::new("benchmark-own");
+    let data = own.read(None, Some(3)).unwrap();
+    // The oldest are last in the file, but for the one with a date.
+    let names = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let found = shape(&data);
+    let models: Vec<_> = found.iter().map(|(models, ..)| models.clone()).collect();
+    assert_eq!(
+        models,
+        [
+            names(&["odes", "sums"]),
+            names(&["birds", "ner"]),
+            names(&["cats"])
+        ]
+    );
+    let rows: usize = found
+        .iter()
+        .map(|(_, learned, predicted)| learned + predicted)
+        .sum();
+    assert_eq!(rows, 5 * 16);
+    for experience in &data.experiences {
+        let held = |rows: &[Row]| {
+            rows.iter()
+                .filter(|row| row.digest().starts_with(['0', '1']))
+                .count()
+        };
+        assert_eq!(
+            (held(&experience.train), held(&experience.eval)),
+            (0, experience.eval.len())
+        );
+        assert!(!experience.eval.is_empty());
+    }
+    let hub = data.hub(3);
+    assert_eq!(hub.len(), 5, "what has no example is no part of it");
+    assert_eq!(hub[0].model.attributes["price"], 5);
+    assert_eq!(hub[0].model.attributes["licence"], "mit");
+    assert!(
+        !data.experiences[0].documents[0].contains("price"),
+        "it never enters training"
+    );
+    assert!(
+        data.notes
+            .iter()
+            .any(|note| note.contains("models without an example to learn from, left out: idle"))
+    );
+    let rows = |data: &Data| {
+        data.experiences
+            .iter()
+            .map(|e| e.train.len())
+            .collect::<Vec<_>>()
+    };
+    let learned = rows(&data);
+
+    let encoder = own.folder.join("toy-bert");
+    import_encoder(fixture("toy-bert"), &encoder, &ImportOptions::default()).unwrap();
+    let methods = [
+        "tfidf",
+        "hybrid",
+        "rar-frozen",
+        "centroid",
+        "replay-20",
+        "ties-factors",
+        "carve-10",
+        "joint",
+    ];
+    let mut plan = Plan::new(
+        data,
+        EvalRows::Whole,
+        Prefix::Strip,
+        encoder,
+        cpu(1),
+        select(&methods.map(str::to_owned)).unwrap(),
+    );
+    assert_eq!(plan.epochs, [8, 8, 8]);
+    (plan.seeds, plan.epochs) = (vec![0], vec![1; 3]);
+    plan.changes.push(("batch".to_owned(), "8".to_owned()));
+    let out = own.folder.join("out");
+    finish(&plan, &out);
+    let results = write_report(&plan, &out).unwrap();
+    assert_eq!(results.methods.len(), methods.len());
+    let carve = results.method("carve-10").unwrap();
+    assert_eq!(carve.runs[0].cell.steps.len(), 3);
+    assert!(
+        carve
+            .over_seeds(Metric::Domain, Matrix::forgetting)
+            .is_some()
+    );
+    assert!(
+        carve.over_seeds(Metric::Family, Matrix::acc).is_none(),
+        "no model has a family"
+    );
+    let (acc, _) = results
+        .method("tfidf")
+        .unwrap()
+        .over_seeds(Metric::Model, Matrix::acc)
+        .unwrap();
+    assert_eq!(acc, 100.0, "its word is in its card");
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    assert!(!read("matrix.csv").contains(",F,"));
+    let summary = read("summary.csv");
+    assert!(summary.starts_with(
+        "method,metric,acc_mean,acc_sd,fgt_mean,fgt_sd,fgt_max_mean,bwt2,bwt3,seeds,"
+    ));
+    let columns = |line: &str| line.split(',').count();
+    assert!(
+        summary
+            .lines()
+            .all(|line| columns(line) == columns(summary.lines().next().unwrap()))
+    );
+    for name in REPORT_FILES {
+        let text = read(name);
+        for absent in [
+            "poster",
+            "BGE-M3",
+            "Gorilla",
+            "HuggingGPT",
+            "reference's rule",
+        ] {
+            assert!(!text.contains(absent), "{absent} in {name}");
+        }
+    }
+    let tables = read("tables.md");
+    for part in [
+        "data: a hub of one's own",
+        "models of models.jsonl, training rows of examples.jsonl, eval rows: those whose",
+        "left out: idle",
+        "## CARvE (10 %) against the others",
+        "| E3 |",
+    ] {
+        assert!(tables.contains(part), "{part:?} is not in {tables}");
+    }
+
+    // A family of one is a family: then all are measured, and a model without one is its own.
+    let mut own = own;
+    own.models = own.models.replacen(
+        "\"model_name\":\"ner\"",
+        "\"family\":\"f\",\"model_name\":\"ner\"",
+        1,
+    );
+    let data = own.read(None, Some(3)).unwrap();
+    assert!(data.families);
+    let families: std::collections::BTreeSet<&str> = data
+        .experiences
+        .iter()
+        .flat_map(|e| &e.train)
+        .map(|row| row.model_family.as_str())
+        .collect();
+    assert_eq!(
+        families.into_iter().collect::<Vec<_>>(),
+        ["birds", "cats", "f", "odes", "sums"]
+    );
+    assert_eq!(rows(&data), learned);
+}
+
+/// Experiences as the rows say, by number in order of value, by name in order of appearance; eval rows
+/// from a second file; one experience where nothing is said.
+#[test]
+fn experiences_of_ones_own_hub() {
+    let one = Own::new("own-one").read(None, None).unwrap();
+    assert_eq!((shape(&one).len(), shape(&one)[0].0.len()), (1, 5));
+
+    let numbered = Own::new("own-numbers").labelled(|place| json!(10 - place as i64 / 3));
+    let eval = concat!(
+        r#"{"instruction": "sing an ode", "model_name": "odes", "experience": 9, "domain": "Audio"}"#,
+        "\n\n",
+        r####"{"instruction": "### Instruction: please do cats for me,  time 3", "model_name": "cats", "experience": 10}"####,
+        "\n",
+        r#"{"instruction": "laze about", "model_name": "idle", "experience": 10}"#,
+        "\n",
+    );
+    let data = numbered.read(Some(eval), None).unwrap();
+    let shapes = shape(&data);
+    assert_eq!(
+        (shapes[0].1, shapes[0].2, shapes[1].1, shapes[1].2),
+        (48, 1, 32, 2)
+    );
+    assert_eq!(data.experiences[0].name, "9");
+    assert_eq!(data.experiences[0].eval[0].domain, "Audio");
+    assert_eq!(data.experiences[1].eval[0].domain, "Text", "the model's");
+    assert_eq!(
+        data.experiences[1].eval[0].instruction,
+        "please do cats for me,  time 3"
+    );
+    for note in [
+        "eval rows that ask what a training row asks: 1",
+        "of which the domain alone can be hit: 1",
+    ] {
+        assert!(
+            data.notes.iter().any(|found| found.contains(note)),
+            "{:?}",
+            data.notes
+        );
+    }
+
+    let named =
+        Own::new("own-names").labelled(|place| json!(if place < 3 { "second" } else { "first" }));
+    let names: Vec<String> = named
+        .read(None, None)
+        .unwrap()
+        .experiences
+        .into_iter()
+        .map(|e| e.name)
+        .collect();
+    assert_eq!(names, ["second", "first"], "the order of the file");
+
+    // A later line of a model counts.
+    let mut twice = Own::new("own-twice");
+    twice.models += "{\"model_name\": \"ner\", \"domain\": \"Law\"}\n";
+    let data = twice.read(None, None).unwrap();
+    assert!(
+        data.notes
+            .iter()
+            .any(|note| note == "names that are there again, the later line counts: ner")
+    );
+    let ner = data.experiences[0]
+        .train
+        .iter()
+        .find(|row| row.model_name == "ner")
+        .unwrap();
+    assert_eq!(ner.domain, "Law");
+}
+
+#[test]
+fn a_wrong_hub_of_ones_own_is_refused() {
+    let plain = || Own::new("own-refused");
+    let mut own = plain();
+    own.examples.insert_str(0, "{\"instruction\": \"x\", \"model_name\": \"ner\"}\n\n{\"instruction\": \"x\", \"model_name\": \"nor\"}\n");
+    own.refused(
+        None,
+        None,
+        "examples.jsonl:3: model_name: expected a model of ",
+    );
+    own.refused(None, None, "models.jsonl, found \"nor\"");
+    let mut own = plain();
+    own.examples.push_str("{\"instruction\": \"x\"}\n");
+    own.refused(None, None, "examples.jsonl:81: missing field `model_name`");
+    own.examples.clear();
+    own.refused(
+        None,
+        None,
+        "examples.jsonl: expected at least one example, found none",
+    );
+    let mut own = plain();
+    own.models.push_str("{\"model_name\": \"x\"}\n");
+    own.refused(None, None, "models.jsonl:7: missing field `domain`");
+    let mut own = plain();
+    own.models
+        .push_str("{\"model_name\": \"x\", \"domain\": \" \"}\n");
+    own.refused(
+        None,
+        None,
+        "models.jsonl: \"x\": domain: expected text, found \" \"",
+    );
+    let mut own = plain();
+    own.models
+        .push_str("{\"model_name\": \"x\", \"domain\": \"d\", \"created_at\": \"soon\"}\n");
+    own.refused(
+        None,
+        None,
+        "models.jsonl:7: created_at: expected Unix milliseconds or ISO 8601",
+    );
+    let mut own = plain();
+    own.examples
+        .push_str("{\"instruction\": \"x\", \"model_name\": \"ner\", \"experience\": 1}\n");
+    own.refused(
+        None,
+        None,
+        "examples.jsonl: example 81: expected no experience, as the first example has",
+    );
+    own.refused(
+        None,
+        Some(2),
+        "--experiences: expected examples that do not say their experience, found \"1\"",
+    );
+    let own = plain();
+    own.refused(
+        None,
+        Some(0),
+        "--experiences: expected 1 to 5, as many as there are models with examples, found 0",
+    );
+    own.refused(None, Some(6), "found 6");
+    let eval = "{\"instruction\": \"x\", \"model_name\": \"ner\", \"experience\": 3}\n";
+    own.refused(
+        Some(eval),
+        None,
+        "eval.jsonl: example 1: experience: expected one of the training rows' (none), found 3",
+    );
+    let labelled = plain().labelled(|place| json!(place / 3));
+    labelled.refused(Some(eval), None, "(0, 1), found 3");
+    let mut own = plain();
+    own.models = own.models.replace(",\"created_at\":\"2026-01-31\"", "");
+    own.refused(None, Some(2), "created_at: expected a time for every model with examples, by which --experiences groups them; \"cats\" has none");
+    own.read(None, None).unwrap();
+    let missing = Own::new("own-missing");
+    let nowhere = missing.folder.join("nowhere.jsonl");
+    let own = OwnHub {
+        models: &nowhere,
+        examples: &nowhere,
+        eval: None,
+        experiences: None,
+    };
+    assert!(
+        own.read(Prefix::Strip)
+            .unwrap_err()
+            .to_string()
+            .contains("nowhere.jsonl: cannot open")
+    );
 }

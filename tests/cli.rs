@@ -1258,3 +1258,235 @@ fn cmrbench_says_what_is_wrong() {
     );
     assert!(!Path::new(out).exists());
 }
+
+/// One answer for every request, and what was asked.
+fn language_model(answer: &'static str) -> (String, std::sync::mpsc::Receiver<String>) {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (send, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut head, mut length) = (String::new(), 0);
+            while !head.ends_with("\r\n\r\n") {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                head += &line;
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let text =
+                serde_json::json!({"choices": [{"message": {"content": answer}}]}).to_string();
+            let reply = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+                text.len()
+            );
+            stream.write_all(reply.as_bytes()).unwrap();
+            if send.send(head + &String::from_utf8(body).unwrap()).is_err() {
+                break;
+            }
+        }
+    });
+    (url, asked)
+}
+
+/// An own hub's prompts go to the endpoint that is named, with the key of the variable that is named,
+/// and to none otherwise.
+#[test]
+fn cmrbench_asks_a_language_model_when_one_is_named() {
+    let folder = Folder::new("cli-llm");
+    let (_, encoder, _) = learnable(&folder);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let data = path("data");
+    let (processed, indices) = (
+        folder.join("data/processed"),
+        folder.join("data/model_indices"),
+    );
+    fs::create_dir_all(&processed).unwrap();
+    fs::create_dir_all(&indices).unwrap();
+    let mut cards = String::new();
+    for (i, (stem, index)) in [
+        ("apibench-hf", "e1"),
+        ("mllm", "e1_e2"),
+        ("hugging-bench-1", "e1_e2_e3"),
+        ("hugging-bench-2", "e1_e2_e3_e4"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let row = |text: String| {
+            serde_json::json!({
+                "model_name": format!("m{i}"), "model_family": "f", "domain": format!("Domain {}", i % 2),
+                "instruction": text,
+            })
+        };
+        cards += &format!(
+            "{{\"model_name\":\"m{i}\",\"domain\":\"Domain {}\"}}\n",
+            i % 2
+        );
+        let file = |part: &str| processed.join(format!("cleaned-{stem}-{part}.json"));
+        fs::write(file("val"), row(format!("learn {i}")).to_string()).unwrap();
+        fs::write(file("eval"), row(format!("predict {i}")).to_string()).unwrap();
+        fs::write(indices.join(format!("{index}.json")), &cards).unwrap();
+    }
+    let (url, asked) = language_model("domain 1.");
+    let out = path("out");
+    let base = [
+        "cmrbench",
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--encoder",
+        &encoder,
+        "--eval",
+        "whole",
+        "--seeds",
+        "3",
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let with = |more: &[&str]| -> std::process::Command { hubrouter(&[&base, more].concat()) };
+    failed(
+        with(&["--methods", "llm"]).output().unwrap(),
+        2,
+        &["llm: expected a chat endpoint, found none: say --llm-endpoint URL"],
+    );
+    failed(
+        with(&["--methods", "bm25", "--llm-model", "m"])
+            .output()
+            .unwrap(),
+        2,
+        &["--llm-endpoint"],
+    );
+    let named = [
+        "--methods",
+        "llm",
+        "--llm-endpoint",
+        &url,
+        "--llm-key-env",
+        "MY_KEY",
+    ];
+    failed(
+        with(&named).env_remove("MY_KEY").output().unwrap(),
+        2,
+        &["--llm-key-env: expected a key in the variable \"MY_KEY\", found none"],
+    );
+    assert!(asked.try_recv().is_err(), "nothing was sent so far");
+    let done = succeeded(with(&named).env("MY_KEY", "secret").output().unwrap());
+    let results = &lines(&done)[0];
+    let llm = results["methods"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|method| method["name"] == "llm")
+        .unwrap();
+    assert_eq!(
+        llm["runs"][0]["hits"]["D"][3],
+        serde_json::json!([0, 1, 0, 1])
+    );
+    assert_eq!(
+        llm["mean"]["acc"],
+        serde_json::json!({"M": null, "F": null, "D": 50.0})
+    );
+    let requests: Vec<String> = asked.try_iter().collect();
+    assert_eq!(requests.len(), 4);
+    for (place, request) in requests.iter().enumerate() {
+        let lower = request.to_lowercase();
+        assert!(lower.contains("authorization: bearer secret"), "{request}");
+        assert!(request.contains(&format!("predict {place}")) && request.contains("\"seed\":3"));
+    }
+    for file in ["results.json", "tables.md", "report.html"] {
+        let text = fs::read_to_string(folder.join("out").join(file)).unwrap();
+        assert!(!text.contains("secret") && text.contains(&url), "{file}");
+    }
+    // A group takes it in where there is an endpoint, and says so where there is none.
+    let quiet = succeeded(
+        with(&["--methods", "bm25,retrieval", "--report"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(lines(&quiet)[0]["settings"]["not_run"][0]["method"], "llm");
+    let tables = fs::read_to_string(folder.join("out/tables.md")).unwrap();
+    assert!(
+        tables.contains("- not run: LLM controller, domains alone (no chat endpoint was named)")
+    );
+    let shown = [&named[2..], &["--methods", "retrieval", "--report"]].concat();
+    let shown = succeeded(with(&shown).env("MY_KEY", "other").output().unwrap());
+    let methods = lines(&shown)[0]["methods"].as_array().unwrap().len();
+    assert_eq!(
+        methods, 2,
+        "the floor and llm, whose cell is there whatever the key is"
+    );
+    assert!(asked.try_recv().is_err(), "--report sends nothing");
+}
+
+/// A hub of one's own in place of CMRBench's, with the defaults of one.
+#[test]
+fn cmrbench_runs_on_a_hub_of_ones_own() {
+    let folder = Folder::new("cli-own");
+    let (_, encoder, examples) = learnable(&folder);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (models, out) = (path("models.jsonl"), path("out"));
+    let base = ["cmrbench", "--out", &out, "--models", &models];
+    let with = |more: &[&str]| run(&[&base, more].concat());
+    let first = fs::read_to_string(&models).unwrap();
+    failed(with(&[]), 2, &["--examples"]);
+    failed(
+        with(&["--examples", &examples, "--data", &out]),
+        2,
+        &["--data", "--models"],
+    );
+    failed(
+        with(&["--examples", &examples, "--eval", "public"]),
+        2,
+        &["--eval public: expected whole or dev for a hub of your own"],
+    );
+    failed(
+        with(&["--examples", &examples]),
+        1,
+        &[
+            "new.jsonl:3: model_name: expected a model of",
+            "found \"dogs\"",
+        ],
+    );
+    let again = "{\"model_name\":\"dogs\",\"domain\":\"Images\"}\n{\"model_name\":\"cats\",\"domain\":\"Images\"}\n";
+    fs::write(&models, first + again).unwrap();
+    let done = [
+        "--examples",
+        &examples,
+        "--methods",
+        "tfidf,sequential",
+        "--quick",
+        "--encoder",
+        &encoder,
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let done = succeeded(with(&done));
+    let said = text(&done.stderr);
+    assert!(said.contains("the later line counts: cats"), "{said}");
+    let results = &lines(&done)[0];
+    let data = &results["data"];
+    let count = |of: &str| data[of][0].as_u64().unwrap();
+    assert_eq!(count("train_rows") + count("eval_rows"), 24);
+    assert_eq!(
+        (&data["half"], data["train_rows"].as_array().unwrap().len()),
+        (&Value::from("whole"), 1)
+    );
+    let tfidf = &results["methods"][0];
+    assert_eq!(tfidf["mean"]["acc"]["M"], 100.0);
+    assert!(tfidf["mean"]["acc"]["F"].is_null() && tfidf["mean"]["fgt"]["M"].is_null());
+    let tables = fs::read_to_string(folder.join("out/tables.md")).unwrap();
+    assert!(
+        tables.contains("the later line counts: cats") && !tables.contains("poster"),
+        "{tables}"
+    );
+}

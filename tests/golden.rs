@@ -277,3 +277,32 @@ fn ranks_equal_pytorch_on_the_cpu() {
 fn ranks_equal_pytorch_on_the_gpu() {
     routes_equal_pytorch(gpu());
 }
+
+/// The limit on tokens is the bundle's unless the host says another, up to the encoder's positions.
+#[test]
+fn a_host_sets_the_limit_on_tokens() {
+    let long = "hello ".repeat(600);
+    let ids = |options: Options| {
+        let encoder = Encoder::open(bundle(), &options).unwrap();
+        let ids = encoder.token_ids(&[&long]).remove(0).unwrap();
+        assert_eq!(ids.len(), encoder.max_tokens());
+        ids
+    };
+    let (usual, longer) = (ids(cpu(1)), ids(cpu(1).max_tokens(256)));
+    assert_eq!((usual.len(), longer.len()), (128, 256));
+    assert_eq!(usual[..127], longer[..127]);
+    for (limit, says) in [
+        (
+            513,
+            "max_tokens: expected at most 512, for which encoder all-MiniLM-L6-v2 has positions, found 513",
+        ),
+        (2, "a limit of 2 tokens leaves no room"),
+    ] {
+        let error = Encoder::open(bundle(), &cpu(1).max_tokens(limit))
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let options: Options = serde_json::from_str(r#"{"max_tokens": 200}"#).unwrap();
+    assert_eq!(options.max_tokens, Some(200));
+}

@@ -140,9 +140,9 @@ fn places(tree: &Tree) -> Vec<String> {
     ));
     found.extend(only_in(
         tree,
-        "no sockets",
-        &["std::net", "TcpStream", "TcpListener", "UdpSocket"],
-        &[],
+        "no sockets but to a language model that was named",
+        &["std::net", "TcpStream", "TcpListener", "UdpSocket", "ureq"],
+        &["src/cli/chat.rs"],
     ));
     found.extend(only_in(
         tree,
@@ -469,7 +469,7 @@ fn the_invariants_hold() {
 
 #[test]
 fn planted_violations_are_found() {
-    let plants: [(&str, &str, &str); 17] = [
+    let plants: [(&str, &str, &str); 18] = [
         (
             "src/ops/gelu.rs",
             "fn x(d: wgpu::Device) {}",
@@ -494,6 +494,7 @@ fn planted_violations_are_found() {
         ),
         ("src/router/mod.rs", "fn x() { println!(); }", "printing"),
         ("src/router/mod.rs", "use std::net::TcpStream;", "sockets"),
+        ("src/cmrbench/chat.rs", "use ureq::Agent;", "sockets"),
         (
             "src/cli/route.rs",
             "fn x() { std::fs::write(a, b); }",

@@ -3,6 +3,7 @@
 //! Exit codes: 0 all went well; 1 something failed, said on stderr; 2 the command line is wrong.
 
 mod bundled;
+mod chat;
 mod cmrbench;
 mod doctor;
 mod encoder;

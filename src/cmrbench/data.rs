@@ -59,10 +59,10 @@ impl Row {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Experience {
-    /// `E1` to `E4`.
-    pub label: &'static str,
-    /// Stem of its files.
-    pub name: &'static str,
+    /// `E1`, `E2`, ...
+    pub label: String,
+    /// Stem of its files, or what the rows of a hub of one's own call it.
+    pub name: String,
     /// Train rows, then val rows, which are training data too.
     pub train: Vec<Row>,
     /// Eval rows.
@@ -107,6 +107,13 @@ pub struct Data {
     pub missing: Vec<PathBuf>,
     /// The commit of the checkout; none: the folder is no checkout.
     pub commit: Option<String>,
+    /// What a reader of its tables has to know of it.
+    pub notes: Vec<String>,
+    /// A hub of one's own ([`crate::cmrbench::OwnHub`]) and not CMRBench's: nothing is compared with
+    /// what others measured.
+    pub own: bool,
+    /// Some model has a family: without any the family says nothing.
+    pub families: bool,
 }
 
 impl Data {
@@ -132,6 +139,9 @@ impl Data {
             experiences: Vec::new(),
             missing: Vec::new(),
             commit: commit(folder),
+            notes: Vec::new(),
+            own: false,
+            families: true,
         };
         let mut known = Vec::new();
         for (label, name, index) in EXPERIENCES {
@@ -140,8 +150,8 @@ impl Data {
                     .join(format!("cleaned-{name}-{part}.json"))
             };
             let mut experience = Experience {
-                label,
-                name,
+                label: label.to_owned(),
+                name: name.to_owned(),
                 ..Experience::default()
             };
             if file("train").exists() {
@@ -167,6 +177,24 @@ impl Data {
                 EvalRows::Development => experience.eval = held_out(experience),
             }
         }
+        self
+    }
+
+    /// The same with at most `rows` eval rows of each experience, evenly spread over all.
+    pub fn limit(mut self, rows: usize) -> Self {
+        for experience in &mut self.experiences {
+            let all = experience.eval.len();
+            if all > rows {
+                let mut place = 0;
+                experience.eval.retain(|_| {
+                    place += 1;
+                    // A row stays where the whole part of its share grows.
+                    place * rows / all > (place - 1) * rows / all
+                });
+            }
+        }
+        self.notes
+            .push(format!("eval rows of each experience: at most {rows}"));
         self
     }
 
@@ -199,16 +227,17 @@ impl Data {
     /// The hub after the first `steps` experiences, in the order of its ids (section 1.5).
     ///
     /// Models new at a step follow all older ones, by code point among themselves. Domain, family
-    /// and time are those of the row that introduced the model.
+    /// and time are those of the row that introduced the model. Models of a hub of one's own keep
+    /// what else their card says, such as a price, for whoever opens the store: no method reads it.
     pub fn hub(&self, steps: usize) -> Vec<NewModel> {
-        let mut cards: HashMap<&str, Vec<String>> = HashMap::new();
+        let mut cards: HashMap<&str, Vec<&ModelCard>> = HashMap::new();
         for card in self
             .experiences
             .iter()
             .take(steps)
             .flat_map(|experience| &experience.cards)
         {
-            cards.entry(&card.model_name).or_default().push(card.text());
+            cards.entry(&card.model_name).or_default().push(card);
         }
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut models = Vec::new();
@@ -224,7 +253,12 @@ impl Data {
                 let mut model = Model::new(name, &row.domain);
                 model.family = Some(row.model_family.as_str().into());
                 model.created_at = row.created_at;
-                models.push(NewModel::new(model, cards.remove(name).unwrap_or_default()));
+                let cards = cards.remove(name).unwrap_or_default();
+                if let (true, Some(card)) = (self.own, cards.first()) {
+                    model.attributes = card.model().attributes;
+                }
+                let texts = cards.into_iter().map(ModelCard::text).collect();
+                models.push(NewModel::new(model, texts));
             }
         }
         models

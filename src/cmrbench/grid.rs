@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::methods::{Common, Frozen, Method, Progressed};
 use super::predictions;
-use crate::cmrbench::{Data, EvalRows, MethodInfo, Prefix, predictions_file};
+use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
 use crate::encoder::read_manifest;
 use crate::error::{Error, Result, bail, error};
 use crate::files;
@@ -19,11 +19,11 @@ use crate::options::Options;
 /// that changes predictions, so that cells of older code are run again.
 pub(super) const CODE: u32 = 1;
 
+/// Rows of an experience that is learned in more epochs, at most.
+const FEW_ROWS: usize = 2000;
+
 /// What one eval row costs of what a training row does: no way back, no optimiser.
 const EVAL_WORK: f64 = 0.35;
-
-/// Prompts that are ranked between two reports of progress.
-const STRIDE: usize = 64;
 
 /// A benchmark to run.
 #[derive(Clone, Debug)]
@@ -49,6 +49,10 @@ pub struct Plan {
     pub changes: Vec<(String, String)>,
     /// Keep the trained generations, under `work`.
     pub keep: bool,
+    /// The language model that `llm` asks.
+    pub chat: Option<Chat>,
+    /// Methods that belong to what was asked for and were not run, with the reason.
+    pub left_out: Vec<(&'static MethodInfo, String)>,
 }
 
 /// Where a run is.
@@ -131,7 +135,7 @@ impl Cell {
 
 impl Plan {
     /// A plan for `data`, which was made ready by [`Data::evaluate`] with `eval`: all of `methods`,
-    /// seeds 0, 1 and 2, 8 + 8 + 4 + 4 epochs.
+    /// seeds 0, 1 and 2, 8 + 8 + 4 + 4 epochs; for a hub of one's own as many for as many rows.
     pub fn new(
         data: Data,
         eval: EvalRows,
@@ -141,6 +145,7 @@ impl Plan {
         methods: Vec<&'static MethodInfo>,
     ) -> Self {
         Self {
+            epochs: epochs(&data),
             data,
             eval,
             prefix,
@@ -148,9 +153,10 @@ impl Plan {
             options,
             methods,
             seeds: vec![0, 1, 2],
-            epochs: vec![8, 8, 4, 4],
             changes: Vec::new(),
             keep: false,
+            chat: None,
+            left_out: Vec::new(),
         }
     }
 
@@ -162,6 +168,12 @@ impl Plan {
                 InvalidRequest,
                 "epochs: expected {steps} numbers, one for each experience, found {}",
                 self.epochs.len()
+            );
+        }
+        if self.chat.is_none() && self.methods.iter().any(|method| method.asks_a_model()) {
+            bail!(
+                InvalidRequest,
+                "llm: expected a chat endpoint, found none: say --llm-endpoint URL"
             );
         }
         if self.seeds.is_empty() {
@@ -215,8 +227,20 @@ impl Plan {
             frozen,
             epochs: &self.epochs,
             changes: &self.changes,
+            chat: self.chat.as_ref(),
         }
     }
+}
+
+/// Epochs of each experience where nobody said any: those of CMRBench's four, which have 1174, 688,
+/// 2708 and 2602 rows.
+fn epochs(data: &Data) -> Vec<usize> {
+    if !data.own {
+        return vec![8, 8, 4, 4];
+    }
+    let of = |rows: usize| if rows <= FEW_ROWS { 8 } else { 4 };
+    let rows = data.experiences.iter().map(|e| e.train.len());
+    rows.map(of).collect()
 }
 
 /// The cells of `out` that are whole and of this very plan, in the order of the tables.
@@ -325,7 +349,11 @@ impl Run<'_> {
 
     fn work(&self, step: usize) -> f64 {
         let encodes = self.method.work(self.common, step) > 1.0;
-        let each = if encodes { EVAL_WORK } else { 0.01 };
+        let each = if encodes {
+            EVAL_WORK * self.method.longer()
+        } else {
+            0.01
+        };
         self.method.work(self.common, step) + each * self.eval_rows(step) as f64
     }
 
@@ -383,9 +411,9 @@ impl Run<'_> {
         for test in 1..=step {
             let rows = &self.plan.data.experiences[test - 1].eval;
             let mut named = Vec::with_capacity(rows.len());
-            for rows in rows.chunks(STRIDE) {
+            for rows in rows.chunks(self.method.stride()) {
                 let prompts: Vec<&str> = rows.iter().map(|row| row.instruction.as_str()).collect();
-                named.extend(method.rank(&prompts)?);
+                named.extend(method.answers(test, &prompts)?);
                 predicted += rows.len() as f64;
                 let evaluating = self.work(step) - learning;
                 if say(
@@ -448,7 +476,7 @@ fn key(
         let of_step = method.settings(common, seed, step)?;
         settings.push(of_step.map(|settings| settings.written()));
     }
-    let text = serde_json::to_string(&serde_json::json!({
+    let mut on = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "code": CODE,
         "data": data,
@@ -459,7 +487,11 @@ fn key(
         "replay": method.replay,
         "seed": seed,
         "settings": settings,
-    }));
+    });
+    if method.asks_a_model() {
+        on["chat"] = plan.chat.as_ref().map(Chat::identity).into();
+    }
+    let text = serde_json::to_string(&on);
     let text = text.map_err(|e| error!(Format, "cannot write JSON: {e}"))?;
     Ok(files::sha256(text.as_bytes()))
 }

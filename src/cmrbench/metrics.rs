@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 
 use serde::Serialize;
 
+use super::chat::names;
 use crate::cmrbench::{Data, Row};
 
 /// Domain and family of every model that was taught up to a step; the last row wins.
@@ -97,6 +98,14 @@ impl AddAssign for Hits {
 }
 
 impl Hits {
+    /// Hits of a method that names no model: `answer` is the row's domain, or not.
+    pub fn of_domain(answer: &str, row: &Row) -> Self {
+        Self {
+            domain: usize::from(names(answer, &row.domain)),
+            ..Self::default()
+        }
+    }
+
     /// Hits over `rows`, in percent; nothing of nothing is 0.
     pub fn percent(self, rows: usize) -> Percent {
         let of = |hits: usize| 100.0 * hits as f64 / rows.max(1) as f64;

@@ -1,22 +1,26 @@
 //! CMRBench as a library: its data, its metrics, the methods that are compared, the report.
 
 mod bootstrap;
+mod chat;
 mod data;
 mod grid;
 mod matrix;
 mod methods;
 mod metrics;
+mod own;
 mod predictions;
 mod report;
 mod results;
 
 pub use crate::text::query::{Prefix, query_text};
 pub use bootstrap::{Comparison, DRAWS, Quantity, compare};
+pub use chat::{Ask, Chat, DomainList};
 pub use data::{Data, EvalRows, Experience, Row};
 pub use grid::{Cell, GridStatus, GridWatch, Plan, Step, run};
 pub use matrix::{Matrix, mean_and_deviation};
 pub use methods::{Group, MethodInfo, Named, method, methods, select};
 pub use metrics::{CarveHits, CarveRule, Hits, Percent, Tables};
+pub use own::OwnHub;
 pub use predictions::{Prediction, predictions_file, read_predictions};
 pub use report::{REPORT_FILES, about, write_report};
 pub use results::{MethodOutcome, Metric, Outcome, Results};

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cmrbench::{Named, Row};
+use super::methods::Answer;
+use crate::cmrbench::Row;
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::hub::cards::for_each_line;
@@ -19,11 +20,17 @@ pub struct Prediction {
     /// Its gold model.
     pub gold: String,
     /// The model that was named.
-    pub pred: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pred: Option<String>,
     /// Its score.
-    pub score: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
     /// The ten best, `pred` first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top10: Vec<String>,
+    /// The answer of a method that names domains, in place of all that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
 }
 
 /// The file of one cell's predictions; `step` and `test` from 1.
@@ -32,20 +39,29 @@ pub fn predictions_file(out: &Path, method: &str, seed: u64, step: usize, test: 
         .join(format!("{method}-s{seed}-step{step}-E{test}.jsonl"))
 }
 
-/// Writes what was named for `rows`.
-pub(super) fn write(path: &Path, rows: &[Row], named: &[Vec<Named>]) -> Result<()> {
+/// Writes what was said to `rows`.
+pub(super) fn write(path: &Path, rows: &[Row], answers: &[Answer]) -> Result<()> {
     let mut text = String::new();
-    for (place, (row, named)) in rows.iter().zip(named).enumerate() {
-        let Some(best) = named.first() else {
-            bail!(NoCandidate, "row {place}: expected a model, found none");
-        };
-        let prediction = Prediction {
+    for (place, (row, answer)) in rows.iter().zip(answers).enumerate() {
+        let mut prediction = Prediction {
             row: place,
             gold: row.model_name.clone(),
-            pred: best.model.clone(),
-            score: best.score,
-            top10: named.iter().map(|named| named.model.clone()).collect(),
+            pred: None,
+            score: None,
+            top10: Vec::new(),
+            domain: None,
         };
+        match answer {
+            Answer::Domain(domain) => prediction.domain = Some(domain.clone()),
+            Answer::Models(named) => {
+                let Some(best) = named.first() else {
+                    bail!(NoCandidate, "row {place}: expected a model, found none");
+                };
+                prediction.pred = Some(best.model.clone());
+                prediction.score = Some(best.score);
+                prediction.top10 = named.iter().map(|named| named.model.clone()).collect();
+            }
+        }
         let line = serde_json::to_string(&prediction);
         text.push_str(&line.map_err(|e| error!(Format, "cannot write JSON: {e}"))?);
         text.push('\n');
@@ -69,6 +85,17 @@ pub fn read_predictions(path: impl AsRef<Path>, rows: &[Row]) -> Result<Vec<Pred
                 gold.map_or("none".to_owned(), |gold| format!("{gold:?}")),
                 prediction.row,
                 prediction.gold
+            );
+        }
+        if prediction.pred.is_some() == prediction.domain.is_some() {
+            bail!(
+                Format,
+                "expected pred, the name of a model, or domain, found {}",
+                if prediction.pred.is_some() {
+                    "both"
+                } else {
+                    "neither"
+                }
             );
         }
         all.push(prediction);

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::grid::whole_cells;
 use crate::cmrbench::{
-    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Tables, mean_and_deviation,
-    predictions_file, read_predictions,
+    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Prediction, Row, Tables,
+    mean_and_deviation, predictions_file, read_predictions,
 };
 use crate::error::Result;
 
@@ -62,6 +62,8 @@ pub struct Outcome {
     pub seed: u64,
     /// What was noted of its steps.
     pub cell: Cell,
+    /// What is measured of it: a method may name domains alone.
+    metrics: Vec<Metric>,
     /// Hits of each row, by (step, test), from 0.
     rows: BTreeMap<(usize, usize), Vec<Hits>>,
     /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
@@ -79,17 +81,25 @@ impl Outcome {
     ) -> Result<Self> {
         let mut rows = BTreeMap::new();
         let mut by_carve_rule: [Matrix; 4] = Default::default();
+        let mut metrics = Metric::ALL.to_vec();
+        metrics.retain(|metric| plan.data.families || *metric != Metric::Family);
         for step in cell.steps.iter().map(|step| step.step) {
             for test in 1..=step {
                 let eval = &plan.data.experiences[test - 1].eval;
                 let path = predictions_file(out, &cell.method, cell.seed, step, test);
                 let predictions = read_predictions(path, eval)?;
-                let named: Vec<&str> = predictions.iter().map(|p| p.pred.as_str()).collect();
-                let pairs = named.iter().zip(eval);
-                let hits = pairs
-                    .map(|(named, row)| tables[step - 1].hits(named, row))
-                    .collect();
+                let hits = |(prediction, row): (&Prediction, &Row)| match &prediction.domain {
+                    Some(answer) => Hits::of_domain(answer, row),
+                    None => tables[step - 1].hits(prediction.pred.as_deref().unwrap_or(""), row),
+                };
+                let hits = predictions.iter().zip(eval).map(hits).collect();
                 rows.insert((step - 1, test - 1), hits);
+                let named: Option<Vec<&str>> =
+                    predictions.iter().map(|p| p.pred.as_deref()).collect();
+                let Some(named) = named else {
+                    metrics = vec![Metric::Domain];
+                    continue;
+                };
                 let hits = rules[step - 1].hits(&named, eval);
                 let percent = |hits: usize, of: usize| 100.0 * hits as f64 / of.max(1) as f64;
                 let values = [
@@ -106,6 +116,7 @@ impl Outcome {
         Ok(Self {
             seed: cell.seed,
             cell,
+            metrics,
             rows,
             by_carve_rule,
         })
@@ -116,9 +127,14 @@ impl Outcome {
         self.rows.get(&(step, test)).map(Vec::as_slice)
     }
 
-    /// Hits and rows of `test` after `step`.
+    /// Whether `metric` says anything of it.
+    pub fn measures(&self, metric: Metric) -> bool {
+        self.metrics.contains(&metric)
+    }
+
+    /// Hits and rows of `test` after `step`; none where the metric says nothing.
     pub fn hits(&self, metric: Metric, step: usize, test: usize) -> Option<(usize, usize)> {
-        let rows = self.rows(step, test)?;
+        let rows = self.rows(step, test).filter(|_| self.measures(metric))?;
         Some((rows.iter().map(|hits| metric.of(*hits)).sum(), rows.len()))
     }
 
@@ -135,7 +151,7 @@ impl Outcome {
 
     /// 1 or 0 for each row of `test` after `step`.
     pub(super) fn ones(&self, metric: Metric, step: usize, test: usize) -> Option<Vec<f64>> {
-        let rows = self.rows(step, test)?;
+        let rows = self.rows(step, test).filter(|_| self.measures(metric))?;
         Some(rows.iter().map(|hits| metric.of(*hits) as f64).collect())
     }
 }
@@ -151,6 +167,11 @@ pub struct MethodOutcome {
 }
 
 impl MethodOutcome {
+    /// Whether `metric` says anything of it.
+    pub fn measures(&self, metric: Metric) -> bool {
+        self.runs.iter().all(|run| run.measures(metric))
+    }
+
     /// Mean and sample standard deviation over the seeds of what each seed's matrix says.
     pub fn over_seeds(
         &self,

@@ -97,8 +97,9 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// Opens `folder`; every file is checked against the manifest.
-    pub(crate) fn open(folder: &Path, cpu: &Cpu) -> Result<Self> {
+    /// Opens `folder`; every file is checked against the manifest, whose limit on the tokens of a
+    /// text `max_tokens` replaces.
+    pub(crate) fn open(folder: &Path, cpu: &Cpu, max_tokens: Option<usize>) -> Result<Self> {
         let (manifest, revision) = read_manifest(folder)?;
         let digest = |name: &str| match manifest.files.get(name) {
             Some(digest) => Ok((folder.join(name), digest)),
@@ -121,13 +122,22 @@ impl Bundle {
                 manifest.max_tokens
             );
         }
+        let limit = max_tokens.unwrap_or(manifest.max_tokens);
+        if limit > config.max_tokens() {
+            bail!(
+                InvalidRequest,
+                "max_tokens: expected at most {}, for which encoder {} has positions, found {limit}",
+                config.max_tokens(),
+                manifest.name
+            );
+        }
         // The two slow parts side by side.
         let (tokenizer, weights) = cpu.join(
             || -> Result<Tokenizer> {
                 let (path, recorded) = digest(TOKENIZER)?;
                 let json = files::read_bytes(&path, TEXT_LIMIT)?;
                 recorded.check(&path, &json)?;
-                Tokenizer::from_json(&json, manifest.max_tokens, config.vocabulary)
+                Tokenizer::from_json(&json, limit, config.vocabulary)
                     .map_err(|e| e.at(path.display()))
             },
             || -> Result<Weights> {

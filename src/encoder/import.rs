@@ -176,7 +176,7 @@ pub fn import_encoder(
     }
     staged.write(bundle::MANIFEST, &files::to_json(&manifest)?)?;
     // Opened under its temporary name: only a bundle that works gets its own.
-    let opened = Bundle::open(staged.path(), &Cpu::open(Some(1))?)?;
+    let opened = Bundle::open(staged.path(), &Cpu::open(Some(1))?, None)?;
     opened.tokenizer.encode("", "a first prompt")?;
     let Some(folder_name) = to.file_name().and_then(|name| name.to_str()) else {
         bail!(

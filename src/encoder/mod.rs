@@ -77,7 +77,7 @@ impl Encoder {
     pub(crate) fn open_on(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
         // A driver's start takes as long as checking the bundle.
         let (bundle, opened) = host.join(
-            || Bundle::open(folder, &host),
+            || Bundle::open(folder, &host, options.max_tokens),
             || Device::open(&options.device, &host, options.fallback),
         );
         let (bundle, opened) = (bundle?, opened?);

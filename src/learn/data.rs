@@ -54,8 +54,21 @@ impl Example {
 /// Errors name the file and the line: a line that is no object with `instruction` and
 /// `model_name`, one of them empty, no example at all.
 pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
-    let path = path.as_ref();
     let mut examples = Vec::new();
+    for_each_example(path.as_ref(), |example| {
+        examples.push(example);
+        Ok(())
+    })?;
+    Ok(examples)
+}
+
+/// Calls `each` with the examples of the file at `path`, as [`read_examples`] reads them; what it
+/// complains of gets the file and the line.
+pub(crate) fn for_each_example(
+    path: &Path,
+    mut each: impl FnMut(Example) -> Result<()>,
+) -> Result<()> {
+    let mut none = true;
     for_each_line(path, |example: Example| {
         for (key, text) in [
             ("instruction", &example.prompt),
@@ -65,17 +78,17 @@ pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
                 bail!(Format, "{key}: expected text, found {text:?}");
             }
         }
-        examples.push(example);
-        Ok(())
+        none = false;
+        each(example)
     })?;
-    if examples.is_empty() {
+    if none {
         bail!(
             Format,
             "{}: expected at least one example, found none",
             path.display()
         );
     }
-    Ok(examples)
+    Ok(())
 }
 
 /// The examples by experience, in the order in which they are to be learned.

@@ -40,5 +40,6 @@ pub use settings::{
 };
 
 pub use crate::model::lora::Target as LoraTarget;
+pub(crate) use data::for_each_example;
 pub(crate) use draws::{Draws, Stream};
 pub(crate) use report::peak_memory;

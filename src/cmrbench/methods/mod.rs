@@ -2,6 +2,8 @@
 
 mod bm25;
 mod centroid;
+mod llm;
+mod rar;
 mod retrieval;
 mod tfidf;
 mod ties;
@@ -11,7 +13,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cmrbench::Data;
+use crate::cmrbench::{Chat, Data};
 use crate::error::{Result, bail};
 use crate::learn::{Control, Settings};
 use crate::options::Options;
@@ -64,6 +66,15 @@ pub(crate) enum Progressed {
 /// Called while a method learns, with what it does and how far it is, from 0 to 1.
 pub(crate) type Watching<'w> = &'w mut dyn FnMut(&str, f64) -> Control;
 
+/// What a method says to a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    /// The ten best models, best first.
+    Models(Vec<Named>),
+    /// Words that are the name of a domain, or not.
+    Domain(String),
+}
+
 /// A router that learns one experience after the other and names models of the hub.
 pub(crate) trait Method {
     /// Learns the experience of `step`, from 1, after all earlier ones.
@@ -74,6 +85,15 @@ pub(crate) trait Method {
 
     /// The ten best models of the hub for each prompt, best first; of equals the lower id first.
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>>;
+
+    /// What it says to `prompts`, eval rows of the experience `test`, from 1.
+    fn answers(&mut self, _test: usize, prompts: &[&str]) -> Result<Vec<Answer>> {
+        Ok(self
+            .rank(prompts)?
+            .into_iter()
+            .map(Answer::Models)
+            .collect())
+    }
 }
 
 /// Models that are named for a prompt.
@@ -84,7 +104,7 @@ pub(crate) const NAMED: usize = 10;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Group {
-    /// No training.
+    /// By cards, or by a language model that knows no model: what the poster has beside BGE-M3.
     Retrieval,
     /// One experience after the other.
     Continual,
@@ -103,6 +123,8 @@ enum Kind {
     Centroid,
     Trained(Recipe),
     Ties(ties::Form),
+    Augmented(rar::Update),
+    Llm,
 }
 
 /// A row of the table of methods.
@@ -131,12 +153,17 @@ pub(crate) struct Common<'c> {
     pub(crate) epochs: &'c [usize],
     /// Settings that are changed in every trained method.
     pub(crate) changes: &'c [(String, String)],
+    /// The language model, where there is one.
+    pub(crate) chat: Option<&'c Chat>,
 }
 
 impl MethodInfo {
     /// One run says all: nothing is drawn.
     pub fn deterministic(&self) -> bool {
-        !matches!(self.kind, Kind::Trained(_) | Kind::Ties(_))
+        !matches!(
+            self.kind,
+            Kind::Trained(_) | Kind::Ties(_) | Kind::Augmented(_) | Kind::Llm
+        )
     }
 
     /// The settings of a method that trains at `step`, from 1.
@@ -149,13 +176,29 @@ impl MethodInfo {
         match self.kind {
             Kind::Trained(recipe) => recipe.settings(common, seed, step).map(Some),
             Kind::Ties(_) => ties::settings(common, seed, step).map(Some),
+            Kind::Augmented(update) => update.settings(common, seed, step),
             _ => Ok(None),
         }
     }
 
     /// Only the last step is there: nothing can be forgotten.
     pub(crate) fn last_step_alone(&self) -> bool {
-        matches!(self.kind, Kind::Trained(recipe) if recipe.is_joint())
+        match self.kind {
+            Kind::Trained(recipe) => recipe.is_joint(),
+            Kind::Llm => true,
+            _ => false,
+        }
+    }
+
+    /// It names domains and no models, and asks a language model ([`Chat`]) for them. Groups do not
+    /// take it in.
+    pub fn asks_a_model(&self) -> bool {
+        matches!(self.kind, Kind::Llm)
+    }
+
+    /// Prompts that are answered between two reports of progress.
+    pub(crate) fn stride(&self) -> usize {
+        if self.asks_a_model() { 1 } else { 64 }
     }
 
     /// Rows that pass through an encoder or a table in `step`, to tell how long it takes: a guess.
@@ -165,12 +208,22 @@ impl MethodInfo {
         let earlier: f64 = (0..step - 1).map(rows).sum();
         let epochs = common.epochs[step - 1] as f64;
         match self.kind {
-            Kind::Bm25 | Kind::TfIdf | Kind::Centroid => 1.0,
+            Kind::Bm25 | Kind::TfIdf | Kind::Centroid | Kind::Llm => 1.0,
             Kind::Dense | Kind::Hybrid => common.data.experiences[step - 1].cards.len() as f64,
             Kind::Trained(recipe) if recipe.is_joint() => {
                 recipe.epochs(common, step) as f64 * (own + earlier)
             }
             Kind::Trained(_) | Kind::Ties(_) => epochs * (own + self.replay * earlier),
+            Kind::Augmented(update) => update.work(common, step),
+        }
+    }
+
+    /// What an answer costs of what a prompt alone does.
+    pub(crate) fn longer(&self) -> f64 {
+        match self.kind {
+            Kind::Augmented(_) => rar::LONGER as f64,
+            Kind::Llm => 1e4,
+            _ => 1.0,
         }
     }
 
@@ -190,6 +243,8 @@ impl MethodInfo {
             Kind::Centroid => Box::new(centroid::Centroids::new(common)),
             Kind::Trained(recipe) => Box::new(trained::Trained::new(common, recipe, seed, folder)),
             Kind::Ties(form) => Box::new(ties::Ties::new(common, form, seed, folder)),
+            Kind::Augmented(update) => Box::new(rar::Augmented::new(common, update, seed, folder)),
+            Kind::Llm => Box::new(llm::Controller::new(common, seed, folder)?),
         })
     }
 }
@@ -246,6 +301,27 @@ const METHODS: &[MethodInfo] = &[
         Group::Retrieval,
         0.0,
         Kind::Hybrid,
+    ),
+    row(
+        "rar-frozen",
+        "Retrieval-augmented, learned once",
+        Group::Retrieval,
+        0.0,
+        Kind::Augmented(rar::Update::Frozen),
+    ),
+    row(
+        "rar-each",
+        "Retrieval-augmented, learned at each step",
+        Group::Retrieval,
+        0.0,
+        Kind::Augmented(rar::Update::Each),
+    ),
+    row(
+        "llm",
+        "LLM controller, domains alone",
+        Group::Retrieval,
+        0.0,
+        Kind::Llm,
     ),
     row(
         "centroid",
@@ -451,7 +527,7 @@ pub fn method(name: &str) -> Result<&'static MethodInfo> {
 
 /// The methods that `names` (methods, groups, `main` for all but ablations, `all`) name, each once,
 /// in the order of the tables. A group's ablation that changes nothing of CARvE's settings is left
-/// out: CARvE's row is its result.
+/// out: CARvE's row is its result. So is what asks a language model: that is there by name alone.
 pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
     let mut chosen = vec![false; METHODS.len()];
     for name in names {
@@ -465,7 +541,8 @@ pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
             _ => None,
         };
         for (place, method) in METHODS.iter().enumerate() {
-            chosen[place] |= of(method).is_some_and(|in_it| in_it && method.changes_something());
+            let fits = !method.asks_a_model() && method.changes_something();
+            chosen[place] |= of(method).is_some_and(|in_it| in_it && fits);
         }
         if of(&METHODS[0]).is_none() {
             let wanted = method(name)?.name;
@@ -513,8 +590,18 @@ mod tests {
     fn selections() {
         assert_eq!(
             names(&["carve-10", "retrieval", "bm25"]),
-            ["bm25", "tfidf", "dense", "hybrid", "carve-10"]
+            [
+                "bm25",
+                "tfidf",
+                "dense",
+                "hybrid",
+                "rar-frozen",
+                "rar-each",
+                "carve-10"
+            ]
         );
+        assert_eq!(names(&["llm"]), ["llm"]);
+        assert!(!names(&["all"]).contains(&"llm"));
         assert_eq!(names(&["bound"]), ["cumulative", "carve-100", "joint"]);
         let all: std::collections::BTreeSet<&str> = METHODS.iter().map(|m| m.name).collect();
         assert_eq!(all.len(), METHODS.len(), "a name is there once");

@@ -106,17 +106,19 @@ pub(super) enum Scorer {
 
 /// The cards of the first experiences, ready to be compared.
 #[derive(Default)]
-struct Index {
+struct Index<'c> {
     owners: Owners,
     bm25: Option<Bm25>,
     words: Option<(TfIdf, Postings)>,
     vectors: Option<Vec<Vec<f32>>>,
+    /// As they stand in the file.
+    documents: Vec<&'c str>,
 }
 
 pub(super) struct Retrieval<'c> {
     common: &'c Common<'c>,
     scorer: Scorer,
-    index: Index,
+    index: Index<'c>,
 }
 
 impl<'c> Retrieval<'c> {
@@ -127,6 +129,33 @@ impl<'c> Retrieval<'c> {
             scorer,
             index,
         }
+    }
+
+    /// The documents that are nearest to the prompts, each; of equals the first.
+    pub(super) fn nearest(&self, prompts: &[&str]) -> Result<Vec<&'c str>> {
+        let best = |scores: Vec<f64>| {
+            let scored = scores.into_iter().enumerate().rev();
+            let best = scored.max_by(|a, b| a.1.total_cmp(&b.1));
+            best.and_then(|(place, _)| self.index.documents.get(place).copied())
+        };
+        let of_prompt = |scores| match best(scores) {
+            Some(document) => Ok(document),
+            None => bail!(NoCandidate, "expected a card to be nearest, found none"),
+        };
+        self.all_scores(prompts)?
+            .into_iter()
+            .map(of_prompt)
+            .collect()
+    }
+
+    /// The score of every document for each prompt.
+    fn all_scores(&self, prompts: &[&str]) -> Result<Vec<Vec<f64>>> {
+        let vectors = match self.scorer {
+            Scorer::Dense | Scorer::Hybrid => self.common.frozen.queries(self.common, prompts)?,
+            _ => Vec::new(),
+        };
+        let score = |(place, prompt): (usize, &&str)| self.scores(prompt, vectors.get(place));
+        Ok(prompts.iter().enumerate().map(score).collect())
     }
 
     fn scores(&self, prompt: &str, vector: Option<&Vec<f32>>) -> Vec<f64> {
@@ -185,6 +214,7 @@ impl Method for Retrieval<'_> {
             };
             index.vectors = Some(vectors);
         }
+        index.documents = documents;
         self.index = index;
         let encoder = self.common.frozen.encoder.borrow();
         let device = encoder.as_ref().filter(|_| self.index.vectors.is_some());
@@ -197,17 +227,9 @@ impl Method for Retrieval<'_> {
     }
 
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
-        let vectors = match self.scorer {
-            Scorer::Dense | Scorer::Hybrid => self.common.frozen.queries(self.common, prompts)?,
-            _ => Vec::new(),
-        };
-        let rank = |(place, prompt): (usize, &&str)| {
-            let documents = self.scores(prompt, vectors.get(place));
-            self.index
-                .owners
-                .best(&self.index.owners.of_models(&documents))
-        };
-        Ok(prompts.iter().enumerate().map(rank).collect())
+        let owners = &self.index.owners;
+        let rank = |documents: Vec<f64>| owners.best(&owners.of_models(&documents));
+        Ok(self.all_scores(prompts)?.into_iter().map(rank).collect())
     }
 }
 
@@ -253,6 +275,11 @@ impl Frozen {
         let encoder = Arc::new(Encoder::open(common.encoder, common.options)?);
         *held = Some(Arc::clone(&encoder));
         Ok(encoder)
+    }
+
+    /// Tokens that the encoder has positions for.
+    pub(super) fn positions(&self, common: &Common<'_>) -> Result<usize> {
+        Ok(self.encoder(common)?.config().max_tokens())
     }
 
     /// None: the callback stopped it.

@@ -68,7 +68,8 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
         add("curves", metric, title, svg);
     }
     for metric in [Metric::Domain, Metric::Family, Metric::Model] {
-        for method in &results.methods {
+        let measured = results.methods.iter().filter(|m| m.measures(metric));
+        for method in measured {
             let title = format!("{}: {} accuracy", method.info.label, metric.name());
             figures.push(Figure {
                 name: format!("heat-{}-{}", method.info.name, metric.letter()),
@@ -104,7 +105,7 @@ fn heat(results: &Results, method: &MethodOutcome, metric: Metric, title: &str) 
         .data
         .experiences
         .iter()
-        .map(|e| e.label)
+        .map(|e| e.label.as_str())
         .collect();
     let (cell, left, top) = (44.0, 62.0, 22.0);
     let size = cell * labels.len() as f64;
@@ -331,7 +332,7 @@ fn curves(results: &Results, metric: Metric, title: &str) -> String {
         let top = panel * test as f64 + 24.0;
         let bottom = top + panel - 54.0;
         let scale = Scale::new(range, (bottom, top));
-        let label = |step: usize| results.plan.data.experiences[step].label;
+        let label = |step: usize| results.plan.data.experiences[step].label.as_str();
         svg.text(
             (left, top - 9.0),
             Anchor::Start,

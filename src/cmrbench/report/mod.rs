@@ -50,6 +50,15 @@ pub fn about(plan: &Plan) -> Result<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "code": CODE,
         "missing": plan.data.missing,
+        "llm": plan.chat.as_ref().map(|chat| json!({
+            "endpoint": chat.endpoint,
+            "model": chat.model,
+            "domains": chat.domains.name(),
+        })),
+        "not_run": plan.left_out.iter().map(|(method, reason)| json!({
+            "method": method.name,
+            "reason": reason,
+        })).collect::<Vec<_>>(),
     }))
 }
 

@@ -39,9 +39,11 @@ pub(super) fn matrix_csv(results: &Results) -> String {
 }
 
 pub(super) fn summary_csv(results: &Results) -> String {
-    let mut text =
-        "method,metric,acc_mean,acc_sd,fgt_mean,fgt_sd,fgt_max_mean,bwt2,bwt3,bwt4,seeds,updates,seconds\n"
-            .to_owned();
+    let steps = results.plan.steps();
+    let transfers: String = (2..=steps).map(|step| format!("bwt{step},")).collect();
+    let mut text = format!(
+        "method,metric,acc_mean,acc_sd,fgt_mean,fgt_sd,fgt_max_mean,{transfers}seeds,updates,seconds\n"
+    );
     let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     for method in &results.methods {
         let cost = |of: fn(&crate::cmrbench::Step) -> f64| {
@@ -52,7 +54,10 @@ pub(super) fn summary_csv(results: &Results) -> String {
                 .collect();
             mean_and_deviation(&runs).map_or(0.0, |(mean, _)| mean)
         };
-        for metric in Metric::ALL {
+        for metric in Metric::ALL
+            .into_iter()
+            .filter(|metric| method.measures(*metric))
+        {
             let (acc, fgt) = (
                 method.over_seeds(metric, Matrix::acc),
                 method.over_seeds(metric, Matrix::forgetting),
@@ -65,7 +70,7 @@ pub(super) fn summary_csv(results: &Results) -> String {
             let bwt = |step: usize| {
                 mean(method.over_seeds(metric, |matrix| matrix.backward_transfer(step)))
             };
-            let cells = [
+            let mut cells = vec![
                 method.info.name.to_owned(),
                 metric.letter().to_owned(),
                 mean(acc),
@@ -73,13 +78,13 @@ pub(super) fn summary_csv(results: &Results) -> String {
                 mean(fgt),
                 deviation(fgt),
                 mean(best),
-                bwt(1),
-                bwt(2),
-                bwt(3),
+            ];
+            cells.extend((1..steps).map(bwt));
+            cells.extend([
                 method.runs.len().to_string(),
                 format!("{}", cost(|step| step.updates as f64)),
                 format!("{:.1}", cost(|step| step.seconds)),
-            ];
+            ]);
             text += &cells.join(",");
             text.push('\n');
         }
@@ -100,7 +105,10 @@ pub(super) fn markdown(results: &Results, about: &Value) -> String {
     text += &cost(results);
     text += "\n## Matrices\n\nPercent, mean over seeds; after learning the experience of the row, on the eval rows of the column, among all models known by then.\n";
     for method in &results.methods {
-        for metric in Metric::ALL {
+        for metric in Metric::ALL
+            .into_iter()
+            .filter(|metric| method.measures(*metric))
+        {
             text += &format!(
                 "\n{}, {} accuracy:\n\n{}",
                 method.info.label,
@@ -109,8 +117,10 @@ pub(super) fn markdown(results: &Results, about: &Value) -> String {
             );
         }
     }
-    text += &by_carve_rule(results);
-    text += &poster_table();
+    if !results.plan.data.own {
+        text += &by_carve_rule(results);
+        text += &poster_table();
+    }
     text
 }
 
@@ -140,11 +150,17 @@ fn head(results: &Results, about: &Value) -> Vec<String> {
         .collect();
     let devices: Vec<&str> = devices.into_iter().collect();
     let mut lines = vec![
-        format!(
-            "data: commit {}, sha256 {}",
-            word("commit"),
-            &word("data_sha256")[..12]
-        ),
+        match plan.data.own {
+            true => format!(
+                "data: a hub of one's own, sha256 {}",
+                &word("data_sha256")[..12]
+            ),
+            false => format!(
+                "data: commit {}, sha256 {}",
+                word("commit"),
+                &word("data_sha256")[..12]
+            ),
+        },
         format!(
             "eval rows: {} ({}); training rows: {}",
             rows(|e| e.eval.len()),
@@ -173,6 +189,17 @@ fn head(results: &Results, about: &Value) -> Vec<String> {
             word("version")
         ),
     ];
+    if let Some(chat) = &plan.chat {
+        lines.push(format!(
+            "LLM controller: {}, choosing from the domains of the {}; temperature 0.6, top-p 0.95, thinking off; domains alone, at the last step",
+            chat.description(),
+            chat.domains.name()
+        ));
+    }
+    lines.extend(plan.data.notes.iter().cloned());
+    for (method, reason) in &plan.left_out {
+        lines.push(format!("not run: {} ({reason})", method.label));
+    }
     if about["changes"]
         .as_array()
         .is_some_and(|changes| !changes.is_empty())
@@ -368,7 +395,7 @@ fn cost(results: &Results) -> String {
 
 fn matrix(results: &Results, method: &MethodOutcome, metric: Metric) -> String {
     let experiences = &results.plan.data.experiences;
-    let heads: Vec<&str> = experiences.iter().map(|e| e.label).collect();
+    let heads: Vec<&str> = experiences.iter().map(|e| e.label.as_str()).collect();
     let mut text = format!(
         "| after | {} |\n|---|{}\n",
         heads.join(" | "),
