@@ -7,6 +7,7 @@ mod matrix;
 mod methods;
 mod metrics;
 mod predictions;
+mod registry;
 mod report;
 mod results;
 
@@ -18,5 +19,6 @@ pub use matrix::{Matrix, mean_and_deviation};
 pub use methods::{Group, MethodInfo, Named, method, methods, select};
 pub use metrics::{CarveHits, CarveRule, Hits, Percent, Tables};
 pub use predictions::{Prediction, predictions_file, read_predictions};
+pub use registry::RegistryMap;
 pub use report::{REPORT_FILES, about, write_report};
-pub use results::{MethodOutcome, Metric, Outcome, Results};
+pub use results::{Answer, MethodOutcome, Metric, Outcome, Results};

@@ -12,6 +12,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cmrbench::Data;
+use crate::cmrbench::registry::Kept;
 use crate::error::{Result, bail};
 use crate::learn::{Control, Settings};
 use crate::options::Options;
@@ -74,6 +75,11 @@ pub(crate) trait Method {
 
     /// The ten best models of the hub for each prompt, best first; of equals the lower id first.
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>>;
+
+    /// What is left of the last step, where there is a generation.
+    fn kept(&self) -> Result<Option<Kept>> {
+        Ok(None)
+    }
 }
 
 /// Models that are named for a prompt.
@@ -151,6 +157,12 @@ impl MethodInfo {
             Kind::Ties(_) => ties::settings(common, seed, step).map(Some),
             _ => Ok(None),
         }
+    }
+
+    /// Prompts pass through the encoder.
+    pub(crate) fn encodes(&self) -> bool {
+        let frozen = matches!(self.kind, Kind::Dense | Kind::Hybrid);
+        frozen || matches!(self.kind, Kind::Trained(_) | Kind::Ties(_))
     }
 
     /// Only the last step is there: nothing can be forgotten.
