@@ -37,8 +37,9 @@ const ENCODER: &str = "all-MiniLM-L6-v2";
 Every method learns four experiences one after the other; after each, models are named for the eval rows of
 all experiences so far. Every step that is done is a file in OUT: Ctrl-C or a crash costs the step at hand,
 and the same command goes on from there. Another setting, other data or another version of the methods is
-another cell, and is run anew. OUT gets tables.md, report.html, matrix.csv, summary.csv, results.json,
-figures/ and predictions/, from which all the others are made again by --report.
+another cell, and is run anew. OUT gets tables.md, report.html, results.json, figures/ and a CSV for each
+kind of figure, all made again by --report from cells/, predictions/ and registry/, where the models of each
+trained hub have their places on the map.
 
 Exit codes: 0 all is done; 1 something failed; 2 the command line is wrong; 130 stopped by Ctrl-C.")]
 pub(super) struct CmrbenchArgs {
