@@ -137,6 +137,13 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::io(path, "write", &e))
 }
 
+/// Writes to a file that is none but an order to the system, such as those below `/proc`: it has to
+/// be there, and nothing can be renamed over it.
+pub(crate) fn tell_system(path: &Path, order: &str) -> std::io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    file.write_all(order.as_bytes())
+}
+
 /// A free name in the folder of `path`.
 fn temporary_beside(path: &Path) -> Result<PathBuf> {
     match path.file_name().and_then(|name| name.to_str()) {

@@ -256,7 +256,10 @@ fn every_kind_of_method_runs_and_is_reported() {
         page.matches("</figure>").count()
     );
 
-    // Everything is made again from the predictions, and from nothing else.
+    figures_have_numbers(&out, &results);
+    cells_of_earlier_versions_are_shown(&plan, &out);
+
+    // Everything is made again from what the run noted, and from nothing else.
     let before: Vec<String> = REPORT_FILES.iter().map(|name| read(name)).collect();
     REPORT_FILES
         .iter()
@@ -291,6 +294,187 @@ fn every_kind_of_method_runs_and_is_reported() {
     fs::remove_file(&path).unwrap();
     let error = Results::read(&plan, &out).unwrap_err().to_string();
     assert!(error.contains("tfidf-s0-step4-E3.jsonl"), "{error}");
+}
+
+/// The rows of a CSV in `out` without quotes, by the names of its columns.
+fn csv(out: &Path, name: &str) -> Vec<BTreeMap<String, String>> {
+    let text = fs::read_to_string(out.join(name)).unwrap();
+    let mut lines = text.lines().map(|line| line.split(','));
+    let heads: Vec<&str> = lines.next().unwrap().collect();
+    lines
+        .map(|cells| {
+            let pairs = heads.iter().zip(cells);
+            pairs
+                .map(|(head, cell)| ((*head).to_owned(), cell.to_owned()))
+                .collect()
+        })
+        .collect()
+}
+
+/// Confusions, coverage, costs, the map, claims.
+fn figures_have_numbers(out: &Path, results: &Results) {
+    let of = |name: &str, keys: &[(&str, &str)]| -> Vec<BTreeMap<String, String>> {
+        let mut rows = csv(out, name);
+        rows.retain(|row| keys.iter().all(|(key, value)| row[*key] == *value));
+        rows
+    };
+    let number = |row: &BTreeMap<String, String>, key: &str| row[key].parse::<f64>().unwrap();
+    let carve = results.method("carve-10").unwrap();
+
+    // Nine eval rows; the rows on the diagonal are the hits.
+    let confused = of("confusion.csv", &[("method", "carve-10")]);
+    let sum = |rows: &mut dyn Iterator<Item = &BTreeMap<String, String>>| -> f64 {
+        rows.map(|row| number(row, "rows")).sum()
+    };
+    assert_eq!(sum(&mut confused.iter()), 9.0, "{confused:?}");
+    let hits: usize = carve
+        .runs
+        .iter()
+        .flat_map(|run| (0..4).map(|test| run.hits(Metric::Domain, 3, test).unwrap().0))
+        .sum();
+    let right = &mut confused.iter().filter(|row| row["gold"] == row["named"]);
+    assert_eq!(sum(right), hits as f64 / 2.0);
+    assert!(of("confusion.csv", &[("method", "sequential")]).is_empty());
+
+    // All rows covered, the risk is what Acc lacks.
+    for (run, seed) in carve.runs.iter().zip(["0", "7"]) {
+        let keys = [("method", "carve-10"), ("seed", seed), ("metric", "D")];
+        let row = &of("coverage.csv", &keys)[0];
+        let acc = run.matrix(Metric::Domain).acc().unwrap();
+        assert!((number(row, "risk_100") - (100.0 - acc)).abs() < 1e-9);
+    }
+    let best = &of("coverage.csv", &[("method", "tfidf"), ("metric", "M")])[0];
+    assert_eq!((number(best, "aurc"), number(best, "risk_5")), (0.0, 0.0));
+    assert!(of("coverage.csv", &[("method", "no-replay")]).is_empty());
+
+    // What learns costs arithmetic, and more with more rows; what counts words is not estimated.
+    let cost = |method: &str| of("cost.csv", &[("method", method)]).remove(0);
+    let flops = |method: &str| number(&cost(method), "learn_flops");
+    assert!(flops("cumulative") > flops("sequential") && flops("sequential") > 0.0);
+    assert!(cost("tfidf")["route_flops"].is_empty() && cost("tfidf")["stored_bytes"].is_empty());
+    assert!(number(&cost("dense"), "route_flops") > 0.0);
+    assert!(number(&cost("carve-10"), "stored_bytes") > 1000.0);
+    assert!(number(&cost("carve-10"), "trained_parameters") > 100.0);
+    let counts = cfg!(target_os = "linux");
+    assert_eq!(!cost("bm25")["peak_memory_bytes"].is_empty(), counts);
+
+    // The map of the method that is looked at first, with all eight models on it.
+    let map = csv(out, "map.csv");
+    assert_eq!(map.len(), 8);
+    assert!(
+        map.iter()
+            .all(|row| row["method"] == "carve-10" && row["seed"] == "0")
+    );
+    let experience = |model: &str| {
+        let row = map.iter().find(|row| row["model"] == model).unwrap();
+        (row["first_experience"].clone(), row["domain"].clone())
+    };
+    assert_eq!(
+        experience("acme/image-4"),
+        ("E3".to_owned(), "Text Translation".to_owned())
+    );
+    assert_eq!(experience("acme/french-0").0, "E1", "taught again in E3");
+    let spread: f64 = map.iter().map(|row| number(row, "x").abs()).sum();
+    assert!(spread > 0.0);
+    for (cell, there) in [
+        ("ties-product-s7", true),
+        ("joint-s0", true),
+        ("tfidf-s0", false),
+    ] {
+        let path = out.join(format!("registry/{cell}.json"));
+        assert_eq!(path.exists(), there, "{cell}");
+    }
+
+    let claim = &of(
+        "claims.csv",
+        &[
+            ("first", "carve-10"),
+            ("second", "centroid"),
+            ("quantity", "D-Acc"),
+        ],
+    )[0];
+    let acc = |method: &str| {
+        let method = results.method(method).unwrap();
+        method.over_seeds(Metric::Domain, Matrix::acc).unwrap().0
+    };
+    let difference = acc("carve-10") - acc("centroid");
+    assert!((number(claim, "difference") - difference).abs() < 1e-9);
+
+    let tables = fs::read_to_string(out.join("tables.md")).unwrap();
+    for part in [
+        "**Missing data.** Not there: cleaned-apibench-hf-train.json",
+        "E4 4 of 9297",
+        "*poster D-Acc*",
+        "*80.7*",
+        "## Differences between methods",
+        "## Confusion between domains",
+        "## Coverage against risk",
+        "8 models. Models that lie apart",
+    ] {
+        assert!(tables.contains(part), "{part:?} is not in {tables}");
+    }
+    let figures = files(&out.join("figures"));
+    for name in [
+        "map",
+        "cost",
+        "coverage-D",
+        "coverage-M",
+        "confusion-carve-10",
+    ] {
+        assert!(
+            figures.contains_key(Path::new(&format!("{name}.svg"))),
+            "{name}"
+        );
+    }
+    let bars = String::from_utf8(figures[Path::new("acc-D.svg")].clone()).unwrap();
+    assert!(bars.contains("poster, other data"));
+}
+
+/// Cells that lack what later versions note stay valid: dashes, and no map.
+fn cells_of_earlier_versions_are_shown(plan: &Plan, out: &Path) {
+    let (cells, registry) = (files(&out.join("cells")), files(&out.join("registry")));
+    for (name, bytes) in &cells {
+        let mut cell: Value = serde_json::from_slice(bytes).unwrap();
+        for step in cell["steps"].as_array_mut().unwrap() {
+            let step = step.as_object_mut().unwrap();
+            assert!(step.remove("peak_of_step").is_some() && step.remove("stored_bytes").is_some());
+        }
+        fs::write(out.join("cells").join(name), cell.to_string()).unwrap();
+    }
+    fs::remove_dir_all(out.join("registry")).unwrap();
+    assert_eq!(finish(plan, out), 0, "nothing is run again");
+    write_report(plan, out).unwrap();
+    assert!(csv(out, "map.csv").is_empty());
+    let costs = csv(out, "cost.csv");
+    let empty = |key: &str| costs.iter().all(|row| row[key].is_empty());
+    assert!(empty("peak_memory_bytes") && empty("stored_bytes"));
+    let tables = fs::read_to_string(out.join("tables.md")).unwrap();
+    assert!(tables.contains("There is none: rows of models are noted"));
+    // A map of another cell is none.
+    let (name, bytes) = registry
+        .iter()
+        .find(|(name, _)| name.ends_with("carve-10-s0.json"))
+        .unwrap();
+    fs::create_dir_all(out.join("registry")).unwrap();
+    let mut map: Value = serde_json::from_slice(bytes).unwrap();
+    map["key"] = json!("another");
+    fs::write(out.join("registry").join(name), map.to_string()).unwrap();
+    let results = write_report(plan, out).unwrap();
+    assert!(results.method("carve-10").unwrap().runs[0].map.is_none());
+    map["x"].as_array_mut().unwrap().pop();
+    fs::write(out.join("registry").join(name), map.to_string()).unwrap();
+    let error = write_report(plan, out).unwrap_err().to_string();
+    assert!(
+        error.contains("expected x and y of 8 models, found 7 and 8"),
+        "{error}"
+    );
+
+    for (folder, files) in [("cells", cells), ("registry", registry)] {
+        for (name, bytes) in files {
+            fs::write(out.join(folder).join(name), bytes).unwrap();
+        }
+    }
+    write_report(plan, out).unwrap();
 }
 
 /// Stopped anywhere, a run goes on and ends with the same predictions.

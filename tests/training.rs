@@ -4,10 +4,9 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
 
-use common::toy::{self, Setup, examples, learn, model, setup, setup_with};
-use common::{Folder, cpu, gpu};
+use common::toy::{self, DOMAINS, Setup, examples, learn, model, setup, setup_with};
+use common::{cpu, gpu};
 use hubrouter::learn::{
     Control, Example, Experience, Learner, Outcome, Settings, Status, forget, remembered,
 };

@@ -55,8 +55,9 @@ const ENCODER: &str = "all-MiniLM-L6-v2";
 Every method learns the experiences, CMRBench's four or those of a hub of your own, one after the other; after each, models are named for the eval rows of
 all experiences so far. Every step that is done is a file in OUT: Ctrl-C or a crash costs the step at hand,
 and the same command goes on from there. Another setting, other data or another version of the methods is
-another cell, and is run anew. OUT gets tables.md, report.html, matrix.csv, summary.csv, results.json,
-figures/ and predictions/, from which all the others are made again by --report.
+another cell, and is run anew. OUT gets tables.md, report.html, results.json, figures/ and a CSV for each
+kind of figure, all made again by --report from cells/, predictions/ and registry/, where the models of each
+trained hub have their places on the map.
 
 The row `llm` asks a language model for the domain of each eval row, at the last step: about 1,800 requests a
 seed. It is run only when --llm-endpoint names an OpenAI-compatible server (llama.cpp, vLLM, Ollama, a vendor's),

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::methods::{Common, Frozen, Method, Progressed};
 use super::predictions;
+use super::registry::RegistryMap;
 use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
 use crate::encoder::read_manifest;
 use crate::error::{Error, Result, bail, error};
 use crate::files;
-use crate::learn::{Control, peak_memory};
+use crate::learn::{Control, forget_peak_memory, peak_memory};
 use crate::options::Options;
 
 /// Version of what methods compute, apart from the crate's own: raised by hand with every change
@@ -102,8 +103,15 @@ pub struct Step {
     pub seconds: f64,
     /// Of naming models for all eval rows of the step.
     pub eval_seconds: f64,
-    /// Peak memory of the process so far, which other methods may have caused.
+    /// Peak memory of the process: since the step began where `peak_of_step` says so, or so far,
+    /// which other methods may have caused.
     pub peak_memory_bytes: Option<u64>,
+    /// The system was told to count anew when the step began.
+    #[serde(default)]
+    pub peak_of_step: bool,
+    /// Size on disk of the generation of the last step.
+    #[serde(default)]
+    pub stored_bytes: Option<u64>,
     /// What computed.
     pub device: String,
     /// What the method needs to go on behind this step.
@@ -219,7 +227,7 @@ impl Plan {
         self.methods.iter().copied().flat_map(of)
     }
 
-    fn common<'c>(&'c self, frozen: &'c Frozen) -> Common<'c> {
+    pub(super) fn common<'c>(&'c self, frozen: &'c Frozen) -> Common<'c> {
         Common {
             data: &self.data,
             encoder: &self.encoder,
@@ -400,6 +408,7 @@ impl Run<'_> {
                 total,
             })
         };
+        let peak_of_step = forget_peak_memory();
         let clock = Instant::now();
         let learned = method.learn(step, &mut |stage, part| say(stage, begun + part * learning))?;
         let Progressed::Done(learned) = learned else {
@@ -427,14 +436,24 @@ impl Run<'_> {
             let path = predictions_file(self.out, self.method.name, self.cell.seed, step, test);
             predictions::write(&path, rows, &named)?;
         }
+        let (eval_seconds, peak_memory_bytes) = (clock.elapsed().as_secs_f64(), peak_memory());
+        let last = step == self.plan.steps();
+        let kept = if last { method.kept()? } else { None };
+        let stored_bytes = kept.as_ref().map(|kept| kept.stored_bytes);
+        if let Some(kept) = kept {
+            let path = RegistryMap::file(self.out, self.method.name, self.cell.seed);
+            RegistryMap::new(kept, &self.cell.key).write(&path)?;
+        }
         work.done = begun + self.work(step);
         self.cell.steps.push(Step {
             step,
             updates: learned.updates,
             rows: learned.rows,
             seconds,
-            eval_seconds: clock.elapsed().as_secs_f64(),
-            peak_memory_bytes: peak_memory(),
+            eval_seconds,
+            peak_memory_bytes,
+            peak_of_step,
+            stored_bytes,
             device: learned.device,
             state: learned.state,
         });

@@ -9,6 +9,7 @@ mod methods;
 mod metrics;
 mod own;
 mod predictions;
+mod registry;
 mod report;
 mod results;
 
@@ -22,5 +23,6 @@ pub use methods::{Group, MethodInfo, Named, method, methods, select};
 pub use metrics::{CarveHits, CarveRule, Hits, Percent, Tables};
 pub use own::OwnHub;
 pub use predictions::{Prediction, predictions_file, read_predictions};
+pub use registry::RegistryMap;
 pub use report::{REPORT_FILES, about, write_report};
-pub use results::{MethodOutcome, Metric, Outcome, Results};
+pub use results::{Answer, MethodOutcome, Metric, Outcome, Results};

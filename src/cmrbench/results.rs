@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::grid::whole_cells;
 use crate::cmrbench::{
-    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Prediction, Row, Tables,
+    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Prediction, RegistryMap, Row, Tables,
     mean_and_deviation, predictions_file, read_predictions,
 };
 use crate::error::Result;
@@ -54,6 +54,16 @@ impl Metric {
     }
 }
 
+/// What was named for a row after the last step.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// The model.
+    pub model: String,
+    /// The method's own score of it.
+    pub score: f64,
+}
+
 /// One method under one seed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -66,6 +76,10 @@ pub struct Outcome {
     metrics: Vec<Metric>,
     /// Hits of each row, by (step, test), from 0.
     rows: BTreeMap<(usize, usize), Vec<Hits>>,
+    /// Answers of the last step, by test.
+    answers: Vec<Vec<Answer>>,
+    /// Where the models of the last step lie; none: the cell was run by a version that noted none.
+    pub map: Option<RegistryMap>,
     /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
     pub by_carve_rule: [Matrix; 4],
 }
@@ -79,7 +93,7 @@ impl Outcome {
         tables: &[Tables],
         rules: &[CarveRule],
     ) -> Result<Self> {
-        let mut rows = BTreeMap::new();
+        let (mut rows, mut answers) = (BTreeMap::new(), Vec::new());
         let mut by_carve_rule: [Matrix; 4] = Default::default();
         let mut metrics = Metric::ALL.to_vec();
         metrics.retain(|metric| plan.data.families || *metric != Metric::Family);
@@ -111,13 +125,24 @@ impl Outcome {
                 for (matrix, value) in by_carve_rule.iter_mut().zip(values) {
                     matrix.set(step - 1, test - 1, value);
                 }
+                if step == plan.steps() {
+                    let answer = |prediction: Prediction| {
+                        Some(Answer {
+                            model: prediction.pred?,
+                            score: prediction.score?,
+                        })
+                    };
+                    answers.push(predictions.into_iter().filter_map(answer).collect());
+                }
             }
         }
         Ok(Self {
             seed: cell.seed,
+            map: RegistryMap::read(out, &cell)?,
             cell,
             metrics,
             rows,
+            answers,
             by_carve_rule,
         })
     }
@@ -136,6 +161,11 @@ impl Outcome {
     pub fn hits(&self, metric: Metric, step: usize, test: usize) -> Option<(usize, usize)> {
         let rows = self.rows(step, test).filter(|_| self.measures(metric))?;
         Some((rows.iter().map(|hits| metric.of(*hits)).sum(), rows.len()))
+    }
+
+    /// What was named for each row of `test`, from 0, after the last step.
+    pub fn answers(&self, test: usize) -> &[Answer] {
+        self.answers.get(test).map_or(&[], Vec::as_slice)
     }
 
     /// Accuracies in percent.
@@ -289,6 +319,8 @@ impl Results {
                 "seconds": per_step(|step| step.seconds.into()),
                 "eval_seconds": per_step(|step| step.eval_seconds.into()),
                 "peak_memory_bytes": per_step(|step| step.peak_memory_bytes.into()),
+                "peak_of_step": per_step(|step| step.peak_of_step.into()),
+                "stored_bytes": per_step(|step| step.stored_bytes.into()),
             })
         };
         let over = |pick: fn((f64, Option<f64>)) -> Option<f64>| {

@@ -1,9 +1,11 @@
 //! What an update did and what it cost.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Serialize;
 
+use crate::files;
 use crate::generation::{Calibration, GenerationId};
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
@@ -147,4 +149,9 @@ pub(crate) fn peak_memory() -> Option<u64> {
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
+}
+
+/// Has [`peak_memory`] begin anew at what the process holds now; false: the system has no such thing.
+pub(crate) fn forget_peak_memory() -> bool {
+    files::tell_system(Path::new("/proc/self/clear_refs"), "5").is_ok()
 }

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cmrbench::registry::Kept;
 use crate::cmrbench::{Chat, Data};
 use crate::error::{Result, bail};
 use crate::learn::{Control, Settings};
@@ -94,6 +95,11 @@ pub(crate) trait Method {
             .map(Answer::Models)
             .collect())
     }
+
+    /// What is left of the last step, where there is a generation.
+    fn kept(&self) -> Result<Option<Kept>> {
+        Ok(None)
+    }
 }
 
 /// Models that are named for a prompt.
@@ -114,7 +120,7 @@ pub enum Group {
     Ablation,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Bm25,
     TfIdf,
@@ -179,6 +185,12 @@ impl MethodInfo {
             Kind::Augmented(update) => update.settings(common, seed, step),
             _ => Ok(None),
         }
+    }
+
+    /// Prompts pass through the encoder.
+    pub(crate) fn encodes(&self) -> bool {
+        let without = [Kind::Bm25, Kind::TfIdf, Kind::Centroid, Kind::Llm];
+        !without.contains(&self.kind)
     }
 
     /// Only the last step is there: nothing can be forgotten.

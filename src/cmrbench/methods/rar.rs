@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::retrieval::{Retrieval, Scorer};
 use super::trained::{self, Recipe};
 use super::{Common, Learned, Method, Named, Progressed, Watching};
+use crate::cmrbench::registry::Kept;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::{GenerationId, Store};
@@ -212,5 +213,9 @@ impl Method for Augmented<'_> {
         let texts = texts.unwrap_or_default();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         trained::rank(router, &texts)
+    }
+
+    fn kept(&self) -> Result<Option<Kept>> {
+        trained::kept(&self.store).map(Some)
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::trained::{self, Recipe};
 use super::{Common, Method, Named, Progressed, Watching};
+use crate::cmrbench::registry::Kept;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::{ADAPTER, Contents, GenerationId, NewModel, Store};
@@ -153,6 +154,10 @@ impl Method for Ties<'_> {
                 "a method that has learned nothing names no model"
             ),
         }
+    }
+
+    fn kept(&self) -> Result<Option<Kept>> {
+        trained::kept(&self.merged()).map(Some)
     }
 }
 

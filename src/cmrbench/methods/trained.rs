@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Common, Learned, Method, NAMED, Named, Progressed, Watching};
+use crate::cmrbench::registry::Kept;
 use crate::cmrbench::{Data, Row};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
@@ -247,6 +248,23 @@ impl Method for Trained<'_> {
             ),
         }
     }
+
+    fn kept(&self) -> Result<Option<Kept>> {
+        kept(&self.store).map(Some)
+    }
+}
+
+/// The current generation of `store`.
+pub(super) fn kept(store: &Path) -> Result<Kept> {
+    let store = Store::open(store)?;
+    let contents = store.contents(&store.current()?)?;
+    let models = contents.hub.iter();
+    Ok(Kept {
+        models: models.map(|(_, model)| model.name.to_string()).collect(),
+        width: contents.manifest.width,
+        stored_bytes: contents.manifest.files().map(|(_, bytes, _)| bytes).sum(),
+        embeddings: contents.embeddings,
+    })
 }
 
 /// Points the store at its zero-shot generation of `models`, which is made if missing: a run that

@@ -1,14 +1,19 @@
-//! Figures, each readable in grey; their numbers are in `matrix.csv` and `summary.csv`.
+//! Figures of accuracies, each readable in grey; their numbers are in `matrix.csv`, `summary.csv` and
+//! `poster.csv`.
 
 use super::number;
+use super::poster;
 use super::svg::{Anchor, Scale, Svg};
-use crate::cmrbench::{Group, Matrix, MethodOutcome, Metric, Results};
+use crate::cmrbench::{Group, Matrix, MethodOutcome, Metric, Quantity, Results};
 
 /// Wide enough for a phone, so that nothing is ever scaled down.
-const WIDTH: f64 = 360.0;
+pub(super) const WIDTH: f64 = 360.0;
 
 /// The row whose value is drawn as a dashed line.
 const FLOOR: &str = "centroid";
+
+/// Text that is read over lines and marks.
+pub(super) const HALO: &str = "stroke=\"#fff\" stroke-width=\"3\" paint-order=\"stroke\"";
 
 /// Told apart in grey by the letters beside them.
 const COLOURS: [&str; 8] = [
@@ -32,6 +37,14 @@ pub(super) enum Kind {
     Heat,
     /// The same of another metric.
     OtherHeat,
+    /// With the table of costs.
+    Cost,
+    /// What is taken for what.
+    Confusion,
+    /// Coverage against risk.
+    Risk,
+    /// The registry.
+    Map,
 }
 
 pub(super) fn all(results: &Results) -> Vec<Figure> {
@@ -50,10 +63,10 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
     for metric in [Metric::Domain, Metric::Model] {
         let of = metric.name();
         let title = format!("Acc of the {of}, percent; dashed: continual floor");
-        let svg = bars(results, metric, Matrix::acc, &title);
+        let svg = bars(results, (metric, Quantity::Accuracy), &title);
         add("acc", metric, title, svg);
         let title = format!("Forgetting of the {of}, points; dashed: continual floor");
-        let svg = bars(results, metric, Matrix::forgetting, &title);
+        let svg = bars(results, (metric, Quantity::Forgetting), &title);
         add("fgt", metric, title, svg);
         let title = format!("Acc against forgetting of the {of}; top left is best");
         let svg = scatter(results, metric, &title);
@@ -87,7 +100,7 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
 }
 
 /// White at 0, dark at 100, in one hue.
-fn shade(percent: f64) -> String {
+pub(super) fn shade(percent: f64) -> String {
     let part = (percent / 100.0).clamp(0.0, 1.0);
     let mix = |light: f64, dark: f64| light + (dark - light) * part;
     format!(
@@ -141,33 +154,55 @@ fn heat(results: &Results, method: &MethodOutcome, metric: Metric, title: &str) 
     svg.finish()
 }
 
-/// One bar a method, with its deviation.
-fn bars(results: &Results, metric: Metric, of: fn(&Matrix) -> Option<f64>, title: &str) -> String {
+/// One bar a method, with its deviation, and a ring where the poster's value is.
+fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) -> String {
+    let of = match quantity {
+        Quantity::Accuracy => Matrix::acc,
+        Quantity::Forgetting => Matrix::forgetting,
+    };
     let value = |method: &MethodOutcome| method.over_seeds(metric, of);
+    let poster = |method: &MethodOutcome| poster::value(method.info.name, metric, quantity);
     let shown = results
         .methods
         .iter()
         .filter_map(|method| Some((method, value(method)?)));
     let shown: Vec<_> = shown.collect();
-    let ends = shown.iter().flat_map(|(_, (mean, sd))| {
+    let ends = shown.iter().flat_map(|(method, (mean, sd))| {
         let sd = sd.unwrap_or(0.0);
-        [mean - sd, mean + sd]
+        [mean - sd, mean + sd, poster(method).unwrap_or(*mean)]
     });
     let (low, high) = ends.fold((0.0, 1.0), |(low, high): (f64, f64), x| {
         (low.min(x), high.max(x))
     });
-    let (row, bottom) = (34.0, 24.0);
+    let rings = shown.iter().any(|(method, _)| poster(method).is_some());
+    let (row, bottom) = (34.0, if rings { 42.0 } else { 24.0 });
     let height = row * shown.len() as f64 + bottom;
     let scale = Scale::new((low, high), (12.0, WIDTH - 52.0));
     let mut svg = Svg::new(WIDTH, height, title);
     for mark in scale.marks() {
         let x = scale.at(mark);
         svg.line(&[(x, 0.0), (x, height - bottom)], "#ddd", "");
-        svg.text((x, height - 8.0), Anchor::Middle, "", &format!("{mark:.0}"));
+        svg.text(
+            (x, height - bottom + 16.0),
+            Anchor::Middle,
+            "",
+            &format!("{mark:.0}"),
+        );
     }
+    if rings {
+        svg.ring((20.0, height - 9.0), 4.5);
+        let words = "poster, other data";
+        svg.text((30.0, height - 5.0), Anchor::Start, "", words);
+    }
+    let mut texts = Vec::new();
     for (place, (method, (mean, sd))) in shown.iter().enumerate() {
         let top = place as f64 * row;
-        svg.text((14.0, top + 13.0), Anchor::Start, "", method.info.label);
+        texts.push((
+            (14.0, top + 13.0),
+            Anchor::Start,
+            HALO,
+            method.info.label.to_owned(),
+        ));
         let (from, to) = (
             scale.at(0.0).min(scale.at(*mean)),
             scale.at(0.0).max(scale.at(*mean)),
@@ -189,19 +224,39 @@ fn bars(results: &Results, metric: Metric, of: fn(&Matrix) -> Option<f64>, title
             );
             end = end.max(b);
         }
-        svg.text((end + 4.0, top + 27.0), Anchor::Start, "", &number(*mean));
+        let ring = poster(method).map(|value| scale.at(value));
+        if let Some(x) = ring {
+            svg.ring((x, top + 23.0), 4.5);
+        }
+        // A number beside a ring would be read as the ring's.
+        let beside = ring.is_some_and(|x| (end - 5.0..end + 38.0).contains(&x));
+        let number = number(*mean);
+        let inside = scale.at(mean - sd.unwrap_or(0.0)).min(to - 8.0) - 3.0;
+        texts.push(if beside && inside - from > 34.0 {
+            let style = "fill=\"#fff\"";
+            ((inside, top + 27.0), Anchor::End, style, number)
+        } else {
+            let behind = ring.filter(|_| beside).map_or(end, |x| end.max(x + 5.0));
+            ((behind + 4.0, top + 27.0), Anchor::Start, HALO, number)
+        });
     }
     if let Some((floor, _)) = results.method(FLOOR).and_then(value) {
         let x = scale.at(floor);
         let dashes = "stroke-width=\"1.5\" stroke-dasharray=\"5 4\"";
         svg.line(&[(x, 0.0), (x, height - bottom)], "#000", dashes);
     }
+    for (at, anchor, style, text) in texts {
+        svg.text(at, anchor, style, &text);
+    }
     svg.finish()
 }
 
+/// A method with its letter and colour.
+pub(super) type Entry<'r> = (&'r MethodOutcome, String, &'static str);
+
 /// The methods of figures with letters, each with its letter and colour: those that forget, and the
 /// bounds.
-fn lettered(results: &Results) -> Vec<(&MethodOutcome, String, &'static str)> {
+pub(super) fn lettered(results: &Results) -> Vec<Entry<'_>> {
     let shown = results
         .methods
         .iter()
@@ -217,7 +272,7 @@ fn lettered(results: &Results) -> Vec<(&MethodOutcome, String, &'static str)> {
 }
 
 /// Letters and what they stand for.
-fn legend(svg: &mut Svg, top: f64, entries: &[(&MethodOutcome, String, &'static str)]) {
+pub(super) fn legend(svg: &mut Svg, top: f64, entries: &[Entry<'_>]) {
     for (place, (method, letter, colour)) in entries.iter().enumerate() {
         let y = top + 16.0 * place as f64;
         svg.circle((18.0, y - 4.0), 3.5, colour);
@@ -228,7 +283,7 @@ fn legend(svg: &mut Svg, top: f64, entries: &[(&MethodOutcome, String, &'static 
 }
 
 /// Places at least `apart` apart, near those wanted, in the order of the input.
-fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
+pub(super) fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by(|a, b| wanted[*a].total_cmp(&wanted[*b]));
     let mut places = wanted.to_vec();
@@ -242,7 +297,7 @@ fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
     places.iter().map(|place| place - shift).collect()
 }
 
-fn axis(svg: &mut Svg, scale: &Scale, (left, right): (f64, f64)) {
+pub(super) fn axis(svg: &mut Svg, scale: &Scale, (left, right): (f64, f64)) {
     for mark in scale.marks() {
         let y = scale.at(mark);
         svg.line(&[(left, y), (right, y)], "#ddd", "");
@@ -264,6 +319,23 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
             Some((entry, (forgotten, acc)))
         })
         .collect();
+    let labels = Labels {
+        title,
+        across: "Fgt, points",
+        up: "Acc",
+    };
+    points(&entries, &labels)
+}
+
+/// Words around [`points`].
+pub(super) struct Labels<'t> {
+    pub(super) title: &'t str,
+    pub(super) across: &'t str,
+    pub(super) up: &'t str,
+}
+
+/// A lettered point a method.
+pub(super) fn points(entries: &[(Entry<'_>, (f64, f64))], labels: &Labels<'_>) -> String {
     let range = |of: fn(&(f64, f64)) -> f64| {
         let values = entries.iter().map(|(_, point)| of(point));
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
@@ -272,7 +344,7 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
     };
     let (left, right, bottom) = (38.0, WIDTH - 24.0, 280.0);
     let height = bottom + 50.0 + 16.0 * entries.len() as f64;
-    let mut svg = Svg::new(WIDTH, height, title);
+    let mut svg = Svg::new(WIDTH, height, labels.title);
     if entries.is_empty() {
         return svg.finish();
     }
@@ -289,9 +361,9 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
             &format!("{mark:.0}"),
         );
     }
-    svg.text((left, 12.0), Anchor::Start, "", "Acc");
-    svg.text((right, bottom + 32.0), Anchor::End, "", "Fgt, points");
-    for ((_, letter, colour), (x, y)) in &entries {
+    svg.text((left, 12.0), Anchor::Start, "", labels.up);
+    svg.text((right, bottom + 32.0), Anchor::End, "", labels.across);
+    for ((_, letter, colour), (x, y)) in entries {
         let (x, y) = (across.at(*x), up.at(*y));
         svg.circle((x, y), 4.5, colour);
         svg.text(
@@ -301,7 +373,7 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
             letter,
         );
     }
-    let entries: Vec<_> = entries.into_iter().map(|(entry, _)| entry).collect();
+    let entries: Vec<Entry<'_>> = entries.iter().map(|(entry, _)| entry.clone()).collect();
     legend(&mut svg, bottom + 52.0, &entries);
     svg.finish()
 }

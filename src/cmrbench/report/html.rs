@@ -1,23 +1,20 @@
 //! One page with everything in it: tables, figures as SVG; no scripts, nothing fetched.
 
-use serde_json::Value;
-
 use super::figures::{Figure, Kind};
 use super::svg::escaped;
-use super::tables;
-use crate::cmrbench::Results;
 
 const STYLE: &str = "body{font:16px/1.45 sans-serif;color:#222;background:#fff;margin:0 auto;max-width:1240px;padding:0 16px 48px}\
 h1{font-size:1.6rem}h2{font-size:1.25rem;margin-top:2.2em}\
 .scroll{overflow-x:auto;margin:1em 0}table{border-collapse:collapse;font-size:.9rem;white-space:nowrap}\
 th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff;white-space:normal;min-width:8em}\
 .figures{display:flex;flex-wrap:wrap;gap:28px;align-items:flex-start}figure{margin:0;max-width:100%}\
-figcaption{font-size:.85rem;max-width:360px;margin-bottom:.4em}.heat figcaption{max-width:240px;min-height:2.6em}\
+figcaption{font-size:.85rem;max-width:360px;min-height:2.9em;margin-bottom:.4em}.heat figcaption{max-width:240px}\
 svg{max-width:100%;height:auto;display:block}summary{cursor:pointer;margin:1em 0;color:#0b5394}";
 
-pub(super) fn page(results: &Results, about: &Value, figures: &[Figure]) -> String {
+/// `markdown`: all sections; a figure stands in the section of its kind.
+pub(super) fn page(markdown: &str, figures: &[Figure]) -> String {
     let mut body = String::new();
-    for section in tables::markdown(results, about).split("\n## ") {
+    for section in markdown.split("\n## ") {
         let (title, rest) = section.split_once('\n').unwrap_or((section, ""));
         body += &match title.strip_prefix("# ") {
             Some(title) => format!("<h1>{}</h1>\n", inline(title)),
@@ -25,6 +22,10 @@ pub(super) fn page(results: &Results, about: &Value, figures: &[Figure]) -> Stri
         };
         body += &match title {
             "Methods" => blocks(rest) + &shown(figures, Kind::Summary),
+            "Cost" => blocks(rest) + &shown(figures, Kind::Cost),
+            "Confusion between domains" => behind_intro(rest, &shown(figures, Kind::Confusion)),
+            "Coverage against risk" => behind_intro(rest, &shown(figures, Kind::Risk)),
+            "Map of the registry" => blocks(rest) + &shown(figures, Kind::Map),
             "Matrices" => format!(
                 "{}<details><summary>The same for families and models, and all numbers</summary>\n{}{}</details>\n",
                 shown(figures, Kind::Heat),
@@ -39,11 +40,17 @@ pub(super) fn page(results: &Results, about: &Value, figures: &[Figure]) -> Stri
     )
 }
 
+/// The first paragraph, the figures, the rest.
+fn behind_intro(markdown: &str, figures: &str) -> String {
+    let markdown = markdown.trim_start_matches('\n');
+    let (intro, rest) = markdown.split_once("\n\n").unwrap_or((markdown, ""));
+    [&blocks(intro), figures, &blocks(rest)].concat()
+}
+
 fn shown(figures: &[Figure], kind: Kind) -> String {
-    let class = if kind == Kind::Summary {
-        "figures"
-    } else {
-        "figures heat"
+    let class = match kind {
+        Kind::Heat | Kind::OtherHeat => "figures heat",
+        _ => "figures",
     };
     let mut text = format!("<div class=\"{class}\">\n");
     for figure in figures.iter().filter(|figure| figure.kind == kind) {

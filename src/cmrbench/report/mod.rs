@@ -1,8 +1,14 @@
 //! What a run leaves behind: tables, CSV, JSON, figures, one page (cmrbench.md section 9).
 
+mod claims;
+mod confusion;
+mod cost;
 mod figures;
 mod html;
+mod map;
+mod missing;
 mod poster;
+mod risk;
 mod svg;
 mod tables;
 
@@ -17,9 +23,15 @@ use crate::error::Result;
 use crate::files;
 
 /// Files of a report, in the order in which they are written.
-pub const REPORT_FILES: [&str; 5] = [
+pub const REPORT_FILES: [&str; 11] = [
     "matrix.csv",
     "summary.csv",
+    "claims.csv",
+    "cost.csv",
+    "confusion.csv",
+    "coverage.csv",
+    "map.csv",
+    "poster.csv",
     "results.json",
     "tables.md",
     "report.html",
@@ -80,19 +92,79 @@ pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
     let about = about(plan)?;
     let put = |name: &str, text: String| files::replace(&out.join(name), text.as_bytes());
     files::make_folder(&out.join("figures"))?;
-    let figures = figures::all(&results);
+    let costs = cost::Costs::new(&results)?;
+    let claims = claims::Claims::new(&results);
+    let mut figures = figures::all(&results);
+    figures.extend(costs.figures(&results));
+    figures.extend(confusion::figures(&results));
+    figures.extend(risk::figures(&results));
+    figures.extend(map::figures(&results));
     for figure in &figures {
         put(&format!("figures/{}.svg", figure.name), figure.svg.clone())?;
     }
     put("matrix.csv", tables::matrix_csv(&results))?;
     put("summary.csv", tables::summary_csv(&results))?;
+    put("claims.csv", claims.csv())?;
+    put("cost.csv", costs.csv())?;
+    put("confusion.csv", confusion::csv(&results))?;
+    put("coverage.csv", risk::csv(&results))?;
+    put("map.csv", map::csv(&results))?;
+    put("poster.csv", poster::csv())?;
     files::replace(
         &out.join("results.json"),
         &files::to_json(&results.json(&about))?,
     )?;
-    put("tables.md", tables::markdown(&results, &about))?;
-    put("report.html", html::page(&results, &about, &figures))?;
+    let sections = tables::Sections {
+        claims: claims.section(),
+        others: [
+            costs.section(),
+            confusion::section(&results),
+            risk::section(&results),
+            map::section(&results),
+        ]
+        .concat(),
+    };
+    let markdown = tables::markdown(&results, &about, &sections);
+    let page = html::page(&markdown, &figures);
+    put("tables.md", markdown)?;
+    put("report.html", page)?;
     Ok(results)
+}
+
+/// The methods that are looked at closely: those of these that were run, or the one with the best
+/// domain accuracy.
+fn chosen(results: &Results) -> Vec<&MethodOutcome> {
+    const CHOSEN: [&str; 3] = ["carve-hybrid", "carve-10", "replay-10"];
+    let methods: Vec<&MethodOutcome> = CHOSEN
+        .iter()
+        .filter_map(|name| results.method(name))
+        .collect();
+    if !methods.is_empty() {
+        return methods;
+    }
+    let acc = |method: &&MethodOutcome| {
+        let acc = method.over_seeds(Metric::Domain, Matrix::acc);
+        acc.map_or(f64::NEG_INFINITY, |(mean, _)| mean)
+    };
+    let best = |a: &&MethodOutcome, b: &&MethodOutcome| acc(a).total_cmp(&acc(b));
+    results.methods.iter().max_by(best).into_iter().collect()
+}
+
+/// A domain in few words that no table takes for its own marks.
+fn short(domain: &str) -> String {
+    domain
+        .replace("Natural Language Processing ", "NLP ")
+        .replace("Computer Vision ", "CV ")
+        .replace(['|', '*'], "/")
+}
+
+/// A field of a CSV, in quotes where it needs them.
+fn quoted(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
 }
 
 /// `62.3 ± 0.4`; no ± for one run of a method that draws, ± 0.0 for one that does not.
@@ -172,6 +244,12 @@ fn places(values: &[Option<f64>], higher: bool) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_are_quoted_where_they_must() {
+        assert_eq!(quoted("a/b (c)"), "a/b (c)");
+        assert_eq!(quoted("F(n=1, \"x\")"), "\"F(n=1, \"\"x\"\")\"");
+    }
 
     #[test]
     fn the_best_and_the_second() {

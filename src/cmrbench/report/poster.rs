@@ -4,6 +4,8 @@
 //! Source: Bell, Carfi, Gramaglia, Lomonaco, "Continual Model Routing in Evolving Model Hubs", poster
 //! at ICML 2026.
 
+use crate::cmrbench::{Metric, Quantity};
+
 /// Setting, then M, F, D accuracy, then M, F, D forgetting.
 pub(super) const MAIN: [[&str; 7]; 18] = [
     [
@@ -178,3 +180,98 @@ pub(super) const ABLATIONS: [[&str; 4]; 5] = [
     ["Domain emb. initialisation", "78.8", "10.2", "+4.3"],
     ["Sequential FT", "64.3", "35.7", "+29.8"],
 ];
+
+/// Methods here and their settings on the poster; what has no analogue is not there
+/// (cmrbench.md section 8.2).
+const SAME: [(&str, &str); 14] = [
+    ("hybrid", "BGE-M3"),
+    ("rar-frozen", "Gorilla RAG"),
+    ("llm", "HuggingGPT Qwen3-32B"),
+    ("sequential", "Sequential Finetuning"),
+    ("replay-5", "Random Replay (5%)"),
+    ("replay-10", "Random Replay (10%)"),
+    ("replay-20", "Random Replay (20%)"),
+    ("ties-factors", "Model Merging (TIES)"),
+    ("lwf", "LwF"),
+    ("ewc", "EWC"),
+    ("carve-ewc", "CARvE EWC (10% replay)"),
+    ("carve-5", "CARvE (5% replay)"),
+    ("carve-10", "CARvE (10% replay)"),
+    ("carve-20", "CARvE (20% replay)"),
+];
+
+/// As [`SAME`], of [`ABLATIONS`].
+const SAME_ABLATIONS: [(&str, &str); 3] = [
+    ("no-embedding-anchor", "No emb. anchor"),
+    ("no-projection-anchor", "No proj. anchor"),
+    ("domain-rows", "Domain emb. initialisation"),
+];
+
+/// The poster's mean for the method called `method`; none where it gives none.
+pub(super) fn value(method: &str, metric: Metric, quantity: Quantity) -> Option<f64> {
+    let named = |(name, setting): &(&str, &'static str)| (*name == method).then_some(*setting);
+    let cell = if let Some(setting) = SAME.iter().find_map(named) {
+        let row = MAIN.iter().find(|row| row[0] == setting)?;
+        let column = match metric {
+            Metric::Model => 1,
+            Metric::Family => 2,
+            Metric::Domain => 3,
+        };
+        match quantity {
+            Quantity::Accuracy => row[column],
+            Quantity::Forgetting => row[column + 3],
+        }
+    } else {
+        let setting = SAME_ABLATIONS.iter().find_map(named)?;
+        let row = ABLATIONS.iter().find(|row| row[0] == setting)?;
+        match (metric, quantity) {
+            (Metric::Domain, Quantity::Accuracy) => row[1],
+            (Metric::Domain, Quantity::Forgetting) => row[2],
+            _ => return None,
+        }
+    };
+    cell.split(' ').next()?.parse().ok()
+}
+
+/// The poster's numbers that stand beside a method of ours.
+pub(super) fn csv() -> String {
+    let mut text = "method,setting,metric,acc,fgt\n".to_owned();
+    let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
+        for metric in Metric::ALL {
+            let of = |quantity| plain(value(method, metric, quantity));
+            let (acc, fgt) = (of(Quantity::Accuracy), of(Quantity::Forgetting));
+            if !(acc.is_empty() && fgt.is_empty()) {
+                text += &format!("{method},{setting},{},{acc},{fgt}\n", metric.letter());
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_the_poster() {
+        let of = |name| value(name, Metric::Domain, Quantity::Accuracy);
+        assert_eq!(of("carve-10"), Some(80.7));
+        assert_eq!(of("llm"), Some(51.7));
+        assert_eq!(of("domain-rows"), Some(78.8));
+        assert_eq!(of("centroid"), None);
+        assert_eq!(value("llm", Metric::Model, Quantity::Accuracy), None);
+        assert_eq!(
+            value("ewc", Metric::Model, Quantity::Forgetting),
+            Some(26.6)
+        );
+        // Every name on the right is a row.
+        let rows = csv();
+        for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
+            assert!(
+                rows.contains(&format!("\n{method},{setting},D,")),
+                "{method}"
+            );
+        }
+    }
+}

@@ -70,6 +70,20 @@ impl Svg {
         ));
     }
 
+    /// A hollow mark that shows on light and on dark.
+    pub(super) fn ring(&mut self, (x, y): (f64, f64), radius: f64) {
+        self.add(format_args!(
+            r##"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="none" stroke="#fff" stroke-width="4"/><circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="none" stroke="#b91c1c" stroke-width="2"/>"##
+        ));
+    }
+
+    /// `outline` as SVG's paths have it; what lies below shines through.
+    pub(super) fn path(&mut self, outline: &str, fill: &str) {
+        self.add(format_args!(
+            r#"<path d="{outline}" fill="{fill}" fill-opacity="0.8"/>"#
+        ));
+    }
+
     pub(super) fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, style: &str, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",

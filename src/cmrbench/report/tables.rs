@@ -2,14 +2,19 @@
 
 use serde_json::Value;
 
-use super::{COLUMNS, number, poster, ranked, with_deviation};
+use super::claims::OURS;
+use super::{COLUMNS, missing, number, poster, ranked, with_deviation};
 use crate::cmrbench::{
-    Comparison, DRAWS, Group, Matrix, MethodOutcome, Metric, Quantity, Results, compare,
-    mean_and_deviation,
+    Group, Matrix, MethodOutcome, Metric, Quantity, Results, mean_and_deviation,
 };
 
-/// The row that others are compared with.
-const OURS: &str = "carve-10";
+/// Those that are made elsewhere.
+pub(super) struct Sections {
+    /// Behind the main table.
+    pub(super) claims: String,
+    /// Behind the ablations.
+    pub(super) others: String,
+}
 
 pub(super) fn matrix_csv(results: &Results) -> String {
     let mut text = "method,seed,step,test,metric,hits,rows,accuracy\n".to_owned();
@@ -92,17 +97,17 @@ pub(super) fn summary_csv(results: &Results) -> String {
     text
 }
 
-/// `tables.md`
-pub(super) fn markdown(results: &Results, about: &Value) -> String {
-    let mut text = String::from("# CMRBench\n\n");
+/// `tables.md`; `sections` stand between the main tables and the matrices.
+pub(super) fn markdown(results: &Results, about: &Value, sections: &Sections) -> String {
+    let mut text = format!("# CMRBench\n\n{}", missing::paragraph(results));
     for line in head(results, about) {
         text += &format!("- {line}\n");
     }
     text += "\n## Methods\n\n";
     text += &main(results);
-    text += &comparisons(results);
+    text += &sections.claims;
     text += &ablations(results);
-    text += &cost(results);
+    text += &sections.others;
     text += "\n## Matrices\n\nPercent, mean over seeds; after learning the experience of the row, on the eval rows of the column, among all models known by then.\n";
     for method in &results.methods {
         for metric in Metric::ALL
@@ -224,8 +229,23 @@ fn of_group(results: &Results, group: Group) -> Vec<&MethodOutcome> {
         .collect()
 }
 
+/// What of the poster stands beside a method's own numbers.
+const BESIDE: [(&str, Metric, Quantity); 3] = [
+    ("M-Acc", Metric::Model, Quantity::Accuracy),
+    ("D-Acc", Metric::Domain, Quantity::Accuracy),
+    ("D-Fgt", Metric::Domain, Quantity::Forgetting),
+];
+
+/// The poster's value for this method, in italics.
+fn beside(method: &MethodOutcome, metric: Metric, quantity: Quantity) -> String {
+    let value = poster::value(method.info.name, metric, quantity);
+    value.map_or_else(String::new, |value| format!("*{}*", number(value)))
+}
+
 fn main(results: &Results) -> String {
-    let heads: Vec<&str> = COLUMNS.iter().map(|(_, name, _)| *name).collect();
+    let heads = COLUMNS.iter().map(|(_, name, _)| (*name).to_owned());
+    let posters = BESIDE.map(|(name, ..)| format!("*poster {name}*"));
+    let heads: Vec<String> = heads.chain(posters).collect();
     let mut text = format!(
         "| | {} |\n|---|{}\n",
         heads.join(" | "),
@@ -243,6 +263,8 @@ fn main(results: &Results) -> String {
                 2 => format!("<u>{cell}</u>"),
                 _ => cell,
             });
+            let cells =
+                cells.chain(BESIDE.map(|(_, metric, quantity)| beside(method, metric, quantity)));
             text += &format!(
                 "| {} | {} |\n",
                 method.info.label,
@@ -250,55 +272,7 @@ fn main(results: &Results) -> String {
             );
         }
     }
-    text + "\nBest bold, second underlined, within a group. What exceeds the continual floor's Fgt is forgotten by the method itself; the rest is the growing hub's.\n"
-}
-
-/// What CARvE is compared with, and how.
-fn compared(results: &Results) -> Vec<(&'static str, [Option<Comparison>; 3])> {
-    let Some(ours) = results.method(OURS) else {
-        return Vec::new();
-    };
-    let steps = results.plan.steps();
-    let others = results
-        .methods
-        .iter()
-        .filter(|other| other.info.name != OURS);
-    let of = |other: &MethodOutcome| {
-        let with = |metric, quantity| compare(ours, other, metric, quantity, steps);
-        let all = [
-            with(Metric::Domain, Quantity::Accuracy),
-            with(Metric::Model, Quantity::Accuracy),
-            with(Metric::Domain, Quantity::Forgetting),
-        ];
-        (other.info.label, all)
-    };
-    others.map(of).collect()
-}
-
-/// `+3.2 [1.0, 5.4]`
-fn interval(comparison: Option<Comparison>) -> String {
-    comparison.map_or("–".to_owned(), |c| {
-        format!(
-            "{:+.1} [{}, {}]",
-            c.difference,
-            number(c.low),
-            number(c.high)
-        )
-    })
-}
-
-fn comparisons(results: &Results) -> String {
-    let compared = compared(results);
-    if compared.is_empty() {
-        return String::new();
-    }
-    let mut text = format!(
-        "\n## CARvE (10 %) against the others\n\nDifferences in points with 95 % intervals of a paired bootstrap over eval rows ({DRAWS} draws, stratified by experience). An interval without 0 is a difference.\n\n| against | D-Acc | M-Acc | D-Fgt |\n|---|---|---|---|\n"
-    );
-    for (label, cells) in compared {
-        text += &format!("| {label} | {} |\n", cells.map(interval).join(" | "));
-    }
-    text
+    text + "\nBest bold, second underlined, within a group; the poster's columns have other data and larger encoders. What exceeds the continual floor's Fgt is forgotten by the method itself; the rest is the growing hub's.\n"
 }
 
 fn ablations(results: &Results) -> String {
@@ -309,7 +283,7 @@ fn ablations(results: &Results) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "\n## Ablations\n\nCARvE with 10 % replay and one thing changed.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt |\n|---|---|---|---|---|\n",
+        "\n## Ablations\n\nCARvE with 10 % replay and one thing changed; the poster's columns have other data.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt | *poster D-Acc* | *poster D-Fgt* |\n|---|---|---|---|---|---|---|\n",
     );
     let forgotten = |method: &MethodOutcome| method.over_seeds(Metric::Domain, Matrix::forgetting);
     for method in [full]
@@ -323,72 +297,14 @@ fn ablations(results: &Results) -> String {
             _ => "–".to_owned(),
         };
         text += &format!(
-            "| {} | {} | {} | {} | {change} |\n",
+            "| {} | {} | {} | {} | {change} | {} | {} |\n",
             method.info.label,
             with_deviation(method, method.over_seeds(Metric::Model, Matrix::acc)),
             with_deviation(method, method.over_seeds(Metric::Domain, Matrix::acc)),
             with_deviation(method, forgotten(method)),
+            beside(method, Metric::Domain, Quantity::Accuracy),
+            beside(method, Metric::Domain, Quantity::Forgetting),
         );
-    }
-    text
-}
-
-/// Mean updates, seconds, prompts a second and peak memory of each method's runs.
-fn costs(results: &Results) -> Vec<(&'static str, [String; 5])> {
-    let of = |method: &MethodOutcome| {
-        let steps = || method.runs.iter().flat_map(|run| &run.cell.steps);
-        let runs = method.runs.len().max(1) as f64;
-        let sum = |of: fn(&crate::cmrbench::Step) -> f64| steps().map(of).sum::<f64>();
-        let first = method.runs.first();
-        let updates: Vec<String> = first
-            .into_iter()
-            .flat_map(|run| &run.cell.steps)
-            .map(|step| step.updates.to_string())
-            .collect();
-        let predicted: usize = method
-            .runs
-            .iter()
-            .map(|run| {
-                let cells = run
-                    .cell
-                    .steps
-                    .iter()
-                    .flat_map(|step| (0..step.step).map(|test| (step.step - 1, test)));
-                cells
-                    .filter_map(|(step, test)| run.rows(step, test))
-                    .map(<[_]>::len)
-                    .sum::<usize>()
-            })
-            .sum();
-        let speed = predicted as f64 / sum(|step| step.eval_seconds).max(1e-9);
-        let peak = steps().filter_map(|step| step.peak_memory_bytes).max();
-        let cells = [
-            updates.join(" / "),
-            format!("{:.0}", sum(|step| step.rows as f64) / runs),
-            format!("{:.0}", sum(|step| step.seconds) / runs),
-            format!("{speed:.0}"),
-            peak.map_or("–".to_owned(), |bytes| format!("{}", bytes >> 20)),
-        ];
-        (method.info.label, cells)
-    };
-    results.methods.iter().map(of).collect()
-}
-
-const COSTS: [&str; 5] = [
-    "updates by step",
-    "rows learned",
-    "seconds of learning",
-    "prompts/s",
-    "peak MiB",
-];
-
-fn cost(results: &Results) -> String {
-    let mut text = format!(
-        "\n## Cost\n\nUpdates of the first seed; seconds of learning per seed; peak memory of the whole process until then, other methods included.\n\n| | {} |\n|---|---|---|---|---|---|\n",
-        COSTS.join(" | ")
-    );
-    for (label, cells) in costs(results) {
-        text += &format!("| {label} | {} |\n", cells.join(" | "));
     }
     text
 }
