@@ -344,8 +344,8 @@ impl<'r> Costs<'r> {
                 plain(cost.trained),
                 plain(cost.stored_bytes),
                 plain(cost.peak_bytes),
-                plain(cost.learn_flops),
-                plain(cost.route_flops),
+                plain(cost.learn_flops.map(f64::round)),
+                plain(cost.route_flops.map(f64::round)),
             ];
             text += &(cells.join(",") + "\n");
         }
@@ -367,7 +367,7 @@ impl<'r> Costs<'r> {
                 format!("{:.0}", cost.learn_seconds),
                 format!("{:.0}", cost.prompts_per_second),
                 cost.trained
-                    .map_or_else(dash, |count| format!("{:.2} M", count / 1e6)),
+                    .map_or_else(dash, |count| format!("{} M", three(count / 1e6))),
                 mib(cost.stored_bytes),
                 mib(cost.peak_bytes),
                 cost.learn_flops

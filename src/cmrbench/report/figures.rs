@@ -194,15 +194,8 @@ fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) 
         let words = "poster, other data";
         svg.text((30.0, height - 5.0), Anchor::Start, "", words);
     }
-    let mut texts = Vec::new();
     for (place, (method, (mean, sd))) in shown.iter().enumerate() {
         let top = place as f64 * row;
-        texts.push((
-            (14.0, top + 13.0),
-            Anchor::Start,
-            HALO,
-            method.info.label.to_owned(),
-        ));
         let (from, to) = (
             scale.at(0.0).min(scale.at(*mean)),
             scale.at(0.0).max(scale.at(*mean)),
@@ -214,7 +207,6 @@ fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) 
             Group::Ablation => "#7ba7d0",
         };
         svg.rect((from, top + 17.0), (to - from, 12.0), fill);
-        let mut end = to;
         if let Some(sd) = sd {
             let (a, b) = (scale.at(mean - sd), scale.at(mean + sd));
             svg.line(
@@ -222,31 +214,23 @@ fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) 
                 "#000",
                 "stroke-width=\"2\"",
             );
-            end = end.max(b);
         }
-        let ring = poster(method).map(|value| scale.at(value));
-        if let Some(x) = ring {
-            svg.ring((x, top + 23.0), 4.5);
+        if let Some(value) = poster(method) {
+            svg.ring((scale.at(value), top + 23.0), 4.5);
         }
-        // A number beside a ring would be read as the ring's.
-        let beside = ring.is_some_and(|x| (end - 5.0..end + 38.0).contains(&x));
-        let number = number(*mean);
-        let inside = scale.at(mean - sd.unwrap_or(0.0)).min(to - 8.0) - 3.0;
-        texts.push(if beside && inside - from > 34.0 {
-            let style = "fill=\"#fff\"";
-            ((inside, top + 27.0), Anchor::End, style, number)
-        } else {
-            let behind = ring.filter(|_| beside).map_or(end, |x| end.max(x + 5.0));
-            ((behind + 4.0, top + 27.0), Anchor::Start, HALO, number)
-        });
+        // In a column of their own: beside a ring a number would be read as the ring's.
+        let at = (WIDTH - 2.0, top + 27.0);
+        svg.text(at, Anchor::End, "", &number(*mean));
     }
     if let Some((floor, _)) = results.method(FLOOR).and_then(value) {
         let x = scale.at(floor);
         let dashes = "stroke-width=\"1.5\" stroke-dasharray=\"5 4\"";
         svg.line(&[(x, 0.0), (x, height - bottom)], "#000", dashes);
     }
-    for (at, anchor, style, text) in texts {
-        svg.text(at, anchor, style, &text);
+    // Over lines.
+    for (place, (method, _)) in shown.iter().enumerate() {
+        let at = (14.0, place as f64 * row + 13.0);
+        svg.text(at, Anchor::Start, HALO, method.info.label);
     }
     svg.finish()
 }
@@ -282,19 +266,29 @@ pub(super) fn legend(svg: &mut Svg, top: f64, entries: &[Entry<'_>]) {
     }
 }
 
-/// Places at least `apart` apart, near those wanted, in the order of the input.
+/// Places at least `apart` apart, as near as can be to those wanted (least squares), in their order.
 pub(super) fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by(|a, b| wanted[*a].total_cmp(&wanted[*b]));
-    let mut places = wanted.to_vec();
-    for pair in 1..order.len() {
-        let (before, this) = (order[pair - 1], order[pair]);
-        places[this] = places[this].max(places[before] + apart);
+    // Without the distances the places only have to ascend: neighbours that do not share their mean.
+    let mut blocks: Vec<(f64, usize)> = Vec::new();
+    for (rank, place) in order.iter().enumerate() {
+        let mut block = (wanted[*place] - rank as f64 * apart, 1);
+        while let Some((mean, count)) = blocks.pop_if(|(mean, _)| *mean > block.0) {
+            let all = count + block.1;
+            let sum = mean * count as f64 + block.0 * block.1 as f64;
+            block = (sum / all as f64, all);
+        }
+        blocks.push(block);
     }
-    // What was pushed down as a whole goes back by half.
-    let shift: f64 =
-        places.iter().zip(wanted).map(|(a, b)| a - b).sum::<f64>() / wanted.len().max(1) as f64;
-    places.iter().map(|place| place - shift).collect()
+    let means = blocks
+        .iter()
+        .flat_map(|(mean, count)| std::iter::repeat_n(*mean, *count));
+    let mut places = wanted.to_vec();
+    for ((rank, place), mean) in order.iter().enumerate().zip(means) {
+        places[*place] = mean + rank as f64 * apart;
+    }
+    places
 }
 
 pub(super) fn axis(svg: &mut Svg, scale: &Scale, (left, right): (f64, f64)) {
@@ -485,6 +479,10 @@ mod tests {
             "{places:?}"
         );
         assert!(places[1] < places[3] && places[3] < places[2] && places[2] < places[0]);
+        // Three around 11, and one that nothing pushes.
+        for (found, want) in places.iter().zip([50.0, 1.0, 21.0, 11.0]) {
+            assert!((found - want).abs() < 1e-9, "{places:?}");
+        }
     }
 
     #[test]

@@ -238,12 +238,12 @@ fn draw(results: &Results, map: &Map<'_>, title: &str) -> String {
         }
     }
     let style = format!("font-size=\"13\" font-weight=\"bold\" {HALO}");
-    // Every domain that is named has a model, hence a medoid.
+    // Every domain that is named has a model, hence a medoid; its number stands above it.
     let medoids = named.iter().filter_map(|domain| map.medoid(domain));
     let wanted: Vec<(f64, f64)> = medoids.map(on).collect();
     for (place, (x, y)) in apart(&wanted).into_iter().enumerate() {
         svg.text(
-            (x, y + 4.5),
+            (x, y - 4.0),
             Anchor::Middle,
             &style,
             &(place + 1).to_string(),

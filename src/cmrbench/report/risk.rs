@@ -50,7 +50,7 @@ fn curve(mut rows: Vec<Answered>) -> Option<Curve> {
         for row in block {
             covered += row.weight / all;
             wrong += row.weight / all * errors / weight;
-            let risk = 100.0 * wrong / covered;
+            let risk = (100.0 * wrong / covered).min(100.0);
             curve.area += row.weight / all * risk;
             while next < POINTS && covered > ((next + 1) * STEP) as f64 / 100.0 - 1e-9 {
                 curve.risk[next] = risk;
