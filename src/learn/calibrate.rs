@@ -189,6 +189,7 @@ impl<'p> Problem<'p> {
     }
 
     /// Adds one prompt's part of the likelihood, with its derivatives by the strengths and beta.
+    #[expect(clippy::needless_range_loop, reason = "indices of matrices")]
     fn add(&self, prompt: usize, w: [f64; 4], beta: f64, at: &mut At) {
         let Memory { of, .. } = self.hub.memory;
         let models = of.len();
@@ -304,6 +305,7 @@ fn outer<const N: usize>(
 }
 
 /// x with `a` x = `b`, by elimination; `a` is symmetric and positive definite.
+#[expect(clippy::needless_range_loop, reason = "indices of matrices")]
 fn solve(mut a: [Logs; 5], mut b: Logs) -> Logs {
     for pivot in 0..5 {
         for row in pivot + 1..5 {

@@ -202,10 +202,14 @@ impl MethodInfo {
         }
     }
 
-    /// It names domains and no models, and asks a language model ([`Chat`]) for them. Groups do not
-    /// take it in.
+    /// It names domains and no models, and asks a language model ([`Chat`]) for them.
     pub fn asks_a_model(&self) -> bool {
         matches!(self.kind, Kind::Llm)
+    }
+
+    /// No group takes it in: a language model has to be there for it, or it takes hours.
+    fn by_name_alone(&self) -> bool {
+        self.asks_a_model() || self.kind == Kind::Augmented(rar::Update::Each)
     }
 
     /// Prompts that are answered between two reports of progress.
@@ -553,7 +557,7 @@ pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
             _ => None,
         };
         for (place, method) in METHODS.iter().enumerate() {
-            let fits = !method.asks_a_model() && method.changes_something();
+            let fits = !method.by_name_alone() && method.changes_something();
             chosen[place] |= of(method).is_some_and(|in_it| in_it && fits);
         }
         if of(&METHODS[0]).is_none() {
@@ -602,15 +606,7 @@ mod tests {
     fn selections() {
         assert_eq!(
             names(&["carve-10", "retrieval", "bm25"]),
-            [
-                "bm25",
-                "tfidf",
-                "dense",
-                "hybrid",
-                "rar-frozen",
-                "rar-each",
-                "carve-10"
-            ]
+            ["bm25", "tfidf", "dense", "hybrid", "rar-frozen", "carve-10"]
         );
         assert_eq!(names(&["llm"]), ["llm"]);
         assert!(!names(&["all"]).contains(&"llm"));
