@@ -1,6 +1,6 @@
-// domain_prior: s[b,m] += strength domains[b,of[m]] for eligible models: what is known of its domain, added to a model's score
+// domain_prior: s[b,m] += strength domains[b,own[m]] for eligible models: what is known of its domain, added to a model's score
 //
-//   shapes   s: [B, M]   domains: [B, N], log-sum-exp of the members' scores   of: [M], a model's domain
+//   shapes   s: [B, M]   domains: [B, N], log-sum-exp of the members' scores   own: [M], a model's domain
 //   layout   row-major f32, contiguous
 //   entries  forward    one lane per model of a prompt   s   +=   (adds)
 //   order    none
@@ -13,7 +13,7 @@ struct Dims { models: u32, domains: u32, strength: f32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> domains: array<f32>; // [B, N]
-@group(0) @binding(2) var<storage, read> of: array<u32>; // [M]
+@group(0) @binding(2) var<storage, read> own: array<u32>; // [M]
 @group(0) @binding(3) var<storage, read_write> s: array<f32>; // [B, M]
 
 @compute @workgroup_size(WG)
@@ -21,5 +21,5 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let m = group.x * WG + lane;
     if m >= dims.models { return; }
     let place = group.y * dims.models + m;
-    if s[place] > LOWEST { s[place] += dims.strength * domains[group.y * dims.domains + of[m]]; }
+    if s[place] > LOWEST { s[place] += dims.strength * domains[group.y * dims.domains + own[m]]; }
 }

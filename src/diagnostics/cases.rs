@@ -470,15 +470,15 @@ impl Builder<'_> {
             prompts, models, ..
         } = self.shape;
         let (scores, of_domains) = (noise(prompts * models, 23), noise(prompts * DOMAINS, 24));
-        let of: Vec<u32> = (0..models).map(|m| small(m * 7 % DOMAINS)).collect();
+        let own: Vec<u32> = (0..models).map(|m| small(m * 7 % DOMAINS)).collect();
         let s = self.device.upload("s", models, &scores)?;
         let domains = self.device.upload("domains", DOMAINS, &of_domains)?;
-        let of_tensor = self.device.upload_ids("of", 1, &of)?;
+        let own_tensor = self.device.upload_ids("own", 1, &own)?;
         let ops = Arc::clone(self.ops);
         let run = move |pass: &mut Pass<'_>, s: &mut _| {
             let f = domain_prior::Forward {
                 domains: &domains,
-                of: &of_tensor,
+                own: &own_tensor,
                 strength: 0.5,
                 s,
             };
@@ -486,7 +486,7 @@ impl Builder<'_> {
         };
         let want = move || {
             let (s, domains) = (wide(&scores), wide(&of_domains));
-            reference::domain_prior(&s, &domains, &of, DOMAINS, 0.5)
+            reference::domain_prior(&s, &domains, &own, DOMAINS, 0.5)
         };
         Ok(case(
             "domain_prior",

@@ -30,7 +30,7 @@ struct Recalled {
     hybrid: Hybrid,
     keys: Keys,
     /// Domain of each model, [M].
-    of: Tensor,
+    own: Tensor,
 }
 
 /// The tensors of one batch.
@@ -201,7 +201,7 @@ impl Index {
         if let Some((recalled, _)) = recalled {
             let f = domain_prior::Forward {
                 domains: &room.domains,
-                of: &recalled.of,
+                own: &recalled.own,
                 strength: recalled.prior(),
                 s: &mut room.s,
             };
@@ -288,7 +288,7 @@ impl Recalled {
     fn new(device: &Device, hybrid: Hybrid, eligible: &[bool]) -> Result<Self> {
         Ok(Self {
             keys: Keys::new(device, &hybrid.keys(), hybrid.memory.width, eligible)?,
-            of: device.upload_ids("domain of each model", 1, &hybrid.memory.of)?,
+            own: device.upload_ids("domain of each model", 1, &hybrid.memory.of)?,
             hybrid,
         })
     }

@@ -327,6 +327,7 @@ fn solve(mut a: [Logs; 5], mut b: Logs) -> Logs {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::small;
     use crate::ops::normalize::unit;
     use crate::ops::testing::noise;
 
@@ -392,7 +393,7 @@ mod tests {
             assert!((at.gradient[k] - want).abs() < 1e-6, "{k}: {want}");
         }
         // Independently: the probabilities of all models of the first prompt add up to one.
-        let total: f64 = (0..MODELS as u32)
+        let total: f64 = (0..small(MODELS))
             .filter(|m| *m != 1)
             .map(|gold| {
                 let one = Known {
@@ -421,7 +422,7 @@ mod tests {
         let fitted = |source: &dyn Fn(u32, &mut Known)| {
             let mut known = known(200);
             for (i, known) in known.iter_mut().enumerate() {
-                known.gold = (i % MODELS) as u32;
+                known.gold = small(i % MODELS);
                 source(known.gold, known);
             }
             fit(&cpu, &hub, &known).unwrap()

@@ -21,11 +21,11 @@ pub(crate) struct DomainPrior {
     forward: Kernel,
 }
 
-/// `domains`: [B, N]; `of`: [M], each below N; `s`: [B, M], added to; models that may not be
+/// `domains`: [B, N]; `own`: [M], each below N; `s`: [B, M], added to; models that may not be
 /// returned keep the lowest score.
 pub(crate) struct Forward<'t> {
     pub(crate) domains: &'t Tensor,
-    pub(crate) of: &'t Tensor,
+    pub(crate) own: &'t Tensor,
     pub(crate) strength: f32,
     pub(crate) s: &'t mut Tensor,
 }
@@ -41,7 +41,7 @@ impl DomainPrior {
         let (prompts, models, domains) = (f.s.rows(), f.s.columns(), f.domains.columns());
         f.domains
             .expect("domain_prior", "domains", prompts, domains);
-        f.of.expect("domain_prior", "of", models, 1);
+        f.own.expect("domain_prior", "own", models, 1);
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
@@ -51,11 +51,18 @@ impl DomainPrior {
                     domains: small(domains),
                     strength: f.strength,
                 },
-                &[("domains", f.domains), ("of", f.of), ("s", f.s)],
+                &[("domains", f.domains), ("own", f.own), ("s", f.s)],
             ),
             Pass::Cpu(cpu) => {
-                let of = f.of.u32();
-                forward_cpu(cpu, f.strength, f.domains.f32(), domains, of, f.s.f32_mut());
+                let own = f.own.u32();
+                forward_cpu(
+                    cpu,
+                    f.strength,
+                    f.domains.f32(),
+                    domains,
+                    own,
+                    f.s.f32_mut(),
+                );
             }
         }
     }
@@ -66,16 +73,16 @@ fn forward_cpu(
     strength: f32,
     domains: &[f32],
     count: usize,
-    of: &[u32],
+    own: &[u32],
     s: &mut [f32],
 ) {
-    let models = of.len();
+    let models = own.len();
     pass.cpu.rows(s, models, models, |first, rows| {
         for (i, s) in rows.chunks_exact_mut(models).enumerate() {
             let domains = &domains[(first + i) * count..][..count];
-            for (s, of) in s.iter_mut().zip(of) {
+            for (s, own) in s.iter_mut().zip(own) {
                 if *s > LOWEST {
-                    *s += strength * domains[*of as usize];
+                    *s += strength * domains[*own as usize];
                 }
             }
         }
@@ -96,25 +103,25 @@ mod tests {
             for m in (0..s.len()).filter(|n| n % models % 7 == 5) {
                 s[m] = LOWEST;
             }
-            let of: Vec<u32> = (0..models).map(|m| small(m * 13 % domains)).collect();
+            let own: Vec<u32> = (0..models).map(|m| small(m * 13 % domains)).collect();
             let of_prompts = noise(prompts * domains, 22);
             for strength in [0.6, -0.3] {
                 let want = reference::domain_prior(
                     &wide(&s),
                     &wide(&of_prompts),
-                    &of,
+                    &own,
                     domains,
                     strength.into(),
                 );
                 for device in &devices() {
                     let op = DomainPrior::new(device).unwrap();
                     let domains = device.upload("domains", domains, &of_prompts).unwrap();
-                    let of = device.upload_ids("of", 1, &of).unwrap();
+                    let own = device.upload_ids("own", 1, &own).unwrap();
                     let mut s = device.upload("s", models, &s).unwrap();
                     let (read, outcome) = run(device, |pass| {
                         let f = Forward {
                             domains: &domains,
-                            of: &of,
+                            own: &own,
                             strength,
                             s: &mut s,
                         };

@@ -55,17 +55,24 @@ fn a_warm_route_makes_nothing_on_the_device() {
 #[test]
 fn a_layer_takes_eight_dispatches() {
     let router = on_gpu(false);
-    let serving = router.serving.load();
-    let tokens = serving
-        .encoder
-        .tokenize_prompts(&["count the dispatches"])
-        .remove(0)
-        .unwrap();
-    let ranked = serving.rank(&[(0, tokens)], 10).unwrap();
-    let layers = serving.encoder.config().layers;
-    // Around the layers: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
+    let dispatches = || {
+        let serving = router.serving.load();
+        let tokens = serving
+            .encoder
+            .tokenize_prompts(&["count the dispatches"])
+            .remove(0)
+            .unwrap();
+        let ranked = serving.rank(&[(0, tokens)], 10).unwrap();
+        (ranked.dispatches, serving.encoder.config().layers)
+    };
+    // A hybrid encodes twice: embed, layer_norm, the layers, pool. Then normalize, projection,
+    // normalize, score twice, log_sum_exp, domain_prior, and top_k's two.
+    let (hybrid, layers) = dispatches();
+    assert_eq!(hybrid, 2 * (8 * layers + 3) + 9);
+    // Its zero-shot parent: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
     // top_k's two.
-    assert_eq!(ranked.dispatches, 8 * layers + 9);
+    router.install(&router.store.ids().unwrap()[0]).unwrap();
+    assert_eq!(dispatches().0, 8 * layers + 9);
 }
 
 #[test]
