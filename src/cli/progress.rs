@@ -48,11 +48,18 @@ impl Progress {
         self.bar.set_position(done);
         if !output::stderr_is_terminal() && self.said.elapsed() > PAUSE {
             self.said = Instant::now();
-            let left = self.bar.eta().as_secs();
+            let total = self.bar.length().unwrap_or(0);
+            // By the mean speed: the bar's own guess runs away when one thing takes long.
+            let left = match done {
+                0 => String::new(),
+                _ => {
+                    let share = total.saturating_sub(done) as f64 / done as f64;
+                    format!(", {:.0} s left", self.bar.elapsed().as_secs_f64() * share)
+                }
+            };
             output::remark(format!(
-                "{}: {done} of {}{}{}, {left} s left",
+                "{}: {done} of {total}{}{}{left}",
                 self.what,
-                self.bar.length().unwrap_or(0),
                 if self.note.is_empty() { "" } else { ", " },
                 self.note
             ));
