@@ -270,7 +270,11 @@ impl<'r> Cost<'r> {
             learn_flops = Some(learn_flops.unwrap_or(0.0) + flops);
             trained = Some(sizes.trained(&settings, step.step));
             let keys = sizes.models[step.step - 1] as f64;
-            route_flops = Some(sizes.route(sizes.width(&settings), keys, true));
+            let mut flops = sizes.route(sizes.width(&settings), keys, true);
+            if settings.hybrid {
+                flops += sizes.route(sizes.shape.hidden, keys, false);
+            }
+            route_flops = Some(flops);
         }
         if info.encodes() && route_flops.is_none() {
             let cards = |e: &Experience| e.cards.len() as f64;
