@@ -150,6 +150,7 @@ fn every_kind_of_method_runs_and_is_reported() {
     let out = setup.folder.join("out");
     let methods = [
         "retrieval",
+        "rar-each",
         "centroid",
         "sequential",
         "replay-20",
@@ -159,6 +160,7 @@ fn every_kind_of_method_runs_and_is_reported() {
         "ewc",
         "carve-ewc",
         "carve-10",
+        "carve-hybrid",
         "cumulative",
         "joint",
         "no-replay",
@@ -170,7 +172,7 @@ fn every_kind_of_method_runs_and_is_reported() {
         "what was trained is gone"
     );
     let results = write_report(&plan, &out).unwrap();
-    assert_eq!(results.methods.len(), 18);
+    assert_eq!(results.methods.len(), 19);
     for method in &results.methods {
         let seeds = if method.info.deterministic() { 1 } else { 2 };
         assert_eq!(method.runs.len(), seeds, "{}", method.info.name);
@@ -1006,7 +1008,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         "data: a hub of one's own",
         "models of models.jsonl, training rows of examples.jsonl, eval rows: those whose",
         "left out: idle",
-        "## CARvE (10 %) against the others",
+        "## Differences between methods",
         "| E3 |",
     ] {
         assert!(tables.contains(part), "{part:?} is not in {tables}");

@@ -161,7 +161,8 @@ fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) 
         Quantity::Forgetting => Matrix::forgetting,
     };
     let value = |method: &MethodOutcome| method.over_seeds(metric, of);
-    let poster = |method: &MethodOutcome| poster::value(method.info.name, metric, quantity);
+    let poster =
+        |method: &MethodOutcome| poster::beside(results, method.info.name, metric, quantity);
     let shown = results
         .methods
         .iter()

@@ -109,7 +109,7 @@ pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
     put("confusion.csv", confusion::csv(&results))?;
     put("coverage.csv", risk::csv(&results))?;
     put("map.csv", map::csv(&results))?;
-    put("poster.csv", poster::csv())?;
+    put("poster.csv", poster::csv(&results))?;
     files::replace(
         &out.join("results.json"),
         &files::to_json(&results.json(&about))?,

@@ -4,7 +4,7 @@
 //! Source: Bell, Carfi, Gramaglia, Lomonaco, "Continual Model Routing in Evolving Model Hubs", poster
 //! at ICML 2026.
 
-use crate::cmrbench::{Metric, Quantity};
+use crate::cmrbench::{Metric, Quantity, Results};
 
 /// Setting, then M, F, D accuracy, then M, F, D forgetting.
 pub(super) const MAIN: [[&str; 7]; 18] = [
@@ -207,8 +207,20 @@ const SAME_ABLATIONS: [(&str, &str); 3] = [
     ("domain-rows", "Domain emb. initialisation"),
 ];
 
-/// The poster's mean for the method called `method`; none where it gives none.
-pub(super) fn value(method: &str, metric: Metric, quantity: Quantity) -> Option<f64> {
+/// The poster's mean that stands beside the method called `method`; none where it gives none, and
+/// beside another hub's results.
+pub(super) fn beside(
+    results: &Results,
+    method: &str,
+    metric: Metric,
+    quantity: Quantity,
+) -> Option<f64> {
+    (!results.plan.data.own)
+        .then(|| value(method, metric, quantity))
+        .flatten()
+}
+
+fn value(method: &str, metric: Metric, quantity: Quantity) -> Option<f64> {
     let named = |(name, setting): &(&str, &'static str)| (*name == method).then_some(*setting);
     let cell = if let Some(setting) = SAME.iter().find_map(named) {
         let row = MAIN.iter().find(|row| row[0] == setting)?;
@@ -233,9 +245,12 @@ pub(super) fn value(method: &str, metric: Metric, quantity: Quantity) -> Option<
     cell.split(' ').next()?.parse().ok()
 }
 
-/// The poster's numbers that stand beside a method of ours.
-pub(super) fn csv() -> String {
+/// The poster's numbers that stand beside a method of ours; none beside another hub's results.
+pub(super) fn csv(results: &Results) -> String {
     let mut text = "method,setting,metric,acc,fgt\n".to_owned();
+    if results.plan.data.own {
+        return text;
+    }
     let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
         for metric in Metric::ALL {

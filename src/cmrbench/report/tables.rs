@@ -237,14 +237,20 @@ const BESIDE: [(&str, Metric, Quantity); 3] = [
 ];
 
 /// The poster's value for this method, in italics.
-fn beside(method: &MethodOutcome, metric: Metric, quantity: Quantity) -> String {
-    let value = poster::value(method.info.name, metric, quantity);
+fn beside(results: &Results, method: &MethodOutcome, metric: Metric, quantity: Quantity) -> String {
+    let value = poster::beside(results, method.info.name, metric, quantity);
     value.map_or_else(String::new, |value| format!("*{}*", number(value)))
 }
 
 fn main(results: &Results) -> String {
     let heads = COLUMNS.iter().map(|(_, name, _)| (*name).to_owned());
-    let posters = BESIDE.map(|(name, ..)| format!("*poster {name}*"));
+    let columns = if results.plan.data.own {
+        0
+    } else {
+        BESIDE.len()
+    };
+    let posters = BESIDE.iter().take(columns);
+    let posters = posters.map(|(name, ..)| format!("*poster {name}*"));
     let heads: Vec<String> = heads.chain(posters).collect();
     let mut text = format!(
         "| | {} |\n|---|{}\n",
@@ -263,8 +269,10 @@ fn main(results: &Results) -> String {
                 2 => format!("<u>{cell}</u>"),
                 _ => cell,
             });
-            let cells =
-                cells.chain(BESIDE.map(|(_, metric, quantity)| beside(method, metric, quantity)));
+            let posters = BESIDE.iter().take(columns);
+            let cells = cells.chain(
+                posters.map(|(_, metric, quantity)| beside(results, method, *metric, *quantity)),
+            );
             text += &format!(
                 "| {} | {} |\n",
                 method.info.label,
@@ -272,7 +280,14 @@ fn main(results: &Results) -> String {
             );
         }
     }
-    text + "\nBest bold, second underlined, within a group; the poster's columns have other data and larger encoders. What exceeds the continual floor's Fgt is forgotten by the method itself; the rest is the growing hub's.\n"
+    let posters = if columns > 0 {
+        " The poster's columns have other data and larger encoders."
+    } else {
+        ""
+    };
+    text + &format!(
+        "\nBest bold, second underlined, within a group.{posters} What exceeds the continual floor's Fgt is forgotten by the method itself; the rest is the growing hub's.\n"
+    )
 }
 
 fn ablations(results: &Results) -> String {
@@ -282,8 +297,18 @@ fn ablations(results: &Results) -> String {
     if ablations.is_empty() {
         return String::new();
     }
-    let mut text = String::from(
-        "\n## Ablations\n\nCARvE with 10 % replay and one thing changed; the poster's columns have other data.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt | *poster D-Acc* | *poster D-Fgt* |\n|---|---|---|---|---|---|---|\n",
+    let own = results.plan.data.own;
+    let (note, heads, lines) = if own {
+        ("", "", "")
+    } else {
+        (
+            "; the poster's columns have other data",
+            " *poster D-Acc* | *poster D-Fgt* |",
+            "---|---|",
+        )
+    };
+    let mut text = format!(
+        "\n## Ablations\n\nCARvE with 10 % replay and one thing changed{note}.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt |{heads}\n|---|---|---|---|---|{lines}\n",
     );
     let forgotten = |method: &MethodOutcome| method.over_seeds(Metric::Domain, Matrix::forgetting);
     for method in [full]
@@ -297,14 +322,18 @@ fn ablations(results: &Results) -> String {
             _ => "–".to_owned(),
         };
         text += &format!(
-            "| {} | {} | {} | {} | {change} | {} | {} |\n",
+            "| {} | {} | {} | {} | {change} |",
             method.info.label,
             with_deviation(method, method.over_seeds(Metric::Model, Matrix::acc)),
             with_deviation(method, method.over_seeds(Metric::Domain, Matrix::acc)),
             with_deviation(method, forgotten(method)),
-            beside(method, Metric::Domain, Quantity::Accuracy),
-            beside(method, Metric::Domain, Quantity::Forgetting),
         );
+        if !own {
+            let posters = [Quantity::Accuracy, Quantity::Forgetting]
+                .map(|quantity| beside(results, method, Metric::Domain, quantity));
+            text += &format!(" {} |", posters.join(" | "));
+        }
+        text.push('\n');
     }
     text
 }
