@@ -167,10 +167,16 @@ fn the_ranking_is_total_and_its_numbers_belong_together() {
     assert_eq!(decision.domains.len(), 58);
     let margin = decision.ranked[0].score - decision.ranked[1].score;
     assert_eq!(decision.margin, Some(margin));
+    // The bundled generation is a hybrid: one strength lies between cosines and learned parts.
+    let first = &decision.ranked[0];
+    let strength = first.parts.unwrap().learned / first.cosine;
     for ranked in &decision.ranked {
-        assert!(
-            (ranked.score * 0.08 - ranked.cosine).abs() < 1e-6 && ranked.cosine.abs() <= 1.00001
-        );
+        let p = ranked.parts.unwrap();
+        let sum = p.learned + p.card + p.exemplar + p.domain + p.prior;
+        assert!((sum - ranked.score).abs() < 1e-4, "{ranked:?}");
+        let learned = strength * ranked.cosine;
+        assert!((learned - p.learned).abs() < 1e-3, "{ranked:?}");
+        assert!(ranked.cosine.abs() <= 1.00001, "{ranked:?}");
     }
     // What few asked for is the beginning of what all asked for, by another way on the device.
     for top in [0, 1, 10, 128, 129] {

@@ -247,10 +247,16 @@ fn value(method: &str, metric: Metric, quantity: Quantity) -> Option<f64> {
 
 /// The poster's numbers that stand beside a method of ours; none beside another hub's results.
 pub(super) fn csv(results: &Results) -> String {
-    let mut text = "method,setting,metric,acc,fgt\n".to_owned();
-    if results.plan.data.own {
-        return text;
-    }
+    let rows = if results.plan.data.own {
+        String::new()
+    } else {
+        rows()
+    };
+    format!("method,setting,metric,acc,fgt\n{rows}")
+}
+
+fn rows() -> String {
+    let mut text = String::new();
     let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
         for metric in Metric::ALL {
@@ -281,7 +287,7 @@ mod tests {
             Some(26.6)
         );
         // Every name on the right is a row.
-        let rows = csv();
+        let rows = rows();
         for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
             assert!(
                 rows.contains(&format!("\n{method},{setting},D,")),
