@@ -10,7 +10,7 @@ use common::{cpu, gpu};
 use hubrouter::learn::{Example, forget};
 use hubrouter::{
     Calibration, Decision, Encoder, ErrorKind, GenerationId, ModelCard, NewModel, Options, Parts,
-    Request, Router, Store,
+    Request, Router, Store, Strengths,
 };
 
 fn decide(setup: &Setup, prompt: &str, options: Options) -> Decision {
@@ -112,6 +112,20 @@ fn memory_does_not_drift() {
     }
     let learned = f64::from(before.learned) / old.learned;
     assert!((learned - f64::from(after.learned) / new.learned).abs() > 1e-2);
+}
+
+/// Prompts that may not be kept as text measure once; the next update has none to fit on.
+#[test]
+fn strengths_stay_where_nothing_tells_better() {
+    let setup = setup("stay");
+    let vectors = ("replay.privacy", "embeddings");
+    let (first, report) = learn(&setup, many(0, 6), settings(&[vectors]), cpu(2));
+    assert!(report.hybrid.unwrap().rows > 3);
+    let fitted = calibration(&setup, &first).strengths;
+    assert_ne!(fitted, Strengths::default());
+    let none = settings(&[("hold_out", "false"), vectors]);
+    let (second, _) = learn(&setup, many(6, 3), none, cpu(2));
+    assert_eq!(calibration(&setup, &second).strengths, fitted);
 }
 
 /// A newcomer has no prompts: its cards stand in for them.

@@ -32,12 +32,13 @@ pub(crate) fn exemplars(
 }
 
 /// Fits the strengths of `draft`'s hybrid on `held`, whose prompts it never learned, and keeps them
-/// in it.
+/// in it; without prompts it keeps those of its parent, if they were `fitted`.
 pub(crate) fn calibrate(
     draft: &mut Draft,
     parent: &GenerationId,
     encoder: &Arc<Encoder>,
     held: &[&Row],
+    fitted: Option<Calibration>,
 ) -> Result<Calibration> {
     keep(draft, &Calibration::new(Strengths::default(), 0, None))?;
     let contents = draft.contents();
@@ -65,7 +66,10 @@ pub(crate) fn calibrate(
         memory: &memory,
         eligible: &eligible,
     };
-    let calibration = calibrate::fit(encoder.host(), &hub, &known)?;
+    let calibration = match (calibrate::fit(encoder.host(), &hub, &known)?, fitted) {
+        (found, Some(fitted)) if found.rows == 0 => fitted,
+        (found, _) => found,
+    };
     keep(draft, &calibration)?;
     Ok(calibration)
 }

@@ -317,7 +317,8 @@ impl Learner {
         let mut draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
         let calibration = mixes.then(|| {
             let held: Vec<&Row> = old.iter().chain(&new).collect();
-            hybrid::calibrate(&mut draft, &self.parent, &encoder, &held)
+            let fitted = contents.calibration()?;
+            hybrid::calibrate(&mut draft, &self.parent, &encoder, &held, fitted)
         });
         let calibration = calibration.transpose()?;
 
