@@ -2,20 +2,20 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::chat::Endpoint;
 use super::progress::Progress;
-use super::{DeviceArgs, bundled, eval, output};
+use super::{DeviceArgs, bundled, eval, learn, output};
 use crate::cmrbench::{
     Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Results,
     method, methods, run as run_plan, select, write_report,
 };
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
+use crate::files;
 use crate::learn::Control;
 
 /// Methods of `--quick`.
@@ -180,17 +180,8 @@ pub(super) fn run(args: &CmrbenchArgs) -> Result<ExitCode> {
     }
     let results = write_report(&plan, out)?;
     if args.json {
-        let text = std::fs::read_to_string(out.join("results.json"));
-        let text = text.map_err(|e| {
-            error!(
-                Io,
-                "{}: cannot read: {e}",
-                out.join("results.json").display()
-            )
-        })?;
-        let value: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| error!(Format, "results.json: {e}"))?;
-        output::json(&value)?;
+        let path = out.join("results.json");
+        output::json(&files::read_json::<serde_json::Value>(&path, 1 << 28)?)?;
     } else {
         print(&results)?;
         let files = REPORT_FILES.join(", ");
@@ -269,12 +260,9 @@ fn plan(args: &CmrbenchArgs) -> Result<Plan> {
     if !args.epochs.is_empty() {
         plan.epochs.clone_from(&args.epochs);
     }
-    for pair in &args.set {
-        let Some((key, value)) = pair.split_once('=') else {
-            bail!(InvalidRequest, "--set: expected KEY=VALUE, found {pair:?}");
-        };
-        plan.changes
-            .push((key.trim().to_owned(), value.trim().to_owned()));
+    for text in &args.set {
+        let (key, value) = learn::setting(text)?;
+        plan.changes.push((key.to_owned(), value.to_owned()));
     }
     plan.keep = args.keep;
     if chat.is_none() && takes_in && !by_name {
@@ -310,15 +298,7 @@ fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
 
 /// Runs what is missing; false: Ctrl-C.
 fn go(plan: &Plan, out: &std::path::Path) -> Result<bool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // The second time at once: a step may be long.
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| error!(Io, "cannot listen for Ctrl-C: {e}"))?;
+    let stop = learn::listen(false)?;
     let mut bar: Option<Progress> = None;
     #[expect(
         clippy::cast_possible_truncation,

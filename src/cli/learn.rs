@@ -68,11 +68,9 @@ pub(super) struct LearnArgs {
 
 pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
     let mut settings = Settings::recipe(&args.recipe)?;
-    for pair in &args.set {
-        let Some((key, value)) = pair.split_once('=') else {
-            bail!(InvalidRequest, "--set: expected KEY=VALUE, found {pair:?}");
-        };
-        settings.set(key.trim(), value.trim())?;
+    for text in &args.set {
+        let (key, value) = setting(text)?;
+        settings.set(key, value)?;
     }
     let experiences = group_experiences(read_examples(&args.examples)?)?;
     let [examples] = <[_; 1]>::try_from(experiences).map_err(|all| {
@@ -152,8 +150,16 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Key and value of a `--set`.
+pub(super) fn setting(text: &str) -> Result<(&str, &str)> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.trim(), value.trim())),
+        None => bail!(InvalidRequest, "--set: expected KEY=VALUE, found {text:?}"),
+    }
+}
+
 /// True once Ctrl-C was pressed.
-fn listen(dry_run: bool) -> Result<Arc<AtomicBool>> {
+pub(super) fn listen(dry_run: bool) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {

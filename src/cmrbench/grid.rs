@@ -1,6 +1,7 @@
 //! The protocol: every method under every seed, one experience after the other, and a file for
 //! every step that is done, so that a run that was killed goes on where it was.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use super::predictions;
 use super::registry::RegistryMap;
 use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
 use crate::encoder::read_manifest;
-use crate::error::{Error, Result, bail, error};
+use crate::error::{Result, bail, error};
 use crate::files;
 use crate::learn::{Control, forget_peak_memory, peak_memory};
 use crate::options::Options;
@@ -187,6 +188,14 @@ impl Plan {
         if self.seeds.is_empty() {
             bail!(InvalidRequest, "expected at least one seed, found none");
         }
+        for (place, seed) in self.seeds.iter().enumerate() {
+            if self.seeds[..place].contains(seed) {
+                bail!(
+                    InvalidRequest,
+                    "seeds: expected each once, found {seed} twice"
+                );
+            }
+        }
         for experience in &self.data.experiences {
             if experience.train.is_empty() || experience.eval.is_empty() {
                 bail!(
@@ -205,6 +214,13 @@ impl Plan {
     /// Experiences.
     pub fn steps(&self) -> usize {
         self.data.experiences.len()
+    }
+
+    /// The steps that `method` takes.
+    fn steps_of(&self, method: &MethodInfo) -> RangeInclusive<usize> {
+        let all = self.steps();
+        let first = if method.last_step_alone() { all } else { 1 };
+        first..=all
     }
 
     /// The seeds that `method` runs under.
@@ -251,21 +267,47 @@ fn epochs(data: &Data) -> Vec<usize> {
     rows.map(of).collect()
 }
 
+/// A cell of a plan.
+struct Noted {
+    method: &'static MethodInfo,
+    seed: u64,
+    key: String,
+    cell: Option<Cell>,
+}
+
+/// Every cell of the plan with its key and, where `out` has it, what is noted of its first steps.
+fn noted<'p>(
+    plan: &'p Plan,
+    common: &'p Common<'_>,
+    out: &'p Path,
+) -> Result<impl Iterator<Item = Result<Noted>> + 'p> {
+    let (_, revision) = read_manifest(&plan.encoder)?;
+    let data = plan.data.digest();
+    Ok(plan.cells().map(move |(method, seed)| {
+        let key = key(plan, common, method, seed, &revision, &data)?;
+        let cell = Cell::read(out, method.name, seed)?.filter(|cell| {
+            let steps = cell.steps.iter().map(|step| step.step);
+            cell.key == key && steps.eq(plan.steps_of(method).take(cell.steps.len()))
+        });
+        Ok(Noted {
+            method,
+            seed,
+            key,
+            cell,
+        })
+    }))
+}
+
 /// The cells of `out` that are whole and of this very plan, in the order of the tables.
 pub(super) fn whole_cells(plan: &Plan, out: &Path) -> Result<Vec<(&'static MethodInfo, Cell)>> {
     plan.check()?;
     let frozen = Frozen::default();
     let common = plan.common(&frozen);
-    let (_, revision) = read_manifest(&plan.encoder)?;
-    let data = plan.data.digest();
     let mut cells = Vec::new();
-    for (method, seed) in plan.cells() {
-        let key = key(plan, &common, method, seed, &revision, &data)?;
-        let cell = Cell::read(out, method.name, seed)?;
-        cells.extend(
-            cell.filter(|cell| cell.key == key && cell.is_whole(plan))
-                .map(|cell| (method, cell)),
-        );
+    for found in noted(plan, &common, out)? {
+        let Noted { method, cell, .. } = found?;
+        let cell = cell.filter(|cell| cell.is_whole(plan));
+        cells.extend(cell.map(|cell| (method, cell)));
     }
     Ok(cells)
 }
@@ -280,12 +322,14 @@ pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
     }
     let frozen = Frozen::default();
     let common = plan.common(&frozen);
-    let (_, revision) = read_manifest(&plan.encoder)?;
-    let data = plan.data.digest();
     let mut runs = Vec::new();
-    for (method, seed) in plan.cells() {
-        let key = key(plan, &common, method, seed, &revision, &data)?;
-        let cell = Cell::read(out, method.name, seed)?.filter(|cell| cell.key == key);
+    for found in noted(plan, &common, out)? {
+        let Noted {
+            method,
+            seed,
+            key,
+            cell,
+        } = found?;
         // Steps are of use when all are there, or when what they made is.
         let begun = begun(&work_folder(out, method, seed), &key)?;
         let cell = cell.filter(|cell| begun || cell.is_whole(plan));
@@ -337,14 +381,8 @@ struct Run<'r> {
 
 impl Run<'_> {
     fn missing(&self) -> impl Iterator<Item = usize> + use<> {
-        let all = self.plan.steps();
-        let first = if self.method.last_step_alone() {
-            all
-        } else {
-            1
-        };
-        let done = self.cell.steps.last().map_or(0, |step| step.step);
-        first.max(done + 1)..=all
+        let steps = self.plan.steps_of(self.method);
+        steps.skip(self.cell.steps.len())
     }
 
     fn eval_rows(&self, step: usize) -> usize {
@@ -356,8 +394,7 @@ impl Run<'_> {
     }
 
     fn work(&self, step: usize) -> f64 {
-        let encodes = self.method.work(self.common, step) > 1.0;
-        let each = if encodes {
+        let each = if self.method.encodes() || self.method.asks_a_model() {
             EVAL_WORK * self.method.longer()
         } else {
             0.01
@@ -475,10 +512,10 @@ fn begun(folder: &Path, key: &str) -> Result<bool> {
 
 /// Takes away a cell's work.
 fn remove(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder, "remove", &e)),
-        _ => Ok(()),
+    if folder.exists() {
+        files::remove_folder(folder)?;
     }
+    Ok(())
 }
 
 /// SHA-256 of everything that a cell's predictions depend on.

@@ -98,6 +98,9 @@ pub fn read_predictions(path: impl AsRef<Path>, rows: &[Row]) -> Result<Vec<Pred
                 }
             );
         }
+        if prediction.pred.is_some() != prediction.score.is_some() {
+            bail!(Format, "expected a score with pred and only with it");
+        }
         all.push(prediction);
         Ok(())
     })?;

@@ -55,6 +55,24 @@ struct Raw {
 /// Larger sizes are taken for damage.
 const LARGEST: usize = 1 << 24;
 
+#[cfg(test)]
+impl Config {
+    /// Two layers of width 4.
+    pub(crate) fn toy() -> Self {
+        Self {
+            vocabulary: 10,
+            hidden: 4,
+            layers: 2,
+            heads: 2,
+            feed_forward: 6,
+            positions: 8,
+            first_position: 0,
+            types: 0,
+            eps: 1e-12,
+        }
+    }
+}
+
 impl Config {
     /// Reads `config.json`; whatever this crate does not compute is refused by name.
     pub(crate) fn from_json(json: &[u8]) -> Result<Self> {

@@ -514,7 +514,13 @@ const METHODS: &[MethodInfo] = &[
         "Random replay",
         &[("replay.strategy", "random")],
     ),
-    ablation("no-replay", "No replay", &[("replay.strategy", "none")]),
+    row(
+        "no-replay",
+        "No replay",
+        Group::Ablation,
+        0.0,
+        Kind::Trained(Recipe::carve("0", &[])),
+    ),
     ablation(
         "anchors-throughout",
         "Anchors in both phases",
@@ -603,6 +609,7 @@ impl MethodInfo {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::learn::ReplayStrategy;
 
     fn names(of: &[&str]) -> Vec<&'static str> {
         let of: Vec<String> = of.iter().map(|name| (*name).to_owned()).collect();
@@ -675,7 +682,15 @@ mod tests {
     fn every_recipe_is_valid() {
         for method in METHODS {
             if let Kind::Trained(recipe) = method.kind {
-                recipe.base().unwrap().validate().unwrap();
+                let settings = recipe.base().unwrap();
+                settings.validate().unwrap();
+                let replay = match settings.replay_strategy {
+                    // The past is there without it.
+                    _ if method.group == Group::Bound => continue,
+                    ReplayStrategy::None => 0.0,
+                    _ => settings.replay_ratio,
+                };
+                assert_eq!(method.replay, replay, "{}", method.name);
             }
         }
     }

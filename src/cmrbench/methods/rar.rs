@@ -13,8 +13,8 @@ use super::trained::{self, Recipe};
 use super::{Common, Learned, Method, Named, Progressed, Watching};
 use crate::cmrbench::registry::Kept;
 use crate::encoder::Encoder;
-use crate::error::{Result, bail};
-use crate::generation::{GenerationId, Store};
+use crate::error::Result;
+use crate::generation::Store;
 use crate::learn::{Control, Settings};
 use crate::options::Options;
 use crate::router::Router;
@@ -140,8 +140,7 @@ impl<'c> Augmented<'c> {
         for (example, text) in experience.examples.iter_mut().zip(texts) {
             example.prompt = text;
         }
-        let learned = trained::learn(common, &self.store, settings, &experience, watch)?;
-        Ok(learned.map(|(learned, _)| learned))
+        trained::learn(common, &self.store, settings, &experience, watch)
     }
 
     /// Gives the models that are new at `step` rows by their cards.
@@ -174,13 +173,13 @@ impl Method for Augmented<'_> {
             options: &options,
             ..*self.common
         };
-        let encoder = Encoder::open(common.encoder, common.options)?;
+        let encoder = || Encoder::open(common.encoder, common.options);
         if step == 1 {
-            trained::start(&encoder, &self.store, &common.data.hub(step))?;
+            trained::start(&encoder()?, &self.store, &common.data.hub(step))?;
         }
         let learned = match settings {
             Some(settings) => self.train(&common, settings, step, watch)?,
-            None => Some(self.add(&encoder, step)?),
+            None => Some(self.add(&encoder()?, step)?),
         };
         let Some(learned) = learned else {
             return Ok(Progressed::Stopped);
@@ -190,29 +189,21 @@ impl Method for Augmented<'_> {
     }
 
     fn resume(&mut self, step: usize, state: &str) -> Result<()> {
-        let id: GenerationId = state.parse()?;
-        Store::open(&self.store)?.set_current(&id)?;
         self.index.resume(step, "")?;
         let options = self.options()?;
         let common = Common {
             options: &options,
             ..*self.common
         };
-        self.router = Some(trained::open(&common, &self.store)?);
+        self.router = Some(trained::resume(&common, &self.store, state)?);
         Ok(())
     }
 
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
-        let Some(router) = &self.router else {
-            bail!(
-                InvalidRequest,
-                "a method that has learned nothing names no model"
-            );
-        };
         let texts = self.augmented(prompts, &mut |_, _| Control::Continue)?;
         let texts = texts.unwrap_or_default();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        trained::rank(router, &texts)
+        trained::rank(self.router.as_ref(), &texts)
     }
 
     fn kept(&self) -> Result<Option<Kept>> {

@@ -131,7 +131,7 @@ impl Method for Ties<'_> {
             &experience,
             watch,
         )?;
-        let Some((mut learned, _)) = learned else {
+        let Some(mut learned) = learned else {
             return Ok(Progressed::Stopped);
         };
         learned.state = self.merge(&encoder, step)?.to_string();
@@ -140,20 +140,12 @@ impl Method for Ties<'_> {
     }
 
     fn resume(&mut self, _step: usize, state: &str) -> Result<()> {
-        let id: GenerationId = state.parse()?;
-        Store::open(self.merged())?.set_current(&id)?;
-        self.router = Some(trained::open(self.common, &self.merged())?);
+        self.router = Some(trained::resume(self.common, &self.merged(), state)?);
         Ok(())
     }
 
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
-        match &self.router {
-            Some(router) => trained::rank(router, prompts),
-            None => bail!(
-                InvalidRequest,
-                "a method that has learned nothing names no model"
-            ),
-        }
+        trained::rank(self.router.as_ref(), prompts)
     }
 
     fn kept(&self) -> Result<Option<Kept>> {
@@ -347,15 +339,10 @@ mod tests {
     #[test]
     fn factors_and_products_of_the_vector() {
         let config = Config {
-            vocabulary: 8,
-            hidden: 4,
             layers: 1,
             heads: 1,
             feed_forward: 4,
-            positions: 8,
-            first_position: 0,
-            types: 0,
-            eps: 1e-12,
+            ..Config::toy()
         };
         let lora = Lora {
             r: 1,

@@ -224,7 +224,7 @@ impl Method for Trained<'_> {
         self.router = None;
         let experience = experience(data, self.recipe.first_experience(step), step);
         match learn(self.common, &self.store, settings, &experience, watch)? {
-            Some((learned, _)) => {
+            Some(learned) => {
                 self.router = Some(open(self.common, &self.store)?);
                 Ok(Progressed::Done(learned))
             }
@@ -233,20 +233,12 @@ impl Method for Trained<'_> {
     }
 
     fn resume(&mut self, _step: usize, state: &str) -> Result<()> {
-        let id: GenerationId = state.parse()?;
-        Store::open(&self.store)?.set_current(&id)?;
-        self.router = Some(open(self.common, &self.store)?);
+        self.router = Some(resume(self.common, &self.store, state)?);
         Ok(())
     }
 
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
-        match &self.router {
-            Some(router) => rank(router, prompts),
-            None => bail!(
-                InvalidRequest,
-                "a method that has learned nothing names no model"
-            ),
-        }
+        rank(self.router.as_ref(), prompts)
     }
 
     fn kept(&self) -> Result<Option<Kept>> {
@@ -295,7 +287,7 @@ pub(super) fn learn(
     settings: Settings,
     experience: &Experience,
     watch: Watching<'_>,
-) -> Result<Option<(Learned, GenerationId)>> {
+) -> Result<Option<Learned>> {
     let options = common.options.clone().encoder(common.encoder);
     let mut learner = Learner::open(store, None, settings, options)?.recipe("cmrbench");
     let mut done = 0.0;
@@ -309,14 +301,12 @@ pub(super) fn learn(
     let Outcome::Learned(report) = outcome else {
         return Ok(None);
     };
-    let id = learner.commit()?;
-    let learned = Learned {
+    Ok(Some(Learned {
         updates: report.steps,
         rows: report.examples + report.replayed,
-        state: id.to_string(),
-        device: report.device.clone(),
-    };
-    Ok(Some((learned, id)))
+        state: learner.commit()?.to_string(),
+        device: report.device,
+    }))
 }
 
 /// The current generation of `store`, serving.
@@ -324,7 +314,21 @@ pub(super) fn open(common: &Common<'_>, store: &Path) -> Result<Router> {
     Router::open(store, common.options.clone().encoder(common.encoder))
 }
 
-pub(super) fn rank(router: &Router, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
+/// The generation of `store` that `state` names, serving.
+pub(super) fn resume(common: &Common<'_>, store: &Path, state: &str) -> Result<Router> {
+    let id: GenerationId = state.parse()?;
+    Store::open(store)?.set_current(&id)?;
+    open(common, store)
+}
+
+/// The best models by `router`; none: nothing was learned yet.
+pub(super) fn rank(router: Option<&Router>, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
+    let Some(router) = router else {
+        bail!(
+            InvalidRequest,
+            "a method that has learned nothing names no model"
+        );
+    };
     let named = |decision: Decision| {
         let of = |ranked: &crate::Ranked| Named {
             model: ranked.model.to_string(),

@@ -43,7 +43,7 @@ fn same_meaning(a: &str, b: &str) -> bool {
 }
 
 /// What one method took for what, summed over its seeds.
-struct Confusion<'r> {
+pub(super) struct Confusion<'r> {
     method: &'r MethodOutcome,
     /// Rows by gold domain and domain that was named.
     counts: BTreeMap<(String, String), usize>,
@@ -135,7 +135,7 @@ fn count(pairs: &[(&str, &str)]) -> (BTreeMap<(String, String), usize>, HashMap<
     (counts, golds)
 }
 
-fn all(results: &Results) -> Vec<Confusion<'_>> {
+pub(super) fn all(results: &Results) -> Vec<Confusion<'_>> {
     let tables = Tables::new(&results.plan.data, results.plan.steps());
     chosen(results)
         .into_iter()
@@ -143,9 +143,9 @@ fn all(results: &Results) -> Vec<Confusion<'_>> {
         .collect()
 }
 
-pub(super) fn csv(results: &Results) -> String {
+pub(super) fn csv(all: &[Confusion<'_>]) -> String {
     let mut text = "method,seeds,gold,named,rows,percent_of_gold,same_meaning\n".to_owned();
-    for confusion in all(results) {
+    for confusion in all {
         for ((gold, named), rows) in &confusion.counts {
             text += &format!(
                 "{},{},{},{},{},{},{}\n",
@@ -162,8 +162,7 @@ pub(super) fn csv(results: &Results) -> String {
     text
 }
 
-pub(super) fn section(results: &Results) -> String {
-    let all = all(results);
+pub(super) fn section(all: &[Confusion<'_>]) -> String {
     if all.is_empty() {
         return String::new();
     }
@@ -202,9 +201,8 @@ pub(super) fn section(results: &Results) -> String {
     text
 }
 
-pub(super) fn figures(results: &Results) -> Vec<Figure> {
-    all(results)
-        .iter()
+pub(super) fn figures(all: &[Confusion<'_>]) -> Vec<Figure> {
+    all.iter()
         .map(|confusion| {
             let title = format!(
                 "{}: percent of each domain's rows (down) by the domain that was named (across); last column: any other",

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::cmrbench::grid::CODE;
 use crate::cmrbench::{Matrix, MethodOutcome, Metric, Plan, Prefix, Results};
 use crate::encoder::read_manifest;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::files;
 
 /// Files of a report, in the order in which they are written.
@@ -87,8 +87,18 @@ fn processor() -> Option<String> {
 /// read, so tables can always be made again.
 ///
 /// Returns the results, for a last word on the terminal.
+///
+/// Errors: no cell of the plan is whole; predictions are missing or malformed.
 pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
     let results = Results::read(plan, out)?;
+    if results.methods.is_empty() {
+        bail!(
+            InvalidRequest,
+            "{}: expected a whole cell of this plan, found none: a report of other seeds, epochs or \
+             settings stays as it is",
+            out.display()
+        );
+    }
     let about = about(plan)?;
     let put = |name: &str, text: String| files::replace(&out.join(name), text.as_bytes());
     files::make_folder(&out.join("figures"))?;
@@ -96,8 +106,10 @@ pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
     let claims = claims::Claims::new(&results);
     let mut figures = figures::all(&results);
     figures.extend(costs.figures(&results));
-    figures.extend(confusion::figures(&results));
-    figures.extend(risk::figures(&results));
+    let confusions = confusion::all(&results);
+    let risks = risk::all(&results);
+    figures.extend(confusion::figures(&confusions));
+    figures.extend(risk::figures(&results, &risks));
     figures.extend(map::figures(&results));
     for figure in &figures {
         put(&format!("figures/{}.svg", figure.name), figure.svg.clone())?;
@@ -106,8 +118,8 @@ pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
     put("summary.csv", tables::summary_csv(&results))?;
     put("claims.csv", claims.csv())?;
     put("cost.csv", costs.csv())?;
-    put("confusion.csv", confusion::csv(&results))?;
-    put("coverage.csv", risk::csv(&results))?;
+    put("confusion.csv", confusion::csv(&confusions))?;
+    put("coverage.csv", risk::csv(&risks))?;
     put("map.csv", map::csv(&results))?;
     put("poster.csv", poster::csv(&results))?;
     files::replace(
@@ -118,8 +130,8 @@ pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
         claims: claims.section(),
         others: [
             costs.section(),
-            confusion::section(&results),
-            risk::section(&results),
+            confusion::section(&confusions),
+            risk::section(&risks),
             map::section(&results),
         ]
         .concat(),
@@ -147,7 +159,9 @@ fn chosen(results: &Results) -> Vec<&MethodOutcome> {
         acc.map_or(f64::NEG_INFINITY, |(mean, _)| mean)
     };
     let best = |a: &&MethodOutcome, b: &&MethodOutcome| acc(a).total_cmp(&acc(b));
-    results.methods.iter().max_by(best).into_iter().collect()
+    let methods = results.methods.iter();
+    let naming = methods.filter(|method| method.measures(Metric::Model));
+    naming.max_by(best).into_iter().collect()
 }
 
 /// A domain in few words that no table takes for its own marks.

@@ -79,7 +79,7 @@ fn of_run(results: &Results, run: &Outcome, metric: Metric) -> Option<Curve> {
 }
 
 /// Each seed's curve, and the mean over the seeds.
-struct Risk<'r> {
+pub(super) struct Risk<'r> {
     method: &'r MethodOutcome,
     metric: Metric,
     runs: Vec<(u64, Curve)>,
@@ -96,8 +96,8 @@ impl Risk<'_> {
     }
 }
 
-fn all(results: &Results, metric: Metric) -> Vec<Risk<'_>> {
-    let of = |method| {
+pub(super) fn all(results: &Results) -> Vec<Risk<'_>> {
+    let of = |method, metric| {
         let method: &MethodOutcome = method;
         let run = |run: &Outcome| Some((run.seed, of_run(results, run, metric)?));
         let runs: Vec<(u64, Curve)> = method.runs.iter().filter_map(run).collect();
@@ -107,19 +107,26 @@ fn all(results: &Results, metric: Metric) -> Vec<Risk<'_>> {
             runs,
         })
     };
-    let main = results.methods.iter();
-    main.filter(|method| method.info.group != Group::Ablation)
-        .filter_map(of)
-        .collect()
+    let of_metric = |metric| {
+        let main = results.methods.iter();
+        main.filter(|method| method.info.group != Group::Ablation)
+            .filter_map(move |method| of(method, metric))
+    };
+    METRICS.into_iter().flat_map(of_metric).collect()
 }
 
-pub(super) fn csv(results: &Results) -> String {
+/// Those of one metric.
+fn of<'a, 'r>(risks: &'a [Risk<'r>], metric: Metric) -> Vec<&'a Risk<'r>> {
+    risks.iter().filter(|risk| risk.metric == metric).collect()
+}
+
+pub(super) fn csv(all: &[Risk<'_>]) -> String {
     let mut text = "method,seed,metric,aurc".to_owned();
     for point in 1..=POINTS {
         text += &format!(",risk_{}", point * STEP);
     }
     text.push('\n');
-    for risk in METRICS.iter().flat_map(|metric| all(results, *metric)) {
+    for risk in all {
         for (seed, curve) in &risk.runs {
             let risks: String = curve.risk.iter().map(|risk| format!(",{risk}")).collect();
             text += &format!(
@@ -133,15 +140,15 @@ pub(super) fn csv(results: &Results) -> String {
     text
 }
 
-pub(super) fn section(results: &Results) -> String {
+pub(super) fn section(risks: &[Risk<'_>]) -> String {
     let mut text = String::new();
     for metric in METRICS {
-        let all = all(results, metric);
+        let all = of(risks, metric);
         if all.is_empty() {
             continue;
         }
         if text.is_empty() {
-            text += "\n## Coverage against risk\n\nPrompts are answered in the order of the score of the model that is named, highest first: a score is the method's own (a cosine, a similarity of words, a sum of both), and nothing is calibrated. Risk is the error among those answered, percent, mean over seeds, all experiences weighted alike, so that at 100 % it is 100 minus Acc. AURC is the area under it: lower is better. After the last step.\n";
+            text += "\n## Coverage against risk\n\nPrompts are answered in the order of the score of the model that is named, highest first: a score is the method's own (a cosine, a similarity of words, a sum of both), and nothing is calibrated for this. Risk is the error among those answered, percent, mean over seeds, all experiences weighted alike, so that at 100 % it is 100 minus Acc. AURC is the area under it: lower is better. After the last step.\n";
         }
         text += &format!(
             "\n| error of the {} | AURC | at 20 % | at 50 % | at 80 % | at 100 % |\n|---|---|---|---|---|---|\n",
@@ -160,9 +167,9 @@ pub(super) fn section(results: &Results) -> String {
     text
 }
 
-pub(super) fn figures(results: &Results) -> Vec<Figure> {
-    let of = |metric: Metric| {
-        let all = all(results, metric);
+pub(super) fn figures(results: &Results, risks: &[Risk<'_>]) -> Vec<Figure> {
+    let figure = |metric: Metric| {
+        let all = of(risks, metric);
         let title = format!(
             "Error of the {}, percent, among the prompts with the highest scores; lower is better",
             metric.name()
@@ -174,10 +181,10 @@ pub(super) fn figures(results: &Results) -> Vec<Figure> {
             title,
         })
     };
-    METRICS.into_iter().filter_map(of).collect()
+    METRICS.into_iter().filter_map(figure).collect()
 }
 
-fn lines(results: &Results, all: &[Risk<'_>], title: &str) -> String {
+fn lines(results: &Results, all: &[&Risk<'_>], title: &str) -> String {
     let of = |name: &str| all.iter().find(|risk| risk.method.info.name == name);
     let entries: Vec<_> = lettered(results)
         .into_iter()
