@@ -5,7 +5,7 @@
 //! mapping stays what it was; a file that another program truncates in place ends the process
 //! with a bus error, as for every mapped file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
 use crate::error::{Error, Result, bail, error};
@@ -345,6 +346,28 @@ impl Table {
             }
         }
     }
+}
+
+/// A safetensors file of these tensors: name, kind, shape, bytes; `what` it is, for an error.
+pub(crate) fn to_safetensors<N: AsRef<str>, B: AsRef<[u8]>>(
+    what: &str,
+    tensors: &[(N, safetensors::Dtype, Vec<usize>, B)],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        let name = name.as_ref();
+        TensorView::new(*dtype, shape.clone(), bytes.as_ref())
+            .map(|view| (name, view))
+            .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
+    });
+    safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata)
+        .map_err(|e| error!(Format, "{what} cannot be written: {e}"))
+}
+
+/// Little-endian bytes of the nearest halves.
+pub(crate) fn half_bytes(values: &[f32]) -> Vec<u8> {
+    let halves = values.iter().map(|value| f16::from_f32(*value));
+    halves.flat_map(f16::to_le_bytes).collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fs;
 
 use common::toy::{Setup, examples, learn, settings, setup};
 use common::{cpu, gpu};
-use hubrouter::learn::{Example, forget};
+use hubrouter::learn::{Example, forget, remembered};
 use hubrouter::{
     Calibration, Decision, Encoder, ErrorKind, GenerationId, ModelCard, NewModel, Options, Parts,
     Request, Router, Store, Strengths,
@@ -176,6 +176,12 @@ fn a_forgotten_prompt_leaves_the_centroid() {
     };
     let (card, exemplar) = of(&setup);
     assert!((card - exemplar).abs() > 1e-2);
+    // What was held out is a part of no centroid.
+    let store = Store::open(&setup.store).unwrap();
+    let kept = remembered(&store, &store.current().unwrap()).unwrap();
+    let held = kept.held_out.iter().find(|entry| entry.model == 0).unwrap();
+    forget(&store, &held.query_sha256).unwrap();
+    assert_eq!(of(&setup), (card, exemplar));
     forget(&Store::open(&setup.store).unwrap(), prompt).unwrap();
     let (card, exemplar) = of(&setup);
     assert!((card - exemplar).abs() < 1e-3, "{card} {exemplar}");

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use crate::device::cpu::Cpu;
@@ -13,7 +12,7 @@ use crate::error::{Result, bail, error};
 use crate::files::{self, Staged};
 use crate::model::{Config, parameters};
 use crate::ops::pool::Pooling;
-use crate::weights::{Dtype, Weights};
+use crate::weights::{Dtype, Weights, to_safetensors};
 
 /// What an import may be told; what it is not told it reads from the checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -415,19 +414,12 @@ impl Checkpoint<'_> {
         let mut converted = Vec::with_capacity(views.len());
         for (name, shape, view) in views {
             let bytes = narrow(&view.to_f32(), dtype).map_err(|e| e.at(&name))?;
-            converted.push((name, shape, bytes));
+            converted.push((name, kind, shape, bytes));
         }
-        let tensors: Vec<(&str, TensorView<'_>)> = converted
-            .iter()
-            .map(|(name, shape, bytes)| {
-                let view = TensorView::new(kind, shape.clone(), bytes)
-                    .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))?;
-                Ok((name.as_str(), view))
-            })
-            .collect::<Result<_>>()?;
-        let bytes = safetensors::serialize(tensors, None)
-            .map_err(|e| error!(Format, "model.safetensors: cannot be written: {e}"))?;
-        Ok((bytes, dtype))
+        Ok((
+            to_safetensors("model.safetensors", &converted, None)?,
+            dtype,
+        ))
     }
 }
 

@@ -52,7 +52,8 @@ impl Calibration {
         }
         let s = &self.strengths;
         for (name, value, least) in [
-            ("learned", s.learned, 0.0),
+            // A cosine is read back from this part.
+            ("learned", s.learned, 1e-6),
             ("card", s.card, 0.0),
             ("exemplar", s.exemplar, 0.0),
             ("domain", s.domain, 0.0),
@@ -143,6 +144,11 @@ mod tests {
         };
         let numeric = ErrorKind::Numeric;
         refused(&|c| c.strengths.card = -0.1, numeric, "strengths.card: ");
+        refused(
+            &|c| c.strengths.learned = 0.0,
+            numeric,
+            "strengths.learned: ",
+        );
         refused(&|c| c.strengths.prior = f64::NAN, numeric, "found NaN");
         refused(&|c| c.strengths.prior = -1.5, numeric, "from -1 to 1e6");
         refused(

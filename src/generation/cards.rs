@@ -1,26 +1,30 @@
-//! Card vectors of a hub: what newcomers are compared with when their rows are mixed from old ones
-//! (carve.md section 3, `card_mix`).
+//! Card vectors of a hub: a part of a hybrid's memory (`hub/hybrid.rs`), and what newcomers are
+//! compared with when their rows are mixed from old ones (carve.md section 3, `card_mix`).
 //!
-//! The registry keeps no card text, so a generation that is to mix rows keeps a vector of each model:
+//! The registry keeps no card text, so a generation that is to compare keeps a vector of each model:
 //! of the frozen encoder, since those of one that learns would have to be made anew with every
 //! update, of all models. A generation that was built and never learned needs none: its W is the
 //! identity and its rows are these vectors. Others have the part once they were learned with
-//! `init.rows = card_mix`; their children then keep it up.
+//! `hybrid` or `init.rows = card_mix`; their children then keep it up.
 
-use half::f16;
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::Contents;
 use crate::generation::zero_shot::{NewModel, Progress, card_vector, encoded};
+use crate::weights::{View, half_bytes, to_safetensors};
 
 /// Its name in a generation.
 pub(crate) const CARDS: &str = "cards.safetensors";
 const VECTORS: &str = "card_vectors";
 
 impl Contents {
+    /// Whether [`Contents::cards`] has them.
+    pub(crate) fn has_cards(&self) -> bool {
+        self.manifest.learned.is_none() || self.parts.contains_key(CARDS)
+    }
+
     /// A unit vector of each model's cards, [M, H].
     ///
     /// Errors: the generation does not have them; the part is malformed or of another hub.
@@ -32,7 +36,8 @@ impl Contents {
             None => bail!(
                 InvalidRequest,
                 "init.rows = card_mix: expected a generation that was never learned, or one with \
-                 {CARDS}, which learning with init.rows = card_mix keeps; found neither"
+                 {CARDS}, which learning with hybrid = true or init.rows = card_mix keeps; found \
+                 neither"
             ),
         }
     }
@@ -57,14 +62,9 @@ impl Contents {
 
 /// The bytes of the part; `vectors`: rows of `width`.
 pub(crate) fn write(vectors: &[f32], width: usize) -> Result<Vec<u8>> {
-    let bytes: Vec<u8> = vectors
-        .iter()
-        .flat_map(|value| f16::from_f32(*value).to_le_bytes())
-        .collect();
     let shape = vec![vectors.len() / width, width];
-    let wrong = |e| error!(Format, "{CARDS}: cannot be written: {e}");
-    let view = TensorView::new(safetensors::Dtype::F16, shape, &bytes).map_err(wrong)?;
-    safetensors::serialize([(VECTORS, view)], None).map_err(wrong)
+    let tensor = (VECTORS, Dtype::F16, shape, half_bytes(vectors));
+    to_safetensors(CARDS, &[tensor], None)
 }
 
 fn read(bytes: &[u8], models: usize, width: usize) -> Result<Vec<f32>> {
@@ -73,7 +73,7 @@ fn read(bytes: &[u8], models: usize, width: usize) -> Result<Vec<f32>> {
     let found = file
         .tensor(VECTORS)
         .map_err(|e| error!(Mismatch, "{VECTORS}: {e}"))?;
-    if found.shape() != [models, width] || found.dtype() != safetensors::Dtype::F16 {
+    if found.shape() != [models, width] || found.dtype() != Dtype::F16 {
         bail!(
             Mismatch,
             "{VECTORS}: expected [{models}, {width}] f16, found {:?} {:?}",
@@ -81,11 +81,7 @@ fn read(bytes: &[u8], models: usize, width: usize) -> Result<Vec<f32>> {
             found.dtype()
         );
     }
-    let values: Vec<f32> = found
-        .data()
-        .chunks_exact(2)
-        .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-        .collect();
+    let values = View::of_half(found.data(), width).to_f32();
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
         bail!(
             Numeric,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::TensorView;
+use safetensors::Dtype;
 
 use crate::encoder::Digest;
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::files::{self, Staged};
 use crate::generation::manifest::{
     ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest, TEXT_LIMIT,
@@ -14,7 +14,7 @@ use crate::generation::manifest::{
 use crate::hub::Hub;
 use crate::model::Config;
 use crate::model::lora::{Factors, Lora};
-use crate::weights::Weights;
+use crate::weights::{Weights, to_safetensors};
 
 /// The reference's names of W and E.
 const PROJECTION: &str = "prompt_projection.weight";
@@ -264,27 +264,15 @@ impl Draft {
                 bail!(Numeric, "{name}: expected finite numbers");
             }
         }
-        let view = |name, rows, columns, values: &'_ [f32]| -> Result<_> {
-            let bytes: Vec<u8> = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            Ok((name, vec![rows, columns], bytes))
+        let tensor = |name, rows, columns, values| {
+            let bytes: &[u8] = bytemuck::cast_slice(values);
+            (name, Dtype::F32, vec![rows, columns], bytes)
         };
         let tensors = [
-            view(PROJECTION, width, inputs, &self.projection)?,
-            view(EMBEDDINGS, models, width, &self.embeddings)?,
+            tensor(PROJECTION, width, inputs, &self.projection[..]),
+            tensor(EMBEDDINGS, models, width, &self.embeddings[..]),
         ];
-        let views: Vec<(&str, TensorView<'_>)> = tensors
-            .iter()
-            .map(|(name, shape, bytes)| {
-                TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
-                    .map(|view| (*name, view))
-                    .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
-            })
-            .collect::<Result<_>>()?;
-        safetensors::serialize(views, None)
-            .map_err(|e| error!(Format, "{HEAD}: cannot be written: {e}"))
+        to_safetensors(HEAD, &tensors, None)
     }
 }
 

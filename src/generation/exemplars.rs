@@ -4,12 +4,11 @@
 //! Nothing that is learned later changes them: an old model's centroid moves only with new prompts
 //! of its own. They are of prompts as vectors are: a model with one prompt has that prompt's vector.
 
-use half::f16;
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Result, bail, error};
 use crate::ops::normalize::unit;
+use crate::weights::{View, half_bytes, to_safetensors};
 
 /// Its name in a generation.
 pub(crate) const EXEMPLARS: &str = "exemplars.safetensors";
@@ -47,7 +46,7 @@ impl Exemplars {
         let mut vector = vector.to_vec();
         unit(&mut vector);
         let model = model as usize;
-        self.counts[model] += 1;
+        self.counts[model] = self.counts[model].saturating_add(1);
         let share = 1.0 / self.counts[model] as f32;
         let mean = &mut self.means[model * self.width..][..self.width];
         for (mean, x) in mean.iter_mut().zip(&vector) {
@@ -70,25 +69,18 @@ impl Exemplars {
 
     /// The bytes of the part.
     pub(crate) fn write(&self) -> Result<Vec<u8>> {
-        let wrong = |e| error!(Format, "{EXEMPLARS}: cannot be written: {e}");
-        let means: Vec<u8> = self
-            .means
-            .iter()
-            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
-            .collect();
-        let counts: Vec<u8> = self.counts.iter().flat_map(|n| n.to_le_bytes()).collect();
-        let models = self.counts.len();
-        let views = [
+        let (models, width) = (self.counts.len(), self.width);
+        let counts = bytemuck::cast_slice(&self.counts).to_vec();
+        let tensors = [
             (
                 MEANS,
-                TensorView::new(Dtype::F16, vec![models, self.width], &means).map_err(wrong)?,
+                Dtype::F16,
+                vec![models, width],
+                half_bytes(&self.means),
             ),
-            (
-                COUNTS,
-                TensorView::new(Dtype::U32, vec![models], &counts).map_err(wrong)?,
-            ),
+            (COUNTS, Dtype::U32, vec![models], counts),
         ];
-        safetensors::serialize(views, None).map_err(wrong)
+        to_safetensors(EXEMPLARS, &tensors, None)
     }
 
     /// Reads the part of a generation with `models` models and an encoder of `width`.
@@ -111,14 +103,9 @@ impl Exemplars {
             }
             Ok(found.data().to_vec())
         };
-        let means: Vec<f32> = tensor(MEANS, Dtype::F16, &[models, width])?
-            .chunks_exact(2)
-            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect();
-        let counts = tensor(COUNTS, Dtype::U32, &[models])?
-            .chunks_exact(4)
-            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
+        let means = tensor(MEANS, Dtype::F16, &[models, width])?;
+        let means = View::of_half(&means, width).to_f32();
+        let counts = bytemuck::pod_collect_to_vec(&tensor(COUNTS, Dtype::U32, &[models])?);
         if let Some(at) = means.iter().position(|value| !value.is_finite()) {
             bail!(
                 Numeric,

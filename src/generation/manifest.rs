@@ -180,6 +180,11 @@ impl Manifest {
                 "{place}: its content makes it {id}: the manifest was changed or the folder renamed"
             );
         }
+        for (name, size) in [("width", manifest.width), ("models", manifest.models)] {
+            if size == 0 {
+                bail!(Format, "{place}: {name}: expected at least 1, found 0");
+            }
+        }
         if !(manifest.tau.is_finite() && manifest.tau > 0.0) {
             bail!(
                 Format,

@@ -151,14 +151,13 @@ impl Hybrid {
         #[expect(clippy::cast_possible_truncation, reason = "keys are f32")]
         let [card, exemplar, domain] = [s.card, s.exemplar, s.domain].map(|s| s as f32);
         let mut keys = Vec::with_capacity(cards.len());
-        for (model, of) in of.iter().enumerate() {
-            let row = |rows: &'_ [f32], row: usize| rows[row * width..][..*width].to_vec();
-            let (c, g, d) = (
-                row(cards, model),
-                row(exemplars, model),
-                row(domains, *of as usize),
-            );
-            keys.extend((0..*width).map(|i| card * c[i] + exemplar * g[i] + domain * d[i]));
+        let rows = cards
+            .chunks_exact(*width)
+            .zip(exemplars.chunks_exact(*width));
+        for ((c, g), of) in rows.zip(of) {
+            let d = &domains[*of as usize * width..][..*width];
+            let parts = c.iter().zip(g).zip(d);
+            keys.extend(parts.map(|((c, g), d)| card * c + exemplar * g + domain * d));
         }
         keys
     }

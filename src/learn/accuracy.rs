@@ -48,7 +48,7 @@ impl Counts {
     }
 
     /// `best`: the first model of each row's ranking.
-    pub(crate) fn add(&mut self, hub: &Hub, rows: &[Row], best: &[u32]) {
+    pub(crate) fn add(&mut self, hub: &Hub, rows: &[&Row], best: &[u32]) {
         let model = |id: u32| hub.get(crate::hub::ModelId(id));
         for (row, best) in rows.iter().zip(best) {
             let (Some(found), Some(gold)) = (model(*best), model(row.gold)) else {

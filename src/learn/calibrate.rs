@@ -14,7 +14,7 @@
 
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::cpu::{Cpu, RowsMut};
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::generation::Calibration;
 use crate::hub::Strengths;
 use crate::hub::hybrid::Memory;
@@ -51,15 +51,18 @@ pub(crate) struct Hub<'h> {
     pub(crate) eligible: &'h [bool],
 }
 
+/// Of so many prompts every how many are looked at, in a hub of so many models.
+pub(crate) fn stride(prompts: usize, models: usize) -> usize {
+    let most = (MOST_SCORES / models.max(1)).max(1);
+    prompts.div_ceil(most).max(1)
+}
+
 /// The strengths for `known`; without prompts the defaults.
 ///
 /// Errors: a vector is not finite.
 pub(crate) fn fit(cpu: &Cpu, hub: &Hub<'_>, known: &[Known]) -> Result<Calibration> {
-    let most = (MOST_SCORES / hub.eligible.len().max(1)).max(1);
-    let stride = known.len().div_ceil(most).max(1);
     let known: Vec<&Known> = known
         .iter()
-        .step_by(stride)
         .filter(|known| hub.eligible.get(known.gold as usize) == Some(&true))
         .collect();
     let start = logs(Strengths::default());
@@ -69,6 +72,12 @@ pub(crate) fn fit(cpu: &Cpu, hub: &Hub<'_>, known: &[Known]) -> Result<Calibrati
     let problem = Problem::new(cpu, hub, &known)?;
     let (mut best, mut at) = (start, problem.at(&start));
     let before = at.likelihood;
+    if !before.is_finite() {
+        bail!(
+            Numeric,
+            "held-out prompts: expected finite vectors, found a loss of {before}"
+        );
+    }
     for _ in 0..MOST_STEPS {
         let step = solve(at.curvature, at.gradient);
         let tries = (0..20).map(|halvings| {

@@ -1,10 +1,11 @@
 //! Which models an example is scored against: candidate sets and mined hard negatives (carve.md
 //! section 4).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::device::small;
+use crate::error::{Result, bail};
 use crate::learn::domains::Domains;
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::settings::{MiningScore, Settings};
@@ -136,13 +137,27 @@ impl Candidates {
     }
 
     /// Takes over what another run had mined.
-    pub(crate) fn restore(&mut self, hard: Hard) {
+    ///
+    /// Errors: a list has an id twice, or one that is no other model.
+    pub(crate) fn restore(&mut self, hard: Hard) -> Result<()> {
         for (domain, mined) in hard {
             self.relate(&domain);
             if let Some(related) = self.related.get_mut(&domain) {
-                related.hard.extend(mined);
+                for (gold, ids) in mined {
+                    let models = self.domains.len();
+                    let mut seen = HashSet::from([gold]);
+                    if !ids.iter().all(|id| seen.insert(*id) && *id < models) {
+                        bail!(
+                            Mismatch,
+                            "hard negatives of model {gold}: expected other models of {models}, each \
+                             once, found {ids:?}"
+                        );
+                    }
+                    related.hard.insert(gold, ids);
+                }
             }
         }
+        Ok(())
     }
 
     /// Makes the entry of `domain`.

@@ -2,13 +2,16 @@
 //! each of them mattered there, kept with the generation (carve.md section 7).
 
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
 use crate::learn::engine::Layout;
 use crate::learn::settings::{EwcMode, Settings};
 use crate::model::lora;
+use crate::weights::to_safetensors;
+
+/// Experiences that are kept apart, at most: each is a dispatch of every step.
+const MOST_HELD: usize = 512;
 
 /// Its name in a generation.
 pub(crate) const FISHER: &str = "fisher.safetensors";
@@ -88,7 +91,7 @@ impl Consolidated {
     /// With what was learned last: `online`, all earlier weights decay into its own, and its
     /// parameters alone are held; `separate`, it is one more.
     pub(crate) fn with(mut self, mut new: Held, settings: &Settings) -> Self {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         if settings.ewc_mode == EwcMode::Online {
             #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
             let decay = settings.ewc_decay as f32;
@@ -127,19 +130,13 @@ impl Consolidated {
                     if !values.iter().all(|value| value.is_finite()) {
                         bail!(Numeric, "{name}: expected finite numbers");
                     }
-                    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    tensors.push((name, vec![rows, columns], bytes));
+                    let bytes: &[u8] = bytemuck::cast_slice(values);
+                    let shape = vec![rows, columns];
+                    tensors.push((name, safetensors::Dtype::F32, shape, bytes));
                 }
             }
         }
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
-                .map(|view| (name.as_str(), view))
-                .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
-        });
-        let metadata = Some([(META.to_owned(), text)].into());
-        safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata)
-            .map_err(|e| error!(Format, "{FISHER}: cannot be written: {e}"))
+        to_safetensors(FISHER, &tensors, Some([(META.to_owned(), text)].into()))
     }
 
     /// Reads the file's bytes, of a generation of `models` models.
@@ -166,6 +163,14 @@ impl Consolidated {
             );
         }
         let mut held = Vec::new();
+        if meta.held > MOST_HELD {
+            bail!(
+                Limits,
+                "held: expected at most {MOST_HELD} experiences kept apart, found {}: learn on with \
+                 ewc.mode = online",
+                meta.held
+            );
+        }
         for k in 0..meta.held {
             held.push(read_held(&file, k, layout, models)?);
         }
@@ -268,15 +273,8 @@ mod tests {
 
     fn layout() -> Layout {
         let config = Config {
-            vocabulary: 10,
-            hidden: 4,
             layers: 1,
-            heads: 2,
-            feed_forward: 6,
-            positions: 8,
-            first_position: 0,
-            types: 0,
-            eps: 1e-12,
+            ..Config::toy()
         };
         let lora = Lora {
             r: 1,

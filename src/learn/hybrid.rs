@@ -49,11 +49,15 @@ pub(crate) fn calibrate(
     rows.chunks_exact_mut(draft.width).for_each(unit);
     let eligible: Vec<bool> = draft.hub.iter().map(|(_, model)| !model.retired).collect();
     let serving = Serving::new(parent.clone(), contents, Arc::clone(encoder), None)?;
-    let held: Vec<(u32, Tokens)> = held
+    let held: Vec<(u32, &Tokens)> = held
         .iter()
-        .filter_map(|row| Some((row.gold, row.tokens()?.clone())))
+        .filter_map(|row| Some((row.gold, row.tokens()?)))
         .collect();
-    let (golds, prompts): (Vec<u32>, Vec<Tokens>) = held.into_iter().unzip();
+    let stride = calibrate::stride(held.len(), eligible.len());
+    let looked_at = held.into_iter().step_by(stride);
+    let (golds, prompts): (Vec<u32>, Vec<Tokens>) = looked_at
+        .map(|(gold, tokens)| (gold, tokens.clone()))
+        .unzip();
     let known: Vec<Known> = serving
         .vectors(prompts)?
         .into_iter()

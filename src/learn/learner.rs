@@ -65,7 +65,8 @@ pub struct Status {
     pub examples_per_second: Option<f64>,
 }
 
-/// Called after each step.
+/// Called after each step, which [`Control::Stop`] makes the last, and while something is measured or
+/// encoded, where nothing is stopped.
 pub type Watch<'w> = &'w mut dyn FnMut(&Status) -> Control;
 
 /// How [`Learner::learn`] ended.
@@ -207,7 +208,7 @@ impl Learner {
             .manifest
             .learned
             .as_ref()
-            .map_or(1, |l| l.experience + 1);
+            .map_or(1, |l| l.experience.saturating_add(1));
         let settings = &self.settings;
         let (hub, new_models) = experience::extend(&contents.hub, experience)?;
         let (learned, measured) = experience::split(&experience.examples, settings);
@@ -231,9 +232,8 @@ impl Learner {
         let mut task = self.task(rows, hub, number, experience::digest(&experience.examples));
         task.update = experience::digest_of_update(&task.digest, &new_models);
         let mixed = settings.rows() == InitRows::CardMix;
-        let has_cards = contents.manifest.learned.is_none() || contents.parts.contains_key(CARDS);
-        let mixes = settings.hybrid && has_cards;
-        if settings.hybrid && !has_cards {
+        let mixes = settings.hybrid && contents.has_cards();
+        if settings.hybrid && !mixes {
             log::warn!(
                 "{}: no {CARDS}: it was learned without hybrid = true, and so are its children",
                 self.parent
@@ -480,17 +480,9 @@ impl Learner {
         };
         let fisher = engine.fisher(first, batches.len(), |i| {
             watch(&Status::of("fisher", i + 1, batches.len()));
-            let items = self.items(
-                task,
-                candidates,
-                draw,
-                &[batches[i].to_vec()],
-                |row| match &rows[row].input {
-                    RowInput::Pooled(vector) => Input::Pooled(vector),
-                    RowInput::Tokens(_) if router => Input::Pooled(&pooled[row]),
-                    RowInput::Tokens(tokens) => Input::Tokens(tokens),
-                },
-            );
+            let items = self.items(task, candidates, draw, &[batches[i].to_vec()], |row| {
+                input(&rows[row], router.then(|| &pooled[row][..]))
+            });
             items.into_iter().flatten().collect()
         })?;
         Ok(Held {
@@ -647,7 +639,7 @@ impl Learner {
         let mut first = 0;
         if let Some(state) = State::read(&self.out, &self.parent, settings, &task.update)? {
             engine.restore(&state.values)?;
-            candidates.restore(state.hard);
+            candidates.restore(state.hard)?;
             first = state.step;
             log::info!("resuming at step {first} of {}", schedule.steps);
         }
@@ -690,11 +682,7 @@ impl Learner {
                 teacher: Some(&task.teacher),
             };
             let items = self.items(task, candidates, draw, window, |row| {
-                match &task.rows[row].input {
-                    RowInput::Pooled(vector) => Input::Pooled(vector),
-                    RowInput::Tokens(_) if frozen => Input::Pooled(&pooled[row]),
-                    RowInput::Tokens(tokens) => Input::Tokens(tokens),
-                }
+                input(&task.rows[row], frozen.then(|| &pooled[row][..]))
             });
             let hold = self.hold(engine, schedule, step);
             let losses = engine
@@ -854,11 +842,14 @@ impl Learner {
             None,
         )?;
         for (counts, rows) in counts.iter_mut().zip(sets) {
-            let prompts: Vec<Tokens> = rows.iter().filter_map(Row::tokens).cloned().collect();
+            let (rows, prompts): (Vec<&Row>, Vec<Tokens>) = rows
+                .iter()
+                .filter_map(|row| Some((row, row.tokens()?.clone())))
+                .unzip();
             let best = serving.best(prompts, &mut |done| {
                 watch(&Status::of(stage, done, rows.len()));
             })?;
-            counts.add(&contents.hub, rows, &best);
+            counts.add(&contents.hub, &rows, &best);
         }
         Ok(counts)
     }
@@ -943,6 +934,15 @@ enum Ended {
     },
     /// Before this step, by the callback.
     Stopped(usize),
+}
+
+/// What enters for `row`; `pooled`: its vector, while the encoder is frozen.
+fn input<'r>(row: &'r Row, pooled: Option<&'r [f32]>) -> Input<'r> {
+    match (&row.input, pooled) {
+        (RowInput::Pooled(vector), _) => Input::Pooled(vector),
+        (RowInput::Tokens(_), Some(vector)) => Input::Pooled(vector),
+        (RowInput::Tokens(tokens), None) => Input::Tokens(tokens),
+    }
 }
 
 /// The pooled vector of each row that has tokens, by the encoder as it is.

@@ -26,9 +26,10 @@ pub fn remembered(store: &Store, id: &GenerationId) -> Result<Remembered> {
 
 /// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps:
 /// a child without it becomes current. Its ancestors keep it until they are pruned; what was learned
-/// from it stays learned.
+/// from it stays learned. With a prompt that was learned goes the centroid of its model.
 ///
-/// Errors: no such prompt is kept.
+/// Errors: no such prompt is kept. One that was learned and is not kept cannot be named: it stays a
+/// part of its model's centroid, and alone it is all of it.
 pub fn forget(store: &Store, prompt: &str) -> Result<GenerationId> {
     // The prompt's own words have no place in the manifest.
     store.change("replay forget", |contents| {
@@ -45,7 +46,7 @@ pub fn would_forget(store: &Store, prompt: &str) -> Result<usize> {
 
 /// Takes the prompt's entries out of `contents`; how many there were.
 fn take_out(contents: &mut Contents, prompt: &str) -> Result<usize> {
-    let mut removed = Vec::new();
+    let mut removed = 0;
     for part in [REPLAY, HELD_OUT] {
         let mut kept = kept(contents, part)?;
         let mut taken = kept.remove_hash(prompt);
@@ -53,19 +54,15 @@ fn take_out(contents: &mut Contents, prompt: &str) -> Result<usize> {
         if !taken.is_empty() {
             contents.parts.insert(part.to_owned(), kept.to_bytes()?);
         }
-        removed.extend(taken);
-    }
-    // A centroid of few prompts tells of each of them.
-    if contents.parts.contains_key(EXEMPLARS) && !removed.is_empty() {
-        let mut exemplars = contents.exemplars()?;
-        for entry in &removed {
-            exemplars.clear(entry.model);
+        // A centroid of few prompts tells of each of them; one that was held out is in none.
+        if part == REPLAY && contents.parts.contains_key(EXEMPLARS) {
+            let mut exemplars = contents.exemplars()?;
+            taken.iter().for_each(|entry| exemplars.clear(entry.model));
+            let bytes = exemplars.write()?;
+            contents.parts.insert(EXEMPLARS.to_owned(), bytes);
         }
-        contents
-            .parts
-            .insert(EXEMPLARS.to_owned(), exemplars.write()?);
+        removed += taken.len();
     }
-    let removed = removed.len();
     if removed == 0 {
         bail!(
             InvalidRequest,

@@ -49,11 +49,13 @@ impl Schedule {
     /// `experience`: from 1; `micro_batches`: of an epoch.
     pub(crate) fn new(settings: &Settings, experience: u64, micro_batches: usize) -> Self {
         let first = experience <= 1;
-        let whole_windows = micro_batches / settings.accumulate * settings.epochs;
+        let whole_windows = (micro_batches / settings.accumulate).saturating_mul(settings.epochs);
         let split = if first { 0.0 } else { settings.phase_split };
         Self {
             settings: settings.clone(),
-            steps: settings.epochs * micro_batches.div_ceil(settings.accumulate),
+            steps: micro_batches
+                .div_ceil(settings.accumulate)
+                .saturating_mul(settings.epochs),
             phase1: floor(split * whole_windows as f64),
             first,
         }

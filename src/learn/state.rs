@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use safetensors::Dtype::{self, F32, F64, U32};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
@@ -13,6 +12,7 @@ use crate::generation::{GenerationId, Store};
 use crate::learn::candidates::Hard;
 use crate::learn::engine::Values;
 use crate::learn::settings::Settings;
+use crate::weights::to_safetensors;
 
 /// Keys of the file's metadata: what the state is, and SHA-256 over that and the tensors' bytes.
 const META: &str = "hubrouter";
@@ -82,14 +82,12 @@ impl State {
         };
         let text = json(&meta)?;
         let sha256 = hash(&text, tensors.iter().map(|tensor| tensor.2));
-        let views = tensors.iter().map(|(name, dtype, bytes)| {
-            TensorView::new(*dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes)
-                .map(|view| (*name, view))
-                .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
+        let tensors = tensors.map(|(name, dtype, bytes)| {
+            let shape = vec![bytes.len() * 8 / dtype.bitsize()];
+            (name, dtype, shape, bytes)
         });
         let metadata = Some([(META.to_owned(), text), (HASH.to_owned(), sha256)].into());
-        let file = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, metadata)
-            .map_err(|e| error!(Format, "the state cannot be written: {e}"))?;
+        let file = to_safetensors("the state", &tensors, metadata)?;
         files::replace(&Self::path(store), &file)
     }
 

@@ -7,12 +7,12 @@
 use std::fmt;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Place;
 use crate::error::{Error, Result, bail, error};
 use crate::model::Config;
+use crate::weights::to_safetensors;
 
 /// A linear map of an encoder's layer that gets an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -265,6 +265,15 @@ impl Factors {
     ///
     /// Errors: it is malformed; a factor is missing, has another shape or is not finite.
     pub(crate) fn read(lora: &Lora, bytes: &[u8], config: &Config) -> Result<Self> {
+        // Before room is made for it.
+        if lora.r == 0 || lora.r > bytes.len() {
+            bail!(
+                Format,
+                "r: expected a rank whose factors fit into {} bytes, found {}",
+                bytes.len(),
+                lora.r
+            );
+        }
         let adapter = Adapter::new(lora, config);
         let file =
             SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
@@ -308,17 +317,11 @@ impl Factors {
                 if !values.iter().all(|value| value.is_finite()) {
                     bail!(Numeric, "{name}: expected finite numbers");
                 }
-                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                tensors.push((name, shape.to_vec(), bytes));
+                let bytes: Vec<u8> = bytemuck::cast_slice(&values).to_vec();
+                tensors.push((name, safetensors::Dtype::F32, shape.to_vec(), bytes));
             }
         }
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
-                .map(|view| (name.as_str(), view))
-                .map_err(|e| error!(Format, "{name}: cannot be written: {e}"))
-        });
-        safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)
-            .map_err(|e| error!(Format, "the adapter cannot be written: {e}"))
+        to_safetensors("the adapter", &tensors, None)
     }
 
     /// Adds `s Lb La` to `weight` [out, in], the map `target` of `layer`.
@@ -372,20 +375,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    fn config() -> Config {
-        Config {
-            vocabulary: 10,
-            hidden: 4,
-            layers: 2,
-            heads: 2,
-            feed_forward: 6,
-            positions: 8,
-            first_position: 0,
-            types: 0,
-            eps: 1e-12,
-        }
-    }
-
     #[test]
     fn factors_lie_side_by_side_without_gaps() {
         for targets in [
@@ -398,7 +387,7 @@ mod tests {
                 alpha: 6.0,
                 targets: targets.clone(),
             };
-            let adapter = Adapter::new(&lora, &config());
+            let adapter = Adapter::new(&lora, &Config::toy());
             let mut used = vec![0; adapter.len];
             for (_, branch) in adapter.branches() {
                 for place in [branch.a, branch.b] {
@@ -409,7 +398,7 @@ mod tests {
             }
             assert!(used.iter().all(|n| *n == 1));
             let sizes = targets.iter().map(|t| {
-                let (i, o) = t.shape(&config());
+                let (i, o) = t.shape(&Config::toy());
                 2 * 3 * (i + o)
             });
             assert_eq!(adapter.len, sizes.sum::<usize>());
@@ -424,27 +413,33 @@ mod tests {
             targets: Target::ALL.to_vec(),
         };
         let mut count = 0.0;
-        let factors = Factors::fresh(Adapter::new(&lora, &config()), || {
+        let factors = Factors::fresh(Adapter::new(&lora, &Config::toy()), || {
             count += 0.001;
             count % 1.0
         });
         let mut factors = factors;
         factors.values.iter_mut().for_each(|value| *value += 0.5);
         let bytes = factors.write().unwrap();
-        let read = Factors::read(&lora, &bytes, &config()).unwrap();
+        let read = Factors::read(&lora, &bytes, &Config::toy()).unwrap();
         assert_eq!(read.values, factors.values);
         let wider = Lora {
             r: 4,
             ..lora.clone()
         };
-        let error = Factors::read(&wider, &bytes, &config()).unwrap_err();
+        let error = Factors::read(&wider, &bytes, &Config::toy()).unwrap_err();
         assert!(
             error
                 .to_string()
                 .contains("query.lora_A.weight: expected [4, 4]"),
             "{error}"
         );
-        assert!(Factors::read(&lora, &bytes[..bytes.len() - 1], &config()).is_err());
+        assert!(Factors::read(&lora, &bytes[..bytes.len() - 1], &Config::toy()).is_err());
+        // No room is made for factors that cannot be there.
+        for r in [0, usize::MAX] {
+            let other = Lora { r, ..lora.clone() };
+            let error = Factors::read(&other, &bytes, &Config::toy()).unwrap_err();
+            assert!(error.to_string().contains("r: expected a rank"), "{error}");
+        }
         factors.values[7] = f32::NAN;
         assert!(factors.write().is_err());
     }
@@ -454,7 +449,7 @@ mod tests {
         let config = Config {
             hidden: 384,
             feed_forward: 1536,
-            ..config()
+            ..Config::toy()
         };
         let lora = Lora {
             r: 1,
@@ -483,7 +478,7 @@ mod tests {
             alpha: 2.0,
             targets: vec![Target::Key],
         };
-        let adapter = Adapter::new(&lora, &config());
+        let adapter = Adapter::new(&lora, &Config::toy());
         assert_eq!(adapter.layers[1].qkv.branches[0].first_output, 4);
         assert_eq!(adapter.layers[1].output.branches.len(), 0);
         // V13: La (0.5, -1), Lb (2, 1), s 2 on a map of one's own size.

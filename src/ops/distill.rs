@@ -5,6 +5,7 @@
 use crate::device::cpu::{Cpu, math};
 use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader, small};
 use crate::error::Result;
+use crate::ops::normalize;
 
 const SHADER: Shader = shader!("distill", "reduce");
 
@@ -168,10 +169,8 @@ fn unit_rows_cpu(cpu: &Cpu, width: usize, x: &[f32], unit: &mut [f32]) {
             || {
                 let pairs = x[first * width..].chunks_exact(width);
                 for (x, unit) in pairs.zip(rows.chunks_exact_mut(width)) {
-                    let length = length_of(x);
-                    for (unit, x) in unit.iter_mut().zip(x) {
-                        *unit = x / length;
-                    }
+                    unit.copy_from_slice(x);
+                    normalize::unit(unit);
                 }
             },
         );

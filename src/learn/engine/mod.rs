@@ -404,6 +404,9 @@ impl Engine {
         if let Some(id) = values.awake.iter().find(|id| **id as usize >= models) {
             bail!(Mismatch, "awake: expected rows of {models}, found {id}");
         }
+        if !values.awake.is_sorted_by(|a, b| a < b) {
+            bail!(Mismatch, "awake: expected ids that ascend");
+        }
         self.awake = Awake::restored(models, values.awake.clone(), values.decayed);
         Ok(())
     }

@@ -128,6 +128,21 @@ impl Settings {
                 bail!(InvalidRequest, "{key}: expected at least 1, found 0");
             }
         }
+        // Room is made for these before anything is learned.
+        let at_most = [
+            ("width", self.width.unwrap_or(1), 1 << 16),
+            ("lora.r", self.lora_r, 1 << 12),
+            ("soft.k", self.soft_k, 1 << 16),
+            ("batch", self.batch, 1 << 16),
+        ];
+        for (key, value, most) in at_most {
+            if value > most {
+                bail!(
+                    InvalidRequest,
+                    "{key}: expected at most {most}, found {value}"
+                );
+            }
+        }
         let (tiny, huge) = (f64::MIN_POSITIVE, f64::MAX);
         let ranges = [
             ("tau", self.tau, tiny, huge),
@@ -406,6 +421,24 @@ mod tests {
     fn unsupported_keys_are_no_fields() {
         let map = Settings::base().map();
         assert!(UNSUPPORTED.iter().all(|(key, _)| !map.contains_key(*key)));
+    }
+
+    #[test]
+    fn room_is_made_for_so_much() {
+        for (key, most) in [
+            ("lora.r", 4096u64),
+            ("batch", 65536),
+            ("soft.k", 65536),
+            ("width", 65536),
+        ] {
+            let mut settings = Settings::base();
+            settings.set(key, &most.to_string()).unwrap();
+            settings.validate().unwrap();
+            settings.set(key, &(most + 1).to_string()).unwrap();
+            let error = settings.validate().unwrap_err().to_string();
+            let want = format!("{key}: expected at most {most}, found {}", most + 1);
+            assert_eq!(error, want);
+        }
     }
 
     /// 1.5 K itself is allowed.
