@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use common::command::{hubrouter, learnable, lines, succeeded, text};
+use common::command::{hubrouter, learnable, learning, lines, succeeded, text};
 use common::{Folder, copy, cpu};
 use hubrouter::{GenerationId, Request, Router, Store};
 
@@ -121,27 +121,10 @@ struct Place {
 impl Place {
     fn learn(&self, store: &Path, seed: u64) -> Command {
         let seed = format!("seed={seed}");
-        hubrouter(&[
-            "learn",
-            "--router",
-            store.to_str().unwrap(),
-            "--encoder",
-            &self.encoder,
-            "--device",
-            "cpu",
-            "--threads",
-            "1",
-            "--examples",
-            &self.examples,
-            "--set",
-            "epochs=12",
-            "--set",
-            "batch=8",
-            "--set",
-            &seed,
-            "--json",
-            "-v",
-        ])
+        let store = store.to_str().unwrap();
+        let settings = ["--set", "epochs=12", "--set", "batch=8", "--set", &seed];
+        let more = [&settings[..], &["--json", "-v"]].concat();
+        hubrouter(&learning(store, &self.encoder, &self.examples, &more))
     }
 
     fn start(&self, seed: u64) -> Child {

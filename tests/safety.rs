@@ -17,7 +17,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::command::{current, failed, hubrouter, learnable, lines, run, succeeded, text};
+use common::command::{
+    current, failed, hubrouter, learnable, learning, lines, run, succeeded, text,
+};
 use common::{Folder, cpu};
 use hubrouter::learn::{
     Control, Experience, Learner, Outcome, Settings, read_examples, remembered,
@@ -51,23 +53,8 @@ impl Place {
     }
 
     fn learn<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
-        let mut arguments = vec![
-            "learn",
-            "--router",
-            &self.store,
-            "--encoder",
-            &self.encoder,
-            "--device",
-            "cpu",
-            "--threads",
-            "1",
-            "--examples",
-            &self.examples,
-            "--set",
-            "epochs=2",
-        ];
-        arguments.extend(more);
-        arguments
+        let more = [&["--set", "epochs=2"], more].concat();
+        learning(&self.store, &self.encoder, &self.examples, &more)
     }
 
     fn add(&self) -> Vec<&str> {

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::toy::{self, DOMAINS, Setup, examples, learn, model, setup, setup_with};
+use common::toy::{self, DOMAINS, Setup, examples, experience, learn, model, setup, setup_with};
 use common::{cpu, gpu};
 use hubrouter::learn::{
     Control, Example, Experience, Learner, Outcome, Settings, Status, forget, remembered,
@@ -126,10 +126,7 @@ fn a_resumed_update_equals_an_uninterrupted_one() {
             let outcome = learner.learn(experience, None, &mut watch).unwrap();
             (learner, outcome)
         };
-        let first = Experience {
-            models: Vec::new(),
-            examples: examples(0, 6),
-        };
+        let first = toy::experience(examples(0, 6));
         let whole = setup("whole");
         learn(&whole, &first, 1, usize::MAX).0.commit().unwrap();
         let want = learn(&whole, &experience, 1, usize::MAX)
@@ -189,10 +186,7 @@ fn rows_that_every_set_names_are_moved_alike() {
 fn a_damaged_or_foreign_state_is_no_state() {
     let setup = setup("state");
     let stop = |settings: Settings| {
-        let experience = Experience {
-            models: Vec::new(),
-            examples: examples(0, 6),
-        };
+        let experience = experience(examples(0, 6));
         let options = cpu(1).encoder(&setup.encoder);
         let mut learner = Learner::open(&setup.store, None, settings, options).unwrap();
         learner.learn(&experience, None, &mut |status| match status.loss {
@@ -309,10 +303,7 @@ fn v28_no_step_changes_no_route() {
     };
     learn(&setup, examples(0, 6), settings(&[]), cpu(1));
     let want = scores(6);
-    let experience = Experience {
-        models: Vec::new(),
-        examples: examples(6, 3),
-    };
+    let experience = experience(examples(6, 3));
     let mut learner = Learner::open(&setup.store, None, settings(&[]), options.clone()).unwrap();
     let none = Some(std::time::Duration::ZERO);
     let outcome = learner
@@ -381,10 +372,7 @@ fn new_models_are_routable_and_old_ids_stay() {
     let all = Request::new("quiet. Graph Machine Learning").top(10);
     assert_eq!(&*router.route(&all).unwrap().ranked[0].model, "quiet");
 
-    let unknown = Experience {
-        models: Vec::new(),
-        examples: vec![Example::new("who?", "nobody")],
-    };
+    let unknown = toy::experience(vec![Example::new("who?", "nobody")]);
     let options = cpu(1).encoder(&setup.encoder);
     let mut learner = Learner::open(&setup.store, None, settings(&[]), options).unwrap();
     let error = learner
@@ -406,10 +394,7 @@ fn the_gate_refuses_and_the_parent_stays() {
     let mut learner = Learner::open(&setup.store, None, settings(&[]), options)
         .unwrap()
         .max_forgetting(-101.0);
-    let experience = Experience {
-        models: Vec::new(),
-        examples: examples(6, 3),
-    };
+    let experience = experience(examples(6, 3));
     let outcome = learner
         .learn(&experience, None, &mut |_| Control::Continue)
         .unwrap();
@@ -658,10 +643,7 @@ fn ewc_dropout_and_mixed_rows_have_the_same_bits_whatever_the_threads_and_resume
     for stop in [2, 8] {
         let setup = setup("all resumed");
         learn(&setup, examples(0, 6), all_at_once(), cpu(1));
-        let experience = Experience {
-            models: Vec::new(),
-            examples: examples(6, 3),
-        };
+        let experience = experience(examples(6, 3));
         let options = cpu(2).encoder(&setup.encoder);
         let mut learner = Learner::open(&setup.store, None, all_at_once(), options).unwrap();
         let outcome = learner.learn(&experience, None, &mut |status| match status.loss.is_some()
@@ -737,10 +719,7 @@ fn damaged_fisher_weights_are_refused_by_name() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
-    let experience = Experience {
-        models: Vec::new(),
-        examples: examples(6, 3),
-    };
+    let experience = experience(examples(6, 3));
     let options = cpu(1).encoder(&setup.encoder);
     let mut learner = Learner::open(&setup.store, Some(&id), ewc(&[]), options).unwrap();
     let error = learner
@@ -807,10 +786,7 @@ fn rows_of_newcomers_are_mixed_from_those_with_near_cards() {
     learn(&setup, examples(0, 6), settings(&[]), cpu(1));
     let options = cpu(1).encoder(&setup.encoder);
     let mut learner = Learner::open(&setup.store, None, still("card_mix"), options).unwrap();
-    let experience = Experience {
-        models: Vec::new(),
-        examples: examples(6, 3),
-    };
+    let experience = experience(examples(6, 3));
     let error = learner
         .learn(&experience, None, &mut |_| Control::Continue)
         .unwrap_err();
@@ -948,10 +924,7 @@ fn a_taught_update_has_the_same_bits_whatever_the_threads_and_resumed() {
         });
         (learner, outcome.unwrap(), teacher)
     };
-    let first = Experience {
-        models: Vec::new(),
-        examples: examples(0, 6),
-    };
+    let first = toy::experience(examples(0, 6));
     let whole = |threads: usize| {
         let setup = setup("taught");
         run(&setup, &first, threads, usize::MAX).0.commit().unwrap();

@@ -19,6 +19,19 @@ pub fn hubrouter(arguments: &[&str]) -> Command {
     command
 }
 
+/// The arguments of an update on one thread of the CPU.
+pub fn learning<'a>(
+    store: &'a str,
+    encoder: &'a str,
+    examples: &'a str,
+    more: &[&'a str],
+) -> Vec<&'a str> {
+    let mut arguments = vec!["learn", "--router", store, "--encoder", encoder];
+    arguments.extend(["--device", "cpu", "--threads", "1", "--examples", examples]);
+    arguments.extend(more);
+    arguments
+}
+
 pub fn run(arguments: &[&str]) -> Output {
     hubrouter(arguments).output().unwrap()
 }

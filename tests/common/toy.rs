@@ -84,6 +84,14 @@ pub fn settings(pairs: &[(&str, &str)]) -> Settings {
     settings
 }
 
+/// Nobody is introduced but by the examples.
+pub fn experience(examples: Vec<Example>) -> Experience {
+    Experience {
+        models: Vec::new(),
+        examples,
+    }
+}
+
 pub fn learn(
     setup: &Setup,
     examples: Vec<Example>,
@@ -92,12 +100,8 @@ pub fn learn(
 ) -> (GenerationId, Report) {
     let options = options.encoder(&setup.encoder);
     let mut learner = Learner::open(&setup.store, None, settings, options).unwrap();
-    let experience = Experience {
-        models: Vec::new(),
-        examples,
-    };
     let outcome = learner
-        .learn(&experience, None, &mut |_| Control::Continue)
+        .learn(&experience(examples), None, &mut |_| Control::Continue)
         .unwrap();
     let Outcome::Learned(report) = outcome else {
         panic!("stopped: {outcome:?}");
