@@ -7,7 +7,7 @@ LoRA's clipped, AdamW with three groups. The base weights are frozen and get no 
 sorted by length, and padded to their longest prompt. Tokenizing is done before and not timed.
 
     pip install torch transformers tokenizers
-    python benches/peers/learn.py --data CMR --threads 2 [--json]
+    python benches/peers/learn.py --data CMR --threads 2 [--device cuda] [--json]
 
 Without --data the prompts are made up, of about the lengths of the benchmark's, with random golds.
 """
@@ -105,7 +105,7 @@ class Adapted(nn.Module):
 
 
 class Learner:
-    def __init__(self, models, steps, attention):
+    def __init__(self, models, steps, attention, device):
         torch.manual_seed(1)
         self.encoder = load(attention).requires_grad_(False)
         for layer in range(self.encoder.config.num_hidden_layers):
@@ -114,12 +114,14 @@ class Learner:
                 path = f"encoder.layer.{layer}.{name}"
                 self.encoder.set_submodule(path, Adapted(self.encoder.get_submodule(path)))
         width = self.encoder.config.hidden_size
+        self.device = torch.device(device)
+        self.encoder.to(self.device)
         self.lora = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.w = nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, width)))
-        self.e = nn.Parameter(nn.init.xavier_uniform_(torch.empty(models, width)))
+        self.w = nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, width, device=self.device)))
+        self.e = nn.Parameter(nn.init.xavier_uniform_(torch.empty(models, width, device=self.device)))
         groups = [{"params": self.lora, "lr": RATES["lora"]}, {"params": [self.w], "lr": RATES["projection"]},
                   {"params": [self.e], "lr": RATES["embeddings"]}]
-        # fused: the fastest of PyTorch's forms on the CPU.
+        # fused: the fastest of PyTorch's forms.
         self.optimiser = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
         warm_up = min(WARM_UP, steps // 2)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -132,18 +134,24 @@ class Learner:
         s = normalize(h @ self.w.T, dim=1) @ normalize(self.e, dim=1).T / TAU
         return -(log_softmax(s, 1).gather(1, places) * weights).sum(1).mean()
 
+    def now(self):
+        """Seconds, once all that was asked for is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def step(self, batch):
         """The loss, and the seconds of forward, backward and optimiser."""
-        marks = [time.perf_counter()]
-        loss = self.loss(*batch)
-        marks.append(time.perf_counter())
+        marks = [self.now()]
+        loss = self.loss(*(part.to(self.device) for part in batch))
+        marks.append(self.now())
         loss.backward()
-        marks.append(time.perf_counter())
+        marks.append(self.now())
         nn.utils.clip_grad_norm_(self.lora, CLIP)
         self.optimiser.step()
         self.schedule.step()
         self.optimiser.zero_grad(set_to_none=True)
-        marks.append(time.perf_counter())
+        marks.append(self.now())
         return loss.item(), [b - a for a, b in zip(marks, marks[1:])]
 
 
@@ -151,6 +159,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a CMRBench checkout: learn its val rows")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="PyTorch's name of a device")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
     parser.add_argument("--warm-up", type=int, default=3, help="untimed steps before them")
@@ -165,7 +174,7 @@ def main():
     rows, of = val_rows(arguments.data) if arguments.data else made_up_rows(arguments.models)
     assert max(of) < arguments.models, f"--models: at least {max(of) + 1}"
     batches = Batches(rows, of, arguments.batch, arguments.seed)
-    learner = Learner(arguments.models, EPOCHS * batches.per_epoch, arguments.attention)
+    learner = Learner(arguments.models, EPOCHS * batches.per_epoch, arguments.attention, arguments.device)
     losses, parts, examples, real, padded = [], [], 0, 0, 0
     for i in range(arguments.warm_up + arguments.steps):
         batch = batches[arguments.first + i]
@@ -177,7 +186,7 @@ def main():
     steps = sorted(map(sum, parts))
     figures = {
         "name": "PyTorch", "version": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "prompts": "CMRBench val" if arguments.data else "made up", "threads": arguments.threads, "batch": arguments.batch,
+        "prompts": "CMRBench val" if arguments.data else "made up", "device": arguments.device, "threads": arguments.threads, "batch": arguments.batch,
         "models": arguments.models, "attention": arguments.attention, "steps": arguments.steps,
         "trained": sum(p.numel() for p in [*learner.lora, learner.w, learner.e]),
         "tokens_per_step": real / len(steps), "padded_tokens_per_step": padded / len(steps),

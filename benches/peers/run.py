@@ -4,10 +4,12 @@
 What is timed: for the peers tokenizing and encoding (mean pooling included); for hubrouter the whole route:
 tokenizing, encoding, scoring the hub, ranking, the decision. All read the weights of one bundle (f16) and
 compute in f32, on the CPU, with the same number of threads. Each measures itself, inside its process.
+With --device gpu hubrouter computes on the first hardware adapter and PyTorch, then the only peer, with CUDA.
 
     pip install torch transformers onnx onnxscript onnxruntime tokenizers numpy
     cargo build --release && cargo build --release --manifest-path benches/peers/candle/Cargo.toml
     python benches/peers/run.py --data CMR --threads 2
+    python benches/peers/run.py --data CMR --device gpu
 
 Without --data the prompts are made up, of about the lengths of the benchmark's.
 """
@@ -54,8 +56,8 @@ class HubRouter:
 
     name = "hubrouter"
 
-    def __init__(self, threads, batch):
-        command = [str(ROOT / "target/release/hubrouter"), "route", "--json", "--device", "cpu", "--format", "jsonl",
+    def __init__(self, threads, batch, device):
+        command = [str(ROOT / "target/release/hubrouter"), "route", "--json", "--device", device, "--format", "jsonl",
                    "--threads", str(threads), "--batch", str(batch), "--domains", "1"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.batch = batch
@@ -75,7 +77,7 @@ class HubRouter:
 class Candle:
     name = "candle"
 
-    def __init__(self, threads, _batch):
+    def __init__(self, threads, _batch, _device):
         program = ROOT / "benches/peers/candle/target/release/candle-peer"
         environment = {"RAYON_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
         self.process = subprocess.Popen([str(program), str(BUNDLE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -121,7 +123,7 @@ class Python:
 class OnnxRuntime(Python):
     name = "ONNX Runtime"
 
-    def __init__(self, threads, _batch):
+    def __init__(self, threads, _batch, _device):
         super().__init__()
         import onnxruntime
         options = onnxruntime.SessionOptions()
@@ -140,19 +142,20 @@ class OnnxRuntime(Python):
 class PyTorch(Python):
     name = "PyTorch"
 
-    def __init__(self, threads, _batch):
+    def __init__(self, threads, _batch, device):
         super().__init__()
         import torch
         torch.set_num_threads(threads)
-        self.model = load("sdpa")
+        self.device = "cuda" if device == "gpu" else "cpu"
+        self.model = load("sdpa").to(self.device)
 
     def encode(self, ids, mask):
         import torch
         with torch.inference_mode():
-            mask = torch.from_numpy(mask)
-            states = self.model(input_ids=torch.from_numpy(ids), attention_mask=mask).last_hidden_state
+            ids, mask = (torch.from_numpy(part).to(self.device) for part in (ids, mask))
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             weights = mask.unsqueeze(-1).float()
-            return (states * weights).sum(1) / weights.sum(1)
+            return ((states * weights).sum(1) / weights.sum(1)).cpu()
 
 
 def load(attention):
@@ -223,24 +226,29 @@ def main():
     parser.add_argument("--data", help="a CMRBench checkout: route its eval prompts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--singles", type=int, default=300, help="single prompts")
-    parser.add_argument("--peers", default="onnxruntime,pytorch,candle")
+    parser.add_argument("--peers", help="onnxruntime,pytorch,candle, which is the default; with --device gpu pytorch alone")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--output", help="file for the figures, JSON")
     arguments = parser.parse_args()
     prompts = eval_prompts(arguments.data) if arguments.data else made_up_prompts()
     known = {"onnxruntime": OnnxRuntime, "pytorch": PyTorch, "candle": Candle}
-    peers = [known[name] for name in arguments.peers.split(",")]
+    able = list(known) if arguments.device == "cpu" else ["pytorch"]
+    names = arguments.peers.split(",") if arguments.peers else able
+    if not set(names) <= set(able):
+        parser.error(f"--peers: expected some of {','.join(able)}, found {arguments.peers}")
+    peers = [known[name] for name in names]
 
     single = [[p] for p in prompts[:: max(1, len(prompts) // arguments.singles)]]
     ordered = sorted(prompts, key=len)
     batches = [ordered[i : i + 32] for i in range(0, len(ordered) - 31, 32)]
-    figures = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads, "prompts": arguments.data and "CMRBench eval" or "made up"}
+    figures = {"machine": platform.processor() or platform.machine(), "device": arguments.device, "threads": arguments.threads, "prompts": arguments.data and "CMRBench eval" or "made up"}
     kinds = [
         ("single prompts, one after the other", single, 1, 20, 0.1),
         ("single prompts, 30 ms apart", single, 1, 0, 0.03),
         ("length-sorted batches", batches, 32, 4, 0.1),
     ]
     for kind, work, size, block, pause in kinds:
-        runners = [HubRouter(arguments.threads, size)] + [peer(arguments.threads, size) for peer in peers]
+        runners = [runner(arguments.threads, size, arguments.device) for runner in [HubRouter, *peers]]
         figures[kind] = compare(kind, runners, work, block, pause)
         for runner in runners:
             runner.close()
