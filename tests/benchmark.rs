@@ -19,7 +19,7 @@ use hubrouter::cmrbench::{
     Results, Row, run, select, write_report,
 };
 use hubrouter::learn::Control;
-use hubrouter::{ImportOptions, import_encoder};
+use hubrouter::{Encoder, ImportOptions, import_encoder};
 use serde_json::{Value, json};
 
 const STEMS: [&str; 4] = ["apibench-hf", "mllm", "hugging-bench-1", "hugging-bench-2"];
@@ -502,6 +502,16 @@ fn a_stopped_run_goes_on_where_it_was() {
     let calls = finish(&plan, &whole);
     let want = files(&whole.join("predictions"));
     assert_eq!(want.len(), 4 * 10);
+    // The device is the same, whatever it was called.
+    plan.options.device = "auto".into();
+    if Encoder::open(&setup.encoder, &plan.options)
+        .unwrap()
+        .device_name()
+        == "cpu"
+    {
+        assert_eq!(finish(&plan, &whole), 0);
+    }
+    plan.options.device = "cpu".into();
 
     let out = setup.folder.join("stopped");
     let mut stops = 0;

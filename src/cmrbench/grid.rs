@@ -11,6 +11,7 @@ use super::methods::{Common, Frozen, Method, Progressed};
 use super::predictions;
 use super::registry::RegistryMap;
 use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
+use crate::device::DeviceChoice;
 use crate::encoder::read_manifest;
 use crate::error::{Result, bail, error};
 use crate::files;
@@ -283,8 +284,10 @@ fn noted<'p>(
 ) -> Result<impl Iterator<Item = Result<Noted>> + 'p> {
     let (_, revision) = read_manifest(&plan.encoder)?;
     let data = plan.data.digest();
+    // What was made with `auto` goes on with the device's own name, and the other way round.
+    let device = plan.options.device.resolved()?;
     Ok(plan.cells().map(move |(method, seed)| {
-        let key = key(plan, common, method, seed, &revision, &data)?;
+        let key = key(plan, common, (method, seed), &revision, &data, &device)?;
         let cell = Cell::read(out, method.name, seed)?.filter(|cell| {
             let steps = cell.steps.iter().map(|step| step.step);
             cell.key == key && steps.eq(plan.steps_of(method).take(cell.steps.len()))
@@ -522,10 +525,10 @@ fn remove(folder: &Path) -> Result<()> {
 fn key(
     plan: &Plan,
     common: &Common<'_>,
-    method: &MethodInfo,
-    seed: u64,
+    (method, seed): (&MethodInfo, u64),
     encoder: &str,
     data: &str,
+    device: &DeviceChoice,
 ) -> Result<String> {
     let mut settings = Vec::new();
     for step in 1..=plan.steps() {
@@ -538,7 +541,7 @@ fn key(
         "data": data,
         "prefix": plan.prefix == Prefix::Keep,
         "encoder": encoder,
-        "device": plan.options.device,
+        "device": device,
         "method": method.name,
         "replay": method.replay,
         "seed": seed,

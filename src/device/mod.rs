@@ -78,6 +78,22 @@ pub(crate) struct Opened {
     pub(crate) degraded: Option<String>,
 }
 
+impl DeviceChoice {
+    /// The same choice where it names a device; for `auto` the one that it is on this machine.
+    pub(crate) fn resolved(&self) -> Result<Self> {
+        if *self != Self::Auto {
+            return Ok(self.clone());
+        }
+        if !gpu::may_be_hardware() {
+            return Ok(Self::Cpu);
+        }
+        let reports: Vec<AdapterReport> =
+            gpu::adapters().iter().map(gpu::Adapter::report).collect();
+        let (index, _) = pick(self, &reports)?;
+        Ok(index.map_or(Self::Cpu, |index| Self::from(&*reports[index].name)))
+    }
+}
+
 impl Device {
     /// Opens what `choice` asks for; `cpu` is the host's own.
     ///
