@@ -84,13 +84,8 @@ impl DeviceChoice {
         if *self != Self::Auto {
             return Ok(self.clone());
         }
-        if !gpu::may_be_hardware() {
-            return Ok(Self::Cpu);
-        }
-        let reports: Vec<AdapterReport> =
-            gpu::adapters().iter().map(gpu::Adapter::report).collect();
-        let (index, _) = pick(self, &reports)?;
-        Ok(index.map_or(Self::Cpu, |index| Self::from(&*reports[index].name)))
+        let (adapter, _) = choose(self, gpu::adapters)?;
+        Ok(adapter.map_or(Self::Cpu, |adapter| Self::from(&*adapter.report().name)))
     }
 }
 
@@ -104,26 +99,12 @@ impl Device {
             reason,
             degraded: None,
         };
-        if *choice == DeviceChoice::Cpu {
-            return Ok(on_cpu("the CPU was asked for".into()));
-        }
-        // A driver takes tens of milliseconds to start, and a server without a GPU is common.
-        if *choice == DeviceChoice::Auto && !gpu::may_be_hardware() {
-            return Ok(on_cpu(NO_NODE.into()));
-        }
-        let adapters = gpu::adapters();
-        let picked = match pick(
-            choice,
-            &adapters
-                .iter()
-                .map(gpu::Adapter::report)
-                .collect::<Vec<_>>(),
-        ) {
-            Ok((Some(index), reason)) => Gpu::open(&adapters[index]).map(|gpu| (gpu, reason)),
+        let chosen = match choose(choice, gpu::adapters) {
+            Ok((Some(adapter), reason)) => Gpu::open(&adapter).map(|gpu| (gpu, reason)),
             Ok((None, reason)) => return Ok(on_cpu(reason)),
             Err(error) => Err(error),
         };
-        match picked {
+        match chosen {
             Ok((gpu, reason)) => Ok(Opened {
                 device: Device::Gpu(Arc::new(gpu)),
                 reason,
@@ -225,7 +206,7 @@ impl Device {
 }
 
 /// Why `auto` takes the CPU without asking any driver.
-pub(crate) const NO_NODE: &str = "no hardware GPU: the system has no device file of one";
+const NO_NODE: &str = "no hardware GPU: the system has no device file of one";
 
 /// `u32` of a size that was checked when the data came in.
 ///
@@ -243,11 +224,27 @@ pub(crate) fn groups(items: usize, size: usize) -> u32 {
     small(items.div_ceil(size))
 }
 
-/// The adapter that `choice` means, or None for the CPU; and why.
-pub(crate) fn pick(
+/// The adapter that `choice` means on this machine, or None for the CPU; and why. `adapters` are
+/// looked for only where one may be meant: a driver takes tens of milliseconds to start, and a
+/// server without a GPU is common.
+pub(crate) fn choose(
     choice: &DeviceChoice,
-    adapters: &[AdapterReport],
-) -> Result<(Option<usize>, String)> {
+    adapters: impl FnOnce() -> Vec<gpu::Adapter>,
+) -> Result<(Option<gpu::Adapter>, String)> {
+    if *choice == DeviceChoice::Auto && !gpu::may_be_hardware() {
+        return Ok((None, NO_NODE.into()));
+    }
+    let mut adapters = match choice {
+        DeviceChoice::Cpu => Vec::new(),
+        _ => adapters(),
+    };
+    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::Adapter::report).collect();
+    let (index, reason) = pick(choice, &reports)?;
+    Ok((index.map(|index| adapters.swap_remove(index)), reason))
+}
+
+/// The adapter among these that `choice` means, or None for the CPU; and why.
+fn pick(choice: &DeviceChoice, adapters: &[AdapterReport]) -> Result<(Option<usize>, String)> {
     let list = || match adapters {
         [] => "no adapter at all".to_owned(),
         some => some

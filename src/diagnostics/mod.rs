@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::device::cpu::{self, Cpu};
 use crate::device::gpu::{self, Gpu};
 pub use crate::device::gpu::{AdapterReport, LimitsReport};
-use crate::device::{Device, DeviceChoice, NO_NODE, pick};
+use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
 use crate::ops::Ops;
 pub use kernels::{KernelBench, Peaks};
@@ -75,11 +75,8 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
     let host = Arc::new(Cpu::open(None)?);
     let adapters = gpu::adapters();
     let reports: Vec<AdapterReport> = adapters.iter().map(gpu::Adapter::report).collect();
-    let (chosen, reason) = match pick(choice, &reports) {
-        Ok(_) if *choice == DeviceChoice::Auto && !gpu::may_be_hardware() => {
-            ("cpu".into(), NO_NODE.into())
-        }
-        Ok((Some(index), reason)) => (reports[index].name.clone(), reason),
+    let (chosen, reason) = match choose(choice, || adapters.clone()) {
+        Ok((Some(adapter), reason)) => (adapter.report().name, reason),
         Ok((None, reason)) => ("cpu".into(), reason),
         Err(error) => ("none".into(), error.to_string()),
     };

@@ -77,6 +77,7 @@ pub(crate) fn may_be_hardware() -> bool {
     })
 }
 
+#[derive(Clone)]
 pub(crate) struct Adapter(wgpu::Adapter);
 
 /// All adapters of the platform's native interfaces.
