@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::methods::{Common, Frozen, Method, Progressed};
 use super::predictions;
 use super::registry::RegistryMap;
 use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
-use crate::device::DeviceChoice;
 use crate::encoder::read_manifest;
 use crate::error::{Result, bail, error};
 use crate::files;
@@ -283,11 +283,17 @@ fn noted<'p>(
     out: &'p Path,
 ) -> Result<impl Iterator<Item = Result<Noted>> + 'p> {
     let (_, revision) = read_manifest(&plan.encoder)?;
-    let data = plan.data.digest();
-    // What was made with `auto` goes on with the device's own name, and the other way round.
-    let device = plan.options.device.resolved()?;
+    let shared = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "code": CODE,
+        "data": plan.data.digest(),
+        "prefix": plan.prefix == Prefix::Keep,
+        "encoder": revision,
+        // What was made with `auto` goes on with the device's own name, and the other way round.
+        "device": plan.options.device.resolved()?,
+    });
     Ok(plan.cells().map(move |(method, seed)| {
-        let key = key(plan, common, (method, seed), &revision, &data, &device)?;
+        let key = key(plan, common, method, seed, shared.clone())?;
         let cell = Cell::read(out, method.name, seed)?.filter(|cell| {
             let steps = cell.steps.iter().map(|step| step.step);
             cell.key == key && steps.eq(plan.steps_of(method).take(cell.steps.len()))
@@ -521,32 +527,23 @@ fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 of everything that a cell's predictions depend on.
+/// SHA-256 of everything that a cell's predictions depend on; `on`: what all cells of the plan share.
 fn key(
     plan: &Plan,
     common: &Common<'_>,
-    (method, seed): (&MethodInfo, u64),
-    encoder: &str,
-    data: &str,
-    device: &DeviceChoice,
+    method: &MethodInfo,
+    seed: u64,
+    mut on: Value,
 ) -> Result<String> {
     let mut settings = Vec::new();
     for step in 1..=plan.steps() {
         let of_step = method.settings(common, seed, step)?;
         settings.push(of_step.map(|settings| settings.written()));
     }
-    let mut on = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "code": CODE,
-        "data": data,
-        "prefix": plan.prefix == Prefix::Keep,
-        "encoder": encoder,
-        "device": device,
-        "method": method.name,
-        "replay": method.replay,
-        "seed": seed,
-        "settings": settings,
-    });
+    on["method"] = method.name.into();
+    on["replay"] = method.replay.into();
+    on["seed"] = seed.into();
+    on["settings"] = json!(settings);
     if method.asks_a_model() {
         on["chat"] = plan.chat.as_ref().map(Chat::identity).into();
     }
