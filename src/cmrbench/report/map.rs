@@ -267,8 +267,9 @@ fn apart(wanted: &[(f64, f64)]) -> Vec<(f64, f64)> {
     for (rank, this) in order.iter().enumerate() {
         while let Some(other) = order[..rank].iter().find(|other| {
             let (a, b) = (places[*this], places[**other]);
-            // A label that was put a line lower may be a rounding error nearer than that.
-            (a.0 - b.0).abs() < 16.0 && (a.1 - b.1).abs() < 12.0 - 1e-6
+            // As a label is put below another: with (a.1 - b.1).abs() it may be a rounding error too
+            // near, for ever.
+            (a.0 - b.0).abs() < 16.0 && a.1 < b.1 + 12.0 && b.1 < a.1 + 12.0
         }) {
             places[*this].1 = places[*other].1 + 12.0;
         }
