@@ -25,11 +25,11 @@ fn row_of(item: u32) -> u32 {
     return item;
 }
 
-// r - e of unit rows. Some compilers make one fused step of quotient and difference, which leaves a
-// rounding error where the values are the same.
-fn turned(at: u32, row: u32, e_length: f32, r_length: f32) -> f32 {
+// r - e of unit rows, e its element of theta's. Some compilers make one fused step of quotient and
+// difference, which leaves a rounding error where the values are the same.
+fn turned(e: f32, at: u32, row: u32, e_length: f32, r_length: f32) -> f32 {
     let same = theta[at] == reference[row] && e_length == r_length;
-    return select(reference[row] / r_length - theta[at] / e_length, 0.0, same);
+    return select(reference[row] / r_length - e, 0.0, same);
 }
 
 // 1 - cos = |d|^2 / 2 and r - cos e = d - (d . e) e with d = r - e: exactly zero where nothing moved.
@@ -50,7 +50,7 @@ fn normalized(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
         var de = 0.0;
         for (var c = lane; c < dims.width; c += WG) {
             let e = theta[at + c] / e_length;
-            let d = turned(at + c, row + c, e_length, r_length);
+            let d = turned(e, at + c, row + c, e_length, r_length);
             dd += d * d;
             de += d * e;
         }
@@ -58,7 +58,7 @@ fn normalized(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
         let along = sum_lanes(lane, de);
         for (var c = lane; c < dims.width; c += WG) {
             let e = theta[at + c] / e_length;
-            let d = turned(at + c, row + c, e_length, r_length);
+            let d = turned(e, at + c, row + c, e_length, r_length);
             grad[at + c] -= dims.strength * (d - along * e) / e_length;
         }
         if lane == 0u { losses[item] = 0.5 * square; }
