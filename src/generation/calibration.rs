@@ -72,7 +72,7 @@ impl Calibration {
 
 impl Contents {
     /// What the frozen encoder remembers; none: its vectors were not kept.
-    pub(crate) fn memory(&self) -> Result<Option<Memory>> {
+    fn memory(&self) -> Result<Option<Memory>> {
         if !self.parts.contains_key(CARDS) {
             return Ok(None);
         }

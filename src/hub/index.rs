@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::{Device, Outcome, Pass, Read, Tensor, small};
 use crate::error::{Result, bail};
-use crate::hub::hybrid::{Hybrid, Parts};
+use crate::hub::hybrid::{Hybrid, Memory, Parts};
 use crate::hub::{Domains, Hub};
 use crate::ops::score::{self, Keys};
 use crate::ops::top_k::{self, Found};
@@ -126,10 +126,15 @@ impl Index {
         parts.map_or(score, |parts| parts.learned) / self.scale()
     }
 
+    /// What a hybrid remembers.
+    pub(crate) fn memory(&self) -> Option<&Memory> {
+        let recalled = self.recalled.as_ref()?;
+        Some(&recalled.hybrid.memory)
+    }
+
     /// Width of the frozen encoder's vectors that [`Index::forward`] wants; none: it wants none.
     pub(crate) fn recalls(&self) -> Option<usize> {
-        let recalled = self.recalled.as_ref()?;
-        Some(recalled.hybrid.memory.width)
+        self.memory().map(|memory| memory.width)
     }
 
     /// Prompts of a batch.

@@ -41,14 +41,13 @@ pub(crate) fn calibrate(
     fitted: Option<Calibration>,
 ) -> Result<Calibration> {
     keep(draft, &Calibration::new(Strengths::default(), 0, None))?;
-    let contents = draft.contents();
-    let Some(memory) = contents.memory()? else {
-        bail!(Format, "a hybrid: expected vectors of cards, found none");
-    };
     let mut rows = draft.embeddings.clone();
     rows.chunks_exact_mut(draft.width).for_each(unit);
     let eligible: Vec<bool> = draft.hub.iter().map(|(_, model)| !model.retired).collect();
-    let serving = Serving::new(parent.clone(), contents, Arc::clone(encoder), None)?;
+    let serving = Serving::new(parent.clone(), draft.contents(), Arc::clone(encoder), None)?;
+    let Some(memory) = serving.index.memory() else {
+        bail!(Format, "a hybrid: expected vectors of cards, found none");
+    };
     let held: Vec<(u32, &Tokens)> = held
         .iter()
         .filter_map(|row| Some((row.gold, row.tokens()?)))
@@ -67,7 +66,7 @@ pub(crate) fn calibrate(
     let hub = calibrate::Hub {
         rows: &rows,
         tau: draft.tau,
-        memory: &memory,
+        memory,
         eligible: &eligible,
     };
     let calibration = match (calibrate::fit(encoder.host(), &hub, &known)?, fitted) {
