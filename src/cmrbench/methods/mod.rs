@@ -193,6 +193,11 @@ impl MethodInfo {
         !without.contains(&self.kind)
     }
 
+    /// The encoder reads a card behind every prompt.
+    pub(crate) fn reads_cards(&self) -> bool {
+        matches!(self.kind, Kind::Augmented(_))
+    }
+
     /// Only the last step is there: nothing can be forgotten.
     pub(crate) fn last_step_alone(&self) -> bool {
         match self.kind {

@@ -281,6 +281,10 @@ impl<'r> Cost<'r> {
             let keys = plan.data.experiences.iter().map(cards).sum();
             route_flops = Some(sizes.route(sizes.shape.hidden, keys, false));
         }
+        if info.reads_cards() {
+            // `Sizes` knows the tokens of prompts alone.
+            (learn_flops, route_flops) = (None, None);
+        }
         // A peak that other methods may have caused says nothing of this one.
         let own = || steps().filter(|step| step.peak_of_step);
         let whole = steps().all(|step| step.peak_of_step);
@@ -381,7 +385,7 @@ impl<'r> Costs<'r> {
             ];
             text += &format!("| {} |\n", cells.join(" | "));
         }
-        text + "\nFLOPs are estimates from token counts and shapes, a multiply-add being two. Encoder forward over n tokens: L (2n (4H² + 2HF) + 4n²H). A row that trains: twice its linear maps, three times its attention and its adapters (2n for each of their parameters). A row whose encoder is frozen: one forward. The head: 3 (2DH + 2KD) for K candidates. A coreset: one forward for each new row. A prompt: one forward, 2DH, and 2D for each of the models or cards. Left out, because they are small: the optimiser, anchors, mining, and the cards that new rows begin from.\n"
+        text + "\nFLOPs are estimates from token counts and shapes, a multiply-add being two. Encoder forward over n tokens: L (2n (4H² + 2HF) + 4n²H). A row that trains: twice its linear maps, three times its attention and its adapters (2n for each of their parameters). A row whose encoder is frozen: one forward. The head: 3 (2DH + 2KD) for K candidates. A coreset: one forward for each new row. A prompt: one forward, 2DH, and 2D for each of the models or cards. None where cards are read with the prompts. Left out, because they are small: the optimiser, anchors, mining, and the cards that new rows begin from.\n"
     }
 
     pub(super) fn figures(&self, results: &Results) -> Vec<Figure> {
