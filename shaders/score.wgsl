@@ -1,6 +1,6 @@
-// score: s[b,m] = scale u[b,:] . keys[:,m] for eligible models, the lowest score for the others
+// score: s[b,m] = scale u[b,:] . keys[:,m] + offsets[m], the lowest score where that is the offset
 //
-//   shapes   u: [B, D]   keys: [D, M]   eligible: [M / 32], a bit per model   s: [B, M]
+//   shapes   u: [B, D]   keys: [D, M]   offsets: [M]   s: [B, M]
 //   layout   row-major f32, contiguous; keys are transposed so that lanes read side by side
 //   entries  forward       one lane per model and up to 8 prompts   s   =   (overwrites)
 //            forward_add   the same                                 s   +=  (adds)
@@ -16,7 +16,7 @@ struct Dims { prompts: u32, models: u32, width: u32, scale: f32 }
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> u: array<f32>; // [B, D]
 @group(0) @binding(2) var<storage, read> keys: array<f32>; // [D, M]
-@group(0) @binding(3) var<storage, read> eligible: array<u32>; // [M / 32]
+@group(0) @binding(3) var<storage, read> offsets: array<f32>; // [M]
 @group(0) @binding(4) var<storage, read_write> s: array<f32>; // [B, M]
 
 fn element(b: u32, d: u32) -> f32 {
@@ -32,13 +32,13 @@ fn score(m: u32, b: u32, add: bool) {
         low += key * vec4<f32>(element(b, d), element(b + 1u, d), element(b + 2u, d), element(b + 3u, d));
         high += key * vec4<f32>(element(b + 4u, d), element(b + 5u, d), element(b + 6u, d), element(b + 7u, d));
     }
-    let may = (eligible[m / 32u] >> (m % 32u)) & 1u;
+    let offset = offsets[m];
     let last = min(PROMPTS, dims.prompts - b);
     for (var j = 0u; j < last; j += 1u) {
         var sum = low[j % 4u];
         if j >= 4u { sum = high[j % 4u]; }
         let place = (b + j) * dims.models + m;
-        s[place] = select(LOWEST, select(0.0, s[place], add) + sum * dims.scale, may == 1u);
+        s[place] = select(LOWEST, select(0.0, s[place], add) + sum * dims.scale + offset, offset > LOWEST);
     }
 }
 

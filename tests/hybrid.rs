@@ -63,7 +63,7 @@ fn a_decision_shows_parts_that_add_up_on_both_devices() {
     assert!((total - 1.0).abs() < 1e-4, "{total}");
     for (a, b) in on_cpu.ranked.iter().zip(&on_gpu.ranked) {
         let p = a.parts.unwrap();
-        let sum = p.learned + p.card + p.exemplar + p.domain + p.prior;
+        let sum = p.learned + p.card + p.exemplar + p.domain + p.balance + p.prior;
         assert!((sum - a.score).abs() < 1e-4, "{a:?}");
         assert!(p.prior < 0.0 && a.cosine.abs() <= 1.0, "{a:?}");
         assert_eq!(a.model, b.model);
@@ -93,7 +93,8 @@ fn memory_does_not_drift() {
     let before = parts(&decide(&setup, prompt, cpu(1)), "model-0");
     let (second, report) = learn(&setup, many(6, 3), settings(&[]), cpu(2));
     assert_eq!(report.models_added, 3);
-    let after = parts(&decide(&setup, prompt, cpu(1)), "model-0");
+    let decision = decide(&setup, prompt, cpu(1));
+    let after = parts(&decision, "model-0");
     let (old, new) = (
         calibration(&setup, &first).strengths,
         calibration(&setup, &second).strengths,
@@ -110,6 +111,10 @@ fn memory_does_not_drift() {
     ] {
         assert!((before - after).abs() < 1e-3, "{before} {after}");
     }
+    // All prompts came at once; then fewer came, and their models make up for it.
+    assert_eq!(before.balance, 0.0);
+    let new_one = parts(&decision, "model-7");
+    assert!(after.balance < 0.0 && new_one.balance > 0.0, "{new_one:?}");
     let learned = f64::from(before.learned) / old.learned;
     assert!((learned - f64::from(after.learned) / new.learned).abs() > 1e-2);
 }
@@ -147,6 +152,7 @@ fn a_newcomer_is_compared_by_its_cards() {
     ];
     assert!((cosines[0] - cosines[1]).abs() < 1e-3, "{cosines:?}");
     assert_eq!(late.domain, 0.0, "its domain has no prompt");
+    assert_eq!(late.balance, 0.0, "no experience brought it");
 }
 
 /// A centroid of one prompt is that prompt's vector.

@@ -172,7 +172,7 @@ fn the_ranking_is_total_and_its_numbers_belong_together() {
     let strength = first.parts.unwrap().learned / first.cosine;
     for ranked in &decision.ranked {
         let p = ranked.parts.unwrap();
-        let sum = p.learned + p.card + p.exemplar + p.domain + p.prior;
+        let sum = p.learned + p.card + p.exemplar + p.domain + p.balance + p.prior;
         assert!((sum - ranked.score).abs() < 1e-4, "{ranked:?}");
         let learned = strength * ranked.cosine;
         assert!((learned - p.learned).abs() < 1e-3, "{ranked:?}");

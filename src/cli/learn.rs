@@ -225,8 +225,8 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
     if let Some(hybrid) = &report.hybrid {
         let s = &hybrid.strengths;
         output::line(format!(
-            "hybrid: learned {:.2} + card {:.2} + exemplar {:.2} + domain {:.2} + prior {:.2}, fitted on {} held-out prompts",
-            s.learned, s.card, s.exemplar, s.domain, s.prior, hybrid.rows,
+            "hybrid: learned {:.2} + card {:.2} + exemplar {:.2} + domain {:.2} + balance {:.2} + prior {:.2}, fitted on {} held-out prompts",
+            s.learned, s.card, s.exemplar, s.domain, s.balance, s.prior, hybrid.rows,
         ))?;
     }
     match (&report.generation, dry_run) {

@@ -398,7 +398,7 @@ impl Sink {
         ))?;
         let mut headings = vec![">#", "model", ">score", ">probability", "domain", "family"];
         if decision.ranked.iter().any(|ranked| ranked.parts.is_some()) {
-            headings.push("learned + card + exemplar + domain + prior");
+            headings.push("learned + card + exemplar + domain + balance + prior");
         }
         let mut table = output::Table::new(&headings);
         for (rank, ranked) in decision.ranked.iter().enumerate() {
@@ -411,7 +411,7 @@ impl Sink {
                 ranked.family.as_deref().unwrap_or("-").to_owned(),
             ];
             row.extend(ranked.parts.map(|p| {
-                let parts = [p.learned, p.card, p.exemplar, p.domain, p.prior];
+                let parts = [p.learned, p.card, p.exemplar, p.domain, p.balance, p.prior];
                 parts.map(|part| format!("{part:.2}")).join(" + ")
             }));
             table.row(row);

@@ -15,7 +15,8 @@ use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file
 use crate::encoder::read_manifest;
 use crate::error::{Result, bail, error};
 use crate::files;
-use crate::learn::{Control, forget_peak_memory, peak_memory};
+use crate::hub::hybrid;
+use crate::learn::{Control, Settings, forget_peak_memory, peak_memory};
 use crate::options::Options;
 
 /// Version of what methods compute, apart from the crate's own: raised by hand with every change
@@ -537,12 +538,18 @@ fn key(
 ) -> Result<String> {
     let mut settings = Vec::new();
     for step in 1..=plan.steps() {
-        let of_step = method.settings(common, seed, step)?;
-        settings.push(of_step.map(|settings| settings.written()));
+        settings.push(method.settings(common, seed, step)?);
     }
     on["method"] = method.name.into();
     on["replay"] = method.replay.into();
     on["seed"] = seed.into();
+    if settings.iter().flatten().any(|settings| settings.hybrid) {
+        on["hybrid"] = hybrid::FORM.into();
+    }
+    let settings: Vec<_> = settings
+        .iter()
+        .map(|s| s.as_ref().map(Settings::written))
+        .collect();
     on["settings"] = json!(settings);
     if method.asks_a_model() {
         on["chat"] = plan.chat.as_ref().map(Chat::identity).into();

@@ -432,8 +432,8 @@ impl Builder<'_> {
             ..
         } = self.shape;
         let (queries, rows) = (noise(prompts * hidden, 14), noise(models * hidden, 15));
-        let eligible = vec![true; models];
-        let keys = Keys::new(self.device, &rows, hidden, &eligible)?;
+        let offsets = noise(models, 13);
+        let keys = Keys::new(self.device, &rows, hidden, &offsets)?;
         let u = self.device.upload("u", hidden, &queries)?;
         let s = self.device.scratch("s", prompts, models)?;
         let ops = Arc::clone(self.ops);
@@ -448,7 +448,8 @@ impl Builder<'_> {
                 },
             );
         };
-        let want = move || reference::score(&wide(&queries), &wide(&rows), hidden, &eligible, 0.5);
+        let want =
+            move || reference::score(&wide(&queries), &wide(&rows), hidden, &wide(&offsets), 0.5);
         let label = format!("{prompts} of {models}x{hidden}");
         let mut case = case(
             "score",

@@ -57,6 +57,7 @@ impl Calibration {
             ("card", s.card, 0.0),
             ("exemplar", s.exemplar, 0.0),
             ("domain", s.domain, 0.0),
+            ("balance", s.balance, 0.0),
             ("prior", s.prior, -1.0),
         ] {
             if !(least..=1e6).contains(&value) {
@@ -82,6 +83,7 @@ impl Contents {
             &self.hub,
             self.cards()?,
             exemplars.each(),
+            exemplars.balance(),
             width,
         )))
     }

@@ -3,6 +3,7 @@
 //!
 //! Nothing that is learned later changes them: an old model's centroid moves only with new prompts
 //! of its own. They are of prompts as vectors are: a model with one prompt has that prompt's vector.
+//! Beside each: with how many prompts, of all models, it was learned last.
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -14,6 +15,7 @@ use crate::weights::{View, half_bytes, to_safetensors};
 pub(crate) const EXEMPLARS: &str = "exemplars.safetensors";
 const MEANS: &str = "prompt_means";
 const COUNTS: &str = "prompt_counts";
+const BROUGHT: &str = "experience_prompts";
 
 /// Sums and counts of each model's prompt vectors.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +25,8 @@ pub(crate) struct Exemplars {
     means: Vec<f32>,
     /// [M]
     counts: Vec<u32>,
+    /// Prompts, of all models, of the experience that last brought some of each; 0: none did. [M]
+    brought: Vec<u32>,
 }
 
 impl Exemplars {
@@ -32,6 +36,7 @@ impl Exemplars {
             width,
             means: vec![0.0; models * width],
             counts: vec![0; models],
+            brought: vec![0; models],
         }
     }
 
@@ -39,10 +44,20 @@ impl Exemplars {
     pub(crate) fn grow(&mut self, models: usize) {
         self.means.resize(models * self.width, 0.0);
         self.counts.resize(models, 0);
+        self.brought.resize(models, 0);
     }
 
-    /// Adds a prompt of `model`; `vector`: [H], of any length but zero.
-    pub(crate) fn add(&mut self, model: u32, vector: &[f32]) {
+    /// Adds the prompts of an experience, each with its model and its vector [H], of any length but
+    /// zero.
+    pub(crate) fn learn<'v>(&mut self, prompts: impl ExactSizeIterator<Item = (u32, &'v [f32])>) {
+        let brought = u32::try_from(prompts.len()).unwrap_or(u32::MAX);
+        for (model, vector) in prompts {
+            self.add(model, vector);
+            self.brought[model as usize] = brought;
+        }
+    }
+
+    fn add(&mut self, model: u32, vector: &[f32]) {
         let mut vector = vector.to_vec();
         unit(&mut vector);
         let model = model as usize;
@@ -58,6 +73,7 @@ impl Exemplars {
     pub(crate) fn clear(&mut self, model: u32) {
         let model = model as usize;
         self.counts[model] = 0;
+        self.brought[model] = 0;
         self.means[model * self.width..][..self.width].fill(0.0);
     }
 
@@ -67,10 +83,24 @@ impl Exemplars {
         means.zip(self.counts.iter().copied())
     }
 
+    /// b of `hub::hybrid`, [M].
+    pub(crate) fn balance(&self) -> Vec<f32> {
+        let known = self.brought.iter().filter(|brought| **brought > 0);
+        let (sum, count) = known.fold((0.0, 0.0), |(sum, count), brought| {
+            (sum + f64::from(*brought), count + 1.0)
+        });
+        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+        let of = |brought: &u32| match *brought {
+            0 => 0.0,
+            brought => (sum / count / f64::from(brought)).ln().clamp(-1.0, 1.0) as f32,
+        };
+        self.brought.iter().map(of).collect()
+    }
+
     /// The bytes of the part.
     pub(crate) fn write(&self) -> Result<Vec<u8>> {
         let (models, width) = (self.counts.len(), self.width);
-        let counts = bytemuck::cast_slice(&self.counts).to_vec();
+        let bytes = |numbers: &[u32]| bytemuck::cast_slice(numbers).to_vec();
         let tensors = [
             (
                 MEANS,
@@ -78,7 +108,8 @@ impl Exemplars {
                 vec![models, width],
                 half_bytes(&self.means),
             ),
-            (COUNTS, Dtype::U32, vec![models], counts),
+            (COUNTS, Dtype::U32, vec![models], bytes(&self.counts)),
+            (BROUGHT, Dtype::U32, vec![models], bytes(&self.brought)),
         ];
         to_safetensors(EXEMPLARS, &tensors, None)
     }
@@ -105,7 +136,16 @@ impl Exemplars {
         };
         let means = tensor(MEANS, Dtype::F16, &[models, width])?;
         let means = View::of_half(&means, width).to_f32();
-        let counts = bytemuck::pod_collect_to_vec(&tensor(COUNTS, Dtype::U32, &[models])?);
+        let numbers = |name: &str| -> Result<Vec<u32>> {
+            let bytes = tensor(name, Dtype::U32, &[models])?;
+            Ok(bytemuck::pod_collect_to_vec(&bytes))
+        };
+        let counts = numbers(COUNTS)?;
+        let brought = match file.tensor(BROUGHT) {
+            Ok(_) => numbers(BROUGHT)?,
+            // Generations of before it was kept: as if all had come at once.
+            Err(_) => counts.iter().map(|count| (*count).min(1)).collect(),
+        };
         if let Some(at) = means.iter().position(|value| !value.is_finite()) {
             bail!(
                 Numeric,
@@ -117,6 +157,7 @@ impl Exemplars {
             width,
             means,
             counts,
+            brought,
         })
     }
 }
@@ -129,8 +170,7 @@ mod tests {
 
     fn two() -> Exemplars {
         let mut exemplars = Exemplars::none(2, 2);
-        exemplars.add(1, &[3.0, 0.0]);
-        exemplars.add(1, &[0.0, 5.0]);
+        exemplars.learn([(1, &[3.0, 0.0][..]), (1, &[0.0, 5.0])].into_iter());
         exemplars
     }
 
@@ -138,13 +178,46 @@ mod tests {
     fn a_mean_is_of_unit_vectors_and_an_old_one_stays() {
         let mut exemplars = two();
         exemplars.grow(3);
-        exemplars.add(2, &[0.0, -2.0]);
+        exemplars.learn([(2, &[0.0, -2.0][..])].into_iter());
         let each: Vec<_> = exemplars.each().map(|(m, n)| (m.to_vec(), n)).collect();
         assert_eq!(each[0], (vec![0.0, 0.0], 0));
         assert_eq!(each[1], (vec![0.5, 0.5], 2));
         assert_eq!(each[2], (vec![0.0, -1.0], 1));
         exemplars.clear(1);
         assert_eq!(exemplars.each().nth(1).unwrap(), (&[0.0, 0.0][..], 0));
+        assert_eq!(exemplars.balance(), [0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_balance_lifts_what_came_with_few() {
+        let mut exemplars = Exemplars::none(4, 1);
+        let many = |model: u32, count: usize| vec![(model, &[1.0f32][..]); count].into_iter();
+        exemplars.learn(many(0, 30));
+        exemplars.learn(many(1, 10));
+        // Their mean is 20.
+        let want = [(2.0f32 / 3.0).ln(), 2.0f32.ln(), 0.0, 0.0];
+        let close =
+            |found: &[f32], want: &[f32]| found.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6);
+        let found = exemplars.balance();
+        assert!(close(&found, &want), "{found:?}");
+        // What counts is the experience that was last, and at most a factor of e: here the mean is 104.
+        exemplars.learn(many(0, 300));
+        exemplars.learn(many(2, 2));
+        let want = [-1.0, 1.0, 1.0, 0.0];
+        let found = exemplars.balance();
+        assert!(close(&found, &want), "{found:?}");
+    }
+
+    #[test]
+    fn a_part_of_before_the_balance_has_none() {
+        let exemplars = two();
+        let means = (MEANS, Dtype::F16, vec![2, 2], half_bytes(&exemplars.means));
+        let counts: Vec<u8> = bytemuck::cast_slice(&exemplars.counts).to_vec();
+        let counts = (COUNTS, Dtype::U32, vec![2], counts);
+        let bytes = to_safetensors(EXEMPLARS, &[means, counts], None).unwrap();
+        let found = Exemplars::read(&bytes, 2, 2).unwrap();
+        assert_eq!(found.means, exemplars.means);
+        assert_eq!(found.balance(), [0.0, 0.0]);
     }
 
     #[test]

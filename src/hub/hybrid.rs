@@ -4,18 +4,28 @@
 //!
 //! ```text
 //! s_m   = learned cos(u, e_m) / tau + card cos(x, c_m) + exemplar cos(x, g_m) + domain cos(x, G_d)
+//!         + balance b_m
 //! score = s_m + prior ln p(d),    p(d) = sum over d's models of exp(s) / the same over all models
 //! ```
 //!
-//! c_m is the vector of the model's cards, g_m that of the prompts it was learned with (of its cards
-//! while there are none), G_d that of all prompts of its domain. Only `learned` was trained; the
-//! other parts cannot drift, whatever is learned later. The five strengths are fitted when a
-//! generation is learned (`learn::calibrate`) and kept in it.
+//! c_m is the vector of the model's cards; g_m is that of the prompts it was learned with and of c_m,
+//! which counts as one more; G_d is that of all prompts of its domain. Only `learned` was trained; the
+//! other parts cannot drift, whatever is learned later.
+//!
+//! Learning, in whatever order, makes the models of an experience as likely as its prompts were many.
+//! b_m = ln(N / N_e) takes that out: N_e prompts came with the experience that last brought some for m,
+//! N with one on average. So each experience counts the same, as far as a factor of e goes, to which
+//! b_m is cut; it is 0 for a model without prompts.
+//!
+//! The six strengths are fitted when a generation is learned (`learn::calibrate`) and kept in it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::hub::{Domains, Hub};
 use crate::ops::normalize::unit;
+
+/// Raised when the same strengths give other scores: what was measured before does not hold.
+pub(crate) const FORM: u32 = 2;
 
 /// Strengths of the hybrid's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,10 +36,13 @@ pub struct Strengths {
     pub learned: f64,
     /// Of the cosine with the model's cards.
     pub card: f64,
-    /// Of the cosine with the centroid of the model's prompts.
+    /// Of the cosine with the centroid of the model's prompts and cards.
     pub exemplar: f64,
     /// Of the cosine with the centroid of its domain's prompts.
     pub domain: f64,
+    /// Of what makes experiences with few prompts and with many equally likely.
+    #[serde(default)]
+    pub balance: f64,
     /// Of the logarithm of its domain's probability; above -1.
     pub prior: f64,
 }
@@ -42,11 +55,12 @@ pub struct Parts {
     pub learned: f32,
     /// The cosine with the model's cards, with its strength.
     pub card: f32,
-    /// The cosine with the centroid of the model's prompts (of its cards while it has none), with its
-    /// strength.
+    /// The cosine with the centroid of the model's prompts and cards, with its strength.
     pub exemplar: f32,
     /// The cosine with the centroid of its domain's prompts, with its strength.
     pub domain: f32,
+    /// The same for all prompts: more for a model whose experience brought few of them.
+    pub balance: f32,
     /// The logarithm of its domain's probability by the other parts, with its strength.
     pub prior: f32,
 }
@@ -60,6 +74,7 @@ impl Default for Strengths {
             card: 1.0,
             exemplar: 6.0,
             domain: 2.0,
+            balance: 0.75,
             prior: 0.5,
         }
     }
@@ -75,6 +90,8 @@ pub(crate) struct Memory {
     pub(crate) exemplars: Vec<f32>,
     /// G [N, H], unit rows, or zero for a domain without prompts.
     pub(crate) domains: Vec<f32>,
+    /// b [M]
+    pub(crate) balance: Vec<f32>,
     /// Domain of each model, [M].
     pub(crate) of: Vec<u32>,
 }
@@ -88,11 +105,12 @@ pub(crate) struct Hybrid {
 
 impl Memory {
     /// `cards`: [M, H], unit rows; `exemplars`: the mean [H] of each model's prompts, and how many
-    /// they were.
+    /// they were; `balance`: b [M].
     pub(crate) fn new<'e>(
         hub: &Hub,
         cards: Vec<f32>,
         exemplars: impl Iterator<Item = (&'e [f32], u32)>,
+        balance: Vec<f32>,
         width: usize,
     ) -> Self {
         let groups = Domains::new(hub);
@@ -100,14 +118,12 @@ impl Memory {
         let mut of_models = cards.clone();
         let rows = of_models.chunks_exact_mut(width.max(1));
         for ((row, (mean, count)), of) in rows.zip(exemplars).zip(&groups.of) {
-            if count > 0 {
-                row.copy_from_slice(mean);
-                unit(row);
-                let domain = &mut domains[*of as usize * width..][..width];
-                for (sum, x) in domain.iter_mut().zip(mean) {
-                    *sum += count as f32 * x;
-                }
+            let domain = &mut domains[*of as usize * width..][..width];
+            for ((own, sum), x) in row.iter_mut().zip(domain).zip(mean) {
+                *own += count as f32 * x;
+                *sum += count as f32 * x;
             }
+            unit(row);
         }
         domains.chunks_exact_mut(width.max(1)).for_each(unit);
         Self {
@@ -115,6 +131,7 @@ impl Memory {
             cards,
             exemplars: of_models,
             domains,
+            balance,
             of: groups.of,
         }
     }
@@ -138,7 +155,7 @@ impl Memory {
 }
 
 impl Hybrid {
-    /// A row for each model, [M, H], whose product with x is all of s but the learned part.
+    /// A row for each model, [M, H], whose product with x is what s has of cards, prompts and domains.
     pub(crate) fn keys(&self) -> Vec<f32> {
         let Memory {
             width,
@@ -146,6 +163,7 @@ impl Hybrid {
             exemplars,
             domains,
             of,
+            ..
         } = &self.memory;
         let s = &self.strengths;
         #[expect(clippy::cast_possible_truncation, reason = "keys are f32")]
@@ -160,5 +178,12 @@ impl Hybrid {
             keys.extend(parts.map(|((c, g), d)| card * c + exemplar * g + domain * d));
         }
         keys
+    }
+
+    /// What is added to each model's score whatever the prompt, [M].
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    pub(crate) fn offsets(&self) -> Vec<f32> {
+        let strength = self.strengths.balance as f32;
+        self.memory.balance.iter().map(|b| strength * b).collect()
     }
 }

@@ -95,7 +95,8 @@ impl Index {
         let mut keys = rows.to_vec();
         keys.chunks_exact_mut(width.max(1))
             .for_each(normalize::unit);
-        let eligible: Vec<bool> = hub.iter().map(|(_, model)| !model.retired).collect();
+        let offset = |retired: bool| if retired { LOWEST } else { 0.0 };
+        let retired: Vec<f32> = hub.iter().map(|(_, m)| offset(m.retired)).collect();
         let domains = Domains::new(hub);
         let members = domains.members.concat();
         let mut offsets = vec![0];
@@ -103,16 +104,16 @@ impl Index {
             offsets.push(offsets.last().copied().unwrap_or(0) + small(ids.len()));
         }
         let recalled = hybrid
-            .map(|hybrid| Recalled::new(device, hybrid, &eligible))
+            .map(|hybrid| Recalled::new(device, hybrid, &retired))
             .transpose()?;
         Ok(Self {
-            keys: Keys::new(device, &keys, width, &eligible)?,
+            keys: Keys::new(device, &keys, width, &retired)?,
             members: device.upload_ids("members", 1, &members)?,
             offsets: device.upload_ids("domain offsets", 1, &offsets)?,
             domains: domains.names,
             recalled,
             tau,
-            eligible: eligible.iter().filter(|may| **may).count(),
+            eligible: hub.iter().filter(|(_, model)| !model.retired).count(),
         })
     }
 
@@ -290,9 +291,14 @@ impl Index {
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
 impl Recalled {
-    fn new(device: &Device, hybrid: Hybrid, eligible: &[bool]) -> Result<Self> {
+    /// `retired`: [`LOWEST`] for models that are, 0 for the others.
+    fn new(device: &Device, hybrid: Hybrid, retired: &[f32]) -> Result<Self> {
+        let mut offsets = hybrid.offsets();
+        for (offset, retired) in offsets.iter_mut().zip(retired) {
+            *offset += retired;
+        }
         Ok(Self {
-            keys: Keys::new(device, &hybrid.keys(), hybrid.memory.width, eligible)?,
+            keys: Keys::new(device, &hybrid.keys(), hybrid.memory.width, &offsets)?,
             own: device.upload_ids("domain of each model", 1, &hybrid.memory.of)?,
             hybrid,
         })
@@ -317,18 +323,20 @@ impl Recalled {
             let own = ranking.domains[memory.of[model] as usize];
             let [card, exemplar, domain] = memory.cosines(x, model);
             *score -= (strengths.prior * total) as f32;
-            let [card, exemplar, domain, prior] = [
+            let [card, exemplar, domain, balance, prior] = [
                 strengths.card * card,
                 strengths.exemplar * exemplar,
                 strengths.domain * domain,
+                strengths.balance * f64::from(memory.balance[model]),
                 prior(own),
             ]
             .map(|part| part as f32);
             Parts {
-                learned: *score - (card + exemplar + domain + prior),
+                learned: *score - (card + exemplar + domain + balance + prior),
                 card,
                 exemplar,
                 domain,
+                balance,
                 prior,
             }
         });

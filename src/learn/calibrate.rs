@@ -8,9 +8,10 @@
 //! L_d = ln sum over d's models of exp(s)
 //! ```
 //!
-//! The sum of that over the prompts' models, plus `(ln w - ln w0)^2 / (2 SPREAD^2)` for each of the
-//! four strengths w and for beta, is made least by Fisher scoring in the logarithms. There are five
-//! numbers to find, so a few dozen prompts do; the second term keeps what they do not tell.
+//! The sum of that over the prompts' models, each counted exp(b_m) times so that experiences count the
+//! same, plus `(ln w - ln w0)^2 / (2 SPREAD^2)` for each of the five strengths w and for beta, is made
+//! least by Fisher scoring in the logarithms. There are six numbers to find, so a few dozen prompts do;
+//! the second term keeps what they do not tell.
 
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::cpu::{Cpu, RowsMut};
@@ -29,8 +30,11 @@ const MOST_STEPS: usize = 40;
 /// Scores of all prompts that are looked at, at most: prompts are left out of very large hubs.
 const MOST_SCORES: usize = 1 << 24;
 
-/// Logarithms of the four strengths and of beta.
-type Logs = [f64; 5];
+/// Strengths of what a score is the sum of; beta is one more number.
+const PARTS: usize = 5;
+
+/// Logarithms of the strengths and of beta.
+type Logs = [f64; PARTS + 1];
 
 /// A prompt of which the model is known.
 pub(crate) struct Known {
@@ -94,23 +98,29 @@ pub(crate) fn fit(cpu: &Cpu, hub: &Hub<'_>, known: &[Known]) -> Result<Calibrati
             break;
         }
     }
-    let rows = known.len();
-    let losses = (before / rows as f64, at.likelihood / rows as f64);
-    Ok(Calibration::new(strengths(&best), rows, Some(losses)))
+    let weights: f64 = (0..known.len()).map(|prompt| problem.weight(prompt)).sum();
+    let losses = (before / weights, at.likelihood / weights);
+    Ok(Calibration::new(
+        strengths(&best),
+        known.len(),
+        Some(losses),
+    ))
 }
 
 fn logs(strengths: Strengths) -> Logs {
     let s = strengths;
-    [s.learned, s.card, s.exemplar, s.domain, 1.0 + s.prior].map(f64::ln)
+    let beta = 1.0 + s.prior;
+    [s.learned, s.card, s.exemplar, s.domain, s.balance, beta].map(f64::ln)
 }
 
 fn strengths(logs: &Logs) -> Strengths {
-    let [learned, card, exemplar, domain, beta] = logs.map(f64::exp);
+    let [learned, card, exemplar, domain, balance, beta] = logs.map(f64::exp);
     Strengths {
         learned,
         card,
         exemplar,
         domain,
+        balance,
         prior: beta - 1.0,
     }
 }
@@ -120,7 +130,7 @@ struct Problem<'p> {
     golds: Vec<u32>,
     /// Of each prompt: for each model the learned score and the cosines with its cards, its prompts and
     /// its domain. [n, M] each; the last [n, N].
-    parts: [Vec<f32>; 4],
+    products: [Vec<f32>; 4],
     domains: usize,
 }
 
@@ -131,7 +141,7 @@ struct At {
     /// The same with the second term.
     loss: f64,
     gradient: Logs,
-    curvature: [Logs; 5],
+    curvature: [Logs; PARTS + 1],
 }
 
 impl<'p> Problem<'p> {
@@ -160,7 +170,7 @@ impl<'p> Problem<'p> {
         Ok(Self {
             hub,
             golds: known.iter().map(|known| known.gold).collect(),
-            parts: [
+            products: [
                 products(&us, hub.rows, 1.0 / hub.tau)?,
                 products(&xs, &memory.cards, 1.0)?,
                 products(&xs, &memory.exemplars, 1.0)?,
@@ -175,17 +185,17 @@ impl<'p> Problem<'p> {
         let mut at = At {
             likelihood: 0.0,
             loss: 0.0,
-            gradient: [0.0; 5],
-            curvature: [[0.0; 5]; 5],
+            gradient: [0.0; PARTS + 1],
+            curvature: [[0.0; PARTS + 1]; PARTS + 1],
         };
         for prompt in 0..self.golds.len() {
             self.add(prompt, w, beta, &mut at);
         }
         at.loss = at.likelihood;
         // From the strengths to their logarithms, and the pull to the defaults.
-        let scale = [w[0], w[1], w[2], w[3], beta];
+        let scale = logs.map(f64::exp);
         let defaults = self::logs(Strengths::default());
-        for i in 0..5 {
+        for i in 0..=PARTS {
             let away = logs[i] - defaults[i];
             at.loss += away * away / (2.0 * SPREAD * SPREAD);
             at.gradient[i] = at.gradient[i] * scale[i] + away / (SPREAD * SPREAD);
@@ -197,20 +207,27 @@ impl<'p> Problem<'p> {
         at
     }
 
+    /// How often a prompt is counted.
+    fn weight(&self, prompt: usize) -> f64 {
+        let gold = self.golds[prompt] as usize;
+        f64::from(self.hub.memory.balance[gold]).exp()
+    }
+
     /// Adds one prompt's part of the likelihood, with its derivatives by the strengths and beta.
     #[expect(clippy::needless_range_loop, reason = "indices of matrices")]
-    fn add(&self, prompt: usize, w: [f64; 4], beta: f64, at: &mut At) {
-        let Memory { of, .. } = self.hub.memory;
+    fn add(&self, prompt: usize, w: [f64; PARTS], beta: f64, at: &mut At) {
+        let Memory { of, balance, .. } = self.hub.memory;
         let models = of.len();
-        let rows = self.parts.each_ref().map(|part| {
+        let weight = self.weight(prompt);
+        let rows = self.products.each_ref().map(|part| {
             let width = part.len() / self.golds.len();
             &part[prompt * width..][..width]
         });
         let part = |m: usize| {
             let own = of[m] as usize;
-            [rows[0][m], rows[1][m], rows[2][m], rows[3][own]].map(f64::from)
+            [rows[0][m], rows[1][m], rows[2][m], rows[3][own], balance[m]].map(f64::from)
         };
-        let score = |a: [f64; 4]| (0..4).map(|k| w[k] * a[k]).sum::<f64>();
+        let score = |a: [f64; PARTS]| (0..PARTS).map(|k| w[k] * a[k]).sum::<f64>();
         let eligible = || (0..models).filter(|m| self.hub.eligible[*m]);
         let mut domains = vec![Domain::default(); self.domains];
         for m in eligible() {
@@ -229,30 +246,34 @@ impl<'p> Problem<'p> {
             .map(|d| beta * d.level)
             .fold(f64::MIN, f64::max);
         let total: f64 = domains.iter().map(|d| (beta * d.level - peak).exp()).sum();
-        at.likelihood += peak + total.ln() - beta * own.level + own.level - score(part(gold));
+        let loss = peak + total.ln() - beta * own.level + own.level - score(part(gold));
+        at.likelihood += weight * loss;
 
         // Derivatives of beta L_d by the strengths and beta.
         let slope = |d: &Domain| -> Logs {
-            let mean = d.mean.map(|mean| beta * mean);
-            [mean[0], mean[1], mean[2], mean[3], d.level]
+            let mut slope = [d.level; PARTS + 1];
+            for (slope, mean) in slope.iter_mut().zip(d.mean) {
+                *slope = beta * mean;
+            }
+            slope
         };
-        let mut mean = [0.0; 5];
-        let mut square = [[0.0; 5]; 5];
+        let mut mean = [0.0; PARTS + 1];
+        let mut square = [[0.0; PARTS + 1]; PARTS + 1];
         for d in domains.iter().filter(|d| d.level.is_finite()) {
             let share = (beta * d.level - peak).exp() / total;
             outer(&slope(d), share, &mut mean, &mut square);
         }
         let (own_slope, a) = (slope(own), part(gold));
-        for i in 0..5 {
-            at.gradient[i] += mean[i] - own_slope[i];
-            for j in 0..5 {
-                at.curvature[i][j] += square[i][j] - mean[i] * mean[j];
+        for i in 0..=PARTS {
+            at.gradient[i] += weight * (mean[i] - own_slope[i]);
+            for j in 0..=PARTS {
+                at.curvature[i][j] += weight * (square[i][j] - mean[i] * mean[j]);
             }
         }
-        for i in 0..4 {
-            at.gradient[i] += own.mean[i] - a[i];
-            for j in 0..4 {
-                at.curvature[i][j] += own.square[i][j] - own.mean[i] * own.mean[j];
+        for i in 0..PARTS {
+            at.gradient[i] += weight * (own.mean[i] - a[i]);
+            for j in 0..PARTS {
+                at.curvature[i][j] += weight * (own.square[i][j] - own.mean[i] * own.mean[j]);
             }
         }
     }
@@ -265,8 +286,8 @@ struct Domain {
     sum: f64,
     /// L
     level: f64,
-    mean: [f64; 4],
-    square: [[f64; 4]; 4],
+    mean: [f64; PARTS],
+    square: [[f64; PARTS]; PARTS],
 }
 
 impl Default for Domain {
@@ -275,14 +296,14 @@ impl Default for Domain {
             peak: f64::NEG_INFINITY,
             sum: 0.0,
             level: f64::NEG_INFINITY,
-            mean: [0.0; 4],
-            square: [[0.0; 4]; 4],
+            mean: [0.0; PARTS],
+            square: [[0.0; PARTS]; PARTS],
         }
     }
 }
 
 impl Domain {
-    fn add(&mut self, a: [f64; 4], score: f64) {
+    fn add(&mut self, a: [f64; PARTS], score: f64) {
         let weight = (score - self.peak).exp();
         self.sum += weight;
         outer(&a, weight, &mut self.mean, &mut self.square);
@@ -315,18 +336,20 @@ fn outer<const N: usize>(
 
 /// x with `a` x = `b`, by elimination; `a` is symmetric and positive definite.
 #[expect(clippy::needless_range_loop, reason = "indices of matrices")]
-fn solve(mut a: [Logs; 5], mut b: Logs) -> Logs {
-    for pivot in 0..5 {
-        for row in pivot + 1..5 {
+fn solve(mut a: [Logs; PARTS + 1], mut b: Logs) -> Logs {
+    for pivot in 0..=PARTS {
+        for row in pivot + 1..=PARTS {
             let factor = a[row][pivot] / a[pivot][pivot];
-            for column in pivot..5 {
+            for column in pivot..=PARTS {
                 a[row][column] -= factor * a[pivot][column];
             }
             b[row] -= factor * b[pivot];
         }
     }
-    for row in (0..5).rev() {
-        let known: f64 = (row + 1..5).map(|column| a[row][column] * b[column]).sum();
+    for row in (0..=PARTS).rev() {
+        let known: f64 = (row + 1..=PARTS)
+            .map(|column| a[row][column] * b[column])
+            .sum();
         b[row] = (b[row] - known) / a[row][row];
     }
     b
@@ -355,6 +378,7 @@ mod tests {
             cards: units(MODELS, 1),
             exemplars: units(MODELS, 2),
             domains: units(3, 3),
+            balance: noise(MODELS, 7),
             of: vec![0, 0, 0, 1, 1, 1, 1, 2, 2],
         }
     }
@@ -390,9 +414,9 @@ mod tests {
         let known = known(7);
         let known: Vec<&Known> = known.iter().collect();
         let problem = Problem::new(&cpu, &hub, &known).unwrap();
-        let point: Logs = [0.1, -0.3, 0.7, 0.2, 0.4];
+        let point: Logs = [0.1, -0.3, 0.7, 0.2, -0.2, 0.4];
         let at = problem.at(&point);
-        for k in 0..5 {
+        for k in 0..=PARTS {
             let moved = |by: f64| {
                 let mut point = point;
                 point[k] += by;
@@ -411,7 +435,7 @@ mod tests {
                     gold,
                 };
                 let problem = Problem::new(&cpu, &hub, &[&one]).unwrap();
-                (-problem.at(&point).likelihood).exp()
+                (-problem.at(&point).likelihood / problem.weight(0)).exp()
             })
             .sum();
         assert!((total - 1.0).abs() < 1e-6, "{total}");

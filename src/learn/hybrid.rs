@@ -25,9 +25,8 @@ pub(crate) fn exemplars(
 ) -> Result<Exemplars> {
     let mut exemplars = parent.exemplars()?;
     exemplars.grow(models);
-    for (row, vector) in rows.iter().zip(vectors) {
-        exemplars.add(row.gold, vector);
-    }
+    let prompts = rows.iter().zip(vectors);
+    exemplars.learn(prompts.map(|(row, vector)| (row.gold, &vector[..])));
     Ok(exemplars)
 }
 

@@ -310,19 +310,13 @@ pub(crate) fn normalize(z: &[f64], width: usize) -> Vec<f64> {
 }
 
 /// `u` [B, D], `keys` [M, D] -> s [B, M]
-pub(crate) fn score(
-    u: &[f64],
-    keys: &[f64],
-    width: usize,
-    eligible: &[bool],
-    tau: f64,
-) -> Vec<f64> {
+pub(crate) fn score(u: &[f64], keys: &[f64], width: usize, offsets: &[f64], tau: f64) -> Vec<f64> {
     let mut s = Vec::new();
     for u in u.chunks_exact(width) {
-        let scored = keys.chunks_exact(width).zip(eligible);
-        s.extend(scored.map(|(key, may)| {
-            if *may {
-                dot(u, key) / tau
+        let scored = keys.chunks_exact(width).zip(offsets);
+        s.extend(scored.map(|(key, offset)| {
+            if *offset > f64::from(LOWEST) {
+                dot(u, key) / tau + offset
             } else {
                 f64::from(LOWEST)
             }

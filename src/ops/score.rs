@@ -1,4 +1,4 @@
-//! Scores of all models: scale u [B, D] . keys [M, D]^T, eligible bits -> s [B, M].
+//! Scores of all models: scale u [B, D] . keys [M, D]^T + offsets [M] -> s [B, M].
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
@@ -29,42 +29,38 @@ pub(crate) struct Score {
     forward_add: Kernel,
 }
 
-/// The models' rows and which of them may be returned.
+/// The models' rows, and what is added to their scores.
 pub(crate) struct Keys {
     values: Values,
-    /// A bit per model, 32 to a word.
-    eligible: Vec<u32>,
     models: usize,
     width: usize,
 }
 
 enum Values {
-    Cpu(Packed),
-    /// Transposed [D, M], and the bits.
+    /// And the offsets, [M].
+    Cpu(Packed, Vec<f32>),
+    /// Transposed [D, M], and the offsets [M].
     Gpu(Tensor, Tensor),
 }
 
 impl Keys {
-    /// `rows`: [M, D]; `eligible`: one for each row.
+    /// `rows`: [M, D]; `offsets`: one for each row, [`LOWEST`] where the model may not be returned.
     pub(crate) fn new(
         device: &Device,
         rows: &[f32],
         width: usize,
-        eligible: &[bool],
+        offsets: &[f32],
     ) -> Result<Self> {
-        let models = eligible.len();
+        let models = offsets.len();
         assert_eq!(
             rows.len(),
             models * width,
             "score: keys are not [{models}, {width}]"
         );
-        let mut bits = vec![0u32; models.div_ceil(32).max(1)];
-        for m in (0..models).filter(|m| eligible[*m]) {
-            bits[m / 32] |= 1 << (m % 32);
-        }
         let values = match device {
             Device::Cpu(cpu) => Values::Cpu(
                 cpu.run(|| Packed::new(cpu, &[("model_embeddings", View::of_f32(rows, width))]))?,
+                offsets.to_vec(),
             ),
             Device::Gpu(gpu) => {
                 if groups(models, WG) > gpu.most_groups() {
@@ -88,12 +84,11 @@ impl Keys {
                     }
                 }
                 let keys = device.upload("keys", models.max(1), &transposed)?;
-                Values::Gpu(keys, device.upload_ids("eligible", 1, &bits)?)
+                Values::Gpu(keys, device.upload("offsets", 1, offsets)?)
             }
         };
         Ok(Self {
             values,
-            eligible: bits,
             models,
             width,
         })
@@ -136,7 +131,7 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
     f.u.expect("score", "u", prompts, f.keys.width);
     f.s.expect("score", "s", prompts, models);
     match (pass, &f.keys.values) {
-        (Pass::Gpu(gpu), Values::Gpu(keys, eligible)) => gpu.dispatch(
+        (Pass::Gpu(gpu), Values::Gpu(keys, offsets)) => gpu.dispatch(
             kernel,
             [groups(models, WG), groups(prompts, PROMPTS), 1],
             &Dims {
@@ -145,25 +140,20 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
                 width: small(f.keys.width),
                 scale: f.scale,
             },
-            &[
-                ("u", f.u),
-                ("keys", keys),
-                ("eligible", eligible),
-                ("s", f.s),
-            ],
+            &[("u", f.u), ("keys", keys), ("offsets", offsets), ("s", f.s)],
         ),
-        (Pass::Cpu(pass), Values::Cpu(keys)) => {
+        (Pass::Cpu(pass), Values::Cpu(keys, offsets)) => {
             let s = f.s.f32_mut();
             let u = Matrix::of_rows(f.u.f32(), f.keys.width);
             let y = RowsMut::whole(s, models);
             gemm::multiply(pass.cpu, u, keys, finish(f.scale), y);
-            let eligible = &f.keys.eligible;
             pass.cpu.rows(s, models, models, |_, rows| {
-                for (m, s) in rows.iter_mut().enumerate() {
-                    let m = m % models;
-                    if eligible[m / 32] >> (m % 32) & 1 == 0 {
-                        *s = LOWEST;
-                    }
+                for (s, offset) in rows.iter_mut().zip(offsets.iter().cycle()) {
+                    *s = if *offset > LOWEST {
+                        *s + offset
+                    } else {
+                        LOWEST
+                    };
                 }
             });
         }
@@ -185,14 +175,25 @@ mod tests {
         rows
     }
 
-    fn outputs(u: &[f32], keys: &[f32], width: usize, eligible: &[bool]) -> Vec<Vec<f32>> {
+    /// Every fifth model may not be returned.
+    fn offsets(models: usize) -> Vec<f32> {
+        let mut offsets = noise(models, 13);
+        offsets
+            .iter_mut()
+            .skip(3)
+            .step_by(5)
+            .for_each(|o| *o = LOWEST);
+        offsets
+    }
+
+    fn outputs(u: &[f32], keys: &[f32], width: usize, offsets: &[f32]) -> Vec<Vec<f32>> {
         devices()
             .iter()
             .map(|device| {
                 let op = Score::new(device).unwrap();
-                let keys = Keys::new(device, keys, width, eligible).unwrap();
+                let keys = Keys::new(device, keys, width, offsets).unwrap();
                 let u = device.upload("u", width, u).unwrap();
-                let mut s = device.scratch("s", u.rows(), eligible.len()).unwrap();
+                let mut s = device.scratch("s", u.rows(), offsets.len()).unwrap();
                 let (read, outcome) = run(device, |pass| {
                     op.forward(
                         pass,
@@ -218,7 +219,7 @@ mod tests {
             3,
         );
         let want = [5.1031036, 10.2062073, 12.5, 1.7010345];
-        for s in outputs(&z, &e, 3, &[true; 4]) {
+        for s in outputs(&z, &e, 3, &[0.0; 4]) {
             assert_close("V2", &s, &want, 1e-6);
         }
     }
@@ -228,9 +229,9 @@ mod tests {
         for (prompts, models, width) in [(1, 1, 1), (3, 65, 17), (9, 257, 64), (17, 100, 384)] {
             let u = unit_rows(&noise(prompts * width, 11), width);
             let keys = unit_rows(&noise(models * width, 12), width);
-            let eligible: Vec<bool> = (0..models).map(|m| m % 5 != 3).collect();
-            let want = reference::score(&wide(&u), &wide(&keys), width, &eligible, 0.08);
-            for s in outputs(&u, &keys, width, &eligible) {
+            let offsets = offsets(models);
+            let want = reference::score(&wide(&u), &wide(&keys), width, &wide(&offsets), 0.08);
+            for s in outputs(&u, &keys, width, &offsets) {
                 assert_close("score", &s, &want, BOUND);
             }
         }
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn a_second_call_adds_and_ineligible_models_stay_lowest() {
         for (prompts, models, widths) in [(1, 1, [1, 3]), (3, 65, [17, 5]), (9, 257, [64, 40])] {
-            let eligible: Vec<bool> = (0..models).map(|m| m % 5 != 3).collect();
+            let offsets = offsets(models);
             let parts = widths.map(|width| {
                 let seed = width as u64;
                 (
@@ -249,15 +250,14 @@ mod tests {
             });
             let scales = [12.5, 0.5];
             let each = |(u, keys): &(Vec<f32>, Vec<f32>), width: usize, scale: f64| {
-                reference::score(&wide(u), &wide(keys), width, &eligible, 1.0 / scale)
+                reference::score(&wide(u), &wide(keys), width, &wide(&offsets), 1.0 / scale)
             };
             let first = each(&parts[0], widths[0], 12.5);
             let second = each(&parts[1], widths[1], 0.5);
             let want: Vec<f64> = first
                 .iter()
                 .zip(&second)
-                .zip((0..models).cycle())
-                .map(|((a, b), m)| if eligible[m] { a + b } else { LOWEST.into() })
+                .map(|(a, b)| (a + b).max(LOWEST.into()))
                 .collect();
             for device in &devices() {
                 let op = Score::new(device).unwrap();
@@ -266,7 +266,7 @@ mod tests {
                     .map(|(_, keys)| keys)
                     .iter()
                     .zip(widths)
-                    .map(|(keys, width)| Keys::new(device, keys, width, &eligible).unwrap())
+                    .map(|(keys, width)| Keys::new(device, keys, width, &offsets).unwrap())
                     .collect::<Vec<_>>();
                 let u = [0, 1].map(|i| device.upload("u", widths[i], &parts[i].0).unwrap());
                 let mut s = device.scratch("s", prompts, models).unwrap();
