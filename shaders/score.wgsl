@@ -32,13 +32,15 @@ fn score(m: u32, b: u32, add: bool) {
         low += key * vec4<f32>(element(b, d), element(b + 1u, d), element(b + 2u, d), element(b + 3u, d));
         high += key * vec4<f32>(element(b + 4u, d), element(b + 5u, d), element(b + 6u, d), element(b + 7u, d));
     }
-    let offset = offsets[m];
+    let may = offsets[m] > LOWEST;
+    let offset = select(0.0, offsets[m], may);
     let last = min(PROMPTS, dims.prompts - b);
     for (var j = 0u; j < last; j += 1u) {
         var sum = low[j % 4u];
         if j >= 4u { sum = high[j % 4u]; }
         let place = (b + j) * dims.models + m;
-        s[place] = select(LOWEST, select(0.0, s[place], add) + sum * dims.scale + offset, offset > LOWEST);
+        let before = select(0.0, s[place], add && may);
+        s[place] = select(LOWEST, before + sum * dims.scale + offset, may);
     }
 }
 

@@ -88,7 +88,7 @@ fn a_decision_shows_parts_that_add_up_on_both_devices() {
 #[test]
 fn memory_does_not_drift() {
     let setup = setup("drift");
-    let (first, _) = learn(&setup, many(0, 6), settings(&[]), cpu(2));
+    let (first, few) = learn(&setup, many(0, 6), settings(&[]), cpu(2));
     let prompt = "route french number 0 1";
     let before = parts(&decide(&setup, prompt, cpu(1)), "model-0");
     let (second, report) = learn(&setup, many(6, 3), settings(&[]), cpu(2));
@@ -113,10 +113,48 @@ fn memory_does_not_drift() {
     }
     // All prompts came at once; then fewer came, and their models make up for it.
     assert_eq!(before.balance, 0.0);
-    let new_one = parts(&decision, "model-7");
-    assert!(after.balance < 0.0 && new_one.balance > 0.0, "{new_one:?}");
+    let brought = [few.examples, report.examples].map(|n| n as f64);
+    let mean = (6.0 * brought[0] + 3.0 * brought[1]) / 9.0;
+    for (model, brought) in ["model-0", "model-7"].iter().zip(brought) {
+        let balance = f64::from(parts(&decision, model).balance) / new.balance;
+        assert!(
+            (balance - (mean / brought).ln()).abs() < 1e-5,
+            "{model}: {balance}"
+        );
+    }
     let learned = f64::from(before.learned) / old.learned;
     assert!((learned - f64::from(after.learned) / new.learned).abs() > 1e-2);
+}
+
+/// What the other parts leave of a score is the learned cosine, which is served alone without a hybrid.
+#[test]
+fn the_parts_are_what_was_added_to_the_learned_score() {
+    let [hybrid, alone] = ["true", "false"].map(|hybrid| {
+        let setup = setup(&format!("added-{hybrid}"));
+        for examples in [many(0, 6), many(6, 3)] {
+            learn(&setup, examples, settings(&[("hybrid", hybrid)]), cpu(2));
+        }
+        setup
+    });
+    for options in [cpu(1), gpu()] {
+        let [hybrid, alone] = [&hybrid, &alone]
+            .map(|setup| decide(setup, "which one does photo number 1 2", options.clone()));
+        assert_eq!(hybrid.ranked.len(), 9);
+        for ranked in &hybrid.ranked {
+            let same = alone
+                .ranked
+                .iter()
+                .find(|r| r.model == ranked.model)
+                .unwrap();
+            let (found, want) = (ranked.cosine, same.cosine);
+            assert!(
+                (found - want).abs() < 1e-4,
+                "{}: {found}, {want}",
+                ranked.model
+            );
+            assert!(ranked.parts.unwrap().balance != 0.0, "{ranked:?}");
+        }
+    }
 }
 
 /// Prompts that may not be kept as text measure once; the next update has none to fit on.
@@ -155,7 +193,7 @@ fn a_newcomer_is_compared_by_its_cards() {
     assert_eq!(late.balance, 0.0, "no experience brought it");
 }
 
-/// A centroid of one prompt is that prompt's vector.
+/// A centroid of one prompt tells of it.
 #[test]
 fn a_forgotten_prompt_leaves_the_centroid() {
     let setup = setup("forget");

@@ -15,13 +15,15 @@ use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file
 use crate::encoder::read_manifest;
 use crate::error::{Result, bail, error};
 use crate::files;
-use crate::hub::hybrid;
 use crate::learn::{Control, Settings, forget_peak_memory, peak_memory};
 use crate::options::Options;
 
 /// Version of what methods compute, apart from the crate's own: raised by hand with every change
 /// that changes predictions, so that cells of older code are run again.
 pub(super) const CODE: u32 = 1;
+
+/// The same for hybrids alone: their score, their default strengths, and how strengths are fitted.
+const HYBRID: u32 = 3;
 
 /// Rows of an experience that is learned in more epochs, at most.
 const FEW_ROWS: usize = 2000;
@@ -544,7 +546,7 @@ fn key(
     on["replay"] = method.replay.into();
     on["seed"] = seed.into();
     if settings.iter().flatten().any(|settings| settings.hybrid) {
-        on["hybrid"] = hybrid::FORM.into();
+        on["hybrid"] = HYBRID.into();
     }
     let settings: Vec<_> = settings
         .iter()

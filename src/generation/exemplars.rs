@@ -3,7 +3,7 @@
 //!
 //! Nothing that is learned later changes them: an old model's centroid moves only with new prompts
 //! of its own. They are of prompts as vectors are: a model with one prompt has that prompt's vector.
-//! Beside each: with how many prompts, of all models, it was learned last.
+//! Beside each: how many prompts, of all models, came with its own.
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -17,7 +17,7 @@ const MEANS: &str = "prompt_means";
 const COUNTS: &str = "prompt_counts";
 const BROUGHT: &str = "experience_prompts";
 
-/// Sums and counts of each model's prompt vectors.
+/// Means and counts of each model's prompt vectors, and how many prompts came with them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Exemplars {
     width: usize,
@@ -25,7 +25,7 @@ pub(crate) struct Exemplars {
     means: Vec<f32>,
     /// [M]
     counts: Vec<u32>,
-    /// Prompts, of all models, of the experience that last brought some of each; 0: none did. [M]
+    /// Prompts, of all models, of the largest experience that brought some of each; 0: none did. [M]
     brought: Vec<u32>,
 }
 
@@ -53,7 +53,8 @@ impl Exemplars {
         let brought = u32::try_from(prompts.len()).unwrap_or(u32::MAX);
         for (model, vector) in prompts {
             self.add(model, vector);
-            self.brought[model as usize] = brought;
+            let most = &mut self.brought[model as usize];
+            *most = brought.max(*most);
         }
     }
 
@@ -73,7 +74,6 @@ impl Exemplars {
     pub(crate) fn clear(&mut self, model: u32) {
         let model = model as usize;
         self.counts[model] = 0;
-        self.brought[model] = 0;
         self.means[model * self.width..][..self.width].fill(0.0);
     }
 
@@ -85,16 +85,20 @@ impl Exemplars {
 
     /// b of `hub::hybrid`, [M].
     pub(crate) fn balance(&self) -> Vec<f32> {
-        let known = self.brought.iter().filter(|brought| **brought > 0);
-        let (sum, count) = known.fold((0.0, 0.0), |(sum, count), brought| {
-            (sum + f64::from(*brought), count + 1.0)
-        });
-        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-        let of = |brought: &u32| match *brought {
-            0 => 0.0,
-            brought => (sum / count / f64::from(brought)).ln().clamp(-1.0, 1.0) as f32,
+        let brought = || {
+            let models = self.brought.iter().zip(&self.counts);
+            models.map(|(brought, count)| (*brought > 0 && *count > 0).then(|| f64::from(*brought)))
         };
-        self.brought.iter().map(of).collect()
+        let (sum, models) = brought()
+            .flatten()
+            .fold((0.0, 0.0), |(sum, models), brought| {
+                (sum + brought, models + 1.0)
+            });
+        let of = |brought: f64| (sum / models / brought).ln().clamp(-1.0, 1.0);
+        #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+        brought()
+            .map(|brought| brought.map_or(0.0, of) as f32)
+            .collect()
     }
 
     /// The bytes of the part.
@@ -144,7 +148,12 @@ impl Exemplars {
         let brought = match file.tensor(BROUGHT) {
             Ok(_) => numbers(BROUGHT)?,
             // Generations of before it was kept: as if all had come at once.
-            Err(_) => counts.iter().map(|count| (*count).min(1)).collect(),
+            Err(_) => {
+                let all = counts
+                    .iter()
+                    .fold(0u32, |sum, count| sum.saturating_add(*count));
+                vec![all; models]
+            }
         };
         if let Some(at) = means.iter().position(|value| !value.is_finite()) {
             bail!(
@@ -200,9 +209,11 @@ mod tests {
             |found: &[f32], want: &[f32]| found.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6);
         let found = exemplars.balance();
         assert!(close(&found, &want), "{found:?}");
-        // What counts is the experience that was last, and at most a factor of e: here the mean is 104.
+        // It is at most a factor of e: here the mean is 104. A prompt that comes later by itself does
+        // not lift a model that came with many.
         exemplars.learn(many(0, 300));
         exemplars.learn(many(2, 2));
+        exemplars.learn(many(0, 1));
         let want = [-1.0, 1.0, 1.0, 0.0];
         let found = exemplars.balance();
         assert!(close(&found, &want), "{found:?}");
@@ -215,9 +226,18 @@ mod tests {
         let counts: Vec<u8> = bytemuck::cast_slice(&exemplars.counts).to_vec();
         let counts = (COUNTS, Dtype::U32, vec![2], counts);
         let bytes = to_safetensors(EXEMPLARS, &[means, counts], None).unwrap();
-        let found = Exemplars::read(&bytes, 2, 2).unwrap();
+        let mut found = Exemplars::read(&bytes, 2, 2).unwrap();
         assert_eq!(found.means, exemplars.means);
         assert_eq!(found.balance(), [0.0, 0.0]);
+        // What comes to it is weighed against all of its prompts, which are two.
+        found.grow(3);
+        found.learn(vec![(2, &[1.0, 0.0][..]); 4].into_iter());
+        let want = [0.0, 1.5f32.ln(), 0.75f32.ln()];
+        let found = found.balance();
+        assert!(
+            found.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -13,9 +13,9 @@
 //! other parts cannot drift, whatever is learned later.
 //!
 //! Learning, in whatever order, makes the models of an experience as likely as its prompts were many.
-//! b_m = ln(N / N_e) takes that out: N_e prompts came with the experience that last brought some for m,
-//! N with one on average. So each experience counts the same, as far as a factor of e goes, to which
-//! b_m is cut; it is 0 for a model without prompts.
+//! b_m = ln(N / N_e) takes that out: N_e prompts came with the largest experience that brought some for
+//! m, and N is the mean of N_e over models with prompts. So each experience counts the same, as far as
+//! a factor of e goes, to which b_m is cut; it is 0 for a model without prompts.
 //!
 //! The six strengths are fitted when a generation is learned (`learn::calibrate`) and kept in it.
 
@@ -23,9 +23,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::hub::{Domains, Hub};
 use crate::ops::normalize::unit;
-
-/// Raised when the same strengths give other scores: what was measured before does not hold.
-pub(crate) const FORM: u32 = 2;
 
 /// Strengths of the hybrid's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +56,8 @@ pub struct Parts {
     pub exemplar: f32,
     /// The cosine with the centroid of its domain's prompts, with its strength.
     pub domain: f32,
-    /// The same for all prompts: more for a model whose experience brought few of them.
+    /// Makes up for how many prompts the model's experience brought, the same whatever the prompt, with
+    /// its strength.
     pub balance: f32,
     /// The logarithm of its domain's probability by the other parts, with its strength.
     pub prior: f32,
@@ -185,5 +183,64 @@ impl Hybrid {
     pub(crate) fn offsets(&self) -> Vec<f32> {
         let strength = self.strengths.balance as f32;
         self.memory.balance.iter().map(|b| strength * b).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::hub::Model;
+
+    fn close(found: &[f32], want: &[f32]) {
+        let near = found.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(near && found.len() == want.len(), "{found:?}, {want:?}");
+    }
+
+    /// Three prompts and a card for one model, a card alone for the other.
+    fn hybrid() -> Hybrid {
+        let models = [Model::new("a", "d"), Model::new("b", "d")];
+        let hub = Hub::default().with(models).unwrap();
+        let cards = vec![0.0, 1.0, 1.0, 0.0];
+        let means = [([0.6f32, 0.2], 3), ([0.0, 0.0], 0)];
+        let means = means.iter().map(|(mean, count)| (&mean[..], *count));
+        Hybrid {
+            strengths: Strengths {
+                card: 1.0,
+                exemplar: 10.0,
+                domain: 100.0,
+                ..Strengths::default()
+            },
+            memory: Memory::new(&hub, cards, means, vec![-0.5, 0.0], 2),
+        }
+    }
+
+    #[test]
+    fn a_card_is_one_more_prompt_of_its_model_and_none_of_its_domain() {
+        let memory = hybrid().memory;
+        // (3 x 0.6 + 0, 3 x 0.2 + 1) made unit length.
+        let length = (1.8f32 * 1.8 + 1.6 * 1.6).sqrt();
+        close(&memory.exemplars, &[1.8 / length, 1.6 / length, 1.0, 0.0]);
+        let length = (0.6f32 * 0.6 + 0.2 * 0.2).sqrt();
+        close(&memory.domains, &[0.6 / length, 0.2 / length]);
+    }
+
+    #[test]
+    fn keys_and_offsets_are_the_score_without_its_learned_part() {
+        let hybrid = hybrid();
+        let x = [0.8, -0.6];
+        let keys = hybrid.keys();
+        let found: Vec<f32> = keys
+            .chunks_exact(2)
+            .map(|k| k[0] * x[0] + k[1] * x[1])
+            .collect();
+        let want = [0, 1].map(|model| {
+            let [card, exemplar, domain] = hybrid.memory.cosines(&x, model);
+            card + 10.0 * exemplar + 100.0 * domain
+        });
+        let mut pairs = found.iter().zip(want);
+        let near = pairs.all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4);
+        assert!(near, "{found:?}, {want:?}");
+        close(&hybrid.offsets(), &[-0.375, 0.0]);
     }
 }

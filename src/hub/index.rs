@@ -95,8 +95,9 @@ impl Index {
         let mut keys = rows.to_vec();
         keys.chunks_exact_mut(width.max(1))
             .for_each(normalize::unit);
-        let offset = |retired: bool| if retired { LOWEST } else { 0.0 };
-        let retired: Vec<f32> = hub.iter().map(|(_, m)| offset(m.retired)).collect();
+        let retired: Vec<bool> = hub.iter().map(|(_, model)| model.retired).collect();
+        let offset = |retired: &bool| if *retired { LOWEST } else { 0.0 };
+        let floor: Vec<f32> = retired.iter().map(offset).collect();
         let domains = Domains::new(hub);
         let members = domains.members.concat();
         let mut offsets = vec![0];
@@ -107,13 +108,13 @@ impl Index {
             .map(|hybrid| Recalled::new(device, hybrid, &retired))
             .transpose()?;
         Ok(Self {
-            keys: Keys::new(device, &keys, width, &retired)?,
+            keys: Keys::new(device, &keys, width, &floor)?,
             members: device.upload_ids("members", 1, &members)?,
             offsets: device.upload_ids("domain offsets", 1, &offsets)?,
             domains: domains.names,
             recalled,
             tau,
-            eligible: hub.iter().filter(|(_, model)| !model.retired).count(),
+            eligible: retired.iter().filter(|retired| !**retired).count(),
         })
     }
 
@@ -291,11 +292,14 @@ impl Index {
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
 impl Recalled {
-    /// `retired`: [`LOWEST`] for models that are, 0 for the others.
-    fn new(device: &Device, hybrid: Hybrid, retired: &[f32]) -> Result<Self> {
+    fn new(device: &Device, hybrid: Hybrid, retired: &[bool]) -> Result<Self> {
         let mut offsets = hybrid.offsets();
-        for (offset, retired) in offsets.iter_mut().zip(retired) {
-            *offset += retired;
+        for (offset, _) in offsets
+            .iter_mut()
+            .zip(retired)
+            .filter(|(_, retired)| **retired)
+        {
+            *offset = LOWEST;
         }
         Ok(Self {
             keys: Keys::new(device, &hybrid.keys(), hybrid.memory.width, &offsets)?,

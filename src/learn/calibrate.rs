@@ -136,7 +136,7 @@ struct Problem<'p> {
 
 /// The objective at a point.
 struct At {
-    /// -ln P, over all prompts.
+    /// -ln P, over all prompts, each with its weight.
     likelihood: f64,
     /// The same with the second term.
     loss: f64,
@@ -439,6 +439,34 @@ mod tests {
             })
             .sum();
         assert!((total - 1.0).abs() < 1e-6, "{total}");
+    }
+
+    /// A prompt of weight 2 counts as two: the same balance of all models changes no probability.
+    #[test]
+    fn prompts_count_by_the_balance_of_their_models() {
+        let (rows, cpu) = (units(MODELS, 4), cpu());
+        let known = known(5);
+        let known: Vec<&Known> = known.iter().collect();
+        let point: Logs = [0.1, -0.3, 0.7, 0.2, -0.2, 0.4];
+        let [one, two] = [0.0f32, 2.0f32.ln()].map(|balance| {
+            let memory = Memory {
+                balance: vec![balance; MODELS],
+                ..memory()
+            };
+            let hub = Hub {
+                rows: &rows,
+                tau: 0.5,
+                memory: &memory,
+                eligible: &[true; MODELS],
+            };
+            Problem::new(&cpu, &hub, &known).unwrap().at(&point)
+        });
+        assert!((two.likelihood / one.likelihood - 2.0).abs() < 1e-6);
+        let pull = |k: usize| (point[k] - logs(Strengths::default())[k]) / (SPREAD * SPREAD);
+        for k in 0..PARTS - 1 {
+            let [one, two] = [&one, &two].map(|at| at.gradient[k] - pull(k));
+            assert!((two / one - 2.0).abs() < 1e-5, "{k}: {one} {two}");
+        }
     }
 
     /// Prompts that the learned score tells apart and memory does not make it count for more, and the
