@@ -112,7 +112,7 @@ fn places(tree: &Tree) -> Vec<String> {
             "src/device/pass.rs",
             "src/router/mod.rs",
             "src/generation/store.rs",
-            "src/learn/learner.rs",
+            "src/learn/learner/",
             "src/cmrbench/grid.rs",
             "src/diagnostics/",
             "src/cli/",
