@@ -169,6 +169,12 @@ fn strengths_stay_where_nothing_tells_better() {
     let none = settings(&[("hold_out", "false"), vectors]);
     let (second, _) = learn(&setup, many(6, 3), none, cpu(2));
     assert_eq!(calibration(&setup, &second).strengths, fitted);
+    // Fewer prompts than it was fitted on are added to what those told.
+    let (third, report) = learn(&setup, many(0, 3), settings(&[vectors]), cpu(2));
+    let (before, after) = (calibration(&setup, &second), calibration(&setup, &third));
+    let added = after.rows - before.rows;
+    assert!(added > 0 && added < before.rows, "{before:?} {after:?}");
+    assert_eq!(report.hybrid.unwrap().rows, after.rows);
 }
 
 /// A newcomer has no prompts: its cards stand in for them.

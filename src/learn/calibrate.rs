@@ -1,4 +1,6 @@
-//! Strengths of a hybrid, fitted on held-out prompts: the most likely ones, drawn to the defaults.
+//! Strengths of a hybrid, fitted on held-out prompts: the most likely ones, drawn to w0, which are the
+//! defaults, or the parent's where fewer prompts are at hand than those were fitted on (and then as
+//! many times as strongly as all these prompts are more than those at hand).
 //!
 //! A hybrid score (`hub::hybrid`) makes the probability of a model that of its domain, times its own
 //! among the domain's models:
@@ -61,19 +63,29 @@ pub(crate) fn stride(prompts: usize, models: usize) -> usize {
     prompts.div_ceil(most).max(1)
 }
 
-/// The strengths for `known`; without prompts the defaults.
+/// The strengths for `known`; without prompts those of `parent`, or the defaults.
 ///
 /// Errors: a vector is not finite.
-pub(crate) fn fit(cpu: &Cpu, hub: &Hub<'_>, known: &[Known]) -> Result<Calibration> {
+pub(crate) fn fit(
+    cpu: &Cpu,
+    hub: &Hub<'_>,
+    known: &[Known],
+    parent: Option<&Calibration>,
+) -> Result<Calibration> {
     let known: Vec<&Known> = known
         .iter()
         .filter(|known| hub.eligible.get(known.gold as usize) == Some(&true))
         .collect();
-    let start = logs(Strengths::default());
+    // What it was fitted on was not kept.
+    let parent = parent.filter(|parent| parent.rows > known.len());
     if known.is_empty() {
-        return Ok(Calibration::new(Strengths::default(), 0, None));
+        let defaults = || Calibration::new(Strengths::default(), 0, None);
+        return Ok(parent.cloned().unwrap_or_else(defaults));
     }
-    let problem = Problem::new(cpu, hub, &known)?;
+    let start = logs(parent.map_or_else(Strengths::default, |parent| parent.strengths));
+    let rows = known.len() + parent.map_or(0, |parent| parent.rows);
+    let mut problem = Problem::new(cpu, hub, &known, start)?;
+    problem.pull *= rows as f64 / known.len() as f64;
     let (mut best, mut at) = (start, problem.at(&start));
     let before = at.likelihood;
     if !before.is_finite() {
@@ -100,17 +112,24 @@ pub(crate) fn fit(cpu: &Cpu, hub: &Hub<'_>, known: &[Known]) -> Result<Calibrati
     }
     let weights: f64 = (0..known.len()).map(|prompt| problem.weight(prompt)).sum();
     let losses = (before / weights, at.likelihood / weights);
-    Ok(Calibration::new(
-        strengths(&best),
-        known.len(),
-        Some(losses),
-    ))
+    Ok(Calibration::new(strengths(&best), rows, Some(losses)))
 }
 
+/// Where there is none, that of the default.
 fn logs(strengths: Strengths) -> Logs {
-    let s = strengths;
-    let beta = 1.0 + s.prior;
-    [s.learned, s.card, s.exemplar, s.domain, s.balance, beta].map(f64::ln)
+    let factors = |s: Strengths| {
+        let beta = 1.0 + s.prior;
+        [s.learned, s.card, s.exemplar, s.domain, s.balance, beta]
+    };
+    let own = factors(strengths);
+    let defaults = factors(Strengths::default());
+    std::array::from_fn(|k| {
+        if own[k] > 0.0 {
+            own[k].ln()
+        } else {
+            defaults[k].ln()
+        }
+    })
 }
 
 fn strengths(logs: &Logs) -> Strengths {
@@ -127,6 +146,10 @@ fn strengths(logs: &Logs) -> Strengths {
 
 struct Problem<'p> {
     hub: &'p Hub<'p>,
+    /// Logarithms of w0.
+    center: Logs,
+    /// To them, 1 / SPREAD^2.
+    pull: f64,
     golds: Vec<u32>,
     /// Of each prompt: for each model the learned score and the cosines with its cards, its prompts and
     /// its domain. [n, M] each; the last [n, N].
@@ -145,7 +168,7 @@ struct At {
 }
 
 impl<'p> Problem<'p> {
-    fn new(cpu: &Cpu, hub: &'p Hub<'p>, known: &[&Known]) -> Result<Self> {
+    fn new(cpu: &Cpu, hub: &'p Hub<'p>, known: &[&Known], center: Logs) -> Result<Self> {
         let memory = hub.memory;
         let us: Vec<f32> = known.iter().flat_map(|k| k.u.iter().copied()).collect();
         let xs: Vec<f32> = known.iter().flat_map(|k| k.x.iter().copied()).collect();
@@ -169,6 +192,8 @@ impl<'p> Problem<'p> {
         };
         Ok(Self {
             hub,
+            center,
+            pull: 1.0 / (SPREAD * SPREAD),
             golds: known.iter().map(|known| known.gold).collect(),
             products: [
                 products(&us, hub.rows, 1.0 / hub.tau)?,
@@ -192,17 +217,16 @@ impl<'p> Problem<'p> {
             self.add(prompt, w, beta, &mut at);
         }
         at.loss = at.likelihood;
-        // From the strengths to their logarithms, and the pull to the defaults.
+        // From the strengths to their logarithms, and the pull.
         let scale = logs.map(f64::exp);
-        let defaults = self::logs(Strengths::default());
         for i in 0..=PARTS {
-            let away = logs[i] - defaults[i];
-            at.loss += away * away / (2.0 * SPREAD * SPREAD);
-            at.gradient[i] = at.gradient[i] * scale[i] + away / (SPREAD * SPREAD);
+            let away = logs[i] - self.center[i];
+            at.loss += self.pull * away * away / 2.0;
+            at.gradient[i] = at.gradient[i] * scale[i] + self.pull * away;
             for (j, value) in at.curvature[i].iter_mut().enumerate() {
                 *value *= scale[i] * scale[j];
             }
-            at.curvature[i][i] += 1.0 / (SPREAD * SPREAD);
+            at.curvature[i][i] += self.pull;
         }
         at
     }
@@ -413,7 +437,8 @@ mod tests {
         };
         let known = known(7);
         let known: Vec<&Known> = known.iter().collect();
-        let problem = Problem::new(&cpu, &hub, &known).unwrap();
+        let center = logs(Strengths::default());
+        let problem = Problem::new(&cpu, &hub, &known, center).unwrap();
         let point: Logs = [0.1, -0.3, 0.7, 0.2, -0.2, 0.4];
         let at = problem.at(&point);
         for k in 0..=PARTS {
@@ -434,7 +459,7 @@ mod tests {
                     x: known[0].x.clone(),
                     gold,
                 };
-                let problem = Problem::new(&cpu, &hub, &[&one]).unwrap();
+                let problem = Problem::new(&cpu, &hub, &[&one], center).unwrap();
                 (-problem.at(&point).likelihood / problem.weight(0)).exp()
             })
             .sum();
@@ -459,7 +484,8 @@ mod tests {
                 memory: &memory,
                 eligible: &[true; MODELS],
             };
-            Problem::new(&cpu, &hub, &known).unwrap().at(&point)
+            let problem = Problem::new(&cpu, &hub, &known, logs(Strengths::default()));
+            problem.unwrap().at(&point)
         });
         assert!((two.likelihood / one.likelihood - 2.0).abs() < 1e-6);
         let pull = |k: usize| (point[k] - logs(Strengths::default())[k]) / (SPREAD * SPREAD);
@@ -486,7 +512,7 @@ mod tests {
                 known.gold = small(i % MODELS);
                 source(known.gold, known);
             }
-            fit(&cpu, &hub, &known).unwrap()
+            fit(&cpu, &hub, &known, None).unwrap()
         };
         let row = |rows: &[f32], m: u32| rows[m as usize * WIDTH..][..WIDTH].to_vec();
         let learned = fitted(&|gold, known| known.u = row(&rows, gold));
@@ -499,8 +525,37 @@ mod tests {
         }
     }
 
+    /// A few prompts do not undo what many told that were not kept; as many do.
     #[test]
-    fn without_prompts_the_defaults_stay() {
+    fn few_prompts_are_drawn_to_what_many_told() {
+        let (memory, rows) = (memory(), units(MODELS, 4));
+        let hub = Hub {
+            rows: &rows,
+            tau: 0.5,
+            memory: &memory,
+            eligible: &[true; MODELS],
+        };
+        let fitted = Strengths {
+            exemplar: 2.5,
+            balance: 0.0,
+            ..Strengths::default()
+        };
+        let with = |rows: usize| {
+            let parent = Calibration::new(fitted, rows, None);
+            fit(&cpu(), &hub, &known(2), Some(&parent)).unwrap()
+        };
+        let few = with(800);
+        assert_eq!(few.rows, 802);
+        assert!((few.strengths.exemplar / 2.5).ln().abs() < 0.01, "{few:?}");
+        // It had none of this yet.
+        assert!(few.strengths.balance > 0.5, "{few:?}");
+        let alone = fit(&cpu(), &hub, &known(2), None).unwrap();
+        assert!(alone.strengths.exemplar > 3.0, "{alone:?}");
+        assert_eq!(with(2), alone);
+    }
+
+    #[test]
+    fn without_prompts_the_defaults_or_the_parents_stay() {
         let (memory, rows) = (memory(), units(MODELS, 4));
         let hub = Hub {
             rows: &rows,
@@ -509,9 +564,15 @@ mod tests {
             eligible: &[false; MODELS],
         };
         for known in [Vec::new(), known(3)] {
-            let calibration = fit(&cpu(), &hub, &known).unwrap();
+            let calibration = fit(&cpu(), &hub, &known, None).unwrap();
             assert_eq!(calibration.strengths, Strengths::default());
             assert_eq!(calibration.rows, 0);
+            let fitted = Strengths {
+                exemplar: 2.5,
+                ..Strengths::default()
+            };
+            let parent = Calibration::new(fitted, 800, None);
+            assert_eq!(fit(&cpu(), &hub, &known, Some(&parent)).unwrap(), parent);
         }
     }
 }

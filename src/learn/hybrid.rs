@@ -31,7 +31,7 @@ pub(crate) fn exemplars(
 }
 
 /// Fits the strengths of `draft`'s hybrid on `held`, whose prompts it never learned, and keeps them
-/// in it; without prompts it keeps those of its parent, if they were `fitted`.
+/// in it; `fitted`: its parent's.
 pub(crate) fn calibrate(
     draft: &mut Draft,
     parent: &GenerationId,
@@ -68,10 +68,7 @@ pub(crate) fn calibrate(
         memory,
         eligible: &eligible,
     };
-    let calibration = match (calibrate::fit(encoder.host(), &hub, &known)?, fitted) {
-        (found, Some(fitted)) if found.rows == 0 => fitted,
-        (found, _) => found,
-    };
+    let calibration = calibrate::fit(encoder.host(), &hub, &known, fitted.as_ref())?;
     keep(draft, &calibration)?;
     Ok(calibration)
 }
