@@ -26,6 +26,9 @@ use crate::weights::View;
 /// Standard deviation of the logarithm of a strength around its default.
 const SPREAD: f64 = 0.25;
 
+/// How strongly strengths are drawn to the defaults.
+const PULL: f64 = 1.0 / (SPREAD * SPREAD);
+
 /// Steps at most; it takes about eight.
 const MOST_STEPS: usize = 40;
 
@@ -83,9 +86,10 @@ pub(crate) fn fit(
         return Ok(parent.cloned().unwrap_or_else(defaults));
     }
     let start = logs(parent.map_or_else(Strengths::default, |parent| parent.strengths));
-    let rows = known.len() + parent.map_or(0, |parent| parent.rows);
-    let mut problem = Problem::new(cpu, hub, &known, start)?;
-    problem.pull *= rows as f64 / known.len() as f64;
+    let rows = parent.map_or(0, |parent| parent.rows);
+    let rows = known.len().saturating_add(rows);
+    let pull = PULL * (rows as f64 / known.len() as f64);
+    let problem = Problem::new(cpu, hub, &known, start, pull)?;
     let (mut best, mut at) = (start, problem.at(&start));
     let before = at.likelihood;
     if !before.is_finite() {
@@ -148,7 +152,7 @@ struct Problem<'p> {
     hub: &'p Hub<'p>,
     /// Logarithms of w0.
     center: Logs,
-    /// To them, 1 / SPREAD^2.
+    /// How strongly strengths are drawn to them.
     pull: f64,
     golds: Vec<u32>,
     /// Of each prompt: for each model the learned score and the cosines with its cards, its prompts and
@@ -168,7 +172,7 @@ struct At {
 }
 
 impl<'p> Problem<'p> {
-    fn new(cpu: &Cpu, hub: &'p Hub<'p>, known: &[&Known], center: Logs) -> Result<Self> {
+    fn new(cpu: &Cpu, hub: &'p Hub<'p>, known: &[&Known], center: Logs, pull: f64) -> Result<Self> {
         let memory = hub.memory;
         let us: Vec<f32> = known.iter().flat_map(|k| k.u.iter().copied()).collect();
         let xs: Vec<f32> = known.iter().flat_map(|k| k.x.iter().copied()).collect();
@@ -193,7 +197,7 @@ impl<'p> Problem<'p> {
         Ok(Self {
             hub,
             center,
-            pull: 1.0 / (SPREAD * SPREAD),
+            pull,
             golds: known.iter().map(|known| known.gold).collect(),
             products: [
                 products(&us, hub.rows, 1.0 / hub.tau)?,
@@ -407,6 +411,15 @@ mod tests {
         }
     }
 
+    fn hub<'h>(rows: &'h [f32], memory: &'h Memory, eligible: &'h [bool]) -> Hub<'h> {
+        Hub {
+            rows,
+            tau: 0.5,
+            memory,
+            eligible,
+        }
+    }
+
     fn cpu() -> Cpu {
         Cpu::open(Some(1)).unwrap()
     }
@@ -429,16 +442,11 @@ mod tests {
         let (memory, rows, cpu) = (memory(), units(MODELS, 4), cpu());
         let mut eligible = [true; MODELS];
         eligible[1] = false;
-        let hub = Hub {
-            rows: &rows,
-            tau: 0.5,
-            memory: &memory,
-            eligible: &eligible,
-        };
+        let hub = hub(&rows, &memory, &eligible);
         let known = known(7);
         let known: Vec<&Known> = known.iter().collect();
         let center = logs(Strengths::default());
-        let problem = Problem::new(&cpu, &hub, &known, center).unwrap();
+        let problem = Problem::new(&cpu, &hub, &known, center, PULL).unwrap();
         let point: Logs = [0.1, -0.3, 0.7, 0.2, -0.2, 0.4];
         let at = problem.at(&point);
         for k in 0..=PARTS {
@@ -459,7 +467,7 @@ mod tests {
                     x: known[0].x.clone(),
                     gold,
                 };
-                let problem = Problem::new(&cpu, &hub, &[&one], center).unwrap();
+                let problem = Problem::new(&cpu, &hub, &[&one], center, PULL).unwrap();
                 (-problem.at(&point).likelihood / problem.weight(0)).exp()
             })
             .sum();
@@ -478,17 +486,13 @@ mod tests {
                 balance: vec![balance; MODELS],
                 ..memory()
             };
-            let hub = Hub {
-                rows: &rows,
-                tau: 0.5,
-                memory: &memory,
-                eligible: &[true; MODELS],
-            };
-            let problem = Problem::new(&cpu, &hub, &known, logs(Strengths::default()));
+            let hub = hub(&rows, &memory, &[true; MODELS]);
+            let center = logs(Strengths::default());
+            let problem = Problem::new(&cpu, &hub, &known, center, PULL);
             problem.unwrap().at(&point)
         });
         assert!((two.likelihood / one.likelihood - 2.0).abs() < 1e-6);
-        let pull = |k: usize| (point[k] - logs(Strengths::default())[k]) / (SPREAD * SPREAD);
+        let pull = |k: usize| PULL * (point[k] - logs(Strengths::default())[k]);
         for k in 0..PARTS - 1 {
             let [one, two] = [&one, &two].map(|at| at.gradient[k] - pull(k));
             assert!((two / one - 2.0).abs() < 1e-5, "{k}: {one} {two}");
@@ -500,12 +504,7 @@ mod tests {
     #[test]
     fn the_part_that_knows_counts_for_more() {
         let (memory, rows, cpu) = (memory(), units(MODELS, 4), cpu());
-        let hub = Hub {
-            rows: &rows,
-            tau: 0.5,
-            memory: &memory,
-            eligible: &[true; MODELS],
-        };
+        let hub = hub(&rows, &memory, &[true; MODELS]);
         let fitted = |source: &dyn Fn(u32, &mut Known)| {
             let mut known = known(200);
             for (i, known) in known.iter_mut().enumerate() {
@@ -529,12 +528,7 @@ mod tests {
     #[test]
     fn few_prompts_are_drawn_to_what_many_told() {
         let (memory, rows) = (memory(), units(MODELS, 4));
-        let hub = Hub {
-            rows: &rows,
-            tau: 0.5,
-            memory: &memory,
-            eligible: &[true; MODELS],
-        };
+        let hub = hub(&rows, &memory, &[true; MODELS]);
         let fitted = Strengths {
             exemplar: 2.5,
             balance: 0.0,
@@ -546,6 +540,7 @@ mod tests {
         };
         let few = with(800);
         assert_eq!(few.rows, 802);
+        assert_eq!(with(usize::MAX).rows, usize::MAX);
         assert!((few.strengths.exemplar / 2.5).ln().abs() < 0.01, "{few:?}");
         // It had none of this yet.
         assert!(few.strengths.balance > 0.5, "{few:?}");
@@ -557,12 +552,7 @@ mod tests {
     #[test]
     fn without_prompts_the_defaults_or_the_parents_stay() {
         let (memory, rows) = (memory(), units(MODELS, 4));
-        let hub = Hub {
-            rows: &rows,
-            tau: 0.5,
-            memory: &memory,
-            eligible: &[false; MODELS],
-        };
+        let hub = hub(&rows, &memory, &[false; MODELS]);
         for known in [Vec::new(), known(3)] {
             let calibration = fit(&cpu(), &hub, &known, None).unwrap();
             assert_eq!(calibration.strengths, Strengths::default());
