@@ -13,8 +13,8 @@ use crate::ops::reference::{self, noise, wide};
 use crate::ops::score::Keys;
 use crate::ops::top_k::Found;
 use crate::ops::{
-    LOWEST, Ops, attention, domain_prior, embed, gelu, layer_norm, linear, log_sum_exp, normalize,
-    pool, score, top_k,
+    Ops, attention, domain_prior, embed, gelu, layer_norm, linear, log_sum_exp, normalize, pool,
+    score, top_k,
 };
 use crate::weights::{Table, View};
 
@@ -432,12 +432,7 @@ impl Builder<'_> {
             ..
         } = self.shape;
         let (queries, rows) = (noise(prompts * hidden, 14), noise(models * hidden, 15));
-        let mut offsets = noise(models, 13);
-        offsets
-            .iter_mut()
-            .skip(3)
-            .step_by(5)
-            .for_each(|o| *o = LOWEST);
+        let offsets = reference::offsets(models);
         let keys = Keys::new(self.device, &rows, hidden, &offsets)?;
         let u = self.device.upload("u", hidden, &queries)?;
         let s = self.device.scratch("s", prompts, models)?;

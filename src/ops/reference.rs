@@ -309,7 +309,15 @@ pub(crate) fn normalize(z: &[f64], width: usize) -> Vec<f64> {
     u
 }
 
-/// `u` [B, D], `keys` [M, D] -> s [B, M]
+/// Offsets of [`score`] for `models`, every fifth of which may not be returned.
+pub(crate) fn offsets(models: usize) -> Vec<f32> {
+    let mut offsets = noise(models, 13);
+    let fifths = offsets.iter_mut().skip(3).step_by(5);
+    fifths.for_each(|offset| *offset = LOWEST);
+    offsets
+}
+
+/// `u` [B, D], `keys` [M, D], `offsets` [M] -> s [B, M]
 pub(crate) fn score(u: &[f64], keys: &[f64], width: usize, offsets: &[f64], tau: f64) -> Vec<f64> {
     let mut s = Vec::new();
     for u in u.chunks_exact(width) {

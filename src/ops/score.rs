@@ -148,12 +148,14 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
             let y = RowsMut::whole(s, models);
             gemm::multiply(pass.cpu, u, keys, finish(f.scale), y);
             pass.cpu.rows(s, models, models, |_, rows| {
-                for (s, offset) in rows.iter_mut().zip(offsets.iter().cycle()) {
-                    *s = if *offset > LOWEST {
-                        *s + offset
-                    } else {
-                        LOWEST
-                    };
+                for s in rows.chunks_exact_mut(models.max(1)) {
+                    for (s, offset) in s.iter_mut().zip(offsets) {
+                        *s = if *offset > LOWEST {
+                            *s + offset
+                        } else {
+                            LOWEST
+                        };
+                    }
                 }
             });
         }
@@ -173,17 +175,6 @@ mod tests {
         let mut rows = rows.to_vec();
         rows.chunks_exact_mut(width).for_each(unit);
         rows
-    }
-
-    /// Every fifth model may not be returned.
-    fn offsets(models: usize) -> Vec<f32> {
-        let mut offsets = noise(models, 13);
-        offsets
-            .iter_mut()
-            .skip(3)
-            .step_by(5)
-            .for_each(|o| *o = LOWEST);
-        offsets
     }
 
     fn outputs(u: &[f32], keys: &[f32], width: usize, offsets: &[f32]) -> Vec<Vec<f32>> {
@@ -229,7 +220,7 @@ mod tests {
         for (prompts, models, width) in [(1, 1, 1), (3, 65, 17), (9, 257, 64), (17, 100, 384)] {
             let u = unit_rows(&noise(prompts * width, 11), width);
             let keys = unit_rows(&noise(models * width, 12), width);
-            let offsets = offsets(models);
+            let offsets = reference::offsets(models);
             let want = reference::score(&wide(&u), &wide(&keys), width, &wide(&offsets), 0.08);
             for s in outputs(&u, &keys, width, &offsets) {
                 assert_close("score", &s, &want, BOUND);
@@ -240,7 +231,7 @@ mod tests {
     #[test]
     fn a_second_call_adds_and_ineligible_models_stay_lowest() {
         for (prompts, models, widths) in [(1, 1, [1, 3]), (3, 65, [17, 5]), (9, 257, [64, 40])] {
-            let offsets = offsets(models);
+            let offsets = reference::offsets(models);
             let parts = widths.map(|width| {
                 let seed = width as u64;
                 (
