@@ -24,8 +24,8 @@ pub struct Calibration {
     /// Held-out prompts that they were fitted on; with its parent's where these were not kept.
     pub rows: usize,
     /// Mean negative log-likelihood of those prompts' models with the strengths of
-    /// [`Strengths::default`], or of that parent, in nats, in which experiences with few prompts and with many count the
-    /// same (`learn::calibrate`); none without prompts.
+    /// [`Strengths::default`], or of that parent, in nats, in which experiences with few prompts and
+    /// with many count the same (`learn::calibrate`); none without prompts.
     pub loss_before: Option<f64>,
     /// The same with [`Calibration::strengths`].
     pub loss_after: Option<f64>,
