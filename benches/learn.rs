@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, missing_docs, reason = "a bench")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -259,7 +260,7 @@ fn hub(scratch: &Path, models: usize) -> Result<PathBuf> {
         return Ok(folder);
     }
     let options = Options::default().device("cpu").threads(2).encoder(ENCODER);
-    let encoder = Encoder::open(ENCODER, &options)?;
+    let encoder = Arc::new(Encoder::open(ENCODER, &options)?);
     store.build(&encoder, &[model(0)], "bench", &mut |_, _| {})?;
     let settings = settings(&[("init.profile", "random")])?;
     let mut learner = Learner::open(&folder, None, settings, options)?;

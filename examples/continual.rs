@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use hubrouter::cmrbench::{Data, EvalRows, Hits, Percent, Prefix, Row, Tables};
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
             let scratch = format!("hubrouter-continual-{}", std::process::id());
             let scratch = std::env::temp_dir().join(scratch);
             let first = if joint { data.experiences.len() } else { 1 };
-            let encoder = Encoder::open(ENCODER, &options)?;
+            let encoder = Arc::new(Encoder::open(ENCODER, &options)?);
             let made = Store::create(&scratch).and_then(|store| {
                 store.build(&encoder, &data.hub(first), "hub build", &mut |_, _| {})
             });

@@ -3,6 +3,22 @@
 use std::fmt;
 use std::path::Path;
 
+/// `bail!(Format, "text {x}")`: return an error of that kind.
+macro_rules! bail {
+    ($kind:ident, $($text:tt)+) => {
+        return Err($crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($text)+)))
+    };
+}
+pub(crate) use bail;
+
+/// `error!(Format, "text {x}")`: an error of that kind.
+macro_rules! error {
+    ($kind:ident, $($text:tt)+) => {
+        $crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($text)+))
+    };
+}
+pub(crate) use error;
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -39,6 +55,9 @@ pub enum ErrorKind {
     Refused,
     /// Understood, and not supported.
     Unsupported,
+    /// A part of this crate, or of what it depends on, panicked: a bug. The call has no answer, and
+    /// other calls go on.
+    Panic,
 }
 
 impl ErrorKind {
@@ -55,25 +74,48 @@ impl ErrorKind {
 
 /// An error: [`Error::kind`] for programs, `Display` for people.
 ///
-/// The text names the file, tensor, op or field, what was expected and what was found.
-#[derive(Clone)]
+/// The text names the file, tensor, op or field, what was expected and what was found. As JSON it is
+/// `{"kind": "format", "message": "..."}`.
+#[derive(Clone, serde::Serialize)]
+#[serde(transparent)]
 pub struct Error(Box<Inner>);
 
-#[derive(Clone)]
+#[derive(Clone, serde::Serialize)]
 struct Inner {
     kind: ErrorKind,
     message: String,
+    /// What the file system said, where it was the file system.
+    #[serde(skip)]
+    io: Option<std::io::ErrorKind>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self(Box::new(Inner { kind, message }))
+        let (message, io) = (message.into(), None);
+        Self(Box::new(Inner { kind, message, io }))
     }
 
     /// What went wrong, to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+
+    /// What the file system said, where it was the file system that refused.
+    pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
+        self.0.io
+    }
+
+    /// True where a file or a folder on the way to it is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
+        matches!(self.0.io, Some(NotFound | NotADirectory))
+    }
+
+    /// True where a file is damaged or missing, and reading it once more would say the same. Not so
+    /// where the process has no file handle left, no memory or no permission.
+    pub(crate) fn is_damage(&self) -> bool {
+        use ErrorKind::{Format, Mismatch, Numeric, Unsupported};
+        self.is_missing() || matches!(self.kind(), Format | Mismatch | Numeric | Unsupported)
     }
 
     pub(crate) fn io(path: &Path, doing: &str, source: &std::io::Error) -> Self {
@@ -83,20 +125,44 @@ impl Error {
             FileTooLarge => "; raise the limit on the size of files and try again",
             _ => "",
         };
-        Self::new(
+        let mut error = Self::new(
             ErrorKind::Io,
             format!("{}: cannot {doing}: {source}{advice}", path.display()),
-        )
+        );
+        error.0.io = Some(source.kind());
+        error
     }
 
     /// The same error with `place` (a file, an op) in front of its text.
-    pub(crate) fn at(self, place: impl fmt::Display) -> Self {
-        Self::new(self.kind(), format!("{place}: {self}"))
+    pub(crate) fn at(mut self, place: impl fmt::Display) -> Self {
+        self.0.message = format!("{place}: {self}");
+        self
     }
 
     /// The same error with what follows from it behind its text.
-    pub(crate) fn but(self, so: impl fmt::Display) -> Self {
-        Self::new(self.kind(), format!("{self}; {so}"))
+    pub(crate) fn but(mut self, so: impl fmt::Display) -> Self {
+        self.0.message = format!("{self}; {so}");
+        self
+    }
+}
+
+/// Runs `job`; a panic inside becomes an error that names `what`.
+///
+/// The panic's own words are in the error, and on stderr, where the host's panic hook puts them. A
+/// host built with `panic = "abort"` ends there.
+pub(crate) fn caught<R>(what: &str, job: impl FnOnce() -> Result<R>) -> Result<R> {
+    // Whatever the job held is dropped by unwinding; what it shared is behind locks that allow for it.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            bail!(
+                Panic,
+                "{what} panicked: {}",
+                text.unwrap_or("without a word")
+            )
+        }
     }
 }
 
@@ -114,18 +180,50 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// `bail!(Format, "text {x}")`: return an error of that kind.
-macro_rules! bail {
-    ($kind:ident, $($text:tt)+) => {
-        return Err($crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($text)+)))
-    };
-}
-pub(crate) use bail;
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
 
-/// `error!(Format, "text {x}")`: an error of that kind.
-macro_rules! error {
-    ($kind:ident, $($text:tt)+) => {
-        $crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($text)+))
-    };
+    #[test]
+    fn a_panic_becomes_an_error_that_says_where_and_why() {
+        let n = 3;
+        for (job, want) in [
+            ((|_| panic!("a word")) as fn(i32) -> Result<()>, "a word"),
+            (|n| panic!("{n} words"), "3 words"),
+            (|_| std::panic::panic_any(7), "without a word"),
+        ] {
+            let error = caught("the tokenizer", || job(n)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Panic);
+            let text = error.to_string();
+            assert!(
+                text.starts_with("the tokenizer panicked: ") && text.ends_with(want),
+                "{text}"
+            );
+        }
+        assert_eq!(caught("nothing", || Ok(5)).unwrap(), 5);
+    }
+
+    #[test]
+    fn passing_errors_are_no_damage() {
+        let path = Path::new("a");
+        let of = |kind: std::io::ErrorKind| Error::io(path, "open", &kind.into());
+        assert!(
+            of(std::io::ErrorKind::NotFound)
+                .at("b")
+                .but("c")
+                .is_damage()
+        );
+        for passing in [
+            std::io::ErrorKind::PermissionDenied,
+            std::io::ErrorKind::OutOfMemory,
+            std::io::ErrorKind::Interrupted,
+        ] {
+            assert!(!of(passing).is_damage(), "{passing}");
+        }
+        assert!(!Error::io(path, "open", &std::io::Error::from_raw_os_error(24)).is_damage());
+        assert!(error!(Format, "torn").is_damage());
+        let json = serde_json::to_string(&error!(NoCandidate, "none")).unwrap();
+        assert_eq!(json, r#"{"kind":"no_candidate","message":"none"}"#);
+    }
 }
-pub(crate) use error;

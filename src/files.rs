@@ -31,21 +31,52 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| error!(Format, "{}: not UTF-8: {e}", path.display()))
 }
 
-/// The whole file, refused above `limit` bytes.
+/// The whole file, refused above `limit` bytes before any of it is read.
 pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", &e))?;
+    let (file, length) = open_file(path)?;
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, "read", &e))?;
-    if bytes.len() as u64 > limit {
+    if length <= limit {
+        // One more than there should be: the file may be growing.
+        file.take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path, "read", &e))?;
+    }
+    let found = length.max(bytes.len() as u64);
+    if found > limit {
         bail!(
             Format,
-            "{}: expected at most {limit} bytes, found more",
+            "{}: expected at most {limit} bytes, found {found}",
             path.display()
         );
     }
     Ok(bytes)
+}
+
+/// Opens the file at `path` for reading; with its length in bytes.
+///
+/// Errors: it is no regular file. To open a FIFO would wait for whoever writes into it.
+pub(crate) fn open_file(path: &Path) -> Result<(File, u64)> {
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options
+        .open(path)
+        .map_err(|e| Error::io(path, "open", &e))?;
+    let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+    if !data.is_file() {
+        let found = if data.is_dir() {
+            "a folder"
+        } else {
+            "a FIFO or a device"
+        };
+        bail!(
+            Format,
+            "{}: expected a regular file, found {found}",
+            path.display()
+        );
+    }
+    Ok((file, data.len()))
 }
 
 /// The whole file parsed as JSON; an error names the file, line and column.
@@ -85,10 +116,59 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io(path, "write", &e))
 }
 
+/// A name for what becomes `name`; of a long one the end, so that a file system takes it.
 fn temporary_name(name: &str) -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    format!("{TEMPORARY}{}-{count}-{name}", std::process::id())
+    let end = name.ceil_char_boundary(name.len().saturating_sub(100));
+    format!("{TEMPORARY}{}-{count}-{}", std::process::id(), &name[end..])
+}
+
+/// What `make` makes of the first free temporary name in `folder`. A process that was killed leaves
+/// names behind, and in a container the next one has the same id.
+fn temporary<T>(
+    folder: &Path,
+    name: &str,
+    make: impl Fn(&Path) -> std::io::Result<T>,
+) -> std::io::Result<(PathBuf, T)> {
+    loop {
+        let path = folder.join(temporary_name(name));
+        match make(&path) {
+            Err(_) if path.symlink_metadata().is_ok() => {}
+            made => return made.map(|made| (path, made)),
+        }
+    }
+}
+
+/// [`temporary`] for a file or folder that nobody sweeps while this process writes it: `make` opens
+/// what it made, and the lock on that lasts as long as the writer lives, see [`in_use`].
+fn temporary_held(
+    folder: &Path,
+    name: &str,
+    make: impl Fn(&Path) -> std::io::Result<File>,
+) -> std::io::Result<(PathBuf, File)> {
+    loop {
+        let (path, file) = temporary(folder, name, &make)?;
+        // A file system without locks has nobody who looks for them.
+        let _ = file.try_lock();
+        // Somebody may have swept it before it was locked.
+        if path.symlink_metadata().is_ok() {
+            return Ok((path, file));
+        }
+    }
+}
+
+/// True while whoever writes the unfinished file or folder at `path` is alive.
+pub(crate) fn in_use(path: &Path) -> bool {
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        libc::O_NONBLOCK | libc::O_NOFOLLOW,
+    );
+    let held = |file: File| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock));
+    options.open(path).is_ok_and(held)
 }
 
 fn parent_of(path: &Path) -> &Path {
@@ -98,21 +178,25 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// Removes the folder at `path`: out of sight first, so that a reader sees it whole or not at all.
+/// Removes the folder (or file) at `path`: out of sight first, so that a reader sees it whole or not at all.
 pub(crate) fn remove_folder(path: &Path) -> Result<()> {
-    let hidden = temporary_beside(path)?;
-    fs::rename(path, &hidden)
-        .and_then(|()| fs::remove_dir_all(&hidden))
-        .map_err(|e| Error::io(path, "remove", &e))
+    temporary(parent_of(path), name_of(path)?, |hidden| {
+        fs::rename(path, hidden)
+    })
+    .and_then(|(hidden, ())| match hidden.is_dir() {
+        true => fs::remove_dir_all(hidden),
+        false => fs::remove_file(hidden),
+    })
+    .map_err(|e| Error::io(path, "remove", &e))
 }
 
 /// Finds out whether `bytes` can be written into `folder`: writes so many, and takes them away.
 pub(crate) fn try_writing(folder: &Path, bytes: u64) -> Result<()> {
-    let temporary = folder.join(temporary_name("trial"));
     let failed = |e: &std::io::Error| Error::io(folder, "write to the folder", e);
-    let mut file = File::create_new(&temporary).map_err(|e| failed(&e))?;
+    let create = |path: &Path| File::create_new(path);
+    let (path, mut file) = temporary_held(folder, "trial", create).map_err(|e| failed(&e))?;
     let written = std::io::copy(&mut std::io::repeat(0).take(bytes.max(1)), &mut file);
-    let removed = fs::remove_file(&temporary);
+    let removed = fs::remove_file(&path);
     written.and(removed).map_err(|e| failed(&e))
 }
 
@@ -144,10 +228,10 @@ pub(crate) fn tell_system(path: &Path, order: &str) -> std::io::Result<()> {
     file.write_all(order.as_bytes())
 }
 
-/// A free name in the folder of `path`.
-fn temporary_beside(path: &Path) -> Result<PathBuf> {
+/// The last part of `path`, as text.
+fn name_of(path: &Path) -> Result<&str> {
     match path.file_name().and_then(|name| name.to_str()) {
-        Some(name) => Ok(parent_of(path).join(temporary_name(name))),
+        Some(name) => Ok(name),
         None => bail!(Io, "{}: expected the name of a file", path.display()),
     }
 }
@@ -164,8 +248,9 @@ pub(crate) struct Replacement {
 impl Replacement {
     /// Starts the file that will be at `path`.
     pub(crate) fn new(path: &Path) -> Result<Self> {
-        let temporary = temporary_beside(path)?;
-        let file = File::create_new(&temporary).map_err(|e| Error::io(path, "write", &e))?;
+        let create = |path: &Path| File::create_new(path);
+        let (temporary, file) = temporary_held(parent_of(path), name_of(path)?, create)
+            .map_err(|e| Error::io(path, "write", &e))?;
         Ok(Self {
             writer: BufWriter::new(file),
             temporary,
@@ -207,18 +292,30 @@ pub(crate) struct Staged {
     temporary: PathBuf,
     parent: PathBuf,
     published: bool,
+    /// Locked: nobody sweeps the folder.
+    _held: Option<File>,
 }
 
 impl Staged {
     /// Starts a folder that will be published inside `parent`, which is made if missing.
     pub(crate) fn new(parent: &Path) -> Result<Self> {
         make_folder(parent)?;
-        let temporary = parent.join(temporary_name("folder"));
-        fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, "create the folder", &e))?;
+        let failed = |e: &std::io::Error| Error::io(parent, "create a folder in it", e);
+        // Windows has no handle for a folder.
+        let (temporary, held) = if cfg!(unix) {
+            let create = |path: &Path| fs::create_dir(path).and_then(|()| File::open(path));
+            let (path, held) = temporary_held(parent, "folder", create).map_err(|e| failed(&e))?;
+            (path, Some(held))
+        } else {
+            let create = |path: &Path| fs::create_dir(path);
+            let (path, ()) = temporary(parent, "folder", create).map_err(|e| failed(&e))?;
+            (path, None)
+        };
         Ok(Self {
             temporary,
             parent: parent.to_owned(),
             published: false,
+            _held: held,
         })
     }
 
@@ -325,6 +422,73 @@ mod tests {
         fs::write(folder.join("a/b"), "x").unwrap();
         remove_folder(&folder.join("a")).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn left_overs_with_the_next_names_are_passed_over() {
+        let folder = folder("same-id");
+        // As left by a process with the same id: the next names of every kind are taken.
+        for _ in 0..40 {
+            let name = temporary_name("folder");
+            let (_, count) = name[TEMPORARY.len()..].split_once('-').unwrap();
+            let count: u32 = count.split('-').next().unwrap().parse().unwrap();
+            for (ahead, kind) in ["folder", "a", "trial", "whole"].iter().enumerate() {
+                let ahead = count + 1 + u32::try_from(ahead).unwrap();
+                let name = format!("{TEMPORARY}{}-{ahead}-{kind}", std::process::id());
+                fs::create_dir_all(folder.join(name).join("full")).unwrap();
+            }
+            replace(&folder.join("a"), b"1").unwrap();
+            try_writing(&folder, 10).unwrap();
+            let staged = Staged::new(&folder).unwrap();
+            staged.write("a", b"1").unwrap();
+            staged.publish("whole").unwrap();
+            remove_folder(&folder.join("whole")).unwrap();
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_living_writer_writes_is_in_use() {
+        let folder = folder("in-use");
+        let staged = Staged::new(&folder).unwrap();
+        let path = staged.path().to_owned();
+        assert!(in_use(&path));
+        let (left, kept) = (folder.join(".tmp-1-0-a"), folder.join(".tmp-1-1-b"));
+        fs::write(&left, b"x").unwrap();
+        fs::create_dir(&kept).unwrap();
+        assert!(!in_use(&left) && !in_use(&kept));
+        let file = Replacement::new(&folder.join("c")).unwrap();
+        assert!(in_use(&file.temporary));
+        drop((staged, file));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_long_name_has_a_temporary_name_that_fits() {
+        let folder = folder("long");
+        let path = folder.join("é".repeat(120));
+        replace(&path, b"1").unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"1");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_fifo_is_refused_at_once() {
+        let folder = folder("fifo");
+        let path = folder.join("a");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        for bad in [&path, &folder] {
+            let error = read_bytes(bad, 10).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Format);
+            assert!(
+                error.to_string().contains("expected a regular file"),
+                "{error}"
+            );
+        }
         fs::remove_dir_all(folder).unwrap();
     }
 

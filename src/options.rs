@@ -29,13 +29,16 @@ pub struct Options {
     pub device: DeviceChoice,
     /// Threads of the CPU's pool; none: as many as the machine has, at most 4. With 1 everything
     /// runs on the calling thread and calls run side by side; with more one call at a time has
-    /// the whole pool.
+    /// the whole pool. A call from a worker of the host's own rayon pool runs on that worker alone.
     pub threads: Option<usize>,
     /// Step down to the CPU when the device cannot be opened or is lost, visibly, instead of
     /// failing.
     pub fallback: bool,
     /// The folder of the encoder bundle; none: where the store says, beside the store, or inside.
     pub encoder: Option<std::path::PathBuf>,
+    /// More folders to look for the encoder in, behind those of the store: the first that holds the
+    /// bundle whose hash the generation names is taken.
+    pub look_in: Vec<std::path::PathBuf>,
     /// Tokens of a text, special ones included; longer texts are cut. None: as many as the bundle
     /// says. More are refused than the encoder has positions for.
     pub max_tokens: Option<usize>,
@@ -49,6 +52,7 @@ impl Default for Options {
             threads: None,
             fallback: false,
             encoder: None,
+            look_in: Vec::new(),
             max_tokens: None,
         }
     }
@@ -76,6 +80,12 @@ impl Options {
     /// The options with this encoder bundle.
     pub fn encoder(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
         self.encoder = Some(folder.into());
+        self
+    }
+
+    /// The options with one more folder to look for the encoder in.
+    pub fn look_in(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.look_in.push(folder.into());
         self
     }
 

@@ -2,14 +2,14 @@
 //!
 //! Holds the one `unsafe` block of the mapping. Sharded checkpoints are opened through their
 //! `*.safetensors.index.json`. Files of this crate are replaced by rename and never edited, so a
-//! mapping stays what it was; a file that another program truncates in place ends the process
-//! with a bus error, as for every mapped file.
+//! mapping stays what it was. A file that another program cuts in place while it is read ends the
+//! process with a bus error, as every mapped file does; so what serves is copied when it is opened,
+//! and [`Weights::check_unchanged`] stands before a mapping is read once more.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::ops::Range;
+use std::fs::{File, Metadata};
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
@@ -54,7 +54,30 @@ struct Entry {
 
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    bytes: Bytes,
+}
+
+/// What a shard's bytes are in.
+enum Bytes {
+    Memory(Vec<u8>),
+    /// With the file, and what it was when it was mapped.
+    Mapped(Mmap, File, Metadata),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::Mapped(map, ..) => map,
+        }
+    }
+}
+
+/// Length and time: of a file that was changed in place at least one is another.
+fn same_version(a: &Metadata, b: &Metadata) -> bool {
+    a.len() == b.len() && a.modified().ok() == b.modified().ok()
 }
 
 /// One checkpoint: a `.safetensors` file, or the shards that an index names.
@@ -85,6 +108,17 @@ impl Weights {
         } else {
             weights.add_shard(path)?;
         }
+        Ok(weights)
+    }
+
+    /// The checkpoint that `bytes`, read from `path`, are.
+    pub(crate) fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let mut weights = Self {
+            path: path.to_owned(),
+            shards: Vec::new(),
+            entries: BTreeMap::new(),
+        };
+        weights.add(path, Bytes::Memory(bytes))?;
         Ok(weights)
     }
 
@@ -125,13 +159,18 @@ impl Weights {
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|e| Error::io(path, "open", &e))?;
+        let (file, _) = files::open_file(path)?;
+        let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
         #[expect(unsafe_code, reason = "mapping is this module's job")]
         // SAFETY: the file is mapped read-only. Files of this crate are replaced by rename and
-        // never edited in place, and hosts are told so (module docs), so the bytes behind the
+        // never edited in place, and hosts are told so (docs/limits.md), so the bytes behind the
         // mapping do not change while it lives.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", &e))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map)
+        self.add(path, Bytes::Mapped(map, file, data))
+    }
+
+    fn add(&mut self, path: &Path, content: Bytes) -> Result<()> {
+        let (header, metadata) = SafeTensors::read_metadata(&content)
             .map_err(|e| error!(Format, "{}: not a safetensors file: {e}", path.display()))?;
         let data = header + 8;
         let shard = self.shards.len();
@@ -153,8 +192,27 @@ impl Weights {
         }
         self.shards.push(Shard {
             path: path.to_owned(),
-            map,
+            bytes: content,
         });
+        Ok(())
+    }
+
+    /// Errors: a file was cut or changed in place since it was mapped. It would be read as it is now,
+    /// and past its end the process would get a bus error.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        for Shard { path, bytes } in &self.shards {
+            if let Bytes::Mapped(_, file, before) = bytes {
+                let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+                if !same_version(&data, before) {
+                    bail!(
+                        Mismatch,
+                        "{}: was changed in place since it was opened: expected files to be replaced \
+                         by rename; open it again",
+                        path.display()
+                    );
+                }
+            }
+        }
         Ok(())
     }
 
@@ -162,7 +220,7 @@ impl Weights {
     pub(crate) fn mapped_files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
         self.shards
             .iter()
-            .map(|shard| (shard.path.as_path(), &shard.map[..]))
+            .map(|shard| (shard.path.as_path(), &shard.bytes[..]))
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -197,7 +255,7 @@ impl Weights {
                 entry.shape
             );
         }
-        let bytes = &self.shards[entry.shard].map[entry.bytes.clone()];
+        let bytes = &self.shards[entry.shard].bytes[entry.bytes.clone()];
         let columns = shape.last().copied().unwrap_or(1);
         Ok(View {
             dtype,
@@ -206,22 +264,12 @@ impl Weights {
         })
     }
 
-    /// A table of `rows` x `columns` that stays mapped.
-    pub(crate) fn table(
-        self: &Arc<Self>,
-        name: &str,
-        rows: usize,
-        columns: usize,
-    ) -> Result<Table> {
-        let dtype = self.view(name, &[rows, columns])?.dtype;
-        let Entry { shard, bytes, .. } = self.entries[name].clone();
+    /// A table of `rows` x `columns`, copied: it is read while it serves.
+    pub(crate) fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Table> {
+        let View { dtype, bytes, .. } = self.view(name, &[rows, columns])?;
         Ok(Table {
-            rows: TableRows::Mapped {
-                weights: Arc::clone(self),
-                shard,
-                bytes,
-                dtype,
-            },
+            dtype,
+            bytes: bytes.to_vec(),
             columns,
         })
     }
@@ -303,47 +351,28 @@ fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// A table that is read row by row: from the mapping when a row is needed, or from memory.
+/// A table that is read row by row, in its checkpoint's element type.
 pub(crate) struct Table {
-    rows: TableRows,
+    dtype: Dtype,
+    bytes: Vec<u8>,
     pub(crate) columns: usize,
-}
-
-enum TableRows {
-    Mapped {
-        weights: Arc<Weights>,
-        shard: usize,
-        bytes: Range<usize>,
-        dtype: Dtype,
-    },
-    Memory(Vec<f32>),
 }
 
 impl Table {
     /// `values` as rows of `columns`.
-    pub(crate) fn of_f32(values: Vec<f32>, columns: usize) -> Self {
+    pub(crate) fn of_f32(values: &[f32], columns: usize) -> Self {
         Self {
-            rows: TableRows::Memory(values),
+            dtype: Dtype::F32,
+            bytes: bytemuck::cast_slice(values).to_vec(),
             columns,
         }
     }
 
     pub(crate) fn view(&self) -> View<'_> {
-        match &self.rows {
-            TableRows::Memory(values) => View::of_f32(values, self.columns),
-            TableRows::Mapped {
-                weights,
-                shard,
-                bytes,
-                dtype,
-            } => {
-                let bytes = &weights.shards[*shard].map[bytes.clone()];
-                View {
-                    dtype: *dtype,
-                    columns: self.columns,
-                    bytes,
-                }
-            }
+        View {
+            dtype: self.dtype,
+            columns: self.columns,
+            bytes: &self.bytes,
         }
     }
 }
@@ -416,7 +445,7 @@ mod tests {
             ("bf16", safetensors::Dtype::BF16, brain),
         ] {
             let path = file(name, &serialized("w", dtype, &[2, 3], &data));
-            let weights = Arc::new(Weights::open(&path).unwrap());
+            let weights = Weights::open(&path).unwrap();
             let view = weights.view("w", &[2, 3]).unwrap();
             let want: Vec<f32> = values
                 .iter()

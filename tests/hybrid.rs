@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::sync::Arc;
 
 use common::toy::{Setup, examples, learn, settings, setup};
 use common::{cpu, gpu};
@@ -182,7 +183,7 @@ fn strengths_stay_where_nothing_tells_better() {
 fn a_newcomer_is_compared_by_its_cards() {
     let setup = setup("newcomer");
     let (id, _) = learn(&setup, many(0, 6), settings(&[]), cpu(2));
-    let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+    let encoder = Arc::new(Encoder::open(&setup.encoder, &cpu(1)).unwrap());
     let card = ModelCard::new("late", "Graph Machine Learning");
     Store::open(&setup.store)
         .unwrap()

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{Folder, copied_store, cpu, gpu, store};
 use hubrouter::{Decision, Encoder, ErrorKind, ModelId, Options, Request, Router, Store};
 
@@ -255,7 +257,7 @@ fn a_retired_model_is_never_returned() {
 fn a_hub_without_anybody_left_says_so() {
     let folder = Folder::new("nobody");
     let path = folder.join("store");
-    let encoder = Encoder::open(common::bundle(), &cpu(1)).unwrap();
+    let encoder = Arc::new(Encoder::open(common::bundle(), &cpu(1)).unwrap());
     let store = Store::create(&path).unwrap();
     let model = hubrouter::NewModel::new(hubrouter::Model::new("only", "a domain"), Vec::new());
     store
@@ -279,7 +281,7 @@ fn v28_scores_do_not_depend_on_the_length_of_rows() {
     // Property of carve.md V28: only directions of E matter. A card given twice has the same
     // direction as once.
     let folder = Folder::new("directions");
-    let encoder = Encoder::open(common::bundle(), &cpu(1)).unwrap();
+    let encoder = Arc::new(Encoder::open(common::bundle(), &cpu(1)).unwrap());
     let model = |name: &str, cards: usize| {
         let text = "A model that finds names in text.".to_owned();
         hubrouter::NewModel::new(hubrouter::Model::new(name, "x"), vec![text; cards])

@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::{Folder, copied_store, cpu, fixture};
 use hubrouter::learn::{Control, Example, Experience, Learner, Settings, remembered};
@@ -31,7 +32,7 @@ fn learned_generation(folder: &Folder) -> (PathBuf, GenerationId, GenerationId) 
     let first = Store::create(&path)
         .unwrap()
         .build(
-            &Encoder::open(&encoder, &cpu(1)).unwrap(),
+            &Arc::new(Encoder::open(&encoder, &cpu(1)).unwrap()),
             &models,
             "test",
             &mut |_, _| {},

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::sync::Arc;
 
 use common::toy::{self, DOMAINS, Setup, examples, experience, learn, model, setup, setup_with};
 use common::{cpu, gpu};
@@ -465,7 +466,7 @@ fn a_model_added_to_a_learned_generation_is_where_its_card_is() {
         settings(&[("lr.lora", "5e-3")]),
         cpu(1),
     );
-    let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+    let encoder = Arc::new(Encoder::open(&setup.encoder, &cpu(1)).unwrap());
     let card = ModelCard::new("late", "Graph Machine Learning");
     Store::open(&setup.store)
         .unwrap()
@@ -560,7 +561,7 @@ fn fisher_weights_are_kept_with_the_generation() {
         assert!(tensors[0].1.iter().any(|f| *f > 0.0));
 
         // A change of the hub keeps the part as it is.
-        let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+        let encoder = Arc::new(Encoder::open(&setup.encoder, &cpu(1)).unwrap());
         let card = ModelCard::new("late", "Graph Machine Learning");
         let store = Store::open(&setup.store).unwrap();
         store
@@ -740,7 +741,7 @@ fn rows_of_newcomers_are_mixed_from_those_with_near_cards() {
     learn(&setup, examples(0, 6), still("card_mix"), cpu(1));
     let before = part(&setup, "head.safetensors").0;
     // Added between two updates, with a card of its own.
-    let encoder = Encoder::open(&setup.encoder, &cpu(1)).unwrap();
+    let encoder = Arc::new(Encoder::open(&setup.encoder, &cpu(1)).unwrap());
     let card = ModelCard::new("late", "Graph Machine Learning");
     let store = Store::open(&setup.store).unwrap();
     store

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -362,7 +363,7 @@ fn add(args: &AddArgs) -> Result<()> {
     if args.store.dry_run {
         return done(args.json, None, &parent);
     }
-    let encoder = store.encoder(&parent, &args.device.options())?;
+    let encoder = Arc::new(store.encoder(&parent, &args.device.options())?);
     let mut progress = Progress::new("encoding cards", 0);
     let id = store.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
     drop(progress);
@@ -403,7 +404,7 @@ fn build(args: &BuildArgs) -> Result<()> {
         (None, None) => bail!(InvalidRequest, "say --models FILE or --data FOLDER"),
     };
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
-    let encoder = Encoder::open(folder, &args.device.options())?;
+    let encoder = Arc::new(Encoder::open(folder, &args.device.options())?);
     if args.dry_run {
         return output::line(format!(
             "nothing written: {} models would make {}",

@@ -4,7 +4,7 @@ mod request;
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use request::Request;
 
@@ -15,7 +15,7 @@ use crate::hub::{ModelId, Parts};
 const SCHEMA_VERSION: u32 = 1;
 
 /// Which models should take a prompt, and why one may believe it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Decision {
     /// Version of this form; 1.
@@ -32,6 +32,10 @@ pub struct Decision {
     pub tokens: usize,
     /// True when the prompt was longer than the encoder's limit and was cut on the right.
     pub truncated: bool,
+    /// Share of the prompt's tokens, special ones left out, that the tokenizer does not know, 0 to 1.
+    /// Where it is large the answer says little: emoji and scripts that the encoder never saw.
+    #[serde(default)]
+    pub unknown: f32,
     /// Why something else than asked for answered: another device, another generation.
     pub degraded: Option<String>,
     /// What computed: `cpu`, or the adapter's name.
@@ -45,7 +49,7 @@ pub struct Decision {
 }
 
 /// One ranked model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Ranked {
     /// Its id in the registry.
@@ -69,7 +73,7 @@ pub struct Ranked {
 }
 
 /// A domain's share.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DomainScore {
     /// The domain, as first spelled in the hub.
@@ -81,7 +85,7 @@ pub struct DomainScore {
 }
 
 /// What answered: with these three the answer can be had again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Revisions {
     /// The generation.
@@ -93,7 +97,7 @@ pub struct Revisions {
 }
 
 /// Microseconds of each stage. The prompts of a batch share the times of their batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Timing {
     /// Text to tokens.

@@ -3,7 +3,7 @@
 //! A plan is made for a bucket of tokens and prompts *for capacity only*: kernels see the true
 //! counts. A call borrows a free plan or makes one; the second call of a shape makes nothing.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crate::device::{Device, gpu};
 use crate::error::Result;
@@ -57,6 +57,9 @@ pub(crate) struct Plans<T> {
 /// Free plans that are kept: as many calls at once find one. More make their own for the time.
 const KEPT: usize = 16;
 
+/// Tries at the lock, which is held for less than a microsecond.
+const TRIES: usize = 1000;
+
 impl<T> Plans<T> {
     pub(crate) fn new() -> Self {
         Self {
@@ -85,25 +88,35 @@ impl<T> Plans<T> {
         };
         let value = body(&mut plan)?;
         // A plan that failed was dropped above: its buffers may still be in use.
-        let mut free = self.lock();
-        if free.len() == KEPT {
-            free.remove(0);
+        if let Some(mut free) = self.lock() {
+            if free.len() == KEPT {
+                free.remove(0);
+            }
+            free.push((room, plan));
         }
-        free.push((room, plan));
         Ok(value)
     }
 
     /// The smallest free plan with room for `sizes`.
     fn take(&self, sizes: Sizes) -> Option<(Sizes, Plan<T>)> {
-        let mut free = self.lock();
+        let mut free = self.lock()?;
         let fits = |room: &Sizes| room.tokens >= sizes.tokens && room.prompts >= sizes.prompts;
         let fitting = (0..free.len()).filter(|&i| fits(&free[i].0));
         let best = fitting.min_by_key(|&i| free[i].0.tokens * free[i].0.prompts)?;
         Some(free.remove(best))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Sizes, Plan<T>)>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The free plans; none where the lock is not to be had soon: a process may have been forked
+    /// while another thread held it, and then nobody gives it back.
+    fn lock(&self) -> Option<MutexGuard<'_, Vec<(Sizes, Plan<T>)>>> {
+        for _ in 0..TRIES {
+            match self.free.try_lock() {
+                Ok(free) => return Some(free),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+        None
     }
 }
 
@@ -145,6 +158,6 @@ mod tests {
         for prompts in 0..40 {
             run(1 << 20, 1 << prompts);
         }
-        assert_eq!(plans.lock().len(), KEPT);
+        assert_eq!(plans.lock().unwrap().len(), KEPT);
     }
 }

@@ -188,7 +188,7 @@ impl Builder<'_> {
         let (rows, place_rows) = (noise(500 * hidden, 1), noise(64 * hidden, 2));
         let ids: Vec<u32> = (0..tokens).map(|t| small(t * 17 % 500)).collect();
         let positions: Vec<u32> = (0..tokens).map(|t| small(t % 64)).collect();
-        let words = Words::new(self.device, Table::of_f32(rows.clone(), hidden))?;
+        let words = Words::new(self.device, Table::of_f32(&rows, hidden))?;
         let places = self.device.upload("places", hidden, &place_rows)?;
         let id_tensor = self.device.upload_ids("ids", 1, &ids)?;
         let position_tensor = self.device.upload_ids("positions", 1, &positions)?;

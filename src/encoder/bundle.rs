@@ -1,13 +1,14 @@
 //! An encoder bundle: a folder with weights, tokenizer, configuration and a manifest of hashes.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::files;
 use crate::model::Config;
 use crate::ops::pool::Pooling;
@@ -63,17 +64,42 @@ impl Digest {
         }
     }
 
-    /// Errors unless `bytes`, read from `path`, are what was recorded.
-    pub(crate) fn check(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let path = path.display();
-        if bytes.len() as u64 != self.bytes {
+    /// The file at `path`, which must be what was recorded, and of at most `limit` bytes: before it is
+    /// read.
+    pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
+        let (file, length) = files::open_file(path)?;
+        self.check_length(path, length)?;
+        if length > limit {
             bail!(
-                Mismatch,
-                "{path}: expected {} bytes, found {}",
-                self.bytes,
-                bytes.len()
+                Format,
+                "{}: expected at most {limit} bytes, found {length}",
+                path.display()
             );
         }
+        let mut bytes = Vec::new();
+        file.take(self.bytes)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path, "read", &e))?;
+        self.check(path, &bytes)?;
+        Ok(bytes)
+    }
+
+    fn check_length(&self, path: &Path, length: u64) -> Result<()> {
+        if length != self.bytes {
+            bail!(
+                Mismatch,
+                "{}: expected {} bytes, found {length}",
+                path.display(),
+                self.bytes
+            );
+        }
+        Ok(())
+    }
+
+    /// Errors unless `bytes`, read from `path`, are what was recorded.
+    pub(crate) fn check(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.check_length(path, bytes.len() as u64)?;
+        let path = path.display();
         let found = files::sha256(bytes);
         if found != self.sha256 {
             bail!(
@@ -110,8 +136,7 @@ impl Bundle {
             ),
         };
         let (path, recorded) = digest(CONFIG)?;
-        let json = files::read_bytes(&path, TEXT_LIMIT)?;
-        recorded.check(&path, &json)?;
+        let json = recorded.read(&path, TEXT_LIMIT)?;
         let config = Config::from_json(&json).map_err(|e| e.at(path.display()))?;
         if manifest.max_tokens > config.max_tokens() {
             bail!(
@@ -135,8 +160,7 @@ impl Bundle {
         let (tokenizer, weights) = cpu.join(
             || -> Result<Tokenizer> {
                 let (path, recorded) = digest(TOKENIZER)?;
-                let json = files::read_bytes(&path, TEXT_LIMIT)?;
-                recorded.check(&path, &json)?;
+                let json = recorded.read(&path, TEXT_LIMIT)?;
                 Tokenizer::from_json(&json, limit, config.vocabulary)
                     .map_err(|e| e.at(path.display()))
             },

@@ -11,7 +11,7 @@ pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
 use crate::device::{Device, Opened, Plan, Plans, Sizes};
-use crate::error::Result;
+use crate::error::{Error, Result, caught};
 use crate::model::Config;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
@@ -75,6 +75,12 @@ impl Encoder {
     }
 
     pub(crate) fn open_on(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
+        caught("opening the encoder", || {
+            Self::open_in(folder, host, options)
+        })
+    }
+
+    fn open_in(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
         // A driver's start takes as long as checking the bundle.
         let (bundle, opened) = host.join(
             || Bundle::open(folder, &host, options.max_tokens),
@@ -158,6 +164,15 @@ impl Encoder {
     }
 
     fn embed_after(&self, bert: &Bert, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
+        let embed = || {
+            self.check_process()?;
+            Ok(self.embed_each(bert, prefix, texts))
+        };
+        let failed = |error: Error| texts.iter().map(|_| Err(error.clone())).collect();
+        caught("the encoder", embed).unwrap_or_else(failed)
+    }
+
+    fn embed_each(&self, bert: &Bert, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
         let tokens = self.tokenize(prefix, texts);
         let mut vectors: Vec<Result<Vec<f32>>> = Vec::with_capacity(texts.len());
         let mut good = Vec::new();
@@ -205,6 +220,11 @@ impl Encoder {
 
     /// Every stage of `text`'s way, read back.
     pub fn trace(&self, text: &str) -> Result<Trace> {
+        self.check_process()?;
+        caught("the encoder", || self.traced(text))
+    }
+
+    fn traced(&self, text: &str) -> Result<Trace> {
         let chunk = [(0, self.tokenizer.encode(&self.manifest.query_prefix, text)?)];
         let batch = self.pack(&chunk);
         let sizes = sizes(&batch);
@@ -239,6 +259,9 @@ impl Encoder {
 
     /// The tokens of each prompt, special ones included, cut at [`Encoder::max_tokens`].
     pub fn token_ids(&self, prompts: &[&str]) -> Vec<Result<Vec<u32>>> {
+        if let Err(error) = self.check_process() {
+            return prompts.iter().map(|_| Err(error.clone())).collect();
+        }
         self.tokenize_prompts(prompts)
             .into_iter()
             .map(|tokens| tokens.map(|tokens| tokens.ids))
@@ -301,6 +324,19 @@ impl Encoder {
         PackedBatch::new(prompts, self.bert.config.first_position)
     }
 
+    /// Errors: this is a forked child, and what computes stayed in its parent.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        self.host
+            .check_process(matches!(self.device, Device::Gpu(_)))
+    }
+
+    /// Share of the tokens, special ones left out, that stand for text which the tokenizer does not
+    /// know, 0 to 1.
+    pub(crate) fn unknown_share(&self, tokens: &Tokens) -> f32 {
+        let own = tokens.ids.len() - self.tokenizer.added();
+        tokens.unknown as f32 / own.max(1) as f32
+    }
+
     /// Elements of a vector.
     pub fn width(&self) -> usize {
         self.bert.config.hidden
@@ -345,7 +381,7 @@ impl Encoder {
     }
 
     /// Notes why this encoder computes instead of another one.
-    pub(crate) fn degrade(&mut self, error: &crate::Error) {
+    pub(crate) fn degrade(&mut self, error: &Error) {
         self.degraded = Some(error.to_string());
     }
 
@@ -378,6 +414,7 @@ impl Encoder {
     }
 
     fn network(&self, open: impl FnOnce() -> Result<Parameters> + Send) -> Result<Bert> {
+        self.weights.check_unchanged()?;
         Ok(Bert {
             config: self.bert.config.clone(),
             parameters: self.host.run(open)?,

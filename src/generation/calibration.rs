@@ -12,6 +12,9 @@ use crate::hub::hybrid::{Hybrid, Memory, Strengths};
 /// Its name in a generation.
 pub(crate) const CALIBRATION: &str = "calibration.json";
 
+/// Largest strength: a part times this is still exact enough beside the others in f32.
+const STRONGEST: f64 = 1e3;
+
 /// Strengths, and what they were fitted on: `calibration.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,10 +64,10 @@ impl Calibration {
             ("balance", s.balance, 0.0),
             ("prior", s.prior, -1.0),
         ] {
-            if !(least..=1e6).contains(&value) {
+            if !(least..=STRONGEST).contains(&value) {
                 bail!(
                     Numeric,
-                    "strengths.{name}: expected a number from {least} to 1e6, found {value}"
+                    "strengths.{name}: expected a number from {least} to {STRONGEST}, found {value}"
                 );
             }
         }
@@ -153,7 +156,7 @@ mod tests {
             "strengths.learned: ",
         );
         refused(&|c| c.strengths.prior = f64::NAN, numeric, "found NaN");
-        refused(&|c| c.strengths.prior = -1.5, numeric, "from -1 to 1e6");
+        refused(&|c| c.strengths.prior = -1.5, numeric, "from -1 to 1000");
         refused(
             &|c| c.schema_version = 2,
             ErrorKind::Unsupported,

@@ -1,6 +1,8 @@
 //! What is in a generation: the hub, the head, and how a child of it is written.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -9,7 +11,7 @@ use crate::encoder::Digest;
 use crate::error::{Result, bail};
 use crate::files::{self, Staged};
 use crate::generation::manifest::{
-    ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest, TEXT_LIMIT,
+    ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest,
 };
 use crate::hub::Hub;
 use crate::model::Config;
@@ -19,6 +21,12 @@ use crate::weights::{Weights, to_safetensors};
 /// The reference's names of W and E.
 const PROJECTION: &str = "prompt_projection.weight";
 const EMBEDDINGS: &str = "model_embeddings.weight";
+
+/// Largest part that is read.
+const PART_LIMIT: u64 = 4 << 30;
+
+/// Lengths of W and of rows of E whose products with unit vectors are exact enough in f32.
+const LENGTHS: RangeInclusive<f64> = 1e-12..=1e12;
 
 /// A generation in memory, checked against its manifest.
 #[derive(Clone)]
@@ -36,18 +44,12 @@ pub(crate) struct Contents {
 impl Contents {
     /// Reads the generation in `folder`; every part is checked.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
-        let manifest = Manifest::read(folder)?;
-        for name in [HEAD, HUB] {
-            if !manifest.files.contains_key(name) {
-                bail!(
-                    Format,
-                    "{}: files: expected {name}, found none",
-                    folder.join(MANIFEST).display()
-                );
-            }
-        }
-        let mut hub = None;
-        let mut head = None;
+        Self::read_as(folder, folder.file_name())
+    }
+
+    /// As [`Contents::read`] where the generation is to have the name `name`.
+    fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
+        let manifest = Manifest::read_as(folder, name)?;
         let mut parts = BTreeMap::new();
         for (name, digest) in &manifest.files {
             let path = folder.join(name);
@@ -58,34 +60,33 @@ impl Contents {
                     folder.join(MANIFEST).display()
                 );
             }
-            if name == HEAD {
-                let weights = Weights::open(&path)?;
-                for (path, bytes) in weights.mapped_files() {
-                    digest.check(path, bytes)?;
-                }
-                head = Some(weights);
-            } else {
-                let bytes = files::read_bytes(&path, TEXT_LIMIT)?;
-                digest.check(&path, &bytes)?;
-                if name == HUB {
-                    hub = Some(files::parse_json::<Hub>(&path, &bytes)?);
-                } else {
-                    parts.insert(name.clone(), bytes);
-                }
-            }
+            parts.insert(name.clone(), digest.read(&path, PART_LIMIT)?);
         }
-        let (Some(hub), Some(head)) = (hub, head) else {
-            bail!(Format, "{}: a part is missing", folder.display());
+        let mut part = |name: &str| match parts.remove(name) {
+            Some(bytes) => Ok((folder.join(name), bytes)),
+            None => bail!(
+                Format,
+                "{}: files: expected {name}, found none",
+                folder.join(MANIFEST).display()
+            ),
         };
+        let (path, bytes) = part(HUB)?;
+        let hub: Hub = files::parse_json(&path, &bytes)?;
         if hub.len() != manifest.models {
             bail!(
                 Mismatch,
                 "{}: expected {} models, found {}",
-                folder.join(HUB).display(),
+                path.display(),
                 manifest.models,
                 hub.len()
             );
         }
+        let (width, inputs) = (manifest.width, manifest.encoder.width);
+        let (path, bytes) = part(HEAD)?;
+        let head = Weights::from_bytes(&path, bytes)?;
+        let projection = head.view(PROJECTION, &[width, inputs])?.to_f32();
+        let embeddings = head.view(EMBEDDINGS, &[hub.len(), width])?.to_f32();
+        check_rows(&projection, &embeddings, width).map_err(|e| e.at(path.display()))?;
         if manifest.adapter.is_some() != parts.contains_key(ADAPTER) {
             bail!(
                 Format,
@@ -93,41 +94,23 @@ impl Contents {
                 folder.join(MANIFEST).display()
             );
         }
-        let (width, inputs) = (manifest.width, manifest.encoder.width);
-        let projection = head.view(PROJECTION, &[width, inputs])?.to_f32();
-        let embeddings = head.view(EMBEDDINGS, &[hub.len(), width])?.to_f32();
-        let contents = Self {
+        Ok(Self {
             manifest,
             hub,
             projection,
             embeddings,
             parts,
-        };
-        contents
-            .check_rows()
-            .map_err(|e| e.at(folder.join(HEAD).display()))?;
-        Ok(contents)
+        })
     }
 
-    /// Rows of E have a direction; all values are finite.
-    fn check_rows(&self) -> Result<()> {
-        if let Some(at) = self.projection.iter().position(|value| !value.is_finite()) {
-            bail!(
-                Numeric,
-                "{PROJECTION}: element {at}: expected a finite number, found {}",
-                self.projection[at]
-            );
+    /// Errors: a part that serving needs cannot be opened. The adapter's shapes are the encoder's to
+    /// check.
+    pub(crate) fn check_parts(&self) -> Result<()> {
+        self.hybrid()?;
+        match (&self.manifest.adapter, self.parts.get(ADAPTER)) {
+            (Some(lora), Some(bytes)) => lora.check(bytes).map_err(|e| e.at(ADAPTER)),
+            _ => Ok(()),
         }
-        for (id, row) in self
-            .embeddings
-            .chunks_exact(self.manifest.width.max(1))
-            .enumerate()
-        {
-            if !row.iter().all(|value| value.is_finite()) {
-                bail!(Numeric, "{EMBEDDINGS}: row {id}: expected finite numbers");
-            }
-        }
-        Ok(())
     }
 
     /// A child that starts as a copy.
@@ -205,28 +188,49 @@ impl Draft {
         }
     }
 
-    /// Writes the generation into `root`, whole or not at all; also says whether it is new there.
-    pub(crate) fn write(&self, root: &Path) -> Result<(GenerationId, bool)> {
-        let head = self.head()?;
-        let hub = files::to_json(&self.hub)?;
-        let mut parts = vec![(HEAD, &head), (HUB, &hub)];
-        parts.extend(
-            self.parts
-                .iter()
-                .map(|(name, bytes)| (name.as_str(), bytes)),
-        );
+    /// The id that it will have.
+    pub(crate) fn id(&self) -> Result<GenerationId> {
+        let (head, hub) = (self.head()?, files::to_json(&self.hub)?);
+        Ok(self.seal(&self.named(&head, &hub))?.0)
+    }
+
+    /// Every file but the manifest: name and bytes.
+    fn named<'d>(&'d self, head: &'d [u8], hub: &'d [u8]) -> Vec<(&'d str, &'d [u8])> {
+        let others = self.parts.iter();
+        let others = others.map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+        [(HEAD, head), (HUB, hub)]
+            .into_iter()
+            .chain(others)
+            .collect()
+    }
+
+    /// The id and the manifest's bytes of a generation of these files.
+    fn seal(&self, parts: &[(&str, &[u8])]) -> Result<(GenerationId, Vec<u8>)> {
         let files = parts
             .iter()
             .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
-        let manifest = self.manifest(files.collect());
-        let (id, sealed) = manifest.seal()?;
+        self.manifest(files.collect()).seal()
+    }
+
+    /// Writes the generation into `root`, whole or not at all; also says whether it is new there.
+    ///
+    /// It is read back under its temporary name and has to pass `ask` before it gets its own.
+    pub(crate) fn write(
+        &self,
+        root: &Path,
+        ask: impl Fn(&GenerationId, Contents) -> Result<()>,
+    ) -> Result<(GenerationId, bool)> {
+        let (head, hub) = (self.head()?, files::to_json(&self.hub)?);
+        let parts = self.named(&head, &hub);
+        let (id, sealed) = self.seal(&parts)?;
         let folder = root.join(id.as_str());
         if folder.exists() {
             // The same content was written before: the name is its hash. It may have been damaged
             // since.
-            match Contents::read(&folder) {
-                Ok(_) => return Ok((id, false)),
-                Err(error) => log::warn!("{error}; {id} is written anew"),
+            match Contents::read(&folder).and_then(|contents| ask(&id, contents)) {
+                Ok(()) => return Ok((id, false)),
+                Err(error) if error.is_damage() => log::warn!("{error}; {id} is written anew"),
+                Err(error) => return Err(error),
             }
             files::remove_folder(&folder)?;
         }
@@ -243,6 +247,9 @@ impl Draft {
             }
         }
         staged.write(MANIFEST, &sealed)?;
+        let written = Contents::read_as(staged.path(), Some(id.as_str().as_ref()))
+            .and_then(|contents| ask(&id, contents));
+        written.map_err(|e| e.at("the new generation cannot be opened"))?;
         staged.publish(id.as_str())?;
         Ok((id, true))
     }
@@ -260,10 +267,8 @@ impl Draft {
                     values.len()
                 );
             }
-            if !values.iter().all(|value| value.is_finite()) {
-                bail!(Numeric, "{name}: expected finite numbers");
-            }
         }
+        check_rows(&self.projection, &self.embeddings, width)?;
         let tensor = |name, rows, columns, values| {
             let bytes: &[u8] = bytemuck::cast_slice(values);
             (name, Dtype::F32, vec![rows, columns], bytes)
@@ -274,6 +279,31 @@ impl Draft {
         ];
         to_safetensors(HEAD, &tensors, None)
     }
+}
+
+/// Errors: W [D, H] or a row of E [M, D] has no direction in f32: not finite, zero, or so long or short
+/// that its squares are.
+fn check_rows(projection: &[f32], embeddings: &[f32], width: usize) -> Result<()> {
+    check_length(projection).map_err(|e| e.at(PROJECTION))?;
+    let rows = embeddings.chunks_exact(width.max(1)).enumerate();
+    for (id, row) in rows {
+        check_length(row).map_err(|e| e.at(format!("{EMBEDDINGS}: row {id}")))?;
+    }
+    Ok(())
+}
+
+fn check_length(values: &[f32]) -> Result<()> {
+    let squares = values.iter().map(|value| f64::from(*value).powi(2));
+    let length = squares.sum::<f64>().sqrt();
+    if !LENGTHS.contains(&length) {
+        bail!(
+            Numeric,
+            "expected a length from {:e} to {:e}, found {length:e}",
+            LENGTHS.start(),
+            LENGTHS.end()
+        );
+    }
+    Ok(())
 }
 
 /// True when the file at `path` holds `bytes`.

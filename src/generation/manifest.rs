@@ -1,7 +1,9 @@
 //! `manifest.json` of a generation: the hash of every part, the encoder it belongs to, its parent.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -17,23 +19,36 @@ pub(crate) const HEAD: &str = "head.safetensors";
 pub(crate) const HUB: &str = "hub.json";
 pub(crate) const ADAPTER: &str = "adapter.safetensors";
 pub(crate) const KIND: &str = "hubrouter-generation";
-pub(crate) const TEXT_LIMIT: u64 = 4 << 30;
+/// Largest manifest that is read; of every other file it says how long it is.
+const MANIFEST_LIMIT: u64 = 16 << 20;
 
-/// Names a generation: its place in the line, and the beginning of its manifest's hash.
+/// Temperatures with which cosines make scores that a softmax can tell apart.
+pub(crate) const TAU: RangeInclusive<f32> = 1e-4..=1e4;
+
+/// Names a generation: its place in the line, and the beginning of its manifest's hash. Ids are
+/// ordered by that place, then by the hash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct GenerationId(String);
+pub struct GenerationId {
+    sequence: u32,
+    text: String,
+}
 
 impl GenerationId {
     /// `g0001-` and twelve hexadecimal digits.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Its place in the line of descent, from 1.
+    pub fn sequence(&self) -> u32 {
+        self.sequence
     }
 }
 
 impl fmt::Display for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -42,21 +57,26 @@ impl FromStr for GenerationId {
 
     fn from_str(text: &str) -> Result<Self> {
         let parts = text.strip_prefix('g').and_then(|rest| rest.split_once('-'));
-        let good = parts.is_some_and(|(number, digest)| {
-            number.len() >= 4
-                && number.bytes().all(|b| b.is_ascii_digit())
-                && digest.len() == 12
-                && digest
-                    .bytes()
-                    .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        if !good {
-            bail!(
+        let sequence = parts.and_then(|(number, _)| number.parse().ok());
+        let good = parts
+            .zip(sequence)
+            .is_some_and(|((number, digest), sequence)| {
+                number == format!("{sequence:04}")
+                    && digest.len() == 12
+                    && digest
+                        .bytes()
+                        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            });
+        match sequence {
+            Some(sequence) if good => Ok(Self {
+                sequence,
+                text: text.to_owned(),
+            }),
+            _ => bail!(
                 InvalidRequest,
                 "generation: expected an id such as g0001-0123456789ab, found {text:?}"
-            );
+            ),
         }
-        Ok(Self(text.to_owned()))
     }
 }
 
@@ -70,7 +90,7 @@ impl TryFrom<String> for GenerationId {
 
 impl From<GenerationId> for String {
     fn from(id: GenerationId) -> Self {
-        id.0
+        id.text
     }
 }
 
@@ -155,8 +175,13 @@ impl Manifest {
 
     /// Reads and checks the manifest of the generation in `folder`, whose name must be its id.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
+        Self::read_as(folder, folder.file_name())
+    }
+
+    /// As [`Manifest::read`] where the generation is to have the name `name`.
+    pub(crate) fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
         let path = folder.join(MANIFEST);
-        let bytes = files::read_bytes(&path, TEXT_LIMIT)?;
+        let bytes = files::read_bytes(&path, MANIFEST_LIMIT)?;
         let manifest: Self = files::parse_json(&path, &bytes)?;
         let place = path.display();
         if manifest.kind != KIND {
@@ -174,7 +199,7 @@ impl Manifest {
             );
         }
         let id = id_of(manifest.sequence, &bytes);
-        if folder.file_name().is_none_or(|name| name != id.as_str()) {
+        if name.is_none_or(|name| name != id.as_str()) {
             bail!(
                 Mismatch,
                 "{place}: its content makes it {id}: the manifest was changed or the folder renamed"
@@ -185,10 +210,12 @@ impl Manifest {
                 bail!(Format, "{place}: {name}: expected at least 1, found 0");
             }
         }
-        if !(manifest.tau.is_finite() && manifest.tau > 0.0) {
+        if !TAU.contains(&manifest.tau) {
             bail!(
                 Format,
-                "{place}: tau: expected a positive number, found {}",
+                "{place}: tau: expected a number from {} to {}, found {}",
+                TAU.start(),
+                TAU.end(),
                 manifest.tau
             );
         }
@@ -197,11 +224,13 @@ impl Manifest {
 }
 
 fn id_of(sequence: u32, bytes: &[u8]) -> GenerationId {
-    GenerationId(format!("g{sequence:04}-{}", &files::sha256(bytes)[..12]))
+    let text = format!("g{sequence:04}-{}", &files::sha256(bytes)[..12]);
+    GenerationId { sequence, text }
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
@@ -214,8 +243,18 @@ mod tests {
             "g0001-0123456789aG",
             "../g0001-0123456789ab",
             "g000a-0123456789ab",
+            "g00001-0123456789ab",
+            "g99999999999-0123456789ab",
+            "g+001-0123456789ab",
         ] {
             assert!(bad.parse::<GenerationId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_are_ordered_by_their_number() {
+        let id = |text: &str| text.parse::<GenerationId>().unwrap();
+        assert!(id("g9999-0123456789ab") < id("g10000-0123456789ab"));
+        assert!(id("g0002-0000000000ab") < id("g0002-0000000000ac"));
     }
 }

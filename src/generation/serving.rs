@@ -20,7 +20,7 @@ use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
     pub(crate) id: GenerationId,
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) encoder: Arc<Encoder>,
     pub(crate) index: Index,
     /// Why another generation than the current one is served, if so.
@@ -98,7 +98,7 @@ impl Serving {
             .transpose()?;
         Ok(Self {
             id,
-            hub: contents.hub,
+            hub: Arc::new(contents.hub),
             encoder,
             index,
             passed_over,
@@ -110,6 +110,12 @@ impl Serving {
 
     fn device(&self) -> &Device {
         self.encoder.device()
+    }
+
+    /// The cosine of prompt and model embedding of the `place`th of the best.
+    pub(crate) fn cosine(&self, ranking: &Ranking, place: usize) -> f32 {
+        let (_, score) = ranking.best[place];
+        self.index.cosine(score, ranking.parts.get(place))
     }
 
     /// Ranks the hub for the prompts of one chunk, the `k` best of each; one submit.
@@ -237,34 +243,51 @@ pub(crate) fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
+/// What a generation is asked before it becomes current.
+const QUESTION: &str = "Which model is right for this?";
+
+/// Opens `contents` as a router would and asks it once, before it becomes current.
+///
+/// Errors: it cannot be opened, or has no good answer.
+pub(crate) fn ask(id: &GenerationId, contents: Contents, encoder: &Arc<Encoder>) -> Result<()> {
+    let serving = Serving::new(id.clone(), contents, Arc::clone(encoder), None)?;
+    if serving.hub.active() == 0 {
+        return Ok(());
+    }
+    let tokens = encoder
+        .tokenize_prompts(&[QUESTION])
+        .into_iter()
+        .enumerate();
+    let prompts = tokens
+        .map(|(place, tokens)| Ok((place, tokens?)))
+        .collect::<Result<Vec<_>>>()?;
+    for ranking in serving.rank(&prompts, 2)?.rankings {
+        let mut cosines = (0..ranking.best.len()).map(|place| serving.cosine(&ranking, place));
+        if cosines.all(|cosine| cosine == 0.0) {
+            bail!(
+                Numeric,
+                "{id}: a prompt's vector has no direction behind W: every learned score is 0"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Opens the encoder that `pin` names.
 ///
 /// Looked for, in this order: the folder in the options; `<store>/<name>`; `<name>` beside the
-/// store. A bundle with another hash is refused.
+/// store; the options' further folders. A bundle with another hash is refused.
 pub(crate) fn open_encoder(
     store: &Path,
     pin: &EncoderPin,
     host: Arc<Cpu>,
     options: &Options,
 ) -> Result<Encoder> {
-    let folders: Vec<PathBuf> = match &options.encoder {
-        Some(folder) => vec![folder.clone()],
-        None => {
-            let beside = store
-                .canonicalize()
-                .ok()
-                .and_then(|store| Some(store.parent()?.join(&pin.name)));
-            [Some(store.join(&pin.name)), beside]
-                .into_iter()
-                .flatten()
-                .collect()
-        }
-    };
     let mut seen = Vec::new();
-    for folder in &folders {
-        match read_manifest(folder) {
+    for folder in encoder_folders(store, pin, options) {
+        match read_manifest(&folder) {
             Ok((_, revision)) if revision == pin.sha256 => {
-                return Encoder::open_on(folder, host, options);
+                return Encoder::open_on(&folder, host, options);
             }
             Ok((_, revision)) => {
                 seen.push(format!("{} (hash {})", folder.display(), short(&revision)))
@@ -280,4 +303,20 @@ pub(crate) fn open_encoder(
         short(&pin.sha256),
         seen.join("; ")
     );
+}
+
+fn encoder_folders(store: &Path, pin: &EncoderPin, options: &Options) -> Vec<PathBuf> {
+    if let Some(folder) = &options.encoder {
+        return vec![folder.clone()];
+    }
+    let mut folders = Vec::new();
+    // A manifest's name must not lead out of these folders.
+    if Path::new(&pin.name).file_name() == Some(pin.name.as_ref()) {
+        folders.push(store.join(&pin.name));
+        let parent = store.canonicalize().ok();
+        let parent = parent.as_deref().and_then(Path::parent);
+        folders.extend(parent.map(|parent| parent.join(&pin.name)));
+    }
+    folders.extend(options.look_in.iter().cloned());
+    folders
 }

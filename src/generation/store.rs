@@ -1,6 +1,7 @@
 //! A store: a folder of generations and one line that names the current one.
 
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,19 +13,14 @@ use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
 use crate::generation::contents::{Contents, Draft};
+use crate::generation::lock::{LEARNING, Lock, WRITING};
 use crate::generation::manifest::{GenerationId, Manifest};
-use crate::generation::serving::open_encoder;
+use crate::generation::serving::{ask, open_encoder};
 use crate::hub::{Hub, ModelId};
 use crate::options::Options;
 
 /// Names the current generation; replaced by rename.
 const CURRENT: &str = "current";
-
-/// Held by whoever writes; readers do not need it.
-const LOCK: &str = "lock";
-
-/// Held by whoever learns, for as long as that takes: other changes go on beside it.
-const LEARNING: &str = "lock-learning";
 
 /// Where an interrupted update left off; of no meaning to readers.
 pub(crate) const RESUME: &str = "resume.safetensors";
@@ -86,16 +82,6 @@ pub struct Pruned {
     pub leftovers: usize,
 }
 
-/// The lock of a writer; dropping it frees the store.
-pub(crate) struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // To close the file is not enough while a process that the host is just starting has it too.
-        let _ = self.0.unlock();
-    }
-}
-
 impl Store {
     /// The store in the folder `root`, which must exist.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
@@ -120,9 +106,9 @@ impl Store {
             return Ok(store);
         }
         let foreign = store.entries()?.into_iter().find(|name| {
-            ![LOCK, LEARNING, RESUME].contains(&name.as_str())
-                && !name.starts_with(files::TEMPORARY)
-                && name.parse::<GenerationId>().is_err()
+            ![WRITING, LEARNING, RESUME].iter().any(|own| name == own)
+                && !is_temporary(name)
+                && id_of(name).is_none()
         });
         if let Some(name) = foreign {
             bail!(
@@ -139,12 +125,11 @@ impl Store {
         &self.root
     }
 
-    fn entries(&self) -> Result<Vec<String>> {
-        let read = || -> std::io::Result<Vec<String>> {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(&self.root)? {
-                names.push(entry?.file_name().to_string_lossy().into_owned());
-            }
+    fn entries(&self) -> Result<Vec<OsString>> {
+        let read = || -> std::io::Result<Vec<OsString>> {
+            let entries = fs::read_dir(&self.root)?;
+            let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+            let mut names = names.collect::<std::io::Result<Vec<_>>>()?;
             names.sort();
             Ok(names)
         };
@@ -166,7 +151,7 @@ impl Store {
     /// What generation `id` grew from. Its manifest says so: one can go back from a generation
     /// with other damage.
     pub fn parent(&self, id: &GenerationId) -> Result<GenerationId> {
-        self.find(id)?;
+        self.exists(id)?;
         match Manifest::read(&self.folder(id))?.parent {
             Some(parent) => Ok(parent),
             None => bail!(Refused, "{id} has no parent to go back to"),
@@ -175,11 +160,34 @@ impl Store {
 
     /// Every generation's id, oldest first.
     pub fn ids(&self) -> Result<Vec<GenerationId>> {
-        Ok(self
-            .entries()?
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect())
+        let entries = self.entries()?;
+        let mut ids: Vec<GenerationId> = entries.iter().filter_map(|name| id_of(name)).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// The generation whose id begins with `beginning`: `g0003` or `g0003-5a0e` will do where only
+    /// one does.
+    ///
+    /// Errors: none does, or several do.
+    pub fn find(&self, beginning: &str) -> Result<GenerationId> {
+        let known = self.ids()?;
+        let mut fitting = known.iter().filter(|id| id.as_str().starts_with(beginning));
+        match (fitting.next(), fitting.next()) {
+            (Some(id), None) if !beginning.is_empty() => Ok(id.clone()),
+            (Some(first), Some(second)) => bail!(
+                InvalidRequest,
+                "generation {beginning:?}: expected the beginning of one id, found that of {first} and \
+                 {second}: say more of it"
+            ),
+            _ => bail!(
+                InvalidRequest,
+                "generation {beginning:?}: expected the id of a generation of {}, or its beginning, \
+                 found none that fits: it has {}",
+                self.root.display(),
+                listed(&known)
+            ),
+        }
     }
 
     pub(crate) fn folder(&self, id: &GenerationId) -> PathBuf {
@@ -193,50 +201,136 @@ impl Store {
         text.trim().parse().map_err(|e: Error| e.at(path.display()))
     }
 
-    /// The current generation or, when that is damaged, the newest whole one.
+    /// Opens the current generation with `open` or, when it is damaged, what it grew from.
     ///
-    /// Also returns why the current one was passed over. Errors: none is whole.
-    pub(crate) fn open_current(&self) -> Result<(GenerationId, Contents, Option<String>)> {
-        let first = match self.current() {
-            Ok(id) => match Contents::read(&self.folder(&id)) {
-                Ok(contents) => return Ok((id, contents, None)),
-                Err(error) => error,
-            },
-            Err(error) => error,
+    /// `open` gets a generation and why the current one was passed over; its inner error is the
+    /// generation's own fault, its outer one is not. A fallback goes back only: to the ancestors of
+    /// the current generation, then to those made before it; where `current` itself is lost, to the
+    /// newest. What passes, such as a lack of file handles or of permission, is no damage.
+    ///
+    /// Errors: none is whole, or the first error that is no damage.
+    pub(crate) fn open_current<T>(
+        &self,
+        mut open: impl FnMut(GenerationId, Contents, Option<String>) -> Result<Result<T>>,
+    ) -> Result<T> {
+        let mut attempt = |id: &GenerationId, note| match Contents::read(&self.folder(id)) {
+            Ok(contents) => open(id.clone(), contents, note),
+            Err(error) => Ok(Err(error)),
         };
-        for id in self.ids()?.into_iter().rev() {
-            if let Ok(contents) = Contents::read(&self.folder(&id)) {
-                let note = format!("{first}; opened {id}, the newest whole generation");
-                log::warn!("{note}");
-                return Ok((id, contents, Some(note)));
+        let mut named = self.current();
+        let first = loop {
+            let error = match &named {
+                Ok(id) => match attempt(id, None)? {
+                    Ok(opened) => return Ok(opened),
+                    Err(error) => error,
+                },
+                Err(error) => error.clone(),
+            };
+            // A writer may have made another one current, and taken this away, since it was named.
+            let now = self.current();
+            match (&named, &now) {
+                (Ok(before), Ok(now)) if before == now || !error.is_missing() => break error,
+                (Err(_), Err(_)) | (Ok(_), Err(_)) => break error,
+                _ => named = now,
+            }
+        };
+        if !first.is_damage() && named.is_ok() {
+            return Err(first);
+        }
+        if named
+            .as_ref()
+            .is_err_and(|e| e.kind() == ErrorKind::Io && !e.is_missing())
+        {
+            return Err(first);
+        }
+        for id in self.fallbacks(named.ok().as_ref())? {
+            let note = format!("{first}; opened {id}, the newest whole generation before it");
+            match attempt(&id, Some(note.clone()))? {
+                Ok(opened) => {
+                    log::warn!("{note}");
+                    return Ok(opened);
+                }
+                Err(error) if error.is_damage() => log::debug!("{error}"),
+                Err(error) => return Err(error),
             }
         }
         Err(first)
     }
 
+    /// Where to go from `current` when it is damaged, the nearest first.
+    fn fallbacks(&self, current: Option<&GenerationId>) -> Result<Vec<GenerationId>> {
+        let mut ids = self.ids()?;
+        ids.reverse();
+        let Some(current) = current else {
+            return Ok(ids);
+        };
+        let mut chain = self.ancestors(current);
+        ids.retain(|id| id.sequence() < current.sequence() && !chain.contains(id));
+        chain.extend(ids);
+        Ok(chain)
+    }
+
+    /// What `id` grew from, its parent first, as far as manifests say.
+    fn ancestors(&self, id: &GenerationId) -> Vec<GenerationId> {
+        let mut chain = Vec::new();
+        let mut last = id.clone();
+        while let Ok(Manifest {
+            parent: Some(parent),
+            ..
+        }) = Manifest::read(&self.folder(&last))
+        {
+            // A parent was there first.
+            if parent.sequence() >= last.sequence() {
+                break;
+            }
+            chain.push(parent.clone());
+            last = parent;
+        }
+        chain
+    }
+
     /// The generation `id`, every part checked.
     pub(crate) fn contents(&self, id: &GenerationId) -> Result<Contents> {
-        self.find(id)?;
+        self.exists(id)?;
         Contents::read(&self.folder(id))
     }
 
     /// Errors: there is no such generation.
-    fn find(&self, id: &GenerationId) -> Result<()> {
+    fn exists(&self, id: &GenerationId) -> Result<()> {
         if !self.folder(id).is_dir() {
-            let known: Vec<String> = self.ids()?.iter().map(ToString::to_string).collect();
             bail!(
                 InvalidRequest,
                 "{id}: expected a generation of {}, found {}",
                 self.root.display(),
-                known.join(", ")
+                listed(&self.ids()?)
             );
         }
         Ok(())
     }
 
-    /// Checks every part of `id` against its manifest.
+    /// Checks every part of `id` against its manifest, and whether each can be opened.
+    ///
+    /// Where its encoder is found inside the store or beside it, the generation is also opened and asked
+    /// once, as before it was published.
     pub fn check(&self, id: &GenerationId) -> Result<Manifest> {
-        Ok(self.contents(id)?.manifest)
+        let contents = self.contents(id)?;
+        let manifest = contents.manifest.clone();
+        self.ask(id, contents)?;
+        Ok(manifest)
+    }
+
+    /// [`ask`] with the generation's encoder, where that is found.
+    fn ask(&self, id: &GenerationId, contents: Contents) -> Result<()> {
+        contents.check_parts()?;
+        let pin = &contents.manifest.encoder;
+        let host = Arc::new(Cpu::open(Some(1))?);
+        match open_encoder(&self.root, pin, host, &Options::default().device("cpu")) {
+            Ok(encoder) => ask(id, contents, &Arc::new(encoder)),
+            Err(error) => {
+                log::info!("{id} is not asked with a prompt: {error}");
+                Ok(())
+            }
+        }
     }
 
     /// All generations, oldest first, damaged ones with what is wrong.
@@ -249,7 +343,7 @@ impl Store {
                 published.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
             GenerationReport {
                 current: current.as_ref() == Some(&id),
-                damage: Contents::read(&folder).err().map(|error| error.to_string()),
+                damage: self.damage(&id).map(|error| error.to_string()),
                 manifest: Manifest::read(&folder).ok(),
                 published: published.map(|since| since.as_secs()),
                 id,
@@ -258,10 +352,17 @@ impl Store {
         Ok(self.ids()?.into_iter().map(report).collect())
     }
 
-    /// Makes `id` the current generation; it is checked first.
+    /// What is wrong with the files of `id`, if anything.
+    fn damage(&self, id: &GenerationId) -> Option<Error> {
+        let contents = Contents::read(&self.folder(id));
+        contents.and_then(|contents| contents.check_parts()).err()
+    }
+
+    /// Makes `id` the current generation; it is checked first, as by [`Store::check`]. What is current
+    /// now need not be good, nor be there.
     pub fn set_current(&self, id: &GenerationId) -> Result<()> {
-        self.contents(id)?;
         let _lock = self.lock()?;
+        self.check(id)?;
         self.point_to(id)
     }
 
@@ -271,32 +372,44 @@ impl Store {
 
     /// Makes the parent of the current generation current again, and returns it.
     pub fn rollback(&self) -> Result<GenerationId> {
+        let _lock = self.lock()?;
         let parent = self.parent(&self.current()?)?;
-        self.set_current(&parent)?;
+        self.check(&parent)?;
+        self.point_to(&parent)?;
         Ok(parent)
     }
 
     /// Makes a child of the current generation and publishes it, all while no other writer can:
     /// two changes at once would both start from the same parent, and one would be lost.
+    ///
+    /// `encoder`: the generation's, where it is open already.
     pub(crate) fn change(
         &self,
         made_by: &str,
+        encoder: Option<&Arc<Encoder>>,
         change: impl FnOnce(&mut Contents) -> Result<()>,
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         let parent = self.current()?;
         let mut contents = self.contents(&parent)?;
         change(&mut contents)?;
-        self.publish(&lock, &contents.child(parent, made_by.to_owned()))
+        let draft = contents.child(parent, made_by.to_owned());
+        self.publish(&lock, &draft, encoder)
     }
 
-    /// Writes `draft` and makes it current; whatever goes wrong, nothing has changed.
-    pub(crate) fn publish(&self, _lock: &Lock, draft: &Draft) -> Result<GenerationId> {
+    /// Writes `draft`, reads it back, opens it, asks it once, and makes it current; whatever goes
+    /// wrong, nothing has changed.
+    pub(crate) fn publish(
+        &self,
+        lock: &Lock,
+        draft: &Draft,
+        encoder: Option<&Arc<Encoder>>,
+    ) -> Result<GenerationId> {
         let unchanged = |e: Error| match self.current() {
             Ok(current) => e.but(format!("nothing was published, {current} stays current")),
             Err(_) => e.but("nothing was published"),
         };
-        let (id, new) = draft.write(&self.root).map_err(unchanged)?;
+        let (id, new) = self.write(lock, draft, encoder).map_err(unchanged)?;
         if let Err(error) = self.point_to(&id) {
             if self.current().is_ok_and(|current| current == id) {
                 return Err(error);
@@ -310,7 +423,28 @@ impl Store {
         Ok(id)
     }
 
-    /// Publishes what took long to make, from when `base` was current. Waits for other writers.
+    /// Writes `draft` as a generation that is whole, and does not make it current.
+    pub(crate) fn publish_beside(
+        &self,
+        draft: &Draft,
+        encoder: Option<&Arc<Encoder>>,
+    ) -> Result<GenerationId> {
+        Ok(self.write(&self.lock()?, draft, encoder)?.0)
+    }
+
+    fn write(
+        &self,
+        _lock: &Lock,
+        draft: &Draft,
+        encoder: Option<&Arc<Encoder>>,
+    ) -> Result<(GenerationId, bool)> {
+        draft.write(&self.root, |id, contents| match encoder {
+            Some(encoder) => ask(id, contents, encoder),
+            None => self.ask(id, contents),
+        })
+    }
+
+    /// Publishes what took long to make, from when `base` was current.
     ///
     /// Errors: another generation has become current since. The draft is published beside it then,
     /// and nothing of either is lost.
@@ -318,24 +452,25 @@ impl Store {
         &self,
         base: Option<&GenerationId>,
         draft: &Draft,
+        encoder: &Arc<Encoder>,
     ) -> Result<GenerationId> {
-        let lock = self.wait_for_lock()?;
+        let lock = self.lock()?;
         match self.current().ok() {
             Some(now) if base.is_some_and(|base| *base != now) => {
-                let (id, _) = draft.write(&self.root)?;
+                let (id, _) = self.write(&lock, draft, Some(encoder))?;
                 bail!(
                     Refused,
                     "{now} has become current meanwhile and stays so; {id} is published beside it: \
                      `hubrouter generation rollback --to {id}` makes it current"
                 )
             }
-            _ => self.publish(&lock, draft),
+            _ => self.publish(&lock, draft, Some(encoder)),
         }
     }
 
     /// Finds out whether a generation of so many bytes can be published.
     pub(crate) fn check_writable(&self, bytes: u64) -> Result<()> {
-        let _lock = self.wait_for_lock()?;
+        let _lock = self.lock()?;
         files::try_writing(&self.root, bytes)
     }
 
@@ -391,45 +526,25 @@ impl Store {
     }
 
     /// Removes generations, keeping the current one and its `keep` newest ancestors, and whatever
-    /// unfinished writers left. A dry run only says what that would be.
+    /// writers that are dead left unfinished. A dry run only says what that would be.
     pub fn prune(&self, keep: usize, dry_run: bool) -> Result<Pruned> {
         let _lock = if dry_run { None } else { Some(self.lock()?) };
-        // A learner that is at work may be writing its state, without the lock.
-        let learning = if dry_run {
-            Ok(None)
-        } else {
-            self.lock_learning()
-        };
-        let in_use = |name: &str| learning.is_err() && name.ends_with(RESUME);
-        let mut kept = vec![self.current()?];
-        while kept.len() <= keep {
-            match Manifest::read(&self.folder(&kept[kept.len() - 1])) {
-                Ok(Manifest {
-                    parent: Some(parent),
-                    ..
-                }) => kept.push(parent),
-                _ => break,
-            }
-        }
+        let current = self.current()?;
+        let mut kept = self.ancestors(&current);
+        kept.truncate(keep);
+        kept.push(current);
         let mut pruned = Pruned::default();
         for name in self.entries()? {
             let path = self.root.join(&name);
-            let removed = |e: &std::io::Error| Error::io(&path, "remove", e);
-            if name.starts_with(files::TEMPORARY) && !in_use(&name) {
+            if is_temporary(&name) {
+                if files::in_use(&path) {
+                    continue;
+                }
                 if !dry_run {
-                    let gone = if path.is_dir() {
-                        fs::remove_dir_all(&path)
-                    } else {
-                        fs::remove_file(&path)
-                    };
-                    gone.map_err(|e| removed(&e))?;
+                    remove(&path).map_err(|e| Error::io(&path, "remove", &e))?;
                 }
                 pruned.leftovers += 1;
-            } else if let Some(id) = name
-                .parse::<GenerationId>()
-                .ok()
-                .filter(|id| !kept.contains(id))
-            {
+            } else if let Some(id) = id_of(&name).filter(|id| !kept.contains(id)) {
                 if !dry_run {
                     files::remove_folder(&path)?;
                 }
@@ -439,53 +554,49 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Keeps other writers out.
+    /// Keeps other writers out; waits for those that are at work, with a word in the log, and an end.
     pub(crate) fn lock(&self) -> Result<Lock> {
-        self.try_lock(LOCK, "is writing to this store; try again")
-    }
-
-    fn wait_for_lock(&self) -> Result<Lock> {
-        let (file, path) = self.open_lock(LOCK)?;
-        file.lock().map_err(|e| Error::io(&path, "lock", &e))?;
-        Ok(Lock(file))
+        Lock::in_turn(&self.root)
     }
 
     /// Keeps others from learning into this store: they share the file of an interrupted update.
     /// None where nothing can be written, and so nothing can meet.
     pub(crate) fn lock_learning(&self) -> Result<Option<Lock>> {
-        match self.try_lock(
-            LEARNING,
-            "learns into this store; try again when it has ended",
-        ) {
+        let does = "learns into this store; try again when it has ended";
+        match Lock::at_once(&self.root, LEARNING, does) {
             Err(error) if error.kind() == ErrorKind::Io => Ok(None),
             other => other.map(Some),
         }
     }
+}
 
-    fn open_lock(&self, name: &str) -> Result<(File, PathBuf)> {
-        let path = self.root.join(name);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| Error::io(&path, "write to the store", &e))?;
-        Ok((file, path))
+/// The generation that a folder of this name is.
+fn id_of(name: &OsStr) -> Option<GenerationId> {
+    name.to_str()?.parse().ok()
+}
+
+fn is_temporary(name: &OsStr) -> bool {
+    let bytes = name.as_encoded_bytes();
+    bytes.starts_with(files::TEMPORARY.as_bytes())
+}
+
+/// Removes a file, a link, or a folder with what is in it.
+fn remove(path: &Path) -> std::io::Result<()> {
+    if path.symlink_metadata()?.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
     }
+}
 
-    fn try_lock(&self, name: &str, another: &str) -> Result<Lock> {
-        let (file, path) = self.open_lock(name)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock(file)),
-            Err(fs::TryLockError::WouldBlock) => {
-                bail!(
-                    Refused,
-                    "{}: another process {another}",
-                    self.root.display()
-                )
-            }
-            Err(fs::TryLockError::Error(e)) => Err(Error::io(&path, "lock", &e)),
-        }
+fn listed(ids: &[GenerationId]) -> String {
+    match ids {
+        [] => "none".to_owned(),
+        _ => ids
+            .iter()
+            .map(GenerationId::as_str)
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 

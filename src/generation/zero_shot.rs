@@ -1,6 +1,7 @@
 //! Generations made without learning: rows from model cards, and changes of the registry.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
@@ -57,16 +58,17 @@ impl Store {
     /// Errors: the store has generations already; no models; two models share a name.
     pub fn build(
         &self,
-        encoder: &Encoder,
+        encoder: &Arc<Encoder>,
         models: &[NewModel],
         made_by: &str,
         progress: Progress<'_>,
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
-        if let Some(id) = self.ids()?.first() {
+        let there = self.ids()?;
+        if let Ok(current) = self.current() {
             bail!(
                 Refused,
-                "{}: expected an empty store, found {id}",
+                "{}: expected an empty store, found {current}",
                 self.root().display()
             );
         }
@@ -110,7 +112,17 @@ impl Store {
             learned: None,
             parts: BTreeMap::new(),
         };
-        self.publish(&lock, &draft)
+        // Killed before it was made current, the same call goes on from there.
+        let own = draft.id()?;
+        if let Some(other) = there.iter().find(|id| **id != own) {
+            bail!(
+                Refused,
+                "{}: expected an empty store, found {other}; `hubrouter generation rollback --to \
+                 {other}` makes it current",
+                self.root().display()
+            );
+        }
+        self.publish(&lock, &draft, Some(encoder))
     }
 
     /// Adds models to the current generation: a child whose new rows are the encoded cards.
@@ -118,7 +130,7 @@ impl Store {
     /// Errors: a name is taken; `encoder` is not the generation's.
     pub fn add(
         &self,
-        encoder: &Encoder,
+        encoder: &Arc<Encoder>,
         models: &[NewModel],
         progress: Progress<'_>,
     ) -> Result<GenerationId> {
@@ -129,7 +141,8 @@ impl Store {
         } else {
             format!(" and {more} more")
         };
-        self.change(&format!("hub add {}{more}", names.join(" ")), |contents| {
+        let made_by = format!("hub add {}{more}", names.join(" "));
+        self.change(&made_by, Some(encoder), |contents| {
             let pin = &contents.manifest.encoder;
             if pin.sha256 != encoder.revision() {
                 bail!(
@@ -191,7 +204,7 @@ impl Store {
         made_by: &str,
         change: impl FnOnce(&Hub) -> Result<Hub>,
     ) -> Result<GenerationId> {
-        self.change(made_by, |contents| {
+        self.change(made_by, None, |contents| {
             contents.hub = change(&contents.hub)?;
             Ok(())
         })

@@ -45,7 +45,7 @@ pub struct Strengths {
 }
 
 /// What a hybrid score is the sum of.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Parts {
     /// The learned score, with its strength.

@@ -32,7 +32,7 @@ pub fn remembered(store: &Store, id: &GenerationId) -> Result<Remembered> {
 /// part of its model's centroid, and alone it is all of it.
 pub fn forget(store: &Store, prompt: &str) -> Result<GenerationId> {
     // The prompt's own words have no place in the manifest.
-    store.change("replay forget", |contents| {
+    store.change("replay forget", None, |contents| {
         take_out(contents, prompt).map(|_count| ())
     })
 }

@@ -140,6 +140,7 @@ impl Case {
             .map(|i| Tokens {
                 ids: golden.ids(&format!("{i}.ids")),
                 truncated: false,
+                unknown: 0,
             })
             .collect();
         let weights: Vec<f32> = golden.tensor("weights");

@@ -163,6 +163,30 @@ pub(crate) struct Branch {
     pub(crate) b: Place,
 }
 
+impl Lora {
+    /// Errors: `bytes` are no `adapter.safetensors` of this rank, whatever the encoder.
+    pub(crate) fn check(&self, bytes: &[u8]) -> Result<()> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+        for (name, view) in file.tensors() {
+            let rank = match (view.shape(), name.contains(".lora_A.")) {
+                ([r, _], true) | ([_, r], false) => Some(*r),
+                _ => None,
+            };
+            if rank != Some(self.r) {
+                bail!(
+                    Mismatch,
+                    "{name}: expected a factor of rank {}, found {:?}",
+                    self.r,
+                    view.shape()
+                );
+            }
+            tensor(&file, &name, [view.shape()[0], view.shape()[1]])?;
+        }
+        Ok(())
+    }
+}
+
 impl Adapter {
     pub(crate) fn new(lora: &Lora, config: &Config) -> Self {
         let (mut offset, mut number) = (0, 0);
@@ -266,7 +290,15 @@ impl Factors {
     /// Errors: it is malformed; a factor is missing, has another shape or is not finite.
     pub(crate) fn read(lora: &Lora, bytes: &[u8], config: &Config) -> Result<Self> {
         // Before room is made for it.
-        if lora.r == 0 || lora.r > bytes.len() {
+        let one = Adapter::new(
+            &Lora {
+                r: 1,
+                ..lora.clone()
+            },
+            config,
+        );
+        let wanted = (4 * one.len).checked_mul(lora.r);
+        if lora.r == 0 || wanted.is_none_or(|wanted| wanted > bytes.len()) {
             bail!(
                 Format,
                 "r: expected a rank whose factors fit into {} bytes, found {}",

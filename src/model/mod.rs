@@ -55,6 +55,9 @@ struct Raw {
 /// Larger sizes are taken for damage.
 const LARGEST: usize = 1 << 24;
 
+/// More layers are taken for damage: room is made for each before any is read.
+const MOST_LAYERS: usize = 1024;
+
 #[cfg(test)]
 impl Config {
     /// Two layers of width 4.
@@ -79,7 +82,13 @@ impl Config {
         let raw: Raw = serde_json::from_slice(json).map_err(|e| error!(Format, "{e}"))?;
         let first_position = match raw.model_type.as_str() {
             "bert" => 0,
-            "roberta" | "xlm-roberta" => raw.pad_token_id.unwrap_or(1) + 1,
+            "roberta" | "xlm-roberta" => match raw.pad_token_id.unwrap_or(1) {
+                padding if padding < LARGEST => padding + 1,
+                padding => bail!(
+                    Format,
+                    "pad_token_id: expected less than {LARGEST}, found {padding}"
+                ),
+            },
             other => bail!(
                 Unsupported,
                 "model_type: expected bert, roberta or xlm-roberta, found {other:?}"
@@ -110,8 +119,12 @@ impl Config {
             ("intermediate_size", raw.intermediate_size),
             ("max_position_embeddings", raw.max_position_embeddings),
         ] {
-            if value == 0 || value > LARGEST {
-                bail!(Format, "{name}: expected 1 to {LARGEST}, found {value}");
+            let most = match name {
+                "num_hidden_layers" => MOST_LAYERS,
+                _ => LARGEST,
+            };
+            if value == 0 || value > most {
+                bail!(Format, "{name}: expected 1 to {most}, found {value}");
             }
         }
         if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
@@ -224,6 +237,18 @@ mod tests {
             ("\"vocab_size\":30522,", "", ErrorKind::Format, "vocab_size"),
             ("30522", "-1", ErrorKind::Format, "line"),
             ("30522", "99999999999", ErrorKind::Format, "vocab_size"),
+            (
+                "\"num_hidden_layers\":6",
+                "\"num_hidden_layers\":1025",
+                ErrorKind::Format,
+                "num_hidden_layers",
+            ),
+            (
+                "\"model_type\":\"bert\",",
+                "\"model_type\":\"roberta\",\"pad_token_id\":18446744073709551615,",
+                ErrorKind::Format,
+                "pad_token_id",
+            ),
         ] {
             let error = Config::from_json(MINILM.replace(from, to).as_bytes())
                 .err()

@@ -16,7 +16,7 @@ pub(crate) struct Embed {
     forward: Kernel,
 }
 
-/// Rows of tokens [V, H]: on the CPU they are read from the mapped file, one by one.
+/// Rows of tokens [V, H]: on the CPU they are widened one by one, as they are needed.
 pub(crate) enum Words {
     Cpu(Table),
     Gpu(Tensor),
@@ -135,7 +135,7 @@ mod tests {
                 reference::embed(&ids, &positions, &wide(&words), &wide(&place_rows), hidden);
             for device in devices() {
                 let op = Embed::new(&device).unwrap();
-                let words = Words::new(&device, Table::of_f32(words.clone(), hidden)).unwrap();
+                let words = Words::new(&device, Table::of_f32(&words, hidden)).unwrap();
                 let ids = device.upload_ids("ids", 1, &ids).unwrap();
                 let positions = device.upload_ids("positions", 1, &positions).unwrap();
                 let places = device.upload("places", hidden, &place_rows).unwrap();

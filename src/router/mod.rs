@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,9 +14,10 @@ use arc_swap::ArcSwap;
 use crate::decision::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
-use crate::error::{Error, Result};
+use crate::encoder::Encoder;
+use crate::error::{Error, Result, caught};
 use crate::generation::serving::{Serving, open_encoder, short};
-use crate::generation::{Contents, GenerationId, Store};
+use crate::generation::{Contents, EncoderPin, GenerationId, Store};
 use crate::hub::Hub;
 use crate::hub::index::{Ranking, log_sum_exp_of};
 use crate::ops::LOWEST;
@@ -42,25 +45,131 @@ pub struct Router {
     serving: ArcSwap<Serving>,
 }
 
+/// Where generations to serve come from: a store, and the encoders that are open.
+struct Source<'s> {
+    store: &'s Store,
+    options: &'s Options,
+    host: Arc<Cpu>,
+    open: RefCell<Option<Arc<Encoder>>>,
+}
+
+impl<'s> Source<'s> {
+    fn new(store: &'s Store, options: &'s Options, encoder: Option<Arc<Encoder>>) -> Result<Self> {
+        let host = match &encoder {
+            Some(encoder) => Arc::clone(encoder.host()),
+            None => Arc::new(Cpu::open(options.threads)?),
+        };
+        Ok(Self {
+            store,
+            options,
+            host,
+            open: RefCell::new(encoder),
+        })
+    }
+
+    /// The current generation or, when it is damaged, one made before it.
+    fn current(&self) -> Result<Serving> {
+        let open = |id, contents, note| self.serving(id, contents, note);
+        self.store.open_current(open)
+    }
+
+    /// The encoder of `pin`: the one that is open, if it is that.
+    fn encoder(&self, pin: &EncoderPin) -> Result<Arc<Encoder>> {
+        let mut open = self.open.borrow_mut();
+        if let Some(encoder) = open.as_ref().filter(|e| e.revision() == pin.sha256) {
+            return Ok(Arc::clone(encoder));
+        }
+        let host = Arc::clone(&self.host);
+        let encoder = Arc::new(open_encoder(self.store.root(), pin, host, self.options)?);
+        *open = Some(Arc::clone(&encoder));
+        Ok(encoder)
+    }
+
+    /// The generation on the encoder's device or, with fallback, on the CPU.
+    ///
+    /// The inner error is the generation's own fault.
+    fn serving(
+        &self,
+        id: GenerationId,
+        contents: Contents,
+        passed_over: Option<String>,
+    ) -> Result<Result<Serving>> {
+        let Self { store, options, .. } = *self;
+        let pin = contents.manifest.encoder.clone();
+        let encoder = self.encoder(&pin)?;
+        match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
+            Err(error) if options.fallback && error.kind().is_device() => {
+                log::warn!("{error}; stepping down to the CPU");
+                let on_cpu = options.clone().device(DeviceChoice::Cpu);
+                let host = Arc::clone(&self.host);
+                let mut encoder = open_encoder(store.root(), &pin, host, &on_cpu)?;
+                encoder.degrade(&error);
+                Ok(Serving::new(
+                    id.clone(),
+                    store.contents(&id)?,
+                    Arc::new(encoder),
+                    passed_over,
+                ))
+            }
+            Err(error) if error.kind().is_device() => Err(error),
+            other => Ok(other),
+        }
+    }
+}
+
 impl Router {
     /// Opens the current generation of the store in the folder `store`.
     ///
-    /// When that generation is damaged the newest whole one opens, and every decision says so.
+    /// When that generation is damaged one that was made before it opens, its ancestors first, and
+    /// every decision says so.
     ///
     /// Errors: no generation is whole; its encoder is not found; the device cannot be opened and
-    /// the options allow no fallback.
+    /// the options allow no fallback; the process lacks memory, file handles or permission.
     pub fn open(store: impl AsRef<Path>, options: Options) -> Result<Self> {
         let store = Store::open(store)?;
-        let host = Arc::new(Cpu::open(options.threads)?);
-        let (id, contents, passed_over) = store.open_current()?;
-        let pin = &contents.manifest.encoder;
-        let encoder = Arc::new(open_encoder(
-            store.root(),
-            pin,
-            Arc::clone(&host),
-            &options,
-        )?);
-        let serving = Self::serve(&store, &options, &host, id, contents, encoder, passed_over)?;
+        Self::opened(|| {
+            let source = Source::new(&store, &options, None)?;
+            let serving = source.current()?;
+            Ok((source.host, serving, store, options))
+        })
+    }
+
+    /// As [`Router::open`], for the generation `id` of the store, whichever is current: to try one
+    /// out before it serves, or beside the one that does.
+    ///
+    /// Errors: as [`Router::open`]; that generation is damaged.
+    pub fn open_generation(
+        store: impl AsRef<Path>,
+        id: &GenerationId,
+        options: Options,
+    ) -> Result<Self> {
+        let store = Store::open(store)?;
+        Self::opened(|| {
+            let source = Source::new(&store, &options, None)?;
+            let serving = source.serving(id.clone(), store.contents(id)?, None)??;
+            Ok((source.host, serving, store, options))
+        })
+    }
+
+    /// As [`Router::open`], with an encoder that is open already: routers of several stores share
+    /// its weights, its device and its threads. Of `options` only `fallback` counts.
+    ///
+    /// Errors: as [`Router::open`]; `encoder` is not the generation's.
+    pub fn with_encoder(
+        store: impl AsRef<Path>,
+        encoder: Arc<Encoder>,
+        options: Options,
+    ) -> Result<Self> {
+        let store = Store::open(store)?;
+        Self::opened(|| {
+            let source = Source::new(&store, &options, Some(encoder))?;
+            let serving = source.current()?;
+            Ok((source.host, serving, store, options))
+        })
+    }
+
+    fn opened(open: impl FnOnce() -> Result<(Arc<Cpu>, Serving, Store, Options)>) -> Result<Self> {
+        let (host, serving, store, options) = caught("opening the router", open)?;
         log::info!("serving {}: {} models", serving.id, serving.hub.active());
         Ok(Self {
             store,
@@ -68,34 +177,6 @@ impl Router {
             host,
             serving: ArcSwap::from_pointee(serving),
         })
-    }
-
-    /// The generation on the encoder's device or, with fallback, on the CPU.
-    fn serve(
-        store: &Store,
-        options: &Options,
-        host: &Arc<Cpu>,
-        id: GenerationId,
-        contents: Contents,
-        encoder: Arc<crate::Encoder>,
-        passed_over: Option<String>,
-    ) -> Result<Serving> {
-        let pin = contents.manifest.encoder.clone();
-        match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
-            Err(error) if options.fallback && error.kind().is_device() => {
-                log::warn!("{error}; stepping down to the CPU");
-                let on_cpu = options.clone().device(DeviceChoice::Cpu);
-                let mut encoder = open_encoder(store.root(), &pin, Arc::clone(host), &on_cpu)?;
-                encoder.degrade(&error);
-                Serving::new(
-                    id.clone(),
-                    store.contents(&id)?,
-                    Arc::new(encoder),
-                    passed_over,
-                )
-            }
-            other => other,
-        }
     }
 
     /// The best models for one prompt.
@@ -111,19 +192,27 @@ impl Router {
 
     /// The best models for each prompt, computed together; a bad prompt spoils only itself.
     ///
-    /// An answer is the same alone and in any batch.
+    /// An answer is the same alone and in any batch. Every request has one: a panic inside becomes an
+    /// error of kind [`crate::ErrorKind::Panic`], and in a forked child, where the threads or the GPU of
+    /// its parent are not, all are errors of kind [`crate::ErrorKind::Unsupported`].
     pub fn route_batch(&self, requests: &[Request]) -> Vec<Result<Decision>> {
+        let all = |error: Error| requests.iter().map(|_| Err(error.clone())).collect();
+        caught("the router", || self.route_all(requests)).unwrap_or_else(all)
+    }
+
+    fn route_all(&self, requests: &[Request]) -> Result<Vec<Result<Decision>>> {
         let serving = self.serving.load_full();
+        serving.encoder.check_process()?;
         let answers = Self::route_on(&serving, requests);
         let lost = answers
             .iter()
             .find_map(|answer| answer.as_ref().err().filter(|e| e.kind().is_device()));
         match lost {
-            Some(error) if self.options.fallback => match self.step_down(&serving, error) {
-                Ok(serving) => Self::route_on(&serving, requests),
-                Err(error) => requests.iter().map(|_| Err(error.clone())).collect(),
-            },
-            _ => answers,
+            Some(error) if self.options.fallback => {
+                let serving = self.step_down(&serving, error)?;
+                Ok(Self::route_on(&serving, requests))
+            }
+            _ => Ok(answers),
         }
     }
 
@@ -205,38 +294,42 @@ impl Router {
             Arc::new(encoder),
             passed_over,
         )?);
-        self.serving.store(Arc::clone(&serving));
-        Ok(serving)
+        // What was installed meanwhile stays.
+        let before = self.serving.compare_and_swap(failed, Arc::clone(&serving));
+        if Arc::ptr_eq(&before, failed) {
+            Ok(serving)
+        } else {
+            Ok(Arc::clone(&before))
+        }
     }
 
     /// Serves the generation `id` of the store from now on. It is opened and checked beside the
     /// old one; on an error the old one stays.
     pub fn install(&self, id: &GenerationId) -> Result<()> {
-        let contents = self.store.contents(id)?;
         let old = self.serving.load_full();
-        let pin = contents.manifest.encoder.clone();
-        let encoder = if pin.sha256 == old.encoder.revision() {
-            Arc::clone(&old.encoder)
-        } else {
-            Arc::new(open_encoder(
-                self.store.root(),
-                &pin,
-                Arc::clone(&self.host),
-                &self.options,
-            )?)
-        };
-        let serving = Self::serve(
-            &self.store,
-            &self.options,
-            &self.host,
-            id.clone(),
-            contents,
-            encoder,
-            None,
-        )?;
+        old.encoder.check_process()?;
+        let serving = caught("installing a generation", || {
+            let contents = self.store.contents(id)?;
+            let encoder = Some(Arc::clone(&old.encoder));
+            let source = Source::new(&self.store, &self.options, encoder)?;
+            source.serving(id.clone(), contents, None)?
+        })?;
         self.serving.store(Arc::new(serving));
         log::info!("installed {id}");
         Ok(())
+    }
+
+    /// Serves the store's current generation, if it is another one than is served: after another
+    /// process has learned, or went back. True when something changed.
+    ///
+    /// Errors: it cannot be opened; the served generation stays then.
+    pub fn refresh(&self) -> Result<bool> {
+        let current = self.store.current()?;
+        let changed = current != self.generation();
+        if changed {
+            self.install(&current)?;
+        }
+        Ok(changed)
     }
 
     /// Makes the parent of the served generation current in the store and serves it.
@@ -256,8 +349,8 @@ impl Router {
     }
 
     /// The hub that is served, as it is at this moment.
-    pub fn hub(&self) -> Hub {
-        self.serving.load().hub.clone()
+    pub fn hub(&self) -> Arc<Hub> {
+        Arc::clone(&self.serving.load().hub)
     }
 
     /// What computes: `cpu`, or an adapter's name.
@@ -286,6 +379,16 @@ impl Router {
     }
 }
 
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router")
+            .field("store", &self.store.root())
+            .field("generation", &self.generation())
+            .field("device", &self.device_name())
+            .finish_non_exhaustive()
+    }
+}
+
 fn microseconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64() * 1e6
 }
@@ -304,7 +407,8 @@ fn decide(
     } = ranking;
     let total = log_sum_exp_of(&domains);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
-    let probability = |score: f32| (f64::from(score) - total).exp() as f32;
+    // Rounding may leave a little more than 1.
+    let probability = |score: f32| (f64::from(score) - total).exp().min(1.0) as f32;
     let margin = match best.as_slice() {
         [(_, first), (_, second), ..] => Some(first - second),
         _ => None,
@@ -351,6 +455,7 @@ fn decide(
         margin,
         tokens: tokens.ids.len(),
         truncated: tokens.truncated,
+        unknown: encoder.unknown_share(tokens),
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
         revisions: Revisions {

@@ -1,5 +1,6 @@
 //! Prompts to tokens to one packed batch; texts as they are compared.
 
 pub(crate) mod batch;
+pub(crate) mod encoding;
 pub(crate) mod query;
 pub(crate) mod tokenizer;

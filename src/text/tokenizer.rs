@@ -2,12 +2,25 @@
 
 use std::borrow::Cow;
 
-use tokenizers::{PostProcessor as _, TruncationParams};
+use serde_json::Value;
+use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams};
 
-use crate::error::{Result, bail, error};
+use crate::error::{ErrorKind, Result, bail, caught, error};
 
 /// Bytes that a token takes at most in ordinary text; only a first guess, see [`Tokenizer::encode`].
 const BYTES_PER_TOKEN: usize = 16;
+
+/// Bytes that are read of a text for each token of the limit.
+const READ_PER_TOKEN: usize = 512;
+
+/// Bytes that are read of a text for limits of many tokens.
+const READ_AT_MOST: usize = 1 << 20;
+
+/// Most times that a normalizer may make a text longer.
+const GROWTH: f64 = 256.0;
+
+/// Tokenized once when a tokenizer is built: some panic only then.
+const PROBE: &str = "Hello, w\u{f6}rld! \u{6f22} \u{1f426}";
 
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -15,6 +28,8 @@ pub(crate) struct Tokenizer {
     vocabulary: usize,
     /// Special tokens that every prompt gets.
     added: usize,
+    /// What stands for text that the vocabulary does not have.
+    unknown: Option<u32>,
 }
 
 /// The tokens of one prompt, special ones included.
@@ -23,21 +38,39 @@ pub(crate) struct Tokens {
     pub(crate) ids: Vec<u32>,
     /// True when tokens past the limit were cut off on the right.
     pub(crate) truncated: bool,
+    /// How many of the ids stand for text that the vocabulary does not have.
+    pub(crate) unknown: usize,
 }
 
 impl Tokenizer {
     /// Reads a `tokenizer.json` for an encoder of `vocabulary` rows. Padding and truncation of the
     /// file are replaced by `max_tokens`.
     pub(crate) fn from_json(json: &[u8], max_tokens: usize, vocabulary: usize) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
+        check_growth(json)?;
+        let inner = caught("reading the tokenizer", || {
+            tokenizers::Tokenizer::from_bytes(json)
+                .map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))
+        })?;
+        let tokenizer = Self::limited(inner, max_tokens, vocabulary)?;
+        match tokenizer.encode_all(PROBE) {
+            // The probe's words need not be known.
+            Err(e) if e.kind() != ErrorKind::InvalidRequest => Err(e),
+            _ => Ok(tokenizer),
+        }
+    }
+
+    fn limited(
+        mut inner: tokenizers::Tokenizer,
+        max_tokens: usize,
+        vocabulary: usize,
+    ) -> Result<Self> {
         let added = inner
             .get_post_processor()
             .map_or(0, |processor| processor.added_tokens(false));
         if max_tokens <= added {
             bail!(
-                Tokenizer,
-                "a limit of {max_tokens} tokens leaves no room beside {added} special ones"
+                InvalidRequest,
+                "max_tokens: expected more than {added}, the special tokens of every text, found {max_tokens}"
             );
         }
         let truncation = TruncationParams {
@@ -48,11 +81,13 @@ impl Tokenizer {
             .with_padding(None)
             .with_truncation(Some(truncation))
             .map_err(|e| error!(Tokenizer, "cannot limit to {max_tokens} tokens: {e}"))?;
+        let unknown = unknown_token(&inner);
         Ok(Self {
             inner,
             max_tokens,
             vocabulary,
             added,
+            unknown,
         })
     }
 
@@ -61,46 +96,91 @@ impl Tokenizer {
         self.max_tokens
     }
 
+    /// Special tokens that every text gets.
+    pub(crate) fn added(&self) -> usize {
+        self.added
+    }
+
+    /// Bytes that are read of a text; what lies behind them is cut.
+    fn most_bytes(&self) -> usize {
+        let read = (self.max_tokens * READ_PER_TOKEN).min(READ_AT_MOST);
+        read.max(self.max_tokens * BYTES_PER_TOKEN)
+    }
+
     /// The tokens of `prefix` and `text` after [`clean`]; a text without any is an error.
     ///
-    /// Only as much of a long text is read as can matter: a prefix that ends at a space before a
-    /// letter or digit has the tokens of the whole text's beginning, so when the prefix alone is
-    /// over the limit, the rest is not looked at.
+    /// Time and memory do not depend on what lies behind the tokens that are kept: at most
+    /// [`READ_PER_TOKEN`] bytes for each token of the limit are read, 64 KiB for 128 tokens, and of
+    /// these only as many as can matter. A beginning of the text that is over the limit by itself
+    /// stands for the whole where it ends at a space before a letter or digit, and has the whole's
+    /// tokens then; without such a place, where a shorter beginning has the same tokens.
     pub(crate) fn encode(&self, prefix: &str, text: &str) -> Result<Tokens> {
-        let text = clean(text);
+        let text = text.trim();
         if text.is_empty() {
             bail!(
                 InvalidRequest,
                 "the prompt is empty: expected text, found nothing but white space"
             );
         }
+        let most = self.most_bytes();
+        let read = match word_boundary(text, most) {
+            Some(cut) => &text[..cut],
+            None => &text[..text.floor_char_boundary(most)],
+        };
+        let cut = read.len() < text.len();
+        let text = clean(read);
         let text = if prefix.is_empty() {
             text
         } else {
             Cow::Owned(format!("{prefix}{text}"))
         };
+        let mut tokens = match self.encode_beginning(&text)? {
+            Some(tokens) => tokens,
+            None => self.encode_all(&text)?,
+        };
+        tokens.truncated |= cut;
+        Ok(tokens)
+    }
+
+    /// The tokens of a beginning of `text` that stands for the whole; none: it takes the whole.
+    fn encode_beginning(&self, text: &str) -> Result<Option<Tokens>> {
         let mut limit = self.max_tokens * BYTES_PER_TOKEN;
-        while let Some(cut) = word_boundary(&text, limit) {
-            let tokens = self.encode_all(&text[..cut])?;
-            if tokens.truncated {
-                return Ok(tokens);
+        while limit + 1 < text.len() {
+            let word = word_boundary(text, limit);
+            let cut = word.unwrap_or_else(|| text.floor_char_boundary(limit));
+            // What the tokenizer does not know at all may be followed by what it knows.
+            let tokens = self.encode_some(&text[..cut])?;
+            if let Some(tokens) = tokens.filter(|tokens| tokens.truncated) {
+                let shorter = &text[..text.floor_char_boundary(cut / 4 * 3)];
+                if word.is_some() || self.encode_some(shorter)?.as_ref() == Some(&tokens) {
+                    return Ok(Some(tokens));
+                }
             }
             limit *= 4;
         }
-        self.encode_all(&text)
+        Ok(None)
     }
 
     fn encode_all(&self, text: &str) -> Result<Tokens> {
-        let encoding = self
-            .inner
-            .encode_fast(text, true)
-            .map_err(|e| error!(Tokenizer, "cannot tokenize: {e}"))?;
-        let ids = encoding.get_ids().to_vec();
-        if ids.len() <= self.added {
-            bail!(
+        match self.encode_some(text)? {
+            Some(tokens) => Ok(tokens),
+            None => bail!(
                 InvalidRequest,
                 "the prompt is empty: expected text, found nothing that the tokenizer knows"
-            );
+            ),
+        }
+    }
+
+    /// The tokens of `text`; none: it has none but special ones.
+    fn encode_some(&self, text: &str) -> Result<Option<Tokens>> {
+        let encoding = caught("the tokenizer", || {
+            self.inner
+                .encode_fast(text, true)
+                .map_err(|e| error!(Tokenizer, "cannot tokenize: {e}"))
+        })?;
+        let ids = encoding.get_ids().to_vec();
+        if ids.len() <= self.added {
+            return Ok(None);
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
             bail!(
@@ -109,11 +189,63 @@ impl Tokenizer {
                 self.vocabulary
             );
         }
-        Ok(Tokens {
+        let unknown = ids.iter().filter(|id| Some(**id) == self.unknown).count();
+        Ok(Some(Tokens {
             ids,
             truncated: !encoding.get_overflowing().is_empty(),
-        })
+            unknown,
+        }))
     }
+}
+
+/// The id that stands for text that the vocabulary does not have.
+fn unknown_token(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    let token = match tokenizer.get_model() {
+        ModelWrapper::WordPiece(model) => model.unk_token.clone(),
+        ModelWrapper::WordLevel(model) => model.unk_token.clone(),
+        ModelWrapper::BPE(model) => model.unk_token.clone()?,
+        // Its unknown token is private, and `<unk>` in every checkpoint that this crate reads.
+        ModelWrapper::Unigram(_) => "<unk>".to_owned(),
+    };
+    tokenizer.token_to_id(&token)
+}
+
+/// Refuses a `tokenizer.json` whose normalizers, one after the other, make text longer without
+/// bounds: each `Replace` of one letter by ten makes ten times as much.
+fn check_growth(json: &[u8]) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        normalizer: Value,
+    }
+    let file: File =
+        serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
+    let growth = growth_of(&file.normalizer);
+    if growth > GROWTH {
+        bail!(
+            Tokenizer,
+            "normalizer: expected one that makes a text at most {GROWTH} times as long, found {growth:.0} times"
+        );
+    }
+    Ok(())
+}
+
+/// How many times as long `normalizer` may make a text.
+fn growth_of(normalizer: &Value) -> f64 {
+    let bytes = |value: &Value| value.as_str().map_or(0, str::len) as f64;
+    let list = normalizer["normalizers"].as_array();
+    let own = match normalizer["type"].as_str() {
+        // A pattern of unknown length may match a single byte.
+        Some("Replace") => {
+            let pattern = bytes(&normalizer["pattern"]["String"]).max(1.0);
+            (bytes(&normalizer["content"]) / pattern).max(1.0)
+        }
+        _ => 1.0,
+    };
+    list.into_iter()
+        .flatten()
+        .map(growth_of)
+        .fold(own, |a, b| a * b)
 }
 
 /// CRLF becomes LF and both ends are trimmed, as in training.
@@ -158,7 +290,8 @@ mod tests {
             short,
             Tokens {
                 ids: vec![101, 7592, 2088, 102],
-                truncated: false
+                truncated: false,
+                unknown: 0,
             }
         );
         let long = tokenizer.encode("", &"hello ".repeat(5000)).unwrap();
@@ -193,11 +326,105 @@ mod tests {
         let json = std::fs::read(path).unwrap();
         let error = Tokenizer::from_json(&json, 2, 30522).err().unwrap();
         assert!(error.to_string().contains("special"), "{error}");
-        let small = Tokenizer::from_json(&json, 128, 2000).unwrap();
         assert_eq!(
-            small.encode("", "hello").err().unwrap().kind(),
+            Tokenizer::from_json(&json, 128, 2000).err().unwrap().kind(),
             ErrorKind::Mismatch
         );
+    }
+
+    /// The bundled tokenizer with another `normalizer`.
+    fn normalized(normalizer: Value) -> Result<Tokenizer> {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/weights/all-MiniLM-L6-v2/tokenizer.json"
+        );
+        let mut file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        file["normalizer"] = normalizer;
+        Tokenizer::from_json(file.to_string().as_bytes(), 128, 30522)
+    }
+
+    #[test]
+    fn a_normalizer_that_blows_text_up_is_refused() {
+        let replace = |content: &str| serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
+        let sequence =
+            |steps: Vec<Value>| serde_json::json!({"type": "Sequence", "normalizers": steps});
+        normalized(sequence(vec![replace("aa"); 8])).unwrap();
+        let error = normalized(sequence(vec![replace("aaaaaaaaaa"); 8]))
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), ErrorKind::Tokenizer);
+        assert!(error.to_string().contains("at most 256 times"), "{error}");
+    }
+
+    #[test]
+    fn a_panic_of_the_tokenizer_is_an_error() {
+        // The template names a special token that it does not define: this crate panics.
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/weights/all-MiniLM-L6-v2/tokenizer.json"
+        );
+        let mut file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        file["post_processor"]["special_tokens"]["[CLS]"]["tokens"] = serde_json::json!([]);
+        let error = Tokenizer::from_json(file.to_string().as_bytes(), 128, 30522).err();
+        let error = error.unwrap();
+        assert!(
+            [ErrorKind::Panic, ErrorKind::Tokenizer].contains(&error.kind()),
+            "{error}"
+        );
+    }
+
+    /// What a prompt of many `letters` becomes, and of what stands for it cut by hand.
+    fn long(letters: &str) -> (Tokens, Tokens) {
+        let tokenizer = bundled(128);
+        let by_hand = letters.repeat(6_000 / letters.len());
+        let text = letters.repeat((8 << 20) / letters.len());
+        let began = std::time::Instant::now();
+        let found = tokenizer.encode("", &text).unwrap();
+        println!("{letters:?}: {:?}", began.elapsed());
+        (found, tokenizer.encode_all(by_hand.trim()).unwrap())
+    }
+
+    #[test]
+    fn what_lies_behind_the_kept_tokens_is_not_read() {
+        for letters in ["!", "! ", "漢", "é ", "some words ", "\u{1f426} ", "a, "] {
+            let (found, by_hand) = long(letters);
+            assert_eq!(found, by_hand, "{letters:?}");
+            assert!(found.truncated);
+        }
+        // A single word, unknown for its length: nothing but the mark that it was cut differs.
+        for letters in ["a", "é", "\u{1f426}"] {
+            let (found, by_hand) = long(letters);
+            assert_eq!(
+                (&found.ids, found.unknown),
+                (&by_hand.ids, 1),
+                "{letters:?}"
+            );
+            assert!(found.truncated && !by_hand.truncated);
+        }
+    }
+
+    #[test]
+    fn white_space_at_the_end_is_not_cut_off() {
+        let text = format!("hello{}", " ".repeat(1 << 20));
+        let tokens = bundled(128).encode("", &text).unwrap();
+        assert_eq!((tokens.ids.len(), tokens.truncated), (3, false));
+    }
+
+    #[test]
+    fn unknown_tokens_are_counted() {
+        let tokenizer = bundled(128);
+        for (text, unknown, tokens) in [
+            ("hello world", 0, 4),
+            ("\u{1f426}\u{1f3b5}?", 1, 4),
+            ("x\u{1f426} \u{1f426} hello", 2, 5),
+        ] {
+            let found = tokenizer.encode("", text).unwrap();
+            assert_eq!(
+                (found.unknown, found.ids.len()),
+                (unknown, tokens),
+                "{text}"
+            );
+        }
     }
 
     proptest! {
@@ -205,9 +432,10 @@ mod tests {
         #[test]
         fn reading_a_prefix_gives_the_tokens_of_the_whole(
             words in prop::collection::vec("[a-zA-Z0-9é漢,.!\u{301}-]{1,9}", 1..300),
+            between in prop::sample::select(vec![" ", "", ",", "\n", "。"]),
         ) {
             let tokenizer = bundled(16);
-            let text = words.join(" ");
+            let text = words.join(between);
             prop_assert_eq!(tokenizer.encode("", &text).ok(), tokenizer.encode_all(&clean(&text)).ok());
         }
     }

@@ -1,6 +1,7 @@
 //! A toy to learn with: an encoder of two layers, six models, prompts told apart by a word.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use hubrouter::learn::{Control, Example, Experience, Learner, Outcome, Report, Settings};
 use hubrouter::{
@@ -32,7 +33,7 @@ pub fn setup_with(name: &str, import: &ImportOptions) -> Setup {
     import_encoder(fixture("toy-bert"), &encoder, import).unwrap();
     let store = folder.join("store");
     let models: Vec<NewModel> = (0..6).map(model).collect();
-    let open = Encoder::open(&encoder, &cpu(1)).unwrap();
+    let open = Arc::new(Encoder::open(&encoder, &cpu(1)).unwrap());
     Store::create(&store)
         .unwrap()
         .build(&open, &models, "hub build", &mut |_, _| {})

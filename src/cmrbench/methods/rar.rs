@@ -7,6 +7,7 @@
 //! the same text, cut at [`MAX_TOKENS`]: the prompt stands in front, so it is the card that is cut.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::retrieval::{Retrieval, Scorer};
 use super::trained::{self, Recipe};
@@ -144,7 +145,7 @@ impl<'c> Augmented<'c> {
     }
 
     /// Gives the models that are new at `step` rows by their cards.
-    fn add(&self, encoder: &Encoder, step: usize) -> Result<Learned> {
+    fn add(&self, encoder: &Arc<Encoder>, step: usize) -> Result<Learned> {
         let data = self.common.data;
         let known = data.hub(step - 1).len();
         let new = &data.hub(step)[known..];
@@ -173,7 +174,7 @@ impl Method for Augmented<'_> {
             options: &options,
             ..*self.common
         };
-        let encoder = || Encoder::open(common.encoder, common.options);
+        let encoder = || Encoder::open(common.encoder, common.options).map(Arc::new);
         if step == 1 {
             trained::start(&encoder()?, &self.store, &common.data.hub(step))?;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::trained::{self, Recipe};
 use super::{Common, Method, Named, Progressed, Watching};
@@ -107,7 +108,7 @@ impl<'c> Ties<'c> {
             draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
         }
         let store = Store::create(self.merged())?;
-        store.publish(&store.lock()?, &draft)
+        store.publish(&store.lock()?, &draft, None)
     }
 }
 
@@ -119,7 +120,7 @@ impl Method for Ties<'_> {
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed> {
         self.router = None;
         let settings = settings(self.common, self.seed, step)?;
-        let encoder = Encoder::open(self.common.encoder, self.common.options)?;
+        let encoder = Arc::new(Encoder::open(self.common.encoder, self.common.options)?);
         let models = self.taught(step);
         trained::start(&encoder, &self.member(step), &models)?;
         let examples = trained::experience(self.common.data, step - 1, step).examples;

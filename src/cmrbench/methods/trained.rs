@@ -1,6 +1,7 @@
 //! Methods that train: sets of learning settings over one learner (carve.md sections 12 and 13).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Common, Learned, Method, NAMED, Named, Progressed, Watching};
 use crate::cmrbench::registry::Kept;
@@ -218,7 +219,7 @@ impl Method for Trained<'_> {
         let Common { data, .. } = self.common;
         let settings = self.recipe.settings(self.common, self.seed, step)?;
         if step == 1 || self.recipe.is_joint() {
-            let encoder = Encoder::open(self.common.encoder, self.common.options)?;
+            let encoder = Arc::new(Encoder::open(self.common.encoder, self.common.options)?);
             start(&encoder, &self.store, &data.hub(step))?;
         }
         self.router = None;
@@ -261,7 +262,7 @@ pub(super) fn kept(store: &Path) -> Result<Kept> {
 
 /// Points the store at its zero-shot generation of `models`, which is made if missing: a run that
 /// was killed before it could note its first step learns it again.
-pub(super) fn start(encoder: &Encoder, store: &Path, models: &[NewModel]) -> Result<()> {
+pub(super) fn start(encoder: &Arc<Encoder>, store: &Path, models: &[NewModel]) -> Result<()> {
     let store = Store::create(store)?;
     match store.ids()?.first() {
         Some(root) => store.set_current(root),

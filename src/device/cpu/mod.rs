@@ -29,6 +29,10 @@ pub(crate) struct Cpu {
     arch: pulp::Arch,
     /// One call at a time has the whole pool: two would only steal each other's jobs.
     turn: Mutex<()>,
+    /// The process that the pool's threads are in: a fork does not take them along.
+    process: u32,
+    /// Whether each thread can have a core.
+    roomy: bool,
 }
 
 /// A row-major matrix to be written; `stride` elements from one row to the next.
@@ -93,7 +97,30 @@ impl Cpu {
             level,
             arch: pulp::Arch::new(),
             turn: Mutex::new(()),
+            process: std::process::id(),
+            roomy: threads <= available,
         })
+    }
+
+    /// Errors: this is a forked child, and the threads that would compute stayed in its parent.
+    ///
+    /// `gpu`: whether a GPU computes, which a child does not share with its parent either.
+    pub(crate) fn check_process(&self, gpu: bool) -> Result<()> {
+        let needed = if gpu {
+            "a GPU's connection"
+        } else {
+            "a pool's threads"
+        };
+        let now = std::process::id();
+        if (gpu || self.pool.is_some()) && self.process != now {
+            bail!(
+                Unsupported,
+                "opened in process {} and called in process {now}, its fork, which has no part in \
+                 {needed}: open a router in each child, or one on the CPU with threads(1) before the fork",
+                self.process
+            );
+        }
+        Ok(())
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -105,15 +132,27 @@ impl Cpu {
     }
 
     /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.
+    ///
+    /// A worker of the host's own rayon pool runs it alone. It may not wait here: a worker that waits
+    /// for another pool takes up more of its host's jobs meanwhile, and so might come here again with
+    /// the turn already its own.
     pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
-            None => job(),
-            // Inside already: the turn is this call's own.
-            Some(pool) if pool.current_thread_index().is_some() => job(),
-            Some(pool) => {
+            Some(pool) if rayon::current_thread_index().is_none() => {
                 let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-                pool.install(|| awake(job))
+                pool.install(|| if self.roomy { awake(job) } else { job() })
             }
+            _ => job(),
+        }
+    }
+
+    /// Threads that the caller may use: those of the pool for one of its own, else its own alone.
+    fn reachable(&self) -> usize {
+        let inside = |pool: &rayon::ThreadPool| pool.current_thread_index().is_some();
+        if self.pool.as_ref().is_some_and(inside) {
+            self.threads
+        } else {
+            1
         }
     }
 
@@ -123,10 +162,10 @@ impl Cpu {
         a: impl FnOnce() -> A + Send,
         b: impl FnOnce() -> B + Send,
     ) -> (A, B) {
-        match &self.pool {
-            None => (a(), b()),
-            Some(_) => self.run(|| rayon::join(a, b)),
-        }
+        self.run(|| match self.reachable() {
+            1 => (a(), b()),
+            _ => rayon::join(a, b),
+        })
     }
 
     /// [`Cpu::tiles_of`] consecutive rows of `columns`.
@@ -163,7 +202,7 @@ impl Cpu {
         if rows == 0 || columns == 0 {
             return;
         }
-        let threads = if work < SMALL { 1 } else { self.threads };
+        let threads = if work < SMALL { 1 } else { self.reachable() };
         let mut blocks = rows.div_ceil(height);
         if blocks > threads {
             // As much for one thread as for another.
@@ -212,7 +251,7 @@ impl Cpu {
         let blocks = if rows * work < SMALL {
             1
         } else {
-            self.threads.min(rows)
+            self.reachable().min(rows)
         };
         if blocks < 2 {
             return f(0, data);
@@ -238,7 +277,7 @@ impl Cpu {
         let blocks = if rows * work < SMALL {
             1
         } else {
-            self.threads.min(rows)
+            self.reachable().min(rows)
         };
         if blocks < 2 {
             return f(0, arrays);
@@ -270,6 +309,15 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn simd<R>(&self, f: impl FnOnce() -> R) -> R {
         self.arch.dispatch(f)
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        // A forked child cannot wake threads that are not there.
+        if self.process != std::process::id() {
+            std::mem::forget(self.pool.take());
+        }
     }
 }
 

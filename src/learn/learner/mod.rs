@@ -97,7 +97,8 @@ pub struct Learner {
     options: Options,
     /// Most points of domain accuracy that the old held-out prompts may lose.
     max_forgetting: Option<f64>,
-    learned: Option<(Draft, bool)>,
+    /// With what it was measured by, and whether the gate refused.
+    learned: Option<(Draft, Arc<Encoder>, bool)>,
 }
 
 /// What the steps need, made once.
@@ -352,7 +353,7 @@ impl Learner {
             peak_memory_bytes: report::peak_memory(),
             device: device.to_owned(),
         };
-        self.learned = Some((draft, refused));
+        self.learned = Some((draft, encoder, refused));
         Ok(Outcome::Learned(Box::new(report)))
     }
 
@@ -363,14 +364,14 @@ impl Learner {
     /// published beside it.
     pub fn commit(self) -> Result<GenerationId> {
         match &self.learned {
-            Some((draft, false)) => {
-                let id = self.out.publish_after(self.base.as_ref(), draft);
+            Some((draft, encoder, false)) => {
+                let id = self.out.publish_after(self.base.as_ref(), draft, encoder);
                 if id.is_ok() {
                     self.out.clear_resume();
                 }
                 id
             }
-            Some((_, true)) => bail!(
+            Some((_, _, true)) => bail!(
                 Refused,
                 "{}: the update forgets more than max-forgetting allows; nothing was published",
                 self.parent
