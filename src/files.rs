@@ -120,8 +120,9 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
 fn temporary_name(name: &str) -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let end = name.ceil_char_boundary(name.len().saturating_sub(100));
-    format!("{TEMPORARY}{}-{count}-{}", std::process::id(), &name[end..])
+    let mut ends = name.char_indices().map(|(at, _)| &name[at..]);
+    let end = ends.find(|end| end.len() <= 100).unwrap_or_default();
+    format!("{TEMPORARY}{}-{count}-{end}", std::process::id())
 }
 
 /// What `make` makes of the first free temporary name in `folder`. A process that was killed leaves

@@ -51,8 +51,11 @@ impl<T> Plan<T> {
 
 /// The plans of one use that no call has at the moment, the longest unused first.
 pub(crate) struct Plans<T> {
-    free: Mutex<Vec<(Sizes, Plan<T>)>>,
+    free: Mutex<Free<T>>,
 }
+
+/// Plans with what they have room for.
+type Free<T> = Vec<(Sizes, Plan<T>)>;
 
 /// Free plans that are kept: as many calls at once find one. More make their own for the time.
 const KEPT: usize = 16;
@@ -108,7 +111,7 @@ impl<T> Plans<T> {
 
     /// The free plans; none where the lock is not to be had soon: a process may have been forked
     /// while another thread held it, and then nobody gives it back.
-    fn lock(&self) -> Option<MutexGuard<'_, Vec<(Sizes, Plan<T>)>>> {
+    fn lock(&self) -> Option<MutexGuard<'_, Free<T>>> {
         for _ in 0..TRIES {
             match self.free.try_lock() {
                 Ok(free) => return Some(free),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
 use crate::model::Config;
 use crate::ops::pool::Pooling;
@@ -161,8 +161,11 @@ impl Bundle {
             || -> Result<Tokenizer> {
                 let (path, recorded) = digest(TOKENIZER)?;
                 let json = recorded.read(&path, TEXT_LIMIT)?;
-                Tokenizer::from_json(&json, limit, config.vocabulary)
-                    .map_err(|e| e.at(path.display()))
+                match Tokenizer::from_json(&json, limit, config.vocabulary) {
+                    // The host's own limit is to blame, and no file.
+                    Err(e) if e.kind() != ErrorKind::InvalidRequest => Err(e.at(path.display())),
+                    other => other,
+                }
             },
             || -> Result<Weights> {
                 let (path, recorded) = digest(WEIGHTS)?;

@@ -292,6 +292,8 @@ pub(crate) fn open_encoder(
             Ok((_, revision)) => {
                 seen.push(format!("{} (hash {})", folder.display(), short(&revision)))
             }
+            // Named, and not there: nothing else was to be looked for.
+            Err(error) if options.encoder.is_some() => return Err(error),
             Err(error) => seen.push(error.to_string()),
         }
     }

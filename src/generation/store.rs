@@ -143,9 +143,9 @@ impl Store {
 
     /// The encoder that generation `id` belongs to, opened.
     pub fn encoder(&self, id: &GenerationId, options: &Options) -> Result<Encoder> {
-        let manifest = self.check(id)?;
+        let pin = self.manifest(id)?.encoder;
         let host = Arc::new(Cpu::open(options.threads)?);
-        open_encoder(&self.root, &manifest.encoder, host, options)
+        open_encoder(&self.root, &pin, host, options)
     }
 
     /// What generation `id` grew from. Its manifest says so: one can go back from a generation
@@ -308,6 +308,11 @@ impl Store {
         Ok(())
     }
 
+    /// The manifest of `id`; every part is checked against it.
+    pub fn manifest(&self, id: &GenerationId) -> Result<Manifest> {
+        Ok(self.contents(id)?.manifest)
+    }
+
     /// Checks every part of `id` against its manifest, and whether each can be opened.
     ///
     /// Where its encoder is found inside the store or beside it, the generation is also opened and asked
@@ -326,10 +331,12 @@ impl Store {
         let host = Arc::new(Cpu::open(Some(1))?);
         match open_encoder(&self.root, pin, host, &Options::default().device("cpu")) {
             Ok(encoder) => ask(id, contents, &Arc::new(encoder)),
-            Err(error) => {
+            // It may be where only the host that serves knows of.
+            Err(error) if error.kind() == ErrorKind::Mismatch => {
                 log::info!("{id} is not asked with a prompt: {error}");
                 Ok(())
             }
+            Err(error) => Err(error),
         }
     }
 

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::error::{Result, bail};
 use crate::hub::{Hub, Model};
 
 impl Hub {
     /// The hub with `models` appended in this order.
     ///
-    /// Errors: a name or alias is taken, also by a retired model.
+    /// Errors: a name or alias is taken, also by a retired model; attributes are nested too deeply.
     pub fn with(&self, models: impl IntoIterator<Item = Model>) -> Result<Self> {
         let mut hub = self.clone();
         for model in models {
+            check_depth(&model)?;
             hub.push(model)?;
         }
         Ok(hub)
@@ -53,6 +56,33 @@ impl Hub {
         hub.claim(&alias, id)?;
         hub.model_mut(id).aliases.push(alias);
         Ok(hub)
+    }
+}
+
+/// Most values inside one another of an attribute: of what is nested more deeply, readers of JSON may
+/// refuse the whole file.
+const DEEPEST: usize = 32;
+
+fn check_depth(model: &Model) -> Result<()> {
+    for (key, value) in &model.attributes {
+        if deeper_than(value, DEEPEST) {
+            bail!(
+                InvalidRequest,
+                "model {:?}: attribute {key:?}: expected at most {DEEPEST} values inside one another, \
+                 found more",
+                model.name
+            );
+        }
+    }
+    Ok(())
+}
+
+fn deeper_than(value: &Value, levels: usize) -> bool {
+    let below = |value: &Value| levels == 0 || deeper_than(value, levels - 1);
+    match value {
+        Value::Array(values) => values.iter().any(below),
+        Value::Object(values) => values.values().any(below),
+        _ => false,
     }
 }
 

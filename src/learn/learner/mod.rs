@@ -167,7 +167,7 @@ impl Learner {
     ///
     /// Errors: the store is read-only, or has no room for as much as the parent takes.
     pub fn check_writable(&self) -> Result<()> {
-        let parent = self.store.check(&self.parent)?;
+        let parent = self.store.manifest(&self.parent)?;
         self.out
             .check_writable(parent.files().map(|(_, bytes, _)| bytes).sum())
     }
