@@ -91,7 +91,7 @@ struct Inner {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let (message, io) = (message.into(), None);
+        let (message, io) = (legible(message.into()), None);
         Self(Box::new(Inner { kind, message, io }))
     }
 
@@ -135,15 +135,44 @@ impl Error {
 
     /// The same error with `place` (a file, an op) in front of its text.
     pub(crate) fn at(mut self, place: impl fmt::Display) -> Self {
-        self.0.message = format!("{place}: {self}");
+        self.0.message = legible(format!("{place}: {self}"));
         self
     }
 
     /// The same error with what follows from it behind its text.
     pub(crate) fn but(mut self, so: impl fmt::Display) -> Self {
-        self.0.message = format!("{self}; {so}");
+        self.0.message = legible(format!("{self}; {so}"));
         self
     }
+}
+
+/// Most bytes of an error's text: it may repeat what a file says.
+const LONGEST: usize = 4096;
+
+/// `text` for logs and terminals: control characters spelled out, the middle of a long one left out.
+fn legible(text: String) -> String {
+    let unfit = |c: char| c.is_control() && c != '\n';
+    let spelled = match text.chars().any(unfit) {
+        true => text.chars().fold(String::new(), |mut all, c| {
+            match unfit(c) {
+                true => all.extend(c.escape_default()),
+                false => all.push(c),
+            }
+            all
+        }),
+        false => text,
+    };
+    if spelled.len() <= LONGEST {
+        return spelled;
+    }
+    let mut places = spelled.char_indices().map(|(at, _)| at);
+    let begin = places.find(|at| *at >= LONGEST / 2).unwrap_or(0);
+    let end = places.find(|at| spelled.len() - at <= LONGEST / 2);
+    format!(
+        "{} ... {}",
+        &spelled[..begin],
+        &spelled[end.unwrap_or(begin)..]
+    )
 }
 
 /// Runs `job`; a panic inside becomes an error that names `what`.
@@ -202,6 +231,23 @@ mod tests {
             );
         }
         assert_eq!(caught("nothing", || Ok(5)).unwrap(), 5);
+    }
+
+    #[test]
+    fn texts_are_legible_and_bounded() {
+        let error = error!(Format, "a\u{1b}[2Jb\r\n\0{}", "é".repeat(100_000));
+        let text = error.at("file\u{7}").to_string();
+        assert!(
+            text.starts_with("file\\u{7}: a\\u{1b}[2Jb\\r\n\\u{0}é"),
+            "{}",
+            &text[..60]
+        );
+        assert!(
+            text.len() < 4200 && text.contains("é ... é"),
+            "{}",
+            text.len()
+        );
+        assert_eq!(error!(Io, "plain\nwords").to_string(), "plain\nwords");
     }
 
     #[test]

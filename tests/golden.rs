@@ -296,7 +296,10 @@ fn a_host_sets_the_limit_on_tokens() {
             513,
             "max_tokens: expected at most 512, for which encoder all-MiniLM-L6-v2 has positions, found 513",
         ),
-        (2, "a limit of 2 tokens leaves no room"),
+        (
+            2,
+            "max_tokens: expected more than 2, the special tokens of every text, found 2",
+        ),
     ] {
         let error = Encoder::open(bundle(), &cpu(1).max_tokens(limit))
             .err()

@@ -11,7 +11,7 @@ pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
 use crate::device::{Device, Opened, Plan, Plans, Sizes};
-use crate::error::{Error, Result, caught};
+use crate::error::{Error, Result, bail, caught};
 use crate::model::Config;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
@@ -189,7 +189,7 @@ impl Encoder {
             match self.embed_chunk(bert, chunk) {
                 Ok(rows) => {
                     for ((place, _), row) in chunk.iter().zip(rows.chunks_exact(self.width())) {
-                        vectors[*place] = Ok(row.to_vec());
+                        vectors[*place] = finite(row);
                     }
                 }
                 Err(error) => {
@@ -425,6 +425,16 @@ impl Encoder {
     pub(crate) fn config(&self) -> &Config {
         &self.bert.config
     }
+}
+
+fn finite(vector: &[f32]) -> Result<Vec<f32>> {
+    if let Some(value) = vector.iter().find(|value| !value.is_finite()) {
+        bail!(
+            Numeric,
+            "the encoder's vector: expected finite numbers, found {value}: its weights are not good"
+        );
+    }
+    Ok(vector.to_vec())
 }
 
 pub(crate) fn sizes(batch: &PackedBatch) -> Sizes {

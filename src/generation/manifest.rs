@@ -205,6 +205,20 @@ impl Manifest {
                 "{place}: its content makes it {id}: the manifest was changed or the folder renamed"
             );
         }
+        let encoder = &manifest.encoder;
+        let files = manifest.files.iter();
+        let files = files.map(|(name, digest)| (name.as_str(), digest.sha256.as_str()));
+        for (name, hash) in files.chain([
+            ("encoder", encoder.sha256.as_str()),
+            ("tokenizer", encoder.tokenizer_sha256.as_str()),
+        ]) {
+            if !files::is_sha256(hash) {
+                bail!(
+                    Format,
+                    "{place}: {name}: expected 64 lower-case hexadecimal digits, found {hash:?}"
+                );
+            }
+        }
         for (name, size) in [("width", manifest.width), ("models", manifest.models)] {
             if size == 0 {
                 bail!(Format, "{place}: {name}: expected at least 1, found 0");

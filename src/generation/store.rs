@@ -245,7 +245,8 @@ impl Store {
         }
         for id in self.fallbacks(named.ok().as_ref())? {
             let note = format!("{first}; opened {id}, the newest whole generation before it");
-            match attempt(&id, Some(note.clone()))? {
+            // Its encoder may not be there: that of an older one may.
+            match attempt(&id, Some(note.clone())).flatten() {
                 Ok(opened) => {
                     log::warn!("{note}");
                     return Ok(opened);

@@ -4,6 +4,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
+use crate::files;
 use crate::learn::settings::Privacy;
 use crate::text::query::query_digest;
 
@@ -83,7 +84,7 @@ impl ReplayEntry {
             );
         }
         let hash = &self.query_sha256;
-        if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if !files::is_sha256(hash) {
             bail!(
                 Format,
                 "query_sha256: expected 64 lower-case hexadecimal digits, found {hash:?}"
