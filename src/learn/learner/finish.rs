@@ -94,18 +94,16 @@ impl Learner {
         let device = encoder.device_name();
         let parts = std::mem::take(&mut memory.parts);
         let mut draft = self.draft(contents.clone(), task, &parameters, parts, device)?;
-        draft.check_rows().map_err(|e| self.blame(e))?;
+        draft.check_rows()?;
         let fitted = update.mixes.then(|| {
             let held: Vec<&Row> = old.iter().chain(new).collect();
             let parents = contents.calibration()?;
             hybrid::calibrate(&mut draft, &self.parent, encoder, &held, parents)
         });
-        let fitted = fitted.transpose().map_err(|e| self.blame(e))?;
+        let fitted = fitted.transpose()?;
 
         let child = draft.contents();
-        let (after, gained) = self
-            .served(&child, &update, watch)
-            .map_err(|e| self.blame(e))?;
+        let (after, gained) = self.served(&child, &update, watch)?;
         let measured = [before, &after, &gained];
         let mut report = self.report(&update, &memory, measured, fitted);
         report.projection_drift = report::projection_drift(&contents.projection, &child.projection);

@@ -19,6 +19,8 @@ const SHARE: u32 = 100;
 pub(super) struct Saved<'l> {
     learner: &'l Learner,
     update: &'l str,
+    /// The step at which this call began.
+    first: usize,
     /// When the last writing ended, and how long it is until the next.
     last: Instant,
     pause: Duration,
@@ -26,11 +28,12 @@ pub(super) struct Saved<'l> {
 }
 
 impl Learner {
-    /// Of an update that begins now.
-    pub(super) fn saved<'l>(&'l self, task: &'l Task) -> Saved<'l> {
+    /// Of an update that begins now, with step `first`.
+    pub(super) fn saved<'l>(&'l self, task: &'l Task, first: usize) -> Saved<'l> {
         Saved {
             learner: self,
             update: &task.update,
+            first,
             last: Instant::now(),
             pause: self.pause,
             failed: false,
@@ -47,6 +50,7 @@ impl Learner {
 
     /// `error`, of what came behind the last step, with what becomes of that.
     pub(super) fn unpublished(&mut self, error: Error) -> Error {
+        let error = self.blame(error);
         if let Left::Unwritten(state, update) = &self.left {
             // What took the room may be gone by now.
             match self.save(state, update) {
@@ -85,7 +89,8 @@ impl Saved<'_> {
         candidates: &Candidates,
         step: usize,
     ) -> Result<()> {
-        if self.learner.dry_run || self.last.elapsed() < self.pause {
+        let nothing = self.learner.dry_run || step == self.first;
+        if nothing || self.last.elapsed() < self.pause {
             return Ok(());
         }
         let began = Instant::now();

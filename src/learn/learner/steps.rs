@@ -63,7 +63,7 @@ impl Learner {
             pooled = features(engine, &task.rows, watch)?;
         }
         log::info!("learning begins: {} steps", schedule.steps);
-        let mut saved = self.saved(task);
+        let mut saved = self.saved(task, first);
         let mut course = Course::begin();
         let mut order = (usize::MAX, Vec::new());
         for step in first..last {
