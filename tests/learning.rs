@@ -694,13 +694,9 @@ mod by_the_command {
         let folder = Folder::new("unread");
         let (store, bundle, new) = learnable(&folder);
         let before = current(&store);
-        let arguments = learning(
-            &store,
-            &bundle,
-            &new,
-            &["--set", "epochs=3", "-vv", "--json"],
-        );
-        let mut child = hubrouter(&arguments)
+        // Which has a remark to make.
+        let more = ["--set", "epochs=3", "--json", "--max-forgetting", "3"];
+        let mut child = hubrouter(&learning(&store, &bundle, &new, &more))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
