@@ -19,6 +19,9 @@ use crate::{Calibration, NewModel, read_models};
 /// Said at the first Ctrl-C.
 pub(super) const STOPPING: &str = "stopping at the next step; Ctrl-C once more quits at once";
 
+/// Names of introduced models that are printed.
+const MOST_NAMES: usize = 50;
+
 /// Exit code when the gate refused.
 const REFUSED: u8 = 3;
 
@@ -255,9 +258,8 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
         output::counted(report.models_added, "model"),
         output::counted(report.replay.kept, "prompt"),
     ))?;
-    if !report.models_introduced.is_empty() {
-        let names = report.models_introduced.join(", ");
-        output::line(format!("introduced by examples, without a card: {names}"))?;
+    if let Some(introduced) = introduced(&report.models_introduced) {
+        output::line(introduced)?;
     }
     if let Some(withheld) = &report.withheld {
         output::line(kept_less(withheld))?;
@@ -270,6 +272,18 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
         (None, true) => output::line("dry run: nothing was published"),
         (None, false) => Ok(()),
     }
+}
+
+/// Models that came with an example alone; none where all came with cards.
+fn introduced(names: &[String]) -> Option<String> {
+    let shown = names.get(..MOST_NAMES).unwrap_or(names);
+    let others = names.len() - shown.len();
+    let more = match others {
+        0 => String::new(),
+        _ => format!(", and {others} more, which --json names"),
+    };
+    let shown = shown.join(", ");
+    (!names.is_empty()).then(|| format!("introduced by examples, without a card: {shown}{more}"))
 }
 
 /// Accuracy on held-out prompts.

@@ -93,8 +93,23 @@ impl Name {
     }
 }
 
-/// Slips between two texts; none where they are too many for their length.
+/// Slips between two names; none where they are too many. Word by word: of short words (`xl`, `en`)
+/// others are meant.
 fn close(a: &[char], b: &[char]) -> Option<usize> {
+    let words = |name: &[char]| -> Vec<Vec<char>> {
+        let words = name.split(|c| "-_. ".contains(*c));
+        words.map(<[char]>::to_vec).collect()
+    };
+    let (first, second) = (words(a), words(b));
+    if first.len() != second.len() {
+        return close_words(a, b);
+    }
+    let pairs = first.iter().zip(&second);
+    pairs.map(|(a, b)| close_words(a, b)).sum()
+}
+
+/// The same of two words.
+fn close_words(a: &[char], b: &[char]) -> Option<usize> {
     let most = match a.len().max(b.len()) {
         0..4 => 0,
         4..8 => 1,
@@ -163,8 +178,10 @@ mod tests {
             ("acme/model-5", Some("model-5")),
             ("acne/whale_songs", Some("acme/whale-songs")),
             ("amce/whale-song", Some("acme/whale-songs")),
-            ("google/flan-t5-xxl", Some("google/flan-t5-xl")),
-            // Other digits, other owners, other words: other models.
+            ("acme/whalesongs", Some("acme/whale-songs")),
+            // Other digits, owners, words, sizes: other models.
+            ("google/flan-t5-xxl", None),
+            ("acme/nerrr", None),
             ("google/flan-t6-xl", None),
             ("model-6", None),
             ("other/ner", None),

@@ -107,12 +107,12 @@ impl Learner {
             (false, false, true) => Left::Written,
             _ => Left::Nothing,
         };
-        Ok(Ended::Done(Done {
+        Ok(Ended::Done(Box::new(Done {
             steps: last,
             examples: course.examples,
             terms: LossTerms::mean(&course.terms),
             left,
-        }))
+        })))
     }
 
     /// The micro-batches of `step`; `order`: an epoch and its micro-batches, the last that was asked for.
@@ -252,7 +252,7 @@ pub(super) struct Draw<'t> {
 
 /// How the steps ended.
 pub(super) enum Ended {
-    Done(Done),
+    Done(Box<Done>),
     /// Before this step, by the callback.
     Stopped(usize),
 }
