@@ -233,7 +233,9 @@ fn learn(
     wait: &Receiver<()>,
 ) -> Result<Learner> {
     let options = options.clone().encoder(ENCODER);
-    let mut learner = Learner::open(store, None, settings.clone(), options)?;
+    // Learners wait for their turns by the minute: a state in between would be measured as a step.
+    let mut learner =
+        Learner::open(store, None, settings.clone(), options)?.save_every(Duration::MAX);
     let rows = settings.batch * WINDOWS;
     let experience = Experience {
         models: Vec::new(),

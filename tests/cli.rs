@@ -955,7 +955,7 @@ fn learn_prints_the_promised_fields() {
         let accuracy = &report["accuracy"];
         assert_eq!(keys(accuracy), ["old_before", "old_after", "new_after"]);
         assert_eq!(keys(&report["replay"]), ["kept", "bytes"]);
-        assert_eq!(keys(&accuracy["new_after"]), parts);
+        assert_eq!(keys(&accuracy["new_after"]), [&parts[..], &["n"]].concat());
         if round == 1 {
             // Nothing was learned before that could be forgotten.
             assert!(accuracy["old_before"].is_null() && accuracy["old_after"].is_null());
@@ -968,7 +968,7 @@ fn learn_prints_the_promised_fields() {
             assert_eq!(of(&report["forgetting"]), lost, "{part}");
             assert!((0.0..=100.0).contains(&of(&accuracy["new_after"])));
         }
-        assert_eq!(keys(&report["forgetting"]), parts);
+        assert_eq!(keys(&report["forgetting"]), [&parts[..], &["n"]].concat());
     }
 }
 

@@ -1,18 +1,17 @@
 //! `hubrouter cmrbench`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::chat::Endpoint;
 use super::progress::Progress;
-use super::{DeviceArgs, bundled, eval, learn, output};
+use super::{DeviceArgs, bundled, eval, learn, output, signals};
 use crate::cmrbench::{
-    Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Results,
-    method, methods, run as run_plan, select, write_report,
+    Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Recalled,
+    Results, method, methods, passed_over, recall, run as run_plan, select, write_report,
 };
 use crate::error::{Result, bail};
 use crate::files;
@@ -57,7 +56,7 @@ all experiences so far. Every step that is done is a file in OUT: Ctrl-C or a cr
 and the same command goes on from there. Another setting, other data or another version of the methods is
 another cell, and is run anew. OUT gets tables.md, report.html, results.json, figures/ and a CSV for each
 kind of figure, all made again by --report from cells/, predictions/ and registry/, where the models of each
-trained hub have their places on the map.
+trained hub have their places on the map. A report is of one setting: cells of others are named and left out.
 
 The row `llm` asks a language model for the domain of each eval row, at the last step: about 1,800 requests a
 seed. It is run only when --llm-endpoint names an OpenAI-compatible server (llama.cpp, vLLM, Ollama, a vendor's),
@@ -132,7 +131,7 @@ pub(super) struct CmrbenchArgs {
     /// Seconds that an answer may take
     #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "llm_endpoint", value_parser = clap::value_parser!(u32).range(1..))]
     llm_timeout: u32,
-    /// Run nothing: make the report of what is whole
+    /// Run nothing: make the report of what is whole, with the seeds, epochs and settings of the last one
     #[arg(long)]
     report: bool,
     /// List the methods
@@ -173,12 +172,21 @@ pub(super) fn run(args: &CmrbenchArgs) -> Result<ExitCode> {
             "no folder for the results: say --out FOLDER"
         );
     };
-    let plan = plan(args)?;
-    if !args.report && !go(&plan, out)? {
+    let plan = plan(args, out)?;
+    if !args.report
+        && let Some(code) = go(&plan, out)?
+    {
         output::remark("stopped; the same command goes on from there");
-        return Ok(ExitCode::from(130));
+        return Ok(code);
     }
     let results = write_report(&plan, out)?;
+    let others = passed_over(&results, out)?;
+    if !others.is_empty() {
+        output::remark(format!(
+            "not in this report: {}: run with other seeds, epochs, settings, data or methods, or not whole",
+            others.join("; ")
+        ));
+    }
     if args.json {
         let path = out.join("results.json");
         output::json(&files::read_json::<serde_json::Value>(&path, 1 << 28)?)?;
@@ -190,7 +198,7 @@ pub(super) fn run(args: &CmrbenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn plan(args: &CmrbenchArgs) -> Result<Plan> {
+fn plan(args: &CmrbenchArgs, out: &Path) -> Result<Plan> {
     let prefix = if args.keep_prefix {
         Prefix::Keep
     } else {
@@ -226,11 +234,12 @@ fn plan(args: &CmrbenchArgs) -> Result<Plan> {
         Some(rows) => data.limit(rows as usize),
         None => data,
     };
-    let mut names: Vec<String> = match (args.methods.as_slice(), args.quick) {
-        ([], true) => QUICK.map(str::to_owned).to_vec(),
-        ([], false) => vec!["main".to_owned()],
-        (names, _) => names.iter().map(|name| name.trim().to_owned()).collect(),
+    // A report that is made again is of what is there.
+    let recalled = match args.report && !args.quick {
+        true => recall(out)?,
+        false => Recalled::default(),
     };
+    let mut names = names(args, &recalled);
     names.push(FLOOR.to_owned());
     let chat = args.llm_endpoint.as_deref().map(|url| chat(args, url));
     let chat = chat.transpose()?;
@@ -254,6 +263,15 @@ fn plan(args: &CmrbenchArgs) -> Result<Plan> {
     if args.quick {
         (plan.seeds, plan.epochs) = (vec![0], vec![1; plan.steps()]);
     }
+    if !recalled.seeds.is_empty() {
+        plan.seeds = recalled.seeds;
+    }
+    if let Some(epochs) = recalled.epochs.filter(|all| all.len() == plan.steps()) {
+        plan.epochs = epochs;
+    }
+    if args.set.is_empty() {
+        plan.changes = recalled.changes;
+    }
     if !args.seeds.is_empty() {
         plan.seeds.clone_from(&args.seeds);
     }
@@ -271,6 +289,26 @@ fn plan(args: &CmrbenchArgs) -> Result<Plan> {
     }
     plan.chat = chat.filter(|_| plan.methods.iter().any(|method| method.name == LLM));
     Ok(plan)
+}
+
+/// Methods and groups to run, or to report.
+fn names(args: &CmrbenchArgs, recalled: &Recalled) -> Vec<String> {
+    if !args.methods.is_empty() {
+        let names = args.methods.iter().map(|name| name.trim().to_owned());
+        return names.collect();
+    }
+    if args.quick {
+        return QUICK.map(str::to_owned).to_vec();
+    }
+    let there = recalled.methods.iter();
+    let mut names: Vec<String> = there
+        .filter(|method| method.name != LLM)
+        .map(|method| method.name.to_owned())
+        .collect();
+    if names.is_empty() || recalled.not_run {
+        names.push("main".to_owned());
+    }
+    names
 }
 
 /// The language model at `url`.
@@ -296,24 +334,25 @@ fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
     Ok(chat.model(args.llm_model.clone()).domains(domains))
 }
 
-/// Runs what is missing; false: Ctrl-C.
-fn go(plan: &Plan, out: &std::path::Path) -> Result<bool> {
-    let stop = learn::listen(false)?;
+/// Runs what is missing; the exit code when it was asked to stop.
+fn go(plan: &Plan, out: &Path) -> Result<Option<ExitCode>> {
+    let stop = signals::stop_gently(learn::STOPPING)?;
     let mut bar: Option<Progress> = None;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "shown"
     )]
-    run_plan(plan, out, &mut |status| {
+    let whole = run_plan(plan, out, &mut |status| {
         let bar = bar.get_or_insert_with(|| Progress::new("cmrbench", status.total as u64));
         bar.note(status.what.clone());
         bar.set(status.done as u64);
-        match stop.load(Ordering::Relaxed) {
+        match stop.asked() {
             true => Control::Stop,
             false => Control::Continue,
         }
-    })
+    })?;
+    Ok((!whole).then(|| stop.exit_code()))
 }
 
 fn list(as_json: bool) -> Result<ExitCode> {

@@ -2,20 +2,25 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 
 use super::progress::Progress;
+use super::signals::{self, Stop};
 use super::{DeviceArgs, StoreToChange, output};
 use crate::error::{Result, bail, error};
 use crate::learn::{
-    Accuracy, Control, Experience, Learner, Outcome, Report, Settings, Status, group_experiences,
-    read_examples,
+    Accuracy, Control, Experience, Learner, Outcome, Privacy, Report, Settings, Status, Withheld,
+    group_experiences, read_examples,
 };
-use crate::{NewModel, read_models};
+use crate::{Calibration, NewModel, read_models};
+
+/// Said at the first Ctrl-C.
+pub(super) const STOPPING: &str = "stopping at the next step; Ctrl-C once more quits at once";
+
+/// Names of introduced models that are printed.
+const MOST_NAMES: usize = 50;
 
 /// Exit code when the gate refused.
 const REFUSED: u8 = 3;
@@ -28,13 +33,27 @@ const REFUSED: u8 = 3;
   hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --dry-run
 
 examples.jsonl has lines {\"instruction\": \"...\", \"model_name\": \"...\"}; \"domain\" and
-\"experience\" are optional. One example in eight is held out to measure on. Ctrl-C stops at the
-next step, and the same command then goes on from there; a second Ctrl-C quits at once. Whether
-the store can be written is found out at the start; one process at a time learns into a store.
-The router that serves is not touched: `Router::install` or a restart takes the child.
+\"experience\" are optional, a leading ###Instruction: is dropped, as `eval` drops it. A model that
+the hub does not know is added when its example has a domain, and named in the answer; a name or a
+domain that is like a known one is refused unless --introduce says that it is meant.
+
+To measure on, one example in eight is held out, by the hash of its prompt; but every model keeps
+one to learn from, so it is none of those with one example, 12 % of those with two.
+
+Ctrl-C, SIGTERM and SIGHUP stop at the next step, and the same command then goes on from there; a
+second Ctrl-C quits at once. The state is also written every minute, and behind the last step: a
+process that was lost, or could not publish, goes on there too. Whether the store can be written is
+found out at the start; one process at a time learns into a store. The router that serves is not
+touched: `Router::install` or a restart takes the child.
+
+When more is forgotten than --max-forgetting allows the child is published beside the current
+generation (\"kept_beside\" in JSON): after a look `hubrouter generation rollback --to ID` makes it
+current, and `hubrouter generation prune` removes it. The same command with a larger
+--max-forgetting measures it again and publishes it.
 
 Exit codes: 0 published; 1 something failed; 2 the command line is wrong; 3 more was forgotten
-than --max-forgetting allows, and nothing was published; 130 stopped by Ctrl-C.")]
+than --max-forgetting allows, and the child is kept beside; 130, 143, 129 stopped by Ctrl-C, SIGTERM,
+SIGHUP.")]
 pub(super) struct LearnArgs {
     #[command(flatten)]
     store: StoreToChange,
@@ -59,6 +78,9 @@ pub(super) struct LearnArgs {
     /// Refuse to publish when old held-out prompts lose more points of domain accuracy than this
     #[arg(long, value_name = "POINTS", value_parser = points)]
     max_forgetting: Option<f64>,
+    /// Add models and domains that examples name also where they are like known ones
+    #[arg(long)]
+    introduce: bool,
     /// One JSON object at the end
     #[arg(long)]
     json: bool,
@@ -67,11 +89,58 @@ pub(super) struct LearnArgs {
 }
 
 pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
-    let mut settings = Settings::recipe(&args.recipe)?;
-    for text in &args.set {
-        let (key, value) = setting(text)?;
-        settings.set(key, value)?;
+    let experience = experience(args)?;
+    let mut learner = learner(args)?;
+    let remarks = learner.look_over(&experience)?;
+    remarks.iter().for_each(output::remark);
+    if !args.store.dry_run {
+        learner.check_writable()?;
     }
+    let stop = stop(args.store.dry_run)?;
+    let mut bar: Option<(&str, Progress)> = None;
+    let outcome = learner.learn(&experience, args.budget, &mut |status| {
+        show(&mut bar, status);
+        match stop.asked() {
+            true => Control::Stop,
+            false => Control::Continue,
+        }
+    })?;
+    drop(bar);
+    let mut report = match outcome {
+        Outcome::Learned(report) => *report,
+        Outcome::Stopped { step, steps } => {
+            output::remark(format!(
+                "stopped after step {step} of {steps}; the same command goes on from there"
+            ));
+            return Ok(stop.exit_code());
+        }
+    };
+    match (args.store.dry_run, report.refused) {
+        (true, _) => {}
+        (false, false) => report.generation = Some(learner.commit()?),
+        (false, true) => report.kept_beside = Some(learner.keep_beside()?),
+    }
+    if args.json {
+        output::json(&report)?;
+    } else {
+        print(&report, args.store.dry_run)?;
+    }
+    match (args.max_forgetting, &report.forgetting) {
+        (Some(_), None) => output::remark(format!(
+            "--max-forgetting had nothing to measure: {}",
+            report.forgetting_unknown.as_deref().unwrap_or_default()
+        )),
+        (Some(most), Some(lost)) if report.refused => {
+            output::remark(refusal(&report, lost, most));
+            return Ok(ExitCode::from(REFUSED));
+        }
+        _ => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the files say.
+fn experience(args: &LearnArgs) -> Result<Experience> {
     let experiences = group_experiences(read_examples(&args.examples)?)?;
     let [examples] = <[_; 1]>::try_from(experiences).map_err(|all| {
         error!(
@@ -95,59 +164,49 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
         }
         None => Vec::new(),
     };
-    let experience = Experience { models, examples };
+    Ok(Experience { models, examples })
+}
 
-    let mut learner = Learner::open(&args.store.router, None, settings, args.device.options())?
-        .recipe(&args.recipe);
+/// The learner that the arguments describe.
+fn learner(args: &LearnArgs) -> Result<Learner> {
+    let mut settings = Settings::recipe(&args.recipe)?;
+    for text in &args.set {
+        let (key, value) = setting(text)?;
+        settings.set(key, value)?;
+    }
+    let options = args.device.options();
+    let mut learner = Learner::open(&args.store.router, None, settings, options)?
+        .recipe(&args.recipe)
+        .introduce(args.introduce);
     if let Some(points) = args.max_forgetting {
         learner = learner.max_forgetting(points);
     }
-    if !args.store.dry_run {
-        if let Some(out) = &args.out {
-            learner = learner.into_store(out)?;
-        }
-        learner.check_writable()?;
+    if args.store.dry_run {
+        return Ok(learner.dry_run());
     }
-    let stop = listen(args.store.dry_run)?;
-    let mut bar: Option<(&str, Progress)> = None;
-    let outcome = learner.learn(&experience, args.budget, &mut |status| {
-        show(&mut bar, status);
-        match stop.load(Ordering::Relaxed) {
-            true => Control::Stop,
-            false => Control::Continue,
-        }
-    })?;
-    drop(bar);
-    let mut report = match outcome {
-        Outcome::Learned(report) => *report,
-        Outcome::Stopped { step, steps } => {
-            output::remark(format!(
-                "stopped after step {step} of {steps}; the same command goes on from there"
-            ));
-            return Ok(ExitCode::from(130));
-        }
+    match &args.out {
+        Some(out) => learner.into_store(out),
+        None => Ok(learner),
+    }
+}
+
+/// By how much the gate refused, and what became of the child.
+fn refusal(report: &Report, lost: &Accuracy, most: f64) -> String {
+    let prompts = (lost.domain * lost.n as f64 / 100.0).round();
+    let kept = match &report.kept_beside {
+        Some(id) => format!(
+            "; {id} is kept beside it: after a look `hubrouter generation rollback --to {id}` makes it \
+             current"
+        ),
+        None => String::new(),
     };
-    if args.max_forgetting.is_some() && report.forgetting.is_none() {
-        output::remark("--max-forgetting had nothing to measure: no earlier prompt was held out");
-    }
-    let publish = !report.refused && !args.store.dry_run;
-    if publish {
-        report.generation = Some(learner.commit()?);
-    }
-    if args.json {
-        output::json(&report)?;
-    } else {
-        print(&report, args.store.dry_run)?;
-    }
-    if report.refused {
-        output::remark(format!(
-            "refused: domain accuracy on old prompts fell by more than {} points; {} stays current",
-            args.max_forgetting.unwrap_or_default(),
-            report.parent
-        ));
-        return Ok(ExitCode::from(REFUSED));
-    }
-    Ok(ExitCode::SUCCESS)
+    format!(
+        "refused: domain accuracy on old prompts fell by {:.1} points ({prompts:.0} of {}), which is \
+         more than {most}; {} stays current{kept}",
+        lost.domain,
+        output::counted(lost.n, "prompt"),
+        report.parent
+    )
 }
 
 /// Key and value of a `--set`.
@@ -158,28 +217,22 @@ pub(super) fn setting(text: &str) -> Result<(&str, &str)> {
     }
 }
 
-/// True once Ctrl-C was pressed.
-pub(super) fn listen(dry_run: bool) -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // The second time at once: a step may be long. A dry run leaves nothing to go on from.
-        if dry_run || asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        output::remark("stopping at the next step; Ctrl-C once more quits at once");
-    })
-    .map_err(|e| error!(Io, "cannot listen for Ctrl-C: {e}"))?;
-    Ok(stop)
+/// A dry run leaves nothing to go on from: it ends at once.
+fn stop(dry_run: bool) -> Result<Stop> {
+    if dry_run {
+        signals::end_at_once()?;
+        return Ok(Stop::default());
+    }
+    signals::stop_gently(STOPPING)
 }
 
 /// A bar for each stage, with loss and speed.
 fn show(bar: &mut Option<(&'static str, Progress)>, status: &Status) {
     if bar.as_ref().is_none_or(|(stage, _)| *stage != status.stage) {
-        *bar = Some((
-            status.stage,
-            Progress::new(status.stage, status.total as u64),
-        ));
+        // The last one goes before the next is drawn.
+        *bar = None;
+        let progress = Progress::new(status.stage, status.total as u64);
+        *bar = Some((status.stage, progress));
     }
     if let Some((_, progress)) = bar {
         if let (Some(loss), Some(speed)) = (status.loss, status.examples_per_second) {
@@ -190,50 +243,126 @@ fn show(bar: &mut Option<(&'static str, Progress)>, status: &Status) {
 }
 
 fn print(report: &Report, dry_run: bool) -> Result<()> {
-    let mut table = output::Table::new(&["held-out prompts", ">model", ">family", ">domain"]);
-    let lines = [
-        ("earlier, before", report.accuracy.old_before),
-        ("earlier, after", report.accuracy.old_after),
-        ("forgotten", report.forgetting),
-        ("new, after", report.accuracy.new_after),
-    ];
-    for (name, accuracy) in lines {
-        let cell = |value: fn(&Accuracy) -> f64| {
-            accuracy
-                .as_ref()
-                .map_or("-".to_owned(), |a| format!("{:.1}", value(a)))
-        };
-        table.row(vec![
-            name.to_owned(),
-            cell(|a| a.model),
-            cell(|a| a.family),
-            cell(|a| a.domain),
-        ]);
+    table(report)?;
+    if let Some(unknown) = &report.forgetting_unknown {
+        output::line(unknown)?;
     }
-    table.print()?;
     output::line(format!(
-        "{} examples and {} replayed in {} steps, {:.0} s, {:.0} examples/s on {}; {} models added; {} prompts kept for replay",
-        report.examples,
+        "{} and {} replayed in {}, {:.0} s, {:.0} examples/s on {}; {} added; {} kept for replay",
+        output::counted(report.examples, "example"),
         report.replayed,
-        report.steps,
+        output::counted(report.steps, "step"),
         report.seconds,
         report.examples_per_second,
         report.device,
-        report.models_added,
-        report.replay.kept,
+        output::counted(report.models_added, "model"),
+        output::counted(report.replay.kept, "prompt"),
     ))?;
+    if let Some(introduced) = introduced(&report.models_introduced) {
+        output::line(introduced)?;
+    }
+    if let Some(withheld) = &report.withheld {
+        output::line(kept_less(withheld))?;
+    }
     if let Some(hybrid) = &report.hybrid {
-        let s = &hybrid.strengths;
-        output::line(format!(
-            "hybrid: learned {:.2} + card {:.2} + exemplar {:.2} + domain {:.2} + balance {:.2} + prior {:.2}, fitted on {} held-out prompts",
-            s.learned, s.card, s.exemplar, s.domain, s.balance, s.prior, hybrid.rows,
-        ))?;
+        output::line(strengths(hybrid, report.hybrid_prompts.unwrap_or(0)))?;
     }
     match (&report.generation, dry_run) {
         (Some(id), _) => output::line(format!("published {id}, child of {}", report.parent)),
         (None, true) => output::line("dry run: nothing was published"),
         (None, false) => Ok(()),
     }
+}
+
+/// Models that came with an example alone; none where all came with cards.
+fn introduced(names: &[String]) -> Option<String> {
+    let shown = names.get(..MOST_NAMES).unwrap_or(names);
+    let others = names.len() - shown.len();
+    let more = match others {
+        0 => String::new(),
+        _ => format!(", and {others} more, which --json names"),
+    };
+    let shown = shown.join(", ");
+    (!names.is_empty()).then(|| format!("introduced by examples, without a card: {shown}{more}"))
+}
+
+/// Accuracy on held-out prompts.
+fn table(report: &Report) -> Result<()> {
+    let heads = ["held-out prompts", ">n", ">model", ">family", ">domain"];
+    let mut table = output::Table::new(&heads);
+    for (name, accuracy) in [
+        ("earlier, before", report.accuracy.old_before),
+        ("earlier, after", report.accuracy.old_after),
+        ("forgotten", report.forgetting),
+        ("new, after", report.accuracy.new_after),
+    ] {
+        let cell = |value: &dyn Fn(Accuracy) -> String| accuracy.map_or("-".to_owned(), value);
+        let percent = |value: fn(Accuracy) -> f64| cell(&|a| format!("{:.1}", value(a)));
+        table.row(vec![
+            name.to_owned(),
+            cell(&|a| a.n.to_string()),
+            percent(|a| a.model),
+            percent(|a| a.family),
+            percent(|a| a.domain),
+        ]);
+    }
+    table.print()
+}
+
+/// Strengths, and what they were fitted on; `own`: prompts that were at hand.
+fn strengths(hybrid: &Calibration, own: usize) -> String {
+    let s = &hybrid.strengths;
+    let prompts = |count| output::counted(count, "held-out prompt");
+    let parents = hybrid.rows.saturating_sub(own);
+    let fitted = match (own, parents) {
+        (0, 0) => "the defaults: no prompt was held out to fit them on".to_owned(),
+        (0, _) => format!(
+            "its parent's, which were fitted on {}: none was held out now",
+            prompts(parents)
+        ),
+        (_, 0) => format!("fitted on {}", prompts(own)),
+        _ => format!(
+            "fitted on {}, and drawn to its parent's, which were fitted on {parents} that it does not keep",
+            prompts(own)
+        ),
+    };
+    format!(
+        "hybrid: learned {:.2} + card {:.2} + exemplar {:.2} + domain {:.2} + balance {:.2} + prior {:.2}, {fitted}",
+        s.learned, s.card, s.exemplar, s.domain, s.balance, s.prior,
+    )
+}
+
+/// What of the parent's prompts the child does not keep.
+fn kept_less(withheld: &Withheld) -> String {
+    let parts = [
+        (withheld.texts, "text", "of prompts to replay"),
+        (withheld.vectors, "vector", "of prompts to replay"),
+        (
+            withheld.held_out,
+            "held-out prompt",
+            "(what is forgotten of these cannot be measured any more)",
+        ),
+        (
+            withheld.centroids,
+            "exemplar centroid",
+            "(one of few prompts tells of them; those models are scored by their cards)",
+        ),
+    ];
+    let parts: Vec<String> = parts
+        .into_iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, what, why)| format!("{} {why}", output::counted(count, what)))
+        .collect();
+    let privacy = match withheld.privacy {
+        Privacy::Embeddings => "embeddings",
+        Privacy::Hashes => "hashes",
+        _ => "text",
+    };
+    format!(
+        "replay.privacy = {privacy}: not kept of what the parent keeps: {}; its ancestors keep them until \
+         `hubrouter generation prune` removes them",
+        parts.join(", ")
+    )
 }
 
 /// Points of accuracy: a comparison with NaN would let everything pass.

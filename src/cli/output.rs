@@ -46,6 +46,12 @@ pub(super) fn remark(text: impl Display) {
     eprintln!("{text}");
 }
 
+/// `1 model`, `2 models`.
+pub(super) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 pub(super) fn stderr_is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }

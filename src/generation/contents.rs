@@ -160,6 +160,11 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    /// Errors: W or a row of E has no direction.
+    pub(crate) fn check_rows(&self) -> Result<()> {
+        check_rows(&self.projection, &self.embeddings, self.width)
+    }
+
     /// What the generation will hold when it is written.
     pub(crate) fn contents(&self) -> Contents {
         Contents {
@@ -268,7 +273,7 @@ impl Draft {
                 );
             }
         }
-        check_rows(&self.projection, &self.embeddings, width)?;
+        self.check_rows()?;
         let tensor = |name, rows, columns, values| {
             let bytes: &[u8] = bytemuck::cast_slice(values);
             (name, Dtype::F32, vec![rows, columns], bytes)

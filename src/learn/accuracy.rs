@@ -17,6 +17,8 @@ pub struct Accuracy {
     pub family: f64,
     /// It is of the prompt's own domain.
     pub domain: f64,
+    /// Prompts that these are percents of.
+    pub n: usize,
 }
 
 /// Hits of each domain's prompts.
@@ -38,6 +40,7 @@ impl Hits {
             model: percent(self.model),
             family: percent(self.family),
             domain: percent(self.domain),
+            n: self.rows,
         })
     }
 }
@@ -94,5 +97,6 @@ pub(crate) fn lost(before: Option<Accuracy>, after: Option<Accuracy>) -> Option<
         model: before.model - after.model,
         family: before.family - after.family,
         domain: before.domain - after.domain,
+        n: before.n,
     })
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
 use crate::hub::cards::for_each_line;
-use crate::text::query::query_digest;
+use crate::text::query::{Prefix, query_digest, query_text};
 
 /// One prompt and the model that should get it: a line of an `examples.jsonl`, or of a CMRBench
 /// file.
@@ -49,13 +49,23 @@ impl Example {
     }
 }
 
-/// The examples of the JSON Lines file at `path`, in its order; unknown keys are passed over.
+/// The examples of the JSON Lines file at `path`, in its order; unknown keys are passed over. A
+/// leading `###Instruction:` is dropped, as `eval` drops it: prompts of users do not have it.
 ///
 /// Errors name the file and the line: a line that is no object with `instruction` and
 /// `model_name`, one of them empty, no example at all.
 pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
-    for_each_example(path.as_ref(), |example| {
+    for_each_example(path.as_ref(), |mut example| {
+        let query = query_text(&example.prompt, Prefix::Strip);
+        if query.is_empty() {
+            let found = &example.prompt;
+            bail!(Format, "instruction: expected text, found {found:?}");
+        }
+        // Without one the prompt stays as it is, white space around it included.
+        if query.len() != example.prompt.trim().len() {
+            example.prompt = query.to_owned();
+        }
         examples.push(example);
         Ok(())
     })?;
@@ -177,6 +187,16 @@ mod tests {
     }
 
     #[test]
+    fn a_leading_instruction_mark_is_dropped_and_nothing_else() {
+        let lines = ["###Instruction: Find it.", " find  it ", "Instruction: it"].map(|prompt| {
+            serde_json::json!({"instruction": prompt, "model_name": "m"}).to_string()
+        });
+        let examples = read("marks", &lines.join("\n")).unwrap();
+        let prompts: Vec<&str> = examples.iter().map(|e| e.prompt.as_str()).collect();
+        assert_eq!(prompts, ["Find it.", " find  it ", "Instruction: it"]);
+    }
+
+    #[test]
     fn errors_name_the_line_and_what_was_expected() {
         let good = r#"{"instruction":"x","model_name":"m"}"#;
         for (bad, want) in [
@@ -186,6 +206,10 @@ mod tests {
             (
                 r#"{"instruction":" ","model_name":"m"}"#,
                 "instruction: expected text",
+            ),
+            (
+                r#"{"instruction":" # Instruction:","model_name":"m"}"#,
+                "instruction: expected text, found \" # Instruction:\"",
             ),
             (
                 r#"{"instruction":"x","model_name":""}"#,

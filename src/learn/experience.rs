@@ -1,15 +1,16 @@
 //! What an experience brings: models for the hub, rows to learn from, rows to measure on.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::encoder::Encoder;
-use crate::error::{Result, bail, error};
+use crate::error::{Error, Result, bail, error};
 use crate::files;
 use crate::generation::NewModel;
 use crate::hub::{Hub, Model, domain_key};
 use crate::learn::coreset::{self, Item};
 use crate::learn::data::{Example, held_out};
+use crate::learn::near::Known;
 use crate::learn::replay::{Replay, ReplayEntry};
 use crate::learn::settings::{Privacy, Settings};
 use crate::ops::normalize::unit;
@@ -50,15 +51,35 @@ impl Row {
     }
 }
 
-/// The hub with the experience's new models, sorted by name, and their cards by id.
-pub(crate) fn extend(hub: &Hub, experience: &Experience) -> Result<(Hub, Vec<NewModel>)> {
+/// What an experience makes of a hub.
+pub(crate) struct Extended {
+    /// With the new models, sorted by name.
+    pub(crate) hub: Hub,
+    /// These models, with their cards, by id.
+    pub(crate) new: Vec<NewModel>,
+    /// Names of those among them that came with an example alone.
+    pub(crate) introduced: Vec<String>,
+}
+
+/// The hub with the experience's new models. `introduce`: examples may name models and domains that
+/// differ from known ones by no more than a slip of the keyboard does.
+///
+/// Errors name the example: a model is retired, is not known and has no domain, or was probably meant
+/// to be another one; a domain likewise.
+pub(crate) fn extend(hub: &Hub, experience: &Experience, introduce: bool) -> Result<Extended> {
     let mut new: BTreeMap<String, NewModel> = BTreeMap::new();
     for model in &experience.models {
         if hub.find(&model.model.name).is_none() {
             new.insert(model.model.name.to_string(), model.clone());
         }
     }
+    let known = Registered::new(hub, &experience.models);
+    let mut introduced = BTreeSet::new();
     for (place, example) in experience.examples.iter().enumerate() {
+        let at = |e: Error| e.at(format!("example {}", place + 1));
+        if !introduce {
+            known.check_domain(example).map_err(at)?;
+        }
         let name = &example.model_name;
         if let Some(id) = hub.find(name) {
             if hub.get(id).is_some_and(|model| model.retired) {
@@ -69,21 +90,86 @@ pub(crate) fn extend(hub: &Hub, experience: &Experience) -> Result<(Hub, Vec<New
                 );
             }
         } else if !new.contains_key(name) {
-            let Some(domain) = &example.domain else {
-                bail!(
-                    InvalidRequest,
-                    "example {}: model {name:?} is not in the hub: introduce it with --models, or \
-                     give the example a domain",
-                    place + 1
-                );
-            };
-            let model = Model::new(name, domain);
+            let model = known.introduce(example, introduce).map_err(at)?;
             new.insert(name.clone(), NewModel::new(model, Vec::new()));
+            introduced.insert(name.clone());
         }
     }
     let new: Vec<NewModel> = new.into_values().collect();
-    let hub = hub.with(new.iter().map(|new| new.model.clone()))?;
-    Ok((hub, new))
+    Ok(Extended {
+        hub: hub.with(new.iter().map(|new| new.model.clone()))?,
+        new,
+        introduced: introduced.into_iter().collect(),
+    })
+}
+
+/// Models and domains that are known before any example is looked at.
+struct Registered<'h> {
+    models: Known<'h>,
+    domains: Known<'h>,
+    /// By [`domain_key`].
+    keys: HashSet<String>,
+}
+
+impl<'h> Registered<'h> {
+    /// Of the models of a hub that are not retired, and those that come with cards.
+    fn new(hub: &'h Hub, cards: &'h [NewModel]) -> Self {
+        let active = || hub.iter().map(|(_, m)| m).filter(|m| !m.retired);
+        let all = || active().chain(cards.iter().map(|card| &card.model));
+        let names = |model: &'h Model| std::iter::once(&model.name).chain(&model.aliases);
+        let mut keys = HashSet::new();
+        let domains: Vec<&str> = all()
+            .map(|model| &*model.domain)
+            .filter(|domain| keys.insert(domain_key(domain)))
+            .collect();
+        Self {
+            models: Known::models(all().flat_map(names).map(|name| &**name)),
+            domains: Known::domains(domains.into_iter()),
+            keys,
+        }
+    }
+
+    /// Errors: the example's domain is not known, and near to one that is.
+    fn check_domain(&self, example: &Example) -> Result<()> {
+        let Some(domain) = &example.domain else {
+            return Ok(());
+        };
+        if self.keys.contains(&domain_key(domain)) {
+            return Ok(());
+        }
+        match self.domains.near_domain(domain) {
+            Some(near) => bail!(
+                InvalidRequest,
+                "domain {domain:?} is no model's in the hub; did you mean {near:?}? --introduce takes \
+                 it as a new domain"
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The model that an example brings, whose name is not known.
+    fn introduce(&self, example: &Example, slips: bool) -> Result<Model> {
+        let name = &example.model_name;
+        let near = self.models.near_model(name).filter(|_| !slips);
+        match (near, &example.domain) {
+            (None, Some(domain)) => Ok(Model::new(name, domain)),
+            (Some(near), Some(_)) => bail!(
+                InvalidRequest,
+                "model {name:?} is not in the hub; did you mean {near:?}? --introduce adds it as a new \
+                 model"
+            ),
+            (near, None) => {
+                let hint = near.map_or(String::new(), |near| {
+                    format!("did you mean {near:?}? Else ")
+                });
+                bail!(
+                    InvalidRequest,
+                    "model {name:?} is not in the hub: {hint}introduce it with --models, or give the \
+                     example a domain"
+                )
+            }
+        }
+    }
 }
 
 /// The examples to learn from and those to measure on.

@@ -31,14 +31,15 @@ pub(crate) fn exemplars(
 }
 
 /// Fits the strengths of `draft`'s hybrid on `held`, whose prompts it never learned, and keeps them
-/// in it; `fitted`: its parent's.
+/// in it; `fitted`: its parent's. Also says how many prompts these were: fewer than strengths count
+/// where they were drawn to the parent's.
 pub(crate) fn calibrate(
     draft: &mut Draft,
     parent: &GenerationId,
     encoder: &Arc<Encoder>,
     held: &[&Row],
     fitted: Option<Calibration>,
-) -> Result<Calibration> {
+) -> Result<(Calibration, usize)> {
     keep(draft, &Calibration::new(Strengths::default(), 0, None))?;
     let mut rows = draft.embeddings.clone();
     rows.chunks_exact_mut(draft.width).for_each(unit);
@@ -70,7 +71,8 @@ pub(crate) fn calibrate(
     };
     let calibration = calibrate::fit(encoder.host(), &hub, &known, fitted.as_ref())?;
     keep(draft, &calibration)?;
-    Ok(calibration)
+    let prompts = known.iter().filter(|known| eligible[known.gold as usize]);
+    Ok((calibration, prompts.count()))
 }
 
 fn keep(draft: &mut Draft, calibration: &Calibration) -> Result<()> {

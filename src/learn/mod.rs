@@ -15,6 +15,9 @@ mod experience;
 mod hybrid;
 mod learner;
 mod memory;
+mod near;
+mod oddities;
+mod privacy;
 mod replay;
 mod report;
 mod rows;
@@ -31,6 +34,7 @@ pub use data::{Example, Label, group_experiences, read_examples};
 pub use experience::Experience;
 pub use learner::{Control, Learner, Outcome, Status, Watch};
 pub use memory::{Remembered, forget, remembered, would_forget};
+pub use privacy::Withheld;
 pub use replay::ReplayEntry;
 pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{

@@ -59,20 +59,24 @@ impl ReplayEntry {
         embedding: &[f32],
         privacy: Privacy,
     ) -> Self {
-        let vector = || {
-            embedding
-                .iter()
-                .map(|value| f16::from_f32(*value))
-                .collect()
-        };
-        Self {
+        let mut entry = Self {
             experience,
             model,
             domain: domain.to_owned(),
             query_sha256: query_digest(prompt),
             text: (privacy == Privacy::Text).then(|| prompt.to_owned()),
-            embedding: (privacy == Privacy::Embeddings).then(vector),
+            embedding: None,
+        };
+        if privacy == Privacy::Embeddings {
+            entry.set_embedding(embedding);
         }
+        entry
+    }
+
+    /// Keeps the prompt's pooled vector.
+    pub(crate) fn set_embedding(&mut self, vector: &[f32]) {
+        let half = vector.iter().map(|value| f16::from_f32(*value));
+        self.embedding = Some(half.collect());
     }
 
     fn check(&self, models: usize, width: usize) -> Result<()> {

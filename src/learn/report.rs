@@ -9,6 +9,10 @@ use crate::files;
 use crate::generation::{Calibration, GenerationId};
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
+use crate::learn::privacy::Withheld;
+
+/// Why forgetting is not known.
+pub(crate) const UNKNOWN: &str = "no earlier prompt is kept: forgetting cannot be known";
 
 /// What [`crate::Learner::learn`] did.
 #[derive(Clone, Debug, Serialize)]
@@ -18,10 +22,16 @@ pub struct Report {
     pub schema_version: u32,
     /// The child, once it is published.
     pub generation: Option<GenerationId>,
+    /// The child that the gate refused, once it is published beside the current generation.
+    pub kept_beside: Option<GenerationId>,
     /// What it grew from.
     pub parent: GenerationId,
     /// Models that the hub did not know.
     pub models_added: usize,
+    /// Those among them that came with an example alone, without a card.
+    pub models_introduced: Vec<String>,
+    /// What was odd about the examples ([`crate::Learner::look_over`]).
+    pub remarks: Vec<String>,
     /// Examples that were learned, replayed ones apart.
     pub examples: usize,
     /// Prompts of earlier experiences that were learned again.
@@ -38,14 +48,21 @@ pub struct Report {
     pub accuracy: Measured,
     /// `old_before` - `old_after`, in points; none without old prompts.
     pub forgetting: Option<Accuracy>,
+    /// Why `forgetting` is not known, in words; none where it is.
+    pub forgetting_unknown: Option<String>,
     /// The same of domain accuracy, by domain.
     pub forgetting_by_domain: BTreeMap<String, f64>,
     /// The gate refused: more was forgotten than allowed.
     pub refused: bool,
     /// Prompts kept for the next time.
     pub replay: Kept,
+    /// What the child does not keep of what its parent kept of prompts; none where it keeps all.
+    pub withheld: Option<Withheld>,
     /// How the hybrid's strengths were fitted; none: the generation has no hybrid.
     pub hybrid: Option<Calibration>,
+    /// Of the prompts that they were fitted on (`rows`) those at hand in this update; the others are the
+    /// parent's, to whose strengths these were drawn.
+    pub hybrid_prompts: Option<usize>,
     /// Frobenius norm of W's change over that of W.
     pub projection_drift: f64,
     /// Mean and largest angle by which old rows of E turned, in degrees.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::generation::{GenerationId, Store};
-use crate::learn::candidates::Hard;
-use crate::learn::engine::Values;
+use crate::learn::candidates::{Candidates, Hard};
+use crate::learn::engine::{Engine, Values};
 use crate::learn::settings::Settings;
 use crate::weights::to_safetensors;
 
@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) values: Values,
     /// Mined negatives.
     pub(crate) hard: Hard,
+    /// A budget ended learning there: with one, no more steps are made.
+    pub(crate) ended: bool,
 }
 
 /// What an update is: a state of another one is of no use.
@@ -38,6 +40,8 @@ struct Meta {
     update_sha256: String,
     step: usize,
     hard: Hard,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    ended: bool,
 }
 
 /// A torn or flipped file is no state.
@@ -54,6 +58,16 @@ fn json(value: &impl Serialize) -> Result<String> {
 impl State {
     fn path(store: &Store) -> PathBuf {
         store.root().join(crate::generation::RESUME)
+    }
+
+    /// Where `engine` and `candidates` are before `step`.
+    pub(crate) fn of(engine: &mut Engine, candidates: &Candidates, step: usize) -> Result<Self> {
+        Ok(Self {
+            step,
+            values: engine.values()?,
+            hard: candidates.hard(),
+            ended: false,
+        })
     }
 
     /// Replaces the store's state.
@@ -79,6 +93,7 @@ impl State {
             update_sha256: digest.to_owned(),
             step: self.step,
             hard: self.hard.clone(),
+            ended: self.ended,
         };
         let text = json(&meta)?;
         let sha256 = hash(&text, tensors.iter().map(|tensor| tensor.2));
@@ -123,6 +138,7 @@ impl State {
             step: meta.step,
             values,
             hard: meta.hard,
+            ended: meta.ended,
         }))
     }
 }

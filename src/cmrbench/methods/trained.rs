@@ -290,7 +290,9 @@ pub(super) fn learn(
     watch: Watching<'_>,
 ) -> Result<Option<Learned>> {
     let options = common.options.clone().encoder(common.encoder);
-    let mut learner = Learner::open(store, None, settings, options)?.recipe("cmrbench");
+    let mut learner = Learner::open(store, None, settings, options)?
+        .recipe("cmrbench")
+        .introduce(true);
     let mut done = 0.0;
     let outcome = learner.learn(experience, None, &mut |status| {
         // Other stages come before the steps or behind them.

@@ -1,9 +1,9 @@
 //! What elastic weight consolidation holds on to, before an update and after it.
 
+use super::prepare::{Task, Update};
 use super::steps::{Draw, features, input};
-use super::{Learner, Status, Task, Watch};
+use super::{Learner, Status, Watch};
 use crate::error::Result;
-use crate::generation::Contents;
 use crate::learn::candidates::Candidates;
 use crate::learn::engine::Engine;
 use crate::learn::ewc::{self, Consolidated, FISHER, Held};
@@ -14,9 +14,9 @@ impl Learner {
     pub(super) fn consolidated(
         &self,
         engine: &mut Engine,
-        contents: &Contents,
-        experience: u32,
+        update: &Update,
     ) -> Result<Consolidated> {
+        let (contents, experience) = (&update.contents, update.task.experience);
         if self.settings.regulariser == Regulariser::Anchors {
             return Ok(Consolidated::default());
         }

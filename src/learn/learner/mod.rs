@@ -1,6 +1,10 @@
 //! The learner: an experience in, a child generation out.
 
 mod consolidate;
+mod finish;
+mod prepare;
+mod saved;
+mod sound;
 mod start;
 mod steps;
 
@@ -8,29 +12,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::finish::Trained;
+use self::saved::Left;
 use self::steps::Ended;
-use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
-use crate::error::{Result, bail};
-use crate::generation::cards::{self, CARDS};
-use crate::generation::exemplars::EXEMPLARS;
-use crate::generation::serving::{Serving, open_encoder};
-use crate::generation::{ADAPTER, Contents, Draft, GenerationId, Learned, Lock, Store};
-use crate::hub::Hub;
-use crate::learn::accuracy::{Counts, lost};
+use crate::error::{Error, ErrorKind, Result, bail};
+use crate::generation::serving::Serving;
+use crate::generation::{Contents, Draft, GenerationId, Lock, Store};
+use crate::learn::accuracy::Counts;
 use crate::learn::candidates::Candidates;
-use crate::learn::domains::Domains;
-use crate::learn::engine::Layout;
-use crate::learn::ewc::FISHER;
 use crate::learn::experience::{self, Experience, Row};
-use crate::learn::hybrid;
-use crate::learn::memory::kept;
-use crate::learn::replay::{HELD_OUT, REPLAY};
-use crate::learn::report::{self, Kept, Measured, Report};
-use crate::learn::schedule::Schedule;
-use crate::learn::settings::{InitRows, Privacy, Regulariser, ReplayStrategy, Settings};
-use crate::learn::teacher::Teacher;
-use crate::model::lora::Factors;
+use crate::learn::oddities::oddities;
+use crate::learn::report::Report;
+use crate::learn::settings::Settings;
+use crate::learn::state::State;
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
 
@@ -97,25 +92,18 @@ pub struct Learner {
     options: Options,
     /// Most points of domain accuracy that the old held-out prompts may lose.
     max_forgetting: Option<f64>,
-    /// With what it was measured by, and whether the gate refused.
-    learned: Option<(Draft, Arc<Encoder>, bool)>,
-}
-
-/// What the steps need, made once.
-struct Task {
-    rows: Vec<Row>,
-    hub: Hub,
-    domains: Arc<Domains>,
-    experience: u32,
-    schedule: Schedule,
-    /// What is distilled of the parent.
-    teacher: Teacher,
-    /// Micro-batches of an epoch.
-    epoch: usize,
-    /// SHA-256 over the examples.
-    digest: String,
-    /// SHA-256 over examples and new models: whose state another one may go on from.
-    update: String,
+    /// Take names that are like known ones.
+    introduce: bool,
+    /// Write no state, publish nothing.
+    dry_run: bool,
+    /// From one writing of the state to the next.
+    pause: Duration,
+    /// What a failure leaves.
+    left: Left,
+    /// The child, with what it was measured by.
+    learned: Option<(Draft, Arc<Encoder>)>,
+    /// The gate refused that.
+    refused: bool,
 }
 
 impl Learner {
@@ -144,7 +132,12 @@ impl Learner {
             recipe: "custom".to_owned(),
             options,
             max_forgetting: None,
+            introduce: false,
+            dry_run: false,
+            pause: saved::PAUSE,
+            left: Left::Nothing,
             learned: None,
+            refused: false,
         })
     }
 
@@ -179,12 +172,45 @@ impl Learner {
         self
     }
 
+    /// Adds models and domains that examples name also where they differ from known ones by no more than
+    /// a slip of the keyboard does: without it those are refused, with what was probably meant.
+    pub fn introduce(mut self, introduce: bool) -> Self {
+        self.introduce = introduce;
+        self
+    }
+
+    /// Learns and measures alone: no state is written, and nothing can be published.
+    pub fn dry_run(mut self) -> Self {
+        self.dry_run = true;
+        self
+    }
+
+    /// How often the state is written while learning, so that the same call goes on there when this
+    /// process was lost; a minute by default, and never more than a hundredth of the time.
+    pub fn save_every(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// What is odd about `experience` and will be learned nevertheless, in words: examples with
+    /// another domain than their model has, prompts with two models.
+    ///
+    /// Errors: what of [`Learner::learn`]'s can be known before anything is opened but the parent.
+    pub fn look_over(&self, experience: &Experience) -> Result<Vec<String>> {
+        let hub = self.store.hub(&self.parent)?;
+        let extended = experience::extend(&hub, experience, self.introduce)?;
+        Ok(oddities(&extended.hub, &experience.examples))
+    }
+
     /// Learns `experience`; nothing is published before [`Learner::commit`].
     ///
     /// With `budget` the steps end when it is used up, and what was learned by then is the result.
+    /// While it learns, and when it has, the store holds the state: whatever fails before
+    /// `commit` has published, the same call on another learner goes on there, with the same result.
     ///
-    /// Errors: an example names a model that nobody introduced; a loss is not finite; the device
-    /// failed; another process learns into the same store. The store is as it was.
+    /// Errors: an example names a model that nobody introduced, or a name like a known one; a loss is
+    /// not finite, or what was learned cannot be served; the device failed; another process learns into
+    /// the same store. Its generations are as they were.
     pub fn learn(
         &mut self,
         experience: &Experience,
@@ -195,187 +221,92 @@ impl Learner {
         if self.lock.is_none() {
             self.lock = self.out.lock_learning()?;
         }
-        let contents = self.store.contents(&self.parent)?;
-        let host = Arc::new(Cpu::open(self.options.threads)?);
-        let pin = contents.manifest.encoder.clone();
-        let encoder = Arc::new(open_encoder(self.store.root(), &pin, host, &self.options)?);
-
-        let number = contents
-            .manifest
-            .learned
-            .as_ref()
-            .map_or(1, |l| l.experience.saturating_add(1));
-        let settings = &self.settings;
-        let (hub, new_models) = experience::extend(&contents.hub, experience)?;
-        let (learned, measured) = experience::split(&experience.examples, settings);
-        let mut replay = kept(&contents, REPLAY)?;
-        let mut held_out = kept(&contents, HELD_OUT)?;
-        let old = experience::kept_rows(&encoder, &held_out, &hub)?;
-        let new = experience::rows(&encoder, &measured, &hub)?;
-        let mut rows = experience::rows(&encoder, &learned, &hub)?;
-        let fresh = rows.len();
-        if fresh == 0 {
-            bail!(
-                InvalidRequest,
-                "expected examples to learn from, found none"
-            );
+        let mut update = self.prepare(experience)?;
+        let digest = &update.task.update;
+        let state = State::read(&self.out, &self.parent, &self.settings, digest)?;
+        let mut before = Counts::new();
+        if !update.old.is_empty() {
+            let parent = self.serving(&update.contents, &update.encoder)?;
+            [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
         }
-        if settings.replay_strategy != ReplayStrategy::None {
-            rows.extend(experience::kept_rows(&encoder, &replay, &hub)?);
-        }
-        let [before] = self.measure(&contents, &encoder, [&old], "measuring before", watch)?;
-
-        let mut task = self.task(rows, hub, number, experience::digest(&experience.examples));
-        task.update = experience::digest_of_update(&task.digest, &new_models);
-        let mixed = settings.rows() == InitRows::CardMix;
-        let mixes = settings.hybrid && contents.has_cards();
-        if settings.hybrid && !mixes {
-            log::warn!(
-                "{}: no {CARDS}: it was learned without hybrid = true, and so are its children",
-                self.parent
-            );
-        }
-        let cards = (mixed || mixes || contents.parts.contains_key(CARDS))
-            .then(|| contents.cards_with(&encoder, &new_models, &mut |_, _| {}))
-            .transpose()?;
-        let mut engine = self.engine(&encoder, &contents, &task, &new_models, &cards)?;
-        let consolidated = self.consolidated(&mut engine, &contents, task.experience)?;
-        if settings.lwf_alpha > 0.0 && number > 1 {
-            let parent = (contents.hub.len(), contents.manifest.tau);
-            let mut say = |done, total| {
-                watch(&Status::of("teacher", done, total));
-            };
-            task.teacher = Teacher::new(&mut engine, &task.rows, parent, settings, &mut say)?;
+        let mut engine = self.engine(&update)?;
+        let consolidated = self.consolidated(&mut engine, &update)?;
+        let steps = update.task.schedule.steps;
+        if state.as_ref().is_none_or(|state| state.step < steps) {
+            self.teach(&mut engine, &mut update, watch)?;
         }
         let mut candidates = Candidates::new(
-            Arc::clone(&task.domains),
-            settings.clone(),
-            task.experience.into(),
+            Arc::clone(&update.task.domains),
+            self.settings.clone(),
+            update.task.experience.into(),
         );
         let started = Instant::now();
-        let (steps, done, terms) =
-            match self.steps(&mut engine, &task, &mut candidates, budget, watch)? {
-                Ended::Done {
-                    steps,
-                    examples,
-                    terms,
-                } => (steps, examples, terms),
-                Ended::Stopped(step) => {
-                    return Ok(Outcome::Stopped {
-                        step,
-                        steps: task.schedule.steps,
-                    });
-                }
-            };
-        let learning = started.elapsed().as_secs_f64();
-
-        let values = engine.parameters()?;
-        let layout = engine.layout().clone();
-        let fisher = match settings.regulariser {
-            Regulariser::Anchors => contents.parts.get(FISHER).cloned(),
-            Regulariser::Ewc => {
-                let new = self.fisher(&mut engine, &task, &mut candidates, &values, watch)?;
-                let all = consolidated.with(new, settings);
-                Some(all.write(&layout, settings)?)
-            }
+        let task = &update.task;
+        let done = match self.steps(&mut engine, task, &mut candidates, state, budget, watch)? {
+            Ended::Done(done) => done,
+            Ended::Stopped(step) => return Ok(Outcome::Stopped { step, steps }),
         };
-        drop(engine);
-        let centroids = mixes && settings.replay_privacy != Privacy::Hashes;
-        let replayed = settings.replay_strategy != ReplayStrategy::None;
-        let vectors = if centroids || replayed {
-            experience::frozen_vectors(&encoder, &learned)?
-        } else {
-            Vec::new()
+        self.left = done.left;
+        let trained = Trained {
+            engine,
+            candidates,
+            consolidated,
+            began,
+            learning: started.elapsed(),
+            steps: done.steps,
+            examples: done.examples,
+            terms: done.terms,
         };
-        if replayed {
-            let rows = &task.rows[..fresh];
-            let chosen = experience::choose(&learned, rows, &vectors, settings, number.into());
-            replay.entries.extend(chosen);
-        }
-        let keep = experience::keep(&measured, &new, settings, number.into());
-        held_out.entries.extend(keep);
-        let remembered = replay.to_bytes()?;
-        let sizes = Kept {
-            kept: replay.entries.len(),
-            bytes: remembered.len(),
-        };
-        let mut parts = vec![(REPLAY, remembered), (HELD_OUT, held_out.to_bytes()?)];
-        parts.extend(fisher.map(|bytes| (FISHER, bytes)));
-        if let Some(cards) = &cards {
-            parts.push((CARDS, cards::write(cards, encoder.width())?));
-        }
-        if centroids {
-            let rows = &task.rows[..fresh];
-            let all = hybrid::exemplars(&contents, task.hub.len(), rows, &vectors)?;
-            parts.push((EXEMPLARS, all.write()?));
-        }
-        let device = encoder.device_name();
-        let mut draft = self.draft(contents.clone(), &task, &layout, &values, parts, device)?;
-        let calibration = mixes.then(|| {
-            let held: Vec<&Row> = old.iter().chain(&new).collect();
-            let fitted = contents.calibration()?;
-            hybrid::calibrate(&mut draft, &self.parent, &encoder, &held, fitted)
-        });
-        let calibration = calibration.transpose()?;
-
-        let child = draft.contents();
-        let [after, gained] =
-            self.measure(&child, &encoder, [&old, &new], "measuring after", watch)?;
-        let forgetting = lost(before.total(), after.total());
-        let refused = match (self.max_forgetting, &forgetting) {
-            (Some(most), Some(lost)) => lost.domain > most,
-            _ => false,
-        };
-        let old_rows = &contents.embeddings;
-        let report = Report {
-            schema_version: 1,
-            generation: None,
-            parent: self.parent.clone(),
-            models_added: new_models.len(),
-            examples: fresh,
-            replayed: task.rows.len() - fresh,
-            steps,
-            seconds: began.elapsed().as_secs_f64(),
-            examples_per_second: done as f64 / learning.max(1e-9),
-            losses: terms,
-            accuracy: Measured {
-                old_before: before.total(),
-                old_after: after.total(),
-                new_after: gained.total(),
-            },
-            forgetting,
-            forgetting_by_domain: before.lost(&after),
-            refused,
-            replay: sizes,
-            hybrid: calibration,
-            projection_drift: report::projection_drift(&contents.projection, &child.projection),
-            row_drift_degrees: report::row_drift(old_rows, &child.embeddings, layout.w.rows),
-            peak_memory_bytes: report::peak_memory(),
-            device: device.to_owned(),
-        };
-        self.learned = Some((draft, encoder, refused));
+        let encoder = Arc::clone(&update.encoder);
+        let finished = self.finish(update, trained, &before, watch);
+        let (draft, report) = finished.map_err(|e| self.unpublished(e))?;
+        self.refused = report.refused;
+        self.learned = Some((draft, encoder));
         Ok(Outcome::Learned(Box::new(report)))
     }
 
     /// Publishes what was learned and makes it current.
     ///
     /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot be
-    /// written, and is as it was; another generation has become current meanwhile, and the child is
-    /// published beside it.
-    pub fn commit(self) -> Result<GenerationId> {
-        match &self.learned {
-            Some((draft, encoder, false)) => {
-                let id = self.out.publish_after(self.base.as_ref(), draft, encoder);
-                if id.is_ok() {
-                    self.out.clear_resume();
-                }
-                id
-            }
-            Some((_, _, true)) => bail!(
+    /// written, and its generations are as they were; another generation has become current meanwhile,
+    /// and the child is published beside it. Where it is not published the state stays, and the same
+    /// update goes on behind its last step.
+    pub fn commit(mut self) -> Result<GenerationId> {
+        let (draft, encoder) = self.publishable()?;
+        if self.refused {
+            bail!(
                 Refused,
-                "{}: the update forgets more than max-forgetting allows; nothing was published",
+                "{}: the update forgets more than max-forgetting allows; nothing was published, and \
+                 Learner::keep_beside keeps it to be looked at",
                 self.parent
-            ),
+            );
+        }
+        let base = self.base.as_ref();
+        match self.out.publish_after(base, &draft, &encoder) {
+            Ok(id) => {
+                self.out.clear_resume();
+                Ok(id)
+            }
+            Err(error) if self.is_beside(&error) => Err(error),
+            Err(error) => Err(self.unpublished(error)),
+        }
+    }
+
+    /// Publishes what was learned without making it current, refused or not: to be looked at and, with
+    /// [`Store::set_current`], taken. `prune` removes it like any other that is not current.
+    ///
+    /// Errors: nothing was learned; the store cannot be written.
+    pub fn keep_beside(mut self) -> Result<GenerationId> {
+        let (draft, encoder) = self.publishable()?;
+        let written = self.out.publish_beside(&draft, Some(&encoder));
+        written.map_err(|e| self.unpublished(e))
+    }
+
+    /// What was learned, to be published.
+    fn publishable(&mut self) -> Result<(Draft, Arc<Encoder>)> {
+        match self.learned.take() {
+            _ if self.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
+            Some(learned) => Ok(learned),
             None => bail!(
                 InvalidRequest,
                 "nothing was learned that could be published"
@@ -383,43 +314,26 @@ impl Learner {
         }
     }
 
-    fn task(&self, rows: Vec<Row>, hub: Hub, experience: u32, digest: String) -> Task {
-        let domains = Arc::new(Domains::new(&hub));
-        let mut task = Task {
-            schedule: Schedule::new(&self.settings, experience.into(), 0),
-            rows,
-            hub,
-            domains,
-            experience,
-            teacher: Teacher::default(),
-            epoch: 0,
-            update: digest.clone(),
-            digest,
-        };
-        task.epoch = self.batches(&task, 0).len();
-        task.schedule = Schedule::new(&self.settings, experience.into(), task.epoch);
-        task
+    /// The error says that the child is whole, beside another one that has become current.
+    fn is_beside(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::Refused && self.out.current().ok() != self.base
     }
 
-    /// Accuracy of a generation on each of `sets`, as it would serve.
+    /// A generation as it would serve.
+    fn serving(&self, contents: &Contents, encoder: &Arc<Encoder>) -> Result<Serving> {
+        let (id, encoder) = (self.parent.clone(), Arc::clone(encoder));
+        Serving::new(id, contents.clone(), encoder, None)
+    }
+
+    /// Accuracy on each of `sets`.
     fn measure<const N: usize>(
         &self,
-        contents: &Contents,
-        encoder: &Arc<Encoder>,
+        serving: &Serving,
         sets: [&[Row]; N],
         stage: &'static str,
         watch: Watch<'_>,
     ) -> Result<[Counts; N]> {
         let mut counts = [const { Counts::new() }; N];
-        if sets.iter().all(|rows| rows.is_empty()) {
-            return Ok(counts);
-        }
-        let serving = Serving::new(
-            self.parent.clone(),
-            contents.clone(),
-            Arc::clone(encoder),
-            None,
-        )?;
         for (counts, rows) in counts.iter_mut().zip(sets) {
             let (rows, prompts): (Vec<&Row>, Vec<Tokens>) = rows
                 .iter()
@@ -428,56 +342,9 @@ impl Learner {
             let best = serving.best(prompts, &mut |done| {
                 watch(&Status::of(stage, done, rows.len()));
             })?;
-            counts.add(&contents.hub, &rows, &best);
+            counts.add(&serving.hub, &rows, &best);
         }
         Ok(counts)
-    }
-
-    fn draft(
-        &self,
-        contents: Contents,
-        task: &Task,
-        layout: &Layout,
-        values: &[f32],
-        parts: Vec<(&str, Vec<u8>)>,
-        device: &str,
-    ) -> Result<Draft> {
-        let factors = Factors {
-            adapter: layout.adapter.clone(),
-            values: values[..layout.adapter.len].to_vec(),
-        };
-        let mut draft = contents.child(self.parent.clone(), format!("learn {}", self.recipe));
-        draft.projection = values[layout.w.offset..layout.w.end()].to_vec();
-        draft.embeddings = values[layout.e.offset..layout.e.end()].to_vec();
-        draft.width = layout.w.rows;
-        draft.hub = task.hub.clone();
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "an f32 is what is asked for"
-        )]
-        {
-            draft.tau = self.settings.tau as f32;
-        }
-        draft.adapter = None;
-        let named = |(name, bytes): (&str, Vec<u8>)| (name.to_owned(), bytes);
-        draft.parts = parts.into_iter().map(named).collect();
-        if layout.adapter.len > 0 {
-            draft.adapter = Some(layout.adapter.lora.clone());
-            draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
-        }
-        draft.learned = Some(Learned {
-            experience: task.experience,
-            recipe: self.recipe.clone(),
-            settings: self
-                .settings
-                .written()
-                .into_iter()
-                .map(|(key, value)| (key, value.to_string()))
-                .collect(),
-            examples_sha256: task.digest.clone(),
-            device: device.to_owned(),
-        });
-        Ok(draft)
     }
 }
 

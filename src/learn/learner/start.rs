@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Learner, Task};
-use crate::encoder::Encoder;
+use super::Learner;
+use super::prepare::{Task, Update};
 use crate::error::Result;
 use crate::generation::{Contents, NewModel, card_row};
 use crate::hub::domain_key;
@@ -15,14 +15,15 @@ use crate::model::lora::{Adapter, Factors, Lora};
 
 impl Learner {
     /// The engine with parameters as they are at the start of the experience.
-    pub(super) fn engine(
-        &self,
-        encoder: &Arc<Encoder>,
-        contents: &Contents,
-        task: &Task,
-        new_models: &[NewModel],
-        cards: &Option<Vec<f32>>,
-    ) -> Result<Engine> {
+    pub(super) fn engine(&self, update: &Update) -> Result<Engine> {
+        let Update {
+            contents,
+            encoder,
+            task,
+            new_models,
+            cards,
+            ..
+        } = update;
         let settings = &self.settings;
         let inputs = encoder.width();
         let number = task.experience.into();

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Control, Learner, Status, Task, Watch};
+use super::prepare::Task;
+use super::saved::Left;
+use super::{Control, Learner, Status, Watch};
 use crate::error::Result;
 use crate::learn::batches;
 use crate::learn::candidates::{Candidates, MINED_EXAMPLES};
 use crate::learn::draws::{Draws, Stream, stream_key};
-use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Rates};
+use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Losses, Rates};
 use crate::learn::experience::{Row, RowInput};
 use crate::learn::report::LossTerms;
 use crate::learn::schedule::Schedule;
@@ -33,56 +35,49 @@ impl Learner {
         }
     }
 
-    /// All steps; the number done, or the step before which the callback stopped.
+    /// All steps from `state` on, or those before the callback stopped it.
     pub(super) fn steps(
         &self,
         engine: &mut Engine,
         task: &Task,
         candidates: &mut Candidates,
+        state: Option<State>,
         budget: Option<Duration>,
         watch: Watch<'_>,
     ) -> Result<Ended> {
-        let settings = &self.settings;
         let schedule = &task.schedule;
-        let mut first = 0;
-        if let Some(state) = State::read(&self.out, &self.parent, settings, &task.update)? {
+        let (mut first, mut last) = (0, schedule.steps);
+        let resumed = state.is_some();
+        if let Some(state) = state {
             engine.restore(&state.values)?;
             candidates.restore(state.hard)?;
             first = state.step;
+            if state.ended && budget.is_some() {
+                last = first;
+            }
             log::info!("resuming at step {first} of {}", schedule.steps);
         }
         // While the encoder is frozen nothing before W changes.
         let mut pooled = Vec::new();
-        if schedule.rates(first).lora.is_none() {
+        if first < last && schedule.rates(first).lora.is_none() {
             pooled = features(engine, &task.rows, watch)?;
         }
         log::info!("learning begins: {} steps", schedule.steps);
-        let began = Instant::now();
-        let windows = task.epoch.div_ceil(settings.accumulate);
+        let mut saved = self.saved(task, first);
+        let mut course = Course::begin();
         let mut order = (usize::MAX, Vec::new());
-        let mut examples = 0;
-        let mut smooth: Option<f64> = None;
-        let mut terms = Vec::new();
-        for step in first..schedule.steps {
-            if budget.is_some_and(|budget| began.elapsed() >= budget) {
+        for step in first..last {
+            if budget.is_some_and(|budget| course.began.elapsed() >= budget) {
                 log::warn!(
                     "the budget ended learning at step {step} of {}",
                     schedule.steps
                 );
-                return Ok(Ended::Done {
-                    steps: step,
-                    examples,
-                    terms: LossTerms::mean(&terms),
-                });
+                last = step;
+                break;
             }
-            let (epoch, window) = (step / windows, step % windows);
-            if order.0 != epoch {
-                order = (epoch, self.batches(task, epoch));
-            }
-            let begin = window * settings.accumulate;
-            let end = order.1.len().min(begin + settings.accumulate);
+            saved.now_and_then(engine, candidates, step)?;
+            let window = self.window(task, &mut order, step);
             let frozen = schedule.rates(step).lora.is_none();
-            let window = &order.1[begin..end];
             let draw = Draw {
                 step,
                 softness: schedule.softness(step),
@@ -95,34 +90,47 @@ impl Learner {
             let hold = self.hold(engine, schedule, step);
             let losses = engine
                 .step(&items, &self.rates(schedule, step), hold)
-                .map_err(|e| e.at(format!("step {step}")))?;
+                .map_err(|e| self.blame(e).at(format!("step {step}")))?;
             self.mine(engine, task, candidates, step, window)?;
-            terms.push(losses);
-            examples += window.iter().map(Vec::len).sum::<usize>();
-            let total = losses.total();
-            smooth = Some(smooth.map_or(total, |mean| 0.9 * mean + 0.1 * total));
-            let status = Status {
-                loss: smooth,
-                examples_per_second: Some(
-                    examples as f64 / began.elapsed().as_secs_f64().max(1e-9),
-                ),
-                ..Status::of(schedule.phase(step).name(), step + 1, schedule.steps)
-            };
+            let status = course.add(losses, window, schedule, step);
             if watch(&status) == Control::Stop && step + 1 < schedule.steps {
-                let state = State {
-                    step: step + 1,
-                    values: engine.values()?,
-                    hard: candidates.hard(),
-                };
-                state.write(&self.out, &self.parent, settings, &task.update)?;
+                let state = State::of(engine, candidates, step + 1)?;
+                self.save(&state, &task.update)?;
                 return Ok(Ended::Stopped(step + 1));
             }
         }
-        Ok(Ended::Done {
-            steps: schedule.steps,
-            examples,
-            terms: LossTerms::mean(&terms),
-        })
+        let left = match (self.dry_run, first < last, resumed) {
+            (false, true, _) => saved.at_the_end(State {
+                ended: last < schedule.steps,
+                ..State::of(engine, candidates, last)?
+            }),
+            (false, false, true) => Left::Written,
+            _ => Left::Nothing,
+        };
+        Ok(Ended::Done(Box::new(Done {
+            steps: last,
+            examples: course.examples,
+            terms: LossTerms::mean(&course.terms),
+            left,
+        })))
+    }
+
+    /// The micro-batches of `step`; `order`: an epoch and its micro-batches, the last that was asked for.
+    fn window<'o>(
+        &self,
+        task: &Task,
+        order: &'o mut (usize, Vec<Vec<usize>>),
+        step: usize,
+    ) -> &'o [Vec<usize>] {
+        let accumulate = self.settings.accumulate;
+        let windows = task.epoch.div_ceil(accumulate);
+        let (epoch, window) = (step / windows, step % windows);
+        if order.0 != epoch {
+            *order = (epoch, self.batches(task, epoch));
+        }
+        let begin = window * accumulate;
+        let end = order.1.len().min(begin + accumulate);
+        &order.1[begin..end]
     }
 
     /// The items of a window's micro-batches.
@@ -244,13 +252,57 @@ pub(super) struct Draw<'t> {
 
 /// How the steps ended.
 pub(super) enum Ended {
-    Done {
-        steps: usize,
-        examples: usize,
-        terms: LossTerms,
-    },
+    Done(Box<Done>),
     /// Before this step, by the callback.
     Stopped(usize),
+}
+
+/// What the steps were.
+pub(super) struct Done {
+    pub(super) steps: usize,
+    /// Examples and losses of this call alone.
+    pub(super) examples: usize,
+    pub(super) terms: LossTerms,
+    pub(super) left: Left,
+}
+
+/// How the steps of this call go.
+struct Course {
+    began: Instant,
+    examples: usize,
+    smooth: Option<f64>,
+    terms: Vec<Losses>,
+}
+
+impl Course {
+    fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            examples: 0,
+            smooth: None,
+            terms: Vec::new(),
+        }
+    }
+
+    /// Notes what `step` was.
+    fn add(
+        &mut self,
+        losses: Losses,
+        window: &[Vec<usize>],
+        schedule: &Schedule,
+        step: usize,
+    ) -> Status {
+        self.terms.push(losses);
+        self.examples += window.iter().map(Vec::len).sum::<usize>();
+        let total = losses.total();
+        self.smooth = Some(self.smooth.map_or(total, |mean| 0.9 * mean + 0.1 * total));
+        let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
+        Status {
+            loss: self.smooth,
+            examples_per_second: Some(self.examples as f64 / seconds),
+            ..Status::of(schedule.phase(step).name(), step + 1, schedule.steps)
+        }
+    }
 }
 
 /// What enters for `row`; `pooled`: its vector, while the encoder is frozen.

@@ -143,53 +143,7 @@ impl Settings {
                 );
             }
         }
-        let (tiny, huge) = (f64::MIN_POSITIVE, f64::MAX);
-        let ranges = [
-            ("tau", self.tau, tiny, huge),
-            ("lora.alpha", self.lora_alpha, tiny, huge),
-            ("soft.eps", self.soft_eps, 0.0, 1.0),
-            ("replay.ratio", self.replay_ratio, 0.0, 1.0),
-            ("replay.weight", self.replay_weight, 0.0, huge),
-            ("anchor.embedding", self.anchor_embedding, 0.0, huge),
-            ("anchor.projection", self.anchor_projection, 0.0, huge),
-            ("ewc.lambda", self.ewc_lambda, 0.0, huge),
-            ("ewc.decay", self.ewc_decay, 0.0, 1.0),
-            ("lwf.alpha", self.lwf_alpha, 0.0, huge),
-            ("lwf.temperature", self.lwf_temperature, tiny, huge),
-            ("phase_split", self.phase_split, 0.0, 1.0),
-            ("lr.lora", self.lr_lora, 0.0, huge),
-            ("lr.w", self.lr_w, 0.0, huge),
-            ("lr.e", self.lr_e, 0.0, huge),
-            ("lr.phase1.w", self.lr_phase1_w, 0.0, huge),
-            ("lr.phase1.e", self.lr_phase1_e, 0.0, huge),
-            ("weight_decay", self.weight_decay, 0.0, huge),
-            ("clip", self.clip, tiny, huge),
-        ];
-        if !self.prior_old.is_finite() {
-            bail!(
-                InvalidRequest,
-                "prior.old: expected a finite number, found {}",
-                self.prior_old
-            );
-        }
-        for (key, value, least, most) in ranges {
-            if !(least..=most).contains(&value) {
-                let expected = match (least, most) {
-                    (0.0, 1.0) => "a number from 0 to 1",
-                    (0.0, _) => "a number that is not negative",
-                    _ => "a positive number",
-                };
-                bail!(InvalidRequest, "{key}: expected {expected}, found {value}");
-            }
-        }
-        // In f32, in which it is used: 1 would leave nothing to scale up.
-        if !(0.0..=0.999).contains(&self.lora_dropout) {
-            bail!(
-                InvalidRequest,
-                "lora.dropout: expected a number from 0 to 0.999, found {}",
-                self.lora_dropout
-            );
-        }
+        self.check_ranges()?;
         if self.lora_train && self.lora_targets.is_empty() {
             bail!(
                 InvalidRequest,
@@ -224,6 +178,43 @@ impl Settings {
         self.check_candidates()
     }
 
+    /// What is used in f32, with bounds between which nothing that is made of it leaves f32 at once.
+    fn check_ranges(&self) -> Result<()> {
+        for (key, value, least, most) in [
+            ("tau", self.tau, 1e-4, 1e4),
+            ("lora.alpha", self.lora_alpha, 1e-6, 1e6),
+            // 1 would leave nothing to scale up.
+            ("lora.dropout", self.lora_dropout, 0.0, 0.999),
+            ("soft.eps", self.soft_eps, 0.0, 1.0),
+            ("prior.old", self.prior_old, -1e3, 1e3),
+            ("replay.ratio", self.replay_ratio, 0.0, 1.0),
+            ("replay.weight", self.replay_weight, 0.0, 1e6),
+            ("anchor.embedding", self.anchor_embedding, 0.0, 1e12),
+            ("anchor.projection", self.anchor_projection, 0.0, 1e12),
+            ("ewc.lambda", self.ewc_lambda, 0.0, 1e12),
+            ("ewc.decay", self.ewc_decay, 0.0, 1.0),
+            ("lwf.alpha", self.lwf_alpha, 0.0, 1e6),
+            ("lwf.temperature", self.lwf_temperature, 1e-3, 1e4),
+            ("phase_split", self.phase_split, 0.0, 1.0),
+            ("lr.lora", self.lr_lora, 0.0, 1e3),
+            ("lr.w", self.lr_w, 0.0, 1e3),
+            ("lr.e", self.lr_e, 0.0, 1e3),
+            ("lr.phase1.w", self.lr_phase1_w, 0.0, 1e3),
+            ("lr.phase1.e", self.lr_phase1_e, 0.0, 1e3),
+            ("weight_decay", self.weight_decay, 0.0, 1e3),
+            ("clip", self.clip, 1e-6, 1e12),
+        ] {
+            if !(least..=most).contains(&value) {
+                let [least, most, value] = [least, most, value].map(short);
+                bail!(
+                    InvalidRequest,
+                    "{key}: expected a number from {least} to {most}, found {value}"
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// carve.md section 4.1
     fn check_candidates(&self) -> Result<()> {
         let (k, parts) = (
@@ -249,6 +240,14 @@ impl Settings {
             );
         }
         Ok(())
+    }
+}
+
+/// A number in few letters.
+fn short(number: f64) -> String {
+    match number.abs() {
+        0.0 | 1e-3..1e4 => number.to_string(),
+        _ => format!("{number:e}"),
     }
 }
 
@@ -325,10 +324,18 @@ mod tests {
             ("batch", "-1", "expected usize"),
             ("batch", "0", "at least 1"),
             ("replay.ratio", "1.5", "from 0 to 1"),
-            ("tau", "0", "positive"),
-            ("lr.w", "-1", "not negative"),
-            ("lwf.alpha", "-0.5", "not negative"),
-            ("lwf.temperature", "0", "a positive number"),
+            (
+                "tau",
+                "0",
+                "tau: expected a number from 1e-4 to 1e4, found 0",
+            ),
+            ("tau", "1e39", "from 1e-4 to 1e4, found 1e39"),
+            ("lr.w", "-1", "from 0 to 1000, found -1"),
+            ("lr.e", "1e18", "from 0 to 1000, found 1e18"),
+            ("weight_decay", "1e25", "from 0 to 1000, found 1e25"),
+            ("prior.old", "-2000", "from -1000 to 1000, found -2000"),
+            ("lwf.alpha", "-0.5", "from 0 to 1e6, found -0.5"),
+            ("lwf.temperature", "0", "from 0.001 to 1e4, found 0"),
             ("lwf.rows", "new", "expected `old_gold` or `all`"),
             ("lora.dropout", "1", "from 0 to 0.999"),
             ("lora.dropout", "-0.1", "from 0 to 0.999"),
@@ -370,7 +377,8 @@ mod tests {
         let mut settings = Settings::base();
         settings.prior_old = f64::NEG_INFINITY;
         let error = settings.validate().unwrap_err().to_string();
-        assert!(error.starts_with("prior.old: expected a finite"), "{error}");
+        let want = "prior.old: expected a number from -1000 to 1000, found -inf";
+        assert_eq!(error, want);
     }
 
     /// The bundled generation has none of those that change nothing.

@@ -1,0 +1,220 @@
+//! What a name was probably meant to be: a slip of the keyboard must not become a new model.
+
+use crate::hub::domain_key;
+
+/// Slips that are taken for one, at most.
+const MOST_SLIPS: usize = 2;
+
+/// Names that are known, to find the one that another was meant to be.
+#[derive(Default)]
+pub(crate) struct Known<'k> {
+    names: Vec<(Name, &'k str)>,
+}
+
+/// A name in lower case, its owner (what stands before the last `/`) apart.
+struct Name {
+    owner: Vec<char>,
+    last: Vec<char>,
+    digits: Vec<char>,
+}
+
+impl<'k> Known<'k> {
+    /// Of models: `owner/name`, or a name alone.
+    pub(crate) fn models(names: impl Iterator<Item = &'k str>) -> Self {
+        let names = names.map(|name| (Name::model(name), name)).collect();
+        Self { names }
+    }
+
+    /// Of domains, compared as [`domain_key`] has them.
+    pub(crate) fn domains(domains: impl Iterator<Item = &'k str>) -> Self {
+        let names = domains.map(|name| (Name::domain(name), name)).collect();
+        Self { names }
+    }
+
+    /// The model that `wanted`, which is none of them, was probably meant to be: another case, an
+    /// owner too few or too many, one or two slips. Names with other digits are other models.
+    pub(crate) fn near_model(&self, wanted: &str) -> Option<&'k str> {
+        let wanted = Name::model(wanted);
+        self.nearest(|name| wanted.slips(name))
+    }
+
+    /// As [`Known::near_model`], of domains; a domain without its group is near too.
+    pub(crate) fn near_domain(&self, wanted: &str) -> Option<&'k str> {
+        let wanted = Name::domain(wanted);
+        self.nearest(|name| wanted.slips(name).or_else(|| name.ends_in(&wanted)))
+    }
+
+    /// Of equals the first by its letters.
+    fn nearest(&self, slips: impl Fn(&Name) -> Option<usize>) -> Option<&'k str> {
+        let near = self
+            .names
+            .iter()
+            .filter_map(|(name, whole)| Some((slips(name)?, *whole)));
+        near.min().map(|(_, whole)| whole)
+    }
+}
+
+impl Name {
+    fn new(owner: &str, last: &str) -> Self {
+        let digits = owner.chars().chain(last.chars());
+        Self {
+            owner: owner.chars().collect(),
+            last: last.chars().collect(),
+            digits: digits.filter(char::is_ascii_digit).collect(),
+        }
+    }
+
+    fn model(name: &str) -> Self {
+        let name = name.trim().to_lowercase();
+        let (owner, last) = name.rsplit_once('/').unwrap_or(("", &name));
+        Self::new(owner, last)
+    }
+
+    fn domain(domain: &str) -> Self {
+        Self::new("", &domain_key(domain))
+    }
+
+    /// How many slips make one of the other; none: too many to be the same.
+    fn slips(&self, other: &Self) -> Option<usize> {
+        if self.owner.is_empty() != other.owner.is_empty() {
+            return (self.last == other.last).then_some(1);
+        }
+        if self.digits != other.digits {
+            return None;
+        }
+        let slips = close(&self.owner, &other.owner)? + close(&self.last, &other.last)?;
+        (slips <= MOST_SLIPS).then_some(slips)
+    }
+
+    /// `wanted`, which has several words, is the last words of this one.
+    fn ends_in(&self, wanted: &Self) -> Option<usize> {
+        let before = self.last.strip_suffix(&wanted.last[..])?;
+        (before.last() == Some(&' ') && wanted.last.contains(&' ')).then_some(1)
+    }
+}
+
+/// Slips between two names; none where they are too many. Word by word: of short words (`xl`, `en`)
+/// others are meant.
+fn close(a: &[char], b: &[char]) -> Option<usize> {
+    let words = |name: &[char]| -> Vec<Vec<char>> {
+        let words = name.split(|c| "-_. ".contains(*c));
+        words.map(<[char]>::to_vec).collect()
+    };
+    let (first, second) = (words(a), words(b));
+    if first.len() != second.len() {
+        return close_words(a, b);
+    }
+    let pairs = first.iter().zip(&second);
+    pairs.map(|(a, b)| close_words(a, b)).sum()
+}
+
+/// The same of two words.
+fn close_words(a: &[char], b: &[char]) -> Option<usize> {
+    let most = match a.len().max(b.len()) {
+        0..4 => 0,
+        4..8 => 1,
+        _ => MOST_SLIPS,
+    };
+    if a.len().abs_diff(b.len()) > most {
+        return None;
+    }
+    let slips = distance(a, b);
+    (slips <= most).then_some(slips)
+}
+
+/// Letters to put in, leave out, change, or swap with the next (optimal string alignment).
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let changed = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = changed.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_are_counted() {
+        for (a, b, want) in [
+            ("", "", 0),
+            ("ner", "ner", 0),
+            ("ner", "nerr", 1),
+            ("acme", "amce", 1),
+            ("abcd", "acbd", 1),
+            ("kitten", "sitting", 3),
+            ("", "ab", 2),
+        ] {
+            let chars = |text: &str| text.chars().collect::<Vec<_>>();
+            assert_eq!(distance(&chars(a), &chars(b)), want, "{a} {b}");
+            assert_eq!(distance(&chars(b), &chars(a)), want, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_near_by_its_case_its_owner_or_a_slip() {
+        let known = [
+            "acme/ner",
+            "acme/whale-songs",
+            "google/flan-t5-xl",
+            "model-5",
+            "x",
+        ];
+        let known = Known::models(known.into_iter());
+        for (wanted, near) in [
+            ("acme/nerr", Some("acme/ner")),
+            ("Acme/NER", Some("acme/ner")),
+            ("ner", Some("acme/ner")),
+            ("acme/model-5", Some("model-5")),
+            ("acne/whale_songs", Some("acme/whale-songs")),
+            ("amce/whale-song", Some("acme/whale-songs")),
+            ("acme/whalesongs", Some("acme/whale-songs")),
+            // Other digits, owners, words, sizes: other models.
+            ("google/flan-t5-xxl", None),
+            ("acme/nerrr", None),
+            ("google/flan-t6-xl", None),
+            ("model-6", None),
+            ("other/ner", None),
+            ("acme/nes", None),
+            ("acme/shark-songs", None),
+            ("y", None),
+        ] {
+            assert_eq!(known.near_model(wanted), near, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_domain_is_near_by_a_slip_or_without_its_group() {
+        let known = [
+            "Token Classification",
+            "Audio Audio Classification",
+            "Text-to-3D",
+        ];
+        let known = Known::domains(known.into_iter());
+        for (wanted, near) in [
+            ("Tokn  classification", Some("Token Classification")),
+            ("Audio Classification", Some("Audio Audio Classification")),
+            ("Text-to-4D", None),
+            ("Video Classification", None),
+            ("classification", None),
+            ("cation", None),
+        ] {
+            let near = near.map(str::to_owned);
+            assert_eq!(
+                known.near_domain(wanted).map(str::to_owned),
+                near,
+                "{wanted}"
+            );
+        }
+    }
+}
