@@ -207,6 +207,28 @@ fn what_serving_cannot_open_is_passed_over_and_check_says_so() {
 }
 
 #[test]
+fn check_looks_at_what_learning_keeps() {
+    for (part, bytes) in [
+        ("replay.jsonl", &b"{}\n"[..]),
+        ("held_out.jsonl", b"x"),
+        ("fisher.safetensors", b"x"),
+    ] {
+        let (setup, store) = learned("kept");
+        let good = store.current().unwrap();
+        hubrouter::learn::check(&store, &good).unwrap();
+        let bad = forged(&setup, &good, |manifest, folder| {
+            manifest["files"][part] = json!(null);
+            let _ = fs::remove_file(folder.join(part));
+            fs::write(folder.join(part), bytes).unwrap();
+        });
+        // It serves: nothing of this is read then.
+        assert_eq!(served(&setup), (bad.clone(), None));
+        let error = hubrouter::learn::check(&store, &bad).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[test]
 fn strengths_that_make_no_sense_are_damage() {
     for part in ["prior", "balance", "learned"] {
         let (setup, store) = learned("strengths");

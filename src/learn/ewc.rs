@@ -144,24 +144,7 @@ impl Consolidated {
     /// Errors: it is malformed; a tensor is missing, has another shape, is not finite, or weighs
     /// less than nothing.
     pub(crate) fn read(bytes: &[u8], layout: &Layout, models: usize) -> Result<Self> {
-        let bad = |e: safetensors::SafeTensorError| error!(Format, "not safetensors: {e}");
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
-        let file = SafeTensors::deserialize(bytes).map_err(bad)?;
-        let text = header.metadata().as_ref().and_then(|map| map.get(META));
-        let Some(text) = text else {
-            bail!(Format, "expected {META} in its metadata, found none")
-        };
-        let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "{META}: {e}"))?;
-        if meta.kind != KIND {
-            bail!(Format, "kind: expected {KIND:?}, found {:?}", meta.kind);
-        }
-        if meta.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "schema_version: expected 1, found {}",
-                meta.schema_version
-            );
-        }
+        let (file, meta) = open(bytes)?;
         let mut held = Vec::new();
         if meta.held > MOST_HELD {
             bail!(
@@ -179,6 +162,34 @@ impl Consolidated {
             held,
         })
     }
+}
+
+/// The file and what it says of itself.
+fn open(bytes: &[u8]) -> Result<(SafeTensors<'_>, Meta)> {
+    let bad = |e: safetensors::SafeTensorError| error!(Format, "not safetensors: {e}");
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
+    let file = SafeTensors::deserialize(bytes).map_err(bad)?;
+    let text = header.metadata().as_ref().and_then(|map| map.get(META));
+    let Some(text) = text else {
+        bail!(Format, "expected {META} in its metadata, found none")
+    };
+    let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "{META}: {e}"))?;
+    if meta.kind != KIND {
+        bail!(Format, "kind: expected {KIND:?}, found {:?}", meta.kind);
+    }
+    if meta.schema_version != 1 {
+        bail!(
+            Unsupported,
+            "schema_version: expected 1, found {}",
+            meta.schema_version
+        );
+    }
+    Ok((file, meta))
+}
+
+/// Errors: `bytes` are no file of Fisher weights. Its shapes are the next update's to check.
+pub(crate) fn check(bytes: &[u8]) -> Result<()> {
+    open(bytes).map(drop)
 }
 
 fn read_held(file: &SafeTensors<'_>, k: usize, layout: &Layout, models: usize) -> Result<Held> {

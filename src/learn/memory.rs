@@ -2,7 +2,8 @@
 
 use crate::error::{Result, bail};
 use crate::generation::exemplars::EXEMPLARS;
-use crate::generation::{Contents, GenerationId, Store};
+use crate::generation::{Contents, GenerationId, Manifest, Store};
+use crate::learn::ewc::{self, FISHER};
 use crate::learn::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
 
 /// Prompts that a generation keeps.
@@ -22,6 +23,18 @@ pub fn remembered(store: &Store, id: &GenerationId) -> Result<Remembered> {
         replay: kept(&contents, REPLAY)?.entries,
         held_out: kept(&contents, HELD_OUT)?.entries,
     })
+}
+
+/// As [`Store::check`], with the parts that only learning reads.
+pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
+    let contents = store.contents(id)?;
+    for part in [REPLAY, HELD_OUT] {
+        kept(&contents, part)?;
+    }
+    if let Some(bytes) = contents.parts.get(FISHER) {
+        ewc::check(bytes).map_err(|e| e.at(FISHER))?;
+    }
+    store.check(id)
 }
 
 /// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps:

@@ -33,7 +33,7 @@ pub use accuracy::Accuracy;
 pub use data::{Example, Label, group_experiences, read_examples};
 pub use experience::Experience;
 pub use learner::{Control, Learner, Outcome, Status, Watch};
-pub use memory::{Remembered, forget, remembered, would_forget};
+pub use memory::{Remembered, check, forget, remembered, would_forget};
 pub use privacy::Withheld;
 pub use replay::ReplayEntry;
 pub use report::{Kept, LossTerms, Measured, Report};
