@@ -95,14 +95,14 @@ fn places(tree: &Tree) -> Vec<String> {
     ));
     found.extend(only_in(
         tree,
-        "threads are those of the pool",
+        "threads are those of the pool, and one that waits for signals",
         &[
             "thread::spawn",
             "thread::scope",
             "thread::Builder",
             "ThreadPoolBuilder",
         ],
-        &["src/device/cpu/mod.rs"],
+        &["src/device/cpu/mod.rs", "src/cli/signals.rs"],
     ));
     found.extend(only_in(
         tree,

@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::chat::Endpoint;
 use super::progress::Progress;
-use super::{DeviceArgs, bundled, eval, learn, output};
+use super::{DeviceArgs, bundled, eval, learn, output, signals};
 use crate::cmrbench::{
     Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Results,
     method, methods, run as run_plan, select, write_report,
@@ -174,9 +173,11 @@ pub(super) fn run(args: &CmrbenchArgs) -> Result<ExitCode> {
         );
     };
     let plan = plan(args)?;
-    if !args.report && !go(&plan, out)? {
+    if !args.report
+        && let Some(code) = go(&plan, out)?
+    {
         output::remark("stopped; the same command goes on from there");
-        return Ok(ExitCode::from(130));
+        return Ok(code);
     }
     let results = write_report(&plan, out)?;
     if args.json {
@@ -296,24 +297,25 @@ fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
     Ok(chat.model(args.llm_model.clone()).domains(domains))
 }
 
-/// Runs what is missing; false: Ctrl-C.
-fn go(plan: &Plan, out: &std::path::Path) -> Result<bool> {
-    let stop = learn::listen(false)?;
+/// Runs what is missing; the exit code when it was asked to stop.
+fn go(plan: &Plan, out: &std::path::Path) -> Result<Option<ExitCode>> {
+    let stop = signals::stop_gently(learn::STOPPING)?;
     let mut bar: Option<Progress> = None;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "shown"
     )]
-    run_plan(plan, out, &mut |status| {
+    let whole = run_plan(plan, out, &mut |status| {
         let bar = bar.get_or_insert_with(|| Progress::new("cmrbench", status.total as u64));
         bar.note(status.what.clone());
         bar.set(status.done as u64);
-        match stop.load(Ordering::Relaxed) {
+        match stop.asked() {
             true => Control::Stop,
             false => Control::Continue,
         }
-    })
+    })?;
+    Ok((!whole).then(|| stop.exit_code()))
 }
 
 fn list(as_json: bool) -> Result<ExitCode> {

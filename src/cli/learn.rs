@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 
 use super::progress::Progress;
+use super::signals::{self, Stop};
 use super::{DeviceArgs, StoreToChange, output};
 use crate::error::{Result, bail, error};
 use crate::learn::{
@@ -16,6 +15,9 @@ use crate::learn::{
     read_examples,
 };
 use crate::{NewModel, read_models};
+
+/// Said at the first Ctrl-C.
+pub(super) const STOPPING: &str = "stopping at the next step; Ctrl-C once more quits at once";
 
 /// Exit code when the gate refused.
 const REFUSED: u8 = 3;
@@ -108,11 +110,11 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
         }
         learner.check_writable()?;
     }
-    let stop = listen(args.store.dry_run)?;
+    let stop = stop(args.store.dry_run)?;
     let mut bar: Option<(&str, Progress)> = None;
     let outcome = learner.learn(&experience, args.budget, &mut |status| {
         show(&mut bar, status);
-        match stop.load(Ordering::Relaxed) {
+        match stop.asked() {
             true => Control::Stop,
             false => Control::Continue,
         }
@@ -124,7 +126,7 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
             output::remark(format!(
                 "stopped after step {step} of {steps}; the same command goes on from there"
             ));
-            return Ok(ExitCode::from(130));
+            return Ok(stop.exit_code());
         }
     };
     if args.max_forgetting.is_some() && report.forgetting.is_none() {
@@ -158,19 +160,13 @@ pub(super) fn setting(text: &str) -> Result<(&str, &str)> {
     }
 }
 
-/// True once Ctrl-C was pressed.
-pub(super) fn listen(dry_run: bool) -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // The second time at once: a step may be long. A dry run leaves nothing to go on from.
-        if dry_run || asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        output::remark("stopping at the next step; Ctrl-C once more quits at once");
-    })
-    .map_err(|e| error!(Io, "cannot listen for Ctrl-C: {e}"))?;
-    Ok(stop)
+/// A dry run leaves nothing to go on from: it ends at once.
+fn stop(dry_run: bool) -> Result<Stop> {
+    if dry_run {
+        signals::end_at_once()?;
+        return Ok(Stop::default());
+    }
+    signals::stop_gently(STOPPING)
 }
 
 /// A bar for each stage, with loss and speed.

@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod replay;
 mod route;
+mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
