@@ -227,6 +227,13 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::io(path, "write", &e))
 }
 
+/// Opens what is there and is no regular file, such as a FIFO (waits for its reader) or a device, or is
+/// the name of an open descriptor.
+pub(crate) fn open_to_append(path: &Path) -> Result<File> {
+    let file = File::options().append(true).open(path);
+    file.map_err(|e| Error::io(path, "write", &e))
+}
+
 /// Writes to a file that is none but an order to the system, such as those below `/proc`: it has to
 /// be there, and nothing can be renamed over it.
 pub(crate) fn tell_system(path: &Path, order: &str) -> std::io::Result<()> {
@@ -263,6 +270,11 @@ impl Replacement {
             path: path.to_owned(),
             committed: false,
         })
+    }
+
+    /// Where the file is until then.
+    pub(crate) fn temporary(&self) -> &Path {
+        &self.temporary
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {

@@ -4,17 +4,21 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::output;
+use serde::Serialize;
+
+use super::installed::Installed;
+use super::{StoreArgs, output};
 use crate::diagnostics::{Diagnosis, diagnose};
 use crate::error::Result;
 
-/// Show devices, what `auto` would take and why, and test every op on each of them.
+/// Show where the store and the encoder are and whether they are whole, devices, what `auto` would take
+/// and why, and test every op on each of them.
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter doctor
   hubrouter doctor --json | jq .self_test
 
-Exit code 1 when an op fails its test on a device.")]
+Exit code 1 when the store or its encoder is damaged, or an op fails its test on a device.")]
 pub(super) struct DoctorArgs {
     /// What --device would be
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
@@ -22,16 +26,39 @@ pub(super) struct DoctorArgs {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Folder of the encoder bundle [default: inside or beside the store, or the bundled one]
+    #[arg(long, value_name = "FOLDER")]
+    encoder: Option<std::path::PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    diagnosis: Diagnosis,
+    installed: Installed,
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    let installed = Installed::look(args.store.path(), args.encoder.clone());
+    if !args.json {
+        // Before the devices, which take their time.
+        installed.print()?;
+    }
     let diagnosis = diagnose(&args.device.as_str().into())?;
-    if args.json {
-        output::json(&diagnosis)?
-    } else {
+    if !args.json {
         print(&diagnosis)?
     }
-    let healthy = diagnosis.self_test.iter().all(|test| test.ok) && diagnosis.failures.is_empty();
+    let healthy = diagnosis.self_test.iter().all(|test| test.ok)
+        && diagnosis.failures.is_empty()
+        && !installed.is_damaged();
+    if args.json {
+        output::json(&Report {
+            diagnosis,
+            installed,
+        })?
+    }
     Ok(if healthy {
         ExitCode::SUCCESS
     } else {
@@ -41,7 +68,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
 
 fn print(diagnosis: &Diagnosis) -> Result<()> {
     let cpu = &diagnosis.cpu;
-    output::line(format!(
+    output::paragraph(format!(
         "CPU: {} threads, kernels for {}, features {}",
         cpu.threads,
         cpu.kernels,
@@ -52,13 +79,13 @@ fn print(diagnosis: &Diagnosis) -> Result<()> {
     }
     for adapter in &diagnosis.adapters {
         let limits = &adapter.limits;
-        output::line(format!(
+        output::paragraph(format!(
             "{} ({}, {})",
             adapter.name, adapter.kind, adapter.backend
         ))?;
-        output::line(format!("  driver    {}", adapter.driver))?;
-        output::line(format!("  features  {}", adapter.features.join(" ")))?;
-        output::line(format!(
+        output::paragraph(format!("  driver    {}", adapter.driver))?;
+        output::paragraph(format!("  features  {}", adapter.features.join(" ")))?;
+        output::paragraph(format!(
             "  limits    binding {} MiB, buffer {} MiB, {} lanes, {} bytes of workgroup memory, subgroups of {} to {}",
             limits.max_storage_buffer_binding_size >> 20,
             limits.max_buffer_size >> 20,
@@ -68,7 +95,7 @@ fn print(diagnosis: &Diagnosis) -> Result<()> {
             limits.subgroup_size[1],
         ))?;
     }
-    output::line(format!(
+    output::paragraph(format!(
         "--device {} takes {}: {}",
         diagnosis.asked, diagnosis.chosen, diagnosis.reason
     ))?;
@@ -84,7 +111,7 @@ fn print(diagnosis: &Diagnosis) -> Result<()> {
     }
     table.print()?;
     for failure in &diagnosis.failures {
-        output::line(format!("not tested: {failure}"))?;
+        output::paragraph(format!("not tested: {failure}"))?;
     }
-    output::line(format!("self-test: {:.1} s", diagnosis.seconds))
+    output::paragraph(format!("self-test: {:.1} s", diagnosis.seconds))
 }

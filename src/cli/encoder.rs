@@ -15,8 +15,8 @@ pub(super) enum EncoderCommand {
     #[command(after_help = "Example:
   hubrouter encoder import --from ~/all-MiniLM-L6-v2 --to weights/all-MiniLM-L6-v2 --dtype f16
 
-Reads config.json, tokenizer.json, model.safetensors (or its shards), and from sentence-transformers
-1_Pooling, modules.json and prompts where they are there. BERT, RoBERTa and XLM-RoBERTa encoders:
+Reads config.json, tokenizer.json, model.safetensors (or its shards), and from sentence-transformers \
+1_Pooling, modules.json and prompts where they are there. BERT, RoBERTa and XLM-RoBERTa encoders: \
 MiniLM, BGE, E5, GTE and their like.")]
     Import(ImportArgs),
 }
@@ -72,11 +72,7 @@ pub(super) fn run(command: &EncoderCommand) -> Result<ExitCode> {
     };
     output::remark(format!("importing {}", args.from.display()));
     let imported = import_encoder(&args.from, &args.to, &options)?;
-    if args.json {
-        output::json(&imported)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    output::line(format!(
+    let made = format!(
         "{}: {} layers of width {}, {} pooling, {} tokens, {} weights ({} bytes), licence {}",
         imported.folder.display(),
         imported.layers,
@@ -86,11 +82,12 @@ pub(super) fn run(command: &EncoderCommand) -> Result<ExitCode> {
         imported.dtype,
         imported.bytes,
         imported.licence
-    ))?;
-    output::line(format!("revision {}", imported.revision))?;
-    imported
-        .notes
-        .iter()
-        .try_for_each(|note| output::line(format!("note: {note}")))?;
+    );
+    output::done(args.json, &imported, made);
+    if !args.json {
+        output::line(format!("revision {}", imported.revision))?;
+        let mut notes = imported.notes.iter();
+        notes.try_for_each(|note| output::line(format!("note: {note}")))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{DeviceArgs, StoreArgs, output};
-use crate::cmrbench::{Data, Experience, Hits, Percent, Prefix, Tables};
+use super::{DeviceArgs, RouterArgs, labelled, output};
+use crate::cmrbench::{Data, Experience, Hits, Percent, Prefix, Row, Tables};
 use crate::error::{Result, bail};
 use crate::{Decision, Request, Router};
 
@@ -19,18 +19,26 @@ const BATCH: usize = 32;
 /// Where the data is when `--data` is not said.
 const DATA: &str = "HUBROUTER_CMRBENCH";
 
-/// Measure model, family and domain accuracy on the eval rows of CMRBench.
+/// Measure accuracy on labelled prompts: the eval rows of CMRBench, or examples of one's own.
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter eval --data ~/CMR
   hubrouter eval --data ~/CMR --router my-store --json | jq .macro
+  hubrouter eval --examples mine.jsonl --router my-store --generation g0003
 
-Rule: every method's one, cmrbench.md section 2.1: hits over all rows of the file; a family or domain
-hit is by the tables of the training rows, in which the last row of a model wins.")]
+CMRBench: hits over all rows of a file; a family or domain hit is by the tables of the training rows, \
+in which the last row of a model wins.
+
+Examples have the form of `hubrouter learn --examples`: {\"instruction\", \"model_name\"} and, if wanted, \
+\"domain\". Domains and families are looked up in the hub; a row whose model the hub does not have is \
+counted as unknown, and as a miss. Shares come with their 95 % interval, and by domain.")]
 pub(super) struct EvalArgs {
     /// A CMRBench checkout, or a folder of its layout [default: $HUBROUTER_CMRBENCH]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
+    /// Labelled prompts of one's own, JSON Lines
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    examples: Option<PathBuf>,
     /// Keep a leading "###Instruction:" in the prompts
     #[arg(long)]
     keep_prefix: bool,
@@ -38,7 +46,7 @@ pub(super) struct EvalArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    store: StoreArgs,
+    router: RouterArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -76,21 +84,24 @@ struct Line {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
+    if let Some(path) = &args.examples {
+        let options = args.device.options();
+        return labelled::run(path, args.keep_prefix, args.json, &args.router, options);
+    }
     let prefix = if args.keep_prefix {
         Prefix::Keep
     } else {
         Prefix::Strip
     };
     let data = Data::open(data_folder(args.data.as_deref())?, prefix)?;
-    let router = Router::open(args.store.path()?, args.device.options())?;
+    let router = args.router.open(args.device.options())?;
     let tables = Tables::new(&data, data.experiences.len());
     let total: usize = data
         .experiences
         .iter()
         .map(|experience| experience.eval.len())
         .sum();
-    // Once as a gateway would, timed; once for the gold's rank in the whole hub.
-    let mut progress = Progress::new("evaluating", 2 * total as u64);
+    let mut progress = Progress::new("evaluating", total as u64);
     let mut done = 0;
     let mut step = |rows: usize| {
         done += rows as u64;
@@ -99,10 +110,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     let mut seconds = 0.0;
     let mut lines = Vec::new();
     for experience in &data.experiences {
-        let began = Instant::now();
-        let answers = route(&router, experience, 10, &mut step)?;
-        seconds += began.elapsed().as_secs_f64();
-        let ranks = route(&router, experience, usize::MAX, &mut step)?;
+        let (answers, ranks, took) = route(&router, experience, &mut step)?;
+        seconds += took;
         lines.push(measure(experience, &tables, &router, &answers, &ranks));
     }
     drop(progress);
@@ -133,31 +142,40 @@ pub(super) fn data_folder(named: Option<&Path>) -> Result<PathBuf> {
         (None, Some(folder)) => Ok(folder.into()),
         (None, None) => bail!(
             InvalidRequest,
-            "no data: say --data FOLDER or set {DATA} to a CMRBench checkout"
+            "no data: say --data FOLDER or set {DATA} to a CMRBench checkout, or --examples FILE for rows of your own"
         ),
     }
 }
 
+/// Every row once as a gateway would ask, timed, and once for the gold's rank in the whole hub; with
+/// the seconds of the first.
 fn route(
     router: &Router,
     experience: &Experience,
-    top: usize,
     step: &mut impl FnMut(usize),
-) -> Result<Vec<Decision>> {
-    let requests: Vec<Request> = experience
-        .eval
-        .iter()
-        .map(|row| Request::new(row.instruction.as_str()).top(top))
-        .collect();
-    let mut decisions = Vec::with_capacity(requests.len());
-    for batch in requests.chunks(BATCH) {
-        for decision in router.route_batch(batch) {
+) -> Result<(Vec<Decision>, Vec<Decision>, f64)> {
+    let rows = experience.eval.len();
+    let (mut answers, mut ranks) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+    let mut seconds = 0.0;
+    let ask = |requests: &[Request], decisions: &mut Vec<Decision>| {
+        for decision in router.route_batch(requests) {
             let row = decisions.len() + 1;
             decisions.push(decision.map_err(|e| e.at(format!("{} row {row}", experience.name)))?);
         }
+        Ok(())
+    };
+    for batch in experience.eval.chunks(BATCH) {
+        let requests = |top: usize| -> Vec<Request> {
+            let request = |row: &Row| Request::new(row.instruction.as_str()).top(top);
+            batch.iter().map(request).collect()
+        };
+        let began = Instant::now();
+        ask(&requests(10), &mut answers)?;
+        seconds += began.elapsed().as_secs_f64();
+        ask(&requests(usize::MAX), &mut ranks)?;
         step(batch.len());
     }
-    Ok(decisions)
+    Ok((answers, ranks, seconds))
 }
 
 fn measure(
@@ -223,9 +241,9 @@ fn print(report: &Report) -> Result<()> {
         ">model",
         ">family",
         ">domain",
-        ">top 3",
-        ">top 5",
-        ">top 10",
+        ">top3",
+        ">top5",
+        ">top10",
         ">MRR",
         ">unknown",
     ];
@@ -246,14 +264,14 @@ fn print(report: &Report) -> Result<()> {
         ]);
     }
     table.print()?;
-    output::line(format!(
-        "percent; {} models, generation {}, prefix {}; {:.0} texts/s on {} with {} threads",
-        report.models,
+    output::paragraph(format!(
+        "percent; {}, generation {}, prefix {}; {:.0} texts/s on {} with {}",
+        output::counted(report.models, "model"),
         report.generation,
         report.prefix,
         report.texts_per_second,
         report.device,
-        report.threads
+        output::counted(report.threads, "thread")
     ))?;
     for file in &report.missing {
         output::line(format!("missing: {}", file.display()))?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{StoreArgs, StoreToChange, output};
+use super::{StoreArgs, StoreToChange, generation_of, output};
 use crate::error::Result;
 use crate::{GenerationId, Store};
 
@@ -21,10 +21,10 @@ pub(super) enum GenerationCommand {
         store: StoreArgs,
     },
     /// Show one generation's manifest
-    #[command(after_help = "Example:\n  hubrouter generation show")]
+    #[command(after_help = "Example:\n  hubrouter generation show g0002")]
     Show {
-        /// Generation [default: the current one]
-        id: Option<GenerationId>,
+        /// Generation, or the beginning of its id [default: the current one]
+        id: Option<String>,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -34,8 +34,8 @@ pub(super) enum GenerationCommand {
     /// Check every file of a generation, or of all, against its manifest
     #[command(after_help = "Example:\n  hubrouter generation check --router my-store")]
     Check {
-        /// Generation [default: all]
-        id: Option<GenerationId>,
+        /// Generation, or the beginning of its id [default: all]
+        id: Option<String>,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -45,9 +45,9 @@ pub(super) enum GenerationCommand {
     /// Make the parent of the current generation, or another one, current
     #[command(after_help = "Example:\n  hubrouter generation rollback --router my-store")]
     Rollback {
-        /// Generation to make current [default: the current one's parent]
+        /// Generation to make current, or the beginning of its id [default: the current one's parent]
         #[arg(long, value_name = "ID")]
-        to: Option<GenerationId>,
+        to: Option<String>,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -55,14 +55,12 @@ pub(super) enum GenerationCommand {
         store: StoreToChange,
     },
     /// Show what changed between two generations
-    #[command(
-        after_help = "Example:\n  hubrouter generation diff g0001-0123456789ab g0002-ba9876543210 --router my-store"
-    )]
+    #[command(after_help = "Example:\n  hubrouter generation diff g0001 g0002 --router my-store")]
     Diff {
-        /// Older generation
-        old: GenerationId,
-        /// Newer generation [default: the current one]
-        new: Option<GenerationId>,
+        /// Older generation, or the beginning of its id
+        old: String,
+        /// Newer generation, or the beginning of its id [default: the current one]
+        new: Option<String>,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -88,17 +86,17 @@ pub(super) enum GenerationCommand {
 pub(super) fn run(command: &GenerationCommand) -> Result<ExitCode> {
     match command {
         GenerationCommand::List { json, store } => list(&store.open()?, *json)?,
-        GenerationCommand::Show { id, json, store } => show(&store.open()?, id.as_ref(), *json)?,
+        GenerationCommand::Show { id, json, store } => show(&store.open()?, id.as_deref(), *json)?,
         GenerationCommand::Check { id, json, store } => {
-            return check(&store.open()?, id.as_ref(), *json);
+            return check(&store.open()?, id.as_deref(), *json);
         }
-        GenerationCommand::Rollback { to, json, store } => rollback(store, to.as_ref(), *json)?,
+        GenerationCommand::Rollback { to, json, store } => rollback(store, to.as_deref(), *json)?,
         GenerationCommand::Diff {
             old,
             new,
             json,
             store,
-        } => diff(&store.open()?, old, new.as_ref(), *json)?,
+        } => diff(&store.open()?, old, new.as_deref(), *json)?,
         GenerationCommand::Prune { keep, json, store } => prune(store, *keep, *json)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -109,19 +107,9 @@ fn list(store: &Store, json: bool) -> Result<()> {
     if json {
         return reports.iter().try_for_each(output::json);
     }
-    let mut table = output::Table::new(&[
-        "",
-        "generation",
-        "parent",
-        ">models",
-        "published",
-        "made by",
-        "state",
-    ]);
+    let mut table =
+        output::Table::new(&["", "generation", "parent", ">models", "~made by", "state"]);
     for report in reports {
-        let time = report
-            .published
-            .and_then(|s| jiff::Timestamp::from_second(i64::try_from(s).ok()?).ok());
         let manifest = report.manifest.as_ref();
         let parent = manifest
             .and_then(|m| m.parent.as_ref())
@@ -131,18 +119,23 @@ fn list(store: &Store, json: bool) -> Result<()> {
             report.id.to_string(),
             parent,
             manifest.map_or("?".into(), |m| m.models.to_string()),
-            time.map_or("?".into(), |time| time.to_string()),
             manifest.map_or("?".into(), |m| m.made_by.clone()),
-            report
-                .damage
-                .map_or("whole".into(), |damage| format!("damaged: {damage}")),
+            if report.damage.is_some() {
+                "damaged"
+            } else {
+                "whole"
+            }
+            .into(),
         ]);
+        if let Some(damage) = report.damage {
+            table.note(damage);
+        }
     }
-    table.print()
+    table.print_list()
 }
 
-fn show(store: &Store, id: Option<&GenerationId>, json: bool) -> Result<()> {
-    let id = id.map_or_else(|| store.current(), |id| Ok(id.clone()))?;
+fn show(store: &Store, id: Option<&str>, json: bool) -> Result<()> {
+    let id = generation_of(store, id)?;
     let manifest = store.check(&id)?;
     if json {
         return output::json(&json!({"id": id, "manifest": manifest}));
@@ -151,27 +144,25 @@ fn show(store: &Store, id: Option<&GenerationId>, json: bool) -> Result<()> {
         .parent
         .as_ref()
         .map_or("-".into(), ToString::to_string);
-    output::line(format!(
-        "{id}\n  parent     {parent}\n  made by    {}",
-        manifest.made_by
-    ))?;
+    output::line(&id)?;
+    output::line(format!("  parent     {parent}"))?;
+    output::line(format!("  made by    {}", manifest.made_by))?;
     let encoder = &manifest.encoder;
     output::line(format!(
         "  encoder    {} ({})",
         encoder.name, encoder.sha256
     ))?;
     output::line(format!("  tokenizer  {}", encoder.tokenizer_sha256))?;
-    output::line(format!(
-        "  models     {}\n  width      {}\n  tau        {}",
-        manifest.models, manifest.width, manifest.tau
-    ))?;
+    output::line(format!("  models     {}", manifest.models))?;
+    output::line(format!("  width      {}", manifest.width))?;
+    output::line(format!("  tau        {}", manifest.tau))?;
     manifest.files().try_for_each(|(name, bytes, sha256)| {
         output::line(format!("  {name:<18} {bytes:>12} bytes  {sha256}"))
     })
 }
 
-fn check(store: &Store, id: Option<&GenerationId>, json: bool) -> Result<ExitCode> {
-    let ids = id.map_or_else(|| store.ids(), |id| Ok(vec![id.clone()]))?;
+fn check(store: &Store, id: Option<&str>, json: bool) -> Result<ExitCode> {
+    let ids = id.map_or_else(|| store.ids(), |id| Ok(vec![store.find(id)?]))?;
     let mut code = ExitCode::SUCCESS;
     for id in ids {
         let damage = store.check(&id).err().map(|error| error.to_string());
@@ -190,34 +181,51 @@ fn check(store: &Store, id: Option<&GenerationId>, json: bool) -> Result<ExitCod
     Ok(code)
 }
 
-fn rollback(target: &StoreToChange, to: Option<&GenerationId>, json: bool) -> Result<()> {
-    let store = Store::open(&target.router)?;
-    let from = store.current()?;
-    let to = match to {
-        Some(id) => id.clone(),
-        None => store
-            .parent(&from)
-            .map_err(|e| e.but("--to names another generation"))?,
+fn rollback(target: &StoreToChange, to: Option<&str>, json: bool) -> Result<()> {
+    let store = target.open()?;
+    let (from, to) = match to {
+        Some(beginning) => {
+            let to = store.find(beginning)?;
+            // A store whose `current` is damaged is mended by this.
+            let from = store.current().ok();
+            match target.dry_run {
+                true => store.check(&to).map(drop)?,
+                false => store.set_current(&to)?,
+            }
+            (from, to)
+        }
+        None => {
+            let (from, to) = to_parent(&store, target.dry_run)
+                .map_err(|e| e.but("--to names another generation"))?;
+            (Some(from), to)
+        }
     };
-    if target.dry_run {
-        store.check(&to)?;
-    } else {
-        store.set_current(&to)?;
-    }
-    if json {
-        return output::json(
-            &json!({"schema_version": 1, "generation": to, "from": from, "dry_run": target.dry_run}),
-        );
-    }
-    output::line(format!(
-        "{to} {} current (was {from})",
-        if target.dry_run { "would be" } else { "is" }
-    ))
+    let was = from
+        .as_ref()
+        .map_or(String::new(), |from| format!(" (was {from})"));
+    let verb = if target.dry_run { "would be" } else { "is" };
+    output::done(
+        json,
+        &json!({"schema_version": 1, "generation": to, "from": from, "dry_run": target.dry_run}),
+        format!("{to} {verb} current{was}"),
+    );
+    Ok(())
 }
 
-fn diff(store: &Store, old: &GenerationId, new: Option<&GenerationId>, json: bool) -> Result<()> {
-    let new = new.map_or_else(|| store.current(), |id| Ok(id.clone()))?;
-    let difference = store.diff(old, &new)?;
+/// From the current generation to its parent.
+fn to_parent(store: &Store, dry_run: bool) -> Result<(GenerationId, GenerationId)> {
+    let from = store.current()?;
+    if !dry_run {
+        return Ok((from, store.rollback()?));
+    }
+    let to = store.parent(&from)?;
+    store.check(&to)?;
+    Ok((from, to))
+}
+
+fn diff(store: &Store, old: &str, new: Option<&str>, json: bool) -> Result<()> {
+    let (old, new) = (store.find(old)?, generation_of(store, new)?);
+    let difference = store.diff(&old, &new)?;
     if json {
         return output::json(
             &json!({"schema_version": 1, "old": old, "new": new, "difference": difference}),
@@ -258,25 +266,55 @@ fn diff(store: &Store, old: &GenerationId, new: Option<&GenerationId>, json: boo
 }
 
 fn prune(target: &StoreToChange, keep: usize, json: bool) -> Result<()> {
-    let store = Store::open(&target.router)?;
+    let store = target.open()?;
+    let current = store.current()?;
     let pruned = store.prune(keep, target.dry_run)?;
-    if json {
-        return output::json(
-            &json!({"schema_version": 1, "pruned": pruned, "dry_run": target.dry_run}),
-        );
-    }
+    // Only of those that are still there can it be told.
+    let gone = if target.dry_run {
+        pruned.generations.as_slice()
+    } else {
+        &[]
+    };
+    let descends = |id: &&GenerationId| descends(&store, id, &current, gone.len());
+    let descendants: Vec<&GenerationId> = gone.iter().filter(descends).collect();
     let verb = if target.dry_run {
         "would remove"
     } else {
         "removed"
     };
-    pruned
-        .generations
-        .iter()
-        .try_for_each(|id| output::line(format!("{verb} {id}")))?;
-    output::line(format!(
-        "{verb} {} generations, {} left-overs",
-        pruned.generations.len(),
-        pruned.leftovers
-    ))
+    if !json {
+        for id in &pruned.generations {
+            let newer = match descendants.contains(&id) {
+                true => ": made from the current generation, and gone back from",
+                false => "",
+            };
+            output::line(format!("{verb} {id}{newer}"))?;
+        }
+    }
+    output::done(
+        json,
+        &json!({
+            "schema_version": 1, "pruned": pruned, "descendants_of_current": descendants,
+            "dry_run": target.dry_run,
+        }),
+        format!(
+            "{verb} {}, {}",
+            output::counted(pruned.generations.len(), "generation"),
+            output::counted(pruned.leftovers, "left-over")
+        ),
+    );
+    Ok(())
+}
+
+/// True when `id` grew from `from` in at most `most` steps.
+fn descends(store: &Store, id: &GenerationId, from: &GenerationId, most: usize) -> bool {
+    let mut id = id.clone();
+    for _ in 0..most {
+        match store.parent(&id) {
+            Ok(parent) if parent == *from => return true,
+            Ok(parent) => id = parent,
+            Err(_) => return false,
+        }
+    }
+    false
 }

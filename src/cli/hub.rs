@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{DeviceArgs, StoreArgs, StoreToChange, output};
+use super::{DeviceArgs, StoreArgs, StoreToChange, bundled, output};
 use crate::cmrbench::{Data, Prefix};
 use crate::error::{Result, bail};
 use crate::hub::read_models;
@@ -94,10 +94,10 @@ pub(super) enum HubCommand {
     },
     /// Make a store whose first generation routes by encoded model cards, without training
     #[command(after_help = "Examples:
-  hubrouter hub build --models models.jsonl --encoder weights/all-MiniLM-L6-v2 --out my-store
-  hubrouter hub build --data ~/CMR --encoder weights/all-MiniLM-L6-v2 --out my-store
+  hubrouter hub build --models models.jsonl --out my-store
+  hubrouter hub build --data ~/CMR --encoder my-encoder --out my-store
 
-models.jsonl holds a model a line: {\"model_name\", \"domain\"} and, if known, \"family\", \"functionality\",
+models.jsonl holds a model a line: {\"model_name\", \"domain\"} and, if known, \"family\", \"functionality\", \
 \"description\", \"created_at\" (Unix milliseconds or ISO 8601); every other key is kept as an attribute.")]
     Build(BuildArgs),
 }
@@ -262,10 +262,10 @@ fn list(
             state.into(),
         ]);
     }
-    table.print()?;
+    table.print_list()?;
     output::line(format!(
-        "{shown} of {} models, {} active",
-        hub.len(),
+        "{shown} of {}, {} active",
+        output::counted(hub.len(), "model"),
         hub.active()
     ))
 }
@@ -284,10 +284,9 @@ fn show(store: &Store, name: &str, json: bool) -> Result<()> {
     if json {
         return output::json(&record(id, model));
     }
-    output::line(format!(
-        "{}\n  id          {id}\n  domain      {}",
-        model.name, model.domain
-    ))?;
+    output::line(&model.name)?;
+    output::line(format!("  id          {id}"))?;
+    output::line(format!("  domain      {}", model.domain))?;
     output::line(format!(
         "  family      {}",
         model.family.as_deref().unwrap_or("-")
@@ -316,28 +315,26 @@ fn change(
     check: impl FnOnce(&Hub) -> Result<Hub>,
     write: impl FnOnce(&Store) -> Result<GenerationId>,
 ) -> Result<()> {
-    let store = Store::open(&target.router)?;
+    let store = target.open()?;
     let parent = store.current()?;
     if target.dry_run {
         check(&store.hub(&parent)?)?;
-        return done(json, None, &parent);
+        done(json, None, &parent);
+        return Ok(());
     }
     let id = write(&store)?;
-    done(json, Some(&id), &parent)
+    done(json, Some(&id), &parent);
+    Ok(())
 }
 
-fn done(json: bool, id: Option<&GenerationId>, parent: &GenerationId) -> Result<()> {
-    if json {
-        return output::json(
-            &json!({"schema_version": 1, "generation": id, "parent": parent, "dry_run": id.is_none()}),
-        );
-    }
-    match id {
-        Some(id) => output::line(format!("{id} is current (parent {parent})")),
-        None => output::line(format!(
-            "nothing written: a child of {parent} would be made"
-        )),
-    }
+fn done(json: bool, id: Option<&GenerationId>, parent: &GenerationId) {
+    let value =
+        json!({"schema_version": 1, "generation": id, "parent": parent, "dry_run": id.is_none()});
+    let text = match id {
+        Some(id) => format!("{id} is published and current (parent {parent})"),
+        None => format!("nothing written: a child of {parent} would be made"),
+    };
+    output::done(json, &value, text);
 }
 
 fn add(args: &AddArgs) -> Result<()> {
@@ -355,38 +352,45 @@ fn add(args: &AddArgs) -> Result<()> {
         ),
     };
     let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
-    let store = Store::open(&args.store.router)?;
+    let store = args.store.open()?;
     let parent = store.current()?;
     store
         .hub(&parent)?
         .with(models.iter().map(|new| new.model.clone()))?;
     if args.store.dry_run {
-        return done(args.json, None, &parent);
+        done(args.json, None, &parent);
+        return Ok(());
     }
     let encoder = Arc::new(store.encoder(&parent, &args.device.options())?);
-    let mut progress = Progress::new("encoding cards", 0);
+    let mut progress = Progress::new("encoding cards", texts(&models) as u64);
     let id = store.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
     drop(progress);
-    done(args.json, Some(&id), &parent)
+    done(args.json, Some(&id), &parent);
+    Ok(())
+}
+
+/// Texts to encode.
+fn texts(models: &[NewModel]) -> usize {
+    models.iter().map(|new| new.cards.len()).sum()
 }
 
 fn cards_of(path: &std::path::Path) -> Result<Vec<ModelCard>> {
     let (cards, repeated) = read_models(path)?;
     if let Some(first) = repeated.first() {
         log::warn!(
-            "{}: {} repeated names, the later line wins; the first is {first:?}",
+            "{}: {} repeated, the later line wins; the first is {first:?}",
             path.display(),
-            repeated.len()
+            output::counted(repeated.len(), "name")
         );
     }
     Ok(cards)
 }
 
 fn build(args: &BuildArgs) -> Result<()> {
-    let Some(folder) = &args.device.encoder else {
+    let Some(folder) = args.device.encoder.clone().or_else(bundled::encoder) else {
         bail!(
             InvalidRequest,
-            "no encoder: say --encoder FOLDER (see hubrouter encoder import --help)"
+            "no encoder: the bundled one is not there; say --encoder FOLDER (see hubrouter encoder import --help)"
         );
     };
     let (models, made_by) = match (&args.models, &args.data) {
@@ -404,29 +408,27 @@ fn build(args: &BuildArgs) -> Result<()> {
         (None, None) => bail!(InvalidRequest, "say --models FILE or --data FOLDER"),
     };
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
-    let encoder = Arc::new(Encoder::open(folder, &args.device.options())?);
+    let encoder = Arc::new(Encoder::open(&folder, &args.device.options())?);
     if args.dry_run {
         return output::line(format!(
-            "nothing written: {} models would make {}",
-            models.len(),
+            "nothing written: {} would make {}",
+            output::counted(models.len(), "model"),
             args.out.display()
         ));
     }
     let store = Store::create(&args.out)?;
-    let total: usize = models.iter().map(|new| new.cards.len()).sum();
-    let mut progress = Progress::new("encoding cards", total as u64);
+    let mut progress = Progress::new("encoding cards", texts(&models) as u64);
     let id = store.build(&encoder, &models, made_by, &mut |done, _| {
         progress.set(done as u64)
     })?;
     drop(progress);
-    if args.json {
-        return output::json(
-            &json!({"schema_version": 1, "generation": id, "models": models.len(), "store": args.out}),
-        );
-    }
-    output::line(format!(
-        "{id}: {} models in {}",
-        models.len(),
-        args.out.display()
-    ))
+    let value =
+        json!({"schema_version": 1, "generation": id, "models": models.len(), "store": args.out});
+    let models = output::counted(models.len(), "model");
+    output::done(
+        args.json,
+        &value,
+        format!("{id}: {models} in {}", args.out.display()),
+    );
+    Ok(())
 }

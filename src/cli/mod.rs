@@ -1,7 +1,9 @@
 //! The command: arguments, exit codes, tables and JSON on stdout, progress and errors on stderr.
 //!
-//! Exit codes: 0 all went well; 1 something failed, said on stderr; 2 the command line is wrong.
+//! Exit codes: 0 all went well; 1 something failed, said on stderr; 2 what was asked for cannot be: a wrong
+//! option, a name that the hub or the store does not have; 3 a gate refused; 128 + n ended by signal n.
 
+mod answers;
 mod bundled;
 mod chat;
 mod cmrbench;
@@ -10,12 +12,20 @@ mod encoder;
 mod eval;
 mod generation;
 mod hub;
+mod installed;
+mod labelled;
 mod learn;
 mod output;
 mod progress;
 mod replay;
 mod route;
+mod shell;
 mod signals;
+mod sink;
+mod source;
+mod table;
+mod terminal;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +33,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::{Options, Store};
+use crate::{GenerationId, Options, Router, Store};
 
 /// Picks the right model of a hub for a prompt, before anything is executed.
 #[derive(Parser)]
@@ -31,7 +41,7 @@ use crate::{Options, Store};
     name = "hubrouter",
     version,
     arg_required_else_help = true,
-    after_help = "Examples:\n  hubrouter route \"Translate this letter into Spanish.\"\n  hubrouter hub list --domain translation\n  hubrouter doctor\n\nExit codes: 0 all went well; 1 something failed, said on stderr; 2 the command line is wrong."
+    after_help = "Examples:\n  hubrouter route \"Translate this letter into Spanish.\"\n  hubrouter hub list --domain translation\n  hubrouter doctor\n\nExit codes: 0 all went well; 1 something failed, said on stderr; 2 what was asked for cannot be (a wrong option, a name that the hub or the store does not have); 3 refused by a gate (learn); 130, 143, 129 ended by Ctrl-C, SIGTERM, SIGHUP."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -65,6 +75,10 @@ enum Command {
     Encoder(encoder::EncoderCommand),
     /// Show devices and test every op on each of them
     Doctor(doctor::DoctorArgs),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print a manual page
+    Man(shell::ManArgs),
 }
 
 /// Which device, how many threads.
@@ -79,7 +93,7 @@ struct DeviceArgs {
     /// Step down to the CPU when the device fails, and say so
     #[arg(long)]
     fallback: bool,
-    /// Folder of the encoder bundle [default: beside the store]
+    /// Folder of the encoder bundle [default: inside or beside the store, or the bundled one]
     #[arg(long, value_name = "FOLDER")]
     encoder: Option<PathBuf>,
 }
@@ -91,6 +105,7 @@ impl DeviceArgs {
             .fallback(self.fallback);
         options.threads = self.threads;
         options.encoder.clone_from(&self.encoder);
+        options.look_in.extend(bundled::encoder());
         options
     }
 }
@@ -113,6 +128,34 @@ impl StoreArgs {
     }
 }
 
+/// A router to ask: a store, and which of its generations.
+#[derive(Args, Clone)]
+struct RouterArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Generation, or the beginning of its id [default: the current one]
+    #[arg(long, value_name = "ID")]
+    generation: Option<String>,
+}
+
+impl RouterArgs {
+    fn open(&self, options: Options) -> Result<Router> {
+        let path = self.store.path()?;
+        match &self.generation {
+            None => Router::open(path, options),
+            Some(beginning) => {
+                let id = Store::open(&path)?.find(beginning)?;
+                Router::open_generation(path, &id, options)
+            }
+        }
+    }
+}
+
+/// The generation that `beginning` is the beginning of; none: the current one.
+fn generation_of(store: &Store, beginning: Option<&str>) -> Result<GenerationId> {
+    beginning.map_or_else(|| store.current(), |text| store.find(text))
+}
+
 /// A store to change: never the bundled one by default.
 #[derive(Args, Clone)]
 struct StoreToChange {
@@ -124,19 +167,23 @@ struct StoreToChange {
     dry_run: bool,
 }
 
+impl StoreToChange {
+    fn path(&self) -> Result<PathBuf> {
+        bundled::store(Some(&self.router))
+    }
+
+    fn open(&self) -> Result<Store> {
+        Store::open(self.path()?)
+    }
+}
+
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let level = match cli.verbose {
-        0 => log::LevelFilter::Warn,
-        1 => log::LevelFilter::Info,
-        _ => log::LevelFilter::Debug,
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::say(error),
     };
-    env_logger::Builder::new()
-        .filter_level(log::LevelFilter::Error)
-        .filter_module("hubrouter", level)
-        .format_target(false)
-        .init();
+    output::listen_to_log(cli.verbose);
     let outcome = match cli.command {
         Command::Route(args) => route::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -147,6 +194,8 @@ pub fn main() -> ExitCode {
         Command::Generation(command) => generation::run(&command),
         Command::Encoder(command) => encoder::run(&command),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     match outcome {
         Ok(code) => code,

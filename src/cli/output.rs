@@ -1,108 +1,117 @@
-//! Writing to the terminal; the only place that does.
+//! Writing to stdout and stderr; the only place that does.
+//!
+//! Texts for people are written with control characters escaped; JSON and files are written as they
+//! are. That stderr cannot be written is no reason to end: what is said there is then lost.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
+use super::terminal::{escaped, width, wrapped};
 use crate::error::{Error, ErrorKind, Result, error};
 
+pub(super) use super::table::Table;
+pub(super) use super::terminal::counted;
+
 /// Marks the error of a reader that went away, as `head` does.
-const BROKEN_PIPE: &str = "stdout was closed";
+const BROKEN_PIPE: &str = "the reader went away";
 
 /// One line on stdout.
 pub(super) fn line(text: impl Display) -> Result<()> {
-    writeln!(std::io::stdout().lock(), "{text}").map_err(|e| stdout_error(&e))
+    let text = text.to_string();
+    raw(format!("{}\n", escaped(&text)).as_bytes())
+}
+
+/// A text on stdout, in as many lines as the terminal's width needs; all but the first are indented.
+pub(super) fn paragraph(text: impl Display) -> Result<()> {
+    let text = text.to_string();
+    let lines = wrapped(&escaped(&text), width(), 2);
+    lines.into_iter().try_for_each(line)
 }
 
 /// `value` as one line of JSON on stdout, at once.
 pub(super) fn json(value: &impl Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string(value).map_err(|e| error!(Format, "cannot write JSON: {e}"))?;
-    line(text)
+    raw(&json_line(value)?)
 }
 
-fn stdout_error(e: &std::io::Error) -> Error {
+/// `value` as one line of JSON.
+pub(super) fn json_line(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text =
+        serde_json::to_vec(value).map_err(|e| error!(Format, "cannot write JSON: {e}"))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// `bytes` on stdout as they are, at once.
+pub(super) fn raw(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(|e| write_error("stdout", &e))
+}
+
+/// The answer of a command that has changed something: as JSON, or as a line.
+///
+/// The change is made, whatever becomes of its answer: where stdout cannot be written, stderr has it.
+pub(super) fn done(as_json: bool, value: &impl Serialize, text: impl Display) {
+    let text = text.to_string();
+    let answered = if as_json { json(value) } else { line(&text) };
+    if let Err(error) = answered {
+        remark(format!("hubrouter: {text}; {error}"));
+    }
+}
+
+/// That `place` cannot be written.
+pub(super) fn write_error(place: &str, e: &std::io::Error) -> Error {
     if e.kind() == std::io::ErrorKind::BrokenPipe {
-        error!(Io, "{BROKEN_PIPE}")
+        error!(Io, "{place}: {BROKEN_PIPE}")
     } else {
-        error!(Io, "stdout: cannot write: {e}")
+        error!(Io, "{place}: cannot write: {e}")
     }
 }
 
 pub(super) fn is_broken_pipe(error: &Error) -> bool {
-    error.kind() == ErrorKind::Io && error.to_string() == BROKEN_PIPE
+    error.kind() == ErrorKind::Io && error.to_string().ends_with(BROKEN_PIPE)
 }
 
 /// `error` on stderr.
-#[expect(clippy::print_stderr, reason = "the command's errors")]
 pub(super) fn complain(error: &Error) {
-    eprintln!("hubrouter: {error}");
+    remark(format!("hubrouter: {error}"));
 }
 
 /// A remark on stderr.
-#[expect(clippy::print_stderr, reason = "the command's remarks")]
 pub(super) fn remark(text: impl Display) {
-    eprintln!("{text}");
-}
-
-/// `1 model`, `2 models`.
-pub(super) fn counted(count: usize, what: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural}")
+    let text = text.to_string();
+    // Nobody is left to be told.
+    let _ = writeln!(std::io::stderr().lock(), "{}", escaped(&text));
 }
 
 pub(super) fn stderr_is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// Columns under their heads; a column is right-aligned when its head begins with `>`.
-pub(super) struct Table {
-    heads: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
+pub(super) fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal()
 }
 
-impl Table {
-    pub(super) fn new(heads: &[&'static str]) -> Self {
-        Self {
-            heads: heads.to_vec(),
-            rows: Vec::new(),
-        }
-    }
-
-    pub(super) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
-    }
-
-    pub(super) fn print(&self) -> Result<()> {
-        let heads: Vec<&str> = self
-            .heads
-            .iter()
-            .map(|head| head.trim_start_matches('>'))
-            .collect();
-        let width = |column: usize| {
-            let cells = self.rows.iter().map(|row| row[column].chars().count());
-            cells
-                .chain([heads[column].chars().count()])
-                .max()
-                .unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-        let print = |cells: Vec<&str>| {
-            let mut text = String::new();
-            for (column, cell) in cells.iter().enumerate() {
-                let pad = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
-                if self.heads[column].starts_with('>') {
-                    text.push_str(&format!("{pad}{cell}  "));
-                } else {
-                    text.push_str(&format!("{cell}{pad}  "));
-                }
+/// The library's log on stderr: warnings as the command's own remarks, the rest with time and level.
+pub(super) fn listen_to_log(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Debug,
+    };
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Error)
+        .filter_module("hubrouter", level)
+        .format(|buffer, record| {
+            let text = record.args().to_string();
+            let text = escaped(&text);
+            if record.level() <= log::Level::Warn {
+                return writeln!(buffer, "hubrouter: {text}");
             }
-            line(text.trim_end())
-        };
-        print(heads.clone())?;
-        self.rows
-            .iter()
-            .try_for_each(|row| print(row.iter().map(String::as_str).collect()))
-    }
+            let time = buffer.timestamp();
+            writeln!(buffer, "[{time} {}] {text}", record.level())
+        })
+        .init();
 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::output;
+use super::terminal::escaped;
 
 /// Between two lines where there is no terminal.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -25,9 +26,13 @@ impl Progress {
             ProgressBar::hidden()
         };
         bar.set_length(total);
-        let form = "{msg} [{bar:32}] {pos}/{len} {per_sec} {eta} left";
+        let form = "{msg} [{bar:32}] {pos}/{len} {speed} {eta} left";
         if let Ok(style) = ProgressStyle::with_template(form) {
-            bar.set_style(style.progress_chars("=> "));
+            let speed = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                // Nobody is left to be told.
+                let _ = write!(out, "{:.0}/s", state.per_sec());
+            };
+            bar.set_style(style.with_key("speed", speed).progress_chars("=> "));
         }
         bar.set_message(what);
         Self {
@@ -40,7 +45,8 @@ impl Progress {
 
     /// What stands beside the bar.
     pub(super) fn note(&mut self, note: String) {
-        self.bar.set_message(format!("{} ({note})", self.what));
+        let shown = format!("{} ({note})", self.what);
+        self.bar.set_message(escaped(&shown).into_owned());
         self.note = note;
     }
 

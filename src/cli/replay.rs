@@ -54,16 +54,12 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
                         output::json(&line(used, model, entry))?;
                     } else {
                         let text = entry.text.as_ref().unwrap_or(&entry.query_sha256);
-                        table.row(vec![
-                            used.into(),
-                            model.into(),
-                            text.replace(['\n', '\r'], " "),
-                        ]);
+                        table.row(vec![used.into(), model.into(), text.clone()]);
                     }
                 }
             }
             if !json {
-                table.print()?;
+                table.print_list()?;
             }
         }
         ReplayCommand::Forget {
@@ -71,21 +67,23 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
             prompt,
             json,
         } => {
-            let folder = crate::Store::open(&store.router)?;
+            let folder = store.open()?;
             let entries = would_forget(&folder, prompt)?;
             let id = match store.dry_run {
                 true => None,
                 false => Some(forget(&folder, prompt)?),
             };
-            match (json, id) {
-                (true, id) => output::json(&json!({
-                    "schema_version": 1, "generation": id, "entries": entries, "dry_run": store.dry_run
-                }))?,
-                (false, Some(id)) => output::line(format!("published {id} without the prompt"))?,
-                (false, None) => output::line(format!(
-                    "nothing written: {entries} entries of the prompt would be deleted"
-                ))?,
-            }
+            let text = match &id {
+                Some(id) => format!("published {id} without the prompt"),
+                None => format!(
+                    "nothing written: {} of the prompt would be deleted",
+                    output::counted(entries, "line")
+                ),
+            };
+            let value = json!({
+                "schema_version": 1, "generation": id, "entries": entries, "dry_run": store.dry_run
+            });
+            output::done(*json, &value, text);
         }
     }
     Ok(ExitCode::SUCCESS)

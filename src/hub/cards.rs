@@ -1,14 +1,15 @@
 //! Model cards: what is known of a model before any labelled prompt, one JSON object a line.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::BufReader;
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::error::{Error, Result, bail, error};
+use crate::error::{Error, Result, bail};
 use crate::hub::Model;
+use crate::text::lines::{Lines, json_line};
 
 /// One line of a `models.jsonl` (cmrbench.md section 10).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -132,21 +133,17 @@ pub(crate) fn for_each_line<T: serde::de::DeserializeOwned>(
     path: &Path,
     mut each: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
-    for_each_text(path, |line| {
-        each(serde_json::from_slice(line).map_err(|e| error!(Format, "{e}"))?)
-    })
+    for_each_text(path, |line| each(json_line(line)?))
 }
 
 /// As [`for_each_line`], with the line's own bytes.
 pub(crate) fn for_each_text(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", &e))?;
-    for (number, line) in std::io::BufReader::new(file).split(b'\n').enumerate() {
-        let line = line.map_err(|e| Error::io(path, "read", &e))?;
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let place = || format!("{}:{}", path.display(), number + 1);
-        each(line.trim_ascii()).map_err(|error| error.at(place()))?;
+    let mut lines = Lines::new(BufReader::new(file));
+    while let Some(line) = lines.next().map_err(|error| error.at(path.display()))? {
+        let place = format!("{}:{}", path.display(), line.number);
+        let text = line.text.map_err(|error| error.at(&place))?;
+        each(text.trim_ascii()).map_err(|error| error.at(&place))?;
     }
     Ok(())
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod batch;
 pub(crate) mod encoding;
+pub(crate) mod lines;
 pub(crate) mod query;
 pub(crate) mod tokenizer;

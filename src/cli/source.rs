@@ -1,0 +1,375 @@
+//! Where `route` gets its prompts: arguments, a file, stdin.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::output;
+use crate::Request;
+use crate::error::{Error, Result, bail, error};
+use crate::text::lines::{LONGEST_LINE, Lines, json_line};
+
+/// Prompts that are computed together when they come from a file.
+const BATCH: usize = 32;
+
+/// The form of an input.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(super) enum Format {
+    /// A prompt a line
+    Txt,
+    /// A JSON object a line
+    Jsonl,
+}
+
+/// What the command line says of the input.
+pub(super) struct Wanted<'w> {
+    pub(super) prompts: &'w [String],
+    pub(super) input: Option<&'w Path>,
+    pub(super) format: Option<Format>,
+    pub(super) top: usize,
+    pub(super) batch: Option<usize>,
+}
+
+/// A request, or the id of a line that is none and why.
+pub(super) type Parsed = std::result::Result<Request, (String, Error)>;
+
+/// The prompts of a run, in their order.
+pub(super) struct Source<'s> {
+    from: From<'s>,
+    top: usize,
+    batch: usize,
+    taken: u64,
+}
+
+enum From<'s> {
+    Arguments(std::slice::Iter<'s, String>),
+    Lines(Box<Input>),
+}
+
+/// A file or stdin.
+struct Input {
+    lines: Lines<Box<dyn BufRead>>,
+    /// In front of errors.
+    place: String,
+    format: Format,
+    /// The form was named: a prompt may look like JSON.
+    named: bool,
+    /// Lines of the file, where they can be counted.
+    total: Option<u64>,
+    /// True once a line was read that is not blank.
+    begun: bool,
+    /// A line that looks like JSON was remarked on.
+    remarked: bool,
+    /// Ends the run, after the prompts before it.
+    failed: Option<Error>,
+}
+
+/// A line of a JSON Lines input.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(alias = "instruction", alias = "text")]
+    prompt: String,
+    #[serde(default, alias = "id")]
+    prompt_id: Option<Value>,
+    #[serde(default)]
+    top: Option<usize>,
+}
+
+impl<'s> Source<'s> {
+    /// Errors: nothing to read, or no form that is known.
+    pub(super) fn open(wanted: &Wanted<'s>) -> Result<Self> {
+        if wanted.batch == Some(0) {
+            bail!(InvalidRequest, "--batch: expected at least 1, found 0");
+        }
+        let (from, batch) = match wanted.input.filter(|path| *path != Path::new("-")) {
+            _ if !wanted.prompts.is_empty() => (From::Arguments(wanted.prompts.iter()), BATCH),
+            Some(path) => (
+                From::Lines(Box::new(Input::file(path, wanted.format)?)),
+                BATCH,
+            ),
+            None => {
+                if std::io::stdin().is_terminal() && wanted.input.is_none() {
+                    bail!(
+                        InvalidRequest,
+                        "no prompt: give one, name a file with --input, or pipe lines to stdin (see hubrouter route --help)"
+                    );
+                }
+                (From::Lines(Box::new(Input::stdin(wanted.format))), 1)
+            }
+        };
+        Ok(Self {
+            from,
+            top: wanted.top,
+            batch: wanted.batch.unwrap_or(batch),
+            taken: 0,
+        })
+    }
+
+    /// The next prompts to compute together; none at the end.
+    pub(super) fn next(&mut self) -> Result<Vec<Parsed>> {
+        match &mut self.from {
+            From::Lines(input) => input.next(self.top, self.batch),
+            From::Arguments(prompts) => {
+                let mut batch = Vec::new();
+                for prompt in prompts.by_ref().take(self.batch) {
+                    self.taken += 1;
+                    let request = Request::new(prompt.as_str()).top(self.top);
+                    batch.push(Ok(request.prompt_id(self.taken.to_string())));
+                }
+                Ok(batch)
+            }
+        }
+    }
+
+    /// Lines of the input, where they are known.
+    pub(super) fn total(&self) -> Option<u64> {
+        match &self.from {
+            From::Arguments(_) => None,
+            From::Lines(input) => input.total,
+        }
+    }
+
+    /// Lines or arguments that were read.
+    pub(super) fn done(&self) -> u64 {
+        match &self.from {
+            From::Arguments(_) => self.taken,
+            From::Lines(input) => input.lines.number() as u64,
+        }
+    }
+
+    /// Where the prompts come from, for people.
+    pub(super) fn place(&self) -> &str {
+        match &self.from {
+            From::Arguments(_) => "the command line",
+            From::Lines(input) => &input.place,
+        }
+    }
+}
+
+impl Input {
+    fn file(path: &Path, format: Option<Format>) -> Result<Self> {
+        let mut file = File::open(path).map_err(|e| Error::io(path, "open", &e))?;
+        let by_name = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("jsonl" | "json" | "ndjson") => Some(Format::Jsonl),
+            Some("txt") => Some(Format::Txt),
+            _ => None,
+        };
+        let Some(form) = format.or(by_name) else {
+            bail!(
+                InvalidRequest,
+                "{}: expected a name ending in .txt or .jsonl; say --format txt or --format jsonl",
+                path.display()
+            );
+        };
+        let total = count_lines(&mut file).map_err(|e| Error::io(path, "read", &e))?;
+        let place = path.display().to_string();
+        let reader = Box::new(BufReader::new(file));
+        Ok(Self::new(reader, place, form, format.is_some(), total))
+    }
+
+    fn stdin(format: Option<Format>) -> Self {
+        let reader = Box::new(BufReader::new(std::io::stdin()));
+        let form = format.unwrap_or(Format::Txt);
+        Self::new(reader, "stdin".to_owned(), form, format.is_some(), None)
+    }
+
+    fn new(
+        reader: Box<dyn BufRead>,
+        place: String,
+        format: Format,
+        named: bool,
+        total: Option<u64>,
+    ) -> Self {
+        Self {
+            lines: Lines::new(reader),
+            place,
+            format,
+            named,
+            total,
+            begun: false,
+            remarked: false,
+            failed: None,
+        }
+    }
+
+    /// At most `most` prompts, and no more than fit into the memory of a long one.
+    fn next(&mut self, top: usize, most: usize) -> Result<Vec<Parsed>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let (mut requests, mut bytes) = (Vec::new(), 0);
+        while requests.len() < most && bytes < LONGEST_LINE {
+            match self.one(top) {
+                Ok(Some((length, request))) => {
+                    bytes += length;
+                    requests.push(request);
+                }
+                Ok(None) => break,
+                Err(error) if requests.is_empty() => return Err(error),
+                Err(error) => {
+                    // What was read before is answered first.
+                    self.failed = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(requests)
+    }
+
+    /// One line: its length in bytes, and what it asks.
+    fn one(&mut self, top: usize) -> Result<Option<(usize, Parsed)>> {
+        let place = &self.place;
+        let Some(line) = self.lines.next().map_err(|e| e.at(place))? else {
+            return Ok(None);
+        };
+        let id = line.number.to_string();
+        let first = !std::mem::replace(&mut self.begun, true);
+        let text = match line.text {
+            Ok(text) => text,
+            Err(error) => return Ok(Some((0, Err((id.clone(), error.at(at(place, &id))))))),
+        };
+        let looks = self.format == Format::Txt && !self.named && !self.remarked;
+        if let Some(key) = looks.then(|| key_of_json(text)).flatten() {
+            let what = format!(
+                "expected a prompt, found a JSON object with {key:?}: say --format jsonl to route what stands there"
+            );
+            if first {
+                bail!(
+                    InvalidRequest,
+                    "{}: {what}, or --format txt to route the line as it is",
+                    at(place, &id)
+                );
+            }
+            self.remarked = true;
+            output::remark(format!(
+                "hubrouter: {}: {what}; this line, and others like it, are routed as they are",
+                at(place, &id)
+            ));
+        }
+        let parsed = match self.format {
+            Format::Txt => {
+                prompt_of(text).map(|prompt| Request::new(prompt).top(top).prompt_id(id.clone()))
+            }
+            Format::Jsonl => json_line(text).map(|line: Line| line.request(top, &id)),
+        };
+        let parsed = parsed.map_err(|error| (id.clone(), error.at(at(place, &id))));
+        Ok(Some((text.len(), parsed)))
+    }
+}
+
+/// The prompt in a line of text.
+fn prompt_of(line: &[u8]) -> Result<&str> {
+    if line.contains(&0) {
+        bail!(Format, "expected text, found a NUL byte: is it UTF-16?");
+    }
+    let text = std::str::from_utf8(line).map_err(|e| error!(Format, "not UTF-8: {e}"))?;
+    Ok(text.trim_end_matches('\r'))
+}
+
+fn at(place: &str, line: &str) -> String {
+    format!("{place}:{line}")
+}
+
+/// The key of the prompt, where a line is such an object as a JSON Lines input has.
+fn key_of_json(line: &[u8]) -> Option<&'static str> {
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    let value: Value = serde_json::from_slice(line).ok()?;
+    let keys = ["prompt", "instruction"].into_iter();
+    keys.into_iter()
+        .find(|key| value.get(key).is_some_and(Value::is_string))
+}
+
+/// Lines of a regular file; none of what cannot be read twice.
+fn count_lines(file: &mut File) -> std::io::Result<Option<u64>> {
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let (mut count, mut last) = (0, b'\n');
+    let mut part = vec![0; 1 << 16];
+    loop {
+        let read = file.read(&mut part)?;
+        let Some(end) = part[..read].last() else {
+            break;
+        };
+        last = *end;
+        count += part[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    file.rewind()?;
+    Ok(Some(count + u64::from(last != b'\n')))
+}
+
+impl Line {
+    fn request(self, top: usize, number: &str) -> Request {
+        let id = match self.prompt_id {
+            None | Some(Value::Null) => number.to_owned(),
+            Some(Value::String(id)) => id,
+            Some(other) => other.to_string(),
+        };
+        Request::new(self.prompt)
+            .top(self.top.unwrap_or(top))
+            .prompt_id(id)
+    }
+}
+
+/// The file behind an input, where that is one: `--output` must not be it.
+pub(super) fn file_of(input: Option<&Path>) -> Option<PathBuf> {
+    match input {
+        Some(path) if path != Path::new("-") => Some(path.to_owned()),
+        _ => Some(PathBuf::from("/dev/stdin")).filter(|_| cfg!(unix)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn source(name: &str, content: &str) -> (PathBuf, Input) {
+        let name = format!("hubrouter-source-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        crate::files::replace(&path, content.as_bytes()).unwrap();
+        let input = Input::file(&path, None).unwrap();
+        (path, input)
+    }
+
+    #[test]
+    fn progress_counts_lines() {
+        for (content, total) in [("", 0), ("a\nb\n", 2), ("a\n\nb", 3)] {
+            let (path, mut input) = source("lines.txt", content);
+            assert_eq!(input.total, Some(total));
+            while !input.next(1, 1).unwrap().is_empty() {}
+            assert_eq!(
+                input.lines.number() as u64,
+                total,
+                "all are read in the end"
+            );
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_was_read_before_an_error_comes_first() {
+        // A folder can be opened, and not be read.
+        let reader = std::io::Read::chain(&b"one\ntwo\n"[..], File::open("/").unwrap());
+        let reader = Box::new(BufReader::new(reader));
+        let mut input = Input::new(reader, "x".into(), Format::Txt, false, None);
+        assert_eq!(input.next(1, 8).unwrap().len(), 2);
+        let error = input.next(1, 8).err().map(|error| error.to_string());
+        assert!(error.is_some_and(|error| error.starts_with("x: cannot read: ")));
+    }
+
+    #[test]
+    fn a_batch_of_long_lines_is_a_short_one() {
+        let line = "x".repeat(LONGEST_LINE / 2);
+        let (path, mut input) = source("long.txt", &format!("{line}\n").repeat(5));
+        let counts: Vec<usize> = (0..3).map(|_| input.next(1, 32).unwrap().len()).collect();
+        assert_eq!(counts, [2, 2, 1]);
+        std::fs::remove_file(path).unwrap();
+    }
+}

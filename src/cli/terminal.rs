@@ -1,0 +1,150 @@
+//! What a terminal makes of a text: control characters, columns, lines.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Columns where neither the environment nor a terminal says how many there are.
+const COLUMNS: usize = 80;
+
+/// The least that a table or a paragraph is made to fit.
+const LEAST: usize = 20;
+
+/// Stands for what was cut off.
+const MORE: char = '…';
+
+/// `text` with what would steer a terminal written out: control characters (C0, C1, DEL), line and
+/// paragraph separators, and overrides of the direction of writing.
+pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+fn steers(c: char) -> bool {
+    let separates = matches!(c, '\u{2028}' | '\u{2029}');
+    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || separates || turns
+}
+
+/// Columns of a line: `COLUMNS`, else the terminal's own, else 80.
+pub(super) fn width() -> usize {
+    let terminal = || {
+        let (width, _) = terminal_size::terminal_size()?;
+        Some(usize::from(width.0))
+    };
+    let columns = named_width().or_else(terminal).filter(|n| *n > 0);
+    columns.unwrap_or(COLUMNS).max(LEAST)
+}
+
+/// `COLUMNS`, where it is a number.
+pub(super) fn named_width() -> Option<usize> {
+    let columns = std::env::var("COLUMNS").ok()?.trim().parse().ok()?;
+    (columns > 0).then_some(columns)
+}
+
+/// Columns that `text` takes.
+pub(super) fn columns(text: &str) -> usize {
+    text.width()
+}
+
+/// As much of `text` as fits into `width` columns, with a sign where something was cut off.
+pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
+    if columns(text) <= width {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::new();
+    let mut left = width.saturating_sub(1);
+    for c in text.chars() {
+        let taken = c.width().unwrap_or(0);
+        if taken > left {
+            break;
+        }
+        left -= taken;
+        shown.push(c);
+    }
+    shown.push(MORE);
+    Cow::Owned(shown)
+}
+
+/// `text` in lines of at most `width` columns, broken at spaces, all but the first behind `indent`
+/// spaces. A longer word has a line of its own.
+pub(super) fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut empty = true;
+    for word in text.split(' ') {
+        if !empty && columns(&line) + 1 + columns(word) > width {
+            lines.push(std::mem::take(&mut line));
+            let _ = write!(line, "{:indent$}", "");
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    lines.push(line);
+    lines
+}
+
+/// `1 model`, `2 models`.
+pub(super) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_written_out() {
+        assert!(matches!(escaped("é 漢 🐦 plain"), Cow::Borrowed(_)));
+        assert_eq!(escaped("a\u{1b}[31mred"), "a\\u{1b}[31mred");
+        assert_eq!(escaped("two\nlines\r\t"), "two\\nlines\\r\\t");
+        for c in [
+            '\0', '\u{7}', '\u{7f}', '\u{80}', '\u{9b}', '\u{202e}', '\u{2066}', '\u{2028}',
+        ] {
+            let text = format!("a{c}b");
+            let shown = escaped(&text);
+            assert!(!shown.contains(c) && shown.contains('\\'), "{shown}");
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_by_columns() {
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("abcd", 3), "ab…");
+        assert_eq!(cut("漢字漢字", 5), "漢字…");
+        assert_eq!(cut("漢字漢字", 4), "漢…");
+        assert!(columns(&cut("🐦🎵🐦🎵", 4)) <= 4);
+    }
+
+    #[test]
+    fn paragraphs_are_broken_at_spaces() {
+        assert_eq!(wrapped("a bc def g", 4, 1), ["a bc", " def", " g"]);
+        assert_eq!(
+            wrapped("longer-than-that b", 5, 0),
+            ["longer-than-that", "b"]
+        );
+        assert_eq!(wrapped("", 5, 2), [""]);
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(counted(1, "model"), "1 model");
+        assert_eq!(counted(0, "model"), "0 models");
+    }
+}
