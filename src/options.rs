@@ -28,7 +28,7 @@ pub struct Options {
     /// Which device computes.
     pub device: DeviceChoice,
     /// Threads of the CPU's pool; none: as many as the machine has, at most 4. With 1 everything
-    /// runs on the calling thread and calls run side by side; with more one call at a time has
+    /// runs on the calling thread and calls run side by side; with more they take turns, and each has
     /// the whole pool. A call from a worker of the host's own rayon pool runs on that worker alone.
     pub threads: Option<usize>,
     /// Step down to the CPU when the device cannot be opened or is lost, visibly, instead of

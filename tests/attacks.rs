@@ -363,8 +363,18 @@ fn a_build_that_was_killed_before_it_was_current_goes_on() {
     let build = |models: &[NewModel]| store.build(&encoder, models, "hub build", &mut |_, _| {});
     let error = build(&models[..3]).unwrap_err();
     assert!(error.to_string().contains("rollback --to"), "{error}");
-    assert_eq!(build(&models).unwrap(), ids[0]);
-    assert_eq!(served(&setup), (ids[0].clone(), None));
+    // The second time as if it had been killed before it could say so.
+    for _ in 0..2 {
+        assert_eq!(build(&models).unwrap(), ids[0]);
+        assert_eq!(served(&setup), (ids[0].clone(), None));
+    }
+    let error = build(&models[..3]).unwrap_err();
+    assert!(
+        error.to_string().contains("expected an empty store"),
+        "{error}"
+    );
+    store.retire("model-1").unwrap();
+    assert_eq!(build(&models).unwrap_err().kind(), ErrorKind::Refused);
 }
 
 #[test]

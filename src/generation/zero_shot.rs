@@ -55,7 +55,9 @@ impl Store {
     /// Makes the first generation of an empty store: W is the identity, every row of E the encoded
     /// cards of its model (carve.md section 3, profile `card`). Routes without any training.
     ///
-    /// Errors: the store has generations already; no models; two models share a name.
+    /// Called again on a store that has this very generation and no other, it makes that current.
+    ///
+    /// Errors: the store has other generations; no models; two models share a name.
     pub fn build(
         &self,
         encoder: &Arc<Encoder>,
@@ -65,10 +67,11 @@ impl Store {
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         let there = self.ids()?;
-        if let Ok(current) = self.current() {
+        let current = self.current().ok();
+        if let Some(other) = there.iter().find(|id| id.sequence() != 1) {
             bail!(
                 Refused,
-                "{}: expected an empty store, found {current}",
+                "{}: expected an empty store, found {other}",
                 self.root().display()
             );
         }
@@ -112,13 +115,16 @@ impl Store {
             learned: None,
             parts: BTreeMap::new(),
         };
-        // Killed before it was made current, the same call goes on from there.
+        // Killed before it was made current, or before it could say so, the same call goes on there.
         let own = draft.id()?;
         if let Some(other) = there.iter().find(|id| **id != own) {
+            let advice = match current {
+                Some(_) => String::new(),
+                None => format!("; `hubrouter generation rollback --to {other}` makes it current"),
+            };
             bail!(
                 Refused,
-                "{}: expected an empty store, found {other}; `hubrouter generation rollback --to \
-                 {other}` makes it current",
+                "{}: expected an empty store, found {other}{advice}",
                 self.root().display()
             );
         }

@@ -3,14 +3,15 @@
 pub(crate) mod blocks;
 pub(crate) mod gemm;
 pub(crate) mod math;
+mod turn;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::error::{Result, bail, error};
 use gemm::Level;
+use turn::Turns;
 
 /// Below this many multiply-adds a job is not worth a second thread.
 const SMALL: usize = 60_000;
@@ -28,7 +29,7 @@ pub(crate) struct Cpu {
     level: Level,
     arch: pulp::Arch,
     /// One call at a time has the whole pool: two would only steal each other's jobs.
-    turn: Mutex<()>,
+    turns: Turns,
     /// The process that the pool's threads are in: a fork does not take them along.
     process: u32,
     /// Whether each thread can have a core.
@@ -96,7 +97,7 @@ impl Cpu {
             threads,
             level,
             arch: pulp::Arch::new(),
-            turn: Mutex::new(()),
+            turns: Turns::default(),
             process: std::process::id(),
             roomy: threads <= available,
         })
@@ -139,7 +140,7 @@ impl Cpu {
     pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) if rayon::current_thread_index().is_none() => {
-                let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                let _turn = self.turns.take();
                 pool.install(|| if self.roomy { awake(job) } else { job() })
             }
             _ => job(),
