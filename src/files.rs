@@ -229,6 +229,7 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Opens what is there and is no regular file, such as a FIFO (waits for its reader) or a device, or is
 /// the name of an open descriptor.
+#[cfg(feature = "cli")]
 pub(crate) fn open_to_append(path: &Path) -> Result<File> {
     let file = File::options().append(true).open(path);
     file.map_err(|e| Error::io(path, "write", &e))
@@ -273,6 +274,7 @@ impl Replacement {
     }
 
     /// Where the file is until then.
+    #[cfg(feature = "cli")]
     pub(crate) fn temporary(&self) -> &Path {
         &self.temporary
     }

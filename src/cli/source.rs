@@ -60,8 +60,8 @@ struct Input {
     named: bool,
     /// Lines of the file, where they can be counted.
     total: Option<u64>,
-    /// True once a line was read that is not blank.
-    begun: bool,
+    /// Number of the last line that is not blank; 0: none was read.
+    done: usize,
     /// A line that looks like JSON was remarked on.
     remarked: bool,
     /// Ends the run, after the prompts before it.
@@ -137,7 +137,7 @@ impl<'s> Source<'s> {
     pub(super) fn done(&self) -> u64 {
         match &self.from {
             From::Arguments(_) => self.taken,
-            From::Lines(input) => input.lines.number() as u64,
+            From::Lines(input) => input.done as u64,
         }
     }
 
@@ -190,7 +190,7 @@ impl Input {
             format,
             named,
             total,
-            begun: false,
+            done: 0,
             remarked: false,
             failed: None,
         }
@@ -227,7 +227,7 @@ impl Input {
             return Ok(None);
         };
         let id = line.number.to_string();
-        let first = !std::mem::replace(&mut self.begun, true);
+        let first = std::mem::replace(&mut self.done, line.number) == 0;
         let text = match line.text {
             Ok(text) => text,
             Err(error) => return Ok(Some((0, Err((id.clone(), error.at(at(place, &id))))))),
@@ -344,11 +344,7 @@ mod tests {
             let (path, mut input) = source("lines.txt", content);
             assert_eq!(input.total, Some(total));
             while !input.next(1, 1).unwrap().is_empty() {}
-            assert_eq!(
-                input.lines.number() as u64,
-                total,
-                "all are read in the end"
-            );
+            assert_eq!(input.done as u64, total, "all are read in the end");
             std::fs::remove_file(path).unwrap();
         }
     }

@@ -91,7 +91,7 @@ mod tests {
     fn neighbours_that_are_swapped_are_one_away() {
         for (a, b, away) in [
             ("tpo", "top", 1),
-            ("tpo", "output", 3),
+            ("tpo", "output", 4),
             ("", "ab", 2),
             ("batch", "batch", 0),
         ] {

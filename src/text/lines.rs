@@ -35,11 +35,6 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// Lines that were read, blank ones included.
-    pub(crate) fn number(&self) -> usize {
-        self.number
-    }
-
     /// The next line that is not blank; none at the end.
     ///
     /// Errors: the input cannot be read, or is marked as UTF-16.
