@@ -339,6 +339,17 @@ fn a_change_is_made_though_its_answer_is_lost() {
         }
         before = after;
     }
+    let more = ["--set", "epochs=1"];
+    let learn = quoted(&learning(store, &toy.encoder, &toy.examples, &more));
+    let learned = shell(&format!("hubrouter {learn} >/dev/full"));
+    let said = text(&succeeded(learned).stderr);
+    assert!(
+        said.contains(&format!(
+            "published {}; stdout: cannot write",
+            current(store)
+        )),
+        "{said}"
+    );
     // Where nothing is changed, the answer is all there is.
     let list = shell(&format!("hubrouter hub list --router '{store}' >/dev/full"));
     failed(list, 1, &["stdout: cannot write"]);

@@ -715,6 +715,9 @@ fn a_store_that_is_one_level_away_is_named() {
         2,
         &["a folder that holds one", &format!("say --router {store}")],
     );
+    let examples = store.replace("/store", "/new.jsonl");
+    let learn = ["learn", "--router", &generation, "--examples", &examples];
+    failed(run(&learn), 2, &[&format!("--router {store}")]);
     let retire = run(&["hub", "retire", "--router", &generation, "birds"]);
     failed(retire, 2, &[&format!("--router {store}")]);
     // A store that lost its `current` is still one.

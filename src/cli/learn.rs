@@ -120,10 +120,16 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
         (false, false) => report.generation = Some(learner.commit()?),
         (false, true) => report.kept_beside = Some(learner.keep_beside()?),
     }
-    if args.json {
-        output::json(&report)?;
-    } else {
-        print(&report, args.store.dry_run)?;
+    let answered = match args.json {
+        true => output::json(&report),
+        false => print(&report, args.store.dry_run),
+    };
+    match (
+        answered,
+        report.generation.as_ref().or(report.kept_beside.as_ref()),
+    ) {
+        (Err(error), Some(id)) => output::unanswered(format!("published {id}"), &error),
+        (answered, _) => answered?,
     }
     match (args.max_forgetting, &report.forgetting) {
         (Some(_), None) => output::remark(format!(
@@ -175,7 +181,7 @@ fn learner(args: &LearnArgs) -> Result<Learner> {
         settings.set(key, value)?;
     }
     let options = args.device.options();
-    let mut learner = Learner::open(&args.store.router, None, settings, options)?
+    let mut learner = Learner::open(args.store.path()?, None, settings, options)?
         .recipe(&args.recipe)
         .introduce(args.introduce);
     if let Some(points) = args.max_forgetting {

@@ -57,8 +57,13 @@ pub(super) fn done(as_json: bool, value: &impl Serialize, text: impl Display) {
     let text = text.to_string();
     let answered = if as_json { json(value) } else { line(&text) };
     if let Err(error) = answered {
-        remark(format!("hubrouter: {text}; {error}"));
+        unanswered(text, &error);
     }
+}
+
+/// Says on stderr what was done, where stdout could not be written: it is done all the same.
+pub(super) fn unanswered(what: impl Display, error: &Error) {
+    remark(format!("hubrouter: {what}; {error}"));
 }
 
 /// That `place` cannot be written.
