@@ -792,7 +792,14 @@ fn errors_name_a_place_once() {
 
 #[test]
 fn a_mistyped_option_is_told_from_its_letters() {
-    failed(run(&["route", "--tpo", "3", "x"]), 2, &["'--top'"]);
+    let mistyped = run(&["route", "--tpo", "3", "x"]);
+    let said = text(&mistyped.stderr);
+    assert!(!said.contains("--output"), "another is not meant: {said}");
+    failed(
+        mistyped,
+        2,
+        &["'--top'", "Usage: hubrouter route [OPTIONS]"],
+    );
     failed(
         run(&["generation", "prune", "--keap", "3"]),
         2,

@@ -23,17 +23,21 @@ pub(super) fn say(mut error: clap::Error) -> ExitCode {
             _ => ExitCode::SUCCESS,
         };
     }
-    if let Some(option) = nearest(&error) {
+    let mut command = named_command(std::env::args_os().skip(1));
+    if let Some(option) = nearest(&error, &command) {
         let tip = ContextValue::String(format!("--{option}"));
         error.insert(ContextKind::SuggestedArg, tip);
+        // The one that came with the error has another tip in it.
+        let usage = ContextValue::StyledStr(command.render_usage());
+        error.insert(ContextKind::Usage, usage);
     }
     let text = error.render().to_string();
     text.trim_end().lines().for_each(output::remark);
     ExitCode::from(2)
 }
 
-/// The option that an unknown one is most like, where one is near.
-fn nearest(error: &clap::Error) -> Option<String> {
+/// The option of `command` that an unknown one is most like, where one is near.
+fn nearest(error: &clap::Error, command: &Command) -> Option<String> {
     let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
@@ -41,7 +45,6 @@ fn nearest(error: &clap::Error) -> Option<String> {
         return None;
     }
     let unknown = unknown.strip_prefix("--")?;
-    let command = named_command(std::env::args_os().skip(1));
     let options = command.get_arguments().filter_map(clap::Arg::get_long);
     let near = options.map(|option| (distance(unknown, option), option));
     let (away, option) = near.min()?;
@@ -51,6 +54,8 @@ fn nearest(error: &clap::Error) -> Option<String> {
 /// The subcommand that the arguments begin with.
 fn named_command(arguments: impl Iterator<Item = OsString>) -> Command {
     let mut command = Cli::command();
+    // Gives each command the name that it is called by.
+    command.build();
     for argument in arguments {
         match command.find_subcommand(&argument) {
             Some(found) => command = found.clone(),
