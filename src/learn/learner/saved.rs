@@ -45,7 +45,14 @@ impl Learner {
         if self.dry_run {
             return Ok(());
         }
-        state.write(&self.out, &self.parent, &self.settings, update)
+        let began = Instant::now();
+        state.write(&self.out, &self.parent, &self.settings, update)?;
+        let step = state.step;
+        log::debug!(
+            "wrote the state before step {step} in {:?}",
+            began.elapsed()
+        );
+        Ok(())
     }
 
     /// `error`, of what came behind the last step, with what becomes of that.
