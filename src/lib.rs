@@ -53,7 +53,7 @@
 //!    compiled for a SIMD level, a prefetch), each block with its SAFETY note.
 //! 5. Threads are those of the pool in `device/cpu`; the command has one more, which waits for
 //!    signals (`cli/signals.rs`). The host owns queues and time-outs.
-//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and by the command. Nothing that is written,
+//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and its states, and by the command. Nothing that is written,
 //!    a benchmark's seconds apart, depends on one, so the same input makes the same generation, bit for bit.
 //! 7. The environment is read, and something printed, by `cli` only. No socket is opened but by
 //!    `cli/chat.rs`, to the language model that `cmrbench --llm-endpoint` names.

@@ -257,6 +257,54 @@ fn a_refused_child_is_kept_beside_and_can_be_published() {
     assert_eq!(decision.revisions.generation, beside);
 }
 
+/// What an update needs of the hub stays in the child, and what was changed of it meanwhile too.
+#[test]
+fn changes_of_the_hub_are_carried_over_where_that_is_exact() {
+    let settings = settings(&[]);
+    let (setup, whole) = (learned_once(&settings), learned_once(&settings));
+    let (want, _) = learn(&whole, examples(6, 3), settings.clone(), cpu(1));
+    let experience = toy::experience(examples(6, 3));
+    let store = Store::open(&setup.store).unwrap();
+    let mut learner = self::learner(&setup, settings.clone());
+    steps_of(&mut learner, &experience);
+    store.retire("model-1").unwrap();
+    store.rename("model-2", "second").unwrap();
+    let changed = store.alias("model-3", "third").unwrap();
+    store.prune(0, false).unwrap();
+    let child = learner.commit().unwrap();
+    assert_eq!(store.current().unwrap(), child);
+    assert_eq!(store.parent(&child).unwrap(), changed);
+    let hub = store.hub(&child).unwrap();
+    assert_eq!((hub.len(), hub.active()), (9, 8));
+    for (name, id) in [("second", 2), ("model-2", 2), ("third", 3), ("model-8", 8)] {
+        assert_eq!(hub.resolve(name).unwrap().0, id, "{name}");
+    }
+    assert!(hub.get(hub.find("model-1").unwrap()).unwrap().retired);
+    // All else is what was learned.
+    let part = |setup: &Setup, id: &GenerationId, name: &str| {
+        fs::read(setup.store.join(id.as_str()).join(name)).unwrap()
+    };
+    for name in ["head.safetensors", "adapter.safetensors", "replay.jsonl"] {
+        assert!(
+            part(&setup, &child, name) == part(&whole, &want, name),
+            "{name}"
+        );
+    }
+
+    // A name that the child gives itself: both are there, one beside the other.
+    store.set_current(&changed).unwrap();
+    let mut learner = self::learner(&setup, settings);
+    steps_of(&mut learner, &experience);
+    let taken = store.alias("model-4", "model-7").unwrap();
+    let error = learner.commit().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(
+        error.to_string().contains("is published beside it"),
+        "{error}"
+    );
+    assert_eq!(store.current().unwrap(), taken);
+}
+
 /// Whether any file of a generation holds `text`.
 fn holds(setup: &Setup, id: &GenerationId, text: &str) -> bool {
     let files = fs::read_dir(setup.store.join(id.as_str())).unwrap();

@@ -432,7 +432,16 @@ fn one_learns_at_a_time_and_what_is_changed_meanwhile_stays() {
                 &["another process learns into this store", "try again"],
             );
             // Others need not wait for it.
-            succeeded(run(&["hub", "retire", "--router", &place.store, "cats"]));
+            let add = [
+                "hub",
+                "add",
+                "--router",
+                &place.store,
+                "--encoder",
+                &place.encoder,
+            ];
+            let whales = ["--model", "whales", "--domain", "Audio", "--device", "cpu"];
+            succeeded(run(&[&add[..], &whales].concat()));
             succeeded(run(&["generation", "prune", "--router", &place.store]));
         }
         Control::Continue

@@ -14,7 +14,7 @@ use crate::learn::{
     Accuracy, Control, Experience, Learner, Outcome, Privacy, Report, Settings, Status, Withheld,
     group_experiences, read_examples,
 };
-use crate::{Calibration, NewModel, read_models};
+use crate::{Calibration, GenerationId, NewModel, Store, read_models};
 
 /// Said at the first Ctrl-C.
 pub(super) const STOPPING: &str = "stopping at the next step; Ctrl-C once more quits at once";
@@ -117,7 +117,11 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
     };
     match (args.store.dry_run, report.refused) {
         (true, _) => {}
-        (false, false) => report.generation = Some(learner.commit()?),
+        (false, false) => {
+            let id = learner.commit()?;
+            carried(args, &id, &report.parent)?;
+            report.generation = Some(id);
+        }
         (false, true) => report.kept_beside = Some(learner.keep_beside()?),
     }
     let answered = match args.json {
@@ -143,6 +147,18 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
         _ => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says when the child has changes that were made while it was learned.
+fn carried(args: &LearnArgs, id: &GenerationId, parent: &GenerationId) -> Result<()> {
+    let store = Store::open(args.out.as_ref().unwrap_or(&args.store.router))?;
+    let onto = store.parent(id)?;
+    if onto != *parent {
+        output::remark(format!(
+            "{onto} became current meanwhile, by changes of the hub alone: {id} has them too"
+        ));
+    }
+    Ok(())
 }
 
 /// What the files say.

@@ -143,6 +143,7 @@ impl Contents {
 }
 
 /// A generation to be written.
+#[derive(Clone)]
 pub(crate) struct Draft {
     pub(crate) sequence: u32,
     pub(crate) parent: Option<GenerationId>,

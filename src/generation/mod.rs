@@ -13,7 +13,7 @@ mod zero_shot;
 pub use calibration::Calibration;
 pub(crate) use contents::{Contents, Draft};
 pub(crate) use lock::Lock;
-pub(crate) use manifest::ADAPTER;
+pub(crate) use manifest::{ADAPTER, HUB};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
 pub(crate) use store::RESUME;
 pub use store::{Difference, GenerationReport, Pruned, Store};

@@ -452,19 +452,28 @@ impl Store {
         })
     }
 
-    /// Publishes what took long to make, from when `base` was current.
+    /// Publishes what took long to make, from when `base` was current. Where another generation is by
+    /// now, `carry` makes of it what grew from that one, if it can.
     ///
-    /// Errors: another generation has become current since. The draft is published beside it then,
-    /// and nothing of either is lost.
+    /// Errors: another generation has become current since, and nothing was carried over. The draft is
+    /// published beside it then, and nothing of either is lost.
     pub(crate) fn publish_after(
         &self,
         base: Option<&GenerationId>,
         draft: &Draft,
         encoder: &Arc<Encoder>,
+        carry: impl FnOnce(&GenerationId, &Contents) -> Option<Draft>,
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         match self.current().ok() {
             Some(now) if base.is_some_and(|base| *base != now) => {
+                let contents = self.contents(&now).ok();
+                if let Some(draft) = contents.and_then(|contents| carry(&now, &contents)) {
+                    log::info!(
+                        "{now} has become current meanwhile: the hub's changes are carried over"
+                    );
+                    return self.publish(&lock, &draft, Some(encoder));
+                }
                 let (id, _) = self.write(&lock, draft, Some(encoder))?;
                 bail!(
                     Refused,

@@ -2,6 +2,7 @@
 
 mod consolidate;
 mod finish;
+mod onto;
 mod prepare;
 mod saved;
 mod sound;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::finish::Trained;
+use self::onto::Base;
 use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
@@ -100,8 +102,8 @@ pub struct Learner {
     pause: Duration,
     /// What a failure leaves.
     left: Left,
-    /// The child, with what it was measured by.
-    learned: Option<(Draft, Arc<Encoder>)>,
+    /// The child, with what it was measured by and what it grew from.
+    learned: Option<(Draft, Arc<Encoder>, Base)>,
     /// The gate refused that.
     refused: bool,
 }
@@ -258,10 +260,11 @@ impl Learner {
             terms: done.terms,
         };
         let encoder = Arc::clone(&update.encoder);
+        let base = Base::of(&update.contents);
         let finished = self.finish(update, trained, &before, watch);
         let (draft, report) = finished.map_err(|e| self.unpublished(e))?;
         self.refused = report.refused;
-        self.learned = Some((draft, encoder));
+        self.learned = Some((draft, encoder, base));
         Ok(Outcome::Learned(Box::new(report)))
     }
 
@@ -269,10 +272,11 @@ impl Learner {
     ///
     /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot be
     /// written, and its generations are as they were; another generation has become current meanwhile,
-    /// and the child is published beside it. Where it is not published the state stays, and the same
+    /// and the child is published beside it, unless models were retired, renamed or given aliases and
+    /// nothing else was changed: then the child has these changes, and grew from that generation. Where it is not published the state stays, and the same
     /// update goes on behind its last step.
     pub fn commit(mut self) -> Result<GenerationId> {
-        let (draft, encoder) = self.publishable()?;
+        let (draft, encoder, parent) = self.publishable()?;
         if self.refused {
             bail!(
                 Refused,
@@ -282,7 +286,11 @@ impl Learner {
             );
         }
         let base = self.base.as_ref();
-        match self.out.publish_after(base, &draft, &encoder) {
+        let grew_here = base == Some(&self.parent) && self.out.root() == self.store.root();
+        let carry = |id: &GenerationId, now: &Contents| {
+            grew_here.then(|| parent.carry(&draft, id, now)).flatten()
+        };
+        match self.out.publish_after(base, &draft, &encoder, carry) {
             Ok(id) => {
                 self.out.clear_resume();
                 Ok(id)
@@ -297,13 +305,13 @@ impl Learner {
     ///
     /// Errors: nothing was learned; the store cannot be written.
     pub fn keep_beside(mut self) -> Result<GenerationId> {
-        let (draft, encoder) = self.publishable()?;
+        let (draft, encoder, _) = self.publishable()?;
         let written = self.out.publish_beside(&draft, Some(&encoder));
         written.map_err(|e| self.unpublished(e))
     }
 
     /// What was learned, to be published.
-    fn publishable(&mut self) -> Result<(Draft, Arc<Encoder>)> {
+    fn publishable(&mut self) -> Result<(Draft, Arc<Encoder>, Base)> {
         match self.learned.take() {
             _ if self.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
             Some(learned) => Ok(learned),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Learner;
 use super::prepare::Task;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::learn::candidates::Candidates;
 use crate::learn::engine::Engine;
 use crate::learn::state::State;
@@ -45,17 +45,27 @@ impl Learner {
         if self.dry_run {
             return Ok(());
         }
-        state.write(&self.out, &self.parent, &self.settings, update)
+        let began = Instant::now();
+        state.write(&self.out, &self.parent, &self.settings, update)?;
+        let step = state.step;
+        log::debug!(
+            "wrote the state before step {step} in {:?}",
+            began.elapsed()
+        );
+        Ok(())
     }
 
     /// `error`, of what came behind the last step, with what becomes of that.
     pub(super) fn unpublished(&mut self, error: Error) -> Error {
-        let error = self.blame(error);
+        if error.kind() == ErrorKind::Numeric {
+            // To measure it again would not help.
+            return self.blame(error);
+        }
         if let Left::Unwritten(state, update) = &self.left {
             // What took the room may be gone by now.
             match self.save(state, update) {
                 Ok(()) => self.left = Left::Written,
-                Err(e) => log::warn!("{e}; what was learned is lost"),
+                Err(e) => log::warn!("{e}; what was learned since the last state is lost"),
             }
         }
         match self.left {
@@ -114,7 +124,7 @@ impl Saved<'_> {
         if let Err(error) = &written
             && !std::mem::replace(&mut self.failed, true)
         {
-            log::warn!("{error}; learning goes on, and is lost if this process is");
+            log::warn!("{error}; learning goes on, and what it learns is lost if this process is");
         }
         written.is_ok()
     }

@@ -1,0 +1,59 @@
+//! Changes of the hub that were made while a child was learned: where that is exact they are made to
+//! the child too, so that both are there in the end.
+
+use crate::generation::{Contents, Draft, GenerationId, HUB, Manifest};
+use crate::hub::{Hub, Model};
+
+/// What a child grew from, to see later what was changed of it.
+pub(super) struct Base {
+    manifest: Manifest,
+    hub: Hub,
+}
+
+impl Base {
+    pub(super) fn of(parent: &Contents) -> Self {
+        Self {
+            manifest: parent.manifest.clone(),
+            hub: parent.hub.clone(),
+        }
+    }
+
+    /// The child as a child of `now`, as if the changes that led there had been made to it.
+    ///
+    /// None where they are more than retired models, new names and aliases: a row that was made of a
+    /// card by the parent's router is none of the child's, and its card is not kept; and where a name
+    /// was given that the child gives to a new model of its own.
+    pub(super) fn carry(&self, child: &Draft, id: &GenerationId, now: &Contents) -> Option<Draft> {
+        let same = self.hub.iter().zip(now.hub.iter()).all(|(a, b)| {
+            let renamed = Model {
+                name: b.1.name.clone(),
+                aliases: b.1.aliases.clone(),
+                retired: b.1.retired,
+                ..a.1.clone()
+            };
+            renamed == *b.1
+        });
+        if !same || self.hub.len() != now.hub.len() || !self.differs_by_hub_alone(&now.manifest) {
+            return None;
+        }
+        let own = child.hub.iter().skip(self.hub.len());
+        let hub = now.hub.with(own.map(|(_, model)| model.clone())).ok()?;
+        Some(Draft {
+            sequence: now.manifest.sequence.saturating_add(1),
+            parent: Some(id.clone()),
+            hub,
+            ..child.clone()
+        })
+    }
+
+    fn differs_by_hub_alone(&self, now: &Manifest) -> bool {
+        let mut then = self.manifest.clone();
+        then.sequence = now.sequence;
+        then.parent.clone_from(&now.parent);
+        then.made_by.clone_from(&now.made_by);
+        if let Some(hub) = now.files.get(HUB) {
+            then.files.insert(HUB.to_owned(), hub.clone());
+        }
+        then == *now
+    }
+}
