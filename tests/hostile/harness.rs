@@ -27,7 +27,7 @@ const CHILD: &str = "HUBROUTER_FUZZ_CHILD";
 const NOTES: &str = "HUBROUTER_FUZZ_NOTES";
 
 /// A case takes so long at most, on a machine with much else to do.
-pub const LONGEST: Duration = Duration::from_secs(60);
+pub const LONGEST: Duration = Duration::from_secs(30);
 
 /// Address space of a child, in kilobytes: what is asked for beyond this aborts it.
 const ADDRESS_SPACE: u64 = 3 << 20;

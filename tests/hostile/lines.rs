@@ -169,7 +169,7 @@ fn build(folder: &Path, models: &[NewModel]) -> Result<(String, Result<Answer, R
 fn learn(folder: &Path, experience: &Experience) -> Option<Result<Answer, Refusal>> {
     copy(&corpus_folder("stores").join("built"), folder);
     let settings = settings(&[("epochs", "1")]);
-    let learned = toy::learn(folder, experience, settings, 40).ok()??;
+    let learned = toy::learn(folder, experience, settings, 400).ok()??;
     let answer = served(folder);
     if let Ok(answer) = &answer
         && answer.generation != learned

@@ -30,37 +30,37 @@ use harness::attack;
 
 #[test]
 fn stores() {
-    attack(stores::Stores::<stores::Whole>::new, "stores", 60);
+    attack(stores::Stores::<stores::Whole>::new, "stores", 300);
 }
 
 #[test]
 fn manifests() {
-    attack(stores::Stores::<stores::Manifests>::new, "manifests", 60);
+    attack(stores::Stores::<stores::Manifests>::new, "manifests", 300);
 }
 
 #[test]
 fn safetensors() {
-    attack(stores::Stores::<stores::Tensors>::new, "safetensors", 60);
+    attack(stores::Stores::<stores::Tensors>::new, "safetensors", 300);
 }
 
 #[test]
 fn bundles() {
-    attack(bundles::Bundles::new, "bundles", 60);
+    attack(bundles::Bundles::new, "bundles", 200);
 }
 
 #[test]
 fn lines() {
-    attack(lines::Lines::new, "lines", 60);
+    attack(lines::Lines::new, "lines", 150);
 }
 
 #[test]
 fn requests() {
-    attack(requests::Requests::new, "requests", 60);
+    attack(requests::Requests::new, "requests", 40);
 }
 
 #[test]
 fn options() {
-    attack(|| requests::Hosts, "options", 60);
+    attack(|| requests::Hosts, "options", 100);
 }
 
 #[test]

@@ -25,7 +25,8 @@ pub struct RequestsSeen {
     asked: Vec<(usize, String)>,
     alone: Vec<Vec<Result<Outcome, Refusal>>>,
     together: Vec<Vec<Result<Outcome, Refusal>>>,
-    active: usize,
+    /// Of each router.
+    active: Vec<usize>,
 }
 
 /// A decision, as far as it is compared.
@@ -140,12 +141,17 @@ impl Boundary for Requests {
                 .collect(),
             alone: self.routers.iter().map(each).collect(),
             together: self.routers.iter().map(all).collect(),
-            active: self.routers[0].hub().active(),
+            active: self
+                .routers
+                .iter()
+                .map(|router| router.hub().active())
+                .collect(),
         }
     }
 
     fn judge(&self, seen: &RequestsSeen) -> Result<(), String> {
-        for (alone, together) in seen.alone.iter().zip(&seen.together) {
+        let answers = seen.alone.iter().zip(&seen.together).zip(&seen.active);
+        for ((alone, together), active) in answers {
             if alone.len() != seen.asked.len() || together.len() != seen.asked.len() {
                 return Err(format!(
                     "{} requests, {} answers",
@@ -158,7 +164,7 @@ impl Boundary for Requests {
                 judge_refused(other)?;
                 match (one, other) {
                     (Ok(one), Ok(other)) if one == other => {
-                        judge_outcome(one, &seen.asked[at], seen.active)?
+                        judge_outcome(one, &seen.asked[at], *active)?
                     }
                     (Err(one), Err(_)) if one.kind == ErrorKind::InvalidRequest => (),
                     _ => return Err(format!("request {at}: alone {one:?}, in a batch {other:?}")),
