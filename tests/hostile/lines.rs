@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use hubrouter::learn::{Experience, group_experiences, read_examples};
 use hubrouter::{Encoder, NewModel, Store, read_models};
@@ -159,7 +160,7 @@ impl Boundary for Lines {
 
 fn build(folder: &Path, models: &[NewModel]) -> Result<(String, Result<Answer, Refusal>), Refusal> {
     let store = Store::create(folder)?;
-    let encoder = Encoder::open(toy::bundle(), &toy::options())?;
+    let encoder = Arc::new(Encoder::open(toy::bundle(), &toy::options())?);
     let id = store.build(&encoder, models, "hub build", &mut |_, _| {})?;
     store.check(&id)?;
     Ok((id.to_string(), served(folder)))

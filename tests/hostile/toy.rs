@@ -2,6 +2,7 @@
 //! router says of them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hubrouter::learn::{Control, Experience, Learner, Outcome, Settings};
 use hubrouter::{Decision, Encoder, Error, ErrorKind, NewModel, Options, Request, Router, Store};
@@ -129,7 +130,7 @@ pub fn served(store: &Path) -> Result<Answer, Refusal> {
 pub fn build(folder: &Path) -> Store {
     let models: Vec<NewModel> = (0..6).map(toy::model).collect();
     let store = Store::create(folder).unwrap();
-    let encoder = Encoder::open(bundle(), &options()).unwrap();
+    let encoder = Arc::new(Encoder::open(bundle(), &options()).unwrap());
     store
         .build(&encoder, &models, "hub build", &mut |_, _| {})
         .unwrap();
