@@ -81,8 +81,11 @@ impl Place {
         let path = copied_store(&folder);
         let store = Store::open(&path).unwrap();
         store.alias("gpt2", "small-gpt").unwrap();
-        store.retire("gpt2").unwrap();
-        Self::new(folder, path, Options::default().device("cpu"))
+        let options = Options::default().device("cpu");
+        let best = Router::open(&path, options.clone()).unwrap();
+        let best = best.route(&Request::new(PROMPTS[1])).unwrap();
+        store.retire(&best.ranked[0].model).unwrap();
+        Self::new(folder, path, options)
     }
 
     fn new(folder: Folder, store: PathBuf, options: Options) -> Self {
@@ -120,6 +123,8 @@ struct Scene {
     opened: AtomicUsize,
     /// Of each host, when it was last answered, in milliseconds since the beginning.
     heard: Vec<AtomicU64>,
+    /// Of each host, its calls.
+    calls: Vec<AtomicUsize>,
     began: Instant,
     wrong: Mutex<Vec<String>>,
     /// Of each call, milliseconds.
@@ -154,6 +159,7 @@ impl Scene {
         self.answered.fetch_add(answers.len(), Ordering::Relaxed);
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
         self.heard[host].store(now, Ordering::Relaxed);
+        self.calls[host].fetch_add(1, Ordering::Relaxed);
         for (place, decision) in places.into_iter().zip(answers) {
             let wrong = match decision {
                 Ok(decision) => {
@@ -353,7 +359,7 @@ fn report(scene: &Scene, threads: Option<usize>, time: Duration, memory: &[f64])
     let load = |name: &AtomicUsize| name.load(Ordering::Relaxed);
     println!(
         "threads {threads:?}, {} hosts, {:.0} s: {} prompts in {} calls, p50 {:.1} ms, p99 {:.1} ms, longest {:.0} ms; \
-         {} swaps, {} routers opened; memory {warm:.0} MB warm, {last:.0} MB in the end",
+         {} to {} calls of a host; {} swaps, {} routers opened; memory {warm:.0} MB warm, {last:.0} MB in the end",
         4 * OF_A_KIND,
         time.as_secs_f64(),
         load(&scene.answered),
@@ -361,6 +367,8 @@ fn report(scene: &Scene, threads: Option<usize>, time: Duration, memory: &[f64])
         part(50),
         part(99),
         part(100),
+        scene.calls.iter().map(load).min().unwrap_or(0),
+        scene.calls.iter().map(load).max().unwrap_or(0),
         load(&scene.swaps),
         load(&scene.opened),
     );
