@@ -299,6 +299,7 @@ fn soak(place: &Arc<Place>, threads: Option<usize>, time: Duration) {
         answered: AtomicUsize::new(0),
         swaps: AtomicUsize::new(0),
         opened: AtomicUsize::new(0),
+        calls: (0..4 * OF_A_KIND).map(|_| AtomicUsize::new(0)).collect(),
         heard: (0..4 * OF_A_KIND).map(|_| AtomicU64::new(0)).collect(),
         began: Instant::now(),
         wrong: Mutex::new(Vec::new()),

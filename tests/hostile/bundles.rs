@@ -118,16 +118,16 @@ impl Boundary for Bundles {
     }
 
     fn judge(&self, seen: &Seen) -> Result<(), String> {
-        judge_refused(&seen.opened)?;
         if !seen.left.is_empty() {
             return Err(format!("left behind: {:?}", seen.left));
         }
         if let Some(imported) = &seen.imported {
-            judge_refused(imported)?;
             if let (Ok(()), Err(error)) = (imported, &seen.opened) {
                 return Err(format!("imported, and does not open: {error:?}"));
             }
         }
+        seen.imported.as_ref().map_or(Ok(()), judge_refused)?;
+        judge_refused(&seen.opened)?;
         let Ok(vectors) = &seen.opened else {
             return Ok(());
         };

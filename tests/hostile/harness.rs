@@ -143,8 +143,10 @@ fn corpus<B: Boundary>(make: &impl Fn() -> B) -> Vec<String> {
 /// Numbers and names taken out: failures of one cause look the same.
 fn signature(what: &str) -> String {
     let mut short = String::new();
-    for word in what.split_whitespace().take(40) {
-        let odd = word.contains('/') || word.chars().any(|c| c.is_ascii_digit() || !c.is_ascii());
+    for word in what.split_whitespace().take(14) {
+        let odd = word.len() > 40
+            || word.contains('/')
+            || word.chars().any(|c| c.is_ascii_digit() || !c.is_ascii());
         short.push_str(if odd { "_" } else { word });
         short.push(' ');
     }

@@ -132,8 +132,6 @@ impl Boundary for Lines {
     }
 
     fn judge(&self, seen: &Seen) -> Result<(), String> {
-        judge_lines(&seen.models, MODELS, seen.lines[0])?;
-        judge_lines(&seen.examples, EXAMPLES, seen.lines[1])?;
         if let Ok(names) = &seen.models {
             let mut unique = names.clone();
             unique.sort();
@@ -154,7 +152,9 @@ impl Boundary for Lines {
         if let Some(opened) = &seen.learned {
             judge_published("what was learned", opened)?;
         }
-        seen.routed.as_ref().map_or(Ok(()), judge_routed)
+        seen.routed.as_ref().map_or(Ok(()), judge_routed)?;
+        judge_lines(&seen.models, MODELS, seen.lines[0])?;
+        judge_lines(&seen.examples, EXAMPLES, seen.lines[1])
     }
 }
 

@@ -45,10 +45,14 @@ impl From<Error> for Refusal {
 }
 
 impl Refusal {
-    /// An error is text for people: some, not too much, and nothing that steers a terminal.
+    /// An error is text for people: some, not too much, and nothing that steers a terminal. A panic that
+    /// was caught is still one, but for those of the tokenizer's crate.
     pub fn judge(&self) -> Result<(), String> {
         if self.text.trim().is_empty() {
             return Err("an error without a text".into());
+        }
+        if self.kind == ErrorKind::Panic && !self.text.contains("token") {
+            return Err(format!("a panic: {}", self.text));
         }
         if self.text.len() > 16_384 {
             let start: String = self.text.chars().take(200).collect();
@@ -97,6 +101,9 @@ fn odd(decision: &Decision) -> Option<String> {
                 model.score, model.cosine, model.probability
             ));
         }
+    }
+    if !(0.0..=1.0).contains(&decision.unknown) {
+        return Some(format!("unknown {}", decision.unknown));
     }
     if !ranked.is_sorted_by(|a, b| a.score >= b.score) {
         return Some("the ranking is not in order of its scores".into());
