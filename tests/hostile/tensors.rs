@@ -40,7 +40,7 @@ pub fn tensors(bytes: &mut Vec<u8>, others: &[&[u8]], draws: &mut Draws) -> Stri
 /// The header, and where the data begins.
 fn parts(bytes: &[u8]) -> Option<(Value, usize)> {
     let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-    let data = 8 + usize::try_from(length).ok()?;
+    let data = usize::try_from(length).ok()?.checked_add(8)?;
     let header = serde_json::from_slice(bytes.get(8..data)?).ok()?;
     Some((header, data))
 }
