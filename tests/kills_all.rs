@@ -379,7 +379,7 @@ fn kill_one(
     let place = template.place();
     let arguments = place.arguments(command);
     tally.runs += 1;
-    let at_call = !known.calls.is_empty() && tally.runs % 2 == 0;
+    let at_call = !known.calls.is_empty() && tally.runs.is_multiple_of(2);
     let mut what = "a moment".to_owned();
     let ended = if at_call {
         let (name, number) = &known.calls[draws.below(known.calls.len())];
@@ -389,7 +389,7 @@ fn kill_one(
         let options = ["-o", "/dev/null", "-e", &trace, "-e", &inject];
         wait(ways.under_strace(&options, &arguments), None)
     } else {
-        let part = draws.below(1000) as u32;
+        let part = u32::try_from(draws.below(1000)).unwrap();
         wait(ways.command(&arguments), Some(known.time * part / 1000))
     };
     assert!(

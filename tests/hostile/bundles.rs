@@ -121,10 +121,8 @@ impl Boundary for Bundles {
         if !seen.left.is_empty() {
             return Err(format!("left behind: {:?}", seen.left));
         }
-        if let Some(imported) = &seen.imported {
-            if let (Ok(()), Err(error)) = (imported, &seen.opened) {
-                return Err(format!("imported, and does not open: {error:?}"));
-            }
+        if let (Some(Ok(())), Err(error)) = (&seen.imported, &seen.opened) {
+            return Err(format!("imported, and does not open: {error:?}"));
         }
         seen.imported.as_ref().map_or(Ok(()), judge_refused)?;
         judge_refused(&seen.opened)?;

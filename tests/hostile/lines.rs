@@ -32,14 +32,17 @@ pub struct Lines {
 #[derive(Clone)]
 pub struct Seen {
     models: Result<Vec<String>, Refusal>,
-    /// What came of building a hub of them: the generation and how it serves.
-    built: Option<Result<(String, Result<Answer, Refusal>), Refusal>>,
+    /// What came of building a hub of them.
+    built: Option<Result<Built, Refusal>>,
     examples: Result<usize, Refusal>,
     learned: Option<Result<Answer, Refusal>>,
     /// Lines of each file.
     lines: [usize; 2],
     routed: Option<Routed>,
 }
+
+/// A generation and how it serves.
+type Built = (String, Result<Answer, Refusal>);
 
 /// What the command said.
 #[derive(Clone)]
@@ -158,7 +161,7 @@ impl Boundary for Lines {
     }
 }
 
-fn build(folder: &Path, models: &[NewModel]) -> Result<(String, Result<Answer, Refusal>), Refusal> {
+fn build(folder: &Path, models: &[NewModel]) -> Result<Built, Refusal> {
     let store = Store::create(folder)?;
     let encoder = Arc::new(Encoder::open(toy::bundle(), &toy::options())?);
     let id = store.build(&encoder, models, "hub build", &mut |_, _| {})?;

@@ -214,7 +214,9 @@ fn judge_facts(seen: &Seen) -> Result<(), String> {
         };
     };
     generations.iter().try_for_each(judge_generation)?;
-    if let Some((id, opened)) = &seen.changed {
+    // One of another encoder was published without being asked.
+    let ours = |id: &String| generations.iter().any(|g| g.id == *id && g.ours);
+    if let Some((id, opened)) = seen.changed.as_ref().filter(|(id, _)| ours(id)) {
         judge_whole(id, opened).map_err(|what| format!("after a change: {what}"))?;
     }
     judge_opened(seen, generations)
