@@ -261,7 +261,8 @@ fn child<B: Boundary>(boundary: B, range: &str) {
         note(format_args!("case {number}"));
         let case = runner.case(seed, number);
         if let Err(what) = runner.run(&case) {
-            note(format_args!("found {}", what.replace('\n', "\\n")));
+            let short: String = what.chars().take(4000).collect();
+            note(format_args!("found {}", short.replace('\n', "\\n")));
             // Whatever hangs still holds what it holds.
             if what.starts_with(HUNG) {
                 break;

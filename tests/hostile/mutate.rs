@@ -30,6 +30,9 @@ const NUMBERS: [&str; 22] = [
     "Infinity",
 ];
 
+/// Bytes of a text that is made by repeating, at most; that of a list is some of these.
+const LARGEST: usize = 1 << 20;
+
 /// Texts that are hard on somebody.
 pub const TEXTS: [&str; 26] = [
     "",
@@ -242,8 +245,9 @@ fn change_list(list: &mut Vec<Value>, index: usize, draws: &mut Draws) -> String
             "removed".into()
         }
         1 => {
-            let many = *draws.pick(&[1, 1, 2, 70, 5000]);
             let one = list[index].clone();
+            let most = 1 + LARGEST / one.to_string().len();
+            let many = most.min(*draws.pick(&[1, 1, 2, 70, 5000]));
             list.extend((0..many).map(|_| one.clone()));
             format!("repeated {many} times")
         }
@@ -272,7 +276,7 @@ fn extreme(value: &Value, draws: &mut Draws) -> Value {
         Value::String(text) if !draws.one_in(4) => match draws.below(4) {
             0 => json!(draws.pick(&TEXTS)),
             1 => json!(format!("{text}{}", draws.pick(&TEXTS))),
-            2 => json!(text.repeat(1 + draws.below(2000))),
+            2 => json!(text.repeat((1 + draws.below(2000)).min(1 + LARGEST / text.len().max(1)))),
             _ => json!(text.chars().rev().collect::<String>()),
         },
         Value::Bool(on) if !draws.one_in(4) => json!(!on),

@@ -383,15 +383,19 @@ fn judge_generation(generation: &Generation) -> Result<(), String> {
 }
 
 /// A generation that is whole opens, and its answers make sense. What only the encoder shows, an
-/// adapter that its weights overflow with, `check` cannot know: that is passed over, and said.
+/// adapter of other layers or one that its weights overflow with, `check` cannot know: that is passed
+/// over, and said.
 fn judge_whole(id: &str, opened: &Result<Answer, Refusal>) -> Result<(), String> {
-    let overflows = |text: &str| text.contains("expected finite weights");
+    let unfit = |text: &str| {
+        let overflows = text.contains("expected finite weights");
+        overflows || text.starts_with("adapter.safetensors: base_model")
+    };
     match opened {
         Ok(Answer {
             degraded: Some(why),
             ..
-        }) if overflows(why) => Ok(()),
-        Err(error) if error.kind == ErrorKind::Numeric && overflows(&error.text) => Ok(()),
+        }) if unfit(why) => Ok(()),
+        Err(error) if unfit(&error.text) => Ok(()),
         Ok(answer) if answer.generation != id => Err(format!(
             "{id} is whole by check; served is {}: {:?}",
             answer.generation, answer.degraded
