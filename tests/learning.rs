@@ -759,3 +759,20 @@ mod by_the_command {
         assert_ne!(current(&store), before);
     }
 }
+
+#[test]
+fn a_panic_while_it_learns_is_an_error() {
+    let setup = toy::setup("panic");
+    let options = cpu(1).encoder(&setup.encoder);
+    let settings = toy::settings(&[]);
+    let mut learner = Learner::open(&setup.store, None, settings, options).unwrap();
+    let experience = toy::experience(toy::examples(0, 6));
+    let error = learner.learn(&experience, None, &mut |_| panic!("on purpose"));
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), hubrouter::ErrorKind::Panic);
+    assert!(error.to_string().contains("on purpose"), "{error}");
+    // The learner, and the store, are as good as before.
+    let mut go_on = |_: &_| Control::Continue;
+    learner.learn(&experience, None, &mut go_on).unwrap();
+    learner.commit().unwrap();
+}

@@ -22,8 +22,11 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const LICENCE: &str = "LICENSE.txt";
 pub(super) const KIND: &str = "hubrouter-encoder";
 
-/// Largest manifest, configuration or tokenizer that is read.
+/// Largest tokenizer that is read.
 pub(super) const TEXT_LIMIT: u64 = 256 << 20;
+
+/// Largest manifest or configuration that is read: JSON takes many times its bytes in memory.
+pub(super) const CONFIG_LIMIT: u64 = 1 << 20;
 
 /// `manifest.json` of a bundle.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,7 +139,7 @@ impl Bundle {
             ),
         };
         let (path, recorded) = digest(CONFIG)?;
-        let json = recorded.read(&path, TEXT_LIMIT)?;
+        let json = recorded.read(&path, CONFIG_LIMIT)?;
         let config = Config::from_json(&json).map_err(|e| e.at(path.display()))?;
         if manifest.max_tokens > config.max_tokens() {
             bail!(
@@ -189,7 +192,7 @@ impl Bundle {
 /// The manifest of the bundle in `folder` and its SHA-256.
 pub(crate) fn read_manifest(folder: &Path) -> Result<(Manifest, String)> {
     let path: PathBuf = folder.join(MANIFEST);
-    let bytes = files::read_bytes(&path, TEXT_LIMIT)?;
+    let bytes = files::read_bytes(&path, CONFIG_LIMIT)?;
     let manifest: Manifest = files::parse_json(&path, &bytes)?;
     let path = path.display();
     if manifest.kind != KIND {

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use serde_json::Value;
 
 use crate::device::cpu::Cpu;
-use crate::encoder::bundle::{self, Bundle, Digest, Manifest, TEXT_LIMIT};
+use crate::encoder::bundle::{self, Bundle, CONFIG_LIMIT, Digest, Manifest, TEXT_LIMIT};
 use crate::error::{Result, bail, error};
 use crate::files::{self, Staged};
 use crate::model::{Config, parameters};
@@ -86,7 +86,7 @@ pub fn import_encoder(
     }
     let mut notes = Vec::new();
     let config_path = from.join("config.json");
-    let config_json = files::read_bytes(&config_path, TEXT_LIMIT)?;
+    let config_json = files::read_bytes(&config_path, CONFIG_LIMIT)?;
     let config = Config::from_json(&config_json).map_err(|e| e.at(config_path.display()))?;
     let checkpoint = Checkpoint { folder: from };
     let pooling = checkpoint.pooling(options.pooling.as_deref())?;
@@ -236,7 +236,7 @@ impl Checkpoint<'_> {
     fn json(&self, name: &str) -> Result<Option<Value>> {
         let path = self.folder.join(name);
         if path.exists() {
-            files::read_json(&path, TEXT_LIMIT).map(Some)
+            files::read_json(&path, CONFIG_LIMIT).map(Some)
         } else {
             Ok(None)
         }

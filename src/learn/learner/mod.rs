@@ -18,7 +18,7 @@ use self::onto::Base;
 use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
-use crate::error::{Error, ErrorKind, Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail, caught};
 use crate::generation::serving::Serving;
 use crate::generation::{Contents, Draft, GenerationId, Lock, Store};
 use crate::learn::accuracy::Counts;
@@ -219,6 +219,15 @@ impl Learner {
         budget: Option<Duration>,
         watch: Watch<'_>,
     ) -> Result<Outcome> {
+        caught("learning", || self.learned_from(experience, budget, watch))
+    }
+
+    fn learned_from(
+        &mut self,
+        experience: &Experience,
+        budget: Option<Duration>,
+        watch: Watch<'_>,
+    ) -> Result<Outcome> {
         let began = Instant::now();
         if self.lock.is_none() {
             self.lock = self.out.lock_learning()?;
@@ -275,7 +284,11 @@ impl Learner {
     /// and the child is published beside it, unless models were retired, renamed or given aliases and
     /// nothing else was changed: then the child has these changes, and grew from that generation. Where it is not published the state stays, and the same
     /// update goes on behind its last step.
-    pub fn commit(mut self) -> Result<GenerationId> {
+    pub fn commit(self) -> Result<GenerationId> {
+        caught("publishing", || self.committed())
+    }
+
+    fn committed(mut self) -> Result<GenerationId> {
         let (draft, encoder, parent) = self.publishable()?;
         if self.refused {
             bail!(
