@@ -213,6 +213,8 @@ fn route(prompts: &Path) -> Routed {
         .output()
         .unwrap();
     let text = fs::read(prompts).unwrap();
+    // A byte-order mark is no part of the first line.
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let lines = text.split(|byte| *byte == b'\n');
     Routed {
         code: output.status.code(),

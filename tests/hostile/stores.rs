@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use hubrouter::learn::remembered;
-use hubrouter::{ErrorKind, GenerationId, Store};
+use hubrouter::{ErrorKind, GenerationId, GenerationReport, Store};
 
 use crate::case::{Case, Special};
 use crate::common::copy;
@@ -91,8 +91,8 @@ struct Generation {
     alone: Result<Answer, Refusal>,
     parent: Option<String>,
     sequence: u32,
-    /// Whether it belongs to the encoder that is there.
-    ours: bool,
+    /// Whether its manifest names the encoder that is there; none: it cannot be read.
+    ours: Option<bool>,
 }
 
 impl<F: Focus> Stores<F> {
@@ -107,7 +107,8 @@ impl<F: Focus> Stores<F> {
         }
     }
 
-    fn generation(&self, store: &Store, id: &GenerationId, damage: Option<String>) -> Generation {
+    fn generation(&self, store: &Store, report: GenerationReport) -> Generation {
+        let id = &report.id;
         let manifest = store.check(id);
         let sequence = id.as_str()[1..]
             .split('-')
@@ -118,10 +119,8 @@ impl<F: Focus> Stores<F> {
         let _ = store.parent(id);
         Generation {
             id: id.to_string(),
-            damage,
-            ours: manifest
-                .as_ref()
-                .is_ok_and(|m| m.encoder.sha256 == self.revision),
+            damage: report.damage,
+            ours: report.manifest.map(|m| m.encoder.sha256 == self.revision),
             checked: manifest.map(|_| ()).map_err(Into::into),
             alone: alone(store.root(), id),
             parent: store.parent(id).ok().map(|id| id.to_string()),
@@ -183,7 +182,7 @@ impl<F: Focus> Boundary for Stores<F> {
         let generations = list.map(|reports| {
             reports
                 .into_iter()
-                .map(|report| self.generation(&store, &report.id, report.damage))
+                .map(|report| self.generation(&store, report))
                 .collect()
         });
         Seen {
@@ -215,7 +214,11 @@ fn judge_facts(seen: &Seen) -> Result<(), String> {
     };
     generations.iter().try_for_each(judge_generation)?;
     // One of another encoder was published without being asked.
-    let ours = |id: &String| generations.iter().any(|g| g.id == *id && g.ours);
+    let ours = |id: &String| {
+        generations
+            .iter()
+            .any(|g| g.id == *id && g.ours == Some(true))
+    };
     if let Some((id, opened)) = seen.changed.as_ref().filter(|(id, _)| ours(id)) {
         judge_whole(id, opened).map_err(|what| format!("after a change: {what}"))?;
     }
@@ -373,7 +376,7 @@ fn judge_generation(generation: &Generation) -> Result<(), String> {
         _ => (),
     }
     match (&generation.checked, &generation.alone) {
-        (Ok(()), alone) if generation.ours => judge_whole(id, alone),
+        (Ok(()), alone) if generation.ours == Some(true) => judge_whole(id, alone),
         (Err(_), Ok(answer)) if answer.generation == *id => {
             Err(format!("{id}: damaged by check, and it is served"))
         }
@@ -429,7 +432,10 @@ fn judge_fallback(answer: &Answer, id: &str) -> Result<(), String> {
 }
 
 fn judge_opened(seen: &Seen, generations: &[Generation]) -> Result<(), String> {
-    let whole = |generation: &&Generation| generation.checked.is_ok() && generation.ours;
+    let whole = |generation: &&Generation| {
+        let serves = |answer: &Answer| answer.generation == generation.id;
+        generation.checked.is_ok() && generation.alone.as_ref().is_ok_and(serves)
+    };
     let Some(current) = &seen.current else {
         return match &seen.opened {
             Ok(answer) => judge_fallback(answer, "what no `current` names"),
@@ -471,7 +477,7 @@ fn judge_opened(seen: &Seen, generations: &[Generation]) -> Result<(), String> {
         }
         Err(error) => {
             // One of another encoder may stand in the way: its files are right.
-            let foreign = named.is_some_and(|named| named.checked.is_ok());
+            let foreign = named.is_some_and(|named| named.ours == Some(false));
             let older = generations
                 .iter()
                 .find(|g| whole(g) && g.sequence < sequence);
