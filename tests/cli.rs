@@ -556,6 +556,13 @@ fn a_hub_of_ones_own() {
         "{}",
         text(&output.stderr)
     );
+    // The same once more, as after a kill, is done already; another hub has no place here.
+    let again = succeeded(run(&build));
+    assert_eq!(again.stdout, output.stdout);
+    let other = folder.join("other.jsonl");
+    fs::write(&other, "{\"model_name\":\"acme/dogs\",\"domain\":\"x\"}\n").unwrap();
+    let mut build = build;
+    build[3] = other.to_str().unwrap();
     failed(run(&build), 1, &["expected an empty store"]);
     let route = [
         "route",

@@ -298,7 +298,7 @@ fn a_host_sets_the_limit_on_tokens() {
         ),
         (
             2,
-            "max_tokens: expected more than 2, the special tokens of every text, found 2",
+            "max_tokens: a limit of 2 tokens leaves no room beside 2 special ones",
         ),
     ] {
         let error = Encoder::open(bundle(), &cpu(1).max_tokens(limit))

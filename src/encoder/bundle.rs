@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
-use crate::error::{Error, ErrorKind, Result, bail};
+use crate::error::{Error, Result, bail, error};
 use crate::files;
 use crate::model::Config;
 use crate::ops::pool::Pooling;
@@ -164,11 +164,14 @@ impl Bundle {
             || -> Result<Tokenizer> {
                 let (path, recorded) = digest(TOKENIZER)?;
                 let json = recorded.read(&path, TEXT_LIMIT)?;
-                match Tokenizer::from_json(&json, limit, config.vocabulary) {
+                let tokenizer = |limit| Tokenizer::from_json(&json, limit, config.vocabulary);
+                tokenizer(limit).map_err(|e| match max_tokens {
                     // The host's own limit is to blame, and no file.
-                    Err(e) if e.kind() != ErrorKind::InvalidRequest => Err(e.at(path.display())),
-                    other => other,
-                }
+                    Some(_) if tokenizer(manifest.max_tokens).is_ok() => {
+                        error!(InvalidRequest, "max_tokens: {e}")
+                    }
+                    _ => e.at(path.display()),
+                })
             },
             || -> Result<Weights> {
                 let (path, recorded) = digest(WEIGHTS)?;

@@ -69,8 +69,8 @@ impl Tokenizer {
             .map_or(0, |processor| processor.added_tokens(false));
         if max_tokens <= added {
             bail!(
-                InvalidRequest,
-                "max_tokens: expected more than {added}, the special tokens of every text, found {max_tokens}"
+                Tokenizer,
+                "a limit of {max_tokens} tokens leaves no room beside {added} special ones"
             );
         }
         let truncation = TruncationParams {
