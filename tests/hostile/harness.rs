@@ -180,7 +180,7 @@ fn parent(test: &str, cases: std::ops::Range<u64>, time: Duration) -> (u64, Vec<
     let mut child = Command::new("sh")
         .args(["-c", &script, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .args(["--exact", test, "--nocapture"])
         .env(
             CHILD,
             format!("{} {} {}", cases.start, cases.end, time.as_secs()),
