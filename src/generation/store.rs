@@ -243,8 +243,14 @@ impl Store {
         {
             return Err(first);
         }
+        let which = match named {
+            Ok(_) => "the nearest whole generation before it",
+            Err(_) => "the newest whole generation",
+        };
         for id in self.fallbacks(named.ok().as_ref())? {
-            let note = format!("{first}; opened {id}, the newest whole generation before it");
+            let note = format!(
+                "{first}; opened {id}, {which}; `hubrouter generation rollback --to {id}` makes it current"
+            );
             // Its encoder may not be there: that of an older one may.
             match attempt(&id, Some(note.clone())).flatten() {
                 Ok(opened) => {
