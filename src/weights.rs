@@ -227,6 +227,22 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Gives the memory of the mapped files back: what is read once more comes from the files.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        for shard in &self.shards {
+            if let Bytes::Mapped(map, ..) = &shard.bytes {
+                #[expect(unsafe_code, reason = "mapping is this module's job")]
+                // SAFETY: the mapping is read-only, so no page differs from the file's, and a page
+                // that is dropped is read from the file again when it is touched.
+                let released = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+                if let Err(e) = released {
+                    log::debug!("{}: {e}", shard.path.display());
+                }
+            }
+        }
+    }
+
     /// `name` as a checked view.
     ///
     /// Errors: no such tensor, another shape, an element type other than f32, f16 or bf16.

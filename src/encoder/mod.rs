@@ -109,7 +109,9 @@ impl Encoder {
         let config = bundle.config.clone();
         let place = || -> Result<(Ops, Bert)> {
             let ops = Ops::new(device, config.head_width())?;
-            let parameters = Parameters::open(device, &bundle.weights, &config)?;
+            let parameters = Parameters::open(device, &bundle.weights, &config);
+            bundle.weights.release();
+            let parameters = parameters?;
             Ok((
                 ops,
                 Bert {
@@ -404,20 +406,24 @@ impl Encoder {
     /// The network with trained factors added to its weights, for this encoder's device.
     pub(crate) fn merged(&self, factors: &Factors) -> Result<Bert> {
         let (weights, config) = (&self.weights, &self.bert.config);
-        self.network(|| Parameters::open_merged(&self.device, weights, config, factors))
+        let own = &self.bert.parameters;
+        self.network(|| own.open_merged(&self.device, weights, config, factors))
     }
 
     /// The network with weights that gradients go back through.
     pub(crate) fn for_learning(&self) -> Result<Bert> {
         let (weights, config) = (&self.weights, &self.bert.config);
-        self.network(|| Parameters::open_for_learning(&self.device, weights, config))
+        let own = &self.bert.parameters;
+        self.network(|| own.open_for_learning(&self.device, weights, config))
     }
 
     fn network(&self, open: impl FnOnce() -> Result<Parameters> + Send) -> Result<Bert> {
         self.weights.check_unchanged()?;
+        let parameters = self.host.run(open);
+        self.weights.release();
         Ok(Bert {
             config: self.bert.config.clone(),
-            parameters: self.host.run(open)?,
+            parameters: parameters?,
             pooling: self.bert.pooling,
         })
     }

@@ -18,8 +18,8 @@ pub(crate) struct Parameters {
 }
 
 pub(crate) struct Embeddings {
-    /// [V, H]
-    pub(crate) words: Words,
+    /// [V, H]; no adapter touches them, so the networks of an encoder share them.
+    pub(crate) words: Arc<Words>,
     /// [P, H]: position rows with the row of token type 0 added.
     pub(crate) places: Tensor,
     pub(crate) norm: Norm,
@@ -94,12 +94,14 @@ impl Parameters {
             config,
             weight: Weight::new,
             factors: None,
+            words: None,
         })
     }
 
     /// As [`Parameters::open`], with `factors` added to the weights: W + s Lb La, in the
-    /// checkpoint's dtype where that is f16, so that it is served as fast.
+    /// checkpoint's dtype where that is f16, so that it is served as fast. `self`: without them.
     pub(crate) fn open_merged(
+        &self,
         device: &Device,
         weights: &Arc<Weights>,
         config: &Config,
@@ -111,11 +113,13 @@ impl Parameters {
             config,
             weight: Weight::new,
             factors: Some(factors),
+            words: Some(&self.embeddings.words),
         })
     }
 
     /// As [`Parameters::open`], with linear maps that gradients go back through.
     pub(crate) fn open_for_learning(
+        &self,
         device: &Device,
         weights: &Arc<Weights>,
         config: &Config,
@@ -126,6 +130,7 @@ impl Parameters {
             config,
             weight: Weight::for_learning,
             factors: None,
+            words: Some(&self.embeddings.words),
         })
     }
 
@@ -152,9 +157,16 @@ impl Parameters {
                 }
             }
         }
-        let words = weights.table("embeddings.word_embeddings.weight", config.vocabulary, h)?;
+        let words = match read.words {
+            Some(words) => Arc::clone(words),
+            None => {
+                let name = "embeddings.word_embeddings.weight";
+                let table = weights.table(name, config.vocabulary, h)?;
+                Arc::new(Words::new(device, table)?)
+            }
+        };
         let embeddings = Embeddings {
-            words: Words::new(device, words)?,
+            words,
             places: device.upload("places", h, &places)?,
             norm: read.norm("embeddings.LayerNorm")?,
         };
@@ -173,6 +185,8 @@ struct Reader<'r> {
     weight: MakeWeight,
     /// What is added to them.
     factors: Option<&'r Factors>,
+    /// Rows of tokens that are there already.
+    words: Option<&'r Arc<Words>>,
 }
 
 type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;
