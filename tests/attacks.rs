@@ -546,6 +546,13 @@ fn an_encoders_name_leads_nowhere_else() {
     let router = Router::open(&setup.store, cpu(1).look_in(&moved)).unwrap();
     assert_eq!(router.generation(), bad);
     assert_eq!(store.find("g0002").unwrap(), bad);
+    // Asked where it is looked for: there it is another file.
+    store.check(&bad).unwrap();
+    let config = moved.join("config.json");
+    fs::write(&config, fs::read_to_string(&config).unwrap() + " ").unwrap();
+    store.check(&bad).unwrap();
+    let error = store.clone().look_in(&moved).check(&bad).unwrap_err();
+    assert!(error.to_string().contains("config.json"), "{error}");
     assert!(store.find("g000").is_err() && store.find("").is_err() && store.find("g3").is_err());
 }
 

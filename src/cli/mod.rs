@@ -27,7 +27,7 @@ mod table;
 mod terminal;
 mod usage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -124,8 +124,14 @@ impl StoreArgs {
     }
 
     fn open(&self) -> Result<Store> {
-        Store::open(self.path()?)
+        open(&self.path()?)
     }
+}
+
+/// The store in the folder `path`, which finds the bundled encoder, too.
+fn open(path: &Path) -> Result<Store> {
+    let store = Store::open(path)?;
+    Ok(bundled::encoder().into_iter().fold(store, Store::look_in))
 }
 
 /// A router to ask: a store, and which of its generations.
@@ -173,7 +179,7 @@ impl StoreToChange {
     }
 
     fn open(&self) -> Result<Store> {
-        Store::open(self.path()?)
+        open(&self.path()?)
     }
 }
 

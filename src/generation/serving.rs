@@ -274,21 +274,24 @@ pub(crate) fn ask(id: &GenerationId, contents: Contents, encoder: &Arc<Encoder>)
 }
 
 /// Opens the encoder that `pin` names.
-///
-/// Looked for, in this order: the folder in the options; `<store>/<name>`; `<name>` beside the
-/// store; the options' further folders. A bundle with another hash is refused.
 pub(crate) fn open_encoder(
     store: &Path,
     pin: &EncoderPin,
     host: Arc<Cpu>,
     options: &Options,
 ) -> Result<Encoder> {
+    Encoder::open_on(&find_encoder(store, pin, options)?, host, options)
+}
+
+/// The folder of the encoder that `pin` names.
+///
+/// Looked for, in this order: the folder in the options; `<store>/<name>`; `<name>` beside the
+/// store; the options' further folders. A bundle with another hash is refused.
+pub(crate) fn find_encoder(store: &Path, pin: &EncoderPin, options: &Options) -> Result<PathBuf> {
     let mut seen = Vec::new();
     for folder in encoder_folders(store, pin, options) {
         match read_manifest(&folder) {
-            Ok((_, revision)) if revision == pin.sha256 => {
-                return Encoder::open_on(&folder, host, options);
-            }
+            Ok((_, revision)) if revision == pin.sha256 => return Ok(folder),
             Ok((_, revision)) => {
                 seen.push(format!("{} (hash {})", folder.display(), short(&revision)))
             }

@@ -15,7 +15,7 @@ use crate::files;
 use crate::generation::contents::{Contents, Draft};
 use crate::generation::lock::{LEARNING, Lock, WRITING};
 use crate::generation::manifest::{GenerationId, Manifest};
-use crate::generation::serving::{ask, open_encoder};
+use crate::generation::serving::{ask, find_encoder, open_encoder};
 use crate::hub::{Hub, ModelId};
 use crate::options::Options;
 
@@ -32,6 +32,8 @@ pub(crate) const RESUME: &str = "resume.safetensors";
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// More folders to look for encoders in.
+    look_in: Vec<PathBuf>,
 }
 
 /// A generation as `generation list` shows it.
@@ -93,7 +95,7 @@ impl Store {
                 root.display()
             );
         }
-        Ok(Self { root })
+        Ok(Self::at(root))
     }
 
     /// The store in the folder `root`, which is made if missing; a folder that holds anything else
@@ -101,7 +103,7 @@ impl Store {
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
         fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", &e))?;
-        let store = Self { root };
+        let store = Self::at(root);
         if store.root.join(CURRENT).is_file() {
             return Ok(store);
         }
@@ -118,6 +120,18 @@ impl Store {
             );
         }
         Ok(store)
+    }
+
+    fn at(root: PathBuf) -> Self {
+        let look_in = Vec::new();
+        Self { root, look_in }
+    }
+
+    /// The store with one more folder to look for an encoder in, behind those inside and beside it:
+    /// to ask a generation before it becomes current.
+    pub fn look_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.look_in.push(folder.into());
+        self
     }
 
     /// The folder.
@@ -322,8 +336,8 @@ impl Store {
 
     /// Checks every part of `id` against its manifest, and whether each can be opened.
     ///
-    /// Where its encoder is found inside the store or beside it, the generation is also opened and asked
-    /// once, as before it was published.
+    /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked once,
+    /// as before it was published.
     pub fn check(&self, id: &GenerationId) -> Result<Manifest> {
         let contents = self.contents(id)?;
         let manifest = contents.manifest.clone();
@@ -334,16 +348,15 @@ impl Store {
     /// [`ask`] with the generation's encoder, where that is found.
     fn ask(&self, id: &GenerationId, contents: Contents) -> Result<()> {
         contents.check_parts()?;
-        let pin = &contents.manifest.encoder;
-        let host = Arc::new(Cpu::open(Some(1))?);
-        match open_encoder(&self.root, pin, host, &Options::default().device("cpu")) {
-            Ok(encoder) => ask(id, contents, &Arc::new(encoder)),
+        let mut options = Options::default().device("cpu").threads(1);
+        options.look_in.clone_from(&self.look_in);
+        match find_encoder(&self.root, &contents.manifest.encoder, &options) {
+            Ok(folder) => ask(id, contents, &Arc::new(Encoder::open(folder, &options)?)),
             // It may be where only the host that serves knows of.
-            Err(error) if error.kind() == ErrorKind::Mismatch => {
+            Err(error) => {
                 log::info!("{id} is not asked with a prompt: {error}");
                 Ok(())
             }
-            Err(error) => Err(error),
         }
     }
 
