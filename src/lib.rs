@@ -53,11 +53,11 @@
 //!    compiled for a SIMD level, a prefetch), each block with its SAFETY note.
 //! 5. Threads are those of the pool in `device/cpu`; the command has one more, which waits for
 //!    signals (`cli/signals.rs`). The host owns queues and time-outs.
-//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and its states, and by the command. Nothing that is written,
+//! 6. Clocks are read for `Timing`, for measurements, for a learner's budget and its states, for a wait for a lock's end, and by the command. Nothing that is written,
 //!    a benchmark's seconds apart, depends on one, so the same input makes the same generation, bit for bit.
 //! 7. The environment is read, and something printed, by `cli` only. No socket is opened but by
 //!    `cli/chat.rs`, to the language model that `cmrbench --llm-endpoint` names.
-//! 8. Files are made by `files.rs` (the store adds its locks, and takes away what is of no use);
+//! 8. Files are made by `files.rs` (`generation/lock.rs` adds the store's locks, the store takes away what is of no use);
 //!    none is changed after its rename. A benchmark's log of a language model's answers grows.
 //! 9. The bits of an answer do not depend on the number of threads, on the company in the batch or
 //!    on the order of prompts, on one device. Hence the order of every sum depends on its own
