@@ -288,18 +288,17 @@ impl Router {
         let mut encoder = open_encoder(self.store.root(), pin, Arc::clone(&self.host), &on_cpu)?;
         encoder.degrade(error);
         let passed_over = failed.passed_over.clone();
-        let serving = Arc::new(Serving::new(
-            failed.id.clone(),
-            contents,
-            Arc::new(encoder),
-            passed_over,
-        )?);
-        // What was installed meanwhile stays.
-        let before = self.serving.compare_and_swap(failed, Arc::clone(&serving));
+        let serving = Serving::new(failed.id.clone(), contents, Arc::new(encoder), passed_over)?;
+        Ok(self.replaced(failed, Arc::new(serving)))
+    }
+
+    /// Serves `by` in place of `failed`, if that is served still; what is served now.
+    fn replaced(&self, failed: &Arc<Serving>, by: Arc<Serving>) -> Arc<Serving> {
+        let before = self.serving.compare_and_swap(failed, Arc::clone(&by));
         if Arc::ptr_eq(&before, failed) {
-            Ok(serving)
+            by
         } else {
-            Ok(Arc::clone(&before))
+            Arc::clone(&before)
         }
     }
 

@@ -107,6 +107,27 @@ fn a_lost_device_is_an_error_or_a_visible_step_down() {
 }
 
 #[test]
+fn a_step_down_does_not_undo_what_was_installed_meanwhile() {
+    let cpu = Options::default().device("cpu").threads(1);
+    let router = Router::open(STORE, cpu.clone()).unwrap();
+    let copy = || {
+        Router::open(STORE, cpu.clone())
+            .unwrap()
+            .serving
+            .load_full()
+    };
+    let failed = router.serving.load_full();
+    let stepped_down = router.replaced(&failed, copy());
+    assert!(!Arc::ptr_eq(&stepped_down, &failed));
+    assert!(Arc::ptr_eq(&stepped_down, &router.serving.load_full()));
+    // Another generation is installed while a copy of the failed one is opened.
+    let first = router.store.ids().unwrap()[0].clone();
+    router.install(&first).unwrap();
+    assert_eq!(router.replaced(&stepped_down, copy()).id, first);
+    assert_eq!(router.generation(), first);
+}
+
+#[test]
 fn a_missing_adapter_is_an_error_or_a_visible_step_down() {
     let options = Options::default().device("an adapter that nobody makes");
     assert_eq!(
