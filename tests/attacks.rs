@@ -7,7 +7,8 @@ mod common;
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -276,41 +277,35 @@ fn a_fallback_goes_to_ancestors_and_never_forward() {
 #[test]
 fn a_lack_of_permission_is_no_damage() {
     let (setup, _, ids) = generations("permission", 2);
-    let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
     let hub = setup.store.join(ids[1].as_str()).join("hub.json");
-    let bytes = fs::read(&hub).unwrap();
-    fs::remove_file(&hub).unwrap();
-    fs::write(&hub, bytes).unwrap();
-    Command::new("chmod")
-        .args(["000"])
-        .arg(&hub)
-        .status()
-        .unwrap();
-    if fs::read(&hub).is_ok() {
-        // Root reads everything: the command runs as somebody else.
-        Command::new("chmod")
-            .args(["-R", "o+rX"])
-            .arg(&setup.folder.0)
-            .status()
-            .unwrap();
-        Command::new("chmod")
-            .args(["000"])
-            .arg(&hub)
-            .status()
-            .unwrap();
-        let output = Command::new("sh")
-            .args(["-c", script, "sh", env!("CARGO_BIN_EXE_hubrouter"), "route"])
-            .args(["--device", "cpu", "--router", setup.store.to_str().unwrap()])
-            .args(["--encoder", setup.encoder.to_str().unwrap(), "birds"])
-            .output()
-            .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("Permission denied"), "{said}");
-        assert_eq!(output.status.code(), Some(1), "{said}");
-    } else {
+    // Not through the link that the first generation shares.
+    let own = fs::read(&hub).unwrap();
+    put(hub.parent().unwrap(), "hub.json", &own);
+    fs::set_permissions(&hub, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::read(&hub).is_err() {
         let error = Router::open(&setup.store, options(&setup)).unwrap_err();
         assert_eq!(error.io_kind(), Some(std::io::ErrorKind::PermissionDenied));
+        return;
     }
+    // Root reads everything: the command runs as somebody else, from where everybody may run it.
+    let program = setup.folder.join("hubrouter");
+    fs::copy(env!("CARGO_BIN_EXE_hubrouter"), &program).unwrap();
+    fs::set_permissions(&setup.folder.0, fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new(program)
+        .args(["route", "--device", "cpu", "birds"])
+        .args(["--router", setup.store.to_str().unwrap()])
+        .args(["--encoder", setup.encoder.to_str().unwrap()])
+        .uid(65534)
+        .gid(65534)
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("hub.json: cannot open: Permission denied"),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(1), "{said}");
 }
 
 #[test]
