@@ -95,11 +95,7 @@ struct Index {
 impl Weights {
     /// Opens `path`: a `.safetensors` file or a `.safetensors.index.json`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let mut weights = Self {
-            path: path.to_owned(),
-            shards: Vec::new(),
-            entries: BTreeMap::new(),
-        };
+        let mut weights = Self::empty(path);
         if path
             .extension()
             .is_some_and(|extension| extension == "json")
@@ -111,13 +107,17 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The checkpoint that `bytes`, read from `path`, are.
-    pub(crate) fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        let mut weights = Self {
+    fn empty(path: &Path) -> Self {
+        Self {
             path: path.to_owned(),
             shards: Vec::new(),
             entries: BTreeMap::new(),
-        };
+        }
+    }
+
+    /// The checkpoint that `bytes`, read from `path`, are.
+    pub(crate) fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let mut weights = Self::empty(path);
         weights.add(path, Bytes::Memory(bytes))?;
         Ok(weights)
     }

@@ -248,13 +248,12 @@ impl Store {
                 _ => named = now,
             }
         };
-        if !first.is_damage() && named.is_ok() {
-            return Err(first);
-        }
-        if named
-            .as_ref()
-            .is_err_and(|e| e.kind() == ErrorKind::Io && !e.is_missing())
-        {
+        let passing = match &named {
+            Ok(_) => !first.is_damage(),
+            // What `current` says may be anything; that it cannot be read is another matter.
+            Err(error) => error.kind() == ErrorKind::Io && !error.is_missing(),
+        };
+        if passing {
             return Err(first);
         }
         let which = match named {
@@ -339,7 +338,11 @@ impl Store {
     /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked once,
     /// as before it was published.
     pub fn check(&self, id: &GenerationId) -> Result<Manifest> {
-        let contents = self.contents(id)?;
+        self.check_contents(id, self.contents(id)?)
+    }
+
+    /// As [`Store::check`], of what was read already.
+    pub(crate) fn check_contents(&self, id: &GenerationId, contents: Contents) -> Result<Manifest> {
         let manifest = contents.manifest.clone();
         self.ask(id, contents)?;
         Ok(manifest)

@@ -116,17 +116,21 @@ impl Store {
             parts: BTreeMap::new(),
         };
         // Killed before it was made current, or before it could say so, the same call goes on there.
-        let own = draft.id()?;
-        if let Some(other) = there.iter().find(|id| **id != own) {
-            let advice = match current {
-                Some(_) => String::new(),
-                None => format!("; `hubrouter generation rollback --to {other}` makes it current"),
-            };
-            bail!(
-                Refused,
-                "{}: expected an empty store, found {other}{advice}",
-                self.root().display()
-            );
+        if !there.is_empty() {
+            let own = draft.id()?;
+            if let Some(other) = there.iter().find(|id| **id != own) {
+                let advice = match current {
+                    Some(_) => String::new(),
+                    None => {
+                        format!("; `hubrouter generation rollback --to {other}` makes it current")
+                    }
+                };
+                bail!(
+                    Refused,
+                    "{}: expected an empty store, found {other}{advice}",
+                    self.root().display()
+                );
+            }
         }
         self.publish(&lock, &draft, Some(encoder))
     }

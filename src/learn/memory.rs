@@ -34,7 +34,7 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
     if let Some(bytes) = contents.parts.get(FISHER) {
         ewc::check(bytes).map_err(|e| e.at(FISHER))?;
     }
-    store.check(id)
+    store.check_contents(id, contents)
 }
 
 /// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps:

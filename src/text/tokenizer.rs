@@ -283,12 +283,13 @@ mod tests {
     use crate::error::ErrorKind;
     use proptest::prelude::*;
 
+    const BUNDLED: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/weights/all-MiniLM-L6-v2/tokenizer.json"
+    );
+
     fn bundled(max_tokens: usize) -> Tokenizer {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/weights/all-MiniLM-L6-v2/tokenizer.json"
-        );
-        Tokenizer::from_json(&std::fs::read(path).unwrap(), max_tokens, 30522).unwrap()
+        Tokenizer::from_json(&std::fs::read(BUNDLED).unwrap(), max_tokens, 30522).unwrap()
     }
 
     #[test]
@@ -328,11 +329,7 @@ mod tests {
             Tokenizer::from_json(b"{}", 128, 9).err().unwrap().kind(),
             ErrorKind::Tokenizer
         );
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/weights/all-MiniLM-L6-v2/tokenizer.json"
-        );
-        let json = std::fs::read(path).unwrap();
+        let json = std::fs::read(BUNDLED).unwrap();
         let error = Tokenizer::from_json(&json, 2, 30522).err().unwrap();
         assert!(error.to_string().contains("special"), "{error}");
         assert_eq!(
@@ -343,11 +340,7 @@ mod tests {
 
     /// The bundled tokenizer with another `part`.
     fn changed(part: &str, change: impl FnOnce(&mut Value)) -> Result<Tokenizer> {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/weights/all-MiniLM-L6-v2/tokenizer.json"
-        );
-        let mut file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut file: Value = serde_json::from_slice(&std::fs::read(BUNDLED).unwrap()).unwrap();
         change(&mut file[part]);
         Tokenizer::from_json(file.to_string().as_bytes(), 128, 30522)
     }
