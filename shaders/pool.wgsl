@@ -1,6 +1,6 @@
 // pool: one row of each prompt's rows, and back
 //
-//   shapes   x, dx: [T, H]   offsets: [B + 1]   h, dh: [B, H]
+//   shapes   x, dx: [T, H]   offsets: [B + 1]   h, dh: [B, H]; h inside rows of `stride` elements, from `first` on
 //   layout   row-major f32, contiguous
 //   entries  mean             one workgroup per prompt   mean of x over the prompt            h    =   (overwrites)
 //            first            one workgroup per prompt   x of the first token                 h    =   (overwrites)
@@ -11,13 +11,13 @@
 
 override WG: u32 = 64u; // lanes per workgroup
 
-struct Dims { hidden: u32 }
+struct Dims { hidden: u32, first: u32, stride: u32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> offsets: array<u32>; // [B + 1]
 @group(0) @binding(2) var<storage, read> x: array<f32>; // [T, H]
-@group(0) @binding(3) var<storage, read_write> h: array<f32>; // [B, H]
-@group(0) @binding(4) var<storage, read> dh: array<f32>; // [B, H]
+@group(0) @binding(3) var<storage, read_write> h: array<f32>; // [B, stride]
+@group(0) @binding(4) var<storage, read> dh: array<f32>; // [B, stride]
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>; // [T, H]
 
 @compute @workgroup_size(WG)
@@ -27,7 +27,7 @@ fn mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var c = lane; c < dims.hidden; c += WG) {
         var sum = 0.0;
         for (var t = begin; t < end; t += 1u) { sum += x[t * dims.hidden + c]; }
-        h[group.x * dims.hidden + c] = sum / f32(end - begin);
+        h[dims.first + group.x * dims.stride + c] = sum / f32(end - begin);
     }
 }
 
@@ -35,7 +35,7 @@ fn mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 fn first(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = offsets[group.x] * dims.hidden;
     for (var c = lane; c < dims.hidden; c += WG) {
-        h[group.x * dims.hidden + c] = x[row + c];
+        h[dims.first + group.x * dims.stride + c] = x[row + c];
     }
 }
 

@@ -101,8 +101,8 @@ pub use device::DeviceChoice;
 pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
 pub use generation::{
-    Calibration, Difference, EncoderPin, GenerationId, GenerationReport, Learned, Manifest,
-    NewModel, Progress, Pruned, Store,
+    Difference, EncoderPin, GenerationId, GenerationReport, Learned, Manifest, NewModel, Progress,
+    Pruned, Store,
 };
 pub use hub::{Hub, Model, ModelCard, ModelId, Parts, Strengths, read_models};
 pub use learn::Learner;

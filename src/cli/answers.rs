@@ -13,9 +13,9 @@ use crate::{Decision, Ranked};
 const MOSTLY_UNKNOWN: f32 = 1.0 / 3.0;
 
 /// What the parts of a score are, in words.
-const LEGEND: &str = "score = learned (likeness to what training learned of the model) + card (to its \
-    description) + exemplar (to the prompts it was learned with) + domain (to the domain it is in) + balance \
-    (evens out how many prompts came with its batch) + prior (how likely its domain is by all of these)";
+const LEGEND: &str = "score = learned (likeness to what training learned of the model, or to its card) + \
+    memory (how well the prompt fits those the model was learned with) + words (how well its words fit \
+    the model's domain; 0 for the best)";
 
 /// Where answers go, and in which form.
 pub(super) struct Answers {
@@ -179,15 +179,12 @@ fn explained(ranked: &Ranked) -> String {
     }
 }
 
-/// `learned 8.05 + card 0.65 - prior 0.14`
+/// `learned 2.05 + memory 0.65 - words 0.14`
 fn sum(parts: &Parts) -> String {
     let named = [
         ("learned", parts.learned),
-        ("card", parts.card),
-        ("exemplar", parts.exemplar),
-        ("domain", parts.domain),
-        ("balance", parts.balance),
-        ("prior", parts.prior),
+        ("memory", parts.memory),
+        ("words", parts.words),
     ];
     let mut text = String::new();
     for (name, part) in named {
@@ -249,16 +246,10 @@ mod tests {
     #[test]
     fn sums_have_one_sign_at_a_time() {
         let parts = Parts {
-            learned: 8.05,
-            card: 0.65,
-            exemplar: 2.1,
-            domain: 0.78,
-            balance: -0.001,
-            prior: -0.14,
+            learned: 2.05,
+            memory: -0.001,
+            words: -0.14,
         };
-        assert_eq!(
-            sum(&parts),
-            "learned 8.05 + card 0.65 + exemplar 2.10 + domain 0.78 + balance 0.00 - prior 0.14"
-        );
+        assert_eq!(sum(&parts), "learned 2.05 + memory 0.00 - words 0.14");
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{StoreArgs, StoreToChange, output};
+use super::{DeviceArgs, StoreArgs, StoreToChange, output};
 use crate::error::Result;
 use crate::learn::{ReplayEntry, forget, remembered, would_forget};
 
@@ -23,18 +23,21 @@ pub(super) enum ReplayCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Delete a prompt for good: a new generation without it; prune the old ones to be rid of it
+    /// Delete a prompt, also from the memory: a new generation without it; prune the old ones to be rid
+    /// of it for good
     #[command(
         after_help = "Example:\n  hubrouter replay forget --router my-store \"Who signed this lease?\"\n  hubrouter generation prune --router my-store --keep 0"
     )]
     Forget {
         #[command(flatten)]
         store: StoreToChange,
-        /// The prompt, or its SHA-256 as `replay list` shows it
+        /// The prompt, or its SHA-256 as `replay list` shows it (of a prompt whose text is kept)
         prompt: String,
         /// One JSON object
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        device: DeviceArgs,
     },
 }
 
@@ -66,22 +69,26 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
             store,
             prompt,
             json,
+            device,
         } => {
             let folder = store.open()?;
-            let entries = would_forget(&folder, prompt)?;
+            let (entries, remembered) = would_forget(&folder, prompt)?;
             let id = match store.dry_run {
                 true => None,
-                false => Some(forget(&folder, prompt)?),
+                false => Some(forget(&folder, prompt, &device.options())?),
             };
             let text = match &id {
                 Some(id) => format!("published {id} without the prompt"),
                 None => format!(
-                    "nothing written: {} of the prompt would be deleted",
-                    output::counted(entries, "line")
+                    "nothing written: {} of the prompt would be deleted, and the memory would lose it \
+                     {}",
+                    output::counted(entries, "line"),
+                    output::counted(remembered, "time")
                 ),
             };
             let value = json!({
-                "schema_version": 1, "generation": id, "entries": entries, "dry_run": store.dry_run
+                "schema_version": 1, "generation": id, "entries": entries,
+                "remembered": remembered, "dry_run": store.dry_run
             });
             output::done(*json, &value, text);
         }

@@ -22,8 +22,8 @@ use crate::options::Options;
 /// that changes predictions, so that cells of older code are run again.
 pub(super) const CODE: u32 = 1;
 
-/// The same for hybrids alone: their score, their default strengths, and how strengths are fitted.
-const HYBRID: u32 = 3;
+/// The same for memories alone: what they keep, and how they are solved.
+const MEMORY: u32 = 1;
 
 /// Rows of an experience that is learned in more epochs, at most.
 const FEW_ROWS: usize = 2000;
@@ -545,8 +545,8 @@ fn key(
     on["method"] = method.name.into();
     on["replay"] = method.replay.into();
     on["seed"] = seed.into();
-    if settings.iter().flatten().any(|settings| settings.hybrid) {
-        on["hybrid"] = HYBRID.into();
+    if settings.iter().flatten().any(|settings| settings.memory) {
+        on["memory"] = MEMORY.into();
     }
     let settings: Vec<_> = settings
         .iter()

@@ -211,6 +211,20 @@ impl Tensor {
         self.rows = rows;
     }
 
+    /// The same elements as rows of `columns`.
+    pub(crate) fn regroup(&mut self, columns: usize) {
+        assert!(
+            self.len().is_multiple_of(columns),
+            "{}: [{}, {}] in rows of {columns}",
+            self.label,
+            self.rows,
+            self.columns
+        );
+        self.rows = self.len() / columns;
+        self.capacity = self.capacity * self.columns / columns;
+        self.columns = columns;
+    }
+
     /// The elements in use.
     ///
     /// # Panics

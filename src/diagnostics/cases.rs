@@ -13,7 +13,7 @@ use crate::ops::reference::{self, noise, wide};
 use crate::ops::score::Keys;
 use crate::ops::top_k::Found;
 use crate::ops::{
-    Ops, attention, domain_prior, embed, gelu, layer_norm, linear, log_sum_exp, normalize, pool,
+    Ops, attention, by_domain, embed, gelu, layer_norm, linear, log_sum_exp, normalize, pool,
     score, top_k,
 };
 use crate::weights::{Table, View};
@@ -141,7 +141,7 @@ pub(super) fn all(device: &Device, ops: &Arc<Ops>, shape: Shape) -> Result<Vec<C
         build.linear("projection", h, h, shape.prompts)?,
         build.normalize()?,
         build.score()?,
-        build.domain_prior()?,
+        build.by_domain()?,
         build.log_sum_exp()?,
         build.top_k()?,
         build.peak()?,
@@ -376,14 +376,15 @@ impl Builder<'_> {
         let rows = self.device.upload_ids("offsets", 1, &offsets)?;
         let h = self.device.scratch("h", prompts, hidden)?;
         let ops = Arc::clone(self.ops);
-        let run = move |pass: &mut Pass<'_>, h: &mut _| {
+        let run = move |pass: &mut Pass<'_>, h: &mut Tensor| {
+            let whole = h.place();
             ops.pool.forward(
                 pass,
                 pool::Forward {
                     pooling: Pooling::Mean,
                     x: &x,
                     offsets: &rows,
-                    h,
+                    h: h.part_mut(whole),
                 },
             );
         };
@@ -433,7 +434,7 @@ impl Builder<'_> {
         } = self.shape;
         let (queries, rows) = (noise(prompts * hidden, 14), noise(models * hidden, 15));
         let offsets = reference::offsets(models);
-        let keys = Keys::new(self.device, &rows, hidden, &offsets)?;
+        let keys = Keys::new(self.device, View::of_f32(&rows, hidden), &offsets)?;
         let u = self.device.upload("u", hidden, &queries)?;
         let s = self.device.scratch("s", prompts, models)?;
         let ops = Arc::clone(self.ops);
@@ -465,7 +466,7 @@ impl Builder<'_> {
         Ok(case)
     }
 
-    fn domain_prior(&self) -> Result<Case> {
+    fn by_domain(&self) -> Result<Case> {
         const DOMAINS: usize = 58;
         let Shape {
             prompts, models, ..
@@ -477,20 +478,20 @@ impl Builder<'_> {
         let own_tensor = self.device.upload_ids("own", 1, &own)?;
         let ops = Arc::clone(self.ops);
         let run = move |pass: &mut Pass<'_>, s: &mut _| {
-            let f = domain_prior::Forward {
+            let f = by_domain::Forward {
                 domains: &domains,
                 own: &own_tensor,
                 strength: 0.5,
                 s,
             };
-            ops.domain_prior.forward(pass, f);
+            ops.by_domain.forward(pass, f);
         };
         let want = move || {
             let (s, domains) = (wide(&scores), wide(&of_domains));
-            reference::domain_prior(&s, &domains, &own, DOMAINS, 0.5)
+            reference::by_domain(&s, &domains, &own, DOMAINS, 0.5)
         };
         Ok(case(
-            "domain_prior",
+            "by_domain",
             "",
             2.0,
             12.0,

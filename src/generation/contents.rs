@@ -106,7 +106,8 @@ impl Contents {
     /// Errors: a part that serving needs cannot be opened. The adapter's shapes are the encoder's to
     /// check.
     pub(crate) fn check_parts(&self) -> Result<()> {
-        self.hybrid()?;
+        self.recall()?;
+        self.memory()?;
         match (&self.manifest.adapter, self.parts.get(ADAPTER)) {
             (Some(lora), Some(bytes)) => lora.check(bytes).map_err(|e| e.at(ADAPTER)),
             _ => Ok(()),

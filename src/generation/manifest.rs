@@ -142,6 +142,14 @@ pub struct Learned {
     pub examples_sha256: String,
     /// What computed: draws are the same on every device, sums are not.
     pub device: String,
+    /// Some update has trained the encoder's adapters, W and E.
+    #[serde(default = "trained")]
+    pub trained: bool,
+}
+
+/// Every update did before there were memories.
+fn trained() -> bool {
+    true
 }
 
 /// An encoder bundle, by hash.

@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Pass, Plan, Plans, Sizes, Tensor};
+use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::{Encoder, read_manifest, sizes};
 use crate::error::{Result, bail};
 use crate::generation::manifest::EncoderPin;
+use crate::generation::seen::{STEPS, Seen};
 use crate::generation::{Contents, GenerationId};
 use crate::hub::Hub;
-use crate::hub::index::{Index, Ranking, Room};
-use crate::model::activations::Activations;
+use crate::hub::index::{Index, Ranking, Reads, Room};
+use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
-use crate::ops::normalize;
 use crate::options::Options;
 use crate::text::tokenizer::Tokens;
 
@@ -34,8 +34,6 @@ pub(crate) struct Serving {
 /// The tensors of one batch, from tokens to ranks.
 struct Tensors {
     activations: Activations,
-    /// [B, H]: unit vectors of the encoder as it came, for a hybrid.
-    frozen: Option<Tensor>,
     projected: Projected,
     room: Room,
 }
@@ -77,7 +75,7 @@ impl Serving {
             );
         }
         let (device, host) = (encoder.device(), encoder.host());
-        let hybrid = contents.hybrid()?;
+        let recall = contents.recall()?;
         let (head, index) = host.run(|| {
             let head = Head::new(device, &contents.projection, encoder.width());
             let manifest = &contents.manifest;
@@ -87,7 +85,7 @@ impl Serving {
                 &contents.embeddings,
                 manifest.width,
                 manifest.tau,
-                hybrid,
+                recall,
             );
             (head, index)
         });
@@ -122,20 +120,20 @@ impl Serving {
     pub(crate) fn rank(&self, chunk: &[(usize, Tokens)], k: usize) -> Result<Ranked> {
         let encoder = &*self.encoder;
         let batch = encoder.pack(chunk);
+        let words = chunk.iter().map(|(_, tokens)| tokens.words.as_slice());
+        let words = self.index.by_words(words);
+        let bert = self.network();
         self.plans.with(
             sizes(&batch),
             |sizes| self.plan(sizes),
             |plan| {
                 let (reads, outcome) = self.device().run(plan, |pass, t| {
                     t.activations.upload(pass, &batch);
+                    self.index.upload(pass, &words, &mut t.room);
                     pass.stage();
-                    self.encode(pass, t);
+                    bert.forward(encoder.ops(), pass, &mut t.activations, None);
                     pass.stage();
-                    self.head
-                        .forward(encoder.ops(), pass, &t.activations.pooled, &mut t.projected);
-                    let (u, x) = (&t.projected.u, t.frozen.as_ref());
-                    self.index
-                        .forward(encoder.ops(), pass, u, x, k, &mut t.room)
+                    self.score(pass, t, k)
                 })?;
                 let rankings = self.index.rankings(&reads, &outcome, batch.prompts())?;
                 Ok(Ranked {
@@ -148,22 +146,65 @@ impl Serving {
         )
     }
 
-    /// The prompts' features: of the network with the adapter and, for a hybrid, of the one without.
-    fn encode(&self, pass: &mut Pass<'_>, t: &mut Tensors) {
-        let encoder = &*self.encoder;
-        let (ops, base) = (encoder.ops(), encoder.bert());
-        let a = &mut t.activations;
-        if let Some(u) = &mut t.frozen {
-            base.forward(ops, pass, a, None);
-            u.resize(a.pooled.rows());
-            let z = &a.pooled;
-            ops.normalize.forward(pass, normalize::Forward { z, u });
+    /// Ranks the hub by what is in `t.activations`.
+    fn score(&self, pass: &mut Pass<'_>, t: &mut Tensors, k: usize) -> Reads {
+        let ops = self.encoder.ops();
+        let a = &t.activations;
+        self.head.forward(ops, pass, &a.pooled, &mut t.projected);
+        let x = a.layers.as_ref().map(|layers| &layers.units);
+        self.index
+            .forward(ops, pass, &t.projected.u, x, k, &mut t.room)
+    }
+
+    /// The encoder's network, with the generation's adapter where it has one.
+    pub(crate) fn network(&self) -> &Bert {
+        self.merged.as_ref().unwrap_or(self.encoder.bert())
+    }
+
+    /// As [`Serving::best`] for prompts that were looked at before, by the same network and the same
+    /// layers.
+    pub(crate) fn best_of(&self, prompts: &[&Seen]) -> Result<Vec<u32>> {
+        let mut best = Vec::with_capacity(prompts.len());
+        for chunk in prompts.chunks(self.index.most_prompts().min(64)) {
+            let words = self
+                .index
+                .by_words(chunk.iter().map(|seen| seen.words.as_slice()));
+            let pooled: Vec<f32> = chunk
+                .iter()
+                .flat_map(|seen| &seen.pooled)
+                .copied()
+                .collect();
+            let units = chunk.iter().flat_map(|seen| &seen.layers);
+            let units: Vec<f32> = units.map(|q| f32::from(*q) / STEPS as f32).collect();
+            let sizes = Sizes {
+                tokens: chunk.len(),
+                prompts: chunk.len(),
+            };
+            let (reads, outcome) = self.plans.with(
+                sizes,
+                |sizes| self.plan(sizes),
+                |plan| {
+                    self.device().run(plan, |pass, t| {
+                        pass.upload_f32(&mut t.activations.pooled, &pooled);
+                        if let Some(layers) = &mut t.activations.layers {
+                            layers.upload(pass, &units);
+                        }
+                        self.index.upload(pass, &words, &mut t.room);
+                        self.score(pass, t, 1)
+                    })
+                },
+            )?;
+            for ranking in self.index.rankings(&reads, &outcome, chunk.len())? {
+                best.push(self.first(&ranking)?);
+            }
         }
-        match (&self.merged, &t.frozen) {
-            (Some(merged), _) => merged.forward(ops, pass, a, None),
-            (None, None) => base.forward(ops, pass, a, None),
-            // The features are there already.
-            (None, Some(_)) => {}
+        Ok(best)
+    }
+
+    fn first(&self, ranking: &Ranking) -> Result<u32> {
+        match ranking.best.first() {
+            Some((id, _)) => Ok(*id),
+            None => bail!(NoCandidate, "{}: every model is retired", self.id),
         }
     }
 
@@ -177,64 +218,31 @@ impl Serving {
         let mut best = Vec::with_capacity(prompts.len());
         for chunk in self.encoder.chunks(&prompts, self.index.most_prompts()) {
             for ranking in self.rank(chunk, 1)?.rankings {
-                let Some((id, _)) = ranking.best.first() else {
-                    bail!(NoCandidate, "{}: every model is retired", self.id);
-                };
-                best.push(*id);
+                best.push(self.first(&ranking)?);
             }
             progress(best.len());
         }
         Ok(best)
     }
 
-    /// Of each prompt the unit vector by the learned router, [D], and the one by the frozen encoder,
-    /// [H], which is empty unless the generation is a hybrid.
-    pub(crate) fn vectors(&self, prompts: Vec<Tokens>) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
-        let encoder = &*self.encoder;
-        let prompts: Vec<(usize, Tokens)> = prompts.into_iter().enumerate().collect();
-        let mut vectors = Vec::with_capacity(prompts.len());
-        for chunk in encoder.chunks(&prompts, self.index.most_prompts()) {
-            let batch = encoder.pack(chunk);
-            self.plans.with(
-                sizes(&batch),
-                |sizes| self.plan(sizes),
-                |plan| {
-                    let ((u, x), outcome) = self.device().run(plan, |pass, t| {
-                        t.activations.upload(pass, &batch);
-                        self.encode(pass, t);
-                        let h = &t.activations.pooled;
-                        self.head.forward(encoder.ops(), pass, h, &mut t.projected);
-                        let x = t.frozen.as_ref().map(|x| pass.read(x));
-                        (pass.read(&t.projected.u), x)
-                    })?;
-                    let x = x.map_or(&[][..], |x| outcome.f32(x));
-                    let (u, count) = (outcome.f32(u), batch.prompts());
-                    let row = |rows: &[f32], b: usize| {
-                        let width = rows.len() / count;
-                        rows[b * width..][..width].to_vec()
-                    };
-                    vectors.extend((0..count).map(|b| (row(u, b), row(x, b))));
-                    Ok(())
-                },
-            )?;
-        }
-        Ok(vectors)
-    }
-
     fn plan(&self, sizes: Sizes) -> Result<Plan<Tensors>> {
-        let device = self.device();
+        let (device, config) = (self.device(), self.encoder.config());
+        let mut activations = Activations::new(device, config, sizes)?;
+        if let Some(recall) = self.index.recall() {
+            let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
+            activations.layers = Some(layers);
+        }
         let tensors = Tensors {
-            activations: Activations::new(device, self.encoder.config(), sizes)?,
-            frozen: self
-                .index
-                .recalls()
-                .map(|width| device.scratch("x", sizes.prompts, width))
-                .transpose()?,
+            activations,
             projected: self.head.room(device, sizes.prompts)?,
             room: self.index.room(device, sizes.prompts)?,
         };
+        // Prompts may come as what was seen of them.
+        let seen = self.index.recall().map_or(0, |recall| recall.width) + config.hidden;
+        let uploads = Activations::upload_bytes(sizes).max(4 * sizes.prompts * seen);
+        let uploads = uploads + self.index.upload_bytes(sizes.prompts);
         let reads = self.index.read_bytes(sizes.prompts) + 4 * sizes.prompts * self.head.width();
-        Plan::new(device, tensors, Activations::upload_bytes(sizes), reads)
+        Plan::new(device, tensors, uploads, reads)
     }
 }
 

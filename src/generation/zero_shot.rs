@@ -7,8 +7,8 @@ use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::cards::{self, CARDS};
 use crate::generation::contents::Draft;
-use crate::generation::exemplars::EXEMPLARS;
 use crate::generation::manifest::EncoderPin;
+use crate::generation::recall::remember;
 use crate::generation::{GenerationId, Store};
 use crate::hub::{Hub, Model, ModelCard};
 use crate::model::bert::Bert;
@@ -169,15 +169,22 @@ impl Store {
                 let bytes = cards::write(&all, encoder.width())?;
                 contents.parts.insert(CARDS.to_owned(), bytes);
             }
-            if contents.parts.contains_key(EXEMPLARS) {
-                let mut exemplars = contents.exemplars()?;
-                exemplars.grow(contents.hub.len() + models.len());
-                let bytes = exemplars.write()?;
-                contents.parts.insert(EXEMPLARS.to_owned(), bytes);
-            }
+            let memory = contents.memory()?;
             contents.hub = contents
                 .hub
                 .with(models.iter().map(|new| new.model.clone()))?;
+            if let (Some(mut memory), Some(how)) = (memory, contents.how()?) {
+                memory.grow(&contents.hub)?;
+                let (hub, cards) = (&contents.hub, contents.cards()?);
+                remember(
+                    encoder.host(),
+                    &mut contents.parts,
+                    &memory,
+                    hub,
+                    &cards,
+                    how,
+                )?;
+            }
             let width = contents.manifest.width;
             let adapted = contents.factors(encoder.config())?;
             let adapted = adapted
@@ -223,7 +230,7 @@ impl Store {
 
 /// norm(sum over a model's cards of norm(W h(card))) for each model: [N, D]; `bert`: the network of
 /// `encoder`, with the generation's adapter where it has one.
-fn rows(
+pub(crate) fn rows(
     encoder: &Encoder,
     bert: &Bert,
     models: &[NewModel],

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use crate::device::{Device, Outcome, Pass, Read, Tensor, small};
 use crate::error::{Result, bail};
-use crate::hub::hybrid::{Hybrid, Memory, Parts};
+use crate::hub::recall::{Parts, Recall};
 use crate::hub::{Domains, Hub};
+use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
 use crate::ops::top_k::{self, Found};
-use crate::ops::{LOWEST, Ops, domain_prior, log_sum_exp, normalize};
+use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, normalize};
+use crate::weights::View;
 
 /// Scores of one batch that a device holds at most.
 const MOST_SCORES: usize = 1 << 24;
@@ -25,10 +27,13 @@ pub(crate) struct Index {
     eligible: usize,
 }
 
-/// What a hybrid adds to the learned scores.
+/// What a memory adds to the learned scores.
 struct Recalled {
-    hybrid: Hybrid,
+    recall: Recall,
+    projection: Weight,
     keys: Keys,
+    /// What is added to each model's score, [M].
+    offsets: Vec<f32>,
     /// Domain of each model, [M].
     own: Tensor,
 }
@@ -44,6 +49,15 @@ pub(crate) struct Room {
     scores: Tensor,
     /// [B k, 1]
     ids: Tensor,
+    recalled: Option<Looked>,
+}
+
+/// What a memory makes of a batch.
+struct Looked {
+    /// [B, R]
+    y: Tensor,
+    /// ln P(d | words), [B, N].
+    words: Tensor,
 }
 
 /// What to read when the pass is over.
@@ -51,8 +65,8 @@ pub(crate) struct Reads {
     k: usize,
     best: Best,
     domains: Read,
-    /// The frozen encoder's vectors of the prompts, of a hybrid.
-    x: Option<Read>,
+    /// Prompts in the memory's space, [B, R], and their scores by words, [B, N].
+    recalled: Option<(Read, Read)>,
 }
 
 enum Best {
@@ -70,7 +84,7 @@ pub(crate) struct Ranking {
     pub(crate) best: Vec<(u32, f32)>,
     /// For each domain the log-sum-exp of its members' scores; [`LOWEST`] or so without any.
     pub(crate) domains: Vec<f32>,
-    /// What each of the best models' scores is the sum of; empty without a hybrid.
+    /// What each of the best models' scores is the sum of; empty without a memory.
     pub(crate) parts: Vec<Parts>,
 }
 
@@ -82,7 +96,7 @@ impl Index {
         rows: &[f32],
         width: usize,
         tau: f32,
-        hybrid: Option<Hybrid>,
+        recall: Option<Recall>,
     ) -> Result<Self> {
         if rows.len() != hub.len() * width {
             bail!(
@@ -104,11 +118,11 @@ impl Index {
         for ids in &domains.members {
             offsets.push(offsets.last().copied().unwrap_or(0) + small(ids.len()));
         }
-        let recalled = hybrid
-            .map(|hybrid| Recalled::new(device, hybrid, &retired))
+        let recalled = recall
+            .map(|recall| Recalled::new(device, recall, &retired))
             .transpose()?;
         Ok(Self {
-            keys: Keys::new(device, &keys, width, &floor)?,
+            keys: Keys::new(device, View::of_f32(&keys, width), &floor)?,
             members: device.upload_ids("members", 1, &members)?,
             offsets: device.upload_ids("domain offsets", 1, &offsets)?,
             domains: domains.names,
@@ -128,15 +142,19 @@ impl Index {
         parts.map_or(score, |parts| parts.learned) / self.scale()
     }
 
-    /// What a hybrid remembers.
-    pub(crate) fn memory(&self) -> Option<&Memory> {
-        let recalled = self.recalled.as_ref()?;
-        Some(&recalled.hybrid.memory)
+    /// What is served of the memory.
+    pub(crate) fn recall(&self) -> Option<&Recall> {
+        self.recalled.as_ref().map(|recalled| &recalled.recall)
     }
 
-    /// Width of the frozen encoder's vectors that [`Index::forward`] wants; none: it wants none.
-    pub(crate) fn recalls(&self) -> Option<usize> {
-        self.memory().map(|memory| memory.width)
+    /// Scores of a batch by the words of its prompts, [B, N], for [`Index::upload`].
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    pub(crate) fn by_words<'w>(&self, prompts: impl Iterator<Item = &'w [u32]>) -> Vec<f32> {
+        let Some(recall) = self.recall() else {
+            return Vec::new();
+        };
+        let scores = prompts.flat_map(|words| recall.words.scores(words));
+        scores.map(|score| score as f32).collect()
     }
 
     /// Prompts of a batch.
@@ -147,7 +165,13 @@ impl Index {
     /// Bytes that a batch brings back at most.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
         let ranks = self.keys.models().max(2 * top_k::MOST);
-        4 * prompts * (ranks + self.domains.len() + self.recalls().unwrap_or(0))
+        let recalled = self.recall().map_or(0, |r| r.rank + self.domains.len());
+        4 * prompts * (ranks + self.domains.len() + recalled)
+    }
+
+    /// Bytes that [`Index::upload`] sends at most.
+    pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
+        4 * prompts * self.domains.len()
     }
 
     pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Room> {
@@ -158,11 +182,26 @@ impl Index {
             found: Found::new(device, prompts, models)?,
             scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
             ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
+            recalled: self
+                .recall()
+                .map(|recall| -> Result<Looked> {
+                    Ok(Looked {
+                        y: device.scratch("y", prompts, recall.rank)?,
+                        words: device.scratch("words", prompts, self.domains.len())?,
+                    })
+                })
+                .transpose()?,
         })
     }
 
-    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, H], unit vectors of the frozen encoder, for
-    /// a hybrid.
+    /// Sends what [`Index::by_words`] made of the batch.
+    pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], room: &mut Room) {
+        if let Some(looked) = &mut room.recalled {
+            pass.upload_f32(&mut looked.words, by_words);
+        }
+    }
+
+    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a memory.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
@@ -172,7 +211,6 @@ impl Index {
         k: usize,
         room: &mut Room,
     ) -> Reads {
-        let recalled = self.recalled.as_ref().zip(x);
         let prompts = u.rows();
         let k = k.min(self.eligible);
         room.s.resize(prompts);
@@ -186,14 +224,11 @@ impl Index {
                 s: &mut room.s,
             },
         );
-        if let Some((recalled, x)) = recalled {
-            let f = score::Forward {
-                u: x,
-                keys: &recalled.keys,
-                scale: 1.0,
-                s: &mut room.s,
-            };
-            ops.score.forward_add(pass, f);
+        let mut recalled = None;
+        if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut room.recalled) {
+            looked.y.resize(prompts);
+            own.forward(ops, pass, x, looked, &mut room.s);
+            recalled = Some((pass.read(&looked.y), pass.read(&looked.words)));
         }
         ops.log_sum_exp.forward(
             pass,
@@ -205,22 +240,12 @@ impl Index {
             },
         );
         let domains = pass.read(&room.domains);
-        if let Some((recalled, _)) = recalled {
-            let f = domain_prior::Forward {
-                domains: &room.domains,
-                own: &recalled.own,
-                strength: recalled.prior(),
-                s: &mut room.s,
-            };
-            ops.domain_prior.forward(pass, f);
-        }
-        let x = recalled.map(|(_, x)| pass.read(x));
         if k > top_k::MOST {
             return Reads {
                 k,
                 best: Best::All(pass.read(&room.s)),
                 domains,
-                x,
+                recalled,
             };
         }
         room.scores.resize(prompts * k);
@@ -243,7 +268,7 @@ impl Index {
             k,
             best,
             domains,
-            x,
+            recalled,
         }
     }
 
@@ -273,9 +298,10 @@ impl Index {
                     domains,
                     parts: Vec::new(),
                 };
-                if let Some((recalled, x)) = self.recalled.as_ref().zip(reads.x) {
-                    let width = recalled.hybrid.memory.width;
-                    recalled.finish(&mut ranking, &outcome.f32(x)[b * width..][..width]);
+                if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
+                    let rank = own.recall.rank;
+                    let y = &outcome.f32(y)[b * rank..][..rank];
+                    ranking.parts = own.parts(&ranking.best, y, &outcome.f32(words)[b * count..]);
                 }
                 ranking.check()?;
                 Ok(ranking)
@@ -292,64 +318,80 @@ impl Index {
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
 impl Recalled {
-    fn new(device: &Device, hybrid: Hybrid, retired: &[bool]) -> Result<Self> {
-        let mut offsets = hybrid.offsets();
-        for (offset, _) in offsets
-            .iter_mut()
-            .zip(retired)
-            .filter(|(_, retired)| **retired)
-        {
-            *offset = LOWEST;
-        }
+    fn new(device: &Device, recall: Recall, retired: &[bool]) -> Result<Self> {
+        let offsets = recall.offsets();
+        let eligible = offsets.iter().zip(retired);
+        let floor: Vec<f32> = eligible
+            .map(|(offset, retired)| if *retired { LOWEST } else { *offset })
+            .collect();
+        let projection = View::of_half(&recall.projection, recall.width);
+        let parts = [("the memory's projection", projection)];
         Ok(Self {
-            keys: Keys::new(device, &hybrid.keys(), hybrid.memory.width, &offsets)?,
-            own: device.upload_ids("domain of each model", 1, &hybrid.memory.of)?,
-            hybrid,
+            projection: Weight::new(device, &parts, &recall.bias)?,
+            keys: Keys::new(device, View::of_half(&recall.keys, recall.rank), &floor)?,
+            offsets,
+            own: device.upload_ids("domain of each model", 1, &recall.of)?,
+            recall,
         })
     }
 
     fn learned(&self) -> f32 {
-        self.hybrid.strengths.learned as f32
+        self.recall.strengths.learned as f32
     }
 
-    fn prior(&self) -> f32 {
-        self.hybrid.strengths.prior as f32
+    /// Adds what the memory says to `s` [B, M].
+    fn forward(
+        &self,
+        ops: &Ops,
+        pass: &mut Pass<'_>,
+        x: &Tensor,
+        looked: &mut Looked,
+        s: &mut Tensor,
+    ) {
+        let (w, y) = (&self.projection, &mut looked.y);
+        ops.linear.forward(pass, linear::Forward { x, w, y });
+        let strengths = &self.recall.strengths;
+        let f = score::Forward {
+            u: &looked.y,
+            keys: &self.keys,
+            scale: strengths.memory as f32,
+            s,
+        };
+        ops.score.forward_add(pass, f);
+        let f = by_domain::Forward {
+            domains: &looked.words,
+            own: &self.own,
+            strength: strengths.words as f32,
+            s,
+        };
+        ops.by_domain.forward(pass, f);
     }
 
-    /// Takes the logarithm of all domains' sum from what the device added for a model's own domain,
-    /// and says what each score is the sum of.
-    fn finish(&self, ranking: &mut Ranking, x: &[f32]) {
-        let Hybrid { strengths, memory } = &self.hybrid;
-        let total = log_sum_exp_of(&ranking.domains);
-        let prior = |s: f32| strengths.prior * (f64::from(s) - total);
-        let parts = ranking.best.iter_mut().map(|(id, score)| {
+    /// What each of the `best` scores is the sum of; `y`: [R]; `words`: [N].
+    fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32]) -> Vec<Parts> {
+        let Recall {
+            strengths,
+            keys,
+            rank,
+            of,
+            ..
+        } = &self.recall;
+        let part = |(id, score): &(u32, f32)| {
             let model = *id as usize;
-            let own = ranking.domains[memory.of[model] as usize];
-            let [card, exemplar, domain] = memory.cosines(x, model);
-            *score -= (strengths.prior * total) as f32;
-            let [card, exemplar, domain, balance, prior] = [
-                strengths.card * card,
-                strengths.exemplar * exemplar,
-                strengths.domain * domain,
-                strengths.balance * f64::from(memory.balance[model]),
-                prior(own),
-            ]
-            .map(|part| part as f32);
+            let key = View::of_half(&keys[model * rank * 2..][..rank * 2], *rank).to_f32();
+            let products = key
+                .iter()
+                .zip(y)
+                .map(|(k, y)| f64::from(*k) * f64::from(*y));
+            let memory = strengths.memory * products.sum::<f64>() + f64::from(self.offsets[model]);
+            let words = strengths.words * f64::from(words[of[model] as usize]);
             Parts {
-                learned: *score - (card + exemplar + domain + balance + prior),
-                card,
-                exemplar,
-                domain,
-                balance,
-                prior,
+                learned: (f64::from(*score) - memory - words) as f32,
+                memory: memory as f32,
+                words: words as f32,
             }
-        });
-        ranking.parts = parts.collect();
-        for domain in &mut ranking.domains {
-            if *domain > LOWEST / 2.0 {
-                *domain += prior(*domain) as f32;
-            }
-        }
+        };
+        best.iter().map(part).collect()
     }
 }
 

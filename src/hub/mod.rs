@@ -2,14 +2,14 @@
 
 pub(crate) mod cards;
 mod domains;
-pub(crate) mod hybrid;
 pub(crate) mod index;
 mod lifecycle;
+pub(crate) mod recall;
 mod registry;
 
 pub use cards::{ModelCard, read_models};
 pub(crate) use domains::Domains;
-pub use hybrid::{Parts, Strengths};
+pub use recall::{Parts, Strengths};
 pub use registry::{Hub, Model, ModelId};
 
 /// A domain as it is compared: trimmed, lower-case, runs of white space one space; `unknown` for

@@ -1,13 +1,13 @@
-//! Accuracy on prompts that were not learned, and what is lost of it.
+//! Accuracy on prompts that were not learned, what is lost of it, and how sure that is.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::hub::{Hub, domain_key};
+use crate::hub::{Hub, ModelId, domain_key};
 use crate::learn::experience::Row;
 
-/// Percent of prompts whose model, family and domain were found.
+/// Percent of prompts whose model, family and domain were found; each experience counts the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Accuracy {
@@ -21,82 +21,166 @@ pub struct Accuracy {
     pub n: usize,
 }
 
-/// Hits of each domain's prompts.
+/// A prompt that was measured.
 #[derive(Clone, Debug)]
-pub(crate) struct Counts(BTreeMap<String, Hits>);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Hits {
-    rows: usize,
-    model: usize,
-    family: usize,
-    domain: usize,
+struct Hit {
+    experience: u64,
+    domain: String,
+    /// Id of the model that was found.
+    best: u32,
+    /// Model, family and domain were found.
+    found: [bool; 3],
 }
 
-impl Hits {
-    fn percent(self) -> Option<Accuracy> {
-        let percent = |hits: usize| 100.0 * hits as f64 / self.rows as f64;
-        (self.rows > 0).then(|| Accuracy {
-            model: percent(self.model),
-            family: percent(self.family),
-            domain: percent(self.domain),
-            n: self.rows,
-        })
-    }
-}
+/// What was found for each prompt.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Measurement(Vec<Hit>);
 
-impl Counts {
-    pub(crate) const fn new() -> Self {
-        Self(BTreeMap::new())
-    }
-
+impl Measurement {
     /// `best`: the first model of each row's ranking.
-    pub(crate) fn add(&mut self, hub: &Hub, rows: &[&Row], best: &[u32]) {
-        let model = |id: u32| hub.get(crate::hub::ModelId(id));
-        for (row, best) in rows.iter().zip(best) {
-            let (Some(found), Some(gold)) = (model(*best), model(row.gold)) else {
-                continue;
-            };
+    pub(crate) fn new(hub: &Hub, rows: &[&Row], best: &[u32]) -> Self {
+        let model = |id: u32| hub.get(ModelId(id));
+        let hit = |(row, best): (&&Row, &u32)| {
+            let (found, gold) = (model(*best)?, model(row.gold)?);
             let same_family = match (&found.family, &gold.family) {
                 (Some(found), Some(gold)) => found == gold,
                 _ => *best == row.gold,
             };
-            let hits = self.0.entry(row.domain.clone()).or_default();
-            hits.rows += 1;
-            hits.model += usize::from(*best == row.gold);
-            hits.family += usize::from(same_family);
-            hits.domain += usize::from(domain_key(&found.domain) == row.domain);
-        }
+            Some(Hit {
+                experience: row.experience,
+                domain: row.domain.clone(),
+                best: *best,
+                found: [
+                    *best == row.gold,
+                    same_family,
+                    domain_key(&found.domain) == row.domain,
+                ],
+            })
+        };
+        Self(rows.iter().zip(best).filter_map(hit).collect())
     }
 
-    /// Over all rows; none without any.
+    pub(crate) const fn new_empty() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Over all prompts; none without any.
     pub(crate) fn total(&self) -> Option<Accuracy> {
-        let sum = self.0.values().fold(Hits::default(), |a, b| Hits {
-            rows: a.rows + b.rows,
-            model: a.model + b.model,
-            family: a.family + b.family,
-            domain: a.domain + b.domain,
-        });
-        sum.percent()
+        let weights = self.weights();
+        let percent = |k: usize| -> f64 {
+            let hits = self.0.iter().zip(&weights).filter(|(hit, _)| hit.found[k]);
+            100.0 * hits.map(|(_, weight)| weight).sum::<f64>()
+        };
+        (!self.0.is_empty()).then(|| Accuracy {
+            model: percent(0),
+            family: percent(1),
+            domain: percent(2),
+            n: self.0.len(),
+        })
+    }
+
+    /// Weight of each prompt: experiences count the same, and all weights make 1.
+    fn weights(&self) -> Vec<f64> {
+        let mut counts: BTreeMap<u64, f64> = BTreeMap::new();
+        for hit in &self.0 {
+            *counts.entry(hit.experience).or_default() += 1.0;
+        }
+        let experiences = counts.len() as f64;
+        let weight = |hit: &Hit| 1.0 / (experiences * counts[&hit.experience]);
+        self.0.iter().map(weight).collect()
+    }
+
+    /// What is lost from `self` to `after`, which is of the same prompts; none without any.
+    pub(crate) fn lost(&self, after: &Self) -> Option<Lost> {
+        let (before, now) = (self.total()?, after.total()?);
+        let points = Accuracy {
+            model: before.model - now.model,
+            family: before.family - now.family,
+            domain: before.domain - now.domain,
+            n: before.n,
+        };
+        // Of each prompt 1, 0 or -1; half a prompt was lost, and half a one won, that nobody saw.
+        let (mut variance, mut largest) = (0.0, 0.0f64);
+        for ((a, b), w) in self.0.iter().zip(&after.0).zip(self.weights()) {
+            let change = f64::from(u8::from(a.found[2])) - f64::from(u8::from(b.found[2]));
+            variance += (w * (change - points.domain / 100.0)).powi(2);
+            largest = largest.max(w);
+        }
+        let half = 1.96 * 100.0 * (variance + largest * largest).sqrt();
+        Some(Lost {
+            points,
+            interval: (points.domain - half, points.domain + half),
+        })
     }
 
     /// Points of domain accuracy lost from `self` to `after`, by domain.
-    pub(crate) fn lost(&self, after: &Self) -> BTreeMap<String, f64> {
-        let pairs = self.0.iter().filter_map(|(domain, before)| {
-            let (before, after) = (before.percent()?, after.0.get(domain)?.percent()?);
-            Some((domain.clone(), before.domain - after.domain))
-        });
-        pairs.collect()
+    pub(crate) fn lost_by_domain(&self, after: &Self) -> BTreeMap<String, f64> {
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for (a, b) in self.0.iter().zip(&after.0) {
+            let (lost, n) = sums.entry(a.domain.clone()).or_default();
+            *lost += f64::from(u8::from(a.found[2])) - f64::from(u8::from(b.found[2]));
+            *n += 1.0;
+        }
+        let points = |(domain, (lost, n))| (domain, 100.0 * lost / n);
+        sums.into_iter().map(points).collect()
+    }
+
+    /// Percent of the prompts that get a model with an id from `first` on; none without any.
+    pub(crate) fn share_from(&self, first: usize) -> Option<f64> {
+        let hits = self.0.iter().zip(self.weights());
+        let to_new = hits.filter(|(hit, _)| hit.best as usize >= first);
+        let share = to_new.map(|(_, weight)| weight).sum::<f64>();
+        (!self.0.is_empty()).then_some(100.0 * share)
     }
 }
 
-/// Points lost from `before` to `after`; negative where they were won.
-pub(crate) fn lost(before: Option<Accuracy>, after: Option<Accuracy>) -> Option<Accuracy> {
-    let (before, after) = (before?, after?);
-    Some(Accuracy {
-        model: before.model - after.model,
-        family: before.family - after.family,
-        domain: before.domain - after.domain,
-        n: before.n,
-    })
+/// What an update forgets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Lost {
+    /// Points lost; negative where they were won.
+    pub(crate) points: Accuracy,
+    /// Between which the points of domain accuracy are in 95 of 100 such samples.
+    pub(crate) interval: (f64, f64),
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn measured(hits: &[(u64, u32, bool)]) -> Measurement {
+        let hit = |(experience, best, domain): &(u64, u32, bool)| Hit {
+            experience: *experience,
+            domain: "d".to_owned(),
+            best: *best,
+            found: [false, false, *domain],
+        };
+        Measurement(hits.iter().map(hit).collect())
+    }
+
+    #[test]
+    fn experiences_count_the_same() {
+        let before = measured(&[(1, 0, true), (1, 0, true), (1, 0, true), (2, 1, true)]);
+        let after = measured(&[(1, 0, true), (1, 0, true), (1, 7, true), (2, 7, false)]);
+        assert_eq!(before.total().unwrap().domain, 100.0);
+        let lost = before.lost(&after).unwrap();
+        assert!((lost.points.domain - 50.0).abs() < 1e-9, "{lost:?}");
+        assert!(lost.interval.0 < 50.0 && lost.interval.1 > 50.0);
+        let share = after.share_from(7).unwrap();
+        assert!((share - (100.0 / 6.0 + 50.0)).abs() < 1e-9, "{share}");
+        assert_eq!(before.lost_by_domain(&after)["d"], 25.0);
+    }
+
+    #[test]
+    fn more_prompts_are_surer_and_none_tell_nothing() {
+        let many = |n: usize| measured(&vec![(1, 0, true); n]);
+        let width = |n: usize| {
+            let (low, high) = many(n).lost(&many(n)).unwrap().interval;
+            high - low
+        };
+        assert!(width(10) > 3.0 * width(100) && width(100) > 0.0);
+        let none = Measurement::default();
+        assert!(none.total().is_none() && none.lost(&none).is_none());
+        assert!(none.share_from(0).is_none());
+    }
 }

@@ -1,6 +1,6 @@
 //! Labelled prompts: one JSON object a line (cmrbench.md section 10).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -135,26 +135,43 @@ pub fn group_experiences(examples: Vec<Example>) -> Result<Vec<Vec<Example>>> {
     Ok(groups.into_iter().map(|(_, examples)| examples).collect())
 }
 
+/// Examples that are held out, at least, where a quarter of all are as many; and at most.
+const HELD_OUT: std::ops::RangeInclusive<usize> = 8..=512;
+
 /// Which examples the learner does not learn, to measure itself on.
 ///
-/// An example is held out when the SHA-256 of its query begins with the hexadecimal digit 0 or 1,
-/// one in eight, unless that is the largest among the queries of some model: so every model keeps
-/// an example to learn from, and no query is on both sides.
-pub(crate) fn held_out(examples: &[Example]) -> Vec<bool> {
-    let digests: Vec<String> = examples
-        .iter()
-        .map(|example| query_digest(&example.prompt))
-        .collect();
-    let mut largest: HashMap<&str, &str> = HashMap::new();
-    for (example, digest) in examples.iter().zip(&digests) {
-        let known = largest.entry(&example.model_name).or_insert(digest);
-        *known = digest.as_str().max(known);
+/// One in eight, but at least [`HELD_OUT`] of four times as many, and at most so many: those whose
+/// query has the smallest SHA-256. Every model that is not `known` from before keeps an example to
+/// learn from, and no query is on both sides.
+pub(crate) fn held_out(examples: &[Example], known: impl Fn(&str) -> bool) -> Vec<bool> {
+    let all = examples.len();
+    let (least, most) = (*HELD_OUT.start(), *HELD_OUT.end());
+    let wanted = (all / 8).max(least.min(all / 4)).min(most);
+    let mut by_query: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    for (place, example) in examples.iter().enumerate() {
+        let query = by_query.entry(query_digest(&example.prompt)).or_default();
+        query.push(place);
+        *left.entry(&example.model_name).or_default() += 1;
     }
-    let kept: HashSet<&str> = largest.into_values().collect();
-    digests
-        .iter()
-        .map(|digest| digest.starts_with(['0', '1']) && !kept.contains(digest.as_str()))
-        .collect()
+    let (mut out, mut count) = (vec![false; all], 0);
+    for places in by_query.values() {
+        if count + places.len() > wanted {
+            continue;
+        }
+        let mut taken: HashMap<&str, usize> = HashMap::new();
+        for place in places {
+            *taken.entry(&examples[*place].model_name).or_default() += 1;
+        }
+        if taken.iter().all(|(name, n)| left[name] > *n || known(name)) {
+            for (name, n) in taken {
+                left.entry(name).and_modify(|left| *left -= n);
+            }
+            places.iter().for_each(|place| out[*place] = true);
+            count += places.len();
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -263,27 +280,51 @@ mod tests {
         assert!(group_experiences(labelled(&[number(1), name("1")])).is_err());
     }
 
-    #[test]
-    fn an_eighth_is_held_out_and_no_model_is_left_without_examples() {
-        let examples: Vec<Example> = (0..2000)
-            .map(|row| Example::new(format!("prompt {row}"), format!("m{}", row % 100)))
-            .collect();
-        let held = held_out(&examples);
-        let count = held.iter().filter(|held| **held).count();
-        assert!((180..320).contains(&count), "{count}");
-        for (example, held) in examples.iter().zip(&held) {
-            let digest = query_digest(&example.prompt);
-            assert_eq!(*held, digest.starts_with(['0', '1']), "20 rows a model");
-        }
+    fn rows(count: usize, models: usize) -> Vec<Example> {
+        (0..count)
+            .map(|row| Example::new(format!("prompt {row}"), format!("m{}", row % models)))
+            .collect()
+    }
 
-        // Models with one or two rows; the same query under two models is on one side.
+    fn count(examples: &[Example]) -> usize {
+        held_out(examples, |_| false)
+            .into_iter()
+            .filter(|out| *out)
+            .count()
+    }
+
+    #[test]
+    fn an_eighth_is_held_out_within_bounds() {
+        for (all, want) in [
+            (2000, 250),
+            (100, 12),
+            (40, 8),
+            (20, 5),
+            (4, 1),
+            (3, 0),
+            (8000, 512),
+        ] {
+            assert_eq!(count(&rows(all, 1)), want, "of {all}");
+        }
+    }
+
+    #[test]
+    fn no_new_model_is_left_without_an_example_and_no_query_is_on_both_sides() {
+        assert_eq!(count(&rows(50, 50)), 0);
+        let all = held_out(&rows(50, 50), |name| name.ends_with('7'));
+        assert_eq!(
+            all.iter().filter(|out| **out).count(),
+            5,
+            "models that are known"
+        );
+        // Models with two rows; the same query under several models.
         let examples: Vec<Example> = (0..600)
             .map(|row| Example::new(format!("prompt {}", row % 500), format!("m{}", row / 2)))
             .collect();
-        let held = held_out(&examples);
-        assert!(held.contains(&true));
+        let held = held_out(&examples, |_| false);
+        assert_eq!(held.iter().filter(|out| **out).count(), 75);
         let mut sides: HashMap<&str, bool> = HashMap::new();
-        let mut learned = HashSet::new();
+        let mut learned = std::collections::HashSet::new();
         for (example, held) in examples.iter().zip(&held) {
             assert_eq!(sides.entry(&example.prompt).or_insert(*held), held);
             if !held {

@@ -7,6 +7,7 @@ use crate::encoder::Encoder;
 use crate::error::{Error, Result, bail, error};
 use crate::files;
 use crate::generation::NewModel;
+use crate::generation::seen::Seen;
 use crate::hub::{Hub, Model, domain_key};
 use crate::learn::coreset::{self, Item};
 use crate::learn::data::{Example, held_out};
@@ -33,6 +34,10 @@ pub(crate) struct Row {
     /// The example's own, normalised.
     pub(crate) domain: String,
     pub(crate) replay: bool,
+    /// The update that brought it, from 1.
+    pub(crate) experience: u64,
+    /// What was seen of it when it was kept.
+    pub(crate) seen: Option<Seen>,
 }
 
 #[derive(Clone)]
@@ -172,10 +177,14 @@ impl<'h> Registered<'h> {
     }
 }
 
-/// The examples to learn from and those to measure on.
-pub(crate) fn split(examples: &[Example], settings: &Settings) -> (Vec<Example>, Vec<Example>) {
+/// The examples to learn from and those to measure on; `known`: models with earlier examples.
+pub(crate) fn split(
+    examples: &[Example],
+    settings: &Settings,
+    known: impl Fn(&str) -> bool,
+) -> (Vec<Example>, Vec<Example>) {
     let out = if settings.hold_out {
-        held_out(examples)
+        held_out(examples, known)
     } else {
         vec![false; examples.len()]
     };
@@ -223,7 +232,12 @@ fn gold(hub: &Hub, example: &Example) -> Result<(u32, String)> {
 }
 
 /// Tokenized; a bad prompt is named.
-pub(crate) fn rows(encoder: &Encoder, examples: &[Example], hub: &Hub) -> Result<Vec<Row>> {
+pub(crate) fn rows(
+    encoder: &Encoder,
+    examples: &[Example],
+    hub: &Hub,
+    experience: u64,
+) -> Result<Vec<Row>> {
     let prompts: Vec<&str> = examples.iter().map(|e| e.prompt.as_str()).collect();
     let tokens = encoder.tokenize_prompts(&prompts);
     let mut rows = Vec::with_capacity(examples.len());
@@ -235,6 +249,8 @@ pub(crate) fn rows(encoder: &Encoder, examples: &[Example], hub: &Hub) -> Result
             gold,
             domain,
             replay: false,
+            experience,
+            seen: None,
         });
     }
     Ok(rows)
@@ -250,23 +266,26 @@ pub(crate) fn kept_rows(encoder: &Encoder, kept: &Replay, hub: &Hub) -> Result<V
         .collect();
     let mut rows = Vec::new();
     for entry in &kept.entries {
-        let input = match (&entry.text, &entry.embedding) {
+        let input = match (&entry.text, &entry.embedding, &entry.seen) {
             _ if retired.contains(&entry.model) => continue,
-            (Some(text), _) => {
+            (Some(text), ..) => {
                 let tokens = encoder.tokenize_prompts(&[text]).pop();
                 let tokens = tokens.ok_or_else(|| error!(Tokenizer, "no tokens"))??;
                 RowInput::Tokens(Arc::new(tokens))
             }
-            (None, Some(vector)) => {
+            (None, Some(vector), _) => {
                 RowInput::Pooled(vector.iter().map(|value| value.to_f32()).collect())
             }
-            (None, None) => continue,
+            (None, None, Some(seen)) => RowInput::Pooled(seen.pooled.clone()),
+            (None, None, None) => continue,
         };
         rows.push(Row {
             input,
             gold: entry.model,
             domain: entry.domain.clone(),
             replay: true,
+            experience: entry.experience,
+            seen: entry.seen.clone(),
         });
     }
     Ok(rows)
@@ -318,29 +337,33 @@ pub(crate) fn choose(
     chosen.into_iter().map(entry).collect()
 }
 
-/// The measured rows, as far as privacy allows to keep them for the next time.
+/// The measured rows, as far as privacy allows to keep them for the next time; `seen`: what is seen of
+/// each, where the encoder stays as it is.
 pub(crate) fn keep(
     examples: &[Example],
     rows: &[Row],
+    seen: &[Seen],
     settings: &Settings,
     experience: u64,
 ) -> Vec<ReplayEntry> {
-    if settings.replay_privacy != Privacy::Text {
-        // A vector of the frozen encoder does not measure an encoder that was trained.
-        return Vec::new();
-    }
-    let pairs = rows.iter().zip(examples);
-    pairs
-        .map(|(row, example)| {
-            let privacy = settings.replay_privacy;
-            ReplayEntry::new(
-                experience,
-                row.gold,
-                &row.domain,
-                &example.prompt,
-                &[],
-                privacy,
-            )
-        })
+    let privacy = settings.replay_privacy;
+    let entry = |(place, (row, example)): (usize, (&Row, &Example))| {
+        let text = match privacy {
+            Privacy::Text => Privacy::Text,
+            // The frozen encoder's vector does not measure one that was trained.
+            _ => Privacy::Hashes,
+        };
+        let (domain, prompt) = (&row.domain, &example.prompt);
+        let mut entry = ReplayEntry::new(experience, row.gold, domain, prompt, &[], text);
+        entry.seen = seen
+            .get(place)
+            .filter(|_| privacy != Privacy::Hashes)
+            .cloned();
+        (entry.text.is_some() || entry.seen.is_some()).then_some(entry)
+    };
+    rows.iter()
+        .zip(examples)
+        .enumerate()
+        .filter_map(entry)
         .collect()
 }

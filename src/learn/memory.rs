@@ -1,10 +1,21 @@
 //! What a store remembers of prompts: to be listed, and to be taken back.
 
-use crate::error::{Result, bail};
-use crate::generation::exemplars::EXEMPLARS;
+use std::sync::Arc;
+
+use crate::device::cpu::Cpu;
+use crate::error::{Result, bail, error};
+use crate::files;
+use crate::generation::memory::Prompt;
+use crate::generation::recall::remember;
+use crate::generation::seen::look;
+use crate::generation::serving::open_encoder;
 use crate::generation::{Contents, GenerationId, Manifest, Store};
+use crate::hub::Domains;
 use crate::learn::ewc::{self, FISHER};
+use crate::learn::remember::digest;
 use crate::learn::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
+use crate::options::Options;
+use crate::text::query::query_digest;
 
 /// Prompts that a generation keeps.
 #[derive(Clone, Debug, Default)]
@@ -37,52 +48,131 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
     store.check_contents(id, contents)
 }
 
-/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps:
-/// a child without it becomes current. Its ancestors keep it until they are pruned; what was learned
-/// from it stays learned. With a prompt that was learned goes the centroid of its model.
+/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps and
+/// from its memory: a child without it becomes current. Its ancestors keep it until they are pruned.
 ///
-/// Errors: no such prompt is kept. One that was learned and is not kept cannot be named: it stays a
-/// part of its model's centroid, and alone it is all of it.
-pub fn forget(store: &Store, prompt: &str) -> Result<GenerationId> {
+/// A memory is as if it had never had the prompt, where the encoder was not trained since and the
+/// device is the one that learned it; on another device the sum of all models' squares keeps a trace of
+/// rounding. What adapters, W and E were trained with stays in them.
+///
+/// Errors: no such prompt is kept or remembered; the memory has it and its text is not at hand, because
+/// it was named by its SHA-256; its encoder cannot be opened.
+pub fn forget(store: &Store, prompt: &str, options: &Options) -> Result<GenerationId> {
     // The prompt's own words have no place in the manifest.
     store.change("replay forget", None, |contents| {
-        take_out(contents, prompt).map(|_count| ())
+        let taken = take_out(contents, prompt)?;
+        if !taken.owners.is_empty() {
+            subtract(store, contents, &taken, options)?;
+        }
+        Ok(())
     })
 }
 
-/// How many entries [`forget`] would delete; nothing is changed.
+/// How many entries [`forget`] would delete, and how often it would take the prompt out of the memory;
+/// nothing is changed.
 ///
-/// Errors: no such prompt is kept.
-pub fn would_forget(store: &Store, prompt: &str) -> Result<usize> {
-    take_out(&mut store.contents(&store.current()?)?, prompt)
+/// Errors: no such prompt is kept or remembered.
+pub fn would_forget(store: &Store, prompt: &str) -> Result<(usize, usize)> {
+    let taken = take_out(&mut store.contents(&store.current()?)?, prompt)?;
+    Ok((taken.entries, taken.owners.len()))
 }
 
-/// Takes the prompt's entries out of `contents`; how many there were.
-fn take_out(contents: &mut Contents, prompt: &str) -> Result<usize> {
-    let mut removed = 0;
+/// What [`forget`] finds of a prompt.
+struct Taken {
+    /// Entries that were taken out.
+    entries: usize,
+    sha256: String,
+    text: Option<String>,
+    /// Models that the memory has it of, once for each time.
+    owners: Vec<u32>,
+}
+
+/// Takes the prompt's entries out of `contents`.
+fn take_out(contents: &mut Contents, prompt: &str) -> Result<Taken> {
+    let hash = prompt.trim().to_ascii_lowercase();
+    let (sha256, mut text) = match files::is_sha256(&hash) {
+        true => (hash, None),
+        false => (query_digest(prompt), Some(prompt.to_owned())),
+    };
+    let mut entries = 0;
     for part in [REPLAY, HELD_OUT] {
         let mut kept = kept(contents, part)?;
-        let mut taken = kept.remove_hash(prompt);
-        taken.extend(kept.remove_text(prompt));
+        let taken = kept.remove_hash(&sha256);
         if !taken.is_empty() {
             contents.parts.insert(part.to_owned(), kept.to_bytes()?);
         }
-        // A centroid of few prompts tells of each of them; one that was held out is in none.
-        if part == REPLAY && contents.parts.contains_key(EXEMPLARS) {
-            let mut exemplars = contents.exemplars()?;
-            taken.iter().for_each(|entry| exemplars.clear(entry.model));
-            let bytes = exemplars.write()?;
-            contents.parts.insert(EXEMPLARS.to_owned(), bytes);
-        }
-        removed += taken.len();
+        entries += taken.len();
+        // As it was learned, where it is kept.
+        text = taken.into_iter().find_map(|entry| entry.text).or(text);
     }
-    if removed == 0 {
+    let memory = contents.memory()?;
+    let owners: Vec<u32> = memory.map_or(Vec::new(), |memory| {
+        memory.owners(&digest(&sha256)).collect()
+    });
+    if entries == 0 && owners.is_empty() {
         bail!(
             InvalidRequest,
-            "expected a prompt that is kept, or its SHA-256; `hubrouter replay list` shows them"
+            "expected a prompt that is kept or remembered, or its SHA-256; `hubrouter replay list` \
+             shows those that are kept"
         );
     }
-    Ok(removed)
+    Ok(Taken {
+        entries,
+        sha256,
+        text,
+        owners,
+    })
+}
+
+/// Takes the prompt out of the memory of `contents`.
+fn subtract(
+    store: &Store,
+    contents: &mut Contents,
+    taken: &Taken,
+    options: &Options,
+) -> Result<()> {
+    let Some(text) = &taken.text else {
+        bail!(
+            InvalidRequest,
+            "the memory has a sum with this prompt, and its text is not kept: give the prompt itself in \
+             place of its SHA-256"
+        );
+    };
+    let (Some(mut memory), Some(how)) = (contents.memory()?, contents.how()?) else {
+        return Ok(());
+    };
+    let host = Arc::new(Cpu::open(options.threads)?);
+    let encoder = open_encoder(store.root(), &contents.manifest.encoder, host, options)?;
+    let factors = contents.factors(encoder.config())?;
+    let merged = factors
+        .map(|factors| encoder.merged(&factors))
+        .transpose()?;
+    let bert = merged.as_ref().unwrap_or(encoder.bert());
+    let tokens = encoder.tokenize_prompts(&[text]).pop();
+    let tokens = tokens.ok_or_else(|| error!(Tokenizer, "no tokens"))??;
+    let seen = look(&encoder, bert, memory.layers(), &[&tokens], &mut |_| {})?;
+    let domains = Domains::new(&contents.hub);
+    let prompts: Vec<Prompt<'_>> = taken
+        .owners
+        .iter()
+        .zip(seen.iter().cycle())
+        .map(|(model, seen)| Prompt {
+            model: *model,
+            domain: domains.of[*model as usize],
+            digest: digest(&taken.sha256),
+            seen,
+        })
+        .collect();
+    memory.subtract(encoder.host(), &prompts)?;
+    let cards = contents.cards()?;
+    remember(
+        encoder.host(),
+        &mut contents.parts,
+        &memory,
+        &contents.hub,
+        &cards,
+        how,
+    )
 }
 
 pub(crate) fn kept(contents: &Contents, part: &str) -> Result<Replay> {

@@ -3,7 +3,6 @@
 mod accuracy;
 mod awake;
 mod batches;
-mod calibrate;
 mod candidates;
 mod coreset;
 mod data;
@@ -12,12 +11,12 @@ mod draws;
 mod engine;
 mod ewc;
 mod experience;
-mod hybrid;
 mod learner;
 mod memory;
 mod near;
 mod oddities;
 mod privacy;
+mod remember;
 mod replay;
 mod report;
 mod rows;
@@ -40,10 +39,12 @@ pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
     EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Privacy, Regulariser,
-    ReplayStrategy, RouterRate, Settings,
+    ReplayStrategy, RouterRate, Settings, Train,
 };
+
+pub use crate::generation::memory::PriorMean;
 
 pub use crate::model::lora::Target as LoraTarget;
 pub(crate) use data::for_each_example;
 pub(crate) use draws::{Draws, Stream};
-pub(crate) use report::{forget_peak_memory, peak_memory};
+pub(crate) use report::{UNKNOWN, forget_peak_memory, peak_memory};

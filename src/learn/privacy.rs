@@ -19,19 +19,17 @@ pub struct Withheld {
     pub vectors: usize,
     /// Held-out prompts that are not kept: later updates cannot measure what they forget of them.
     pub held_out: usize,
-    /// Models whose exemplar centroid is not kept: that of one prompt is its vector.
-    pub centroids: usize,
 }
 
 impl Withheld {
     /// True where the child keeps as much as its parent.
     pub fn is_nothing(&self) -> bool {
-        (self.texts, self.vectors, self.held_out, self.centroids) == (0, 0, 0, 0)
+        (self.texts, self.vectors, self.held_out) == (0, 0, 0)
     }
 }
 
 /// Takes from what the parent kept what `privacy` does not allow: a text becomes the vector of the
-/// frozen encoder or, with that, a hash. A held-out prompt is of no use but as text, and is dropped.
+/// frozen encoder or, with that, a hash. Of a held-out prompt stays what was seen of it, if that is kept.
 pub(crate) fn withhold(
     replay: &mut Replay,
     held_out: &mut Replay,
@@ -43,7 +41,6 @@ pub(crate) fn withhold(
         texts: 0,
         vectors: 0,
         held_out: 0,
-        centroids: 0,
     };
     if privacy == Privacy::Text {
         return Ok(withheld);
@@ -60,7 +57,13 @@ pub(crate) fn withhold(
         }
     }
     let before = held_out.entries.len();
-    held_out.entries.retain(|entry| entry.text.is_none());
+    for entry in &mut held_out.entries {
+        entry.text = None;
+        if privacy == Privacy::Hashes {
+            entry.seen = None;
+        }
+    }
+    held_out.entries.retain(|entry| entry.seen.is_some());
     withheld.held_out = before - held_out.entries.len();
     Ok(withheld)
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
 use crate::files;
+use crate::generation::seen::{STEPS, Seen};
 use crate::learn::settings::Privacy;
 use crate::text::query::query_digest;
 
@@ -39,6 +40,9 @@ pub struct ReplayEntry {
     /// Its pooled vector of the frozen encoder, [H].
     #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
     pub(crate) embedding: Option<Vec<f16>>,
+    /// What the generation's router sees of it, where the encoder is not trained any more.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "seen")]
+    pub(crate) seen: Option<Seen>,
 }
 
 /// The first line.
@@ -66,6 +70,7 @@ impl ReplayEntry {
             query_sha256: query_digest(prompt),
             text: (privacy == Privacy::Text).then(|| prompt.to_owned()),
             embedding: None,
+            seen: None,
         };
         if privacy == Privacy::Embeddings {
             entry.set_embedding(embedding);
@@ -93,6 +98,19 @@ impl ReplayEntry {
                 Format,
                 "query_sha256: expected 64 lower-case hexadecimal digits, found {hash:?}"
             );
+        }
+        if let Some(seen) = &self.seen {
+            if seen.pooled.len() != width || !seen.layers.len().is_multiple_of(width) {
+                bail!(
+                    Mismatch,
+                    "seen: expected vectors of {width}, found {} and {} numbers",
+                    seen.pooled.len(),
+                    seen.layers.len()
+                );
+            }
+            if !seen.pooled.iter().all(|value| value.is_finite()) {
+                bail!(Numeric, "seen: expected finite numbers");
+            }
         }
         match (&self.text, &self.embedding) {
             (Some(_), Some(_)) => bail!(Format, "expected text or embedding, found both"),
@@ -182,19 +200,105 @@ impl Replay {
     }
 }
 
+/// What is seen of a prompt as hexadecimal digits of little-endian bytes: the pooled vector in half
+/// precision, the layers' steps, the words.
+mod seen {
+    use half::f16;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use super::{Seen, digits_of, from_digits};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Text {
+        pooled: String,
+        layers: String,
+        words: String,
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        seen: &Option<Seen>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = |seen: &Seen| Text {
+            pooled: digits_of(seen.pooled.iter().map(|x| f16::from_f32(*x).to_le_bytes())),
+            layers: digits_of(seen.layers.iter().map(|q| {
+                #[expect(clippy::cast_possible_truncation, reason = "at most STEPS")]
+                let step = *q as i8;
+                step.to_le_bytes()
+            })),
+            words: digits_of(seen.words.iter().map(|word| word.to_le_bytes())),
+        };
+        seen.as_ref().map(text).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Seen>, D::Error> {
+        let Some(text) = Option::<Text>::deserialize(deserializer)? else {
+            return Ok(None);
+        };
+        let wrong = || D::Error::custom("seen: expected hexadecimal digits of whole numbers");
+        let pooled = from_digits::<2>(&text.pooled).ok_or_else(wrong)?;
+        let layers = from_digits::<1>(&text.layers).ok_or_else(wrong)?;
+        let words = from_digits::<4>(&text.words).ok_or_else(wrong)?;
+        let words: Vec<u32> = words.into_iter().map(u32::from_le_bytes).collect();
+        let layers: Vec<i16> = layers
+            .into_iter()
+            .map(|b| i8::from_le_bytes(b).into())
+            .collect();
+        let steps = -STEPS..=STEPS;
+        if !words.is_sorted_by(|a, b| a < b) || !layers.iter().all(|q| steps.contains(q)) {
+            return Err(D::Error::custom(
+                "seen: expected words in order and steps up to 64",
+            ));
+        }
+        Ok(Some(Seen {
+            pooled: pooled
+                .into_iter()
+                .map(|b| f16::from_le_bytes(b).to_f32())
+                .collect(),
+            layers,
+            words,
+        }))
+    }
+
+    const STEPS: i16 = super::STEPS as i16;
+}
+
+fn digits_of<const N: usize>(numbers: impl Iterator<Item = [u8; N]>) -> String {
+    numbers
+        .flatten()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// None: not the digits of whole numbers of `N` bytes.
+fn from_digits<const N: usize>(text: &str) -> Option<Vec<[u8; N]>> {
+    let digit = |byte: &u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, odd) = text.as_bytes().as_chunks::<2>();
+    let byte = |[high, low]: &[u8; 2]| Some((digit(high)? << 4) | digit(low)?);
+    let bytes: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>()?;
+    let (numbers, rest) = bytes.as_chunks::<N>();
+    (odd.is_empty() && rest.is_empty()).then(|| numbers.to_vec())
+}
+
 /// Half-precision numbers as the hexadecimal digits of their little-endian bytes.
 mod hexadecimal {
     use half::f16;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
+    use super::{digits_of, from_digits};
+
     pub(super) fn serialize<S: Serializer>(
         values: &Option<Vec<f16>>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let digits = |values: &Vec<f16>| -> String {
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-            bytes.map(|byte| format!("{byte:02x}")).collect()
-        };
+        let digits = |values: &Vec<f16>| digits_of(values.iter().map(|value| value.to_le_bytes()));
         values.as_ref().map(digits).serialize(serializer)
     }
 
@@ -205,23 +309,8 @@ mod hexadecimal {
             return Ok(None);
         };
         let wrong = || D::Error::custom("embedding: expected four hexadecimal digits a number");
-        let digit = |byte: &u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let nibbles: Vec<u8> = text
-            .as_bytes()
-            .iter()
-            .map(digit)
-            .collect::<Option<_>>()
-            .ok_or_else(wrong)?;
-        let (numbers, rest) = nibbles.as_chunks::<4>();
-        if !rest.is_empty() {
-            return Err(wrong());
-        }
-        let number = |[a, b, c, d]: &[u8; 4]| f16::from_le_bytes([(a << 4) | b, (c << 4) | d]);
-        Ok(Some(numbers.iter().map(number).collect()))
+        let numbers = from_digits::<2>(&text).ok_or_else(wrong)?;
+        Ok(Some(numbers.into_iter().map(f16::from_le_bytes).collect()))
     }
 }
 

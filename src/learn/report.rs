@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::files;
-use crate::generation::{Calibration, GenerationId};
+use crate::generation::GenerationId;
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
 use crate::learn::privacy::Withheld;
@@ -14,11 +14,14 @@ use crate::learn::privacy::Withheld;
 /// Why forgetting is not known.
 pub(crate) const UNKNOWN: &str = "no earlier prompt is kept: forgetting cannot be known";
 
+/// The same where nothing was learned before.
+pub(crate) const FIRST: &str = "nothing was learned before that could be forgotten";
+
 /// What [`crate::Learner::learn`] did.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// Version of this form; 1.
+    /// Version of this form; 2.
     pub schema_version: u32,
     /// The child, once it is published.
     pub generation: Option<GenerationId>,
@@ -26,6 +29,8 @@ pub struct Report {
     pub kept_beside: Option<GenerationId>,
     /// What it grew from.
     pub parent: GenerationId,
+    /// Adapters, W and E were trained; else the memory alone took the examples.
+    pub trained: bool,
     /// Models that the hub did not know.
     pub models_added: usize,
     /// Those among them that came with an example alone, without a card.
@@ -36,6 +41,8 @@ pub struct Report {
     pub examples: usize,
     /// Prompts of earlier experiences that were learned again.
     pub replayed: usize,
+    /// Prompts in the memory, those of this update among them; none: it has no memory.
+    pub remembered: Option<usize>,
     /// Optimiser steps.
     pub steps: usize,
     /// Of the whole call.
@@ -48,21 +55,22 @@ pub struct Report {
     pub accuracy: Measured,
     /// `old_before` - `old_after`, in points; none without old prompts.
     pub forgetting: Option<Accuracy>,
+    /// Between which points of domain accuracy `forgetting` is, in 95 of 100 samples of as many prompts.
+    pub forgetting_interval: Option<(f64, f64)>,
     /// Why `forgetting` is not known, in words; none where it is.
     pub forgetting_unknown: Option<String>,
     /// The same of domain accuracy, by domain.
     pub forgetting_by_domain: BTreeMap<String, f64>,
-    /// The gate refused: more was forgotten than allowed.
+    /// Percent of earlier held-out prompts that the child gives to models that are new in this update.
+    pub taken_by_new_models: Option<f64>,
+    /// The gate refused: more was forgotten than allowed, or nothing is there to measure it.
     pub refused: bool,
     /// Prompts kept for the next time.
     pub replay: Kept,
+    /// Held-out prompts that are kept to measure the next updates.
+    pub held_out: usize,
     /// What the child does not keep of what its parent kept of prompts; none where it keeps all.
     pub withheld: Option<Withheld>,
-    /// How the hybrid's strengths were fitted; none: the generation has no hybrid.
-    pub hybrid: Option<Calibration>,
-    /// Of the prompts that they were fitted on (`rows`) those at hand in this update; the others are the
-    /// parent's, to whose strengths these were drawn.
-    pub hybrid_prompts: Option<usize>,
     /// Frobenius norm of W's change over that of W.
     pub projection_drift: f64,
     /// Mean and largest angle by which old rows of E turned, in degrees.

@@ -141,6 +141,7 @@ impl Case {
                 ids: golden.ids(&format!("{i}.ids")),
                 truncated: false,
                 unknown: 0,
+                words: Vec::new(),
             })
             .collect();
         let weights: Vec<f32> = golden.tensor("weights");

@@ -1,9 +1,10 @@
 //! The tensors between the ops of one batch.
 
-use crate::device::{Device, Pass, Sizes, Tensor};
-use crate::error::Result;
+use crate::device::{Device, Pass, Place, Sizes, Tensor};
+use crate::error::{Result, bail};
 use crate::model::Config;
 use crate::ops::attention::{self, query_tiles};
+use crate::ops::{Ops, normalize};
 use crate::text::batch::PackedBatch;
 
 pub(crate) struct Activations {
@@ -31,6 +32,72 @@ pub(crate) struct Activations {
     pub(crate) activated: Tensor,
     /// [B, H]
     pub(crate) pooled: Tensor,
+    /// What each layer says of a prompt, where it is asked for.
+    pub(crate) layers: Option<Layers>,
+}
+
+/// Means over a prompt's tokens of some layers' outputs.
+pub(crate) struct Layers {
+    /// [B L, H]: the rows of a prompt's layers follow each other.
+    pub(crate) means: Tensor,
+    /// The same as unit vectors; behind a forward pass [B, L H], one row a prompt.
+    pub(crate) units: Tensor,
+    /// Which layers these are, from 0, ascending.
+    which: Vec<usize>,
+}
+
+impl Layers {
+    pub(crate) fn new(
+        device: &Device,
+        config: &Config,
+        which: &[usize],
+        prompts: usize,
+    ) -> Result<Self> {
+        if let Some(layer) = which.iter().find(|layer| **layer >= config.layers) {
+            bail!(
+                Mismatch,
+                "layers: expected numbers below {}, found {layer}",
+                config.layers
+            );
+        }
+        let rows = prompts * which.len();
+        Ok(Self {
+            means: device.scratch("layer means", rows, config.hidden)?,
+            units: device.scratch("layer units", rows, config.hidden)?,
+            which: which.to_vec(),
+        })
+    }
+
+    /// Takes unit vectors that were made before, in place of a forward pass.
+    pub(crate) fn upload(&mut self, pass: &mut Pass<'_>, units: &[f32]) {
+        self.units.regroup(self.which.len() * self.means.columns());
+        pass.upload_f32(&mut self.units, units);
+    }
+
+    fn resize(&mut self, prompts: usize) {
+        self.units.regroup(self.means.columns());
+        self.means.resize(prompts * self.which.len());
+        self.units.resize(prompts * self.which.len());
+    }
+
+    /// Where the means of `layer` belong, if it is one of these.
+    pub(crate) fn place(&self, layer: usize) -> Option<Place> {
+        let (of, hidden) = (self.which.len(), self.means.columns());
+        let number = self.which.iter().position(|which| *which == layer)?;
+        Some(Place {
+            offset: number * hidden,
+            stride: of * hidden,
+            rows: self.means.rows() / of,
+            columns: hidden,
+        })
+    }
+
+    /// Makes unit vectors of the means.
+    pub(crate) fn finish(&mut self, ops: &Ops, pass: &mut Pass<'_>) {
+        let (z, u) = (&self.means, &mut self.units);
+        ops.normalize.forward(pass, normalize::Forward { z, u });
+        self.units.regroup(self.which.len() * self.means.columns());
+    }
 }
 
 /// Query tiles that `sizes` may need: each prompt can leave one unfinished.
@@ -60,6 +127,7 @@ impl Activations {
             wide: device.scratch("wide", tokens, f)?,
             activated: device.scratch("activated", tokens, f)?,
             pooled: device.scratch("pooled", prompts, h)?,
+            layers: None,
         })
     }
 
@@ -81,5 +149,8 @@ impl Activations {
             tensor.resize(batch.tokens());
         }
         self.pooled.resize(batch.prompts());
+        if let Some(layers) = &mut self.layers {
+            layers.resize(batch.prompts());
+        }
     }
 }

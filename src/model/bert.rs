@@ -16,7 +16,8 @@ pub(crate) struct Bert {
 impl Bert {
     /// Encodes the batch that `a` holds into `a.pooled` [B, H].
     ///
-    /// With `trace` the embeddings' and every layer's output are read back as well, in order.
+    /// Where `a.layers` is there it has every layer's mean behind it, as unit vectors. With `trace` the
+    /// embeddings' and every layer's output are read back as well, in order.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
@@ -39,19 +40,35 @@ impl Bert {
         if let Some(trace) = trace.as_deref_mut() {
             trace.push(pass.read(&a.x));
         }
-        for layer in &self.parameters.layers {
+        for (place, layer) in self.parameters.layers.iter().enumerate() {
             self.layer(ops, pass, layer, a);
+            if let Some((layers, place)) = a.layers.as_mut().and_then(|layers| {
+                let place = layers.place(place)?;
+                Some((layers, place))
+            }) {
+                let f = pool::Forward {
+                    pooling: Pooling::Mean,
+                    x: &a.x,
+                    offsets: &a.offsets,
+                    h: layers.means.part_mut(place),
+                };
+                ops.pool.forward(pass, f);
+            }
             if let Some(trace) = trace.as_deref_mut() {
                 trace.push(pass.read(&a.x));
             }
         }
+        if let Some(layers) = &mut a.layers {
+            layers.finish(ops, pass);
+        }
+        let whole = a.pooled.place();
         ops.pool.forward(
             pass,
             pool::Forward {
                 pooling: self.pooling,
                 x: &a.x,
                 offsets: &a.offsets,
-                h: &mut a.pooled,
+                h: a.pooled.part_mut(whole),
             },
         );
     }

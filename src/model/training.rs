@@ -248,13 +248,14 @@ impl Training<'_> {
             let kept = &mut kept[0];
             self.layer(pass, theta, layer, factors, batch, dropped, kept, next);
         }
+        let whole = k.pooled.place();
         self.ops.pool.forward(
             pass,
             pool::Forward {
                 pooling: self.bert.pooling,
                 x: &k.last,
                 offsets: &k.offsets,
-                h: &mut k.pooled,
+                h: k.pooled.part_mut(whole),
             },
         );
     }

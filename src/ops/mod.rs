@@ -3,9 +3,9 @@
 pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
+pub(crate) mod by_domain;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
-pub(crate) mod domain_prior;
 pub(crate) mod dropout;
 pub(crate) mod embed;
 pub(crate) mod gelu;
@@ -35,7 +35,7 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
-    pub(crate) domain_prior: domain_prior::DomainPrior,
+    pub(crate) by_domain: by_domain::ByDomain,
     pub(crate) distill: distill::Distill,
     pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
@@ -60,7 +60,7 @@ impl Ops {
             anchor: anchor::Anchor::new(device)?,
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(device)?,
-            domain_prior: domain_prior::DomainPrior::new(device)?,
+            by_domain: by_domain::ByDomain::new(device)?,
             distill: distill::Distill::new(device)?,
             dropout: dropout::Dropout::new(device)?,
             embed: embed::Embed::new(device)?,

@@ -1,6 +1,6 @@
 //! One row of each prompt's rows: x [T, H], offsets -> h [B, H]; and its gradient.
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, PartMut, Pass, Place, Shader, Tensor, shader, small};
 use crate::error::Result;
 
 const SHADER: Shader = shader!("pool");
@@ -19,6 +19,9 @@ pub(crate) enum Pooling {
 #[repr(C)]
 struct Dims {
     hidden: u32,
+    /// Of h: its first element, and from one row to the next.
+    first: u32,
+    stride: u32,
 }
 
 pub(crate) struct Pool {
@@ -33,7 +36,7 @@ pub(crate) struct Forward<'t> {
     pub(crate) pooling: Pooling,
     pub(crate) x: &'t Tensor,
     pub(crate) offsets: &'t Tensor,
-    pub(crate) h: &'t mut Tensor,
+    pub(crate) h: PartMut<'t>,
 }
 
 /// `dh`: [B, H]; `offsets`: [B + 1], no prompt empty; `dx`: [T, H], overwritten.
@@ -54,10 +57,11 @@ impl Pool {
         })
     }
 
-    pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
-        let (prompts, hidden) = (f.h.rows(), f.x.columns());
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, mut f: Forward<'_>) {
+        let (place, hidden) = (f.h.place, f.x.columns());
+        let prompts = place.rows;
         f.offsets.expect("pool", "offsets", prompts + 1, 1);
-        f.h.expect("pool", "h", prompts, hidden);
+        place.expect("pool", "h", prompts, hidden);
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 match f.pooling {
@@ -67,18 +71,14 @@ impl Pool {
                 [small(prompts), 1, 1],
                 &Dims {
                     hidden: small(hidden),
+                    first: small(place.offset),
+                    stride: small(place.stride),
                 },
-                &[("offsets", f.offsets), ("x", f.x), ("h", f.h)],
+                &[("offsets", f.offsets), ("x", f.x), ("h", f.h.tensor)],
             ),
             Pass::Cpu(cpu) => {
-                forward_cpu(
-                    cpu,
-                    f.pooling,
-                    hidden,
-                    f.x.f32(),
-                    f.offsets.u32(),
-                    f.h.f32_mut(),
-                );
+                let (x, offsets) = (f.x.f32(), f.offsets.u32());
+                forward_cpu(cpu, f.pooling, place, x, offsets, f.h.f32_mut());
             }
         }
     }
@@ -96,6 +96,8 @@ impl Pool {
                 [small(prompts), 1, 1],
                 &Dims {
                     hidden: small(hidden),
+                    first: 0,
+                    stride: small(hidden),
                 },
                 &[("offsets", b.offsets), ("dh", b.dh), ("dx", b.dx)],
             ),
@@ -107,21 +109,23 @@ impl Pool {
     }
 }
 
+/// `h`: from the first element of `place` on.
 fn forward_cpu(
     pass: &CpuPass<'_>,
     pooling: Pooling,
-    hidden: usize,
+    place: Place,
     x: &[f32],
     offsets: &[u32],
     h: &mut [f32],
 ) {
-    let cpu = pass.cpu;
+    let (cpu, hidden) = (pass.cpu, place.columns);
     let work = x.len() / offsets.len().max(1);
-    cpu.rows(h, hidden, work, |first, rows| {
+    cpu.rows(h, place.stride, work, |first, rows| {
         cpu.simd(
             #[inline(always)]
             || {
-                for (i, h) in rows.chunks_exact_mut(hidden).enumerate() {
+                for (i, row) in rows.chunks_mut(place.stride).enumerate() {
+                    let h = &mut row[..hidden];
                     let (begin, end) =
                         (offsets[first + i] as usize, offsets[first + i + 1] as usize);
                     let x = &x[begin * hidden..end * hidden];
@@ -177,6 +181,7 @@ mod tests {
     use crate::ops::reference;
     use crate::ops::testing::{BOUND, assert_close, devices, finite_differences, noise, run, wide};
 
+    /// Into the middle one of three places a row.
     fn outputs(pooling: Pooling, hidden: usize, x: &[f32], offsets: &[u32]) -> Vec<Vec<f32>> {
         devices()
             .iter()
@@ -184,20 +189,29 @@ mod tests {
                 let op = Pool::new(device).unwrap();
                 let x = device.upload("x", hidden, x).unwrap();
                 let offsets = device.upload_ids("offsets", 1, offsets).unwrap();
-                let mut h = device.scratch("h", offsets.rows() - 1, hidden).unwrap();
+                let prompts = offsets.rows() - 1;
+                let mut h = device.upload("h", 3 * hidden, &vec![7.0; 3 * hidden * prompts]);
+                let h = h.as_mut().unwrap();
                 let (read, outcome) = run(device, |pass| {
+                    let middle = h.columns_at(hidden, hidden);
                     op.forward(
                         pass,
                         Forward {
                             pooling,
                             x: &x,
                             offsets: &offsets,
-                            h: &mut h,
+                            h: h.part_mut(middle),
                         },
                     );
-                    pass.read(&h)
+                    pass.read(h)
                 });
-                outcome.f32(read).to_vec()
+                let mut middle = Vec::new();
+                for row in outcome.f32(read).chunks_exact(3 * hidden) {
+                    middle.extend_from_slice(&row[hidden..2 * hidden]);
+                    let mut around = row[..hidden].iter().chain(&row[2 * hidden..]);
+                    assert!(around.all(|value| *value == 7.0), "nothing else is written");
+                }
+                middle
             })
             .collect()
     }

@@ -334,7 +334,7 @@ pub(crate) fn score(u: &[f64], keys: &[f64], width: usize, offsets: &[f64], tau:
 }
 
 /// `s` [B, M] + strength `domains` [B, N] of each model's domain
-pub(crate) fn domain_prior(
+pub(crate) fn by_domain(
     s: &[f64],
     domains: &[f64],
     of: &[u32],

@@ -45,21 +45,16 @@ enum Values {
 
 impl Keys {
     /// `rows`: [M, D]; `offsets`: one for each row, [`LOWEST`] where the model may not be returned.
-    pub(crate) fn new(
-        device: &Device,
-        rows: &[f32],
-        width: usize,
-        offsets: &[f32],
-    ) -> Result<Self> {
-        let models = offsets.len();
+    pub(crate) fn new(device: &Device, rows: View<'_>, offsets: &[f32]) -> Result<Self> {
+        let (models, width) = (offsets.len(), rows.columns);
         assert_eq!(
-            rows.len(),
-            models * width,
+            rows.rows(),
+            models,
             "score: keys are not [{models}, {width}]"
         );
         let values = match device {
             Device::Cpu(cpu) => Values::Cpu(
-                cpu.run(|| Packed::new(cpu, &[("model_embeddings", View::of_f32(rows, width))]))?,
+                cpu.run(|| Packed::new(cpu, &[("model_embeddings", rows)]))?,
                 offsets.to_vec(),
             ),
             Device::Gpu(gpu) => {
@@ -71,6 +66,7 @@ impl Keys {
                         gpu.most_groups()
                     );
                 }
+                let rows = rows.to_f32();
                 if !rows.iter().all(|value| value.is_finite()) {
                     bail!(
                         Numeric,
@@ -182,7 +178,7 @@ mod tests {
             .iter()
             .map(|device| {
                 let op = Score::new(device).unwrap();
-                let keys = Keys::new(device, keys, width, offsets).unwrap();
+                let keys = Keys::new(device, View::of_f32(keys, width), offsets).unwrap();
                 let u = device.upload("u", width, u).unwrap();
                 let mut s = device.scratch("s", u.rows(), offsets.len()).unwrap();
                 let (read, outcome) = run(device, |pass| {
@@ -257,7 +253,9 @@ mod tests {
                     .map(|(_, keys)| keys)
                     .iter()
                     .zip(widths)
-                    .map(|(keys, width)| Keys::new(device, keys, width, &offsets).unwrap())
+                    .map(|(keys, width)| {
+                        Keys::new(device, View::of_f32(keys, width), &offsets).unwrap()
+                    })
                     .collect::<Vec<_>>();
                 let u = [0, 1].map(|i| device.upload("u", widths[i], &parts[i].0).unwrap());
                 let mut s = device.scratch("s", prompts, models).unwrap();

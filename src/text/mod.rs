@@ -5,3 +5,4 @@ pub(crate) mod encoding;
 pub(crate) mod lines;
 pub(crate) mod query;
 pub(crate) mod tokenizer;
+pub(crate) mod words;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams};
 
 use crate::error::{ErrorKind, Result, bail, caught, error};
+use crate::text::words::words;
 
 /// Bytes that a token takes at most in ordinary text; only a first guess, see [`Tokenizer::encode`].
 const BYTES_PER_TOKEN: usize = 16;
@@ -30,6 +31,8 @@ pub(crate) struct Tokenizer {
     added: usize,
     /// What stands for text that the vocabulary does not have.
     unknown: Option<u32>,
+    /// By id: the token goes on with the word before it.
+    continues: Vec<bool>,
 }
 
 /// The tokens of one prompt, special ones included.
@@ -40,6 +43,8 @@ pub(crate) struct Tokens {
     pub(crate) truncated: bool,
     /// How many of the ids stand for text that the vocabulary does not have.
     pub(crate) unknown: usize,
+    /// Hashes of its words and pairs of words ([`crate::text::words`]).
+    pub(crate) words: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -82,12 +87,14 @@ impl Tokenizer {
             .with_truncation(Some(truncation))
             .map_err(|e| error!(Tokenizer, "cannot limit to {max_tokens} tokens: {e}"))?;
         let unknown = unknown_token(&inner);
+        let continues = continues(&inner, vocabulary);
         Ok(Self {
             inner,
             max_tokens,
             vocabulary,
             added,
             unknown,
+            continues,
         })
     }
 
@@ -190,7 +197,15 @@ impl Tokenizer {
             );
         }
         let unknown = ids.iter().filter(|id| Some(**id) == self.unknown).count();
+        let special = encoding.get_special_tokens_mask();
+        let own = ids
+            .iter()
+            .zip(special)
+            .filter(|(_, special)| **special == 0);
+        let own: Vec<u32> = own.map(|(id, _)| *id).collect();
+        let continues = |id: u32| self.continues.get(id as usize) == Some(&true);
         Ok(Some(Tokens {
+            words: words(&own, continues),
             ids,
             truncated: !encoding.get_overflowing().is_empty(),
             unknown,
@@ -208,6 +223,26 @@ fn unknown_token(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
         ModelWrapper::Unigram(_) => "<unk>".to_owned(),
     };
     tokenizer.token_to_id(&token)
+}
+
+/// By id, whether a token goes on with the word before it: WordPiece marks those that do, others those
+/// that begin a word.
+fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> {
+    let piece = match tokenizer.get_model() {
+        ModelWrapper::WordPiece(model) => Some(model.continuing_subword_prefix.as_str()),
+        ModelWrapper::WordLevel(_) => Some(""),
+        _ => None,
+    };
+    let mut all = vec![false; vocabulary];
+    for (token, id) in tokenizer.get_vocab(true) {
+        if let Some(continues) = all.get_mut(id as usize) {
+            *continues = match piece {
+                Some(prefix) => !prefix.is_empty() && token.starts_with(prefix),
+                None => !token.starts_with(['\u{2581}', '\u{120}']),
+            };
+        }
+    }
+    all
 }
 
 /// Refuses a `tokenizer.json` whose normalizers, one after the other, make text longer without
@@ -302,8 +337,12 @@ mod tests {
                 ids: vec![101, 7592, 2088, 102],
                 truncated: false,
                 unknown: 0,
+                words: words(&[7592, 2088], |_| false),
             }
         );
+        let one = tokenizer.encode("", "tokenizers").unwrap();
+        assert!(one.ids.len() > 3, "in pieces: {:?}", one.ids);
+        assert_eq!(one.words.len(), 1);
         let long = tokenizer.encode("", &"hello ".repeat(5000)).unwrap();
         assert_eq!((long.ids.len(), long.truncated), (128, true));
         assert_eq!((long.ids[0], long.ids[127]), (101, 102));

@@ -166,10 +166,11 @@ pub(crate) struct Common<'c> {
 impl MethodInfo {
     /// One run says all: nothing is drawn.
     pub fn deterministic(&self) -> bool {
-        !matches!(
-            self.kind,
-            Kind::Trained(_) | Kind::Ties(_) | Kind::Augmented(_) | Kind::Llm
-        )
+        match self.kind {
+            Kind::Trained(recipe) => recipe.draws_nothing(),
+            Kind::Ties(_) | Kind::Augmented(_) | Kind::Llm => false,
+            _ => true,
+        }
     }
 
     /// The settings of a method that trains at `step`, from 1.
@@ -295,13 +296,15 @@ const fn ablation(
     row(name, label, Group::Ablation, 0.1, kind)
 }
 
-/// The learned score with what the encoder remembers. Its strengths are fitted on rows that are held
-/// out: it learns from fewer.
-const HYBRID: &[(&str, &str)] = &[("hold_out", "true"), ("hybrid", "true")];
-
-/// The same without a row held out: the strengths are the defaults, which were chosen on the
-/// development split.
-const HYBRID_ALL: &[(&str, &str)] = &[("hybrid", "true")];
+/// The memory with one thing changed.
+const fn memory(
+    name: &'static str,
+    label: &'static str,
+    changes: &'static [(&'static str, &'static str)],
+) -> MethodInfo {
+    let kind = Kind::Trained(Recipe::memory(changes));
+    row(name, label, Group::Ablation, 0.0, kind)
+}
 
 /// Elastic weight consolidation of all that is trained, at the strength that was best on the
 /// development split (benches/README.md).
@@ -451,18 +454,28 @@ const METHODS: &[MethodInfo] = &[
         Kind::Trained(Recipe::carve("0.2", &[])),
     ),
     row(
-        "carve-hybrid",
-        "CARvE (10 %) + hybrid, fitted",
+        "memory",
+        "Memory, nothing trained",
         Group::Continual,
-        0.1,
-        Kind::Trained(Recipe::carve("0.1", HYBRID)),
+        0.0,
+        Kind::Trained(Recipe::memory(&[])),
     ),
     row(
-        "carve-hybrid-all",
-        "CARvE (10 %) + hybrid",
+        "first-session",
+        "CARvE on E1, then memory",
+        Group::Continual,
+        0.0,
+        Kind::Trained(Recipe::carve(
+            "0",
+            &[("train", "first"), ("train.least", "1"), ("memory", "true")],
+        )),
+    ),
+    row(
+        "carve-memory",
+        "CARvE (10 %) + memory",
         Group::Continual,
         0.1,
-        Kind::Trained(Recipe::carve("0.1", HYBRID_ALL)),
+        Kind::Trained(Recipe::carve("0.1", &[("memory", "true")])),
     ),
     row(
         "cumulative",
@@ -484,6 +497,13 @@ const METHODS: &[MethodInfo] = &[
         Group::Bound,
         0.0,
         Kind::Trained(Recipe::joint()),
+    ),
+    row(
+        "joint-memory",
+        "Joint training + memory",
+        Group::Bound,
+        0.0,
+        Kind::Trained(Recipe::joint().with(&[("memory", "true")])),
     ),
     ablation(
         "no-embedding-anchor",
@@ -551,6 +571,41 @@ const METHODS: &[MethodInfo] = &[
         "frozen-encoder",
         "Frozen encoder",
         &[("lora.train", "false")],
+    ),
+    memory(
+        "memory-last",
+        "Memory of the last layer",
+        &[("memory.layers", "[6]")],
+    ),
+    memory(
+        "memory-246",
+        "Memory of layers 2, 4, 6",
+        &[("memory.layers", "[2,4,6]")],
+    ),
+    memory(
+        "memory-all-layers",
+        "Memory of all layers",
+        &[("memory.layers", "[1,2,3,4,5,6]")],
+    ),
+    memory(
+        "memory-no-prior-mean",
+        "Memory, means of all",
+        &[("memory.prior", "all")],
+    ),
+    memory(
+        "memory-no-card-map",
+        "Memory, means of domains",
+        &[("memory.prior", "domain")],
+    ),
+    memory(
+        "memory-no-words",
+        "Memory without words",
+        &[("strength.words", "0")],
+    ),
+    memory(
+        "memory-rank-128",
+        "Memory of rank 128",
+        &[("memory.rank", "128")],
     ),
 ];
 
@@ -644,7 +699,10 @@ mod tests {
         );
         assert_eq!(names(&["llm"]), ["llm"]);
         assert!(!names(&["all"]).contains(&"llm"));
-        assert_eq!(names(&["bound"]), ["cumulative", "carve-100", "joint"]);
+        assert_eq!(
+            names(&["bound"]),
+            ["cumulative", "carve-100", "joint", "joint-memory"]
+        );
         let all: std::collections::BTreeSet<&str> = METHODS.iter().map(|m| m.name).collect();
         assert_eq!(all.len(), METHODS.len(), "a name is there once");
         let error = select(&["carve".to_owned()]).unwrap_err().to_string();

@@ -27,11 +27,12 @@ const PLAIN: &[(&str, &str)] = &[
 ];
 
 /// What methods differ in, or the plan says: no change for all of them.
-const FIXED: [&str; 6] = [
+const FIXED: [&str; 7] = [
     "replay.ratio",
     "replay.strategy",
     "hold_out",
-    "hybrid",
+    "memory",
+    "train",
     "seed",
     "epochs",
 ];
@@ -51,6 +52,8 @@ enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Recipe {
     plain: bool,
+    /// Nothing is trained: a memory takes the rows, on the encoder as it is.
+    frozen: bool,
     scope: Scope,
     /// `replay.ratio`; `0`: none.
     replay: &'static str,
@@ -63,6 +66,7 @@ impl Recipe {
         let whole = matches!(replay.as_bytes(), b"1");
         Self {
             plain: true,
+            frozen: false,
             scope: if whole { Scope::Past } else { Scope::Current },
             replay: if whole { "0" } else { replay },
             changes: &[],
@@ -73,6 +77,7 @@ impl Recipe {
     pub(crate) const fn joint() -> Self {
         Self {
             plain: true,
+            frozen: false,
             scope: Scope::Joint,
             replay: "0",
             changes: &[],
@@ -86,15 +91,29 @@ impl Recipe {
     ) -> Self {
         Self {
             plain: false,
+            frozen: false,
             scope: Scope::Current,
             replay,
             changes,
         }
     }
 
+    /// A memory on the encoder as it is, with these changes.
+    pub(crate) const fn memory(changes: &'static [(&'static str, &'static str)]) -> Self {
+        Self {
+            frozen: true,
+            ..Self::carve("0", changes)
+        }
+    }
+
     /// The same with these changes in place of its own.
     pub(crate) const fn with(self, changes: &'static [(&'static str, &'static str)]) -> Self {
         Self { changes, ..self }
+    }
+
+    /// Nothing is drawn: no step trains.
+    pub(crate) fn draws_nothing(self) -> bool {
+        self.frozen
     }
 
     pub(crate) fn is_joint(self) -> bool {
@@ -105,7 +124,12 @@ impl Recipe {
     pub(crate) fn base(self) -> Result<Settings> {
         let mut settings = Settings::edge();
         settings.set("hold_out", "false")?;
-        settings.set("hybrid", "false")?;
+        let (memory, train) = match self.frozen {
+            true => ("true", "never"),
+            false => ("false", "always"),
+        };
+        settings.set("memory", memory)?;
+        settings.set("train", train)?;
         if self.replay == "0" {
             settings.set("replay.strategy", "none")?;
         } else {
@@ -292,7 +316,8 @@ pub(super) fn learn(
     let options = common.options.clone().encoder(common.encoder);
     let mut learner = Learner::open(store, None, settings, options)?
         .recipe("cmrbench")
-        .introduce(true);
+        .introduce(true)
+        .allow_unmeasured(true);
     let mut done = 0.0;
     let outcome = learner.learn(experience, None, &mut |status| {
         // Other stages come before the steps or behind them.

@@ -8,11 +8,13 @@ pub(super) const OURS: &str = "carve-10";
 
 /// Pairs on the same budget of replay, or on none: the first is claimed to be the better one. A
 /// pair of which a method was not run is left out.
-const PAIRS: [(&str, &str); 12] = [
-    ("carve-hybrid-all", OURS),
-    ("carve-hybrid-all", "replay-10"),
-    ("carve-hybrid", OURS),
-    ("carve-hybrid", "replay-10"),
+const PAIRS: [(&str, &str); 14] = [
+    ("first-session", OURS),
+    ("first-session", "replay-10"),
+    ("memory", OURS),
+    ("memory", "replay-10"),
+    ("carve-memory", OURS),
+    ("carve-memory", "first-session"),
     (OURS, "replay-10"),
     ("carve-5", "replay-5"),
     ("carve-20", "replay-20"),

@@ -9,7 +9,8 @@ use crate::cmrbench::{
 };
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::learn::{CandidateMode, EwcScope, Regulariser, ReplayStrategy, Settings};
+use crate::generation::seen::usual_layers;
+use crate::learn::{CandidateMode, EwcScope, Regulariser, ReplayStrategy, Settings, Train};
 use crate::options::Options;
 
 /// The encoder's shape and the prompts' lengths.
@@ -75,6 +76,15 @@ impl Shape {
     /// Forward and backward, with adapters of so many parameters.
     fn training(self, (n, squares): (f64, f64), adapters: f64) -> f64 {
         2.0 * self.linear(n) + 3.0 * self.attention(squares) + 3.0 * 2.0 * n * adapters
+    }
+}
+
+/// Whether `step` trains anything.
+fn trains(settings: &Settings, step: usize) -> bool {
+    match settings.train {
+        Train::Never => false,
+        Train::First => step == 1,
+        _ => true,
     }
 }
 
@@ -154,6 +164,9 @@ impl Sizes {
 
     /// Trained at `step`, from 1: adapters, W, E.
     fn trained(&self, settings: &Settings, step: usize) -> f64 {
+        if !trains(settings, step) {
+            return 0.0;
+        }
         let width = self.width(settings);
         let adapters = if settings.lora_train {
             self.adapters(settings)
@@ -177,6 +190,9 @@ impl Sizes {
             lengths.add(*earlier, if joint { 1.0 } else { replay });
         }
         let (mean, shape) = (lengths.mean(), self.shape);
+        if !trains(settings, step) {
+            return rows * shape.forward(mean) + self.solving(settings, step, rows);
+        }
         let adapters = self.adapters(settings);
         let forward = shape.forward(mean) + 2.0 * mean.0 * adapters;
         // While the encoder is frozen, its vectors are made once.
@@ -205,7 +221,37 @@ impl Sizes {
             CandidateMode::All => self.models[step - 1],
             _ => settings.candidates_k,
         };
+        if settings.memory {
+            sum += rows * shape.forward(mean) + self.solving(settings, step, rows);
+        }
         sum + passes * head(self.width(settings), shape.hidden, candidates as f64)
+    }
+
+    /// Elements of a prompt's vector in the memory, and directions of its keys; 0 without a memory.
+    fn memory(&self, settings: &Settings) -> (f64, f64) {
+        let (layers, hidden) = (self.shape.layers as usize, self.shape.hidden as usize);
+        let count = match settings.memory_layers.len() {
+            _ if !settings.memory => return (0.0, 0.0),
+            0 => usual_layers(layers, hidden).len(),
+            count => count,
+        };
+        let width = (count * hidden) as f64;
+        (width, width.min(settings.memory_rank as f64))
+    }
+
+    /// What the memory adds to a route.
+    fn recall(&self, settings: &Settings, keys: f64) -> f64 {
+        let (width, rank) = self.memory(settings);
+        2.0 * rank * (width + keys)
+    }
+
+    /// Squares of `rows` prompts, and the solve of `step` (`generation/memory/solve.rs`).
+    fn solving(&self, settings: &Settings, step: usize, rows: f64) -> f64 {
+        let (width, rank) = self.memory(settings);
+        let models = self.models[step - 1] as f64;
+        let squares = (rows + models) * width * width;
+        let powers = 3.0 * (4.0 * models * width * rank + 2.0 * width * width * rank);
+        squares + width.powi(3) / 3.0 + powers + 2.0 * models * width * (self.shape.hidden + rank)
     }
 
     /// One prompt of the mean length among the models of the last step; adapters folded.
@@ -270,11 +316,9 @@ impl<'r> Cost<'r> {
             learn_flops = Some(learn_flops.unwrap_or(0.0) + flops);
             trained = Some(sizes.trained(&settings, step.step));
             let keys = sizes.models[step.step - 1] as f64;
-            let mut flops = sizes.route(sizes.width(&settings), keys, true);
-            if settings.hybrid {
-                flops += sizes.route(sizes.shape.hidden, keys, false);
-            }
-            route_flops = Some(flops);
+            let width = sizes.width(&settings);
+            let memory = sizes.recall(&settings, keys);
+            route_flops = Some(sizes.route(width, keys, true) + memory);
         }
         if info.encodes() && route_flops.is_none() {
             let cards = |e: &Experience| e.cards.len() as f64;

@@ -146,7 +146,7 @@ pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
 /// The methods that are looked at closely: those of these that were run, or the one with the best
 /// domain accuracy.
 fn chosen(results: &Results) -> Vec<&MethodOutcome> {
-    const CHOSEN: [&str; 3] = ["carve-hybrid-all", "carve-10", "replay-10"];
+    const CHOSEN: [&str; 3] = ["first-session", "carve-10", "replay-10"];
     let methods: Vec<&MethodOutcome> = CHOSEN
         .iter()
         .filter_map(|name| results.method(name))

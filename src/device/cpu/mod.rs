@@ -1,6 +1,7 @@
 //! The CPU: a pool of as many threads as the host allowed, the SIMD level found at open.
 
 pub(crate) mod blocks;
+pub(crate) mod dense;
 pub(crate) mod gemm;
 pub(crate) mod math;
 mod turn;
@@ -261,6 +262,26 @@ impl Cpu {
         data.par_chunks_mut(each * width)
             .enumerate()
             .for_each(|(i, block)| f(i * each, block));
+    }
+
+    /// `f(number, chunk)` on chunks of `size` elements of `data`, side by side.
+    ///
+    /// `work`: multiply-adds a chunk, or about; it only decides whether threads are worth it.
+    pub(crate) fn each<T: Send>(
+        &self,
+        data: &mut [T],
+        size: usize,
+        work: usize,
+        f: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
+        let chunks = data.len().div_ceil(size.max(1));
+        if chunks * work < SMALL || self.reachable() < 2 {
+            let all = data.chunks_mut(size.max(1)).enumerate();
+            all.for_each(|(number, chunk)| f(number, chunk));
+        } else {
+            let all = data.par_chunks_mut(size).enumerate().with_max_len(1);
+            all.for_each(|(number, chunk)| f(number, chunk));
+        }
     }
 
     /// `f(first_row, parts)` on the same contiguous rows of several arrays, side by side; `widths`:

@@ -1,25 +1,29 @@
-//! What follows the last step: what the child keeps of prompts, its strengths, how well it serves.
+//! What follows the last step: what the child keeps of prompts, its memory, how well it serves.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::prepare::{Task, Update};
-use super::{Learner, Watch};
+use super::{Learner, Status, Watch};
 use crate::error::Result;
 use crate::generation::cards::{self, CARDS};
-use crate::generation::exemplars::EXEMPLARS;
-use crate::generation::serving::ask;
-use crate::generation::{ADAPTER, Calibration, Contents, Draft, Learned};
-use crate::learn::accuracy::{Accuracy, Counts, lost};
+use crate::generation::memory::Memory;
+use crate::generation::seen::{Seen, look};
+use crate::generation::serving::{Serving, ask};
+use crate::generation::{ADAPTER, Contents, Draft, Learned, zero_shot_rows};
+use crate::learn::accuracy::{Accuracy, Measurement};
 use crate::learn::candidates::Candidates;
 use crate::learn::engine::{Engine, Layout};
 use crate::learn::ewc::{Consolidated, FISHER};
 use crate::learn::experience::{self, Row};
-use crate::learn::hybrid;
 use crate::learn::privacy::{Withheld, withhold};
+use crate::learn::remember;
 use crate::learn::replay::{HELD_OUT, REPLAY};
-use crate::learn::report::{self, Kept, LossTerms, Measured, Report, UNKNOWN};
-use crate::learn::settings::{Privacy, Regulariser, ReplayStrategy};
+use crate::learn::report::{self, FIRST, Kept, LossTerms, Measured, Report, UNKNOWN};
+use crate::learn::settings::{Regulariser, ReplayStrategy};
+use crate::model::bert::Bert;
 use crate::model::lora::Factors;
+use crate::text::tokenizer::Tokens;
 
 /// An update behind its last step.
 pub(super) struct Trained {
@@ -27,8 +31,7 @@ pub(super) struct Trained {
     pub(super) candidates: Candidates,
     /// What EWC held on to.
     pub(super) consolidated: Consolidated,
-    /// When the call began, and how long its steps took.
-    pub(super) began: Instant,
+    /// How long the steps took.
     pub(super) learning: Duration,
     pub(super) steps: usize,
     pub(super) examples: usize,
@@ -39,7 +42,7 @@ pub(super) struct Trained {
 type Parts = Vec<(&'static str, Vec<u8>)>;
 
 /// What the child keeps of prompts.
-struct Memory {
+struct Prompts {
     parts: Parts,
     kept: Kept,
     withheld: Withheld,
@@ -51,13 +54,24 @@ struct Parameters {
     layout: Layout,
 }
 
+/// What the child's router sees of prompts, where it has a memory.
+#[derive(Default)]
+pub(super) struct Looked {
+    /// Of the examples that are learned.
+    pub(super) learned: Vec<Seen>,
+    /// Of those that are measured, and of the held-out rows.
+    pub(super) new: Vec<Seen>,
+    pub(super) old: Vec<Seen>,
+}
+
 impl Learner {
-    /// The child, which was served once, and what is to be said of it; `before`: of the parent.
+    /// The child of an update that trained, and what is to be said of it; `before`: the parent.
     pub(super) fn finish(
         &self,
         mut update: Update,
         trained: Trained,
-        before: &Counts,
+        began: Instant,
+        before: &Measurement,
         watch: Watch<'_>,
     ) -> Result<(Draft, Report)> {
         let Trained {
@@ -81,61 +95,211 @@ impl Learner {
             }
         };
         drop(engine);
-        let mut memory = self.memory(&mut update)?;
-        memory.parts.extend(fisher.map(|bytes| (FISHER, bytes)));
-        let Update {
-            contents,
-            encoder,
-            task,
-            old,
-            new,
-            ..
-        } = &update;
-        let device = encoder.device_name();
-        let parts = std::mem::take(&mut memory.parts);
-        let mut draft = self.draft(contents.clone(), task, &parameters, parts, device)?;
+        let looked = self.follow(&mut update, &parameters, watch)?;
+        let mut prompts = self.prompts(&mut update, &looked)?;
+        prompts.parts.extend(fisher.map(|bytes| (FISHER, bytes)));
+        let device = update.encoder.device_name().to_owned();
+        let parts = std::mem::take(&mut prompts.parts);
+        let contents = update.contents.clone();
+        let mut draft = self.trained(contents, &update.task, &parameters, parts, &device)?;
         draft.check_rows()?;
-        let fitted = update.mixes.then(|| {
-            let held: Vec<&Row> = old.iter().chain(new).collect();
-            let parents = contents.calibration()?;
-            hybrid::calibrate(&mut draft, &self.parent, encoder, &held, parents)
-        });
-        let fitted = fitted.transpose()?;
-
+        self.publish_memory(&mut draft, &mut update, &looked)?;
         let child = draft.contents();
         let (after, gained) = self.served(&child, &update, watch)?;
-        let measured = [before, &after, &gained];
-        let mut report = self.report(&update, &memory, measured, fitted);
-        report.projection_drift = report::projection_drift(&contents.projection, &child.projection);
+        let mut report = self.report(&update, &prompts, [before, &after, &gained]);
+        let parent = &update.contents;
+        report.projection_drift = report::projection_drift(&parent.projection, &child.projection);
         report.row_drift_degrees =
-            report::row_drift(&contents.embeddings, &child.embeddings, layout.w.rows);
+            report::row_drift(&parent.embeddings, &child.embeddings, layout.w.rows);
         report.steps = trained.steps;
         report.losses = trained.terms;
         report.examples_per_second =
             trained.examples as f64 / trained.learning.as_secs_f64().max(1e-9);
-        report.seconds = trained.began.elapsed().as_secs_f64();
+        report.seconds = began.elapsed().as_secs_f64();
         Ok((draft, report))
     }
 
-    /// Adds to what the parent remembers of prompts, and takes from it what may not be kept.
-    fn memory(&self, update: &mut Update) -> Result<Memory> {
+    /// The child of an update that trains nothing: its memory takes the prompts.
+    pub(super) fn remember(
+        &self,
+        mut update: Update,
+        began: Instant,
+        watch: Watch<'_>,
+    ) -> Result<(Draft, Report)> {
+        let encoder = Arc::clone(&update.encoder);
+        let parent = self.serving(&update.contents, &encoder)?;
+        let looked = self.look(&update, parent.network(), watch)?;
+        let learning = began.elapsed();
+        let before = self.best_of(&parent, &update.old, &looked.old)?;
+        let mut prompts = self.prompts(&mut update, &looked)?;
+        let made_by = format!("learn {}", self.recipe);
+        let new_rows = self.card_rows(&update, &parent)?;
+        drop(parent);
+        let mut draft = update.contents.clone().child(self.parent.clone(), made_by);
+        draft.embeddings.extend(new_rows);
+        draft.hub = update.task.hub.clone();
+        let parts = std::mem::take(&mut prompts.parts).into_iter();
+        draft
+            .parts
+            .extend(parts.map(|(name, bytes)| (name.to_owned(), bytes)));
+        let trained = update.contents.manifest.learned.as_ref();
+        let trained = trained.is_some_and(|learned| learned.trained);
+        draft.learned = Some(self.learned_by(&update.task, encoder.device_name(), trained));
+        draft.check_rows()?;
+        self.publish_memory(&mut draft, &mut update, &looked)?;
+        let child = self.serving(&draft.contents(), &encoder)?;
+        let after = self.best_of(&child, &update.old, &looked.old)?;
+        let gained = self.best_of(&child, &update.new, &looked.new)?;
+        let mut report = self.report(&update, &prompts, [&before, &after, &gained]);
+        report.examples_per_second = report.examples as f64 / learning.as_secs_f64().max(1e-9);
+        report.seconds = began.elapsed().as_secs_f64();
+        Ok((draft, report))
+    }
+
+    /// What `serving` finds for rows that were looked at.
+    fn best_of(&self, serving: &Serving, rows: &[Row], seen: &[Seen]) -> Result<Measurement> {
+        let seen: Vec<&Seen> = seen.iter().collect();
+        let best = serving.best_of(&seen)?;
+        let rows: Vec<&Row> = rows.iter().collect();
+        Ok(Measurement::new(&serving.hub, &rows, &best))
+    }
+
+    /// Looks at the prompts of an update with `bert`; what was seen of held-out ones before counts where
+    /// the encoder stays.
+    fn look(&self, update: &Update, bert: &Bert, watch: Watch<'_>) -> Result<Looked> {
+        let Some(memory) = &update.memory else {
+            return Ok(Looked::default());
+        };
+        let learned = &update.task.rows[..update.learned.len()];
+        let width = memory.width();
+        let stays = |row: &&Row| {
+            let kept = row.seen.as_ref().filter(|seen| seen.layers.len() == width);
+            kept.filter(|_| !update.trains).cloned()
+        };
+        let rows: Vec<&Row> = learned
+            .iter()
+            .chain(&update.new)
+            .chain(&update.old)
+            .collect();
+        let mut seen: Vec<Option<Seen>> = rows.iter().map(stays).collect();
+        let missing: Vec<&Tokens> = rows
+            .iter()
+            .zip(&seen)
+            .filter_map(|(row, seen)| row.tokens().filter(|_| seen.is_none()))
+            .collect();
+        let found = look(
+            &update.encoder,
+            bert,
+            memory.layers(),
+            &missing,
+            &mut |done| {
+                watch(&Status::of("encoding", done, missing.len()));
+            },
+        )?;
+        let mut found = found.into_iter();
+        for (row, seen) in rows.iter().zip(&mut seen) {
+            if seen.is_none() && row.tokens().is_some() {
+                *seen = found.next();
+            }
+        }
+        // Rows of which nothing can be seen are not measured, and were taken out of `old`.
+        let mut seen = seen.into_iter().map(Option::unwrap_or_default);
+        let mut take = |count: usize| seen.by_ref().take(count).collect();
+        Ok(Looked {
+            learned: take(learned.len()),
+            new: take(update.new.len()),
+            old: take(update.old.len()),
+        })
+    }
+
+    /// Looks at the prompts with the trained encoder, and moves the memory after it.
+    fn follow(
+        &self,
+        update: &mut Update,
+        parameters: &Parameters,
+        watch: Watch<'_>,
+    ) -> Result<Looked> {
+        let Some(mut memory) = update.memory.take() else {
+            return Ok(Looked::default());
+        };
+        let encoder = Arc::clone(&update.encoder);
+        let merged =
+            |factors: Option<Factors>| factors.map(|factors| encoder.merged(&factors)).transpose();
+        let was = merged(update.contents.factors(encoder.config())?)?;
+        let is = merged(parameters.factors())?;
+        let (was, is) = (
+            was.as_ref().unwrap_or(encoder.bert()),
+            is.as_ref().unwrap_or(encoder.bert()),
+        );
+        if memory.prompts() > 0 {
+            let replayed = update.task.rows.iter().filter(|row| row.replay);
+            let mut tokens: Vec<&Tokens> = replayed.filter_map(Row::tokens).collect();
+            if tokens.is_empty() {
+                tokens.extend(update.task.rows.iter().filter_map(Row::tokens));
+            }
+            let layers = memory.layers();
+            let was = look(&encoder, was, layers, &tokens, &mut |_| {})?;
+            let is = look(&encoder, is, layers, &tokens, &mut |_| {})?;
+            remember::follow(&mut memory, encoder.host(), &was, &is)?;
+        }
+        update.memory = Some(memory);
+        self.look(update, is, watch)
+    }
+
+    /// Adds the update's prompts to the memory, and what is served of it to `draft`.
+    fn publish_memory(
+        &self,
+        draft: &mut Draft,
+        update: &mut Update,
+        looked: &Looked,
+    ) -> Result<()> {
+        let (Some(memory), Some(cards)) = (&mut update.memory, &update.cards) else {
+            return Ok(());
+        };
+        let (cpu, hub) = (update.encoder.host(), &update.task.hub);
+        let rows = &update.task.rows[..update.learned.len()];
+        remember::add(memory, cpu, hub, &update.learned, rows, &looked.learned)?;
+        let settings = &self.settings;
+        remember::publish(memory, settings, cpu, hub, cards, &mut draft.parts)
+    }
+
+    /// Rows of new models where no step makes them: from their cards.
+    fn card_rows(&self, update: &Update, parent: &Serving) -> Result<Vec<f32>> {
+        let (contents, new) = (&update.contents, &update.new_models);
+        let (projection, width) = (&contents.projection, contents.manifest.width);
+        let bert = parent.network();
+        zero_shot_rows(
+            &update.encoder,
+            bert,
+            new,
+            projection,
+            width,
+            &mut |_, _| {},
+        )
+    }
+
+    /// Adds to what the parent keeps of prompts, and takes from it what may not be kept.
+    fn prompts(&self, update: &mut Update, looked: &Looked) -> Result<Prompts> {
         let settings = &self.settings;
         let number = update.task.experience.into();
         let rows = &update.task.rows[..update.learned.len()];
-        let centroids = update.mixes && settings.replay_privacy != Privacy::Hashes;
-        let replayed = settings.replay_strategy != ReplayStrategy::None;
-        let vectors = if centroids || replayed {
-            experience::frozen_vectors(&update.encoder, &update.learned)?
-        } else {
-            Vec::new()
-        };
         let (replay, held_out) = (&mut update.replay, &mut update.held_out);
-        let mut withheld = withhold(replay, held_out, settings.replay_privacy, &update.encoder)?;
-        if replayed {
+        if update.trains {
+            // Of an encoder that is no more.
+            held_out
+                .entries
+                .iter_mut()
+                .for_each(|entry| entry.seen = None);
+            held_out.entries.retain(|entry| entry.text.is_some());
+        }
+        let withheld = withhold(replay, held_out, settings.replay_privacy, &update.encoder)?;
+        if settings.replay_strategy != ReplayStrategy::None {
+            let vectors = experience::frozen_vectors(&update.encoder, &update.learned)?;
             let chosen = experience::choose(&update.learned, rows, &vectors, settings, number);
             replay.entries.extend(chosen);
         }
-        let keep = experience::keep(&update.measured, &update.new, settings, number);
+        let (new, seen) = (&update.new, &looked.new);
+        let keep = experience::keep(&update.measured, new, seen, settings, number);
         held_out.entries.extend(keep);
         let remembered = replay.to_bytes()?;
         let kept = Kept {
@@ -146,15 +310,7 @@ impl Learner {
         if let Some(cards) = &update.cards {
             parts.push((CARDS, cards::write(cards, update.encoder.width())?));
         }
-        if centroids {
-            let models = update.task.hub.len();
-            let all = hybrid::exemplars(&update.contents, models, rows, &vectors)?;
-            parts.push((EXEMPLARS, all.write()?));
-        } else if settings.replay_privacy == Privacy::Hashes {
-            let exemplars = update.contents.exemplars()?;
-            withheld.centroids = exemplars.each().filter(|(_, count)| *count > 0).count();
-        }
-        Ok(Memory {
+        Ok(Prompts {
             parts,
             kept,
             withheld,
@@ -168,11 +324,11 @@ impl Learner {
         child: &Contents,
         update: &Update,
         watch: Watch<'_>,
-    ) -> Result<(Counts, Counts)> {
+    ) -> Result<(Measurement, Measurement)> {
         let sets = [&update.old[..], &update.new];
         if sets.iter().all(|rows| rows.is_empty()) {
             ask(&self.parent, child.clone(), &update.encoder)?;
-            return Ok((Counts::new(), Counts::new()));
+            return Ok(Default::default());
         }
         let serving = self.serving(child, &update.encoder)?;
         let [after, gained] = self.measure(&serving, sets, "measuring after", watch)?;
@@ -181,29 +337,31 @@ impl Learner {
 
     /// Without what the steps were; `measured`: the parent on earlier prompts, the child on these and
     /// on those of this experience.
-    fn report(
-        &self,
-        update: &Update,
-        memory: &Memory,
-        measured: [&Counts; 3],
-        fitted: Option<(Calibration, usize)>,
-    ) -> Report {
+    fn report(&self, update: &Update, prompts: &Prompts, measured: [&Measurement; 3]) -> Report {
         let [before, after, gained] = measured;
-        let forgetting = lost(before.total(), after.total());
-        let gate = |lost: &Accuracy| self.max_forgetting.is_some_and(|most| lost.domain > most);
-        let refused = forgetting.as_ref().is_some_and(gate);
+        let lost = before.lost(after);
+        let forgetting = lost.map(|lost| lost.points);
+        let taught = update.contents.manifest.learned.is_some();
+        let unmeasured = taught && lost.is_none();
+        let gate = |lost: Accuracy| self.max_forgetting.is_some_and(|most| lost.domain > most);
+        let refused = match forgetting {
+            Some(lost) => gate(lost),
+            None => unmeasured && !self.allow_unmeasured,
+        };
+        let known = update.contents.hub.len();
         let fresh = update.learned.len();
-        let (hybrid, hybrid_prompts) = fitted.unzip();
         Report {
-            schema_version: 1,
+            schema_version: 2,
             generation: None,
             kept_beside: None,
             parent: self.parent.clone(),
+            trained: update.trains,
             models_added: update.new_models.len(),
             models_introduced: update.introduced.clone(),
             remarks: update.oddities.clone(),
             examples: fresh,
             replayed: update.task.rows.len() - fresh,
+            remembered: update.memory.as_ref().map(Memory::prompts),
             steps: 0,
             seconds: 0.0,
             examples_per_second: 0.0,
@@ -214,13 +372,17 @@ impl Learner {
                 new_after: gained.total(),
             },
             forgetting,
-            forgetting_unknown: forgetting.is_none().then(|| UNKNOWN.to_owned()),
-            forgetting_by_domain: before.lost(after),
+            forgetting_interval: lost.map(|lost| lost.interval),
+            forgetting_unknown: lost.is_none().then(|| match taught {
+                true => UNKNOWN.to_owned(),
+                false => FIRST.to_owned(),
+            }),
+            forgetting_by_domain: before.lost_by_domain(after),
+            taken_by_new_models: after.share_from(known),
             refused,
-            replay: memory.kept,
-            withheld: (!memory.withheld.is_nothing()).then_some(memory.withheld),
-            hybrid,
-            hybrid_prompts,
+            replay: prompts.kept,
+            held_out: update.held_out.entries.len(),
+            withheld: (!prompts.withheld.is_nothing()).then_some(prompts.withheld),
             projection_drift: 0.0,
             row_drift_degrees: (0.0, 0.0),
             peak_memory_bytes: report::peak_memory(),
@@ -228,7 +390,7 @@ impl Learner {
         }
     }
 
-    fn draft(
+    fn trained(
         &self,
         contents: Contents,
         task: &Task,
@@ -237,10 +399,6 @@ impl Learner {
         device: &str,
     ) -> Result<Draft> {
         let Parameters { values, layout } = parameters;
-        let factors = Factors {
-            adapter: layout.adapter.clone(),
-            values: values[..layout.adapter.len].to_vec(),
-        };
         let mut draft = contents.child(self.parent.clone(), format!("learn {}", self.recipe));
         draft.projection = values[layout.w.offset..layout.w.end()].to_vec();
         draft.embeddings = values[layout.e.offset..layout.e.end()].to_vec();
@@ -256,22 +414,36 @@ impl Learner {
         draft.adapter = None;
         let named = |(name, bytes): (&str, Vec<u8>)| (name.to_owned(), bytes);
         draft.parts = parts.into_iter().map(named).collect();
-        if layout.adapter.len > 0 {
+        if let Some(factors) = parameters.factors() {
             draft.adapter = Some(layout.adapter.lora.clone());
             draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
         }
-        draft.learned = Some(Learned {
+        draft.learned = Some(self.learned_by(task, device, true));
+        Ok(draft)
+    }
+
+    fn learned_by(&self, task: &Task, device: &str, trained: bool) -> Learned {
+        let written = self.settings.written().into_iter();
+        Learned {
             experience: task.experience,
             recipe: self.recipe.clone(),
-            settings: self
-                .settings
-                .written()
-                .into_iter()
+            settings: written
                 .map(|(key, value)| (key, value.to_string()))
                 .collect(),
             examples_sha256: task.digest.clone(),
             device: device.to_owned(),
-        });
-        Ok(draft)
+            trained,
+        }
+    }
+}
+
+impl Parameters {
+    /// The encoder's factors, if it has some.
+    fn factors(&self) -> Option<Factors> {
+        let adapter = &self.layout.adapter;
+        (adapter.len > 0).then(|| Factors {
+            adapter: adapter.clone(),
+            values: self.values[..adapter.len].to_vec(),
+        })
     }
 }

@@ -19,9 +19,10 @@ use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail, caught};
+use crate::generation::memory::Memory;
 use crate::generation::serving::Serving;
 use crate::generation::{Contents, Draft, GenerationId, Lock, Store};
-use crate::learn::accuracy::Counts;
+use crate::learn::accuracy::Measurement;
 use crate::learn::candidates::Candidates;
 use crate::learn::experience::{self, Experience, Row};
 use crate::learn::oddities::oddities;
@@ -44,7 +45,7 @@ pub enum Control {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// `measuring before`, `teacher`, `features`, `phase 1`, `learning`, `phase 2`, `fisher`,
+    /// `encoding`, `measuring before`, `teacher`, `features`, `phase 1`, `learning`, `phase 2`, `fisher`,
     /// `measuring after`.
     pub stage: &'static str,
     /// Steps (or prompts) done in this stage's unit, and of how many.
@@ -94,6 +95,8 @@ pub struct Learner {
     options: Options,
     /// Most points of domain accuracy that the old held-out prompts may lose.
     max_forgetting: Option<f64>,
+    /// Publish what forgets nobody knows how much.
+    allow_unmeasured: bool,
     /// Take names that are like known ones.
     introduce: bool,
     /// Write no state, publish nothing.
@@ -134,6 +137,7 @@ impl Learner {
             recipe: "custom".to_owned(),
             options,
             max_forgetting: None,
+            allow_unmeasured: false,
             introduce: false,
             dry_run: false,
             pause: saved::PAUSE,
@@ -171,6 +175,13 @@ impl Learner {
     /// accuracy.
     pub fn max_forgetting(mut self, points: f64) -> Self {
         self.max_forgetting = Some(points);
+        self
+    }
+
+    /// Publishes also where earlier prompts were learned and none is kept to measure on. Without it such an
+    /// update is refused.
+    pub fn allow_unmeasured(mut self, allow: bool) -> Self {
+        self.allow_unmeasured = allow;
         self
     }
 
@@ -235,7 +246,23 @@ impl Learner {
         let mut update = self.prepare(experience)?;
         let digest = &update.task.update;
         let state = State::read(&self.out, &self.parent, &self.settings, digest)?;
-        let mut before = Counts::new();
+        // What cannot be measured is not: kept as what was seen, by an encoder that is trained now.
+        let trains = update.trains;
+        let width = update.memory.as_ref().map_or(0, Memory::width);
+        update.old.retain(|row| match &row.seen {
+            _ if row.tokens().is_some() => true,
+            Some(seen) => !trains && seen.layers.len() == width,
+            None => false,
+        });
+        let base = Base::of(&update.contents);
+        let encoder = Arc::clone(&update.encoder);
+        if !trains {
+            let (draft, report) = self.remember(update, began, watch)?;
+            self.refused = report.refused;
+            self.learned = Some((draft, encoder, base));
+            return Ok(Outcome::Learned(Box::new(report)));
+        }
+        let mut before = Measurement::default();
         if !update.old.is_empty() {
             let parent = self.serving(&update.contents, &update.encoder)?;
             [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
@@ -262,15 +289,12 @@ impl Learner {
             engine,
             candidates,
             consolidated,
-            began,
             learning: started.elapsed(),
             steps: done.steps,
             examples: done.examples,
             terms: done.terms,
         };
-        let encoder = Arc::clone(&update.encoder);
-        let base = Base::of(&update.contents);
-        let finished = self.finish(update, trained, &before, watch);
+        let finished = self.finish(update, trained, began, &before, watch);
         let (draft, report) = finished.map_err(|e| self.unpublished(e))?;
         self.refused = report.refused;
         self.learned = Some((draft, encoder, base));
@@ -293,8 +317,8 @@ impl Learner {
         if self.refused {
             bail!(
                 Refused,
-                "{}: the update forgets more than max-forgetting allows; nothing was published, and \
-                 Learner::keep_beside keeps it to be looked at",
+                "{}: the update forgets more than max-forgetting allows, or nothing is there to measure \
+                 that; nothing was published, and Learner::keep_beside keeps it to be looked at",
                 self.parent
             );
         }
@@ -353,9 +377,9 @@ impl Learner {
         sets: [&[Row]; N],
         stage: &'static str,
         watch: Watch<'_>,
-    ) -> Result<[Counts; N]> {
-        let mut counts = [const { Counts::new() }; N];
-        for (counts, rows) in counts.iter_mut().zip(sets) {
+    ) -> Result<[Measurement; N]> {
+        let mut measured = [const { Measurement::new_empty() }; N];
+        for (measured, rows) in measured.iter_mut().zip(sets) {
             let (rows, prompts): (Vec<&Row>, Vec<Tokens>) = rows
                 .iter()
                 .filter_map(|row| Some((row, row.tokens()?.clone())))
@@ -363,9 +387,9 @@ impl Learner {
             let best = serving.best(prompts, &mut |done| {
                 watch(&Status::of(stage, done, rows.len()));
             })?;
-            counts.add(&serving.hub, &rows, &best);
+            *measured = Measurement::new(&serving.hub, &rows, &best);
         }
-        Ok(counts)
+        Ok(measured)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::cards::CARDS;
+use crate::generation::memory::Memory;
 use crate::generation::serving::open_encoder;
 use crate::generation::{Contents, NewModel};
 use crate::hub::Hub;
@@ -16,9 +17,10 @@ use crate::learn::engine::Engine;
 use crate::learn::experience::{self, Experience, Extended, Row};
 use crate::learn::memory::kept;
 use crate::learn::oddities::oddities;
+use crate::learn::remember;
 use crate::learn::replay::{HELD_OUT, REPLAY, Replay};
 use crate::learn::schedule::Schedule;
-use crate::learn::settings::{InitRows, ReplayStrategy};
+use crate::learn::settings::{InitRows, ReplayStrategy, Train};
 use crate::learn::teacher::Teacher;
 
 /// What the steps need, made once.
@@ -59,8 +61,10 @@ pub(super) struct Update {
     pub(super) old: Vec<Row>,
     /// Vectors of all models' cards, where they are needed.
     pub(super) cards: Option<Vec<f32>>,
-    /// The child is a hybrid.
-    pub(super) mixes: bool,
+    /// The parent's memory, grown; none: the child has none.
+    pub(super) memory: Option<Memory>,
+    /// Adapters, W and E are trained.
+    pub(super) trains: bool,
 }
 
 impl Learner {
@@ -76,27 +80,44 @@ impl Learner {
             new: new_models,
             introduced,
         } = experience::extend(&contents.hub, experience, self.introduce)?;
-        let (learned, measured) = experience::split(&experience.examples, settings);
+        // Refused here rather than behind the last step.
+        contents.how().map_err(|e| e.at(&self.parent))?;
+        let learned_before = contents.manifest.learned.as_ref();
+        let number = learned_before.map_or(1, |l| l.experience.saturating_add(1));
+        let trained = learned_before.is_some_and(|learned| learned.trained);
+        let memory = match self.remembers(&contents)? {
+            true => Some(remember::inherited(&contents, settings, &encoder, &hub)?),
+            false => None,
+        };
+        let known = |name: &str| match (hub.find(name), &memory) {
+            (Some(id), Some(memory)) => memory.counts()[id.0 as usize] > 0,
+            (Some(id), None) => learned_before.is_some() && (id.0 as usize) < contents.hub.len(),
+            (None, _) => false,
+        };
+        let (learned, measured) = experience::split(&experience.examples, settings, known);
         let (replay, held_out) = (kept(&contents, REPLAY)?, kept(&contents, HELD_OUT)?);
         let old = experience::kept_rows(&encoder, &held_out, &hub)?;
-        let new = experience::rows(&encoder, &measured, &hub)?;
-        let mut rows = experience::rows(&encoder, &learned, &hub)?;
+        let new = experience::rows(&encoder, &measured, &hub, number.into())?;
+        let mut rows = experience::rows(&encoder, &learned, &hub, number.into())?;
         if rows.is_empty() {
             bail!(
                 InvalidRequest,
                 "expected examples to learn from, found none"
             );
         }
-        if settings.replay_strategy != ReplayStrategy::None {
+        let trains = match settings.train {
+            Train::Never => false,
+            // Without a memory nothing else would learn.
+            Train::First => memory.is_none() || !trained && rows.len() >= settings.train_least,
+            _ => true,
+        };
+        if trains && settings.replay_strategy != ReplayStrategy::None {
             rows.extend(experience::kept_rows(&encoder, &replay, &hub)?);
         }
-        let mixes = self.mixes(&contents);
-        let mixed = settings.rows() == InitRows::CardMix;
-        let cards = (mixed || mixes || contents.parts.contains_key(CARDS))
+        let mixed = trains && settings.rows() == InitRows::CardMix;
+        let cards = (mixed || memory.is_some() || contents.parts.contains_key(CARDS))
             .then(|| contents.cards_with(&encoder, &new_models, &mut |_, _| {}))
             .transpose()?;
-        let learned_before = contents.manifest.learned.as_ref();
-        let number = learned_before.map_or(1, |l| l.experience.saturating_add(1));
         let digest = experience::digest(&experience.examples);
         let whole = experience::digest_of_update(&digest, &new_models);
         Ok(Update {
@@ -113,19 +134,30 @@ impl Learner {
             held_out,
             old,
             cards,
-            mixes,
+            memory,
+            trains,
         })
     }
 
-    /// Whether the child of `contents` is a hybrid.
-    fn mixes(&self, contents: &Contents) -> bool {
-        if self.settings.hybrid && !contents.has_cards() {
-            log::warn!(
-                "{}: no {CARDS}: it was learned without hybrid = true, and so are its children",
+    /// Whether the child of `contents` has a memory.
+    ///
+    /// Errors: nothing but a memory is to learn, and it cannot.
+    fn remembers(&self, contents: &Contents) -> Result<bool> {
+        let there = self.settings.memory && contents.has_cards();
+        if self.settings.memory && !there {
+            let why = format!(
+                "{}: no {CARDS}: it was learned without memory = true, and so are its children",
                 self.parent
             );
+            if self.settings.train == Train::Never {
+                bail!(
+                    InvalidRequest,
+                    "{why}; a store built anew from the hub's cards can have one"
+                );
+            }
+            log::warn!("{why}");
         }
-        self.settings.hybrid && contents.has_cards()
+        Ok(there)
     }
 
     fn task(&self, rows: Vec<Row>, hub: Hub, experience: u32, digests: [String; 2]) -> Task {

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{AdamwRows, AnchorRows, CandidateMode, Regulariser, Settings};
+use super::{AdamwRows, AnchorRows, CandidateMode, Regulariser, Settings, Train};
 use crate::error::{Result, bail, error};
+use crate::generation::recall::check_strengths;
 
 /// Names of carve.md that are known here and not to be had, each with what holds instead.
 const UNSUPPORTED: [(&str, &str); 24] = [
@@ -51,7 +52,21 @@ const UNSUPPORTED: [(&str, &str); 24] = [
 /// Keys that came after settings were first written down, in manifests and in what benchmarks and
 /// interrupted updates are known by. One that is as in [`Settings::base`] changes nothing, and is
 /// left out there: what was made before the key stays what it is.
-const LATER: [&str; 4] = ["hybrid", "lwf.alpha", "lwf.temperature", "lwf.rows"];
+const LATER: [&str; 13] = [
+    "train",
+    "train.least",
+    "memory",
+    "memory.layers",
+    "memory.rank",
+    "memory.prior",
+    "strength.learned",
+    "strength.memory",
+    "strength.words",
+    "strength.newcomer",
+    "lwf.alpha",
+    "lwf.temperature",
+    "lwf.rows",
+];
 
 impl Settings {
     /// Every key with its value but the [`LATER`] ones that change nothing, in the order of the
@@ -112,6 +127,7 @@ impl Settings {
     pub fn validate(&self) -> Result<()> {
         let at_least_1 = [
             ("width", self.width.unwrap_or(1)),
+            ("memory.rank", self.memory_rank),
             ("lora.r", self.lora_r),
             ("candidates.k", self.candidates_k),
             ("candidates.max_domains", self.candidates_max_domains),
@@ -131,6 +147,7 @@ impl Settings {
         // Room is made for these before anything is learned.
         let at_most = [
             ("width", self.width.unwrap_or(1), 1 << 16),
+            ("memory.rank", self.memory_rank, 1 << 14),
             ("lora.r", self.lora_r, 1 << 12),
             ("soft.k", self.soft_k, 1 << 16),
             ("batch", self.batch, 1 << 16),
@@ -144,6 +161,20 @@ impl Settings {
             }
         }
         self.check_ranges()?;
+        check_strengths(&self.strengths())?;
+        if self.train == Train::Never && !self.memory {
+            bail!(
+                InvalidRequest,
+                "train = never: expected memory = true, or nothing is learned at all"
+            );
+        }
+        if self.memory_layers.contains(&0) || !self.memory_layers.is_sorted_by(|a, b| a < b) {
+            bail!(
+                InvalidRequest,
+                "memory.layers: expected numbers from 1, ascending, found {:?}",
+                self.memory_layers
+            );
+        }
         if self.lora_train && self.lora_targets.is_empty() {
             bail!(
                 InvalidRequest,

@@ -6,12 +6,15 @@ mod words;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
+use crate::hub::Strengths;
 use crate::model::lora::Target;
 pub use words::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
     EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Privacy, Regulariser,
-    ReplayStrategy, RouterRate,
+    ReplayStrategy, RouterRate, Train,
 };
+
+use crate::generation::memory::PriorMean;
 
 /// Size of W at which the paper gives the strength of the projection anchor.
 const PAPER_WEIGHTS: f64 = 1024.0 * 4096.0;
@@ -24,6 +27,35 @@ const PAPER_WEIGHTS: f64 = 1024.0 * 4096.0;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Settings {
+    /// Which updates train the adapters, W and E.
+    pub train: Train,
+    /// Examples to learn from that an update needs to be the one that `train = first` trains in.
+    #[serde(rename = "train.least")]
+    pub train_least: usize,
+    /// Keep a memory of the prompts, and serve its score beside the learned one.
+    pub memory: bool,
+    /// Layers of the encoder that it remembers, from 1, ascending; none: the upper two thirds, fewer of a
+    /// wide encoder. A store that has a memory keeps its layers.
+    #[serde(rename = "memory.layers")]
+    pub memory_layers: Vec<usize>,
+    /// Directions that its keys have, at most.
+    #[serde(rename = "memory.rank")]
+    pub memory_rank: usize,
+    /// What a model's mean is drawn to.
+    #[serde(rename = "memory.prior")]
+    pub memory_prior: PriorMean,
+    /// How much the learned score counts beside a memory.
+    #[serde(rename = "strength.learned")]
+    pub strength_learned: f64,
+    /// How much the memory's log-likelihood counts.
+    #[serde(rename = "strength.memory")]
+    pub strength_memory: f64,
+    /// How much the log-probability of the domain by the prompt's words counts.
+    #[serde(rename = "strength.words")]
+    pub strength_words: f64,
+    /// What is added for a model without a learned prompt.
+    #[serde(rename = "strength.newcomer")]
+    pub strength_newcomer: f64,
     /// Temperature of the scores.
     pub tau: f64,
     /// Router width D of a first experience; none: the encoder's width H.
@@ -114,9 +146,6 @@ pub struct Settings {
     pub replay_privacy: Privacy,
     /// Keep one example in eight out, to measure on now and later.
     pub hold_out: bool,
-    /// Keep what the hybrid of the learned score with cards and prompts needs, fit its strengths on the
-    /// examples that are held out, and serve it.
-    pub hybrid: bool,
     /// What holds W and the old rows of E.
     pub regulariser: Regulariser,
     /// Strength of the embedding anchor; see [`Settings::embedding_strength`].
@@ -216,14 +245,16 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// For a small sentence encoder: carve.md's starting points, and what a development split of
-    /// CMRBench's training rows said (benches/README.md).
+    /// For a small sentence encoder: one update trains it, by CARvE, and then the memory alone learns,
+    /// which cannot forget. Carve.md's starting points, and what a development split of CMRBench's
+    /// training rows said (benches/README.md).
     pub fn edge() -> Self {
         Self {
+            train: Train::First,
+            memory: true,
             init_profile: InitProfile::Card,
             candidates: CandidateMode::All,
             anchor_embedding: 1e2,
-            hybrid: true,
             anchor_phase: AnchorPhase::Both,
             prior_old: -3.0,
             replay_weight: 1.0,
@@ -239,7 +270,18 @@ impl Settings {
     /// carve.md's starting points for a small encoder (section 10).
     pub(crate) fn base() -> Self {
         use Target::{AttentionOutput, Intermediate, Key, Output, Query, Value};
+        let usual = Strengths::default();
         Self {
+            train: Train::Always,
+            train_least: 500,
+            memory: false,
+            memory_layers: Vec::new(),
+            memory_rank: 384,
+            memory_prior: PriorMean::Card,
+            strength_learned: usual.learned,
+            strength_memory: usual.memory,
+            strength_words: usual.words,
+            strength_newcomer: usual.newcomer,
             tau: 0.08,
             width: None,
             init_profile: InitProfile::Random,
@@ -270,7 +312,6 @@ impl Settings {
             replay_per_model: 3,
             replay_privacy: Privacy::Text,
             hold_out: true,
-            hybrid: false,
             regulariser: Regulariser::Anchors,
             anchor_embedding: 1e4,
             anchor_projection: 5e4,
@@ -324,15 +365,44 @@ impl Settings {
         }
     }
 
-    /// The settings called `edge` or `paper`.
+    /// Nothing is trained: the memory takes the examples, on the encoder as it is.
+    pub fn memory() -> Self {
+        Self {
+            train: Train::Never,
+            replay_strategy: ReplayStrategy::None,
+            ..Self::edge()
+        }
+    }
+
+    /// CARvE at every update, and a memory that follows the encoder.
+    pub fn carve() -> Self {
+        Self {
+            train: Train::Always,
+            ..Self::edge()
+        }
+    }
+
+    /// The settings called `edge`, `memory`, `carve` or `paper`.
     pub fn recipe(name: &str) -> Result<Self> {
         match name {
             "edge" => Ok(Self::edge()),
+            "memory" => Ok(Self::memory()),
+            "carve" => Ok(Self::carve()),
             "paper" => Ok(Self::paper()),
             _ => bail!(
                 InvalidRequest,
-                "recipe: expected edge or paper, found {name:?}"
+                "recipe: expected edge, memory, carve or paper, found {name:?}"
             ),
+        }
+    }
+
+    /// How much each part of a score counts.
+    pub(crate) fn strengths(&self) -> Strengths {
+        Strengths {
+            learned: self.strength_learned,
+            memory: self.strength_memory,
+            words: self.strength_words,
+            newcomer: self.strength_newcomer,
         }
     }
 
@@ -379,7 +449,7 @@ mod tests {
 
     #[test]
     fn recipes_are_valid_and_survive_json() {
-        for name in ["edge", "paper"] {
+        for name in ["edge", "memory", "carve", "paper"] {
             let settings = Settings::recipe(name).unwrap();
             settings.validate().unwrap();
             let json = serde_json::to_string(&settings).unwrap();

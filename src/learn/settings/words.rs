@@ -14,6 +14,18 @@ macro_rules! words {
 }
 
 words! {
+    /// Which updates train the adapters, W and E. Those that do not encode each prompt once, and the
+    /// memory takes it.
+    Train {
+        /// All: CARvE.
+        Always,
+        /// One: the first with at least `train.least` examples to learn from.
+        First,
+        /// None.
+        Never,
+    }
+}
+words! {
     /// How W and all of E start at the first experience.
     InitProfile {
         /// Drawn, Xavier uniform.

@@ -4,7 +4,7 @@ use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shade
 use crate::error::Result;
 use crate::ops::LOWEST;
 
-const SHADER: Shader = shader!("domain_prior");
+const SHADER: Shader = shader!("by_domain");
 
 /// Lanes of a workgroup.
 const WG: usize = 64;
@@ -17,7 +17,7 @@ struct Dims {
     strength: f32,
 }
 
-pub(crate) struct DomainPrior {
+pub(crate) struct ByDomain {
     forward: Kernel,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Forward<'t> {
     pub(crate) s: &'t mut Tensor,
 }
 
-impl DomainPrior {
+impl ByDomain {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             forward: device.kernel(&SHADER, "forward", &[])?,
@@ -39,9 +39,8 @@ impl DomainPrior {
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
         let (prompts, models, domains) = (f.s.rows(), f.s.columns(), f.domains.columns());
-        f.domains
-            .expect("domain_prior", "domains", prompts, domains);
-        f.own.expect("domain_prior", "own", models, 1);
+        f.domains.expect("by_domain", "domains", prompts, domains);
+        f.own.expect("by_domain", "own", models, 1);
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
@@ -106,7 +105,7 @@ mod tests {
             let own: Vec<u32> = (0..models).map(|m| small(m * 13 % domains)).collect();
             let of_prompts = noise(prompts * domains, 22);
             for strength in [0.6, -0.3] {
-                let want = reference::domain_prior(
+                let want = reference::by_domain(
                     &wide(&s),
                     &wide(&of_prompts),
                     &own,
@@ -114,7 +113,7 @@ mod tests {
                     strength.into(),
                 );
                 for device in &devices() {
-                    let op = DomainPrior::new(device).unwrap();
+                    let op = ByDomain::new(device).unwrap();
                     let domains = device.upload("domains", domains, &of_prompts).unwrap();
                     let own = device.upload_ids("own", 1, &own).unwrap();
                     let mut s = device.upload("s", models, &s).unwrap();
@@ -128,7 +127,7 @@ mod tests {
                         op.forward(pass, f);
                         pass.read(&s)
                     });
-                    assert_close("domain_prior", outcome.f32(read), &want, BOUND);
+                    assert_close("by_domain", outcome.f32(read), &want, BOUND);
                 }
             }
         }

@@ -1,6 +1,6 @@
-// domain_prior: s[b,m] += strength domains[b,own[m]] for eligible models: what is known of its domain, added to a model's score
+// by_domain: s[b,m] += strength domains[b,own[m]] for eligible models: what is known of its domain, added to a model's score
 //
-//   shapes   s: [B, M]   domains: [B, N], log-sum-exp of the members' scores   own: [M], a model's domain
+//   shapes   s: [B, M]   domains: [B, N]   own: [M], a model's domain
 //   layout   row-major f32, contiguous
 //   entries  forward    one lane per model of a prompt   s   +=   (adds)
 //   order    none

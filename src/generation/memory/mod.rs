@@ -1,0 +1,446 @@
+//! What a generation remembers of the prompts that it was learned with: sums, whatever their order.
+//!
+//! Of each prompt the means over its tokens of some layers' outputs are taken, as unit vectors of
+//! 1/64 steps (`generation/seen.rs`). Kept are, for each model, how many prompts it has and the sum of
+//! their vectors q; for all of them the sum of q q^T; for each domain how many prompts have a word;
+//! and the digest of each prompt with its model. All are integers. So a prompt that is added and
+//! taken out again leaves nothing, and experiences in another order leave the same.
+//!
+//! `solve.rs` makes of it what is served (`hub/recall.rs`).
+
+mod packing;
+mod solve;
+mod words;
+
+use safetensors::{Dtype, SafeTensors};
+
+use self::packing::{pack, unpack};
+pub use self::solve::PriorMean;
+pub(crate) use self::solve::{Solved, Solving, solve};
+pub(crate) use self::words::{WORDS, Words};
+use crate::device::cpu::dense::{self, Part, View as View64};
+use crate::device::cpu::gemm::{self, Finish, Packed};
+use crate::device::cpu::{Cpu, RowsMut};
+use crate::error::{Result, bail, error};
+use crate::generation::seen::{STEPS, Seen};
+use crate::hub::{Domains, Hub, domain_key};
+use crate::weights::{View, to_safetensors};
+
+/// Its name in a generation; the words are a part of their own, which serving reads as well.
+pub(crate) const MEMORY: &str = "memory.safetensors";
+const LAYERS: &str = "layers";
+const COUNTS: &str = "prompt_counts";
+const SUMS: &str = "prompt_sums";
+const SQUARES: &str = "prompt_squares";
+const DIGESTS: &str = "prompt_digests";
+const OWNERS: &str = "prompt_models";
+
+/// Prompts whose products are added in f32, exactly: STEPS^2 times as many is the first number that
+/// f32 may round.
+const EXACT: usize = (1 << 24) / (STEPS * STEPS) as usize;
+
+/// Largest width whose squares are kept: they take 4 bytes times its square.
+const WIDEST: usize = 1 << 14;
+
+/// The first 16 bytes of a prompt's SHA-256 (`text::query::query_digest`).
+pub(crate) type Digest = [u8; 16];
+
+/// A prompt to be added or taken out.
+pub(crate) struct Prompt<'s> {
+    pub(crate) model: u32,
+    /// Of the model.
+    pub(crate) domain: u32,
+    pub(crate) digest: Digest,
+    pub(crate) seen: &'s Seen,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "in range, and NaN is 0")]
+fn nearest(value: f64) -> i64 {
+    value.round_ties_even() as i64
+}
+
+/// By number, as they are compared.
+pub(crate) fn domain_keys(hub: &Hub) -> Vec<String> {
+    let names = Domains::new(hub).names;
+    names.iter().map(|name| domain_key(name)).collect()
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Memory {
+    /// Layers whose means are remembered, from 0.
+    layers: Vec<usize>,
+    /// H
+    hidden: usize,
+    /// Prompts of each model, [M].
+    counts: Vec<u32>,
+    /// The sum of each model's vectors, packed; empty without prompts. [M]
+    sums: Vec<Vec<u8>>,
+    /// The lower triangle of the sum of q q^T, by rows.
+    squares: Vec<i64>,
+    pub(crate) words: Words,
+    /// Of every prompt, sorted.
+    learned: Vec<(Digest, u32)>,
+}
+
+impl Memory {
+    /// Of a hub without prompts.
+    pub(crate) fn new(layers: Vec<usize>, hidden: usize, hub: &Hub) -> Result<Self> {
+        let width = layers.len() * hidden;
+        if width == 0 || width > WIDEST {
+            bail!(
+                InvalidRequest,
+                "memory.layers: expected 1 to {} layers of {hidden}, found {}",
+                WIDEST / hidden.max(1),
+                layers.len()
+            );
+        }
+        Ok(Self {
+            layers,
+            hidden,
+            counts: vec![0; hub.len()],
+            sums: vec![Vec::new(); hub.len()],
+            squares: vec![0; width * (width + 1) / 2],
+            words: Words::new(domain_keys(hub)),
+            learned: Vec::new(),
+        })
+    }
+
+    pub(crate) fn layers(&self) -> &[usize] {
+        &self.layers
+    }
+
+    /// L H: elements of a prompt's vector.
+    pub(crate) fn width(&self) -> usize {
+        self.layers.len() * self.hidden
+    }
+
+    /// Prompts of each model, [M].
+    pub(crate) fn counts(&self) -> &[u32] {
+        &self.counts
+    }
+
+    /// Prompts in all.
+    pub(crate) fn prompts(&self) -> usize {
+        self.learned.len()
+    }
+
+    /// Of a hub that has grown: its new models have no prompts.
+    pub(crate) fn grow(&mut self, hub: &Hub) -> Result<()> {
+        self.counts.resize(hub.len(), 0);
+        self.sums.resize(hub.len(), Vec::new());
+        self.words.renumber(domain_keys(hub))
+    }
+
+    /// The models that a prompt with this digest was learned for.
+    pub(crate) fn owners(&self, digest: &Digest) -> impl Iterator<Item = u32> {
+        let first = self.learned.partition_point(|(other, _)| other < digest);
+        let same = self.learned[first..].iter();
+        same.take_while(move |(other, _)| other == digest)
+            .map(|(_, model)| *model)
+    }
+
+    /// Adds prompts.
+    pub(crate) fn add(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>]) -> Result<()> {
+        self.count(cpu, prompts, 1)?;
+        self.learned
+            .extend(prompts.iter().map(|p| (p.digest, p.model)));
+        self.learned.sort_unstable();
+        prompts
+            .iter()
+            .for_each(|p| self.words.add(p.domain, &p.seen.words));
+        Ok(())
+    }
+
+    /// Takes out prompts that were added.
+    ///
+    /// Errors: one was not.
+    pub(crate) fn subtract(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>]) -> Result<()> {
+        for prompt in prompts {
+            let Ok(place) = self.learned.binary_search(&(prompt.digest, prompt.model)) else {
+                bail!(
+                    InvalidRequest,
+                    "expected a prompt that was learned, found another"
+                );
+            };
+            self.learned.remove(place);
+        }
+        self.count(cpu, prompts, -1)?;
+        prompts
+            .iter()
+            .for_each(|p| self.words.subtract(p.domain, &p.seen.words));
+        Ok(())
+    }
+
+    fn count(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>], sign: i64) -> Result<()> {
+        let width = self.width();
+        for prompt in prompts {
+            let model = prompt.model as usize;
+            let count = i64::from(self.counts[model]) + sign;
+            let mut sum = match self.counts[model] {
+                0 => vec![0; width],
+                _ => unpack(&mut &self.sums[model][..], width)?,
+            };
+            for (sum, q) in sum.iter_mut().zip(&prompt.seen.layers) {
+                *sum += sign * i64::from(*q);
+            }
+            self.counts[model] = u32::try_from(count).unwrap_or(0);
+            self.sums[model].clear();
+            // Rounding on another device may leave a trace where the last prompt is taken out.
+            if self.counts[model] > 0 {
+                pack(sum, &mut self.sums[model]);
+            }
+        }
+        for some in prompts.chunks(EXACT) {
+            self.add_squares(cpu, some, sign)?;
+        }
+        Ok(())
+    }
+
+    fn add_squares(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>], sign: i64) -> Result<()> {
+        let (n, width) = (prompts.len(), self.width());
+        let mut columns = vec![0.0; width * n];
+        for (i, prompt) in prompts.iter().enumerate() {
+            for (j, q) in prompt.seen.layers.iter().enumerate() {
+                columns[j * n + i] = f32::from(*q);
+            }
+        }
+        let mut products = vec![0.0; width * width];
+        cpu.run(|| -> Result<()> {
+            let keys = Packed::new(cpu, &[("prompts", View::of_f32(&columns, n))])?;
+            let rows = gemm::Matrix::of_rows(&columns, n);
+            gemm::multiply(
+                cpu,
+                rows,
+                &keys,
+                Finish::Set(1.0),
+                RowsMut::whole(&mut products, width),
+            );
+            Ok(())
+        })?;
+        let lower = products
+            .chunks_exact(width)
+            .enumerate()
+            .flat_map(|(i, row)| &row[..=i]);
+        for (square, product) in self.squares.iter_mut().zip(lower) {
+            #[expect(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
+            let product = *product as i64;
+            *square += sign * product;
+        }
+        Ok(())
+    }
+
+    /// Makes q T of every prompt's q, to the nearest integers of sums and squares; `map`: T [L H, L H].
+    /// What is kept is then near to the sums of the moved vectors and not exactly these.
+    pub(crate) fn transform(&mut self, cpu: &Cpu, map: &[f64]) -> Result<()> {
+        let width = self.width();
+        let map = View64::rows(map, width);
+        let with_prompts: Vec<usize> = (0..self.counts.len())
+            .filter(|model| self.counts[*model] > 0)
+            .collect();
+        for models in with_prompts.chunks(256) {
+            let mut sums = Vec::with_capacity(models.len() * width);
+            for model in models {
+                sums.extend(self.sum(*model)?.into_iter().map(|sum| sum as f64));
+            }
+            let mut moved = vec![0.0; sums.len()];
+            dense::add_product(
+                cpu,
+                1.0,
+                View64::rows(&sums, width),
+                map,
+                Part::All,
+                &mut moved,
+            );
+            for (model, row) in models.iter().zip(moved.chunks_exact(width)) {
+                // As long as sums of unit vectors are.
+                let most = (STEPS * i64::from(self.counts[*model])) as f64;
+                self.sums[*model].clear();
+                let row = row.iter().map(|value| nearest(value.clamp(-most, most)));
+                pack(row, &mut self.sums[*model]);
+            }
+        }
+        // T^T (sum of q q^T) T
+        let mut squares = vec![0.0; width * width];
+        let mut packed = self.squares.iter();
+        for i in 0..width {
+            for j in 0..=i {
+                let square = packed.next().map_or(0.0, |square| *square as f64);
+                squares[i * width + j] = square;
+                squares[j * width + i] = square;
+            }
+        }
+        let mut half = vec![0.0; width * width];
+        dense::add_product(
+            cpu,
+            1.0,
+            View64::rows(&squares, width),
+            map,
+            Part::All,
+            &mut half,
+        );
+        squares.fill(0.0);
+        let half = View64::rows(&half, width);
+        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut squares);
+        let most = (STEPS * STEPS) as f64 * self.learned.len() as f64;
+        let lower = squares
+            .chunks_exact(width)
+            .enumerate()
+            .flat_map(|(i, row)| &row[..=i]);
+        self.squares = lower
+            .map(|value| nearest(value.clamp(-most, most)))
+            .collect();
+        Ok(())
+    }
+
+    /// The sum of a model's vectors, [L H].
+    fn sum(&self, model: usize) -> Result<Vec<i64>> {
+        match self.counts[model] {
+            0 => Ok(vec![0; self.width()]),
+            _ => unpack(&mut &self.sums[model][..], self.width()),
+        }
+    }
+
+    /// The bytes of the part; those of the words are [`Memory::write_words`].
+    pub(crate) fn write(&self) -> Result<Vec<u8>> {
+        let layers: Vec<u32> = self
+            .layers
+            .iter()
+            .map(|layer| crate::device::small(*layer))
+            .collect();
+        let sums = self.sums.concat();
+        let mut squares = Vec::new();
+        pack(self.squares.iter().copied(), &mut squares);
+        let digests: Vec<u8> = self
+            .learned
+            .iter()
+            .flat_map(|(digest, _)| *digest)
+            .collect();
+        let owners: Vec<u32> = self.learned.iter().map(|(_, model)| *model).collect();
+        let n = owners.len();
+        let tensors = [
+            (
+                LAYERS,
+                Dtype::U32,
+                vec![layers.len()],
+                bytemuck::cast_slice(&layers),
+            ),
+            (
+                COUNTS,
+                Dtype::U32,
+                vec![self.counts.len()],
+                bytemuck::cast_slice(&self.counts),
+            ),
+            (SUMS, Dtype::U8, vec![sums.len()], &sums),
+            (SQUARES, Dtype::U8, vec![squares.len()], &squares),
+            (DIGESTS, Dtype::U8, vec![n, 16], &digests),
+            (OWNERS, Dtype::U32, vec![n], bytemuck::cast_slice(&owners)),
+        ];
+        to_safetensors(MEMORY, &tensors, None)
+    }
+
+    pub(crate) fn write_words(&self) -> Result<Vec<u8>> {
+        self.words.write()
+    }
+
+    /// Of this hub, and an encoder of width `hidden`.
+    ///
+    /// Errors: a part is malformed, or of another hub or encoder.
+    pub(crate) fn read(bytes: &[u8], words: &[u8], hub: &Hub, hidden: usize) -> Result<Self> {
+        let words = Words::read(words, domain_keys(hub)).map_err(|e| e.at(WORDS))?;
+        Self::read_sums(bytes, words, hub, hidden).map_err(|e| e.at(MEMORY))
+    }
+
+    fn read_sums(bytes: &[u8], words: Words, hub: &Hub, hidden: usize) -> Result<Self> {
+        let models = hub.len();
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+        let part = |name: &str, dtype: Dtype| {
+            let part = file
+                .tensor(name)
+                .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
+            if part.dtype() != dtype {
+                bail!(
+                    Mismatch,
+                    "{name}: expected {dtype:?}, found {:?}",
+                    part.dtype()
+                );
+            }
+            Ok(part)
+        };
+        let numbers = |name: &str| -> Result<Vec<u32>> {
+            let (four, _) = part(name, Dtype::U32)?.data().as_chunks::<4>();
+            Ok(four
+                .iter()
+                .map(|bytes| u32::from_le_bytes(*bytes))
+                .collect())
+        };
+        let layers = numbers(LAYERS)?
+            .into_iter()
+            .map(|layer| layer as usize)
+            .collect();
+        let mut memory = Self::new(layers, hidden, hub)?;
+        if !memory.layers.is_sorted_by(|a, b| a < b) {
+            bail!(
+                Format,
+                "{LAYERS}: expected them in order, found {:?}",
+                memory.layers
+            );
+        }
+        memory.words = words;
+        memory.counts = numbers(COUNTS)?;
+        if memory.counts.len() != models {
+            bail!(
+                Mismatch,
+                "{COUNTS}: expected {models}, found {}",
+                memory.counts.len()
+            );
+        }
+        let width = memory.width();
+        let sums = part(SUMS, Dtype::U8)?;
+        let mut rest = sums.data();
+        for (model, count) in memory.counts.iter().enumerate() {
+            if *count > 0 {
+                let before = rest;
+                let sum = unpack(&mut rest, width).map_err(|e| e.at(SUMS))?;
+                let most = STEPS * i64::from(*count);
+                if let Some(sum) = sum.iter().find(|sum| !(-most..=most).contains(*sum)) {
+                    bail!(
+                        Numeric,
+                        "{SUMS}: model {model}: expected sums of {count} unit vectors, found {sum}"
+                    );
+                }
+                memory.sums[model] = before[..before.len() - rest.len()].to_vec();
+            }
+        }
+        let squares = part(SQUARES, Dtype::U8)?;
+        let mut packed = squares.data();
+        memory.squares = unpack(&mut packed, memory.squares.len()).map_err(|e| e.at(SQUARES))?;
+        if !rest.is_empty() || !packed.is_empty() {
+            bail!(Format, "{SUMS}, {SQUARES}: expected an end, found more");
+        }
+        let (digests, _) = part(DIGESTS, Dtype::U8)?.data().as_chunks::<16>();
+        memory.learned = digests.iter().copied().zip(numbers(OWNERS)?).collect();
+        let mut counts = vec![0u32; models];
+        for (_, model) in &memory.learned {
+            match counts.get_mut(*model as usize) {
+                Some(count) => *count += 1,
+                None => bail!(
+                    Mismatch,
+                    "{OWNERS}: expected ids below {models}, found {model}"
+                ),
+            }
+        }
+        let most = STEPS * STEPS * memory.learned.len() as i64;
+        let bounded = memory
+            .squares
+            .iter()
+            .all(|square| (-most..=most).contains(square));
+        if counts != memory.counts || !memory.learned.is_sorted() || !bounded {
+            bail!(
+                Mismatch,
+                "{DIGESTS}: expected those of the counted prompts in order, found others"
+            );
+        }
+        Ok(memory)
+    }
+}

@@ -1,0 +1,213 @@
+//! How many prompts of each domain have a word: what naive Bayes is made of.
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::packing::{pack, unpack};
+use crate::device::small;
+use crate::error::{Result, bail, error};
+use crate::weights::to_safetensors;
+
+/// Its name in a generation.
+pub(crate) const WORDS: &str = "words.safetensors";
+const ENTRIES: &str = "entries";
+const PACKED: &str = "word_domain_count";
+const DOMAINS: &str = "domains";
+
+/// Prompts by word (its hash) and domain (its number in the hub).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Words {
+    /// By number, as they are compared.
+    domains: Vec<String>,
+    counts: BTreeMap<(u32, u32), u32>,
+}
+
+impl Words {
+    /// Of a hub with these domains.
+    pub(super) fn new(domains: Vec<String>) -> Self {
+        Self {
+            domains,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Of a hub that has these domains now, the old ones among them.
+    ///
+    /// Errors: an old one is not.
+    pub(super) fn renumber(&mut self, domains: Vec<String>) -> Result<()> {
+        let mut numbers = Vec::with_capacity(self.domains.len());
+        for old in &self.domains {
+            let Some(number) = domains.iter().position(|domain| domain == old) else {
+                bail!(
+                    Mismatch,
+                    "{DOMAINS}: expected those of the hub, found {old:?}"
+                );
+            };
+            numbers.push(small(number));
+        }
+        let counts = std::mem::take(&mut self.counts).into_iter();
+        self.counts = counts
+            .map(|((word, domain), count)| ((word, numbers[domain as usize]), count))
+            .collect();
+        self.domains = domains;
+        Ok(())
+    }
+
+    /// Adds a prompt of `domain` with these words, each once.
+    pub(super) fn add(&mut self, domain: u32, words: &[u32]) {
+        for word in words {
+            let count = self.counts.entry((*word, domain)).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Takes one out that was added.
+    pub(super) fn subtract(&mut self, domain: u32, words: &[u32]) {
+        for word in words {
+            if let Some(count) = self.counts.get_mut(&(*word, domain)) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&(*word, domain));
+                }
+            }
+        }
+    }
+
+    /// Word, domain and number of prompts, by word.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        self.counts
+            .iter()
+            .map(|((word, domain), count)| (*word, *domain, *count))
+    }
+
+    /// The bytes of the part.
+    pub(super) fn write(&self) -> Result<Vec<u8>> {
+        let (mut packed, mut before) = (Vec::new(), 0);
+        let steps = self.each().map(|(word, _, _)| {
+            let step = word - before;
+            before = word;
+            i64::from(step)
+        });
+        pack(steps, &mut packed);
+        pack(self.each().map(|entry| i64::from(entry.1)), &mut packed);
+        pack(self.each().map(|entry| i64::from(entry.2)), &mut packed);
+        let count = (self.counts.len() as u64).to_le_bytes();
+        // No domain has a line's end in it.
+        let names = self.domains.join("\n");
+        let tensors = [
+            (ENTRIES, Dtype::U64, vec![1], &count[..]),
+            (PACKED, Dtype::U8, vec![packed.len()], &packed),
+            (DOMAINS, Dtype::U8, vec![names.len()], names.as_bytes()),
+        ];
+        to_safetensors(WORDS, &tensors, None)
+    }
+
+    /// Of a hub with `domains`.
+    ///
+    /// Errors: the part is malformed, or has a domain that is none of these.
+    pub(crate) fn read(bytes: &[u8], domains: Vec<String>) -> Result<Self> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+        let part = |name: &str| {
+            let part = file.tensor(name);
+            part.map_err(|e| error!(Mismatch, "{name}: {e}"))
+        };
+        let count = part(ENTRIES)?;
+        let Ok(count) = <[u8; 8]>::try_from(count.data()) else {
+            bail!(
+                Mismatch,
+                "{ENTRIES}: expected one number, found {:?}",
+                count.shape()
+            );
+        };
+        let packed = part(PACKED)?;
+        let mut packed = packed.data();
+        // An entry takes at least three bits of a byte in its blocks.
+        let count = u64::from_le_bytes(count);
+        let most = packed.len().saturating_mul(32);
+        let count = match usize::try_from(count) {
+            Ok(count) if count <= most => count,
+            _ => bail!(Format, "{ENTRIES}: expected at most {most}, found {count}"),
+        };
+        let mut numbers = || unpack(&mut packed, count);
+        let [steps, of, prompts] = [numbers()?, numbers()?, numbers()?];
+        let names = part(DOMAINS)?;
+        let names = String::from_utf8_lossy(names.data()).into_owned();
+        let names: Vec<String> = names.lines().map(str::to_owned).collect();
+        let mut counts = BTreeMap::new();
+        let mut word = 0u32;
+        for ((step, of), prompts) in steps.into_iter().zip(of).zip(prompts) {
+            let next = u32::try_from(step)
+                .ok()
+                .and_then(|step| word.checked_add(step));
+            let of = u32::try_from(of)
+                .ok()
+                .filter(|of| (*of as usize) < names.len());
+            let prompts = u32::try_from(prompts).ok().filter(|prompts| *prompts > 0);
+            let (Some(next), Some(of), Some(prompts)) = (next, of, prompts) else {
+                bail!(
+                    Format,
+                    "{PACKED}: expected words in order, domains below {} and counts, found others",
+                    names.len()
+                );
+            };
+            word = next;
+            if counts.insert((word, of), prompts).is_some() {
+                bail!(Format, "{PACKED}: a word is twice in a domain");
+            }
+        }
+        let mut words = Self {
+            domains: names,
+            counts,
+        };
+        words.renumber(domains)?;
+        Ok(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn domains(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn words() -> Words {
+        let mut words = Words::new(domains(&["a", "c"]));
+        words.add(1, &[5, u32::MAX]);
+        words.add(0, &[5]);
+        words.add(1, &[5]);
+        words
+    }
+
+    #[test]
+    fn prompts_are_counted_and_taken_back() {
+        let mut words = words();
+        let found: Vec<_> = words.each().collect();
+        assert_eq!(found, [(5, 0, 1), (5, 1, 2), (u32::MAX, 1, 1)]);
+        words.subtract(1, &[5, u32::MAX, 9]);
+        let found: Vec<_> = words.each().collect();
+        assert_eq!(found, [(5, 0, 1), (5, 1, 1)]);
+    }
+
+    #[test]
+    fn the_part_keeps_everything_and_is_checked() {
+        let bytes = words().write().unwrap();
+        let read = |names: &[&str]| Words::read(&bytes, domains(names));
+        assert_eq!(read(&["a", "c"]).unwrap(), words());
+        // The hub has one more by now.
+        let found: Vec<_> = read(&["a", "b", "c"]).unwrap().each().collect();
+        assert_eq!(found, [(5, 0, 1), (5, 2, 2), (u32::MAX, 2, 1)]);
+        let error = read(&["a", "b"]).unwrap_err().to_string();
+        assert!(error.contains("found \"c\""), "{error}");
+        assert!(Words::read(&bytes[..bytes.len() - 1], Vec::new()).is_err());
+        let none = Words::default();
+        assert_eq!(
+            Words::read(&none.write().unwrap(), Vec::new()).unwrap(),
+            none
+        );
+    }
+}

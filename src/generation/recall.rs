@@ -1,0 +1,323 @@
+//! A generation's memory on disk: what learning adds to, and what serving reads.
+//!
+//! | part | read by | what it is |
+//! |---|---|---|
+//! | `memory.safetensors` | learning | sums, counts and digests of the prompts (`memory/mod.rs`) |
+//! | `words.safetensors` | both | prompts by word and domain |
+//! | `cards.safetensors` | learning | a vector of each model's cards |
+//! | `recall.safetensors` | serving | projection and keys, solved when the generation is published |
+//! | `memory.json` | both | how much each part of a score counts, how the sums are solved |
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::device::cpu::Cpu;
+use crate::error::{Result, bail, error};
+use crate::files;
+use crate::generation::Contents;
+use crate::generation::memory::{
+    MEMORY, Memory, Solved, Solving, WORDS, Words, domain_keys, solve,
+};
+use crate::hub::recall::{Bayes, Recall};
+use crate::hub::{Domains, Hub, Strengths};
+use crate::weights::{half_bytes, to_safetensors};
+
+/// Names in a generation.
+pub(crate) const RECALL: &str = "recall.safetensors";
+pub(crate) const SERVED: &str = "memory.json";
+
+/// Of what came before memories, and encoded each prompt twice.
+const CALIBRATION: &str = "calibration.json";
+
+const LAYERS: &str = "layers";
+const PROJECTION: &str = "projection";
+const BIAS: &str = "bias";
+const KEYS: &str = "keys";
+const OFFSETS: &str = "offsets";
+const PROMPTS: &str = "prompt_counts";
+
+/// Largest strength: a part times this is still exact enough beside the others in f32.
+const STRONGEST: f64 = 1e3;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// Version of this form; 1.
+    schema_version: u32,
+    strengths: Strengths,
+    solving: Solving,
+}
+
+/// How a memory is served.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct How {
+    pub(crate) strengths: Strengths,
+    pub(crate) solving: Solving,
+}
+
+/// Errors: a strength is out of range.
+pub(crate) fn check_strengths(s: &Strengths) -> Result<()> {
+    for (name, value, least) in [
+        // A cosine is read back from this part.
+        ("learned", s.learned, 1e-6),
+        ("memory", s.memory, 0.0),
+        ("words", s.words, 0.0),
+        ("newcomer", s.newcomer, -STRONGEST),
+    ] {
+        if !(least..=STRONGEST).contains(&value) {
+            bail!(
+                Numeric,
+                "strengths.{name}: expected a number from {least} to {STRONGEST}, found {value}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Solves `memory` and puts its parts, but for the cards, among `parts`.
+///
+/// `cards`: a unit vector of each model's cards, [M, H].
+pub(crate) fn remember(
+    cpu: &Cpu,
+    parts: &mut BTreeMap<String, Vec<u8>>,
+    memory: &Memory,
+    hub: &Hub,
+    cards: &[f32],
+    how: How,
+) -> Result<()> {
+    let How { strengths, solving } = how;
+    check_strengths(&strengths)?;
+    let solved = solve(cpu, memory, hub, cards, solving).map_err(|e| e.at(MEMORY))?;
+    let file = File {
+        schema_version: 1,
+        strengths,
+        solving,
+    };
+    let bytes = [
+        (MEMORY, memory.write()?),
+        (WORDS, memory.write_words()?),
+        (RECALL, write(&solved, memory)?),
+        (SERVED, files::to_json(&file)?),
+    ];
+    parts.extend(bytes.map(|(name, bytes)| (name.to_owned(), bytes)));
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "served in f16 and f32")]
+fn write(solved: &Solved, memory: &Memory) -> Result<Vec<u8>> {
+    let floats = |values: &[f64]| -> Vec<f32> { values.iter().map(|x| *x as f32).collect() };
+    let (projection, keys) = (floats(&solved.projection), floats(&solved.keys));
+    let (bias, offsets) = (floats(&solved.bias), floats(&solved.offsets));
+    let layers = memory
+        .layers()
+        .iter()
+        .map(|layer| crate::device::small(*layer));
+    let layers: Vec<u32> = layers.collect();
+    let (rank, models) = (solved.rank, memory.counts().len());
+    let bytes = |values: &[f32]| bytemuck::cast_slice::<f32, u8>(values).to_vec();
+    let ids = |values: &[u32]| bytemuck::cast_slice::<u32, u8>(values).to_vec();
+    let tensors = [
+        (LAYERS, Dtype::U32, vec![layers.len()], ids(&layers)),
+        (
+            PROJECTION,
+            Dtype::F16,
+            vec![rank, memory.width()],
+            half_bytes(&projection),
+        ),
+        (BIAS, Dtype::F32, vec![rank], bytes(&bias)),
+        (KEYS, Dtype::F16, vec![models, rank], half_bytes(&keys)),
+        (OFFSETS, Dtype::F32, vec![models], bytes(&offsets)),
+        (PROMPTS, Dtype::U32, vec![models], ids(memory.counts())),
+    ];
+    to_safetensors(RECALL, &tensors, None)
+}
+
+impl Contents {
+    /// The memory that learning adds to, if the generation has one.
+    ///
+    /// Errors: one of its parts is missing or malformed.
+    pub(crate) fn memory(&self) -> Result<Option<Memory>> {
+        let (Some(memory), Some(words)) = (self.parts.get(MEMORY), self.parts.get(WORDS)) else {
+            return match self.parts.contains_key(SERVED) {
+                true => bail!(Format, "{SERVED}: expected {MEMORY} and {WORDS} beside it"),
+                false => Ok(None),
+            };
+        };
+        Memory::read(memory, words, &self.hub, self.manifest.encoder.width).map(Some)
+    }
+
+    /// How the memory is served, if the generation has one.
+    ///
+    /// Errors: the file is malformed; the generation has what came before memories.
+    pub(crate) fn how(&self) -> Result<Option<How>> {
+        if self.parts.contains_key(CALIBRATION) {
+            bail!(
+                InvalidRequest,
+                "{CALIBRATION}: this generation was learned by an earlier version, whose scores need the \
+                 prompt to be encoded twice; this version keeps a memory instead. Learn its examples \
+                 anew: `hubrouter hub build` into another store, then `hubrouter learn`; or go back \
+                 to a generation without it (`hubrouter generation list`)"
+            );
+        }
+        let Some(bytes) = self.parts.get(SERVED) else {
+            return Ok(None);
+        };
+        let file: File = files::parse_json(SERVED.as_ref(), bytes)?;
+        if file.schema_version != 1 {
+            bail!(
+                Unsupported,
+                "{SERVED}: schema_version: expected 1, found {}",
+                file.schema_version
+            );
+        }
+        check_strengths(&file.strengths).map_err(|e| e.at(SERVED))?;
+        Ok(Some(How {
+            strengths: file.strengths,
+            solving: file.solving,
+        }))
+    }
+
+    /// What is served of the memory, if the generation has one.
+    ///
+    /// Errors: as [`Contents::how`]; a part is missing or malformed.
+    pub(crate) fn recall(&self) -> Result<Option<Recall>> {
+        let Some(How { strengths, .. }) = self.how()? else {
+            return Ok(None);
+        };
+        let (Some(recall), Some(words)) = (self.parts.get(RECALL), self.parts.get(WORDS)) else {
+            bail!(Format, "{SERVED}: expected {RECALL} and {WORDS} beside it");
+        };
+        let words = Words::read(words, domain_keys(&self.hub)).map_err(|e| e.at(WORDS))?;
+        let read = read(
+            recall,
+            &words,
+            &self.hub,
+            strengths,
+            self.manifest.encoder.width,
+        );
+        read.map(Some).map_err(|e| e.at(RECALL))
+    }
+}
+
+fn read(
+    bytes: &[u8],
+    words: &Words,
+    hub: &Hub,
+    strengths: Strengths,
+    hidden: usize,
+) -> Result<Recall> {
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+    let part = |name: &str, dtype: Dtype, shape: &[Option<usize>]| {
+        let part = file
+            .tensor(name)
+            .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
+        let fits = |(found, wanted): (&usize, &Option<usize>)| wanted.is_none_or(|w| w == *found);
+        let found = part.shape();
+        let fit = found.len() == shape.len() && found.iter().zip(shape).all(fits);
+        if !fit || part.dtype() != dtype {
+            let shape = shape
+                .iter()
+                .map(|size| size.map_or("any".to_owned(), |s| s.to_string()));
+            let shape = shape.collect::<Vec<_>>().join(", ");
+            bail!(
+                Mismatch,
+                "{name}: expected [{shape}] {dtype:?}, found {found:?} {:?}",
+                part.dtype()
+            );
+        }
+        Ok(part)
+    };
+    let numbers = |name: &str, size: Option<usize>| -> Result<Vec<u32>> {
+        let part = part(name, Dtype::U32, &[size])?;
+        let (four, _) = part.data().as_chunks::<4>();
+        Ok(four
+            .iter()
+            .map(|bytes| u32::from_le_bytes(*bytes))
+            .collect())
+    };
+    let floats = |name: &str, size: usize| -> Result<Vec<f32>> {
+        let part = part(name, Dtype::F32, &[Some(size)])?;
+        let (four, _) = part.data().as_chunks::<4>();
+        let values: Vec<f32> = four
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(values),
+            false => bail!(Numeric, "{name}: expected finite numbers"),
+        }
+    };
+    let halves = |name: &str, shape: [usize; 2]| -> Result<Vec<u8>> {
+        let part = part(name, Dtype::F16, &shape.map(Some))?;
+        let (two, _) = part.data().as_chunks::<2>();
+        let finite = two
+            .iter()
+            .all(|bytes| half::f16::from_le_bytes(*bytes).is_finite());
+        match finite {
+            true => Ok(part.data().to_vec()),
+            false => bail!(Numeric, "{name}: expected finite numbers"),
+        }
+    };
+    let models = hub.len();
+    let layers: Vec<usize> = numbers(LAYERS, None)?
+        .into_iter()
+        .map(|l| l as usize)
+        .collect();
+    if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
+        bail!(Format, "{LAYERS}: expected some in order, found {layers:?}");
+    }
+    let width = layers.len().saturating_mul(hidden);
+    let rank = part(PROJECTION, Dtype::F16, &[None, Some(width)])?.shape()[0];
+    if rank == 0 {
+        bail!(
+            Mismatch,
+            "{PROJECTION}: expected at least one row, found none"
+        );
+    }
+    let domains = Domains::new(hub);
+    let prompts = numbers(PROMPTS, Some(models))?;
+    let of_domain = |members: &Vec<u32>| {
+        let prompts = members.iter().map(|id| prompts[*id as usize]);
+        prompts.fold(0u32, u32::saturating_add)
+    };
+    let by_domain: Vec<u32> = domains.members.iter().map(of_domain).collect();
+    Ok(Recall {
+        strengths,
+        projection: halves(PROJECTION, [rank, width])?,
+        bias: floats(BIAS, rank)?,
+        keys: halves(KEYS, [models, rank])?,
+        offsets: floats(OFFSETS, models)?,
+        words: Bayes::new(&by_domain, words.each()),
+        of: domains.of,
+        prompts,
+        layers,
+        width,
+        rank,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn strengths_are_checked() {
+        check_strengths(&Strengths::default()).unwrap();
+        let refused = |change: &dyn Fn(&mut Strengths), want: &str| {
+            let mut bad = Strengths::default();
+            change(&mut bad);
+            let error = check_strengths(&bad).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert_eq!(error.kind(), ErrorKind::Numeric);
+        };
+        refused(&|s| s.memory = -0.1, "strengths.memory: ");
+        refused(&|s| s.learned = 0.0, "strengths.learned: ");
+        refused(&|s| s.words = f64::NAN, "found NaN");
+        refused(&|s| s.newcomer = -1e4, "from -1000 to 1000");
+    }
+}

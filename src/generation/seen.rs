@@ -1,0 +1,115 @@
+//! What a router sees of a prompt in one pass of its encoder.
+
+use crate::device::{Plan, Plans, Sizes};
+use crate::encoder::{Encoder, sizes};
+use crate::error::{Result, bail};
+use crate::model::activations::{Activations, Layers};
+use crate::model::bert::Bert;
+use crate::text::tokenizer::Tokens;
+
+/// Steps of an element of a unit vector, from 0 to 1.
+pub(crate) const STEPS: i64 = 64;
+
+/// What is left of a prompt behind its encoder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Seen {
+    /// The pooled vector, [H].
+    pub(crate) pooled: Vec<f32>,
+    /// The means over its tokens of some layers' outputs as unit vectors, in steps: [L H], each from
+    /// -[`STEPS`] to [`STEPS`].
+    pub(crate) layers: Vec<i16>,
+    /// Hashes of its words (`text::words`).
+    pub(crate) words: Vec<u32>,
+}
+
+/// The layers that are remembered unless others are asked for: the upper two thirds of `count`, or as
+/// many of them, evenly spread, as make a vector of at most 2,304 elements.
+pub(crate) fn usual_layers(count: usize, hidden: usize) -> Vec<usize> {
+    let upper = count - count / 3;
+    let most = (2304 / hidden.max(1)).clamp(1, upper);
+    let places = (1..=most).map(|place| count - upper + place * upper / most - 1);
+    places.collect()
+}
+
+/// Looks at prompts with `bert`, which is the encoder's network or another of its shape.
+///
+/// Errors: a vector is not finite; the device failed.
+pub(crate) fn look(
+    encoder: &Encoder,
+    bert: &Bert,
+    layers: &[usize],
+    prompts: &[&Tokens],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Seen>> {
+    let prompts: Vec<(usize, Tokens)> = prompts.iter().map(|t| (*t).clone()).enumerate().collect();
+    let device = encoder.device();
+    let mut all = Vec::with_capacity(prompts.len());
+    let width = layers.len() * encoder.width();
+    let plans = Plans::new();
+    let make = |room: Sizes| {
+        let mut a = Activations::new(device, encoder.config(), room)?;
+        a.layers = Some(Layers::new(device, encoder.config(), layers, room.prompts)?);
+        let reads = 4 * room.prompts * (width + encoder.width());
+        Plan::new(device, a, Activations::upload_bytes(room), reads)
+    };
+    for chunk in encoder.chunks(&prompts, usize::MAX) {
+        let batch = encoder.pack(chunk);
+        let ((pooled, means), outcome) = plans.with(sizes(&batch), make, |plan| {
+            device.run(plan, |pass, a| {
+                a.upload(pass, &batch);
+                bert.forward(encoder.ops(), pass, a, None);
+                let means = a.layers.as_ref().map(|layers| pass.read(&layers.units));
+                (pass.read(&a.pooled), means)
+            })
+        })?;
+        let pooled = outcome.f32(pooled).chunks_exact(encoder.width());
+        let means = means.map_or(&[][..], |means| outcome.f32(means));
+        let means = means.chunks_exact(width.max(1));
+        for ((pooled, means), (_, tokens)) in pooled.zip(means).zip(chunk) {
+            if let Some(value) = pooled.iter().chain(means).find(|value| !value.is_finite()) {
+                bail!(
+                    Numeric,
+                    "the encoder's vector: expected finite numbers, found {value}: its weights are not good"
+                );
+            }
+            all.push(Seen {
+                pooled: pooled.to_vec(),
+                layers: means.iter().map(|value| steps(*value)).collect(),
+                words: tokens.words.clone(),
+            });
+        }
+        progress(all.len());
+    }
+    Ok(all)
+}
+
+/// The nearest step to an element of a unit vector.
+fn steps(value: f32) -> i16 {
+    #[expect(clippy::cast_possible_truncation, reason = "at most STEPS")]
+    let steps = (value.clamp(-1.0, 1.0) * STEPS as f32).round_ties_even() as i16;
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upper_two_thirds_are_remembered() {
+        assert_eq!(usual_layers(6, 384), [2, 3, 4, 5]);
+        assert_eq!(usual_layers(12, 384), [4, 6, 7, 8, 10, 11]);
+        assert_eq!(usual_layers(12, 768), [6, 8, 11]);
+        assert_eq!(usual_layers(2, 32), [0, 1]);
+        assert_eq!(usual_layers(1, 32), [0]);
+        assert_eq!(usual_layers(24, 4096), [23]);
+    }
+
+    #[test]
+    fn elements_are_rounded_to_steps() {
+        assert_eq!(
+            [1.0, -1.0, 0.0, 0.02, -0.024].map(steps),
+            [64, -64, 0, 1, -2]
+        );
+        assert_eq!([1.001, -1.001].map(steps), [64, -64]);
+    }
+}

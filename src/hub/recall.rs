@@ -1,0 +1,206 @@
+//! What is served of a memory: a Gaussian for each model on the encoder's layers, and naive Bayes over
+//! the words of a prompt.
+//!
+//! ```text
+//! score = learned cos(u, e_m) / tau + memory (k_m . y - |k_m|^2 / 2) + words ln P(d | words) + newcomer
+//! y     = P x + b
+//! ```
+//!
+//! x [L H] has the means over the prompt's tokens of some layers, as unit vectors; P, b and k_m are made
+//! of sums when a generation is published (`generation/memory/solve.rs`). P(d | words) is that of the
+//! model's domain by which words the prompt has, up to what is the same for all domains. `newcomer` is
+//! for models without a prompt.
+//!
+//! Everything comes of one pass of the encoder, and nothing but the first part was trained.
+
+use serde::{Deserialize, Serialize};
+
+/// How much each part of a score counts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Strengths {
+    /// Of the learned score.
+    pub learned: f64,
+    /// Of the log-likelihood by the memory's Gaussians.
+    pub memory: f64,
+    /// Of the log-probability of the model's domain by the prompt's words.
+    pub words: f64,
+    /// What is added for a model without a learned prompt, which would lose to those that have some.
+    pub newcomer: f64,
+}
+
+impl Default for Strengths {
+    /// Chosen on the development split of CMRBench (benches/README.md), level from half to twice their
+    /// values. Log-likelihoods are far too sure, since neither elements nor words are independent.
+    fn default() -> Self {
+        Self {
+            learned: 0.3,
+            memory: 0.04,
+            words: 0.06,
+            newcomer: 0.5,
+        }
+    }
+}
+
+/// What a score is the sum of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Parts {
+    /// The learned score, with its strength.
+    pub learned: f32,
+    /// How well the prompt fits what the model was asked before, with its strength.
+    pub memory: f32,
+    /// How well its words fit the model's domain, 0 for the best domain, with its strength.
+    pub words: f32,
+}
+
+/// How many prompts of a domain must not have a word to make it impossible: of the counts, as if each
+/// word had been in so many more prompts of each domain.
+const SMOOTHING: f64 = 0.05;
+
+/// What a generation serves of its memory, ready for a device.
+#[derive(Clone, Debug)]
+pub(crate) struct Recall {
+    pub(crate) strengths: Strengths,
+    /// Layers that x is made of, from 0.
+    pub(crate) layers: Vec<usize>,
+    /// L H
+    pub(crate) width: usize,
+    /// R
+    pub(crate) rank: usize,
+    /// P [R, L H], f16.
+    pub(crate) projection: Vec<u8>,
+    /// b [R]
+    pub(crate) bias: Vec<f32>,
+    /// k [M, R], f16.
+    pub(crate) keys: Vec<u8>,
+    /// -|k|^2 / 2, [M].
+    pub(crate) offsets: Vec<f32>,
+    /// Prompts of each model, [M].
+    pub(crate) prompts: Vec<u32>,
+    /// Domain of each model, [M].
+    pub(crate) of: Vec<u32>,
+    pub(crate) words: Bayes,
+}
+
+impl Recall {
+    /// What is added to each model's score whatever the prompt, [M].
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    pub(crate) fn offsets(&self) -> Vec<f32> {
+        let Strengths {
+            memory, newcomer, ..
+        } = self.strengths;
+        let each = self.offsets.iter().zip(&self.prompts);
+        each.map(|(offset, prompts)| {
+            let new = if *prompts == 0 { newcomer } else { 0.0 };
+            (memory * f64::from(*offset) + new) as f32
+        })
+        .collect()
+    }
+}
+
+/// Naive Bayes over domains: which words a prompt has, as learned prompts had them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bayes {
+    /// Hashes, ascending.
+    words: Vec<u32>,
+    /// Where each word's entries begin, and where they end.
+    starts: Vec<u32>,
+    /// Domains that have a word, with ln((prompts + SMOOTHING) / SMOOTHING).
+    entries: Vec<(u32, f32)>,
+    /// ln of the domain's share of prompts, [N].
+    prior: Vec<f64>,
+    /// ln(SMOOTHING / (word counts of the domain + SMOOTHING words)), [N].
+    missing: Vec<f64>,
+}
+
+impl Bayes {
+    /// `prompts`: of each domain, [N]; `counts`: word, domain and number of prompts, by word.
+    #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
+    pub(crate) fn new(prompts: &[u32], counts: impl Iterator<Item = (u32, u32, u32)>) -> Self {
+        let all: f64 = prompts.iter().map(|n| f64::from(*n)).sum();
+        let share = |n: &u32| ((f64::from(*n) + 0.5) / (all + 0.5 * prompts.len() as f64)).ln();
+        let mut bayes = Self {
+            prior: prompts.iter().map(share).collect(),
+            ..Self::default()
+        };
+        let mut totals = vec![0.0; prompts.len()];
+        for (word, domain, count) in counts {
+            if bayes.words.last() != Some(&word) {
+                bayes.words.push(word);
+                bayes.starts.push(crate::device::small(bayes.entries.len()));
+            }
+            totals[domain as usize] += f64::from(count);
+            let more = ((f64::from(count) + SMOOTHING) / SMOOTHING).ln();
+            bayes.entries.push((domain, more as f32));
+        }
+        bayes.starts.push(crate::device::small(bayes.entries.len()));
+        let different = SMOOTHING * bayes.words.len() as f64;
+        let missing = |total: f64| (SMOOTHING / (total + different).max(SMOOTHING)).ln();
+        bayes.missing = totals.into_iter().map(missing).collect();
+        bayes
+    }
+
+    /// ln P(d | words) of each domain, [N], up to what is the same for all; 0 for the largest. Words that
+    /// no learned prompt has tell nothing.
+    pub(crate) fn scores(&self, words: &[u32]) -> Vec<f64> {
+        let mut scores = self.prior.clone();
+        let mut known = 0.0;
+        for word in words {
+            let Ok(place) = self.words.binary_search(word) else {
+                continue;
+            };
+            known += 1.0;
+            let [from, to] = [place, place + 1].map(|place| self.starts[place] as usize);
+            for (domain, more) in &self.entries[from..to] {
+                scores[*domain as usize] += f64::from(*more);
+            }
+        }
+        for (score, missing) in scores.iter_mut().zip(&self.missing) {
+            *score += known * missing;
+        }
+        let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        scores.iter_mut().for_each(|score| *score -= best);
+        scores
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: three prompts of domain 0, one of domain 1, none of domain 2.
+    #[test]
+    fn words_make_their_domains_likely() {
+        let counts = [(3, 0, 2), (7, 0, 1), (7, 1, 1)];
+        let bayes = Bayes::new(&[3, 1, 0], counts.into_iter());
+        let found = bayes.scores(&[3, 5, 7]);
+        // Two of the words are known; 3 counts in domain 0, 1 in domain 1, of 2 words.
+        let p = |share: f64, counts: [f64; 2], total: f64| {
+            let words = counts.map(|n| ((n + SMOOTHING) / (total + 2.0 * SMOOTHING)).ln());
+            ((share + 0.5) / 5.5).ln() + words.iter().sum::<f64>()
+        };
+        let want = [
+            p(3.0, [2.0, 1.0], 3.0),
+            p(1.0, [0.0, 1.0], 1.0),
+            p(0.0, [0.0; 2], 0.0),
+        ];
+        for d in 0..3 {
+            let want = want[d] - want[0];
+            assert!((found[d] - want).abs() < 1e-6, "{found:?}, {want}");
+        }
+        // Unknown words alone leave the shares.
+        let shares = bayes.scores(&[5]);
+        assert!(
+            (shares[1] - (1.5f64 / 3.5).ln()).abs() < 1e-12,
+            "{shares:?}"
+        );
+    }
+
+    #[test]
+    fn without_prompts_all_domains_are_alike() {
+        let bayes = Bayes::new(&[0, 0], std::iter::empty());
+        assert_eq!(bayes.scores(&[1, 2, 3]), [0.0, 0.0]);
+    }
+}

@@ -1,0 +1,68 @@
+//! The words of a prompt, and its pairs of words, as hashes: what naive Bayes over domains counts.
+//!
+//! A word is what the tokenizer made of it: a token that begins one, with those that continue it. So
+//! its case and its accents are as the tokenizer sees them, a mark of punctuation is a word, and
+//! what was cut off is not looked at.
+
+use std::collections::BTreeSet;
+
+/// What stands between the two words of a pair while they are hashed; no token has this id.
+const BETWEEN: u32 = u32::MAX;
+
+/// Hashes of the words among `ids` and of each two that follow each other, each once, ascending;
+/// `continues`: the token goes on with the word before it.
+pub(crate) fn words(ids: &[u32], continues: impl Fn(u32) -> bool) -> Vec<u32> {
+    let mut all = BTreeSet::new();
+    let mut before: Option<&[u32]> = None;
+    for word in ids.chunk_by(|_, next| continues(*next)) {
+        all.insert(hash(word));
+        if let Some(before) = before {
+            all.insert(hash(&[before, &[BETWEEN], word].concat()));
+        }
+        before = Some(word);
+    }
+    all.into_iter().collect()
+}
+
+/// The upper half of 64-bit FNV-1a over ids behind the finisher of splitmix64. It is the same
+/// everywhere and keeps nothing secret: who has a hash can try words.
+fn hash(ids: &[u32]) -> u32 {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    for id in ids {
+        h = (h ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
+    }
+    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits")]
+    let upper = ((h ^ (h >> 31)) >> 32) as u32;
+    upper
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Odd ids continue a word.
+    fn found(ids: &[u32]) -> Vec<u32> {
+        words(ids, |id| id % 2 == 1)
+    }
+
+    #[test]
+    fn words_and_pairs_count_once() {
+        // Words 2, 4, 2, 4; pairs (2, 4) and (4, 2).
+        assert_eq!(found(&[2, 4, 2, 4]).len(), 4);
+        assert!(found(&[2, 4, 2, 4]).is_sorted_by(|a, b| a < b));
+        assert_ne!(found(&[2, 4]), found(&[4, 2]));
+        assert!(found(&[]).is_empty());
+    }
+
+    #[test]
+    fn tokens_that_continue_a_word_are_part_of_it() {
+        assert_eq!(found(&[2, 3, 5]), [hash(&[2, 3, 5])]);
+        let three = found(&[2, 3, 4]);
+        assert!(three.contains(&hash(&[2, 3])) && three.contains(&hash(&[2, 3, BETWEEN, 4])));
+        assert!(!three.contains(&hash(&[2])) && !three.contains(&hash(&[3])));
+        // A text may begin in the middle of a word.
+        assert_eq!(found(&[3, 5]), [hash(&[3, 5])]);
+    }
+}
