@@ -96,7 +96,9 @@ fn run(
             settings.set("epochs", epochs)?;
         }
         let began = Instant::now();
-        let mut learner = Learner::open(folder, None, settings, options.clone())?.introduce(true);
+        let mut learner = Learner::open(folder, None, settings, options.clone())?
+            .introduce(true)
+            .allow_unmeasured(true);
         let mut said = Instant::now();
         let outcome = learner.learn(&experience, None, &mut |status| {
             if said.elapsed().as_secs() > 20 {

@@ -18,7 +18,7 @@
 //! | `text` | prompts to tokens to one packed batch without padding |
 //! | `ops` | one op a file: host side of `shaders/<op>.wgsl`, CPU twin, tests |
 //! | `model` | BERT-family encoders and the head as flat lists of op calls |
-//! | `hub` | registry, lifecycle, cards, the scoring index, the memory of a hybrid |
+//! | `hub` | registry, lifecycle, cards, the scoring index, what is served of a memory |
 //! | `encoder` | bundles on disk, their import, an encoder on a device |
 //! | `generation` | routers on disk: manifest, store, serving |
 //! | `decision` | requests and answers |
@@ -31,13 +31,15 @@
 //! A route: text is tokenized and packed; ids, positions and offsets go up in one upload; the
 //! encoder's ops, the projection, the scores of the whole hub, the log-sum-exp of each domain and
 //! the exact top-k run in one submit; k ids and scores and a score for each domain come back. A
-//! hybrid encodes twice in that submit, with the adapter and without (`hub/hybrid.rs`).
+//! memory adds the means of the encoder's layers, a second product and a score for each domain in the same
+//! submit (`hub/recall.rs`).
 //!
 //! An update: examples and replayed rows become micro-batches in an order that depends on the seed;
 //! each goes forward with LoRA apart and its activations kept (147 kB a token for MiniLM, at most
 //! 1,024 tokens at once), back through the same list of ops mirrored, and adds to one flat buffer of
 //! gradients; anchors, or EWC in their place, add theirs, AdamW makes the step. While the encoder is frozen pooled vectors are
-//! computed once, and so are a teacher's scores. The child is measured as it would be served, then written and renamed.
+//! computed once, and so are a teacher's scores. An update that trains nothing looks at each prompt once;
+//! the memory takes sums (`generation/memory`), and is solved for what is served. The child is measured as it would be served, then written and renamed.
 //!
 //! # Invariants
 //!

@@ -56,10 +56,10 @@ pub struct Ranked {
     pub id: ModelId,
     /// Its name.
     pub model: Arc<str>,
-    /// s = cosine / tau (carve.md section 2); of a hybrid the sum of its parts.
+    /// s = cosine / tau (carve.md section 2); of a generation with a memory the sum of its parts.
     pub score: f32,
-    /// What the score is the sum of, where the generation is a hybrid of the learned score with what
-    /// the encoder remembers of cards and prompts.
+    /// What the score is the sum of, where the generation has a memory of the prompts that it was learned
+    /// with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parts: Option<Parts>,
     /// Cosine of prompt and model embedding, -1 to 1.

@@ -29,7 +29,7 @@ pub(crate) const RECALL: &str = "recall.safetensors";
 pub(crate) const SERVED: &str = "memory.json";
 
 /// Of what came before memories, and encoded each prompt twice.
-const CALIBRATION: &str = "calibration.json";
+pub(crate) const CALIBRATION: &str = "calibration.json";
 
 const LAYERS: &str = "layers";
 const PROJECTION: &str = "projection";

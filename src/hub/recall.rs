@@ -35,7 +35,7 @@ impl Default for Strengths {
     /// values. Log-likelihoods are far too sure, since neither elements nor words are independent.
     fn default() -> Self {
         Self {
-            learned: 0.3,
+            learned: 0.2,
             memory: 0.04,
             words: 0.06,
             newcomer: 0.5,
