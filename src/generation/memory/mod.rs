@@ -185,13 +185,22 @@ impl Memory {
             }
             self.counts[model] = u32::try_from(count).unwrap_or(0);
             self.sums[model].clear();
-            // Rounding on another device may leave a trace where the last prompt is taken out.
+            // Rounding on another device, or the encoder's training, may leave a trace where prompts are
+            // taken out.
             if self.counts[model] > 0 {
+                let most = STEPS * count;
+                let sum = sum.into_iter().map(|sum| sum.clamp(-most, most));
                 pack(sum, &mut self.sums[model]);
             }
         }
         for some in prompts.chunks(EXACT) {
             self.add_squares(cpu, some, sign)?;
+        }
+        if sign < 0 {
+            // The same trace: it must not be taken for damage, and of nothing nothing is left.
+            let most = self.largest_square();
+            let squares = self.squares.iter_mut();
+            squares.for_each(|square| *square = (*square).clamp(-most, most));
         }
         Ok(())
     }
@@ -237,7 +246,18 @@ impl Memory {
         let with_prompts: Vec<usize> = (0..self.counts.len())
             .filter(|model| self.counts[*model] > 0)
             .collect();
+        // Of prompts about their models' means, and of these means: sums are rounded before the means'
+        // part is made of them, or what is left within models could be less than nothing.
+        let (mut within, mut between) = (vec![0.0; width * width], vec![0.0; width * width]);
+        let mut packed = self.squares.iter();
+        for (i, row) in within.chunks_exact_mut(width).enumerate() {
+            for (value, square) in row[..=i].iter_mut().zip(&mut packed) {
+                *value = *square as f64;
+            }
+        }
         for models in with_prompts.chunks(256) {
+            let counts = models.iter().map(|model| self.counts[*model]);
+            let counts: Vec<f64> = counts.map(f64::from).collect();
             let mut sums = Vec::with_capacity(models.len() * width);
             for model in models {
                 sums.extend(self.sum(*model)?.into_iter().map(|sum| sum as f64));
@@ -251,38 +271,50 @@ impl Memory {
                 Part::All,
                 &mut moved,
             );
-            for (model, row) in models.iter().zip(moved.chunks_exact(width)) {
+            for (row, count) in moved.chunks_exact_mut(width).zip(&counts) {
                 // As long as sums of unit vectors are.
-                let most = (STEPS * i64::from(self.counts[*model])) as f64;
+                let most = STEPS as f64 * count;
+                row.iter_mut().for_each(|value| {
+                    *value = value.clamp(-most, most).round_ties_even();
+                });
+            }
+            for (model, row) in models.iter().zip(moved.chunks_exact(width)) {
                 self.sums[*model].clear();
-                let row = row.iter().map(|value| nearest(value.clamp(-most, most)));
-                pack(row, &mut self.sums[*model]);
+                pack(
+                    row.iter().map(|value| nearest(*value)),
+                    &mut self.sums[*model],
+                );
+            }
+            for (sign, rows, squares) in [
+                (-1.0, &mut sums, &mut within),
+                (1.0, &mut moved, &mut between),
+            ] {
+                for (row, count) in rows.chunks_exact_mut(width).zip(&counts) {
+                    row.iter_mut().for_each(|value| *value /= count.sqrt());
+                }
+                let rows = View64::rows(rows, width);
+                dense::add_product(cpu, sign, rows.transposed(), rows, Part::Lower, squares);
             }
         }
-        // T^T (sum of q q^T) T
-        let mut squares = vec![0.0; width * width];
-        let mut packed = self.squares.iter();
         for i in 0..width {
-            for j in 0..=i {
-                let square = packed.next().map_or(0.0, |square| *square as f64);
-                squares[i * width + j] = square;
-                squares[j * width + i] = square;
+            for j in 0..i {
+                within[j * width + i] = within[i * width + j];
             }
         }
+        // T^T (within) T
         let mut half = vec![0.0; width * width];
         dense::add_product(
             cpu,
             1.0,
-            View64::rows(&squares, width),
+            View64::rows(&within, width),
             map,
             Part::All,
             &mut half,
         );
-        squares.fill(0.0);
         let half = View64::rows(&half, width);
-        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut squares);
-        let most = (STEPS * STEPS) as f64 * self.learned.len() as f64;
-        let lower = squares
+        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut between);
+        let most = self.largest_square() as f64;
+        let lower = between
             .chunks_exact(width)
             .enumerate()
             .flat_map(|(i, row)| &row[..=i]);
@@ -290,6 +322,11 @@ impl Memory {
             .map(|value| nearest(value.clamp(-most, most)))
             .collect();
         Ok(())
+    }
+
+    /// What no element of the squares is beyond, of so many unit vectors.
+    fn largest_square(&self) -> i64 {
+        STEPS * STEPS * self.learned.len() as i64
     }
 
     /// The sum of a model's vectors, [L H].
@@ -430,7 +467,7 @@ impl Memory {
                 ),
             }
         }
-        let most = STEPS * STEPS * memory.learned.len() as i64;
+        let most = memory.largest_square();
         let bounded = memory
             .squares
             .iter()

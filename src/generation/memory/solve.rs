@@ -45,6 +45,9 @@ const KAPPA: f64 = 6.0;
 /// Steps of subspace iteration.
 const POWERS: usize = 3;
 
+/// How often the sphere is widened, fourfold each time, until the covariance is positive definite.
+const WIDENED: usize = 12;
+
 /// Of the covariance when no model has two prompts: prompts of a model lie this far apart.
 const ALONE: f64 = 0.5;
 
@@ -122,8 +125,7 @@ impl<'p> Problem<'p> {
     fn solve(&self, cards: &[f32]) -> Result<Solved> {
         let (cpu, width, models) = (self.cpu, self.width, self.models);
         let mut rows = self.sums()?;
-        let mut factor = self.covariance(&rows);
-        cholesky(cpu, &mut factor, width)?;
+        let factor = self.factor(&rows)?;
         self.means(&mut rows, cards)?;
         let mean = mean_row(&rows, width);
         for row in rows.chunks_exact_mut(width) {
@@ -184,8 +186,30 @@ impl<'p> Problem<'p> {
         1.0 / (STEPS as f64 * (self.memory.layers().len() as f64).sqrt())
     }
 
-    /// The lower triangle of S, [width, width].
-    fn covariance(&self, sums: &[f64]) -> Vec<f64> {
+    /// L of S = L L^T, [width, width].
+    ///
+    /// Where sums and squares are not of the same vectors any more, by roundings, what is left within
+    /// models may be less than nothing in some direction: S is drawn to the sphere until it is not.
+    fn factor(&self, sums: &[f64]) -> Result<Vec<f64>> {
+        let (s, mut sphere) = self.covariance(sums);
+        for _ in 1..WIDENED {
+            if let Ok(factor) = self.factored(s.clone(), sphere) {
+                return Ok(factor);
+            }
+            sphere *= 4.0;
+        }
+        self.factored(s, sphere)
+    }
+
+    fn factored(&self, mut s: Vec<f64>, sphere: f64) -> Result<Vec<f64>> {
+        let width = self.width;
+        (0..width).for_each(|i| s[i * width + i] += sphere);
+        cholesky(self.cpu, &mut s, width)?;
+        Ok(s)
+    }
+
+    /// The lower triangle of S without the sphere, [width, width], and what that adds to its diagonal.
+    fn covariance(&self, sums: &[f64]) -> (Vec<f64>, f64) {
         let (width, square) = (self.width, self.scale().powi(2));
         let mut s = vec![0.0; width * width];
         let mut squares = self.memory.squares.iter();
@@ -223,8 +247,9 @@ impl<'p> Problem<'p> {
             ),
         };
         s.iter_mut().for_each(|value| *value *= share);
-        (0..width).for_each(|i| s[i * width + i] += sphere.max(1e-9));
-        s
+        // Squares that were rounded are off by about so much in every direction.
+        let rounded = share * square * (width as f64).sqrt();
+        (s, sphere.max(rounded).max(1e-9))
     }
 
     /// Makes mu of the sums in `rows` [M, width].
