@@ -359,6 +359,9 @@ impl<'p> Problem<'p> {
             let q = orthonormal(cpu, transposed(&v, rank), width)?;
             v = transposed(&q, width);
         }
+        if v.is_empty() {
+            return Ok(v);
+        }
         solve_lower_transposed(cpu, factor, &mut v, width);
         Ok(v)
     }
