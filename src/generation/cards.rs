@@ -1,11 +1,11 @@
-//! Card vectors of a hub: a part of a hybrid's memory (`hub/hybrid.rs`), and what newcomers are
+//! Card vectors of a hub: what a memory's prior means are made of (`memory/solve.rs`), and what newcomers are
 //! compared with when their rows are mixed from old ones (carve.md section 3, `card_mix`).
 //!
 //! The registry keeps no card text, so a generation that is to compare keeps a vector of each model:
 //! of the frozen encoder, since those of one that learns would have to be made anew with every
 //! update, of all models. A generation that was built and never learned needs none: its W is the
 //! identity and its rows are these vectors. Others have the part once they were learned with
-//! `hybrid` or `init.rows = card_mix`; their children then keep it up.
+//! `memory` or `init.rows = card_mix`; their children then keep it up.
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -36,7 +36,7 @@ impl Contents {
             None => bail!(
                 InvalidRequest,
                 "init.rows = card_mix: expected a generation that was never learned, or one with \
-                 {CARDS}, which learning with hybrid = true or init.rows = card_mix keeps; found \
+                 {CARDS}, which learning with memory = true or init.rows = card_mix keeps; found \
                  neither"
             ),
         }
