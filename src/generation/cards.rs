@@ -1,6 +1,5 @@
-//! Card vectors of a hub: what a memory expects a model to be asked (`generation/memory/solve.rs`), and
-//! what newcomers are compared with when their rows are mixed from old ones (carve.md section 3,
-//! `card_mix`).
+//! Card vectors of a hub: what a memory's prior means are made of (`memory/solve.rs`), and what newcomers are
+//! compared with when their rows are mixed from old ones (carve.md section 3, `card_mix`).
 //!
 //! The registry keeps no card text, so a generation that is to compare keeps a vector of each model:
 //! of the frozen encoder, since those of one that learns would have to be made anew with every

@@ -127,11 +127,10 @@ impl Contents {
         })
     }
 
-    /// Errors: a part that serving needs cannot be opened. The adapter's shapes are the encoder's to
+    /// Errors: a part that serving needs cannot be opened; learning checks its own. The adapter's shapes are the encoder's to
     /// check.
     pub(crate) fn check_parts(&self) -> Result<()> {
         self.recall()?;
-        self.memory()?;
         match (&self.manifest.adapter, self.parts.get(ADAPTER)) {
             (Some(lora), Some(bytes)) => lora.check(bytes).map_err(|e| e.at(ADAPTER)),
             _ => Ok(()),

@@ -97,8 +97,8 @@ mod tests {
     #[test]
     fn the_upper_two_thirds_are_remembered() {
         assert_eq!(usual_layers(6, 384), [2, 3, 4, 5]);
-        assert_eq!(usual_layers(12, 384), [4, 6, 7, 8, 10, 11]);
-        assert_eq!(usual_layers(12, 768), [6, 8, 11]);
+        assert_eq!(usual_layers(12, 384), [4, 5, 7, 8, 9, 11]);
+        assert_eq!(usual_layers(12, 768), [5, 8, 11]);
         assert_eq!(usual_layers(2, 32), [0, 1]);
         assert_eq!(usual_layers(1, 32), [0]);
         assert_eq!(usual_layers(24, 4096), [23]);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail, error};
 use crate::files;
+use crate::generation::cards::CARDS;
 use crate::generation::memory::Prompt;
 use crate::generation::recall::remember;
 use crate::generation::seen::look;
@@ -41,6 +42,10 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
     let contents = store.contents(id)?;
     for part in [REPLAY, HELD_OUT] {
         kept(&contents, part)?;
+    }
+    contents.memory()?;
+    if contents.parts.contains_key(CARDS) {
+        contents.cards()?;
     }
     if let Some(bytes) = contents.parts.get(FISHER) {
         ewc::check(bytes).map_err(|e| e.at(FISHER))?;

@@ -193,11 +193,6 @@ impl Replay {
         let of_it = |entry: &mut ReplayEntry| entry.query_sha256.eq_ignore_ascii_case(query_sha256);
         self.entries.extract_if(.., of_it).collect()
     }
-
-    /// Takes out every entry of the same query as `text`.
-    pub(crate) fn remove_text(&mut self, text: &str) -> Vec<ReplayEntry> {
-        self.remove_hash(&query_digest(text))
-    }
 }
 
 /// What is seen of a prompt as hexadecimal digits of little-endian bytes: the pooled vector in half
@@ -359,9 +354,9 @@ mod tests {
     #[test]
     fn entries_are_removed_by_text_or_hash() {
         let mut left = replay();
-        let same = left.remove_text(" FIND \"it\" é ");
+        let same = left.remove_hash(&query_digest(" FIND \"it\" é "));
         assert_eq!(same.len(), 2, "the same query");
-        assert!(left.remove_text("find it").is_empty());
+        assert!(left.remove_hash(&query_digest("find it")).is_empty());
         let hash = query_digest("Secret");
         assert_eq!(left.remove_hash(&hash).len(), 1);
         assert!(left.entries.is_empty());

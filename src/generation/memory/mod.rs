@@ -185,13 +185,22 @@ impl Memory {
             }
             self.counts[model] = u32::try_from(count).unwrap_or(0);
             self.sums[model].clear();
-            // Rounding on another device may leave a trace where the last prompt is taken out.
+            // Rounding on another device, or the encoder's training, may leave a trace where prompts are
+            // taken out.
             if self.counts[model] > 0 {
+                let most = STEPS * count;
+                let sum = sum.into_iter().map(|sum| sum.clamp(-most, most));
                 pack(sum, &mut self.sums[model]);
             }
         }
         for some in prompts.chunks(EXACT) {
             self.add_squares(cpu, some, sign)?;
+        }
+        if sign < 0 {
+            // The same trace: it must not be taken for damage, and of nothing nothing is left.
+            let most = self.largest_square();
+            let squares = self.squares.iter_mut();
+            squares.for_each(|square| *square = (*square).clamp(-most, most));
         }
         Ok(())
     }
@@ -237,7 +246,18 @@ impl Memory {
         let with_prompts: Vec<usize> = (0..self.counts.len())
             .filter(|model| self.counts[*model] > 0)
             .collect();
+        // Of prompts about their models' means, and of these means: sums are rounded before the means'
+        // part is made of them, or what is left within models could be less than nothing.
+        let (mut within, mut between) = (vec![0.0; width * width], vec![0.0; width * width]);
+        let mut packed = self.squares.iter();
+        for (i, row) in within.chunks_exact_mut(width).enumerate() {
+            for (value, square) in row[..=i].iter_mut().zip(&mut packed) {
+                *value = *square as f64;
+            }
+        }
         for models in with_prompts.chunks(256) {
+            let counts = models.iter().map(|model| self.counts[*model]);
+            let counts: Vec<f64> = counts.map(f64::from).collect();
             let mut sums = Vec::with_capacity(models.len() * width);
             for model in models {
                 sums.extend(self.sum(*model)?.into_iter().map(|sum| sum as f64));
@@ -251,38 +271,50 @@ impl Memory {
                 Part::All,
                 &mut moved,
             );
-            for (model, row) in models.iter().zip(moved.chunks_exact(width)) {
+            for (row, count) in moved.chunks_exact_mut(width).zip(&counts) {
                 // As long as sums of unit vectors are.
-                let most = (STEPS * i64::from(self.counts[*model])) as f64;
+                let most = STEPS as f64 * count;
+                row.iter_mut().for_each(|value| {
+                    *value = value.clamp(-most, most).round_ties_even();
+                });
+            }
+            for (model, row) in models.iter().zip(moved.chunks_exact(width)) {
                 self.sums[*model].clear();
-                let row = row.iter().map(|value| nearest(value.clamp(-most, most)));
-                pack(row, &mut self.sums[*model]);
+                pack(
+                    row.iter().map(|value| nearest(*value)),
+                    &mut self.sums[*model],
+                );
+            }
+            for (sign, rows, squares) in [
+                (-1.0, &mut sums, &mut within),
+                (1.0, &mut moved, &mut between),
+            ] {
+                for (row, count) in rows.chunks_exact_mut(width).zip(&counts) {
+                    row.iter_mut().for_each(|value| *value /= count.sqrt());
+                }
+                let rows = View64::rows(rows, width);
+                dense::add_product(cpu, sign, rows.transposed(), rows, Part::Lower, squares);
             }
         }
-        // T^T (sum of q q^T) T
-        let mut squares = vec![0.0; width * width];
-        let mut packed = self.squares.iter();
         for i in 0..width {
-            for j in 0..=i {
-                let square = packed.next().map_or(0.0, |square| *square as f64);
-                squares[i * width + j] = square;
-                squares[j * width + i] = square;
+            for j in 0..i {
+                within[j * width + i] = within[i * width + j];
             }
         }
+        // T^T (within) T
         let mut half = vec![0.0; width * width];
         dense::add_product(
             cpu,
             1.0,
-            View64::rows(&squares, width),
+            View64::rows(&within, width),
             map,
             Part::All,
             &mut half,
         );
-        squares.fill(0.0);
         let half = View64::rows(&half, width);
-        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut squares);
-        let most = (STEPS * STEPS) as f64 * self.learned.len() as f64;
-        let lower = squares
+        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut between);
+        let most = self.largest_square() as f64;
+        let lower = between
             .chunks_exact(width)
             .enumerate()
             .flat_map(|(i, row)| &row[..=i]);
@@ -290,6 +322,11 @@ impl Memory {
             .map(|value| nearest(value.clamp(-most, most)))
             .collect();
         Ok(())
+    }
+
+    /// What no element of the squares is beyond, of so many unit vectors.
+    fn largest_square(&self) -> i64 {
+        STEPS * STEPS * self.learned.len() as i64
     }
 
     /// The sum of a model's vectors, [L H].
@@ -430,7 +467,7 @@ impl Memory {
                 ),
             }
         }
-        let most = STEPS * STEPS * memory.learned.len() as i64;
+        let most = memory.largest_square();
         let bounded = memory
             .squares
             .iter()
@@ -442,5 +479,394 @@ impl Memory {
             );
         }
         Ok(memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::hub::Model;
+    use crate::ops::reference::noise;
+
+    const HIDDEN: usize = 6;
+    const WIDTH: usize = 2 * HIDDEN;
+
+    fn cpu() -> Cpu {
+        Cpu::open(Some(2)).unwrap()
+    }
+
+    /// Models with their domains.
+    fn hub(models: &[(&str, &str)]) -> Hub {
+        let models = models.iter().map(|(name, domain)| Model::new(name, domain));
+        Hub::default().with(models).unwrap()
+    }
+
+    /// A prompt by its number: vector, words, digest, and who gets it.
+    struct Asked {
+        number: u64,
+        model: &'static str,
+        seen: Seen,
+    }
+
+    fn asked(number: u64, model: &'static str) -> Asked {
+        let layers = noise(WIDTH, number);
+        let layers = layers.iter().map(|x| (x * STEPS as f32) as i16).collect();
+        let seen = Seen {
+            pooled: Vec::new(),
+            layers,
+            words: vec![1, 2 + number as u32 % 3, 1000 + number as u32],
+        };
+        Asked {
+            number,
+            model,
+            seen,
+        }
+    }
+
+    fn prompts<'a>(hub: &Hub, all: &[&'a Asked]) -> Vec<Prompt<'a>> {
+        let domains = Domains::new(hub);
+        let prompt = |asked: &&'a Asked| {
+            let model = hub.find(asked.model).unwrap().0;
+            Prompt {
+                model,
+                domain: domains.of[model as usize],
+                digest: [asked.number as u8; 16],
+                seen: &asked.seen,
+            }
+        };
+        all.iter().map(prompt).collect()
+    }
+
+    /// What a memory holds, by the models' names.
+    #[derive(Debug, PartialEq)]
+    struct Held {
+        models: BTreeMap<String, (u32, Vec<i64>)>,
+        squares: Vec<i64>,
+        words: Vec<(u32, String, u32)>,
+        learned: Vec<(Digest, String)>,
+    }
+
+    fn held(memory: &Memory, hub: &Hub) -> Held {
+        let name = |id: u32| hub.get(crate::hub::ModelId(id)).unwrap().name.to_string();
+        let domains = domain_keys(hub);
+        let words = memory.words.each();
+        let mut words: Vec<_> = words
+            .map(|(word, domain, count)| (word, domains[domain as usize].clone(), count))
+            .collect();
+        words.sort();
+        let learned = memory.learned.iter();
+        let mut learned: Vec<_> = learned.map(|(digest, id)| (*digest, name(*id))).collect();
+        learned.sort();
+        let models = (0..hub.len() as u32).map(|id| {
+            let count = memory.counts[id as usize];
+            (name(id), (count, memory.sum(id as usize).unwrap()))
+        });
+        Held {
+            models: models.collect(),
+            squares: memory.squares.clone(),
+            words,
+            learned,
+        }
+    }
+
+    fn empty(hub: &Hub) -> Memory {
+        Memory::new(vec![0, 3], HIDDEN, hub).unwrap()
+    }
+
+    const FIRST: [(&str, &str); 2] = [("a", "x"), ("b", "y")];
+
+    /// Experiences: models that come with them, prompts.
+    fn experiences() -> Vec<(Vec<(&'static str, &'static str)>, Vec<Asked>)> {
+        let of = |first: u64, models: &[&'static str]| {
+            let cycle = models.iter().cycle();
+            (first..first + 9)
+                .zip(cycle)
+                .map(|(n, m)| asked(n, m))
+                .collect()
+        };
+        vec![
+            (Vec::new(), of(0, &["a", "b"])),
+            (vec![("c", "z"), ("d", "x")], of(10, &["c", "d", "a"])),
+            (vec![("e", "w")], of(20, &["e", "b"])),
+            (Vec::new(), of(30, &["b"])),
+        ]
+    }
+
+    fn learned(order: &[usize], without: Option<u64>) -> (Memory, Hub) {
+        let (cpu, all) = (cpu(), experiences());
+        let mut hub = hub(&FIRST);
+        let mut memory = empty(&hub);
+        for place in order {
+            let (models, asked) = &all[*place];
+            hub = hub
+                .with(models.iter().map(|(n, d)| Model::new(n, d)))
+                .unwrap();
+            memory.grow(&hub).unwrap();
+            let some: Vec<&Asked> = asked
+                .iter()
+                .filter(|asked| Some(asked.number) != without)
+                .collect();
+            memory.add(&cpu, &prompts(&hub, &some)).unwrap();
+        }
+        (memory, hub)
+    }
+
+    #[test]
+    fn the_order_of_experiences_leaves_no_trace() {
+        let of = |order: &[usize]| {
+            let (memory, hub) = learned(order, None);
+            held(&memory, &hub)
+        };
+        let want = of(&[0, 1, 2, 3]);
+        assert_eq!(want.models["a"].0 as usize, 5 + 3);
+        for order in [[3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]] {
+            assert_eq!(of(&order), want, "{order:?}");
+        }
+        assert_ne!(of(&[0, 1, 2]), want);
+    }
+
+    #[test]
+    fn a_prompt_that_is_taken_out_leaves_no_trace() {
+        let order = [0, 1, 2, 3];
+        let (mut memory, hub) = learned(&order, None);
+        let all = experiences();
+        let out = &all[1].1[4];
+        let before = memory.clone();
+        memory.subtract(&cpu(), &prompts(&hub, &[out])).unwrap();
+        let (want, _) = learned(&order, Some(out.number));
+        assert_eq!(memory, want);
+        assert_eq!(memory.write().unwrap(), want.write().unwrap());
+        assert_eq!(memory.write_words().unwrap(), want.write_words().unwrap());
+        // Another one does.
+        let mut other = before.clone();
+        let another = &all[1].1[7];
+        assert_eq!((another.model, out.model), ("d", "d"));
+        other.subtract(&cpu(), &prompts(&hub, &[another])).unwrap();
+        assert_ne!(other, want);
+        // What was not learned, or not for this model, cannot be taken out.
+        let wrong = Asked {
+            model: "a",
+            ..asked(out.number, "a")
+        };
+        for absent in [&asked(99, "a"), &wrong] {
+            let mut same = before.clone();
+            let error = same
+                .subtract(&cpu(), &prompts(&hub, &[absent]))
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        }
+        // All of them: as it was made.
+        let mut none = before;
+        for asked in all.iter().flat_map(|(_, asked)| asked) {
+            none.subtract(&cpu(), &prompts(&hub, &[asked])).unwrap();
+        }
+        let mut fresh = empty(&hub);
+        fresh.grow(&hub).unwrap();
+        assert_eq!(none, fresh);
+    }
+
+    /// More prompts than f32 adds exactly.
+    #[test]
+    fn many_prompts_are_added_exactly() {
+        let hub = hub(&FIRST);
+        let loud = Seen {
+            pooled: Vec::new(),
+            layers: vec![STEPS as i16; WIDTH],
+            words: Vec::new(),
+        };
+        let many = EXACT + 3;
+        let prompt = |_| Prompt {
+            model: 0,
+            domain: 0,
+            digest: [0; 16],
+            seen: &loud,
+        };
+        let mut memory = empty(&hub);
+        memory
+            .add(&cpu(), &(0..many).map(prompt).collect::<Vec<_>>())
+            .unwrap();
+        let want = STEPS * STEPS * many as i64;
+        assert!(memory.squares.iter().all(|square| *square == want));
+        assert_eq!(memory.sum(0).unwrap(), vec![STEPS * many as i64; WIDTH]);
+        assert_eq!(memory.owners(&[0; 16]).count(), many);
+        assert_eq!(memory.owners(&[1; 16]).count(), 0);
+    }
+
+    #[test]
+    fn what_does_not_move_stays_and_what_moves_is_near() {
+        let (mut memory, hub) = learned(&[0, 1, 2, 3], None);
+        let cpu = cpu();
+        let before = memory.clone();
+        let mut map = vec![0.0; WIDTH * WIDTH];
+        (0..WIDTH).for_each(|i| map[i * WIDTH + i] = 1.0);
+        cpu.run(|| memory.transform(&cpu, &map)).unwrap();
+        assert_eq!(memory, before);
+        // Elements change places two by two, and half of them their sign.
+        let mut map = vec![0.0; WIDTH * WIDTH];
+        for i in 0..WIDTH {
+            map[i * WIDTH + (i ^ 1)] = if i % 4 == 0 { -1.0 } else { 1.0 };
+        }
+        cpu.run(|| memory.transform(&cpu, &map)).unwrap();
+        let mut moved = empty(&hub);
+        let all = experiences();
+        let all: Vec<Asked> = all.into_iter().flat_map(|(_, asked)| asked).collect();
+        let all: Vec<Asked> = all
+            .into_iter()
+            .map(|mut asked| {
+                let q = asked.seen.layers.clone();
+                for (i, q) in q.iter().enumerate() {
+                    asked.seen.layers[i ^ 1] = if i % 4 == 0 { -q } else { *q };
+                }
+                asked
+            })
+            .collect();
+        moved
+            .add(&cpu, &prompts(&hub, &all.iter().collect::<Vec<_>>()))
+            .unwrap();
+        assert_eq!(memory.sums, moved.sums);
+        let apart = memory.squares.iter().zip(&moved.squares);
+        assert!(apart.map(|(a, b)| (a - b).abs()).max().unwrap() <= 1);
+        assert_eq!(memory.counts, moved.counts);
+    }
+
+    /// What moved with an encoder, or was seen on another device, is not what is taken out of it.
+    #[test]
+    fn roundings_leave_no_damage_behind() {
+        let (mut memory, hub) = learned(&[0, 1, 2, 3], None);
+        let all = experiences();
+        let mut all: Vec<Asked> = all.into_iter().flat_map(|(_, asked)| asked).collect();
+        for asked in &mut all {
+            let layers = asked.seen.layers.iter_mut();
+            layers.for_each(|q| *q = (*q + 9).min(STEPS as i16));
+        }
+        for asked in &all {
+            memory.subtract(&cpu(), &prompts(&hub, &[asked])).unwrap();
+            let [sums, words] = [memory.write().unwrap(), memory.write_words().unwrap()];
+            assert_eq!(Memory::read(&sums, &words, &hub, HIDDEN).unwrap(), memory);
+        }
+        assert_eq!(memory, empty(&hub));
+    }
+
+    #[test]
+    fn the_parts_keep_everything() {
+        let (memory, hub) = learned(&[1, 0, 3, 2], None);
+        let [sums, words] = [memory.write().unwrap(), memory.write_words().unwrap()];
+        let read = |hub: &Hub, hidden: usize| Memory::read(&sums, &words, hub, hidden);
+        assert_eq!(read(&hub, HIDDEN).unwrap(), memory);
+        assert_eq!((memory.prompts(), memory.width()), (36, WIDTH));
+        assert_eq!(memory.layers(), [0, 3]);
+        // Of another hub or another encoder it is not.
+        let more = hub.with([Model::new("late", "x")]).unwrap();
+        let error = read(&more, HIDDEN).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Mismatch);
+        assert!(error.to_string().contains("prompt_counts"), "{error}");
+        assert!(read(&self::hub(&FIRST), HIDDEN).is_err());
+        assert!(read(&hub, HIDDEN + 1).is_err() && read(&hub, HIDDEN - 1).is_err());
+        let none = Memory::new(Vec::new(), HIDDEN, &hub).unwrap_err();
+        assert!(none.to_string().contains("memory.layers"), "{none}");
+        assert!(Memory::new(vec![0, 1], WIDEST, &hub).is_err());
+    }
+
+    #[test]
+    fn damage_is_refused() {
+        let (memory, hub) = learned(&[0, 1, 2, 3], None);
+        let words = memory.write_words().unwrap();
+        let refused = |what: &str, harm: &dyn Fn(&mut Memory), want: &str| {
+            let mut harmed = memory.clone();
+            harm(&mut harmed);
+            let bytes = harmed.write().unwrap();
+            let error = Memory::read(&bytes, &words, &hub, HIDDEN).unwrap_err();
+            assert!(error.is_damage(), "{what}: {error}");
+            let error = error.to_string();
+            assert!(
+                error.contains(MEMORY) && error.contains(want),
+                "{what}: {error}"
+            );
+        };
+        let packed = |values: Vec<i64>| {
+            let mut bytes = Vec::new();
+            pack(values, &mut bytes);
+            bytes
+        };
+        let count = i64::from(memory.counts[0]);
+        refused(
+            "a sum that is too large",
+            &|m| {
+                let mut sum = m.sum(0).unwrap();
+                sum[3] = STEPS * count + 1;
+                m.sums[0] = packed(sum);
+            },
+            "unit vectors, found",
+        );
+        refused(
+            "a sum that is too short",
+            &|m| {
+                let last = m.sums.len() - 1;
+                m.sums[last].pop();
+            },
+            "prompt_sums",
+        );
+        refused("more sums", &|m| m.sums[0].push(0), "expected");
+        refused("a count more", &|m| m.counts[0] += 1, "prompt_digests");
+        refused("a count less", &|m| m.counts[1] -= 1, "prompt_digests");
+        refused(
+            "counts that others have",
+            &|m| m.counts.swap(0, 1),
+            "prompt_digests",
+        );
+        refused(
+            "a stranger's prompt",
+            &|m| m.learned[5].1 = 5,
+            "expected ids below 5, found 5",
+        );
+        refused(
+            "a prompt less",
+            &|m| drop(m.learned.pop()),
+            "prompt_digests",
+        );
+        refused("no order", &|m| m.learned.reverse(), "prompt_digests");
+        let most = memory.largest_square();
+        refused(
+            "a large square",
+            &|m| m.squares[7] = most + 1,
+            "prompt_digests",
+        );
+        refused(
+            "a small square",
+            &|m| m.squares[7] = -most - 1,
+            "prompt_digests",
+        );
+        refused(
+            "a square less",
+            &|m| m.squares.truncate(32),
+            "prompt_squares",
+        );
+        refused(
+            "more squares",
+            &|m| m.squares.extend([0; 64]),
+            "expected an end",
+        );
+        refused("layers in no order", &|m| m.layers.reverse(), "in order");
+        refused("other layers", &|m| m.layers.push(4), "expected");
+        // Bounds themselves are good.
+        let mut good = memory.clone();
+        good.squares[7] = most;
+        let bytes = good.write().unwrap();
+        assert_eq!(Memory::read(&bytes, &words, &hub, HIDDEN).unwrap(), good);
+        for torn in [&bytes[..bytes.len() - 1], &bytes[..8], b"", b"{}"] {
+            assert!(
+                Memory::read(torn, &words, &hub, HIDDEN)
+                    .unwrap_err()
+                    .is_damage()
+            );
+        }
     }
 }

@@ -45,6 +45,9 @@ const KAPPA: f64 = 6.0;
 /// Steps of subspace iteration.
 const POWERS: usize = 3;
 
+/// How often the sphere is widened, fourfold each time, until the covariance is positive definite.
+const WIDENED: usize = 12;
+
 /// Of the covariance when no model has two prompts: prompts of a model lie this far apart.
 const ALONE: f64 = 0.5;
 
@@ -122,8 +125,7 @@ impl<'p> Problem<'p> {
     fn solve(&self, cards: &[f32]) -> Result<Solved> {
         let (cpu, width, models) = (self.cpu, self.width, self.models);
         let mut rows = self.sums()?;
-        let mut factor = self.covariance(&rows);
-        cholesky(cpu, &mut factor, width)?;
+        let factor = self.factor(&rows)?;
         self.means(&mut rows, cards)?;
         let mean = mean_row(&rows, width);
         for row in rows.chunks_exact_mut(width) {
@@ -184,8 +186,30 @@ impl<'p> Problem<'p> {
         1.0 / (STEPS as f64 * (self.memory.layers().len() as f64).sqrt())
     }
 
-    /// The lower triangle of S, [width, width].
-    fn covariance(&self, sums: &[f64]) -> Vec<f64> {
+    /// L of S = L L^T, [width, width].
+    ///
+    /// Where sums and squares are not of the same vectors any more, by roundings, what is left within
+    /// models may be less than nothing in some direction: S is drawn to the sphere until it is not.
+    fn factor(&self, sums: &[f64]) -> Result<Vec<f64>> {
+        let (s, mut sphere) = self.covariance(sums);
+        for _ in 1..WIDENED {
+            if let Ok(factor) = self.factored(s.clone(), sphere) {
+                return Ok(factor);
+            }
+            sphere *= 4.0;
+        }
+        self.factored(s, sphere)
+    }
+
+    fn factored(&self, mut s: Vec<f64>, sphere: f64) -> Result<Vec<f64>> {
+        let width = self.width;
+        (0..width).for_each(|i| s[i * width + i] += sphere);
+        cholesky(self.cpu, &mut s, width)?;
+        Ok(s)
+    }
+
+    /// The lower triangle of S without the sphere, [width, width], and what that adds to its diagonal.
+    fn covariance(&self, sums: &[f64]) -> (Vec<f64>, f64) {
         let (width, square) = (self.width, self.scale().powi(2));
         let mut s = vec![0.0; width * width];
         let mut squares = self.memory.squares.iter();
@@ -223,8 +247,9 @@ impl<'p> Problem<'p> {
             ),
         };
         s.iter_mut().for_each(|value| *value *= share);
-        (0..width).for_each(|i| s[i * width + i] += sphere.max(1e-9));
-        s
+        // Squares that were rounded are off by about so much in every direction.
+        let rounded = share * square * (width as f64).sqrt();
+        (s, sphere.max(rounded).max(1e-9))
     }
 
     /// Makes mu of the sums in `rows` [M, width].
@@ -334,6 +359,9 @@ impl<'p> Problem<'p> {
             let q = orthonormal(cpu, transposed(&v, rank), width)?;
             v = transposed(&q, width);
         }
+        if v.is_empty() {
+            return Ok(v);
+        }
         solve_lower_transposed(cpu, factor, &mut v, width);
         Ok(v)
     }
@@ -368,5 +396,487 @@ fn sign(place: usize) -> f64 {
         1.0
     } else {
         -1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
+    use super::*;
+    use crate::generation::memory::Prompt;
+    use crate::generation::seen::Seen;
+    use crate::hub::Model;
+    use crate::ops::reference::noise;
+
+    const LAYERS: usize = 2;
+    const HIDDEN: usize = 5;
+    const WIDTH: usize = LAYERS * HIDDEN;
+    /// Elements of a card's vector.
+    const CARD: usize = 3;
+
+    /// Models in their domains, prompts of some of them.
+    struct Case {
+        hub: Hub,
+        prompts: Vec<(u32, Seen)>,
+        cards: Vec<f32>,
+    }
+
+    /// The nearest steps to a vector whose layers of `hidden` are unit vectors.
+    fn steps(values: &[f32], hidden: usize) -> Vec<i16> {
+        let layers = values.chunks_exact(hidden).flat_map(|layer| {
+            let length = layer.iter().map(|x| x * x).sum::<f32>().sqrt();
+            layer.iter().map(move |x| x / length * STEPS as f32)
+        });
+        layers.map(|x| x.round_ties_even() as i16).collect()
+    }
+
+    fn seen(layers: Vec<i16>) -> Seen {
+        Seen {
+            layers,
+            ..Seen::default()
+        }
+    }
+
+    impl Case {
+        /// `counts`: prompts of each model; `domains`: of each.
+        fn new(counts: &[usize], domains: &[&str]) -> Self {
+            let models = domains.iter().enumerate();
+            let models = models.map(|(i, domain)| Model::new(&format!("m{i}"), domain));
+            let mut prompts = Vec::new();
+            for (model, count) in counts.iter().enumerate() {
+                let own = noise(WIDTH, 100 + model as u64);
+                for n in 0..*count {
+                    let other = noise(WIDTH, (1000 * model + n) as u64);
+                    let mixed: Vec<f32> = own.iter().zip(&other).map(|(a, b)| a + b).collect();
+                    prompts.push((model as u32, seen(steps(&mixed, HIDDEN))));
+                }
+            }
+            Self {
+                hub: Hub::default().with(models).unwrap(),
+                prompts,
+                cards: noise(CARD * domains.len(), 7),
+            }
+        }
+
+        fn memory(&self, cpu: &Cpu) -> Memory {
+            let domains = Domains::new(&self.hub);
+            let mut memory = Memory::new(vec![0, 1], HIDDEN, &self.hub).unwrap();
+            let prompts = self.prompts.iter().enumerate();
+            let prompts: Vec<Prompt<'_>> = prompts
+                .map(|(i, (model, seen))| Prompt {
+                    model: *model,
+                    domain: domains.of[*model as usize],
+                    digest: [i as u8; 16],
+                    seen,
+                })
+                .collect();
+            memory.add(cpu, &prompts).unwrap();
+            memory
+        }
+
+        fn solved(&self, prior: PriorMean, rank: usize, threads: usize) -> Solved {
+            let cpu = Cpu::open(Some(threads)).unwrap();
+            let how = Solving { rank, prior };
+            solve(&cpu, &self.memory(&cpu), &self.hub, &self.cards, how).unwrap()
+        }
+
+        /// Scores of all models for a prompt, served and by the module's formulas.
+        fn scores(&self, prior: PriorMean, q: &[i16]) -> [Vec<f64>; 2] {
+            let served = served(&self.solved(prior, usize::MAX, 1), q);
+            [served, Reference::new(self, prior).scores(q)]
+        }
+    }
+
+    /// What [`Solved`] scores with, as serving does.
+    fn served(solved: &Solved, q: &[i16]) -> Vec<f64> {
+        let units: Vec<f64> = q.iter().map(|q| f64::from(*q) / STEPS as f64).collect();
+        let rows = solved
+            .projection
+            .chunks_exact(units.len())
+            .zip(&solved.bias);
+        let y: Vec<f64> = rows.map(|(row, bias)| dot(row, &units) + bias).collect();
+        let keys = solved.keys.chunks_exact(solved.rank).zip(&solved.offsets);
+        keys.map(|(key, offset)| dot(key, &y) + offset).collect()
+    }
+
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    type Matrix = Vec<Vec<f64>>;
+
+    /// By Gauss and Jordan.
+    fn inverse(a: &Matrix) -> Matrix {
+        let n = a.len();
+        let mut left = a.clone();
+        let mut right: Matrix = (0..n)
+            .map(|i| (0..n).map(|j| f64::from(u8::from(i == j))).collect())
+            .collect();
+        for i in 0..n {
+            let largest = (i..n).max_by(|a, b| left[*a][i].abs().total_cmp(&left[*b][i].abs()));
+            let largest = largest.unwrap();
+            left.swap(i, largest);
+            right.swap(i, largest);
+            let pivot = left[i][i];
+            left[i].iter_mut().for_each(|x| *x /= pivot);
+            right[i].iter_mut().for_each(|x| *x /= pivot);
+            let own = (left[i].clone(), right[i].clone());
+            for k in (0..n).filter(|k| *k != i) {
+                let factor = left[k][i];
+                for j in 0..n {
+                    left[k][j] -= factor * own.0[j];
+                    right[k][j] -= factor * own.1[j];
+                }
+            }
+        }
+        right
+    }
+
+    /// The module's formulas, step by step.
+    struct Reference {
+        /// mu
+        means: Matrix,
+        /// p
+        priors: Matrix,
+        /// S^-1
+        inverse: Matrix,
+    }
+
+    impl Reference {
+        fn new(case: &Case, prior: PriorMean) -> Self {
+            let models = case.hub.len();
+            let of: Vec<&str> = case.hub.iter().map(|(_, model)| &*model.domain).collect();
+            let mut rows: Vec<Matrix> = vec![Vec::new(); models];
+            for (model, seen) in &case.prompts {
+                rows[*model as usize].push(unit(&seen.layers));
+            }
+            let mean_of = |rows: &[&Vec<f64>], more: &[f64], weight: f64| -> Vec<f64> {
+                let count = rows.len() as f64 + weight;
+                (0..WIDTH)
+                    .map(|j| (rows.iter().map(|x| x[j]).sum::<f64>() + weight * more[j]) / count)
+                    .collect()
+            };
+            let all: Vec<&Vec<f64>> = rows.iter().flatten().collect();
+            let none = vec![0.0; WIDTH];
+            let overall = mean_of(&all, &none, if all.is_empty() { 1.0 } else { 0.0 });
+            // S
+            let free = all.len() - rows.iter().filter(|rows| !rows.is_empty()).count();
+            let mut s = vec![vec![0.0; WIDTH]; WIDTH];
+            for rows in rows.iter().filter(|rows| !rows.is_empty()) {
+                let mean = mean_of(&rows.iter().collect::<Vec<_>>(), &none, 0.0);
+                for x in rows {
+                    for i in 0..WIDTH {
+                        for j in 0..WIDTH {
+                            s[i][j] += (x[i] - mean[i]) * (x[j] - mean[j]) / free.max(1) as f64;
+                        }
+                    }
+                }
+            }
+            let trace: f64 = (0..WIDTH).map(|i| s[i][i]).sum();
+            let (share, sphere) = match free {
+                0 => (0.0, ALONE / WIDTH as f64),
+                _ => (1.0 - SHRINK, SHRINK * trace / WIDTH as f64),
+            };
+            for (i, row) in s.iter_mut().enumerate() {
+                row.iter_mut().for_each(|x| *x *= share);
+                row[i] += sphere;
+            }
+            // G_d of each model
+            let domain = |model: usize| -> Vec<f64> {
+                let own = (0..models).filter(|other| of[*other] == of[model]);
+                let own: Vec<&Vec<f64>> = own.flat_map(|other| &rows[other]).collect();
+                match prior {
+                    PriorMean::All => overall.clone(),
+                    _ => mean_of(&own, &overall, PSEUDO),
+                }
+            };
+            let domains: Matrix = (0..models).map(domain).collect();
+            // c - mean card of d
+            let card = |model: usize| -> Vec<f64> {
+                let of_model =
+                    |m: usize| case.cards[m * CARD..][..CARD].iter().map(|x| f64::from(*x));
+                let own: Vec<usize> = (0..models).filter(|m| of[*m] == of[model]).collect();
+                let mean = |k: usize| {
+                    own.iter()
+                        .map(|m| of_model(*m).nth(k).unwrap())
+                        .sum::<f64>()
+                        / own.len() as f64
+                };
+                of_model(model)
+                    .enumerate()
+                    .map(|(k, x)| x - mean(k))
+                    .collect()
+            };
+            let cards: Matrix = (0..models).map(card).collect();
+            // R = (sum w c c^T + RIDGE I)^-1 (sum w c (s / n - G_d)^T)
+            let mut normal = vec![vec![0.0; CARD]; CARD];
+            let mut right = vec![vec![0.0; WIDTH]; CARD];
+            for model in (0..models).filter(|model| !rows[*model].is_empty()) {
+                let n = rows[model].len() as f64;
+                let mean = mean_of(&rows[model].iter().collect::<Vec<_>>(), &none, 0.0);
+                for i in 0..CARD {
+                    let weighted = n / (n + 1.0) * cards[model][i];
+                    (0..CARD).for_each(|j| normal[i][j] += weighted * cards[model][j]);
+                    for j in 0..WIDTH {
+                        right[i][j] += weighted * (mean[j] - domains[model][j]);
+                    }
+                }
+            }
+            (0..CARD).for_each(|i| normal[i][i] += RIDGE);
+            let normal = inverse(&normal);
+            let map: Matrix = normal
+                .iter()
+                .map(|row| {
+                    let column = |j: usize| row.iter().zip(&right).map(|(a, b)| a * b[j]).sum();
+                    (0..WIDTH).map(column).collect()
+                })
+                .collect();
+            let moved = |model: usize, j: usize| -> f64 {
+                match prior {
+                    PriorMean::Card => (0..CARD).map(|k| cards[model][k] * map[k][j]).sum(),
+                    _ => 0.0,
+                }
+            };
+            let priors: Matrix = (0..models)
+                .map(|m| (0..WIDTH).map(|j| domains[m][j] + moved(m, j)).collect())
+                .collect();
+            let means = (0..models)
+                .map(|m| mean_of(&rows[m].iter().collect::<Vec<_>>(), &priors[m], KAPPA))
+                .collect();
+            Self {
+                means,
+                priors,
+                inverse: inverse(&s),
+            }
+        }
+
+        fn scores(&self, q: &[i16]) -> Vec<f64> {
+            let x = unit(q);
+            let score = |mean: &Vec<f64>| {
+                let key: Vec<f64> = self.inverse.iter().map(|row| dot(row, mean)).collect();
+                dot(&key, &x) - dot(&key, mean) / 2.0
+            };
+            self.means.iter().map(score).collect()
+        }
+    }
+
+    /// x of q
+    fn unit(q: &[i16]) -> Vec<f64> {
+        let scale = STEPS as f64 * (LAYERS as f64).sqrt();
+        q.iter().map(|q| f64::from(*q) / scale).collect()
+    }
+
+    /// Up to what is the same for all models; the largest difference.
+    #[track_caller]
+    fn apart([served, want]: &[Vec<f64>; 2]) -> f64 {
+        assert_eq!(served.len(), want.len());
+        let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+        let (a, b) = (mean(served), mean(want));
+        let size = want.iter().map(|x| (x - b).abs()).fold(1e-300, f64::max);
+        let pairs = served.iter().zip(want);
+        pairs
+            .map(|(x, y)| ((x - a) - (y - b)).abs() / size)
+            .fold(0.0, f64::max)
+    }
+
+    fn usual() -> Case {
+        Case::new(&[4, 3, 0, 5, 1, 0], &["a", "b", "a", "a", "b", "c"])
+    }
+
+    #[test]
+    fn the_formulas_are_those_of_a_naive_reference() {
+        let case = usual();
+        for prior in [PriorMean::Card, PriorMean::Domain, PriorMean::All] {
+            for seed in 0..5 {
+                let q = steps(&noise(WIDTH, 50 + seed), HIDDEN);
+                let both = case.scores(prior, &q);
+                assert!(apart(&both) < 1e-9, "{prior:?}: {both:?}");
+                // It would be seen.
+                let [_, other] = Case::new(&[4, 3, 0, 5, 2, 0], &["a", "b", "a", "a", "b", "c"])
+                    .scores(prior, &q);
+                assert!(apart(&[both[0].clone(), other]) > 1e-3, "cannot fail");
+            }
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_that_of_its_model() {
+        let case = usual();
+        let solved = case.solved(PriorMean::Card, usize::MAX, 1);
+        let found = case.prompts.iter().filter(|(model, seen)| {
+            let scores = served(&solved, &seen.layers);
+            let best = (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+            best == Some(*model as usize)
+        });
+        let found = found.count();
+        assert!(
+            found >= case.prompts.len() - 2,
+            "{found} of {}",
+            case.prompts.len()
+        );
+    }
+
+    #[test]
+    fn threads_change_no_bit() {
+        let case = usual();
+        for rank in [2, usize::MAX] {
+            let [one, three] = [1, 3].map(|threads| case.solved(PriorMean::Card, rank, threads));
+            assert_eq!(one, three);
+            // All means are mixtures of the four models' that have prompts.
+            assert_eq!(one.rank, rank.min(3));
+        }
+        assert_ne!(
+            case.solved(PriorMean::Card, 2, 1),
+            case.solved(PriorMean::Domain, 2, 1)
+        );
+    }
+
+    /// Fewer directions than models: the largest differences are kept.
+    #[test]
+    fn the_rank_bounds_what_is_kept() {
+        let case = usual();
+        let q = steps(&noise(WIDTH, 50), HIDDEN);
+        let off = |rank: usize| {
+            let solved = case.solved(PriorMean::Card, rank, 1);
+            assert_eq!(solved.keys.len(), case.hub.len() * solved.rank);
+            apart(&[
+                served(&solved, &q),
+                Reference::new(&case, PriorMean::Card).scores(&q),
+            ])
+        };
+        assert!(off(1) > 1e-3 && off(2) > 1e-6, "{} {}", off(1), off(2));
+        assert!(off(3) < 1e-9, "{}", off(3));
+    }
+
+    #[test]
+    fn a_model_without_prompts_has_its_prior_mean() {
+        for prior in [PriorMean::Card, PriorMean::Domain, PriorMean::All] {
+            let case = usual();
+            let reference = Reference::new(&case, prior);
+            for (model, count) in [4, 3, 0, 5, 1, 0].into_iter().enumerate() {
+                let apart: f64 = reference.means[model]
+                    .iter()
+                    .zip(&reference.priors[model])
+                    .map(|(a, b)| (a - b).abs())
+                    .sum();
+                assert_eq!(apart < 1e-12, count == 0, "{model}");
+            }
+            // Its key is where p is.
+            let solved = case.solved(prior, usize::MAX, 1);
+            let unit = 1.0 / (LAYERS as f64).sqrt();
+            let key = |model: usize| -> Vec<f64> {
+                let x: Vec<f64> = reference.priors[model].iter().map(|x| x / unit).collect();
+                let rows = solved.projection.chunks_exact(WIDTH).zip(&solved.bias);
+                rows.map(|(row, bias)| dot(row, &x) + bias).collect()
+            };
+            for model in [2, 5] {
+                let own = &solved.keys[model * solved.rank..][..solved.rank];
+                for (a, b) in own.iter().zip(key(model)) {
+                    assert!((a - b).abs() < 1e-9, "{prior:?} {model}: {a} {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hubs_in_which_nothing_is_to_tell_apart_are_solved() {
+        let finite = |solved: &Solved| {
+            [
+                &solved.projection,
+                &solved.bias,
+                &solved.keys,
+                &solved.offsets,
+            ]
+            .into_iter()
+            .flatten()
+            .all(|value| value.is_finite())
+        };
+        let q = steps(&noise(WIDTH, 50), HIDDEN);
+        for (counts, domains) in [
+            // One model, with prompts and without; none with two prompts; none at all.
+            (&[3][..], &["a"][..]),
+            (&[0], &["a"]),
+            (&[1, 1, 1], &["a", "a", "b"]),
+            (&[0, 0, 0], &["a", "a", "b"]),
+        ] {
+            let case = Case::new(counts, domains);
+            for prior in [PriorMean::Card, PriorMean::Domain, PriorMean::All] {
+                let solved = case.solved(prior, 384, 2);
+                assert!(finite(&solved), "{counts:?} {prior:?}: {solved:?}");
+                let both = [served(&solved, &q), Reference::new(&case, prior).scores(&q)];
+                let [served, want] = &both;
+                let spread = want
+                    .iter()
+                    .fold(0.0, |most: f64, x| most.max((x - want[0]).abs()));
+                match spread > 1e-9 {
+                    true => assert!(apart(&both) < 1e-9, "{counts:?} {prior:?}: {both:?}"),
+                    false => assert!(
+                        served.iter().all(|x| (x - served[0]).abs() < 1e-9),
+                        "{counts:?} {prior:?}: {both:?}"
+                    ),
+                }
+            }
+        }
+        // All with the same prompts and the same card.
+        let mut case = Case::new(&[2, 2, 2], &["a", "a", "a"]);
+        for place in 2..6 {
+            case.prompts[place].1 = case.prompts[place % 2].1.clone();
+        }
+        case.cards = case.cards[..CARD].repeat(3);
+        let solved = case.solved(PriorMean::Card, 384, 1);
+        assert!(finite(&solved));
+        let scores = served(&solved, &q);
+        assert!(
+            scores.iter().all(|x| (x - scores[0]).abs() < 1e-6),
+            "{scores:?}"
+        );
+    }
+
+    /// What moved with an encoder is rounded, in few prompts of a wide encoder more than they lie apart.
+    #[test]
+    fn a_moved_memory_of_few_prompts_is_solved() {
+        let (layers, hidden, models) = (4, 64, 9);
+        let width = layers * hidden;
+        let cpu = Cpu::open(Some(2)).unwrap();
+        let all = (0..models).map(|i| Model::new(&format!("m{i}"), "a"));
+        let hub = Hub::default().with(all).unwrap();
+        let cards = noise(CARD * models, 7);
+        // Prompts of a model are nearly the same.
+        let prompts: Vec<Seen> = (0..2 * models)
+            .map(|i| {
+                let mut own = noise(width, i as u64 / 2);
+                let other = noise(width, 100 + i as u64);
+                own.iter_mut().zip(&other).for_each(|(a, b)| *a += 0.1 * b);
+                seen(steps(&own, hidden))
+            })
+            .collect();
+        let prompts = prompts.iter().enumerate().map(|(i, seen)| Prompt {
+            model: i as u32 / 2,
+            domain: 0,
+            digest: [i as u8; 16],
+            seen,
+        });
+        let mut memory = Memory::new((0..layers).collect(), hidden, &hub).unwrap();
+        memory.add(&cpu, &prompts.collect::<Vec<_>>()).unwrap();
+        let how = Solving {
+            rank: 384,
+            prior: PriorMean::Card,
+        };
+        let before = solve(&cpu, &memory, &hub, &cards, how).unwrap();
+        for round in 0..3 {
+            let mut map: Vec<f64> = noise(width * width, 20 + round)
+                .iter()
+                .map(|x| f64::from(*x) * 0.02)
+                .collect();
+            (0..width).for_each(|i| map[i * width + i] += 1.0);
+            cpu.run(|| memory.transform(&cpu, &map)).unwrap();
+            let after = solve(&cpu, &memory, &hub, &cards, how).unwrap();
+            assert_eq!(after.rank, before.rank);
+            assert!(after.keys.iter().all(|key| key.is_finite()));
+        }
     }
 }
