@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::cpu;
 use common::toy::{self, Setup};
+use hubrouter::learn::{Control, Learner};
 use hubrouter::{
     Encoder, ErrorKind, GenerationId, ModelCard, NewModel, Options, Request, Router, Store,
 };
@@ -40,7 +41,7 @@ fn generations(name: &str, count: usize) -> (Setup, Store, Vec<GenerationId>) {
 
 fn learned(name: &str) -> (Setup, Store) {
     let setup = toy::setup(name);
-    let settings = toy::settings(&[("epochs", "1"), ("hybrid", "true")]);
+    let settings = toy::settings(&[("epochs", "1")]);
     toy::learn(&setup, toy::examples(0, 6), settings, cpu(1));
     let store = Store::open(&setup.store).unwrap();
     (setup, store)
@@ -184,12 +185,12 @@ fn rows_without_a_direction_are_damage() {
 fn what_serving_cannot_open_is_passed_over_and_check_says_so() {
     type Change = fn(&mut Value, &Path);
     let changes: [(&str, Change); 8] = [
-        ("calibration.json", |_, f| put(f, "calibration.json", b"{}")),
-        ("cards.safetensors", |_, f| {
-            put(f, "cards.safetensors", b"x")
+        ("memory.json", |_, f| put(f, "memory.json", b"{}")),
+        ("words.safetensors", |_, f| {
+            put(f, "words.safetensors", b"x")
         }),
-        ("exemplars.safetensors", |_, f| {
-            put(f, "exemplars.safetensors", b"x");
+        ("recall.safetensors", |_, f| {
+            put(f, "recall.safetensors", b"x");
         }),
         ("adapter.safetensors", |_, f| {
             put(f, "adapter.safetensors", b"x");
@@ -207,11 +208,38 @@ fn what_serving_cannot_open_is_passed_over_and_check_says_so() {
     }
 }
 
+/// What came before memories is whole, and not served: it is said what to do.
+#[test]
+fn a_generation_of_an_earlier_version_says_what_to_do() {
+    let (setup, store) = learned("earlier");
+    let good = store.current().unwrap();
+    let old = forged(&setup, &good, |manifest, folder| {
+        manifest["files"]["calibration.json"] = json!(null);
+        fs::write(folder.join("calibration.json"), b"{}").unwrap();
+    });
+    let opened = Router::open(&setup.store, options(&setup)).map(|_| ());
+    let settings = toy::settings(&[("epochs", "1")]);
+    let mut learner = Learner::open(&setup.store, None, settings, options(&setup)).unwrap();
+    let experience = toy::experience(toy::examples(0, 6));
+    let learned = learner.learn(&experience, None, &mut |_| Control::Continue);
+    for refused in [opened, learned.map(|_| ()), store.check(&old).map(|_| ())] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
+        for part in ["calibration.json", "hub build", "generation list"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+    store.set_current(&good).unwrap();
+    assert_eq!(served(&setup), (good, None));
+}
+
 #[test]
 fn check_looks_at_what_learning_keeps() {
     for (part, bytes) in [
         ("replay.jsonl", &b"{}\n"[..]),
         ("held_out.jsonl", b"x"),
+        ("memory.safetensors", b"x"),
+        ("cards.safetensors", b"x"),
         ("fisher.safetensors", b"x"),
     ] {
         let (setup, store) = learned("kept");
@@ -231,11 +259,11 @@ fn check_looks_at_what_learning_keeps() {
 
 #[test]
 fn strengths_that_make_no_sense_are_damage() {
-    for part in ["prior", "balance", "learned"] {
+    for part in ["memory", "words", "newcomer", "learned"] {
         let (setup, store) = learned("strengths");
         let good = store.current().unwrap();
         let bad = forged(&setup, &good, |_, folder| {
-            let path = folder.join("calibration.json");
+            let path = folder.join("memory.json");
             let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             file["strengths"][part] = json!(1e6);
             fs::remove_file(&path).unwrap();

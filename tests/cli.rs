@@ -804,9 +804,7 @@ fn learning_by_the_command() {
             "--set",
             "epochs=2",
             "--set",
-            "init.profile=card",
-            "--set",
-            "candidates=all",
+            "train=always",
         ];
         arguments.extend(more);
         run(&arguments)
@@ -819,11 +817,13 @@ fn learning_by_the_command() {
             report["schema_version"].as_u64(),
             report["models_added"].as_u64()
         ),
-        (Some(1), Some(1))
+        (Some(2), Some(1))
     );
     for key in [
         "generation",
         "parent",
+        "trained",
+        "remembered",
         "models_added",
         "examples",
         "steps",
@@ -852,7 +852,7 @@ fn learning_by_the_command() {
         &["nothing", "anchor.phase"],
     );
     failed(learn(&["--set", "epochs=many"]), 2, &["epochs"]);
-    failed(learn(&["--recipe", "secret"]), 2, &["edge or paper"]);
+    failed(learn(&["--recipe", "secret"]), 2, &["carve or paper"]);
     failed(learn(&["--budget", "soon"]), 2, &["10m"]);
     fs::write(path("bad.jsonl"), "{\"instruction\": \"x\"}\n").unwrap();
     let bad = path("bad.jsonl");
@@ -886,7 +886,7 @@ fn learning_by_the_command() {
     failed(
         run(&["replay", "forget", "--router", &store, prompt]),
         2,
-        &["expected a prompt that is kept"],
+        &["expected a prompt that is kept or remembered"],
     );
     succeeded(run(&["generation", "check", "--router", &store]));
     let routed = run(&[
@@ -918,6 +918,8 @@ fn learn_prints_the_promised_fields() {
         "cpu",
         "--examples",
         &new,
+        "--recipe",
+        "carve",
         "--set",
         "epochs=1",
         "--json",
@@ -933,8 +935,9 @@ fn learn_prints_the_promised_fields() {
         let parent = current(&store);
         let output = succeeded(run(&learn));
         let [report] = lines(&output).try_into().unwrap();
-        let unmeasured = text(&output.stderr).contains("had nothing to measure");
-        assert_eq!(unmeasured, round == 1, "the gate says where it cannot tell");
+        let unknown = report["forgetting_unknown"].is_string();
+        assert_eq!(unknown, round == 1, "the report says where it cannot tell");
+        assert_eq!(report["forgetting_interval"].is_null(), unknown);
         let promised = [
             "schema_version",
             "generation",
@@ -951,7 +954,7 @@ fn learn_prints_the_promised_fields() {
         let mut found = keys(&report);
         found.retain(|key| promised.contains(&key.as_str()));
         assert_eq!(found, promised, "these, and in this order");
-        assert_eq!(report["schema_version"], 1);
+        assert_eq!(report["schema_version"], 2);
         assert_eq!(report["parent"], parent.as_str());
         assert_eq!(report["generation"], current(&store).as_str());
         assert_eq!(report["models_added"], if round == 1 { 1 } else { 0 });
@@ -1066,7 +1069,7 @@ fn mistakes_in_learning_are_explained() {
         (
             &["--set", "epoch=2"],
             2,
-            "\"epoch\": expected one of tau, width",
+            "\"epoch\": expected one of train, train.least, memory",
         ),
         (
             &["--set", "epochs"],
@@ -1094,7 +1097,7 @@ fn mistakes_in_learning_are_explained() {
         (
             &["--recipe", "Edge"],
             2,
-            "recipe: expected edge or paper, found \"Edge\"",
+            "recipe: expected edge, memory, carve or paper, found \"Edge\"",
         ),
         (
             &["--budget", "0s"],
@@ -1166,6 +1169,8 @@ fn ctrl_c_stops_and_the_same_command_goes_on() {
             "--examples",
             &new,
             "--json",
+            "--recipe",
+            "carve",
             "--set",
         ];
         arguments.extend(more);

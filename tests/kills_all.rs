@@ -211,6 +211,8 @@ impl Place {
                     &examples,
                     "--router",
                     &store,
+                    "--recipe",
+                    "carve",
                     "--set",
                     "epochs=1",
                 ],

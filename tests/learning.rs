@@ -20,7 +20,7 @@ use hubrouter::{
 
 /// The learned score alone, over two phases.
 fn settings(pairs: &[(&str, &str)]) -> Settings {
-    toy::settings(&[&[("hybrid", "false")], pairs].concat())
+    toy::settings(&[&[("memory", "false")], pairs].concat())
 }
 
 fn learner(setup: &Setup, settings: Settings) -> Learner {
@@ -54,7 +54,7 @@ fn steps_of(learner: &mut Learner, experience: &Experience) -> (Report, usize) {
 }
 
 /// Everything that an update depends on behind its last step: Fisher weights over sets that were
-/// mined, rows that sleep, a coreset, a hybrid.
+/// mined, rows that sleep, a coreset, a memory that follows.
 fn deep() -> Settings {
     toy::settings(&[
         ("regulariser", "ewc"),
@@ -345,14 +345,11 @@ fn less_privacy_before_leaves_nothing_behind() {
         assert_eq!(withheld.privacy, privacy);
         assert_eq!((withheld.texts, withheld.vectors), (kept.replay.len(), 0));
         assert_eq!(withheld.held_out, kept.held_out.len());
-        assert_eq!(withheld.centroids, if vectors { 0 } else { 6 });
-        let centroids = setup
-            .store
-            .join(second.as_str())
-            .join("exemplars.safetensors");
-        assert_eq!(centroids.exists(), vectors);
         let left = remembered(&store, &second).unwrap();
-        assert!(left.held_out.is_empty() && left.replay.len() > kept.replay.len());
+        assert!(left.held_out.iter().all(|entry| entry.text.is_none()));
+        // What was seen of this update's own is no text.
+        assert_eq!(left.held_out.is_empty(), !vectors);
+        assert!(left.replay.len() > kept.replay.len());
         // Vectors are learned again, hashes are not.
         let (_, report) = learn(&setup, examples(0, 3), quiet.clone(), cpu(1));
         let replayed = if vectors { left.replay.len() } else { 0 };
@@ -482,9 +479,9 @@ fn what_is_not_known_of_forgetting_is_said() {
     let setup = setup("unknown");
     let all: Vec<Example> = (0..4).flat_map(|n| numbered(examples(0, 6), n)).collect();
     let (_, first) = learn(&setup, all, settings(&[]), cpu(1));
-    let unknown = "no earlier prompt is kept: forgetting cannot be known";
-    assert_eq!(first.forgetting_unknown.as_deref(), Some(unknown));
-    assert!(first.forgetting.is_none());
+    let nothing = "nothing was learned before that could be forgotten";
+    assert_eq!(first.forgetting_unknown.as_deref(), Some(nothing));
+    assert!(first.forgetting.is_none() && !first.refused);
     let held = first.accuracy.new_after.unwrap().n;
     assert_eq!(first.examples + held, 96);
     let (_, second) = learn(&setup, examples(6, 3), settings(&[]), cpu(1));
@@ -495,20 +492,26 @@ fn what_is_not_known_of_forgetting_is_said() {
     assert!(json["kept_beside"].is_null() && json["withheld"].is_null());
 }
 
+/// An update that came before, and none of its prompts to measure on.
 #[test]
-fn the_report_says_which_prompts_strengths_were_fitted_on() {
-    let setup = setup("fitted");
-    let all: Vec<Example> = (0..4).flat_map(|n| numbered(examples(0, 6), n)).collect();
-    let hashes = || toy::settings(&[("replay.privacy", "hashes")]);
-    let (_, first) = learn(&setup, all.clone(), hashes(), cpu(1));
-    let (rows, own) = (first.hybrid.unwrap().rows, first.hybrid_prompts.unwrap());
-    assert!(own > 3 && rows == own, "all of its own");
-    // They are not kept: few new ones are drawn to what many said.
-    let few: Vec<Example> = (0..2).flat_map(|n| numbered(examples(6, 3), n)).collect();
-    let (_, second) = learn(&setup, few, hashes(), cpu(1));
-    let (both, new) = (second.hybrid.unwrap().rows, second.hybrid_prompts.unwrap());
-    assert!(new > 0 && new < own, "{new}");
-    assert_eq!(both, rows + new);
+fn what_cannot_be_measured_is_not_published_unasked() {
+    let unknown = "no earlier prompt is kept: forgetting cannot be known";
+    let parent = learned_once(&settings(&[("hold_out", "false")]));
+    let experience = toy::experience(examples(6, 3));
+    for allowed in [false, true] {
+        let mut learner = learner(&parent, settings(&[])).allow_unmeasured(allowed);
+        let (report, _) = steps_of(&mut learner, &experience);
+        assert_eq!(report.forgetting_unknown.as_deref(), Some(unknown));
+        assert_eq!(report.refused, !allowed);
+        match learner.commit() {
+            Ok(id) => assert!(allowed && current(&parent) == id),
+            Err(error) => assert!(!allowed && error.kind() == ErrorKind::Refused, "{error}"),
+        }
+    }
+    // Of the first update's own some are held out by now.
+    let mut learner = learner(&parent, settings(&[]));
+    let (report, _) = steps_of(&mut learner, &toy::experience(examples(0, 3)));
+    assert!(!report.refused && report.forgetting.is_some());
 }
 
 /// Steps so long that what they lead to is finite, and has no direction in f32.
@@ -534,7 +537,7 @@ fn rows_without_a_direction_are_refused_and_the_setting_named() {
     assert_eq!(Store::open(&setup.store).unwrap().ids().unwrap().len(), 1);
 }
 
-/// Nothing is held out and there is no hybrid: nothing but publishing would open the child.
+/// Nothing is held out and there is no memory: nothing but publishing would open the child.
 #[test]
 fn adapters_that_do_not_fit_their_encoder_are_not_published() {
     let mut import = ImportOptions::default();
@@ -607,8 +610,8 @@ mod by_the_command {
         let says = text(&output.stderr);
         let n = report["forgetting"]["n"].as_u64().unwrap();
         for part in [
-            "refused: domain accuracy on old prompts fell by ",
-            &format!("of {n} prompt"),
+            &format!("refused: domain accuracy on {n} held-out prompt"),
+            " of earlier updates fell by ",
             "which is more than -101",
             &format!("{parent} stays current"),
             &format!("`hubrouter generation rollback --to {id}` makes it current"),
@@ -650,20 +653,31 @@ mod by_the_command {
             ["held-out", "prompts", "n", "model", "family", "domain"]
         );
         for part in [
-            "\nno earlier prompt is kept: forgetting cannot be known\n",
+            "\nnothing was learned before that could be forgotten\n",
+            ", trained in ",
             "; 1 model added; ",
             "\nintroduced by examples, without a card: dogs\n",
-            ", fitted on ",
         ] {
             assert!(said.contains(part), "{part:?} is not in {said}");
         }
         let quiet = [&quick[..], &["--set", "replay.privacy=hashes"]].concat();
         let said = text(&succeeded(learn(&quiet)).stdout);
         let part = "replay.privacy = hashes: not kept of what the parent keeps: ";
-        assert!(
-            said.contains(part) && said.contains("3 exemplar centroids"),
-            "{said}"
-        );
+        assert!(said.contains(part), "{said}");
+        let between = "forgotten domain accuracy is between ";
+        assert!(said.contains(between), "{said}");
+        // Nothing that was held out is kept by now: refused unless it is meant.
+        let refused = learn(&quiet);
+        let why = "forgetting cannot be known, and --allow-unmeasured was not given";
+        failed(refused, 3, &[why, "is kept beside it"]);
+        let meant = [&quiet[..], &["--allow-unmeasured"]].concat();
+        let said = text(&succeeded(learn(&meant)).stdout);
+        assert!(said.contains("\nno earlier prompt is kept: "), "{said}");
+        // The recipe that is usual trains nothing by so few.
+        let usual = [&meant[..], &["--recipe", "edge"]].concat();
+        let said = text(&succeeded(learn(&usual)).stdout);
+        let part = " taken by the memory, nothing trained; ";
+        assert!(said.contains(part), "{said}");
     }
 
     #[test]

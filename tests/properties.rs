@@ -169,12 +169,12 @@ fn the_ranking_is_total_and_its_numbers_belong_together() {
     assert_eq!(decision.domains.len(), 58);
     let margin = decision.ranked[0].score - decision.ranked[1].score;
     assert_eq!(decision.margin, Some(margin));
-    // The bundled generation is a hybrid: one strength lies between cosines and learned parts.
+    // The bundled generation has a memory: one strength lies between cosines and learned parts.
     let first = &decision.ranked[0];
     let strength = first.parts.unwrap().learned / first.cosine;
     for ranked in &decision.ranked {
         let p = ranked.parts.unwrap();
-        let sum = p.learned + p.card + p.exemplar + p.domain + p.balance + p.prior;
+        let sum = p.learned + p.memory + p.words;
         assert!((sum - ranked.score).abs() < 1e-4, "{ranked:?}");
         let learned = strength * ranked.cosine;
         assert!((learned - p.learned).abs() < 1e-3, "{ranked:?}");

@@ -47,7 +47,7 @@ fn learned_generation(folder: &Folder) -> (PathBuf, GenerationId, GenerationId) 
 }
 
 fn learner(path: &Path) -> Learner {
-    let mut settings = Settings::edge();
+    let mut settings = Settings::carve();
     settings.set("epochs", "1").unwrap();
     settings.set("replay.ratio", "1").unwrap();
     Learner::open(path, None, settings, cpu(1)).unwrap()

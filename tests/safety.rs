@@ -153,7 +153,7 @@ fn a_full_disk_is_said_by_the_library() {
         // In the process that may write no large file.
         let [store, encoder, examples] = paths.split('\n').collect::<Vec<_>>().try_into().unwrap();
         let options = cpu(1).encoder(encoder);
-        let mut learner = Learner::open(store, None, Settings::edge(), options).unwrap();
+        let mut learner = Learner::open(store, None, Settings::carve(), options).unwrap();
         let experience = Experience {
             models: Vec::new(),
             examples: read_examples(examples).unwrap(),
@@ -416,7 +416,7 @@ fn one_learns_at_a_time_and_what_is_changed_meanwhile_stays() {
     let place = Place::learned("two");
     let store = Store::open(&place.store).unwrap();
     let options = cpu(1).encoder(&place.encoder);
-    let mut learner = Learner::open(&place.store, None, Settings::edge(), options).unwrap();
+    let mut learner = Learner::open(&place.store, None, Settings::carve(), options).unwrap();
     let experience = Experience {
         models: Vec::new(),
         examples: read_examples(&place.examples).unwrap(),

@@ -134,7 +134,14 @@ fn kept_prompts_are_escaped() {
     ];
     succeeded(run(&[
         &learn[..],
-        &["--examples", &rows, "--set", "epochs=1"],
+        &[
+            "--examples",
+            &rows,
+            "--recipe",
+            "carve",
+            "--set",
+            "epochs=1",
+        ],
     ]
     .concat()));
     let shown = succeeded(run(&["replay", "list", "--router", &store]));
@@ -189,11 +196,16 @@ fn the_parts_of_a_score_are_explained_when_asked() {
     let first = &answer["ranked"][0];
     let (score, learned) = (&first["score"], &first["parts"]["learned"]);
     let says = format!(
-        "score {:.3} = learned {:.2} + card",
+        "score {:.3} = learned {:.2} ",
         score.as_f64().unwrap(),
         learned.as_f64().unwrap()
     );
     assert!(shown.contains(&says), "{says:?} is not in {shown}");
+    let said = shown.lines().find(|line| line.contains(&says)).unwrap();
+    assert!(
+        said.contains(" memory ") && said.contains(" words "),
+        "{said}"
+    );
     assert!(shown.contains("; family audioprotopnet"), "{shown}");
 }
 

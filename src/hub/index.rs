@@ -301,7 +301,8 @@ impl Index {
                 if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
                     let rank = own.recall.rank;
                     let y = &outcome.f32(y)[b * rank..][..rank];
-                    ranking.parts = own.parts(&ranking.best, y, &outcome.f32(words)[b * count..]);
+                    let words = &outcome.f32(words)[b * count..];
+                    ranking.parts = own.parts(&ranking.best, y, words, self.scale());
                 }
                 ranking.check()?;
                 Ok(ranking)
@@ -367,8 +368,9 @@ impl Recalled {
         ops.by_domain.forward(pass, f);
     }
 
-    /// What each of the `best` scores is the sum of; `y`: [R]; `words`: [N].
-    fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32]) -> Vec<Parts> {
+    /// What each of the `best` scores is the sum of; `y`: [R]; `words`: [N]; `scale`: of cosines, beyond
+    /// which a learned part is rounding, of a memory that is far stronger.
+    fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32], scale: f32) -> Vec<Parts> {
         let Recall {
             strengths,
             keys,
@@ -385,8 +387,9 @@ impl Recalled {
                 .map(|(k, y)| f64::from(*k) * f64::from(*y));
             let memory = strengths.memory * products.sum::<f64>() + f64::from(self.offsets[model]);
             let words = strengths.words * f64::from(words[of[model] as usize]);
+            let learned = (f64::from(*score) - memory - words) as f32;
             Parts {
-                learned: (f64::from(*score) - memory - words) as f32,
+                learned: learned.clamp(-scale, scale),
                 memory: memory as f32,
                 words: words as f32,
             }

@@ -895,3 +895,43 @@ fn a_teacher_wakes_the_models_that_it_knows() {
         }
     }
 }
+
+/// A route with a memory encodes its prompt once.
+#[test]
+fn a_memory_takes_one_encoding() {
+    use crate::generation::serving::Serving;
+    use crate::generation::{NewModel, Store};
+    use crate::hub::Model;
+    use crate::learn::{Control, Example, Experience, Learner, Settings};
+
+    let options = Options::default().device(adapter_name().as_str());
+    let encoder = toy(&options);
+    let folder = Folder(std::env::temp_dir().join(format!("hubrouter-one-{}", std::process::id())));
+    let import = ImportOptions::default();
+    let bundle = folder.0.join("toy-bert");
+    std::fs::create_dir_all(&folder.0).unwrap();
+    import_encoder("tests/fixtures/toy-bert", &bundle, &import).unwrap();
+    let store = Store::create(folder.0.join("store")).unwrap();
+    let models = ["a", "b"].map(|name| NewModel::new(Model::new(name, "d"), Vec::new()));
+    let first = store.build(&encoder, &models, "test", &mut |_, _| {});
+    let first = first.unwrap();
+    let mut learner = Learner::open(store.root(), None, Settings::memory(), options).unwrap();
+    let examples = (0..8).map(|i| Example::new(format!("prompt {i}"), ["a", "b"][i % 2]));
+    let experience = Experience {
+        models: Vec::new(),
+        examples: examples.collect(),
+    };
+    let mut go_on = |_: &_| Control::Continue;
+    learner.learn(&experience, None, &mut go_on).unwrap();
+    let second = learner.commit().unwrap();
+    let layers = encoder.config().layers;
+    // The memory adds a mean of each layer, unit vectors, a projection, scores by it and by words.
+    for (id, more) in [(first, 0), (second, layers + 4)] {
+        let contents = store.contents(&id).unwrap();
+        let serving = Serving::new(id, contents, Arc::clone(&encoder), None).unwrap();
+        let tokens = encoder.tokenize_prompts(&["count the dispatches"]);
+        let tokens = tokens.into_iter().map(|tokens| (0, tokens.unwrap()));
+        let ranked = serving.rank(&tokens.collect::<Vec<_>>(), 2).unwrap();
+        assert_eq!(ranked.dispatches, 8 * layers + 9 + more);
+    }
+}

@@ -65,10 +65,13 @@ fn a_layer_takes_eight_dispatches() {
         let ranked = serving.rank(&[(0, tokens)], 10).unwrap();
         (ranked.dispatches, serving.encoder.config().layers)
     };
-    // A hybrid encodes twice: embed, layer_norm, the layers, pool. Then normalize, projection,
-    // normalize, score twice, log_sum_exp, domain_prior, and top_k's two.
-    let (hybrid, layers) = dispatches();
-    assert_eq!(hybrid, 2 * (8 * layers + 3) + 9);
+    // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of these,
+    // pool. Then projection, normalize, score; of the memory projection, score, by_domain; log_sum_exp,
+    // and top_k's two.
+    let (with_memory, layers) = dispatches();
+    let remembered = router.serving.load().index.recall().unwrap().layers.len();
+    assert_eq!(remembered, 4);
+    assert_eq!(with_memory, 8 * layers + remembered + 13);
     // Its zero-shot parent: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
     // top_k's two.
     router.install(&router.store.ids().unwrap()[0]).unwrap();

@@ -19,7 +19,7 @@ pub fn hubrouter(arguments: &[&str]) -> Command {
     command
 }
 
-/// The arguments of an update on one thread of the CPU.
+/// The arguments of an update that trains, on one thread of the CPU; a `--recipe` in `more` counts.
 pub fn learning<'a>(
     store: &'a str,
     encoder: &'a str,
@@ -28,6 +28,9 @@ pub fn learning<'a>(
 ) -> Vec<&'a str> {
     let mut arguments = vec!["learn", "--router", store, "--encoder", encoder];
     arguments.extend(["--device", "cpu", "--threads", "1", "--examples", examples]);
+    if !more.contains(&"--recipe") {
+        arguments.extend(["--recipe", "carve"]);
+    }
     arguments.extend(more);
     arguments
 }

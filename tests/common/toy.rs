@@ -67,8 +67,9 @@ pub fn examples(first: usize, count: usize) -> Vec<Example> {
     all
 }
 
+/// Every update trains, and the memory follows; few enough steps for a toy.
 pub fn settings(pairs: &[(&str, &str)]) -> Settings {
-    let mut settings = Settings::edge();
+    let mut settings = Settings::carve();
     for (key, value) in [
         ("init.profile", "card"),
         ("candidates", "all"),
@@ -100,7 +101,9 @@ pub fn learn(
     options: Options,
 ) -> (GenerationId, Report) {
     let options = options.encoder(&setup.encoder);
-    let mut learner = Learner::open(&setup.store, None, settings, options).unwrap();
+    let mut learner = Learner::open(&setup.store, None, settings, options)
+        .unwrap()
+        .allow_unmeasured(true);
     let outcome = learner
         .learn(&experience(examples), None, &mut |_| Control::Continue)
         .unwrap();

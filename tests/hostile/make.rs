@@ -56,7 +56,7 @@ fn make_the_corpus() {
         ("regulariser", "ewc"),
         ("lora.train", "false"),
         ("init.rows", "card_mix"),
-        ("hybrid", "false"),
+        ("memory", "false"),
     ]);
     learn(
         &stores.join("vectors"),

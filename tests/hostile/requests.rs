@@ -313,7 +313,7 @@ impl Keys {
             &corpus_folder("stores").join("learned"),
             &store.join("store"),
         );
-        let base = json!(Settings::edge());
+        let base = json!(Settings::carve());
         let text = |value: &Value| {
             value
                 .as_str()
@@ -390,7 +390,7 @@ impl Boundary for Keys {
 
     fn observe(&self, folder: &Path) -> KeysSeen {
         let lines = std::fs::read_to_string(folder.join("settings.txt")).unwrap();
-        let mut settings = Settings::edge();
+        let mut settings = Settings::carve();
         let mut seen = KeysSeen {
             refused: Vec::new(),
             same: true,

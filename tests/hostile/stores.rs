@@ -6,14 +6,14 @@
 use std::fs;
 use std::path::Path;
 
-use hubrouter::learn::remembered;
+use hubrouter::learn::{remembered, would_forget};
 use hubrouter::{ErrorKind, GenerationId, GenerationReport, Store};
 
 use crate::case::{Case, Special};
 use crate::common::copy;
 use crate::draws::Draws;
 use crate::harness::{Boundary, corpus_folder};
-use crate::toy::{self, Answer, Refusal, judge_refused, served};
+use crate::toy::{self, Answer, PROMPT, Refusal, judge_refused, served};
 use crate::{mutate, seal, tensors};
 
 /// Where changes go.
@@ -39,7 +39,7 @@ impl Focus for Whole {
     }
 }
 
-/// `manifest.json`, `hub.json`, `calibration.json`, `current`.
+/// `manifest.json`, `hub.json`, `memory.json`, `current`.
 pub struct Manifests;
 
 impl Focus for Manifests {
@@ -51,7 +51,7 @@ impl Focus for Manifests {
     }
 }
 
-/// Head, adapter, cards, exemplars, Fisher weights.
+/// Head, adapter, cards, memory, words, what is recalled, Fisher weights.
 pub struct Tensors;
 
 impl Focus for Tensors {
@@ -116,6 +116,7 @@ impl<F: Focus> Stores<F> {
             .and_then(|digits| digits.parse().ok());
         let _ = store.hub(id);
         let _ = remembered(store, id);
+        let _ = hubrouter::learn::check(store, id);
         let _ = store.parent(id);
         Generation {
             id: id.to_string(),
@@ -177,6 +178,7 @@ impl<F: Focus> Boundary for Stores<F> {
         let opened = served(folder);
         let current = store.current().ok().map(|id| id.to_string());
         let _ = store.prune(1, true);
+        let _ = would_forget(&store, PROMPT);
         let changed = change(&store);
         let list = store.list().map_err(Refusal::from);
         let generations = list.map(|reports| {
@@ -481,7 +483,9 @@ fn judge_opened(seen: &Seen, generations: &[Generation]) -> Result<(), String> {
             let older = generations
                 .iter()
                 .find(|g| whole(g) && g.sequence < sequence);
-            match older.filter(|_| !foreign) {
+            // So may one of an earlier version, which says what to do.
+            let earlier = error.text.contains("was learned by an earlier version");
+            match older.filter(|_| !foreign && !earlier) {
                 Some(older) => Err(format!(
                     "{} is whole and older, and nothing is served: {error:?}",
                     older.id

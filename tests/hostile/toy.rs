@@ -151,7 +151,7 @@ pub fn learn(
     settings: Settings,
     steps: usize,
 ) -> Result<Option<String>, Refusal> {
-    let mut learner = Learner::open(store, None, settings, options())?;
+    let mut learner = Learner::open(store, None, settings, options())?.allow_unmeasured(true);
     let mut count = 0;
     let outcome = learner.learn(experience, None, &mut |_| {
         count += 1;
