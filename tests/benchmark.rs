@@ -166,7 +166,9 @@ fn every_kind_of_method_runs_and_is_reported() {
         "ewc",
         "carve-ewc",
         "carve-10",
-        "carve-hybrid",
+        "memory",
+        "first-session",
+        "carve-memory",
         "cumulative",
         "joint",
         "no-replay",
@@ -178,7 +180,7 @@ fn every_kind_of_method_runs_and_is_reported() {
         "what was trained is gone"
     );
     let results = write_report(&plan, &out).unwrap();
-    assert_eq!(results.methods.len(), 19);
+    assert_eq!(results.methods.len(), 21);
     for method in &results.methods {
         let seeds = if method.info.deterministic() { 1 } else { 2 };
         assert_eq!(method.runs.len(), seeds, "{}", method.info.name);
@@ -372,6 +374,12 @@ fn figures_have_numbers(out: &Path, results: &Results) {
     assert!(cost("rar-each")["learn_flops"].is_empty());
     assert!(number(&cost("carve-10"), "stored_bytes") > 1000.0);
     assert!(number(&cost("carve-10"), "trained_parameters") > 100.0);
+    // What trains nothing is the cheapest, and a memory makes a route a little dearer.
+    assert!(flops("memory") > 0.0 && flops("memory") < flops("first-session"));
+    assert!(flops("first-session") < flops("carve-memory"));
+    let route = |method: &str| number(&cost(method), "route_flops");
+    assert!(route("carve-memory") > route("carve-10"));
+    assert!(number(&cost("memory"), "stored_bytes") > 1000.0);
     let counts = cfg!(target_os = "linux");
     assert_eq!(!cost("bm25")["peak_memory_bytes"].is_empty(), counts);
 
@@ -380,7 +388,7 @@ fn figures_have_numbers(out: &Path, results: &Results) {
     assert_eq!(map.len(), 8);
     assert!(
         map.iter()
-            .all(|row| row["method"] == "carve-10" && row["seed"] == "0")
+            .all(|row| row["method"] == "first-session" && row["seed"] == "0")
     );
     let experience = |model: &str| {
         let row = map.iter().find(|row| row["model"] == model).unwrap();

@@ -258,6 +258,7 @@ mod seen {
         }))
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "64")]
     const STEPS: i16 = super::STEPS as i16;
 }
 

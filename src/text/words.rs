@@ -33,9 +33,7 @@ fn hash(ids: &[u32]) -> u32 {
     }
     h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits")]
-    let upper = ((h ^ (h >> 31)) >> 32) as u32;
-    upper
+    ((h ^ (h >> 31)) >> 32) as u32
 }
 
 #[cfg(test)]

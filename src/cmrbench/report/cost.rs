@@ -229,6 +229,7 @@ impl Sizes {
 
     /// Elements of a prompt's vector in the memory, and directions of its keys; 0 without a memory.
     fn memory(&self, settings: &Settings) -> (f64, f64) {
+        #[expect(clippy::cast_possible_truncation, reason = "counts of a configuration")]
         let (layers, hidden) = (self.shape.layers as usize, self.shape.hidden as usize);
         let count = match settings.memory_layers.len() {
             _ if !settings.memory => return (0.0, 0.0),

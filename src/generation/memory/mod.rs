@@ -37,6 +37,7 @@ const OWNERS: &str = "prompt_models";
 
 /// Prompts whose products are added in f32, exactly: STEPS^2 times as many is the first number that
 /// f32 may round.
+#[expect(clippy::cast_possible_truncation, reason = "4,096")]
 const EXACT: usize = (1 << 24) / (STEPS * STEPS) as usize;
 
 /// Largest width whose squares are kept: they take 4 bytes times its square.
@@ -583,8 +584,10 @@ mod tests {
 
     const FIRST: [(&str, &str); 2] = [("a", "x"), ("b", "y")];
 
-    /// Experiences: models that come with them, prompts.
-    fn experiences() -> Vec<(Vec<(&'static str, &'static str)>, Vec<Asked>)> {
+    /// Models that come with an experience, with their domains, and its prompts.
+    type Experience = (Vec<(&'static str, &'static str)>, Vec<Asked>);
+
+    fn experiences() -> Vec<Experience> {
         let of = |first: u64, models: &[&'static str]| {
             let cycle = models.iter().cycle();
             (first..first + 9)
@@ -829,7 +832,7 @@ mod tests {
         );
         refused(
             "a prompt less",
-            &|m| drop(m.learned.pop()),
+            &|m| m.learned.truncate(1),
             "prompt_digests",
         );
         refused("no order", &|m| m.learned.reverse(), "prompt_digests");
