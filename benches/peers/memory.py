@@ -4,23 +4,24 @@
 A text is x: the token means of all layers of the frozen encoder, each of length one, times 256 and rounded, over
 256 sqrt(layers). The memory keeps a count and a sum of x for each model and X^T X for all. Its peers are scikit-learn's, or
 a few lines where scikit-learn has none, on the same x or on the words of the prompts. What a peer leaves open is chosen on
-the development rows, one training row of each model that has two, and never on the public eval rows that are reported.
-The memory's own settings are fixed.
+the development rows, one training row of each model that has two, never on the public eval rows that are reported. The
+memory's own settings are fixed. Beside the labels it knows the card and the domain of each model, which the peers have no use for.
 
     pip install numpy scikit-learn safetensors torch transformers
     python benches/peers/memory.py --data CMR --encoder weights/all-MiniLM-L6-v2 --cache /tmp/vectors
     python benches/peers/memory.py --data CMR --encoder weights/all-MiniLM-L6-v2 --cache /tmp/vectors --only memory,ridge
 
-Model, family and domain: accuracy in percent, the mean of the four experiences. Seconds of one core to fit all training rows,
-with the settings chosen. Microseconds to score a prompt against every model in one batch of all eval rows: encoding is not
-timed, counting words is. MB in f32: what serving reads, and what must be kept to learn the next rows as if they had come with the
-first; for a method that has no such sums that is every row.
+Model, family and domain: accuracy in percent, the mean of the four experiences. Seconds of one core to fit all training
+rows, with the settings chosen. Microseconds of one core to score a prompt against every model, in one batch of all eval rows:
+encoding is not timed, counting words is. MB in f32: what serving reads, and what must be kept to learn the next rows as if
+they had come with the first; for a method that has no such sums that is every row.
 """
 
 import os
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
 import hashlib
@@ -36,8 +37,8 @@ from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import RidgeClassifier
-from sklearn.svm import LinearSVC
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CARDS = ROOT / "weights" / "cmrbench" / "g0001-81f83b2c92b0"
@@ -218,15 +219,15 @@ def words_of_domains(texts, domain, domains, smoothing=0.05):
     return counter, weights, prior, held
 
 
-# Peers: each has fit(rows, setting) -> predict(rows) -> model ids, and bytes (serving, learning).
+# Each has settings by name to choose from, fit(rows, setting), predict(rows) -> model ids, and then bytes (serving, learning).
 
 class Memory:
-    settings, label = [None], "this memory, alone"
+    settings, label = {"": None}, "memory of sums, alone"
 
     def __init__(self, data, words=False):
         self.data, self.words = data, words
         if words:
-            self.label = "this memory + words + card"
+            self.label = "memory of sums + words + card"
 
     def fit(self, rows, _):
         data = self.data
@@ -296,7 +297,7 @@ class Linear:
     """Argmax of a linear map of `lift(x)`, solved from its Gram matrix and class sums."""
 
     def __init__(self, data, label, settings):
-        self.data, self.label, self.settings, self.gram = data, label, settings, {}
+        self.data, self.label, self.settings = data, label, settings
 
     def lift(self, x):
         return x
@@ -308,9 +309,8 @@ class Linear:
     def fit(self, rows, setting):
         h, gold = self.lift(self.data.x[rows]), self.data.rows.gold[rows]
         sums, n = means(h, gold, self.data.rows.models)
-        if setting == self.settings[0] or len(rows) not in self.gram:
-            self.gram = {len(rows): (h.T @ h).astype(float)}
-        self.weights, self.offsets = (part.astype(np.float32) for part in self.solve(self.gram[len(rows)], sums, n, setting))
+        gram = h.T.astype(float) @ h.astype(float)
+        self.weights, self.offsets = (part.astype(np.float32) for part in self.solve(gram, sums, n, setting))
         m, d = sums.shape
         self.bytes = 4 * (m * (d + 1) + self.extra()), 4 * (m * (d + 1) + d * (d + 1) // 2 + self.extra())
 
@@ -356,7 +356,8 @@ class Words:
 
     def fit(self, rows, setting):
         pairs, rest = setting
-        self.counter = TfidfVectorizer(token_pattern=r"\w+", ngram_range=(1, 2 if pairs else 1), sublinear_tf=True, dtype=np.float32)
+        self.counter = TfidfVectorizer(
+            token_pattern=r"\w+", ngram_range=(1, 2 if pairs else 1), sublinear_tf=True, dtype=np.float32)
         values = self.counter.fit_transform([self.data.rows.text[i] for i in rows])
         self.model = self.make(rest).fit(values, self.data.rows.gold[rows])
         self.bytes = self.size(self, values)
@@ -387,17 +388,22 @@ def peers(data):
     neighbours = lambda k: lambda weights: KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute")
     ridge = lambda setting: RidgeClassifier(setting[0], class_weight=setting[1], solver="cholesky")
     svm = lambda c: LinearSVC(C=c, random_state=1)
+    strengths = {f"alpha {a}{and_alike}": (a, weight) for and_alike, weight in (("", None), (", classes alike", "balanced"))
+                 for a in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)}
+    metrics = {"distance": "distance", "angle": "angle"}
+    word_metrics = {metric + end: (pairs, metric) for end, pairs in (("", False), (", pairs", True)) for metric in metrics}
     return {
         "memory": Memory(data),
         "router": Memory(data, words=True),
-        "knn1": Vectors(data, "nearest neighbour, cosine", neighbours(1), ["uniform"], rows_kept),
-        "knn5": Vectors(data, "5 nearest neighbours, cosine", neighbours(5), ["uniform", "distance"], rows_kept),
-        "means": Vectors(data, "nearest class mean", Centroids, ["distance", "angle"], means_kept),
-        "ridge": Vectors(data, "ridge classifier", ridge, [(a, w) for w in (None, "balanced") for a in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)], ridge_kept),
-        "ranpac": RanPac(data, "RanPAC, 4,096 features", [0.0003, 0.001, 0.003, 0.01, 0.03]),
-        "slda": Discriminant(data, "streaming LDA", [0.5, 0.7, 0.9, 0.95, 0.98]),
-        "centroid": Words(data, "TF-IDF, nearest centroid", Centroids, [(p, m) for p in (False, True) for m in ("distance", "angle")], centroid_bytes),
-        "svm": Words(data, "TF-IDF, linear SVM", svm, [(False, c) for c in (0.1, 0.3, 1, 3)], linear_bytes),
+        "knn1": Vectors(data, "nearest neighbour, cosine", neighbours(1), {"": "uniform"}, rows_kept),
+        "knn5": Vectors(data, "5 nearest neighbours, cosine", neighbours(5),
+                        {"votes alike": "uniform", "votes by distance": "distance"}, rows_kept),
+        "means": Vectors(data, "nearest class mean", Centroids, metrics, means_kept),
+        "ridge": Vectors(data, "ridge classifier", ridge, strengths, ridge_kept),
+        "ranpac": RanPac(data, "RanPAC, 4,096 features", {f"ridge {a}": a for a in (0.0003, 0.001, 0.003, 0.01, 0.03)}),
+        "slda": Discriminant(data, "streaming LDA", {f"shrinkage {a}": a for a in (0.5, 0.7, 0.9, 0.95, 0.98)}),
+        "centroid": Words(data, "TF-IDF, nearest centroid", Centroids, word_metrics, centroid_bytes),
+        "svm": Words(data, "TF-IDF, linear SVM", svm, {f"C {c}": (False, c) for c in (0.1, 0.3, 1, 3)}, linear_bytes),
     }
 
 
@@ -414,17 +420,14 @@ class Data:
 def measure(peer, data):
     """One row of the table."""
     rows = data.rows
-    best, seen = peer.settings[0], []
-    if len(peer.settings) > 1:
-        for setting in peer.settings:
-            peer.fit(rows.fit, setting)
-            seen.append(rows.accuracy(peer.predict(rows.dev), rows.dev)[0])
-            print(f"{peer.label}: {setting}: {seen[-1]:.1f} on development rows", file=sys.stderr)
-        best = peer.settings[int(np.argmax(seen))]
-        if isinstance(peer, Linear):
-            peer.gram = {}
+    seen = {}
+    for name, setting in peer.settings.items():
+        peer.fit(rows.fit, setting)
+        seen[name] = rows.accuracy(peer.predict(rows.dev), rows.dev)[0]
+        print(f"{peer.label}: {seen[name]:.1f} % of models on development rows {name and f'with {name}'}", file=sys.stderr)
+    best = max(seen, key=seen.get)
     started = time.process_time()
-    peer.fit(rows.learn, best)
+    peer.fit(rows.learn, peer.settings[best])
     fitted = time.process_time() - started
     seconds = []
     for _ in range(3):
@@ -441,7 +444,7 @@ def main():
     parser.add_argument("--data", required=True, help="a CMRBench checkout")
     parser.add_argument("--encoder", default=ROOT / "weights" / "all-MiniLM-L6-v2", help="folder of an encoder bundle")
     parser.add_argument("--cache", required=True, help="folder for the vectors, made once for an encoder and the rows")
-    parser.add_argument("--cards", default=CARDS / "head.safetensors", help="model_embeddings.weight of a zero-shot generation: the card vectors")
+    parser.add_argument("--cards", default=CARDS / "head.safetensors", help="card vectors: the head of a zero-shot generation")
     parser.add_argument("--hub", default=CARDS / "hub.json", help="its models, in order of their ids")
     parser.add_argument("--only", help="these rows of the table alone, with commas")
     arguments = parser.parse_args()
@@ -454,8 +457,8 @@ def main():
     print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
         best, accuracy, fitted, score, (serve, learn) = measure(all_peers[name], data)
-        figures = [f"{value:.1f}" for value in [*accuracy, fitted]] + [f"{score:.0f}"] + [f"{size / 1e6:.1f}" for size in (serve, learn)]
-        print(f"| {all_peers[name].label} | {'' if best is None else best} | {' | '.join(figures)} |", flush=True)
+        figures = [*(f"{value:.1f}" for value in [*accuracy, fitted]), f"{score:.0f}", f"{serve / 1e6:.1f}", f"{learn / 1e6:.1f}"]
+        print(f"| {all_peers[name].label} | {best} | {' | '.join(figures)} |", flush=True)
 
 
 if __name__ == "__main__":
