@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The memory of sums beside known classifiers: the same rows, vectors and labels, all learnt at once, on one thread.
+"""The memory, written again in NumPy, beside known classifiers and beside what the product made of the same rows.
 
-A text is x: the token means of all layers of the frozen encoder, each of length one, times 256 and rounded, over
-256 sqrt(layers). The memory keeps a count and a sum of x for each model and X^T X for all. Its peers are scikit-learn's, or
-a few lines where scikit-learn has none, on the same x or on the words of the prompts. What a peer leaves open is chosen on
-the development rows, one training row of each model that has two, never on the public eval rows that are reported. The
-memory's own settings are fixed. Beside the labels it knows the card and the domain of each model, which the peers have no use for.
+Same rows, vectors and labels, all learnt at once, on one thread. x is the token means of the upper two thirds of the frozen
+encoder's layers, each of length one, over sqrt(layers). The memory keeps, of q, which is x in steps of 1/64 of such a layer,
+a count and a sum for each model and the sum of q q^T for all (docs/memory.md). Its peers are scikit-learn's, or a few lines where
+scikit-learn has none, on x or on the words of the prompts. What a peer leaves open is chosen on the development rows, one
+training row of each model that has two, never on the public eval rows that are reported. The memory's own settings are
+fixed. Beside the labels it knows the card and the domain of each model, which the peers have no use for.
 
     pip install numpy scikit-learn safetensors torch transformers
     python benches/peers/memory.py --data CMR --encoder weights/all-MiniLM-L6-v2 --cache /tmp/vectors
@@ -13,8 +14,18 @@ memory's own settings are fixed. Beside the labels it knows the card and the dom
 
 Model, family and domain: accuracy in percent, the mean of the four experiences. Seconds of one core to fit all training
 rows, with the settings chosen. Microseconds of one core to score a prompt against every model, in one batch of all eval rows:
-encoding is not timed, counting words is. MB in f32: what serving reads, and what must be kept to learn the next rows as if
-they had come with the first; for a method that has no such sums that is every row.
+encoding is not timed, and neither is finding the memory's words, which come with it; the peers' words are. MB: what serving
+reads, and what must be kept to learn the next rows as if they had come with the first; for a method that has no such sums that
+is every row. They are f32, but for the memory's with --store: then they are the parts of that store.
+
+    hubrouter hub build --data CMR --out STORE
+    python benches/peers/memory.py ... --write-rows FOLDER
+    hubrouter learn --router STORE --recipe memory --set hold_out=false --introduce --examples FOLDER/train.jsonl
+    hubrouter route --router STORE --json --top 10 --input FOLDER/eval.jsonl > ANSWERS
+    python benches/peers/memory.py ... --store STORE --answers ANSWERS
+
+The last command compares the product's memory with the one here, and says where the product's answers are wrong. It fails where
+keys differ by more than 1e-3 of their norm, or fewer than 99.9 % of the answers agree.
 """
 
 import os
@@ -35,7 +46,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
@@ -43,9 +54,9 @@ from sklearn.svm import LinearSVC
 ROOT = Path(__file__).resolve().parent.parent.parent
 CARDS = ROOT / "weights" / "cmrbench" / "g0001-81f83b2c92b0"
 STEMS = ["apibench-hf", "mllm", "hugging-bench-1", "hugging-bench-2"]
-STEPS = 256
-SHRINKAGE, STRENGTH, PSEUDO, RIDGE, RANK = 0.7, 6, 2, 0.5, 384
-COSINE, GAUSS, WORDS = 0.32 / 0.08, 0.03, 0.06
+STEPS = 64
+SHRINKAGE, KAPPA, PSEUDO, RIDGE, RANK, SMOOTHING = 0.7, 6, 2, 0.5, 384, 0.05
+LEARNED, GAUSS, WORDS, NEWCOMER, TAU = 0.2, 0.04, 0.06, 0.5, 0.08
 
 
 # Rows
@@ -67,8 +78,8 @@ class Rows:
         families = [model.get("family") or model["name"] for model in models]
         self.domain_of = np.array([domains.index(key(model["domain"])) for model in models])
         self.family_of = np.unique(families, return_inverse=True)[1]
-        self.models, self.domains = len(models), len(domains)
-        self.text, gold, domain, experience, split = [], [], [], [], []
+        self.names, self.domains = [model["name"] for model in models], domains
+        self.text, self.label, gold, domain, experience, split = [], [], [], [], [], []
         for number, stem in enumerate(STEMS, 1):
             for part in ("train", "val", "eval"):
                 path = root / "processed" / f"cleaned-{stem}-{part}.json"
@@ -76,6 +87,7 @@ class Rows:
                     continue
                 for row in map(json.loads, filter(str.strip, open(path, encoding="utf-8"))):
                     self.text.append(prefix.sub("", row["instruction"]).strip())
+                    self.label.append(row["domain"])
                     gold.append(ids[row["model_name"]])
                     domain.append(domains.index(key(row["domain"])) if key(row["domain"]) in domains else -1)
                     experience.append(number)
@@ -100,13 +112,22 @@ class Rows:
 
 # Vectors
 
+def usual_layers(layers, width):
+    """The layers that are remembered, from 0: the upper two thirds, or as many, evenly spread, as make 2,304 elements."""
+    upper = layers - layers // 3
+    most = min(max(2304 // width, 1), upper)
+    return [layers - upper + place * upper // most - 1 for place in range(1, most + 1)]
+
+
 def encode(texts, bundle, cache):
-    """q [rows, layers x width] as int16: 256 times the unit token mean of every layer, rounded."""
+    """Unit token means of the usual layers, [rows, layers, width] in f32."""
     bundle = Path(bundle)
     about = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    shape = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    places = usual_layers(shape["num_hidden_layers"], shape["hidden_size"])
     texts = [about.get("query_prefix", "") + text for text in texts]
-    name = hashlib.sha256(json.dumps([about["files"], about["max_tokens"], texts], sort_keys=True).encode()).hexdigest()
-    path = Path(cache) / f"layers-{name[:16]}.npy"
+    of = json.dumps([about["files"], about["max_tokens"], places, texts], sort_keys=True)
+    path = Path(cache) / f"units-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
     if path.is_file():
         return np.load(path)
     import torch
@@ -116,7 +137,7 @@ def encode(texts, bundle, cache):
     model = transformers.AutoModel.from_pretrained(bundle, dtype=torch.float32).eval()
     encodings = tokenizer(bundle, about["max_tokens"]).encode_batch(texts)
     order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
-    out, started = None, time.perf_counter()
+    out, started = np.zeros((len(texts), len(places), shape["hidden_size"]), dtype=np.float32), time.perf_counter()
     for at in range(0, len(order), 32):
         chosen = order[at : at + 32]
         width = max(len(encodings[i].ids) for i in chosen)
@@ -124,12 +145,10 @@ def encode(texts, bundle, cache):
         for row, i in enumerate(chosen):
             ids[row, : len(encodings[i].ids)], mask[row, : len(encodings[i].ids)] = torch.tensor(encodings[i].ids), 1
         with torch.inference_mode():
-            layers = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
+            outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
             real = mask.unsqueeze(-1).float()
-            means = [torch.nn.functional.normalize((layer * real).sum(1) / real.sum(1), dim=1) for layer in layers]
-        part = np.rint(torch.cat(means, 1).double().numpy() * STEPS)
-        out = np.zeros((len(texts), part.shape[1]), dtype=np.int16) if out is None else out
-        out[chosen] = part
+            means = [(outputs[place] * real).sum(1) / real.sum(1) for place in places]
+            out[chosen] = torch.nn.functional.normalize(torch.stack(means, 1), dim=2).numpy()
     print(f"encoded {len(texts)} texts in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, out)
@@ -142,6 +161,43 @@ def tokenizer(bundle, max_tokens):
     tokens.enable_truncation(max_tokens)
     tokens.no_padding()
     return tokens
+
+
+def hashes(ids, continues):
+    """Of the words among `ids` and of each two that follow each other, once: FNV-1a behind splitmix64's finisher."""
+    words = []
+    for token in ids:
+        if words and token in continues:
+            words[-1].append(token)
+        else:
+            words.append([token])
+    found = set()
+    for word in words + [a + [2**32 - 1] + b for a, b in zip(words, words[1:])]:
+        h = 0xCBF29CE484222325
+        for token in word:
+            h = ((h ^ token) * 0x100000001B3) % 2**64
+        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) % 2**64
+        found.add((h ^ (h >> 31)) >> 32)
+    return sorted(found)
+
+
+def words_of(texts, bundle):
+    """Hashes, ascending, and which texts have them, [texts, hashes]."""
+    bundle = Path(bundle)
+    about = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    tokens, prefix = tokenizer(bundle, about["max_tokens"]), about.get("query_prefix", "")
+    # WordPiece marks tokens that go on with a word, others those that begin one.
+    pieces = json.loads((bundle / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "WordPiece"
+    goes_on = lambda token: token.startswith("##") if pieces else not token.startswith(("\u2581", "\u0120"))
+    continues = {number for token, number in tokens.get_vocab().items() if goes_on(token)}
+    rows = []
+    for encoding in tokens.encode_batch([prefix + text for text in texts]):
+        own = [token for token, special in zip(encoding.ids, encoding.special_tokens_mask) if not special]
+        rows.append(hashes(own, continues))
+    names, places = np.unique(np.concatenate(rows), return_inverse=True)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return names, sparse.csr_array((np.ones(len(places)), places, starts), shape=(len(texts), len(names)))
 
 
 # The memory
@@ -165,18 +221,23 @@ def means(values, of, groups):
     return out, np.bincount(of, minlength=groups).astype(float)
 
 
-def reference(q, layers, gold, cards, domain_of):
-    """P [384, d], bias [384], keys [models, 384], offsets [models] in f64.
-
-    `q` whole numbers [rows, d], `gold` the model of each row, `cards` unit rows [models, width], `domain_of` a number for
-    each model. A model may have no row. The score of a prompt is (x P^T + bias) keys^T + offsets, x = real(q, layers).
-    """
-    models, domains, d = len(domain_of), domain_of.max() + 1, q.shape[1]
-    # Sums of whole numbers are exact in f64, in whatever order they come; scaled once, at the end.
-    one = 1 / (STEPS * np.sqrt(layers))
+def sums_of(q, gold, models):
+    """What a memory keeps: the sum of q and the number of prompts of each model, the sum of q q^T. Whole numbers, exactly."""
     whole = q.astype(float)
     sums, n = means(whole, gold, models)
-    s, xx = sums * one, whole.T @ whole * one**2
+    return sums, n, whole.T @ whole
+
+
+def reference(sums, n, squares, layers, cards, domain_of):
+    """P [384, d], bias [384], keys [models, 384], offsets [models] in f64.
+
+    The first three as `sums_of` gives them, `cards` unit rows [models, width], `domain_of` a number for each model. A model
+    may have no prompt. The score of a prompt is (x P^T + bias) keys^T + offsets, with x of length one.
+    """
+    models, domains, d = len(domain_of), domain_of.max() + 1, sums.shape[1]
+    # Whole numbers are exact in f64, in whatever order they come; scaled once, here.
+    one = 1 / (STEPS * np.sqrt(layers))
+    s, xx = sums * one, squares * one**2
     known = n > 0
     average = s.sum(0) / n.sum()
     within = xx - (s[known] / n[known, None]).T @ s[known]
@@ -190,7 +251,7 @@ def reference(q, layers, gold, cards, domain_of):
     dc, w = cards - middle[domain_of], n / (n + 1)
     dy = np.where(known[:, None], s / np.maximum(n, 1)[:, None], 0) - g[domain_of]
     a = np.linalg.solve((dc * w[:, None]).T @ dc + RIDGE * np.eye(dc.shape[1]), (dc * w[:, None]).T @ dy)
-    mu = (s + STRENGTH * (g[domain_of] + dc @ a)) / (n + STRENGTH)[:, None]
+    mu = (s + KAPPA * (g[domain_of] + dc @ a)) / (n + KAPPA)[:, None]
 
     chol = np.linalg.cholesky(covariance)
     centre = mu.mean(0)
@@ -203,54 +264,62 @@ def reference(q, layers, gold, cards, domain_of):
     return p, -p @ centre, keys, -(keys**2).sum(1) / 2
 
 
-def real(q, layers):
-    return q / (STEPS * np.sqrt(layers))
-
-
-def words_of_domains(texts, domain, domains, smoothing=0.05):
-    """Naive Bayes over domains on the words and pairs of neighbours of the prompts: the counter, and what each adds."""
-    counter = CountVectorizer(token_pattern=r"\w+", ngram_range=(1, 2), binary=True, dtype=np.float64)
-    present = counter.fit_transform(texts)
-    counts = present.T @ sparse.csr_array(np.eye(domains)[domain])
+def words_of_domains(present, domain, domains):
+    """Naive Bayes over domains on words that prompts have or have not: what each adds, known ones, what they cost, prior."""
+    counts = (present.T @ sparse.csr_array(np.eye(domains)[domain])).tocsr()
     n, total = np.bincount(domain, minlength=domains), np.asarray(counts.sum(0)).ravel()
-    weights = np.log(counts.toarray() + smoothing) - np.log(total + smoothing * counts.shape[0])
-    prior = np.log((n + 0.5) / (n.sum() + 0.5 * domains))
-    held = 8 * counts.shape[0] + 4 * counts.nnz
-    return counter, weights, prior, held
+    known = (np.asarray(counts.sum(1)).ravel() > 0).astype(float)
+    counts.data = np.log((counts.data + SMOOTHING) / SMOOTHING)
+    missing = np.log(SMOOTHING / (total + SMOOTHING * known.sum()))
+    return counts, known, missing, np.log((n + 0.5) / (n.sum() + 0.5 * domains))
+
+
+def score_words(present, bayes):
+    """ln P(domain | words), 0 for the best; words that no training prompt has tell nothing."""
+    more, known, missing, prior = bayes
+    scores = (present @ more).toarray() + np.outer(present @ known, missing) + prior
+    return scores - scores.max(1, keepdims=True)
+
+
+def score(x, u, present, parts, bayes, cards, domain_of, n):
+    """The whole router's scores, [rows, models]: learned cosine, Gaussian, words, newcomers."""
+    p, bias, keys, offsets = parts
+    scores = GAUSS * ((x @ p.T + bias) @ keys.T + offsets)
+    scores += LEARNED / TAU * (u @ cards.T.astype(u.dtype))
+    scores += WORDS * score_words(present, bayes)[:, domain_of]
+    return scores + np.where(n > 0, 0, NEWCOMER)
 
 
 # Each has settings by name to choose from, fit(rows, setting), predict(rows) -> model ids, and then bytes (serving, learning).
 
 class Memory:
-    settings, label = {"": None}, "memory of sums, alone"
+    settings = {"": None}
 
     def __init__(self, data, words=False):
         self.data, self.words = data, words
-        if words:
-            self.label = "memory of sums + words + card"
+        self.label = "memory + words + card" if words else "memory alone"
 
     def fit(self, rows, _):
-        data = self.data
-        self.parts = reference(data.q[rows], data.layers, data.rows.gold[rows], data.cards, data.rows.domain_of)
-        self.fast = [part.astype(np.float32) for part in self.parts]
-        d, m = data.q.shape[1], data.rows.models
-        serve, learn = sum(part.size for part in self.parts) * 4, 4 * (m * (d + 1) + d * (d + 1) // 2 + data.cards.size)
+        data, owner = self.data, self.data.rows.domain_of
+        *sums, squares = sums_of(data.q[rows], data.rows.gold[rows], len(owner))
+        self.parts = reference(*sums, squares, data.layers, data.cards, owner)
+        self.fast, self.n = [part.astype(np.float32) for part in self.parts], sums[1]
+        serve, learn = sum(part.size for part in self.parts) * 4, 4 * (sums[0].size + len(squares) * (len(squares) + 1) // 2)
+        serve, learn = data.size("recall", serve), data.size("memory", learn) + data.size("cards", 4 * data.cards.size)
         if self.words:
-            texts = [data.rows.text[i] for i in rows]
-            *self.bayes, held = words_of_domains(texts, data.rows.domain[rows], data.rows.domains)
-            serve, learn = serve + 4 * data.cards.size + held, learn + held
+            self.bayes = words_of_domains(data.present[rows], owner[data.rows.gold[rows]], len(data.rows.domains))
+            held = data.size("words", 8 * self.bayes[0].nnz)
+            serve, learn = serve + data.size("head", 4 * data.cards.size) + held, learn + held
         self.bytes = serve, learn
 
     def predict(self, rows, parts=None):
         data = self.data
-        p, bias, keys, offsets = parts or self.fast
-        scores = (data.x[rows].astype(p.dtype) @ p.T + bias) @ keys.T + offsets
+        parts = parts or self.fast
+        x = data.x[rows].astype(parts[0].dtype)
         if self.words:
-            counter, weights, prior = self.bayes
-            words = counter.transform([data.rows.text[i] for i in rows]) @ weights + prior
-            u = data.x[rows, -data.cards.shape[1]:]
-            u = u / np.linalg.norm(u, axis=1, keepdims=True)
-            scores = GAUSS * scores + COSINE * (u @ data.cards.T.astype(u.dtype)) + WORDS * words[:, data.rows.domain_of]
+            scores = score(x, data.units[rows, -1], data.present[rows], parts, self.bayes, data.cards, data.rows.domain_of, self.n)
+        else:
+            scores = (x @ parts[0].T + parts[1]) @ parts[2].T + parts[3]
         return scores.argmax(1)
 
     def exact(self, rows):
@@ -265,7 +334,7 @@ class Vectors:
 
     def fit(self, rows, setting):
         self.model = self.make(setting).fit(self.data.x[rows], self.data.rows.gold[rows])
-        self.bytes = self.size(len(rows), self.data.rows.models, self.data.x.shape[1], setting)
+        self.bytes = self.size(len(rows), len(self.data.rows.names), self.data.x.shape[1], setting)
 
     def predict(self, rows):
         return self.model.predict(self.data.x[rows])
@@ -308,7 +377,7 @@ class Linear:
 
     def fit(self, rows, setting):
         h, gold = self.lift(self.data.x[rows]), self.data.rows.gold[rows]
-        sums, n = means(h, gold, self.data.rows.models)
+        sums, n = means(h, gold, len(self.data.rows.names))
         gram = h.T.astype(float) @ h.astype(float)
         self.weights, self.offsets = (part.astype(np.float32) for part in self.solve(gram, sums, n, setting))
         m, d = sums.shape
@@ -410,11 +479,17 @@ def peers(data):
 class Data:
     def __init__(self, arguments):
         self.rows = Rows(arguments.data, arguments.hub)
-        self.q = encode(self.rows.text, arguments.encoder, arguments.cache)
+        self.units = encode(self.rows.text, arguments.encoder, arguments.cache)
+        self.layers = self.units.shape[1]
+        self.q = np.rint(self.units * np.float32(STEPS)).astype(np.int16).reshape(len(self.units), -1)
+        self.x = self.units.reshape(self.q.shape) / np.float32(np.sqrt(self.layers))
+        self.words, self.present = words_of(self.rows.text, arguments.encoder)
         self.cards = load_file(arguments.cards)["model_embeddings.weight"].astype(float)
-        self.cards /= np.linalg.norm(self.cards, axis=1, keepdims=True)
-        self.layers = json.loads((Path(arguments.encoder) / "config.json").read_text())["num_hidden_layers"]
-        self.x = real(self.q, self.layers).astype(np.float32)
+        self.store = arguments.store and generation(arguments.store)
+
+    def size(self, part, otherwise):
+        """Bytes of a part of the store, if there is one."""
+        return (self.store / f"{part}.safetensors").stat().st_size if self.store else otherwise
 
 
 def measure(peer, data):
@@ -439,6 +514,146 @@ def measure(peer, data):
     return best, rows.accuracy(predicted, rows.eval), fitted, min(seconds) / len(rows.eval) * 1e6, peer.bytes
 
 
+# The product
+
+def generation(store):
+    """Folder of the current generation."""
+    return Path(store) / (Path(store) / "current").read_text(encoding="utf-8").strip()
+
+
+def unpack(data, count, at=0):
+    """`count` whole numbers from byte `at` on, and where they end: blocks of 32, a byte of width before each."""
+    out = np.zeros((-(-count // 32), 32), dtype=np.int64)
+    for block in out:
+        width = int(data[at])
+        bits = np.unpackbits(data[at + 1 : at + 1 + 4 * width], bitorder="little").reshape(32, width)
+        block[:] = bits @ (1 << np.arange(width, dtype=np.int64))
+        at += 1 + 4 * width
+    out = out.ravel()[:count]
+    return (out >> 1) ^ -(out & 1), at
+
+
+def kept(folder, d):
+    """Sums, counts and squares of a store's memory."""
+    part = load_file(folder / "memory.safetensors")
+    n, at = part["prompt_counts"].astype(float), 0
+    sums = np.zeros((len(n), d))
+    for model in np.flatnonzero(n):
+        sums[model], at = unpack(part["prompt_sums"], d, at)
+    squares = np.zeros((d, d))
+    squares[np.tril_indices(d)] = unpack(part["prompt_squares"], d * (d + 1) // 2)[0]
+    return sums, n, squares + np.tril(squares, -1).T
+
+
+def kept_words(folder, domains):
+    """(word, number among `domains`, prompts) of a store."""
+    part = load_file(folder / "words.safetensors")
+    count, at, columns = int(part["entries"][0]), 0, []
+    for _ in range(3):
+        column, at = unpack(part["word_domain_count"], count, at)
+        columns.append(column)
+    own = bytes(part["domains"]).decode().splitlines()
+    return set(zip(np.cumsum(columns[0]), [domains.index(own[number]) for number in columns[1]], columns[2]))
+
+
+def differences(name, found, own):
+    off = np.abs(found - own)
+    print(f"{name}: {np.count_nonzero(off)} of {off.size} differ, by at most {off.max():.0f}; largest {np.abs(own).max():.0f}")
+
+
+def compare(data, answers):
+    """Prints how the store differs from the reference, and whether it is what it should be."""
+    rows, folder = data.rows, data.store
+    served, hub = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("memory.json", "hub.json"))
+    assert [model["name"] for model in hub["models"]] == rows.names, "the store has another hub"
+    found = {name: round(value, 9) for name, value in served["strengths"].items()}
+    assert found == {"learned": LEARNED, "memory": GAUSS, "words": WORDS, "newcomer": NEWCOMER}, found
+    assert served["solving"] == {"rank": RANK, "prior": "card"}, served["solving"]
+
+    owner, gold = rows.domain_of, rows.gold[rows.learn]
+    *sums, squares = kept(folder, data.q.shape[1])
+    own_sums, own_n, own_squares = sums_of(data.q[rows.learn], gold, len(owner))
+    differences("prompts of a model", sums[1], own_n)
+    differences("sums", sums[0], own_sums)
+    differences("squares", squares, own_squares)
+    present = data.present[rows.learn]
+    counts = (present.T @ sparse.csr_array(np.eye(len(rows.domains))[owner[gold]])).tocoo()
+    own_words = set(zip(data.words[counts.coords[0]], counts.coords[1], counts.data.astype(int)))
+    found_words = kept_words(folder, rows.domains)
+    print(f"words of domains: {len(found_words)}, of which {len(found_words - own_words)} are not so here; {len(own_words - found_words)} more here")
+
+    cards = load_file(folder / "cards.safetensors")["card_vectors"].astype(float)
+    parts = reference(*sums, squares, data.layers, cards, owner)
+    p, bias, keys, offsets = parts
+    recall = {name: part.astype(float) for name, part in load_file(folder / "recall.safetensors").items()}
+    far = lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b)
+    # The product's P takes layers of length one.
+    keys_off = far(recall["keys"] @ recall["projection"] * np.sqrt(data.layers), keys @ p)
+    print(f"relative difference: keys times P {keys_off:.1e}, keys times bias {far(recall['keys'] @ recall['bias'], keys @ bias):.1e}, "
+          f"offsets {far(recall['offsets'], offsets):.1e}, length of bias "
+          f"{abs(np.linalg.norm(recall['bias']) / np.linalg.norm(bias) - 1):.1e}")
+
+    bayes = words_of_domains(present, owner[gold], len(rows.domains))
+    scores = score(data.x[rows.eval].astype(float), data.units[rows.eval, -1], data.present[rows.eval], parts, bayes, cards, owner, sums[1])
+    best = scores.argmax(1)
+    agree = best == answers[:, 0]
+    margins = np.sort(scores, 1)[:, -1] - np.take_along_axis(scores, answers[:, :1], 1)[:, 0]
+    print(f"first models that agree: {agree.sum()} of {len(agree)}, {100 * agree.mean():.2f} %; where they do not, the reference "
+          f"scores its own higher by {', '.join(f'{margin:.1e}' for margin in margins[~agree]) or 'nothing'}")
+    for label, predicted in (("reference", best), ("product", answers[:, 0])):
+        print(f"{label}: " + " / ".join(f"{value:.1f}" for value in rows.accuracy(predicted, rows.eval)))
+    return keys_off <= 1e-3 and agree.mean() >= 0.999
+
+
+def read_answers(path, rows):
+    """Ranked models of the eval rows, [rows, 10]."""
+    ids = {name: i for i, name in enumerate(rows.names)}
+    lines = [json.loads(line) for line in open(path, encoding="utf-8")]
+    assert len(lines) == len(rows.eval), f"{path}: expected {len(rows.eval)} answers, found {len(lines)}"
+    return np.array([[ids[model["model"]] for model in line["ranked"]] for line in lines])
+
+
+def analyse(rows, answers):
+    """Where the product's answers are wrong, over all eval rows alike."""
+    gold, domain, owner = rows.gold[rows.eval], rows.domain[rows.eval], rows.domain_of
+    model, of = answers == gold[:, None], owner[answers] == domain[:, None]
+    share = lambda hits: f"{100 * np.mean(hits):.1f}"
+    print(f"{len(gold)} rows, right: model {share(model[:, 0])}, domain {share(of[:, 0])}")
+    for found, name in ((model, "gold"), (of, "its domain")):
+        print(f"{name} among the first 1 / 3 / 5 / 10: " + " / ".join(share(found[:, :k].any(1)) for k in (1, 3, 5, 10)))
+    first = np.where(of.any(1), of.argmax(1), 0)
+    print(f"the first of the ten in the right domain is right: {share(of.any(1) & np.take_along_axis(model, first[:, None], 1)[:, 0])}; "
+          f"of rows whose domain is right: {share(model[of[:, 0], 0])}")
+    n = np.bincount(rows.gold[rows.learn], minlength=len(owner))[gold]
+    for low, high in ((0, 0), (1, 1), (2, 2), (3, 5), (6, 10), (11, n.max())):
+        some = (low <= n) & (n <= high)
+        if some.any():
+            print(f"golds with {low} to {high} training prompts, {some.sum()} rows: model {share(model[some, 0])}, domain {share(of[some, 0])}")
+    since = np.full(len(owner), 9)
+    np.minimum.at(since, rows.gold[rows.learn], rows.experience[rows.learn])
+    for e in np.unique(rows.experience):
+        mine = rows.experience[rows.eval] == e
+        later, earlier = since[answers[mine, 0]] > e, since[answers[mine, 0]] < e
+        print(f"E{e}: {mine.sum()} rows, {later.sum()} answered with a model of a later experience, {earlier.sum()} of an earlier; "
+              f"of its golds {np.sum(since[gold[mine]] < e)} are of an earlier")
+    pairs, times = np.unique(np.stack([domain, owner[answers[:, 0]]], 1)[~of[:, 0]], axis=0, return_counts=True)
+    for place in np.argsort(-times, kind="stable")[:12]:
+        want, got = pairs[place]
+        mine = domain == want
+        print(f"{rows.domains[want]} taken for {rows.domains[got]}: {times[place]} of {mine.sum()} rows, {share(of[mine, 0])} % right")
+
+
+def write_rows(rows, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+        for i in rows.learn:
+            row = {"instruction": rows.text[i], "model_name": rows.names[rows.gold[i]], "domain": rows.label[i]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with open(folder / "eval.jsonl", "w", encoding="utf-8") as file:
+        for i in rows.eval:
+            file.write(json.dumps({"prompt": rows.text[i]}, ensure_ascii=False) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a CMRBench checkout")
@@ -446,9 +661,21 @@ def main():
     parser.add_argument("--cache", required=True, help="folder for the vectors, made once for an encoder and the rows")
     parser.add_argument("--cards", default=CARDS / "head.safetensors", help="card vectors: the head of a zero-shot generation")
     parser.add_argument("--hub", default=CARDS / "hub.json", help="its models, in order of their ids")
+    parser.add_argument("--store", help="a store that `hubrouter learn --recipe memory` made of all training rows")
+    parser.add_argument("--answers", help="`hubrouter route --json` of all eval rows with that store: compare and analyse, no table")
+    parser.add_argument("--write-rows", help="folder for train.jsonl and eval.jsonl, which learn and route read; no table")
     parser.add_argument("--only", help="these rows of the table alone, with commas")
     arguments = parser.parse_args()
+    if arguments.write_rows:
+        return write_rows(Rows(arguments.data, arguments.hub), Path(arguments.write_rows))
+    if arguments.answers and not arguments.store:
+        parser.error("--answers: expected --store beside it")
     data = Data(arguments)
+    if arguments.answers:
+        answers = read_answers(arguments.answers, data.rows)
+        same = compare(data, answers)
+        analyse(data.rows, answers)
+        return 0 if same else 1
     all_peers = peers(data)
     names = arguments.only.split(",") if arguments.only else list(all_peers)
     if unknown := [name for name in names if name not in all_peers]:
