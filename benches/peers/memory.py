@@ -59,6 +59,15 @@ SHRINKAGE, KAPPA, PSEUDO, RIDGE, RANK, SMOOTHING = 0.7, 6, 2, 0.5, 384, 0.05
 LEARNED, GAUSS, WORDS, NEWCOMER, TAU = 0.2, 0.04, 0.06, 0.5, 0.08
 
 
+# Two names of one domain.
+SYNONYMS = {
+    **{f"multimodal {task}": f"computer vision {task}"
+       for task in ("text-to-image", "image-to-text", "text-to-video", "zero-shot image classification")},
+    "multimodal document question answering": "multimodal document question answer",
+    "audio audio classification": "audio classification",
+    "reinforcement learning reinforcement learning": "reinforcement learning",
+}
+
 # Rows
 
 def key(text):
@@ -636,6 +645,9 @@ def analyse(rows, answers):
         later, earlier = since[answers[mine, 0]] > e, since[answers[mine, 0]] < e
         print(f"E{e}: {mine.sum()} rows, {later.sum()} answered with a model of a later experience, {earlier.sum()} of an earlier; "
               f"of its golds {np.sum(since[gold[mine]] < e)} are of an earlier")
+    merged = np.array([rows.domains.index(SYNONYMS.get(name, name)) for name in rows.domains])
+    print(f"of {np.sum(~of[:, 0])} answers in another domain {np.sum((merged[owner[answers[:, 0]]] == merged[domain]) & ~of[:, 0])} are in one that "
+          "means the same")
     pairs, times = np.unique(np.stack([domain, owner[answers[:, 0]]], 1)[~of[:, 0]], axis=0, return_counts=True)
     for place in np.argsort(-times, kind="stable")[:12]:
         want, got = pairs[place]
