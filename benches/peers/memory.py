@@ -603,12 +603,16 @@ def compare(data, answers):
           f"{abs(np.linalg.norm(recall['bias']) / np.linalg.norm(bias) - 1):.1e}")
 
     bayes = words_of_domains(present, owner[gold], len(rows.domains))
-    scores = score(data.x[rows.eval].astype(float), data.units[rows.eval, -1], data.present[rows.eval], parts, bayes, cards, owner, sums[1])
+    x, u, present = data.x[rows.eval].astype(float), data.units[rows.eval, -1], data.present[rows.eval]
+    scores = score(x, u, present, parts, bayes, cards, owner, sums[1])
     best = scores.argmax(1)
     agree = best == answers[:, 0]
     margins = np.sort(scores, 1)[:, -1] - np.take_along_axis(scores, answers[:, :1], 1)[:, 0]
     print(f"first models that agree: {agree.sum()} of {len(agree)}, {100 * agree.mean():.2f} %; where they do not, the reference "
           f"scores its own higher by {', '.join(f'{margin:.1e}' for margin in margins[~agree]) or 'nothing'}")
+    rounded = recall["projection"] * np.sqrt(data.layers), recall["bias"], recall["keys"], recall["offsets"]
+    same = score(x, u, present, rounded, bayes, cards, owner, sums[1]).argmax(1) == answers[:, 0]
+    print(f"with the product's own f16 keys and P: {same.sum()} of {len(same)}")
     for label, predicted in (("reference", best), ("product", answers[:, 0])):
         print(f"{label}: " + " / ".join(f"{value:.1f}" for value in rows.accuracy(predicted, rows.eval)))
     return keys_off <= 1e-3 and agree.mean() >= 0.999
