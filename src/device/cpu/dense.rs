@@ -8,10 +8,12 @@
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
 
-/// Rows and columns of C that are computed together, and products that are added before the next.
+/// Rows and columns of C that are computed together, products that are added before the next, rows of
+/// which one thread has a copy.
 const MR: usize = 4;
 const NR: usize = 16;
 const KC: usize = 256;
+const MC: usize = 64;
 
 /// Columns of a factor that are found together.
 const NB: usize = 64;
@@ -110,45 +112,45 @@ fn add_inside(
             }
         });
         let packed = &packed[..];
-        // Rows near the end of a triangle are longer: small blocks even that out.
-        cpu.each(
-            c,
-            stride * MR * 4,
-            stride * MR * 4 * depth,
-            |block, rows| {
-                let mut panel = vec![0.0; depth * MR];
-                for (quad, rows) in rows.chunks_mut(stride * MR).enumerate() {
-                    let i = (block * 4 + quad) * MR;
-                    if i >= a.rows {
-                        return;
+        cpu.each(c, stride * MC, stride * MC * depth, |block, rows| {
+            let begin = block * MC;
+            let height = MC.min(a.rows.saturating_sub(begin));
+            let mut left = vec![0.0; height.next_multiple_of(MR) * depth];
+            for (quad, panel) in left.chunks_exact_mut(MR * depth).enumerate() {
+                for (t, values) in panel.chunks_exact_mut(MR).enumerate() {
+                    for (y, value) in values.iter_mut().enumerate() {
+                        let i = quad * MR + y;
+                        *value = if i < height {
+                            a.at(begin + i, k + t)
+                        } else {
+                            0.0
+                        };
                     }
-                    let height = MR.min(a.rows - i);
-                    for (t, values) in panel.chunks_exact_mut(MR).enumerate() {
-                        for (y, value) in values.iter_mut().enumerate() {
-                            *value = if y < height { a.at(i + y, k + t) } else { 0.0 };
-                        }
+                }
+            }
+            // A panel of B stays in the first cache while it meets all rows of the block.
+            for (p, right) in packed.chunks_exact(depth * NR).enumerate() {
+                let j = p * NR;
+                for (quad, left) in left.chunks_exact(MR * depth).enumerate() {
+                    let i = quad * MR;
+                    if part == Part::Lower && j >= begin + i + MR {
+                        continue;
                     }
-                    for p in 0..panels {
-                        let j = p * NR;
-                        if part == Part::Lower && j >= i + MR {
-                            break;
-                        }
-                        let b = &packed[p * depth * NR..][..depth * NR];
-                        let sums = cpu.simd(
-                            #[inline(always)]
-                            || tile(&panel, b),
-                        );
-                        let width = NR.min(n - j);
-                        for (row, sums) in rows.chunks_mut(stride).zip(&sums).take(height) {
-                            let row = &mut row[first + j..][..width];
-                            for (value, sum) in row.iter_mut().zip(sums) {
-                                *value += sum;
-                            }
+                    let sums = cpu.simd(
+                        #[inline(always)]
+                        || tile(left, right),
+                    );
+                    let width = NR.min(n - j);
+                    let rows = rows[i * stride..].chunks_mut(stride);
+                    for (row, sums) in rows.zip(&sums).take(height - i) {
+                        let row = &mut row[first + j..][..width];
+                        for (value, sum) in row.iter_mut().zip(sums) {
+                            *value += sum;
                         }
                     }
                 }
-            },
-        );
+            }
+        });
     }
 }
 

@@ -259,8 +259,10 @@ impl Learner {
         let (cpu, hub) = (update.encoder.host(), &update.task.hub);
         let rows = &update.task.rows[..update.learned.len()];
         remember::add(memory, cpu, hub, &update.learned, rows, &looked.learned)?;
-        let settings = &self.settings;
-        remember::publish(memory, settings, cpu, hub, cards, &mut draft.parts)
+        let (settings, began) = (&self.settings, Instant::now());
+        remember::publish(memory, settings, cpu, hub, cards, &mut draft.parts)?;
+        log::debug!("the memory was solved in {:?}", began.elapsed());
+        Ok(())
     }
 
     /// Rows of new models where no step makes them: from their cards.
