@@ -5,6 +5,8 @@
 //! 2008). Every sum has one order, whatever the number of threads, and no multiplication is fused
 //! with an addition, so the bits are the same on every CPU.
 
+use pulp::{Simd, WithSimd};
+
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
 
@@ -136,10 +138,7 @@ fn add_inside(
                     if part == Part::Lower && j >= begin + i + MR {
                         continue;
                     }
-                    let sums = cpu.simd(
-                        #[inline(always)]
-                        || tile(left, right),
-                    );
+                    let sums = cpu.dispatch(Tile { left, right });
                     let width = NR.min(n - j);
                     let rows = rows[i * stride..].chunks_mut(stride);
                     for (row, sums) in rows.zip(&sums).take(height - i) {
@@ -154,20 +153,43 @@ fn add_inside(
     }
 }
 
-/// `a`: [k, MR], `b`: [k, NR].
-#[inline(always)]
-fn tile(a: &[f64], b: &[f64]) -> [[f64; NR]; MR] {
-    let mut sums = [[0.0; NR]; MR];
-    let (a, _) = a.as_chunks::<MR>();
-    let (b, _) = b.as_chunks::<NR>();
-    for (a, b) in a.iter().zip(b) {
-        for (sums, a) in sums.iter_mut().zip(a) {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum += a * b;
+/// The product of `left` [k, MR], transposed, and `right` [k, NR].
+struct Tile<'t> {
+    left: &'t [f64],
+    right: &'t [f64],
+}
+
+impl WithSimd for Tile<'_> {
+    type Output = [[f64; NR]; MR];
+
+    /// Two vectors of each row at a time: their sums stay in registers.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+        let (left, _) = self.left.as_chunks::<MR>();
+        let (right, _) = self.right.as_chunks::<NR>();
+        let mut tile = [[0.0; NR]; MR];
+        let columns = (2 * S::F64_LANES).min(NR);
+        for first in (0..NR).step_by(columns) {
+            let mut sums = [[simd.splat_f64s(0.0); 2]; MR];
+            for (left, right) in left.iter().zip(right) {
+                let (b, _) = S::as_simd_f64s(&right[first..first + columns]);
+                for (sums, a) in sums.iter_mut().zip(left) {
+                    let a = simd.splat_f64s(*a);
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = simd.add_f64s(*sum, simd.mul_f64s(a, *b));
+                    }
+                }
+            }
+            for (row, sums) in tile.iter_mut().zip(sums) {
+                let (places, _) = S::as_mut_simd_f64s(&mut row[first..first + columns]);
+                places
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(place, sum)| *place = sum);
             }
         }
+        tile
     }
-    sums
 }
 
 /// What becomes of a pivot that is not positive.
