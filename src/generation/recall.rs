@@ -89,7 +89,10 @@ pub(crate) fn remember(
 ) -> Result<()> {
     let How { strengths, solving } = how;
     check_strengths(&strengths)?;
-    let solved = solve(cpu, memory, hub, cards, solving).map_err(|e| e.at(MEMORY))?;
+    // As they are kept, so that a later solve of the same sums has the same bits.
+    let kept = |card: &f32| half::f16::from_f32(*card).to_f32();
+    let cards: Vec<f32> = cards.iter().map(kept).collect();
+    let solved = solve(cpu, memory, hub, &cards, solving).map_err(|e| e.at(MEMORY))?;
     let file = File {
         schema_version: 1,
         strengths,

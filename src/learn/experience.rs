@@ -38,6 +38,8 @@ pub(crate) struct Row {
     pub(crate) experience: u64,
     /// What was seen of it when it was kept.
     pub(crate) seen: Option<Seen>,
+    /// Its place among what is kept; 0 for an example.
+    pub(crate) place: usize,
 }
 
 #[derive(Clone)]
@@ -251,6 +253,7 @@ pub(crate) fn rows(
             replay: false,
             experience,
             seen: None,
+            place: 0,
         });
     }
     Ok(rows)
@@ -265,7 +268,7 @@ pub(crate) fn kept_rows(encoder: &Encoder, kept: &Replay, hub: &Hub) -> Result<V
         .map(|(id, _)| id.0)
         .collect();
     let mut rows = Vec::new();
-    for entry in &kept.entries {
+    for (place, entry) in kept.entries.iter().enumerate() {
         let input = match (&entry.text, &entry.embedding, &entry.seen) {
             _ if retired.contains(&entry.model) => continue,
             (Some(text), ..) => {
@@ -286,6 +289,7 @@ pub(crate) fn kept_rows(encoder: &Encoder, kept: &Replay, hub: &Hub) -> Result<V
             replay: true,
             experience: entry.experience,
             seen: entry.seen.clone(),
+            place,
         });
     }
     Ok(rows)

@@ -27,7 +27,7 @@ fn other_domains(hub: &Hub, examples: &[Example]) -> Option<String> {
     let count = 1 + others.count();
     Some(format!(
         "{count} of {} examples have another domain than their model has in the hub, which counts for \
-         the prompt and leaves the model where it is; the first is example {place}: {domain:?}, not \
+         what is measured and leaves the model where it is; the first is example {place}: {domain:?}, not \
          {own:?}",
         examples.len()
     ))

@@ -18,7 +18,7 @@ use crate::learn::ewc::{Consolidated, FISHER};
 use crate::learn::experience::{self, Row};
 use crate::learn::privacy::{Withheld, withhold};
 use crate::learn::remember;
-use crate::learn::replay::{HELD_OUT, REPLAY};
+use crate::learn::replay::{HELD_OUT, REPLAY, ReplayEntry};
 use crate::learn::report::{self, FIRST, Kept, LossTerms, Measured, Report, UNKNOWN};
 use crate::learn::settings::{Regulariser, ReplayStrategy};
 use crate::model::bert::Bert;
@@ -292,9 +292,16 @@ impl Learner {
                 .entries
                 .iter_mut()
                 .for_each(|entry| entry.seen = None);
-            held_out.entries.retain(|entry| entry.text.is_some());
         }
-        let withheld = withhold(replay, held_out, settings.replay_privacy, &update.encoder)?;
+        for (row, seen) in update.old.iter().zip(&looked.old) {
+            held_out.entries[row.place].seen = Some(seen.clone());
+        }
+        let before = held_out.entries.len();
+        let there = |entry: &ReplayEntry| entry.text.is_some() || entry.seen.is_some();
+        held_out.entries.retain(there);
+        let lost = before - held_out.entries.len();
+        let mut withheld = withhold(replay, held_out, settings.replay_privacy, &update.encoder)?;
+        withheld.held_out += lost;
         if settings.replay_strategy != ReplayStrategy::None {
             let vectors = experience::frozen_vectors(&update.encoder, &update.learned)?;
             let chosen = experience::choose(&update.learned, rows, &vectors, settings, number);
