@@ -150,6 +150,35 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
+/// Both columns of a metric are its forgetting.
+fn what_is_forgotten_is_lost_or_outgrown(tables: &str, results: &Results) {
+    let section = tables.split("## Forgotten, or outgrown").nth(1).unwrap();
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let mut lost = 0.0;
+    for row in &rows {
+        let method = results
+            .methods
+            .iter()
+            .find(|m| m.info.label == row[0])
+            .unwrap();
+        let cells: Vec<f64> = row[1..].iter().map(|cell| cell.parse().unwrap()).collect();
+        for (metric, parts) in [(Metric::Model, &cells[..2]), (Metric::Domain, &cells[2..])] {
+            let (want, _) = method.over_seeds(metric, Matrix::forgetting).unwrap();
+            let found: f64 = parts.iter().sum();
+            assert!((found - want).abs() < 0.11, "{row:?}, {want}");
+            lost += parts[0].abs();
+        }
+    }
+    assert!(rows.len() > 5 && lost > 0.0, "{section}");
+    assert!(!section.contains("Joint"), "nothing before it");
+}
+
 #[test]
 fn every_kind_of_method_runs_and_is_reported() {
     let setup = setup("benchmark");
@@ -271,6 +300,7 @@ fn every_kind_of_method_runs_and_is_reported() {
         page.matches("</figure>").count()
     );
 
+    what_is_forgotten_is_lost_or_outgrown(&tables, &results);
     figures_have_numbers(&out, &results);
     cells_of_earlier_versions_are_shown(&plan, &out);
 

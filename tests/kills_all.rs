@@ -43,11 +43,12 @@ const CALLS: [&str; 11] = [
 ];
 
 /// The commands, and what each is killed of.
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 8] = [
     "hub build",
     "hub add",
     "hub retire",
     "learn",
+    "learn --recipe memory",
     "generation rollback",
     "generation prune",
     "encoder import",
@@ -219,6 +220,9 @@ impl Place {
                 &device[..],
             ]
             .concat(),
+            "learn --recipe memory" => {
+                [&["--examples", &examples, "--router", &store], &device[..]].concat()
+            }
             "generation rollback" => vec!["--router", &store],
             "generation prune" => vec!["--router", &store, "--keep", "1"],
             "encoder import" => vec!["--from", &source, "--to", &imported],

@@ -52,7 +52,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CARDS = ROOT / "weights" / "cmrbench" / "g0001-81f83b2c92b0"
+CARDS = ROOT / "tests" / "fixtures" / "zero-shot" / "g0001-81f83b2c92b0"
 STEMS = ["apibench-hf", "mllm", "hugging-bench-1", "hugging-bench-2"]
 STEPS = 64
 SHRINKAGE, KAPPA, PSEUDO, RIDGE, RANK, SMOOTHING = 0.7, 6, 2, 0.5, 384, 0.05

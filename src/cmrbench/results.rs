@@ -78,6 +78,9 @@ pub struct Outcome {
     rows: BTreeMap<(usize, usize), Vec<Hits>>,
     /// Answers of the last step, by test.
     answers: Vec<Vec<Answer>>,
+    /// Hits of each row at the last step, by earlier test, had it named the best of its ten that the hub
+    /// had when the test's experience was learned.
+    then: Vec<Vec<Hits>>,
     /// Where the models of the last step lie; none: the cell was run by a version that noted none.
     pub map: Option<RegistryMap>,
     /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
@@ -93,7 +96,7 @@ impl Outcome {
         tables: &[Tables],
         rules: &[CarveRule],
     ) -> Result<Self> {
-        let (mut rows, mut answers) = (BTreeMap::new(), Vec::new());
+        let (mut rows, mut answers, mut then) = (BTreeMap::new(), Vec::new(), Vec::new());
         let mut by_carve_rule: [Matrix; 4] = Default::default();
         let mut metrics = Metric::ALL.to_vec();
         metrics.retain(|metric| plan.data.families || *metric != Metric::Family);
@@ -125,6 +128,14 @@ impl Outcome {
                 for (matrix, value) in by_carve_rule.iter_mut().zip(values) {
                     matrix.set(step - 1, test - 1, value);
                 }
+                if step == plan.steps() && test < step {
+                    let known = |model: &&String| tables[test - 1].domain(model).is_some();
+                    let hits = |(prediction, row): (&Prediction, &Row)| {
+                        let best = prediction.top10.iter().find(known);
+                        tables[step - 1].hits(best.map_or("", String::as_str), row)
+                    };
+                    then.push(predictions.iter().zip(eval).map(hits).collect());
+                }
                 if step == plan.steps() {
                     let answer = |prediction: Prediction| {
                         Some(Answer {
@@ -143,6 +154,7 @@ impl Outcome {
             metrics,
             rows,
             answers,
+            then,
             by_carve_rule,
         })
     }
@@ -177,6 +189,24 @@ impl Outcome {
             }
         }
         matrix
+    }
+
+    /// What is forgotten, in points: lost among the models that the hub had when each experience was
+    /// learned, and taken by the models that it has got since. Both together are
+    /// [`Matrix::forgetting`]. None where nothing can be forgotten, or the method names no models.
+    pub(super) fn lost_and_outgrown(&self, metric: Metric) -> Option<(f64, f64)> {
+        let last = self.then.len();
+        let (mut lost, mut outgrown) = (0.0, 0.0);
+        for (test, then) in self.then.iter().enumerate() {
+            let percent = |(hits, rows): (usize, usize)| 100.0 * hits as f64 / rows.max(1) as f64;
+            let learned = percent(self.hits(metric, test, test)?);
+            let now = percent(self.hits(metric, last, test)?);
+            let among = then.iter().map(|hits| metric.of(*hits)).sum();
+            let among = percent((among, then.len()));
+            lost += learned - among;
+            outgrown += among - now;
+        }
+        (last > 0).then(|| (lost / last as f64, outgrown / last as f64))
     }
 
     /// 1 or 0 for each row of `test` after `step`.

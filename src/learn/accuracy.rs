@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::hub::{Hub, ModelId, domain_key};
 use crate::learn::experience::Row;
 
-/// Percent of prompts whose model, family and domain were found; each experience counts the same.
+/// Percent of prompts whose model, family and domain were found. Updates with 64 held-out prompts or more
+/// count the same, smaller ones as much as they have prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Accuracy {
@@ -20,6 +21,9 @@ pub struct Accuracy {
     /// Prompts that these are percents of.
     pub n: usize,
 }
+
+/// Prompts from which on an experience counts as much as any.
+const ENOUGH: f64 = 64.0;
 
 /// A prompt that was measured.
 #[derive(Clone, Debug)]
@@ -79,14 +83,18 @@ impl Measurement {
         })
     }
 
-    /// Weight of each prompt: experiences count the same, and all weights make 1.
+    /// Weight of each prompt; all make 1. Experiences count the same but for small ones, whose few prompts
+    /// would decide.
     fn weights(&self) -> Vec<f64> {
         let mut counts: BTreeMap<u64, f64> = BTreeMap::new();
         for hit in &self.0 {
             *counts.entry(hit.experience).or_default() += 1.0;
         }
-        let experiences = counts.len() as f64;
-        let weight = |hit: &Hit| 1.0 / (experiences * counts[&hit.experience]);
+        let whole: f64 = counts.values().map(|count| count.min(ENOUGH)).sum();
+        let weight = |hit: &Hit| {
+            let count = counts[&hit.experience];
+            count.min(ENOUGH) / (whole * count)
+        };
         self.0.iter().map(weight).collect()
     }
 
@@ -158,17 +166,28 @@ mod tests {
         Measurement(hits.iter().map(hit).collect())
     }
 
+    /// 640 prompts of one experience, 64 of another, one of a third.
     #[test]
-    fn experiences_count_the_same() {
-        let before = measured(&[(1, 0, true), (1, 0, true), (1, 0, true), (2, 1, true)]);
-        let after = measured(&[(1, 0, true), (1, 0, true), (1, 7, true), (2, 7, false)]);
-        assert_eq!(before.total().unwrap().domain, 100.0);
-        let lost = before.lost(&after).unwrap();
-        assert!((lost.points.domain - 50.0).abs() < 1e-9, "{lost:?}");
-        assert!(lost.interval.0 < 50.0 && lost.interval.1 > 50.0);
-        let share = after.share_from(7).unwrap();
-        assert!((share - (100.0 / 6.0 + 50.0)).abs() < 1e-9, "{share}");
-        assert_eq!(before.lost_by_domain(&after)["d"], 25.0);
+    fn experiences_count_the_same_unless_they_are_small() {
+        let hits = |lost: u64| -> Measurement {
+            let of = |experience: u64, count: usize| {
+                let best = if experience == lost { 7 } else { 0 };
+                vec![(experience, best, experience != lost); count]
+            };
+            measured(&[of(1, 640), of(2, 64), of(3, 1)].concat())
+        };
+        let before = hits(0);
+        assert!((before.total().unwrap().domain - 100.0).abs() < 1e-9);
+        for (lost, want) in [(1, 64.0 / 129.0), (2, 64.0 / 129.0), (3, 1.0 / 129.0)] {
+            let after = hits(lost);
+            let lost = before.lost(&after).unwrap();
+            assert!((lost.points.domain - 100.0 * want).abs() < 1e-9, "{lost:?}");
+            assert!(lost.interval.0 < 100.0 * want && lost.interval.1 > 100.0 * want);
+            let share = after.share_from(7).unwrap();
+            assert!((share - 100.0 * want).abs() < 1e-9, "{share}");
+        }
+        let by_domain = before.lost_by_domain(&hits(2));
+        assert!((by_domain["d"] - 6400.0 / 705.0).abs() < 1e-9);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use hubrouter::Options;
 /// The source tree.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The zero-shot generation of the bundled store.
+/// The zero-shot generation that the bundled one grew from.
 const FIRST: &str = "g0001-81f83b2c92b0";
 
 pub fn bundle() -> PathBuf {
@@ -71,12 +71,12 @@ impl Drop for Folder {
     }
 }
 
-/// The bundled store with its first generation alone, copied, with its encoder beside it: to be
+/// The zero-shot generation that the bundled one grew from, copied, with its encoder beside it: to be
 /// changed or harmed.
 pub fn copied_store(folder: &Folder) -> PathBuf {
     let target = folder.join("cmrbench");
     std::fs::create_dir(&target).unwrap();
-    copy(&store().join(FIRST), &target.join(FIRST));
+    copy(&fixture("zero-shot").join(FIRST), &target.join(FIRST));
     std::fs::write(target.join("current"), format!("{FIRST}\n")).unwrap();
     let encoder = folder.join("all-MiniLM-L6-v2");
     std::fs::create_dir_all(&encoder).unwrap();

@@ -4,6 +4,7 @@ mod claims;
 mod confusion;
 mod cost;
 mod figures;
+mod growth;
 mod html;
 mod map;
 mod missing;

@@ -105,6 +105,7 @@ pub(super) fn markdown(results: &Results, about: &Value, sections: &Sections) ->
     }
     text += "\n## Methods\n\n";
     text += &main(results);
+    text += &super::growth::section(results);
     text += &sections.claims;
     text += &ablations(results);
     text += &sections.others;
