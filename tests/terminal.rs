@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use common::command::{
     current, failed, hubrouter, learnable, lines, run, succeeded, text, with_input,
 };
-use common::{Folder, bundle, copied_store, copy};
+use common::{Folder, bundle, copied_store, copy, fixture};
 use serde_json::Value;
 
 const BIRD: &str = "Which bird is singing in this recording?";
@@ -536,7 +536,17 @@ fn a_router_is_measured_on_ones_own_rows() {
         "{shown}"
     );
     // On an earlier generation, which answers otherwise.
-    let first = [&eval[..], &["--generation", "g0001", "--json"]].concat();
+    let parent = fixture("zero-shot");
+    let router = ["--router", parent.to_str().unwrap()];
+    let encoder = bundle();
+    let encoder = ["--encoder", encoder.to_str().unwrap()];
+    let first = [
+        &eval[..],
+        &router,
+        &encoder,
+        &["--generation", "g0001", "--json"],
+    ]
+    .concat();
     let [report] = lines(&succeeded(run(&first))).try_into().unwrap();
     assert!(report["generation"].as_str().unwrap().starts_with("g0001-"));
     failed(run(&[&eval[..], &["--data", "x"]].concat()), 2, &["--data"]);

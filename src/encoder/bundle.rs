@@ -87,12 +87,6 @@ impl Digest {
         Ok(bytes)
     }
 
-    /// Errors: the file at `path` is not there, or has another length; what is in it is not looked at.
-    pub(crate) fn find(&self, path: &Path) -> Result<()> {
-        let (_, length) = files::open_file(path)?;
-        self.check_length(path, length)
-    }
-
     fn check_length(&self, path: &Path, length: u64) -> Result<()> {
         if length != self.bytes {
             bail!(

@@ -13,8 +13,6 @@ use crate::files::{self, Staged};
 use crate::generation::manifest::{
     ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest,
 };
-use crate::generation::memory::WORDS;
-use crate::generation::recall::{CALIBRATION, RECALL, SERVED};
 use crate::hub::Hub;
 use crate::model::Config;
 use crate::model::lora::{Factors, Lora};
@@ -23,9 +21,6 @@ use crate::weights::{Weights, to_safetensors};
 /// The reference's names of W and E.
 const PROJECTION: &str = "prompt_projection.weight";
 const EMBEDDINGS: &str = "model_embeddings.weight";
-
-/// Parts that a router reads.
-const SERVED_PARTS: [&str; 7] = [HUB, HEAD, ADAPTER, RECALL, WORDS, SERVED, CALIBRATION];
 
 /// Largest part that is read.
 const PART_LIMIT: u64 = 4 << 30;
@@ -52,23 +47,8 @@ impl Contents {
         Self::read_as(folder, folder.file_name())
     }
 
-    /// As [`Contents::read`], without the parts that only learning reads: of these the length is checked.
-    /// No child can be made of it.
-    pub(crate) fn to_serve(folder: &Path) -> Result<Self> {
-        let wanted = |name: &str| SERVED_PARTS.contains(&name);
-        Self::read_parts(folder, folder.file_name(), wanted)
-    }
-
     /// As [`Contents::read`] where the generation is to have the name `name`.
     fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
-        Self::read_parts(folder, name, |_| true)
-    }
-
-    fn read_parts(
-        folder: &Path,
-        name: Option<&OsStr>,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Self> {
         let manifest = Manifest::read_as(folder, name)?;
         let mut parts = BTreeMap::new();
         for (name, digest) in &manifest.files {
@@ -80,11 +60,7 @@ impl Contents {
                     folder.join(MANIFEST).display()
                 );
             }
-            if wanted(name) {
-                parts.insert(name.clone(), digest.read(&path, PART_LIMIT)?);
-            } else {
-                digest.find(&path)?;
-            }
+            parts.insert(name.clone(), digest.read(&path, PART_LIMIT)?);
         }
         let mut part = |name: &str| match parts.remove(name) {
             Some(bytes) => Ok((folder.join(name), bytes)),
@@ -127,8 +103,8 @@ impl Contents {
         })
     }
 
-    /// Errors: a part that serving needs cannot be opened; learning checks its own. The adapter's shapes are the encoder's to
-    /// check.
+    /// Errors: a part that serving needs cannot be opened; learning checks its own. The adapter's shapes
+    /// are the encoder's to check.
     pub(crate) fn check_parts(&self) -> Result<()> {
         self.recall()?;
         match (&self.manifest.adapter, self.parts.get(ADAPTER)) {

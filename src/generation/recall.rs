@@ -25,11 +25,11 @@ use crate::hub::{Domains, Hub, Strengths};
 use crate::weights::{half_bytes, to_safetensors};
 
 /// Names in a generation.
-pub(crate) const RECALL: &str = "recall.safetensors";
-pub(crate) const SERVED: &str = "memory.json";
+const RECALL: &str = "recall.safetensors";
+const SERVED: &str = "memory.json";
 
 /// Of what came before memories, and encoded each prompt twice.
-pub(crate) const CALIBRATION: &str = "calibration.json";
+const CALIBRATION: &str = "calibration.json";
 
 const LAYERS: &str = "layers";
 const PROJECTION: &str = "projection";

@@ -227,7 +227,7 @@ impl Store {
         &self,
         mut open: impl FnMut(GenerationId, Contents, Option<String>) -> Result<Result<T>>,
     ) -> Result<T> {
-        let mut attempt = |id: &GenerationId, note| match Contents::to_serve(&self.folder(id)) {
+        let mut attempt = |id: &GenerationId, note| match Contents::read(&self.folder(id)) {
             Ok(contents) => open(id.clone(), contents, note),
             Err(error) => Ok(Err(error)),
         };
@@ -307,12 +307,6 @@ impl Store {
             last = parent;
         }
         chain
-    }
-
-    /// The parts of the generation `id` that a router reads.
-    pub(crate) fn to_serve(&self, id: &GenerationId) -> Result<Contents> {
-        self.exists(id)?;
-        Contents::to_serve(&self.folder(id))
     }
 
     /// The generation `id`, every part checked.

@@ -106,7 +106,7 @@ impl<'s> Source<'s> {
                 encoder.degrade(&error);
                 Ok(Serving::new(
                     id.clone(),
-                    store.to_serve(&id)?,
+                    store.contents(&id)?,
                     Arc::new(encoder),
                     passed_over,
                 ))
@@ -146,7 +146,7 @@ impl Router {
         let store = Store::open(store)?;
         Self::opened(|| {
             let source = Source::new(&store, &options, None)?;
-            let serving = source.serving(id.clone(), store.to_serve(id)?, None)??;
+            let serving = source.serving(id.clone(), store.contents(id)?, None)??;
             Ok((source.host, serving, store, options))
         })
     }
@@ -282,7 +282,7 @@ impl Router {
             return Ok(now);
         }
         log::warn!("{error}; stepping down to the CPU");
-        let contents = self.store.to_serve(&failed.id)?;
+        let contents = self.store.contents(&failed.id)?;
         let on_cpu = self.options.clone().device(DeviceChoice::Cpu);
         let pin = &contents.manifest.encoder;
         let mut encoder = open_encoder(self.store.root(), pin, Arc::clone(&self.host), &on_cpu)?;
@@ -308,7 +308,7 @@ impl Router {
         let old = self.serving.load_full();
         old.encoder.check_process()?;
         let serving = caught("installing a generation", || {
-            let contents = self.store.to_serve(id)?;
+            let contents = self.store.contents(id)?;
             let encoder = Some(Arc::clone(&old.encoder));
             let source = Source::new(&self.store, &self.options, encoder)?;
             source.serving(id.clone(), contents, None)?
