@@ -11,8 +11,8 @@ use super::signals::{self, Stop};
 use super::{DeviceArgs, StoreToChange, output};
 use crate::error::{Result, bail, error};
 use crate::learn::{
-    Accuracy, Control, Experience, Learner, Outcome, Privacy, Report, Settings, Status, UNKNOWN,
-    Withheld, group_experiences, read_examples,
+    Accuracy, Control, Experience, Learner, Outcome, Privacy, Report, Settings, Status, Withheld,
+    group_experiences, read_examples,
 };
 use crate::{GenerationId, NewModel, Store, read_models};
 
@@ -223,7 +223,10 @@ fn refusal(report: &Report, most: Option<f64>) -> String {
             lost.domain,
             most.unwrap_or_default()
         ),
-        None => format!("{UNKNOWN}, and --allow-unmeasured was not given"),
+        None => format!(
+            "{}, and --allow-unmeasured was not given",
+            report.forgetting_unknown.as_deref().unwrap_or_default()
+        ),
     };
     let kept = match &report.kept_beside {
         Some(id) => format!(

@@ -73,7 +73,8 @@ impl Measurement {
         let weights = self.weights();
         let percent = |k: usize| -> f64 {
             let hits = self.0.iter().zip(&weights).filter(|(hit, _)| hit.found[k]);
-            100.0 * hits.map(|(_, weight)| weight).sum::<f64>()
+            // The sum of nothing is -0.
+            100.0 * (0.0 + hits.map(|(_, weight)| weight).sum::<f64>())
         };
         (!self.0.is_empty()).then(|| Accuracy {
             model: percent(0),
@@ -137,7 +138,7 @@ impl Measurement {
     pub(crate) fn share_from(&self, first: usize) -> Option<f64> {
         let hits = self.0.iter().zip(self.weights());
         let to_new = hits.filter(|(hit, _)| hit.best as usize >= first);
-        let share = to_new.map(|(_, weight)| weight).sum::<f64>();
+        let share = 0.0 + to_new.map(|(_, weight)| weight).sum::<f64>();
         (!self.0.is_empty()).then_some(100.0 * share)
     }
 }
@@ -201,5 +202,8 @@ mod tests {
         let none = Measurement::default();
         assert!(none.total().is_none() && none.lost(&none).is_none());
         assert!(none.share_from(0).is_none());
+        // Nothing is shown with a sign.
+        let nobody = many(3).share_from(7).unwrap();
+        assert!(nobody == 0.0 && nobody.is_sign_positive());
     }
 }

@@ -47,4 +47,4 @@ pub use crate::generation::memory::PriorMean;
 pub use crate::model::lora::Target as LoraTarget;
 pub(crate) use data::for_each_example;
 pub(crate) use draws::{Draws, Stream};
-pub(crate) use report::{UNKNOWN, forget_peak_memory, peak_memory};
+pub(crate) use report::{forget_peak_memory, peak_memory};
