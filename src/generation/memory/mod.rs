@@ -55,6 +55,12 @@ pub(crate) struct Prompt<'s> {
     pub(crate) seen: &'s Seen,
 }
 
+/// What of a matrix [width, width] is on and below its diagonal, by rows.
+fn lower<T>(matrix: &[T], width: usize) -> impl Iterator<Item = &T> {
+    let rows = matrix.chunks_exact(width).enumerate();
+    rows.flat_map(|(i, row)| &row[..=i])
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "in range, and NaN is 0")]
 fn nearest(value: f64) -> i64 {
     value.round_ties_even() as i64
@@ -173,14 +179,10 @@ impl Memory {
     }
 
     fn count(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>], sign: i64) -> Result<()> {
-        let width = self.width();
         for prompt in prompts {
             let model = prompt.model as usize;
             let count = i64::from(self.counts[model]) + sign;
-            let mut sum = match self.counts[model] {
-                0 => vec![0; width],
-                _ => unpack(&mut &self.sums[model][..], width)?,
-            };
+            let mut sum = self.sum(model)?;
             for (sum, q) in sum.iter_mut().zip(&prompt.seen.layers) {
                 *sum += sign * i64::from(*q);
             }
@@ -227,11 +229,7 @@ impl Memory {
             );
             Ok(())
         })?;
-        let lower = products
-            .chunks_exact(width)
-            .enumerate()
-            .flat_map(|(i, row)| &row[..=i]);
-        for (square, product) in self.squares.iter_mut().zip(lower) {
+        for (square, product) in self.squares.iter_mut().zip(lower(&products, width)) {
             #[expect(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
             let product = *product as i64;
             *square += sign * product;
@@ -249,13 +247,7 @@ impl Memory {
             .collect();
         // Of prompts about their models' means, and of these means: sums are rounded before the means'
         // part is made of them, or what is left within models could be less than nothing.
-        let (mut within, mut between) = (vec![0.0; width * width], vec![0.0; width * width]);
-        let mut packed = self.squares.iter();
-        for (i, row) in within.chunks_exact_mut(width).enumerate() {
-            for (value, square) in row[..=i].iter_mut().zip(&mut packed) {
-                *value = *square as f64;
-            }
-        }
+        let (mut within, mut between) = (self.square_rows(), vec![0.0; width * width]);
         for models in with_prompts.chunks(256) {
             let counts = models.iter().map(|model| self.counts[*model]);
             let counts: Vec<f64> = counts.map(f64::from).collect();
@@ -315,14 +307,23 @@ impl Memory {
         let half = View64::rows(&half, width);
         dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut between);
         let most = self.largest_square() as f64;
-        let lower = between
-            .chunks_exact(width)
-            .enumerate()
-            .flat_map(|(i, row)| &row[..=i]);
-        self.squares = lower
+        self.squares = lower(&between, width)
             .map(|value| nearest(value.clamp(-most, most)))
             .collect();
         Ok(())
+    }
+
+    /// The lower triangle of the sum of q q^T, [L H, L H]; zero above.
+    fn square_rows(&self) -> Vec<f64> {
+        let width = self.width();
+        let mut rows = vec![0.0; width * width];
+        let mut squares = self.squares.iter();
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            for (value, square) in row[..=i].iter_mut().zip(&mut squares) {
+                *value = *square as f64;
+            }
+        }
+        rows
     }
 
     /// What no element of the squares is beyond, of so many unit vectors.

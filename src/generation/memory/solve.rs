@@ -29,6 +29,7 @@ use crate::device::cpu::dense::{
 use crate::error::Result;
 use crate::generation::seen::STEPS;
 use crate::hub::{Domains, Hub};
+use crate::text::words::mix;
 
 /// How much the covariance is drawn to a sphere: A.
 const SHRINK: f64 = 0.7;
@@ -211,13 +212,8 @@ impl<'p> Problem<'p> {
     /// The lower triangle of S without the sphere, [width, width], and what that adds to its diagonal.
     fn covariance(&self, sums: &[f64]) -> (Vec<f64>, f64) {
         let (width, square) = (self.width, self.scale().powi(2));
-        let mut s = vec![0.0; width * width];
-        let mut squares = self.memory.squares.iter();
-        for (i, row) in s.chunks_exact_mut(width).enumerate() {
-            for (value, sum) in row[..=i].iter_mut().zip(&mut squares) {
-                *value = *sum as f64 * square;
-            }
-        }
+        let mut s = self.memory.square_rows();
+        s.iter_mut().for_each(|value| *value *= square);
         let counts = self.memory.counts().iter();
         let mut with_prompts = 0;
         let mut scaled = Vec::new();
@@ -389,14 +385,8 @@ fn transposed(values: &[f64], columns: usize) -> Vec<f64> {
 
 /// 1 or -1: the highest bit of the `place`th output of splitmix64 (Steele et al., 2014), from 0.
 fn sign(place: usize) -> f64 {
-    let mut z = (place as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    if (z ^ (z >> 31)) >> 63 == 0 {
-        1.0
-    } else {
-        -1.0
-    }
+    let z = (place as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    if mix(z) >> 63 == 0 { 1.0 } else { -1.0 }
 }
 
 #[cfg(test)]

@@ -225,13 +225,11 @@ impl Learner {
         let encoder = Arc::clone(&update.encoder);
         let merged =
             |factors: Option<Factors>| factors.map(|factors| encoder.merged(&factors)).transpose();
-        let was = merged(update.contents.factors(encoder.config())?)?;
         let is = merged(parameters.factors())?;
-        let (was, is) = (
-            was.as_ref().unwrap_or(encoder.bert()),
-            is.as_ref().unwrap_or(encoder.bert()),
-        );
+        let is = is.as_ref().unwrap_or(encoder.bert());
         if memory.prompts() > 0 {
+            let was = merged(update.contents.factors(encoder.config())?)?;
+            let was = was.as_ref().unwrap_or(encoder.bert());
             let replayed = update.task.rows.iter().filter(|row| row.replay);
             let mut tokens: Vec<&Tokens> = replayed.filter_map(Row::tokens).collect();
             if tokens.is_empty() {
