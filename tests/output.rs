@@ -223,9 +223,12 @@ fn a_signal_leaves_the_old_file_and_nothing_else() {
     let output = toy.file("out.jsonl", b"old\n");
     let route = toy.route(&["--output", &output]);
     for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
-        let child = waiting(&toy, &mut hubrouter(&route));
+        let mut child = waiting(&toy, &mut hubrouter(&route));
+        // Held until the command has ended: at the end of its input it would be done.
+        let input = child.stdin.take();
         signal(&child, name);
         let ended = child.wait_with_output().unwrap();
+        drop(input);
         assert_eq!(ended.status.code(), Some(code), "{}", text(&ended.stderr));
         assert!(toy.left_overs().is_empty(), "{name}");
         assert_eq!(fs::read(&output).unwrap(), b"old\n");
