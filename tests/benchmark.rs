@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{Folder, bundle, cpu, fixture};
 use hubrouter::cmrbench::{
-    Cell, Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES,
-    Results, Row, run, select, write_report,
+    AccuracyMatrix, BenchPlan, BenchRow, Cell, Chat, Data, DomainList, EvalRows, Metric, OwnHub,
+    Prefix, REPORT_FILES, Results, run, select, write_report,
 };
 use hubrouter::learn::Control;
 use hubrouter::{Encoder, ImportOptions, import_encoder};
@@ -99,11 +99,11 @@ fn setup(name: &str) -> Setup {
 }
 
 impl Setup {
-    fn plan(&self, methods: &[&str]) -> Plan {
+    fn plan(&self, methods: &[&str]) -> BenchPlan {
         let names: Vec<String> = methods.iter().map(|name| (*name).to_owned()).collect();
         let (data, encoder) = (self.data.clone(), self.encoder.clone());
         let methods = select(&names).unwrap();
-        let mut plan = Plan::new(
+        let mut plan = BenchPlan::new(
             data,
             EvalRows::Whole,
             Prefix::Strip,
@@ -120,7 +120,7 @@ impl Setup {
 }
 
 /// Runs to the end; the number of callbacks.
-fn finish(plan: &Plan, out: &Path) -> usize {
+fn finish(plan: &BenchPlan, out: &Path) -> usize {
     let mut calls = 0;
     let mut last = 0.0;
     let finished = run(plan, out, &mut |status| {
@@ -169,7 +169,9 @@ fn what_is_forgotten_is_lost_or_outgrown(tables: &str, results: &Results) {
             .unwrap();
         let cells: Vec<f64> = row[1..].iter().map(|cell| cell.parse().unwrap()).collect();
         for (metric, parts) in [(Metric::Model, &cells[..2]), (Metric::Domain, &cells[2..])] {
-            let (want, _) = method.over_seeds(metric, Matrix::forgetting).unwrap();
+            let (want, _) = method
+                .over_seeds(metric, AccuracyMatrix::forgetting)
+                .unwrap();
             let found: f64 = parts.iter().sum();
             assert!((found - want).abs() < 0.11, "{row:?}, {want}");
             lost += parts[0].abs();
@@ -214,7 +216,7 @@ fn every_kind_of_method_runs_and_is_reported() {
     for method in &results.methods {
         let seeds = if method.info.deterministic() { 1 } else { 2 };
         assert_eq!(method.runs.len(), seeds, "{}", method.info.name);
-        let forgetting = method.over_seeds(Metric::Domain, Matrix::forgetting);
+        let forgetting = method.over_seeds(Metric::Domain, AccuracyMatrix::forgetting);
         assert_eq!(forgetting.is_none(), method.info.name == "joint");
         let (hits, rows) = method.runs[0].hits(Metric::Model, 3, 2).unwrap();
         assert!(hits <= rows && rows == 3);
@@ -224,7 +226,7 @@ fn every_kind_of_method_runs_and_is_reported() {
     let (acc, _) = results
         .method("tfidf")
         .unwrap()
-        .over_seeds(Metric::Model, Matrix::acc)
+        .over_seeds(Metric::Model, AccuracyMatrix::acc)
         .unwrap();
     assert_eq!(acc, 100.0);
     let floor = results.method("centroid").unwrap();
@@ -451,7 +453,10 @@ fn figures_have_numbers(out: &Path, results: &Results) {
     )[0];
     let acc = |method: &str| {
         let method = results.method(method).unwrap();
-        method.over_seeds(Metric::Domain, Matrix::acc).unwrap().0
+        method
+            .over_seeds(Metric::Domain, AccuracyMatrix::acc)
+            .unwrap()
+            .0
     };
     let difference = acc("carve-10") - acc("centroid");
     assert!((number(claim, "difference") - difference).abs() < 1e-9);
@@ -487,7 +492,7 @@ fn figures_have_numbers(out: &Path, results: &Results) {
 }
 
 /// Cells that lack what later versions note stay valid: dashes, and no map.
-fn cells_of_earlier_versions_are_shown(plan: &Plan, out: &Path) {
+fn cells_of_earlier_versions_are_shown(plan: &BenchPlan, out: &Path) {
     let (cells, registry) = (files(&out.join("cells")), files(&out.join("registry")));
     for (name, bytes) in &cells {
         let mut cell: Value = serde_json::from_slice(bytes).unwrap();
@@ -627,7 +632,7 @@ fn a_language_model_names_domains_and_is_asked_once() {
     let out = setup.folder.join("out");
     let asked = Arc::new(Mutex::new(Vec::new()));
     let mut plan = setup.plan(&["tfidf", "llm"]);
-    let refused = |plan: &Plan, says: &str| {
+    let refused = |plan: &BenchPlan, says: &str| {
         let error = run(plan, &out, &mut |_| Control::Continue).unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
     };
@@ -677,7 +682,7 @@ fn a_language_model_names_domains_and_is_asked_once() {
         None,
         "the last step alone"
     );
-    assert_eq!(llm.over_seeds(Metric::Family, Matrix::acc), None);
+    assert_eq!(llm.over_seeds(Metric::Family, AccuracyMatrix::acc), None);
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
     let first = read("predictions/llm-s0-step4-E1.jsonl");
     assert!(
@@ -731,7 +736,7 @@ fn a_language_model_names_domains_and_is_asked_once() {
 fn what_cannot_be_run_is_said() {
     let setup = setup("benchmark-refused");
     let out = setup.folder.join("out");
-    let refused = |plan: &Plan, says: &str| {
+    let refused = |plan: &BenchPlan, says: &str| {
         let error = run(plan, &out, &mut |_| Control::Continue)
             .unwrap_err()
             .to_string();
@@ -804,7 +809,8 @@ fn rows_can_be_limited() {
     let places = |limit: usize| -> Vec<Vec<usize>> {
         let limited = setup.data.clone().limit(limit);
         let pairs = limited.experiences.iter().zip(&setup.data.experiences);
-        let place = |row: &Row, all: &[Row]| all.iter().position(|other| other == row).unwrap();
+        let place =
+            |row: &BenchRow, all: &[BenchRow]| all.iter().position(|other| other == row).unwrap();
         pairs
             .map(|(few, all)| few.eval.iter().map(|row| place(row, &all.eval)).collect())
             .collect()
@@ -835,7 +841,7 @@ fn floors_on_the_real_data() {
     };
     let data = Data::open(data, Prefix::Strip).unwrap();
     let names = ["bm25", "tfidf", "centroid"].map(str::to_owned);
-    let plan = Plan::new(
+    let plan = BenchPlan::new(
         data.evaluate(EvalRows::Public),
         EvalRows::Public,
         Prefix::Strip,
@@ -855,14 +861,14 @@ fn floors_on_the_real_data() {
     ] {
         let method = results.method(name).unwrap();
         for (metric, want) in Metric::ALL.into_iter().zip(acc) {
-            let (found, _) = method.over_seeds(metric, Matrix::acc).unwrap();
+            let (found, _) = method.over_seeds(metric, AccuracyMatrix::acc).unwrap();
             assert!(
                 (found - want).abs() < within,
                 "{name}: expected {want}, found {found}"
             );
         }
         let (found, _) = method
-            .over_seeds(Metric::Domain, Matrix::forgetting)
+            .over_seeds(Metric::Domain, AccuracyMatrix::forgetting)
             .unwrap();
         let right = fgt.is_none_or(|want: f64| (found - want).abs() < 0.5);
         assert!(right, "{name}: expected {fgt:?}, found {found}");
@@ -955,7 +961,7 @@ impl Own {
 
 /// Models, rows to learn and rows to predict of each experience.
 fn shape(data: &Data) -> Vec<(Vec<String>, usize, usize)> {
-    let of = |e: &hubrouter::cmrbench::Experience| {
+    let of = |e: &hubrouter::cmrbench::BenchExperience| {
         let models = e.cards.iter().map(|card| card.model_name.clone());
         (models.collect(), e.train.len(), e.eval.len())
     };
@@ -989,7 +995,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         .sum();
     assert_eq!(rows, 5 * 16);
     for experience in &data.experiences {
-        let held = |rows: &[Row]| {
+        let held = |rows: &[BenchRow]| {
             rows.iter()
                 .filter(|row| row.digest().starts_with(['0', '1']))
                 .count()
@@ -1033,7 +1039,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         "carve-10",
         "joint",
     ];
-    let mut plan = Plan::new(
+    let mut plan = BenchPlan::new(
         data,
         EvalRows::Whole,
         Prefix::Strip,
@@ -1052,17 +1058,19 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
     assert_eq!(carve.runs[0].cell.steps.len(), 3);
     assert!(
         carve
-            .over_seeds(Metric::Domain, Matrix::forgetting)
+            .over_seeds(Metric::Domain, AccuracyMatrix::forgetting)
             .is_some()
     );
     assert!(
-        carve.over_seeds(Metric::Family, Matrix::acc).is_none(),
+        carve
+            .over_seeds(Metric::Family, AccuracyMatrix::acc)
+            .is_none(),
         "no model has a family"
     );
     let (acc, _) = results
         .method("tfidf")
         .unwrap()
-        .over_seeds(Metric::Model, Matrix::acc)
+        .over_seeds(Metric::Model, AccuracyMatrix::acc)
         .unwrap();
     assert_eq!(acc, 100.0, "its word is in its card");
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();

@@ -272,12 +272,12 @@ mod tests {
     use std::thread::JoinHandle;
 
     /// A request as a server sees it.
-    struct Seen {
+    struct SeenRequest {
         head: String,
         body: Value,
     }
 
-    fn read(stream: &mut TcpStream) -> Seen {
+    fn read(stream: &mut TcpStream) -> SeenRequest {
         let mut reader = BufReader::new(stream);
         let (mut head, mut length) = (String::new(), 0);
         loop {
@@ -294,7 +294,7 @@ mod tests {
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
         let body = serde_json::from_slice(&body).unwrap();
-        Seen { head, body }
+        SeenRequest { head, body }
     }
 
     fn reply(status: &str, body: &str) -> String {
@@ -311,7 +311,7 @@ mod tests {
 
     /// Gives `replies` one after the other, each on a connection of its own; an empty one is none, and
     /// the connection is closed.
-    fn serve(replies: Vec<String>) -> (String, JoinHandle<Vec<Seen>>) {
+    fn serve(replies: Vec<String>) -> (String, JoinHandle<Vec<SeenRequest>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let thread = std::thread::spawn(move || {
@@ -479,7 +479,7 @@ mod tests {
         assert_eq!(endpoint.ask(&body).unwrap(), "a");
         assert_eq!(endpoint.ask(&body).unwrap(), "b");
         let seen = server.join().unwrap();
-        let keys = |seen: &Seen| seen.body.as_object().unwrap().len();
+        let keys = |seen: &SeenRequest| seen.body.as_object().unwrap().len();
         assert_eq!(seen.iter().map(keys).collect::<Vec<_>>(), [3, 2, 1, 1]);
     }
 

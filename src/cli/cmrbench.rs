@@ -10,8 +10,9 @@ use super::chat::Endpoint;
 use super::progress::Progress;
 use super::{DeviceArgs, bundled, eval, learn, output, signals};
 use crate::cmrbench::{
-    Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES, Recalled,
-    Results, method, methods, passed_over, recall, run as run_plan, select, write_report,
+    AccuracyMatrix, BenchPlan, Chat, Data, DomainList, EvalRows, LastRun, Metric, OwnHub, Prefix,
+    REPORT_FILES, Results, method, methods, passed_over, recall, run as run_plan, select,
+    write_report,
 };
 use crate::error::{Result, bail};
 use crate::files;
@@ -103,7 +104,7 @@ pub(super) struct CmrbenchArgs {
     quick: bool,
     /// Which rows to predict [default: public; of a hub of your own whole]
     #[arg(long, value_enum)]
-    eval: Option<Rows>,
+    eval: Option<EvalArg>,
     /// Predict at most N of those rows of each experience, evenly spread: for trials
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit_rows: Option<u32>,
@@ -123,8 +124,8 @@ pub(super) struct CmrbenchArgs {
     #[arg(long, value_name = "NAME", requires = "llm_endpoint")]
     llm_model: Option<String>,
     /// Domains that it chooses from
-    #[arg(long, value_enum, default_value_t = Domains::Hub, requires = "llm_endpoint")]
-    llm_domains: Domains,
+    #[arg(long, value_enum, default_value_t = DomainArg::Hub, requires = "llm_endpoint")]
+    llm_domains: DomainArg,
     /// Variable of the environment with the key, which is sent as a bearer token [default: no key]
     #[arg(long, value_name = "VARIABLE", requires = "llm_endpoint")]
     llm_key_env: Option<String>,
@@ -145,7 +146,7 @@ pub(super) struct CmrbenchArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Rows {
+enum EvalArg {
     /// The public half of the eval rows
     Public,
     /// All eval rows that are there
@@ -155,7 +156,7 @@ enum Rows {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Domains {
+enum DomainArg {
     /// All that the hub has
     Hub,
     /// Those of the eval rows of one experience at a time, as the reference does it: easier
@@ -198,7 +199,7 @@ pub(super) fn run(args: &CmrbenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn plan(args: &CmrbenchArgs, out: &Path) -> Result<Plan> {
+fn plan(args: &CmrbenchArgs, out: &Path) -> Result<BenchPlan> {
     let prefix = if args.keep_prefix {
         Prefix::Keep
     } else {
@@ -206,13 +207,13 @@ fn plan(args: &CmrbenchArgs, out: &Path) -> Result<Plan> {
     };
     let own = args.models.as_deref().zip(args.examples.as_deref());
     let eval = match (args.eval, own) {
-        (Some(Rows::Public), Some(_)) => bail!(
+        (Some(EvalArg::Public), Some(_)) => bail!(
             InvalidRequest,
             "--eval public: expected whole or dev for a hub of your own, no half of which is kept secret"
         ),
-        (Some(Rows::Public), None) | (None, None) => EvalRows::Public,
-        (Some(Rows::Whole), _) | (None, Some(_)) => EvalRows::Whole,
-        (Some(Rows::Dev), _) => EvalRows::Development,
+        (Some(EvalArg::Public), None) | (None, None) => EvalRows::Public,
+        (Some(EvalArg::Whole), _) | (None, Some(_)) => EvalRows::Whole,
+        (Some(EvalArg::Dev), _) => EvalRows::Development,
     };
     let data = match own {
         None => Data::open(eval::data_folder(args.data.as_deref())?, prefix)?,
@@ -237,7 +238,7 @@ fn plan(args: &CmrbenchArgs, out: &Path) -> Result<Plan> {
     // A report that is made again is of what is there.
     let recalled = match args.report && !args.quick {
         true => recall(out)?,
-        false => Recalled::default(),
+        false => LastRun::default(),
     };
     let mut names = names(args, &recalled);
     names.push(FLOOR.to_owned());
@@ -252,7 +253,7 @@ fn plan(args: &CmrbenchArgs, out: &Path) -> Result<Plan> {
         Some(folder) => folder.clone(),
         None => bundled::store(None)?.with_file_name(ENCODER),
     };
-    let mut plan = Plan::new(
+    let mut plan = BenchPlan::new(
         data,
         eval,
         prefix,
@@ -292,7 +293,7 @@ fn plan(args: &CmrbenchArgs, out: &Path) -> Result<Plan> {
 }
 
 /// Methods and groups to run, or to report.
-fn names(args: &CmrbenchArgs, recalled: &Recalled) -> Vec<String> {
+fn names(args: &CmrbenchArgs, recalled: &LastRun) -> Vec<String> {
     if !args.methods.is_empty() {
         let names = args.methods.iter().map(|name| name.trim().to_owned());
         return names.collect();
@@ -326,8 +327,8 @@ fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
     let timeout = std::time::Duration::from_secs(args.llm_timeout.into());
     let endpoint = Endpoint::new(url, key, timeout)?;
     let domains = match args.llm_domains {
-        Domains::Hub => DomainList::Hub,
-        Domains::File => DomainList::File,
+        DomainArg::Hub => DomainList::Hub,
+        DomainArg::File => DomainList::File,
     };
     let name = endpoint.url().to_owned();
     let chat = Chat::new(name, move |body| Ok(endpoint.ask(body)?));
@@ -335,7 +336,7 @@ fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
 }
 
 /// Runs what is missing; the exit code when it was asked to stop.
-fn go(plan: &Plan, out: &Path) -> Result<Option<ExitCode>> {
+fn go(plan: &BenchPlan, out: &Path) -> Result<Option<ExitCode>> {
     let stop = signals::stop_gently(learn::STOPPING)?;
     let mut bar: Option<Progress> = None;
     #[expect(
@@ -389,7 +390,7 @@ fn print(results: &Results) -> Result<()> {
     let mut table = output::Table::new(&heads);
     for method in &results.methods {
         let mut cells = vec![method.info.name.to_owned(), method.runs.len().to_string()];
-        for of in [Matrix::acc, Matrix::forgetting] {
+        for of in [AccuracyMatrix::acc, AccuracyMatrix::forgetting] {
             for metric in Metric::ALL {
                 let value = method.over_seeds(metric, of);
                 cells.push(value.map_or("-".to_owned(), |(mean, _)| format!("{mean:.1}")));

@@ -23,7 +23,7 @@ const EXPERIENCES: [(&str, &str, &str); 4] = [
 /// One labelled prompt.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[non_exhaustive]
-pub struct Row {
+pub struct BenchRow {
     /// Gold label.
     pub model_name: String,
     /// Family of the gold model within this experience.
@@ -37,7 +37,7 @@ pub struct Row {
     pub domain: String,
 }
 
-impl Row {
+impl BenchRow {
     /// SHA-256 of what rows of the same query share (cmrbench.md section 1.4).
     pub fn digest(&self) -> String {
         query_digest(&self.instruction)
@@ -58,15 +58,15 @@ impl Row {
 /// One batch of new models with labelled prompts.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Experience {
+pub struct BenchExperience {
     /// `E1`, `E2`, ...
     pub label: String,
     /// Stem of its files, or what the rows of a hub of one's own call it.
     pub name: String,
     /// Train rows, then val rows, which are training data too.
-    pub train: Vec<Row>,
+    pub train: Vec<BenchRow>,
     /// Eval rows.
-    pub eval: Vec<Row>,
+    pub eval: Vec<BenchRow>,
     /// Cards that this experience adds.
     pub cards: Vec<ModelCard>,
     /// The same as they stand in the file, one JSON object each.
@@ -102,7 +102,7 @@ impl EvalRows {
 #[non_exhaustive]
 pub struct Data {
     /// In order.
-    pub experiences: Vec<Experience>,
+    pub experiences: Vec<BenchExperience>,
     /// Files that the layout allows to miss and that are missing.
     pub missing: Vec<PathBuf>,
     /// The commit of the checkout; none: the folder is no checkout.
@@ -149,10 +149,10 @@ impl Data {
                 root.join("processed")
                     .join(format!("cleaned-{name}-{part}.json"))
             };
-            let mut experience = Experience {
+            let mut experience = BenchExperience {
                 label: label.to_owned(),
                 name: name.to_owned(),
-                ..Experience::default()
+                ..BenchExperience::default()
             };
             if file("train").exists() {
                 experience.train = rows(&file("train"), prefix)?;
@@ -173,7 +173,7 @@ impl Data {
         for experience in &mut self.experiences {
             match rows {
                 EvalRows::Whole => {}
-                EvalRows::Public => experience.eval.retain(Row::is_public),
+                EvalRows::Public => experience.eval.retain(BenchRow::is_public),
                 EvalRows::Development => experience.eval = held_out(experience),
             }
         }
@@ -242,7 +242,7 @@ impl Data {
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut models = Vec::new();
         for experience in self.experiences.iter().take(steps) {
-            let mut new: BTreeMap<&str, &Row> = BTreeMap::new();
+            let mut new: BTreeMap<&str, &BenchRow> = BTreeMap::new();
             for row in &experience.train {
                 if !known.contains(row.model_name.as_str()) {
                     new.entry(&row.model_name).or_insert(row);
@@ -284,7 +284,7 @@ fn commit(folder: &Path) -> Option<String> {
 
 /// Takes one training row of every model that has two out of `experience`: the one with the
 /// smallest digest. The rest stays, in order.
-fn held_out(experience: &mut Experience) -> Vec<Row> {
+fn held_out(experience: &mut BenchExperience) -> Vec<BenchRow> {
     let mut by_model: HashMap<&str, Vec<usize>> = HashMap::new();
     for (place, row) in experience.train.iter().enumerate() {
         by_model.entry(&row.model_name).or_default().push(place);
@@ -311,9 +311,9 @@ fn held_out(experience: &mut Experience) -> Vec<Row> {
     out
 }
 
-fn rows(path: &Path, prefix: Prefix) -> Result<Vec<Row>> {
+fn rows(path: &Path, prefix: Prefix) -> Result<Vec<BenchRow>> {
     let mut rows = Vec::new();
-    for_each_line(path, |mut row: Row| {
+    for_each_line(path, |mut row: BenchRow| {
         row.instruction = query_text(&row.instruction, prefix).to_owned();
         rows.push(row);
         Ok(())

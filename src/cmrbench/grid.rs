@@ -34,7 +34,7 @@ const EVAL_WORK: f64 = 0.35;
 /// A benchmark to run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Plan {
+pub struct BenchPlan {
     /// Rows and cards, after [`Data::evaluate`].
     pub data: Data,
     /// Which rows that left to predict.
@@ -90,14 +90,14 @@ pub struct Cell {
     /// The seed.
     pub seed: u64,
     /// Those that are done, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepNote>,
 }
 
 /// What is noted of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Step {
+pub struct StepNote {
     /// From 1.
     pub step: usize,
     /// Optimiser steps.
@@ -139,14 +139,14 @@ impl Cell {
     }
 
     /// All steps are done.
-    pub(super) fn is_whole(&self, plan: &Plan) -> bool {
+    pub(super) fn is_whole(&self, plan: &BenchPlan) -> bool {
         self.steps
             .last()
             .is_some_and(|last| last.step == plan.steps())
     }
 }
 
-impl Plan {
+impl BenchPlan {
     /// A plan for `data`, which was made ready by [`Data::evaluate`] with `eval`: all of `methods`,
     /// seeds 0, 1 and 2, 8 + 8 + 4 + 4 epochs; for a hub of one's own as many for as many rows.
     pub fn new(
@@ -281,7 +281,7 @@ struct Noted {
 
 /// Every cell of the plan with its key and, where `out` has it, what is noted of its first steps.
 fn noted<'p>(
-    plan: &'p Plan,
+    plan: &'p BenchPlan,
     common: &'p Common<'_>,
     out: &'p Path,
 ) -> Result<impl Iterator<Item = Result<Noted>> + 'p> {
@@ -311,7 +311,10 @@ fn noted<'p>(
 }
 
 /// The cells of `out` that are whole and of this very plan, in the order of the tables.
-pub(super) fn whole_cells(plan: &Plan, out: &Path) -> Result<Vec<(&'static MethodInfo, Cell)>> {
+pub(super) fn whole_cells(
+    plan: &BenchPlan,
+    out: &Path,
+) -> Result<Vec<(&'static MethodInfo, Cell)>> {
     plan.check()?;
     let frozen = Frozen::default();
     let common = plan.common(&frozen);
@@ -327,7 +330,7 @@ pub(super) fn whole_cells(plan: &Plan, out: &Path) -> Result<Vec<(&'static Metho
 /// Runs what is missing in `out`; false: the callback stopped it, and the same call goes on.
 ///
 /// Errors: data, settings or encoder are not good; a step failed. What was done before stays.
-pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
+pub fn run(plan: &BenchPlan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
     plan.check()?;
     for folder in ["cells", "predictions"] {
         files::make_folder(&out.join(folder))?;
@@ -352,7 +355,7 @@ pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
             seed,
             steps: Vec::new(),
         });
-        runs.push(Run {
+        runs.push(CellRun {
             plan,
             common: &common,
             method,
@@ -383,15 +386,15 @@ struct Work {
     total: f64,
 }
 
-struct Run<'r> {
-    plan: &'r Plan,
+struct CellRun<'r> {
+    plan: &'r BenchPlan,
     common: &'r Common<'r>,
     method: &'static MethodInfo,
     out: &'r Path,
     cell: Cell,
 }
 
-impl Run<'_> {
+impl CellRun<'_> {
     fn missing(&self) -> impl Iterator<Item = usize> + use<> {
         let steps = self.plan.steps_of(self.method);
         steps.skip(self.cell.steps.len())
@@ -494,7 +497,7 @@ impl Run<'_> {
             RegistryMap::new(kept, &self.cell.key).write(&path)?;
         }
         work.done = begun + self.work(step);
-        self.cell.steps.push(Step {
+        self.cell.steps.push(StepNote {
             step,
             updates: learned.updates,
             rows: learned.rows,
@@ -532,7 +535,7 @@ fn remove(folder: &Path) -> Result<()> {
 
 /// SHA-256 of everything that a cell's predictions depend on; `on`: what all cells of the plan share.
 fn key(
-    plan: &Plan,
+    plan: &BenchPlan,
     common: &Common<'_>,
     method: &MethodInfo,
     seed: u64,

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 /// from 0. Entries that were not measured are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Matrix(Vec<Vec<Option<f64>>>);
+pub struct AccuracyMatrix(Vec<Vec<Option<f64>>>);
 
-impl Matrix {
+impl AccuracyMatrix {
     /// Sets entry (step, test).
     ///
     /// # Panics
@@ -58,7 +58,7 @@ impl Matrix {
             .map(|points| 0.0 - points)
     }
 
-    /// As [`Matrix::forgetting`], from the best accuracy before the last step.
+    /// As [`AccuracyMatrix::forgetting`], from the best accuracy before the last step.
     pub fn forgetting_from_best(&self) -> Option<f64> {
         let last = self.steps().checked_sub(1)?;
         let best = |matrix: &Self, test: usize| {
@@ -108,7 +108,7 @@ mod tests {
     /// The aggregation of cmrbench.md section 4.
     #[test]
     fn averages_of_a_matrix() {
-        let mut matrix = Matrix::default();
+        let mut matrix = AccuracyMatrix::default();
         for (step, row) in [vec![60.0], vec![70.0, 50.0], vec![40.0, 45.0, 30.0]]
             .iter()
             .enumerate()
@@ -125,7 +125,7 @@ mod tests {
         close(matrix.forgetting_from_best(), 17.5);
         close(matrix.mean_forgetting(), 1.25);
         assert_eq!(matrix.backward_transfer(0), None);
-        let mut still = Matrix::default();
+        let mut still = AccuracyMatrix::default();
         for (step, test) in [(0, 0), (1, 0), (1, 1)] {
             still.set(step, test, 40.0);
         }
@@ -143,7 +143,7 @@ mod tests {
     /// Joint training has a last row alone.
     #[test]
     fn what_was_not_measured_is_absent() {
-        let mut matrix = Matrix::default();
+        let mut matrix = AccuracyMatrix::default();
         matrix.set(1, 0, 50.0);
         assert_eq!(matrix.acc(), None);
         matrix.set(1, 1, 70.0);

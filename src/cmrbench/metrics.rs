@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use serde::Serialize;
 
 use super::chat::names;
-use crate::cmrbench::{Data, Row};
+use crate::cmrbench::{BenchRow, Data};
 
 /// Domain and family of every model that was taught up to a step; the last row wins.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +50,7 @@ impl Tables {
         )
     }
 
-    fn of<'r>(rows: impl Iterator<Item = &'r Row>) -> Self {
+    fn of<'r>(rows: impl Iterator<Item = &'r BenchRow>) -> Self {
         let mut tables = Self::default();
         for row in rows {
             tables
@@ -79,7 +79,7 @@ impl Tables {
     }
 
     /// Hits of `prediction` for `row`, 0 or 1 each.
-    pub fn hits(&self, prediction: &str, row: &Row) -> Hits {
+    pub fn hits(&self, prediction: &str, row: &BenchRow) -> Hits {
         let family = self.family(prediction);
         Hits {
             model: usize::from(prediction == row.model_name),
@@ -99,7 +99,7 @@ impl AddAssign for Hits {
 
 impl Hits {
     /// Hits of a method that names no model: `answer` is the row's domain, or not.
-    pub fn of_domain(answer: &str, row: &Row) -> Self {
+    pub fn of_domain(answer: &str, row: &BenchRow) -> Self {
         Self {
             domain: usize::from(names(answer, &row.domain)),
             ..Self::default()
@@ -167,7 +167,7 @@ impl CarveRule {
     }
 
     /// Models are registered as rows come, each with the domain of its first row.
-    fn of<'r>(rows: impl Iterator<Item = &'r Row>, fold_case: bool) -> Self {
+    fn of<'r>(rows: impl Iterator<Item = &'r BenchRow>, fold_case: bool) -> Self {
         let mut rule = Self {
             fold_case,
             domain: HashMap::new(),
@@ -195,7 +195,7 @@ impl CarveRule {
     }
 
     /// Hits of `predictions`, one for each of `rows`, all of one eval file.
-    pub fn hits(&self, predictions: &[&str], rows: &[Row]) -> CarveHits {
+    pub fn hits(&self, predictions: &[&str], rows: &[BenchRow]) -> CarveHits {
         let mut exact: HashMap<&str, &str> = HashMap::new();
         let mut lower: HashMap<String, &str> = HashMap::new();
         for row in rows {
@@ -227,10 +227,10 @@ impl CarveRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cmrbench::Matrix;
+    use crate::cmrbench::AccuracyMatrix;
 
-    fn row(model: &str, domain: &str, family: &str) -> Row {
-        Row {
+    fn row(model: &str, domain: &str, family: &str) -> BenchRow {
+        BenchRow {
             model_name: model.into(),
             model_family: family.into(),
             created_at: None,
@@ -242,7 +242,7 @@ mod tests {
     const CELLS: [(usize, usize); 6] = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)];
 
     /// The worked example of cmrbench.md section 4: rows taught and the predictions of [`CELLS`].
-    fn example() -> ([Vec<Row>; 3], [Vec<&'static str>; 6]) {
+    fn example() -> ([Vec<BenchRow>; 3], [Vec<&'static str>; 6]) {
         let taught = [
             vec![
                 row("acme/bert-a", "Text Classification", "bert"),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     /// The last experience has two eval rows, the others one of each training row.
-    fn eval(taught: &[Vec<Row>; 3], test: usize) -> &[Row] {
+    fn eval(taught: &[Vec<BenchRow>; 3], test: usize) -> &[BenchRow] {
         if test == 2 {
             &taught[2][..2]
         } else {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     fn averages(cells: &[(usize, usize)]) -> (f64, f64) {
-        let mut matrix = Matrix::default();
+        let mut matrix = AccuracyMatrix::default();
         for ((step, test), (hits, rows)) in CELLS.iter().zip(cells) {
             matrix.set(
                 step - 1,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::cmrbench::{Data, Experience, Prefix, Row, query_text};
+use crate::cmrbench::{BenchExperience, BenchRow, Data, Prefix, query_text};
 use crate::error::{Result, bail};
 use crate::hub::{ModelCard, read_models};
 use crate::learn::{Example, Label, for_each_example, group_experiences};
@@ -77,12 +77,12 @@ impl OwnHub<'_> {
         let mut known: HashSet<&str> = HashSet::new();
         for (place, (name, learned, evaluated)) in groups.into_iter().enumerate() {
             let row = |example: Example| row(example, &by_name);
-            let mut experience = Experience {
+            let mut experience = BenchExperience {
                 label: format!("E{}", place + 1),
                 name,
                 train: learned.into_iter().map(row).collect(),
                 eval: evaluated.into_iter().map(row).collect(),
-                ..Experience::default()
+                ..BenchExperience::default()
             };
             let taught: BTreeSet<&str> = experience
                 .train
@@ -151,7 +151,7 @@ impl OwnHub<'_> {
         self,
         learned: Vec<Example>,
         evaluated: Option<Vec<Example>>,
-    ) -> Result<Vec<Group>> {
+    ) -> Result<Vec<Division>> {
         let path = self.examples.display();
         let groups = group_experiences(learned).map_err(|e| e.at(path))?;
         let label = |group: &Vec<Example>| group.first().and_then(|e| e.experience.clone());
@@ -164,7 +164,7 @@ impl OwnHub<'_> {
             let parts = named.zip(groups).map(|(name, group)| split(name, group));
             return Ok(parts.collect());
         };
-        let mut all: Vec<Group> = named
+        let mut all: Vec<Division> = named
             .zip(groups)
             .map(|(name, group)| (name, group, Vec::new()))
             .collect();
@@ -194,7 +194,7 @@ impl OwnHub<'_> {
         learned: Vec<Example>,
         evaluated: Option<Vec<Example>>,
         by_name: &HashMap<&str, &ModelCard>,
-    ) -> Result<Vec<Group>> {
+    ) -> Result<Vec<Division>> {
         let all = || learned.iter().chain(evaluated.iter().flatten());
         if let Some(label) = all().find_map(|example| example.experience.as_ref()) {
             bail!(
@@ -254,10 +254,10 @@ impl OwnHub<'_> {
 }
 
 /// An experience's name, rows to learn, rows to predict.
-type Group = (String, Vec<Example>, Vec<Example>);
+type Division = (String, Vec<Example>, Vec<Example>);
 
 /// One row in eight, by its query, is to be predicted.
-fn split(name: String, examples: Vec<Example>) -> Group {
+fn split(name: String, examples: Vec<Example>) -> Division {
     let held = |example: &Example| query_digest(&example.prompt).starts_with(['0', '1']);
     let (evaluated, learned) = examples.into_iter().partition(held);
     (name, learned, evaluated)
@@ -282,11 +282,11 @@ fn shown<'n>(names: impl Iterator<Item = &'n str>) -> String {
 
 /// An example as a row of the benchmark: domain and family are the model's where the row has none,
 /// and a model without a family is its own.
-fn row(example: Example, by_name: &HashMap<&str, &ModelCard>) -> Row {
+fn row(example: Example, by_name: &HashMap<&str, &ModelCard>) -> BenchRow {
     let card = by_name.get(&*example.model_name);
     let own = example.domain.filter(|domain| !domain.trim().is_empty());
     let family = card.and_then(|card| card.family.clone());
-    Row {
+    BenchRow {
         model_family: family.unwrap_or_else(|| example.model_name.clone()),
         created_at: card.and_then(|card| card.created_at),
         domain: own
@@ -315,7 +315,7 @@ fn document(card: &ModelCard) -> String {
 /// What makes the numbers of `data` mean something else than one would think.
 fn doubts(data: &Data) -> Vec<String> {
     let mut notes = Vec::new();
-    let digests = |rows: &[Row]| rows.iter().map(Row::digest).collect::<Vec<_>>();
+    let digests = |rows: &[BenchRow]| rows.iter().map(BenchRow::digest).collect::<Vec<_>>();
     let learned: HashSet<String> = data
         .experiences
         .iter()

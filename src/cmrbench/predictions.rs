@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::methods::Answer;
-use crate::cmrbench::Row;
+use crate::cmrbench::BenchRow;
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::hub::cards::for_each_line;
@@ -40,7 +40,7 @@ pub fn predictions_file(out: &Path, method: &str, seed: u64, step: usize, test: 
 }
 
 /// Writes what was said to `rows`.
-pub(super) fn write(path: &Path, rows: &[Row], answers: &[Answer]) -> Result<()> {
+pub(super) fn write(path: &Path, rows: &[BenchRow], answers: &[Answer]) -> Result<()> {
     let mut text = String::new();
     for (place, (row, answer)) in rows.iter().zip(answers).enumerate() {
         let mut prediction = Prediction {
@@ -72,7 +72,7 @@ pub(super) fn write(path: &Path, rows: &[Row], answers: &[Answer]) -> Result<()>
 /// Reads the predictions for `rows`.
 ///
 /// Errors: the file is missing or malformed; it is of other rows.
-pub fn read_predictions(path: impl AsRef<Path>, rows: &[Row]) -> Result<Vec<Prediction>> {
+pub fn read_predictions(path: impl AsRef<Path>, rows: &[BenchRow]) -> Result<Vec<Prediction>> {
     let path = path.as_ref();
     let mut all: Vec<Prediction> = Vec::with_capacity(rows.len());
     for_each_line(path, |prediction: Prediction| {

@@ -12,7 +12,7 @@ use crate::files;
 /// The settings of the last report, and the cells that are there.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Recalled {
+pub struct LastRun {
     /// Seeds: the last report's, or those that cells have.
     pub seeds: Vec<u64>,
     /// Epochs of each experience, of the last report.
@@ -28,11 +28,11 @@ pub struct Recalled {
 /// What of `results.json` a run is known by.
 #[derive(Deserialize)]
 struct Last {
-    settings: Settings,
+    settings: LastSettings,
 }
 
 #[derive(Deserialize)]
-struct Settings {
+struct LastSettings {
     seeds: Vec<u64>,
     epochs: Vec<usize>,
     changes: Vec<String>,
@@ -42,12 +42,12 @@ struct Settings {
 /// Looks through the folder of results `out`; a `results.json` that cannot be read counts as none.
 ///
 /// Errors: the folder cannot be read.
-pub fn recall(out: &Path) -> Result<Recalled> {
+pub fn recall(out: &Path) -> Result<LastRun> {
     let cells = cells(out)?;
     let has = |method: &&'static MethodInfo| cells.iter().any(|(name, _)| name == method.name);
-    let mut recalled = Recalled {
+    let mut recalled = LastRun {
         methods: methods().iter().filter(has).collect(),
-        ..Recalled::default()
+        ..LastRun::default()
     };
     match files::read_json::<Last>(&out.join("results.json"), 1 << 28) {
         Ok(Last { settings }) => {

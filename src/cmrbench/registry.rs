@@ -13,7 +13,7 @@ use crate::files;
 const TURNS: usize = 2000;
 
 /// What a method leaves of its last step.
-pub(crate) struct Kept {
+pub(crate) struct LastStep {
     /// By id.
     pub(crate) models: Vec<String>,
     /// E [M, D]
@@ -49,7 +49,7 @@ impl RegistryMap {
         out.join("registry").join(format!("{method}-s{seed}.json"))
     }
 
-    pub(super) fn new(kept: Kept, key: &str) -> Self {
+    pub(super) fn new(kept: LastStep, key: &str) -> Self {
         let plane = plane(&kept.embeddings, kept.width);
         // A millionth of a unit row's length is finer than any figure.
         let along = |axis: usize| {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::grid::whole_cells;
 use crate::cmrbench::{
-    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Prediction, RegistryMap, Row, Tables,
-    mean_and_deviation, predictions_file, read_predictions,
+    AccuracyMatrix, BenchPlan, BenchRow, CarveRule, Cell, Data, Hits, MethodInfo, Named,
+    Prediction, RegistryMap, Tables, mean_and_deviation, predictions_file, read_predictions,
 };
 use crate::error::Result;
 
@@ -54,20 +54,10 @@ impl Metric {
     }
 }
 
-/// What was named for a row after the last step.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Answer {
-    /// The model.
-    pub model: String,
-    /// The method's own score of it.
-    pub score: f64,
-}
-
 /// One method under one seed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Outcome {
+pub struct SeedOutcome {
     /// The seed.
     pub seed: u64,
     /// What was noted of its steps.
@@ -77,27 +67,27 @@ pub struct Outcome {
     /// Hits of each row, by (step, test), from 0.
     rows: BTreeMap<(usize, usize), Vec<Hits>>,
     /// Answers of the last step, by test.
-    answers: Vec<Vec<Answer>>,
+    answers: Vec<Vec<Named>>,
     /// Hits of each row at the last step, by earlier test, had it named the best of its ten that the hub
     /// had when the test's experience was learned.
     then: Vec<Vec<Hits>>,
     /// Where the models of the last step lie; none: the cell was run by a version that noted none.
     pub map: Option<RegistryMap>,
     /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
-    pub by_carve_rule: [Matrix; 4],
+    pub by_carve_rule: [AccuracyMatrix; 4],
 }
 
-impl Outcome {
+impl SeedOutcome {
     /// Reads the predictions of a cell and counts.
     fn read(
-        plan: &Plan,
+        plan: &BenchPlan,
         out: &Path,
         cell: Cell,
         tables: &[Tables],
         rules: &[CarveRule],
     ) -> Result<Self> {
         let (mut rows, mut answers, mut then) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut by_carve_rule: [Matrix; 4] = Default::default();
+        let mut by_carve_rule: [AccuracyMatrix; 4] = Default::default();
         let mut metrics = Metric::ALL.to_vec();
         metrics.retain(|metric| plan.data.families || *metric != Metric::Family);
         for step in cell.steps.iter().map(|step| step.step) {
@@ -105,7 +95,7 @@ impl Outcome {
                 let eval = &plan.data.experiences[test - 1].eval;
                 let path = predictions_file(out, &cell.method, cell.seed, step, test);
                 let predictions = read_predictions(path, eval)?;
-                let hits = |(prediction, row): (&Prediction, &Row)| match &prediction.domain {
+                let hits = |(prediction, row): (&Prediction, &BenchRow)| match &prediction.domain {
                     Some(answer) => Hits::of_domain(answer, row),
                     None => tables[step - 1].hits(prediction.pred.as_deref().unwrap_or(""), row),
                 };
@@ -130,7 +120,7 @@ impl Outcome {
                 }
                 if step == plan.steps() && test < step {
                     let known = |model: &&String| tables[test - 1].domain(model).is_some();
-                    let hits = |(prediction, row): (&Prediction, &Row)| {
+                    let hits = |(prediction, row): (&Prediction, &BenchRow)| {
                         let best = prediction.top10.iter().find(known);
                         tables[step - 1].hits(best.map_or("", String::as_str), row)
                     };
@@ -138,7 +128,7 @@ impl Outcome {
                 }
                 if step == plan.steps() {
                     let answer = |prediction: Prediction| {
-                        Some(Answer {
+                        Some(Named {
                             model: prediction.pred?,
                             score: prediction.score?,
                         })
@@ -176,13 +166,13 @@ impl Outcome {
     }
 
     /// What was named for each row of `test`, from 0, after the last step.
-    pub fn answers(&self, test: usize) -> &[Answer] {
+    pub fn answers(&self, test: usize) -> &[Named] {
         self.answers.get(test).map_or(&[], Vec::as_slice)
     }
 
     /// Accuracies in percent.
-    pub fn matrix(&self, metric: Metric) -> Matrix {
-        let mut matrix = Matrix::default();
+    pub fn matrix(&self, metric: Metric) -> AccuracyMatrix {
+        let mut matrix = AccuracyMatrix::default();
         for (step, test) in self.rows.keys() {
             if let Some((hits, rows)) = self.hits(metric, *step, *test) {
                 matrix.set(*step, *test, 100.0 * hits as f64 / rows.max(1) as f64);
@@ -193,7 +183,7 @@ impl Outcome {
 
     /// What is forgotten, in points: lost among the models that the hub had when each experience was
     /// learned, and taken by the models that it has got since. Both together are
-    /// [`Matrix::forgetting`]. None where nothing can be forgotten, or the method names no models.
+    /// [`AccuracyMatrix::forgetting`]. None where nothing can be forgotten, or the method names no models.
     pub(super) fn lost_and_outgrown(&self, metric: Metric) -> Option<(f64, f64)> {
         let last = self.then.len();
         let (mut lost, mut outgrown) = (0.0, 0.0);
@@ -223,7 +213,7 @@ pub struct MethodOutcome {
     /// The row of the table of methods.
     pub info: &'static MethodInfo,
     /// By seed.
-    pub runs: Vec<Outcome>,
+    pub runs: Vec<SeedOutcome>,
 }
 
 impl MethodOutcome {
@@ -236,7 +226,7 @@ impl MethodOutcome {
     pub fn over_seeds(
         &self,
         metric: Metric,
-        of: impl Fn(&Matrix) -> Option<f64>,
+        of: impl Fn(&AccuracyMatrix) -> Option<f64>,
     ) -> Option<(f64, Option<f64>)> {
         let values: Option<Vec<f64>> = self
             .runs
@@ -257,7 +247,7 @@ impl MethodOutcome {
 #[non_exhaustive]
 pub struct Results {
     /// What was run.
-    pub plan: Plan,
+    pub plan: BenchPlan,
     /// Methods with a seed that is whole, in the order of the tables.
     pub methods: Vec<MethodOutcome>,
 }
@@ -266,14 +256,14 @@ impl Results {
     /// Reads the predictions in `out` of the plan's whole cells, and nothing else that counts.
     ///
     /// Errors: predictions are missing, malformed or of other rows.
-    pub fn read(plan: &Plan, out: &Path) -> Result<Self> {
+    pub fn read(plan: &BenchPlan, out: &Path) -> Result<Self> {
         let data: &Data = &plan.data;
         let steps = 1..=plan.steps();
         let tables: Vec<Tables> = steps.clone().map(|step| Tables::new(data, step)).collect();
         let rules: Vec<CarveRule> = steps.map(|step| CarveRule::new(data, step, true)).collect();
         let mut methods: Vec<MethodOutcome> = Vec::new();
         for (info, cell) in whole_cells(plan, out)? {
-            let run = Outcome::read(plan, out, cell, &tables, &rules)?;
+            let run = SeedOutcome::read(plan, out, cell, &tables, &rules)?;
             match methods.last_mut() {
                 Some(last) if last.info.name == info.name => last.runs.push(run),
                 _ => methods.push(MethodOutcome {
@@ -300,7 +290,7 @@ impl Results {
             .iter()
             .map(|method| self.method_json(method))
             .collect();
-        let rows = |of: fn(&crate::cmrbench::Experience) -> usize| {
+        let rows = |of: fn(&crate::cmrbench::BenchExperience) -> usize| {
             self.plan
                 .data
                 .experiences
@@ -324,7 +314,7 @@ impl Results {
 
     fn method_json(&self, method: &MethodOutcome) -> Value {
         let steps = self.plan.steps();
-        let run = |run: &Outcome| {
+        let run = |run: &SeedOutcome| {
             let triangle = |metric: Metric| -> Value {
                 let row = |step: usize| {
                     (0..=step)
@@ -333,7 +323,7 @@ impl Results {
                 };
                 (0..steps).map(row).collect::<Vec<_>>().into()
             };
-            let per_step = |of: fn(&crate::cmrbench::Step) -> Value| {
+            let per_step = |of: fn(&crate::cmrbench::StepNote) -> Value| {
                 run.cell.steps.iter().map(of).collect::<Vec<Value>>()
             };
             json!({
@@ -354,10 +344,10 @@ impl Results {
             })
         };
         let over = |pick: fn((f64, Option<f64>)) -> Option<f64>| {
-            let of = |from: fn(&Matrix) -> Option<f64>| {
+            let of = |from: fn(&AccuracyMatrix) -> Option<f64>| {
                 by_metric(|metric| method.over_seeds(metric, from).and_then(pick).into())
             };
-            json!({"acc": of(Matrix::acc), "fgt": of(Matrix::forgetting)})
+            json!({"acc": of(AccuracyMatrix::acc), "fgt": of(AccuracyMatrix::forgetting)})
         };
         json!({
             "name": method.info.name,

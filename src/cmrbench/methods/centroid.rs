@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::retrieval::{Owners, card_text};
 use super::tfidf::{Postings, Sparse, Terms, TfIdf, normalize};
-use super::{Common, Learned, Method, Named, Progressed, Watching};
+use super::{Common, Method, Named, Progressed, StepReport, Watching};
 use crate::error::Result;
 use crate::learn::Control;
 
@@ -86,7 +86,7 @@ impl Method for Centroids<'_> {
             self.cards.push(&vector);
         }
         self.learned = step;
-        Ok(Progressed::Done(Learned::nothing("cpu")))
+        Ok(Progressed::Done(StepReport::nothing("cpu")))
     }
 
     fn resume(&mut self, step: usize, _state: &str) -> Result<()> {

@@ -9,10 +9,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::retrieval::{Retrieval, Scorer};
+use super::retrieval::{CardScorer, Retrieval};
 use super::trained::{self, Recipe};
-use super::{Common, Learned, Method, Named, Progressed, Watching};
-use crate::cmrbench::registry::Kept;
+use super::{Common, Method, Named, Progressed, StepReport, Watching};
+use crate::cmrbench::registry::LastStep;
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::generation::Store;
@@ -31,14 +31,14 @@ const STRIDE: usize = 64;
 
 /// What later experiences change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Update {
+pub(crate) enum RarUpdate {
     /// The index, and rows of new models by card: only the first experience is learned.
     Frozen,
     /// All: the plain step on each experience.
     Each,
 }
 
-impl Update {
+impl RarUpdate {
     fn learns(self, step: usize) -> bool {
         self == Self::Each || step == 1
     }
@@ -72,7 +72,7 @@ pub(super) const LONGER: usize = 8;
 
 pub(super) struct Augmented<'c> {
     common: &'c Common<'c>,
-    update: Update,
+    update: RarUpdate,
     seed: u64,
     /// The store of its generations.
     store: PathBuf,
@@ -84,13 +84,13 @@ pub(super) struct Augmented<'c> {
 }
 
 impl<'c> Augmented<'c> {
-    pub(super) fn new(common: &'c Common<'c>, update: Update, seed: u64, folder: &Path) -> Self {
+    pub(super) fn new(common: &'c Common<'c>, update: RarUpdate, seed: u64, folder: &Path) -> Self {
         Self {
             common,
             update,
             seed,
             store: folder.join("store"),
-            index: Retrieval::new(common, Scorer::Hybrid),
+            index: Retrieval::new(common, CardScorer::Hybrid),
             options: None,
             router: None,
         }
@@ -128,7 +128,7 @@ impl<'c> Augmented<'c> {
         settings: Settings,
         step: usize,
         watch: Watching<'_>,
-    ) -> Result<Option<Learned>> {
+    ) -> Result<Option<StepReport>> {
         let mut experience = trained::experience(common.data, step - 1, step);
         let prompts: Vec<&str> = experience
             .examples
@@ -145,7 +145,7 @@ impl<'c> Augmented<'c> {
     }
 
     /// Gives the models that are new at `step` rows by their cards.
-    fn add(&self, encoder: &Arc<Encoder>, step: usize) -> Result<Learned> {
+    fn add(&self, encoder: &Arc<Encoder>, step: usize) -> Result<StepReport> {
         let data = self.common.data;
         let known = data.hub(step - 1).len();
         let new = &data.hub(step)[known..];
@@ -154,9 +154,9 @@ impl<'c> Augmented<'c> {
             [] => store.current()?,
             new => store.add(encoder, new, &mut |_, _| {})?,
         };
-        Ok(Learned {
+        Ok(StepReport {
             state: id.to_string(),
-            ..Learned::nothing(encoder.device_name())
+            ..StepReport::nothing(encoder.device_name())
         })
     }
 }
@@ -207,7 +207,7 @@ impl Method for Augmented<'_> {
         trained::rank(self.router.as_ref(), &texts)
     }
 
-    fn kept(&self) -> Result<Option<Kept>> {
+    fn kept(&self) -> Result<Option<LastStep>> {
         trained::kept(&self.store).map(Some)
     }
 }

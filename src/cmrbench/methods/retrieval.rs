@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::bm25::Bm25;
 use super::tfidf::{Postings, Terms, TfIdf};
-use super::{Common, Learned, Method, NAMED, Named, Progressed, Watching};
+use super::{Common, Method, NAMED, Named, Progressed, StepReport, Watching};
 use crate::cmrbench::Data;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
@@ -97,7 +97,7 @@ pub(super) fn card_text(card: &ModelCard) -> String {
 
 /// What documents are compared with a prompt by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scorer {
+pub(super) enum CardScorer {
     Bm25,
     TfIdf,
     Dense,
@@ -106,7 +106,7 @@ pub(super) enum Scorer {
 
 /// The cards of the first experiences, ready to be compared.
 #[derive(Default)]
-struct Index<'c> {
+struct CardIndex<'c> {
     owners: Owners,
     bm25: Option<Bm25>,
     words: Option<(TfIdf, Postings)>,
@@ -117,13 +117,13 @@ struct Index<'c> {
 
 pub(super) struct Retrieval<'c> {
     common: &'c Common<'c>,
-    scorer: Scorer,
-    index: Index<'c>,
+    scorer: CardScorer,
+    index: CardIndex<'c>,
 }
 
 impl<'c> Retrieval<'c> {
-    pub(super) fn new(common: &'c Common<'c>, scorer: Scorer) -> Self {
-        let index = Index::default();
+    pub(super) fn new(common: &'c Common<'c>, scorer: CardScorer) -> Self {
+        let index = CardIndex::default();
         Self {
             common,
             scorer,
@@ -151,7 +151,9 @@ impl<'c> Retrieval<'c> {
     /// The score of every document for each prompt.
     fn all_scores(&self, prompts: &[&str]) -> Result<Vec<Vec<f64>>> {
         let vectors = match self.scorer {
-            Scorer::Dense | Scorer::Hybrid => self.common.frozen.queries(self.common, prompts)?,
+            CardScorer::Dense | CardScorer::Hybrid => {
+                self.common.frozen.queries(self.common, prompts)?
+            }
             _ => Vec::new(),
         };
         let score = |(place, prompt): (usize, &&str)| self.scores(prompt, vectors.get(place));
@@ -174,10 +176,10 @@ impl<'c> Retrieval<'c> {
             _ => Vec::new(),
         };
         match self.scorer {
-            Scorer::Bm25 => sparse(),
-            Scorer::Dense => dense(),
-            Scorer::Hybrid => hybrid(&dense(), &sparse()),
-            Scorer::TfIdf => match &index.words {
+            CardScorer::Bm25 => sparse(),
+            CardScorer::Dense => dense(),
+            CardScorer::Hybrid => hybrid(&dense(), &sparse()),
+            CardScorer::TfIdf => match &index.words {
                 Some((model, postings)) => postings.scores(&model.vector(prompt)),
                 None => Vec::new(),
             },
@@ -188,23 +190,23 @@ impl<'c> Retrieval<'c> {
 impl Method for Retrieval<'_> {
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed> {
         let experiences = &self.common.data.experiences[..step];
-        let mut index = Index {
+        let mut index = CardIndex {
             owners: Owners::new(self.common.data, step)?,
-            ..Index::default()
+            ..CardIndex::default()
         };
         let documents = experiences.iter().flat_map(|e| &e.documents);
         let documents: Vec<&str> = documents.map(String::as_str).collect();
-        if matches!(self.scorer, Scorer::Bm25 | Scorer::Hybrid) {
+        if matches!(self.scorer, CardScorer::Bm25 | CardScorer::Hybrid) {
             index.bm25 = Some(Bm25::new(&documents));
         }
-        if self.scorer == Scorer::TfIdf {
+        if self.scorer == CardScorer::TfIdf {
             let cards = experiences.iter().flat_map(|e| &e.cards);
             let texts: Vec<String> = cards.map(card_text).collect();
             let model = TfIdf::fit(Terms::Words, texts.iter().map(String::as_str));
             let vectors: Vec<_> = texts.iter().map(|text| model.vector(text)).collect();
             index.words = Some((model, Postings::new(&vectors)));
         }
-        if matches!(self.scorer, Scorer::Dense | Scorer::Hybrid) {
+        if matches!(self.scorer, CardScorer::Dense | CardScorer::Hybrid) {
             let vectors = self
                 .common
                 .frozen
@@ -219,7 +221,7 @@ impl Method for Retrieval<'_> {
         let encoder = self.common.frozen.encoder.borrow();
         let device = encoder.as_ref().filter(|_| self.index.vectors.is_some());
         let device = device.map_or("cpu", |encoder| encoder.device_name());
-        Ok(Progressed::Done(Learned::nothing(device)))
+        Ok(Progressed::Done(StepReport::nothing(device)))
     }
 
     fn resume(&mut self, step: usize, _state: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::trained::{self, Recipe};
 use super::{Common, Method, Named, Progressed, Watching};
-use crate::cmrbench::registry::Kept;
+use crate::cmrbench::registry::LastStep;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::{ADAPTER, Contents, GenerationId, NewModel, Store};
@@ -23,7 +23,7 @@ const KEEP: f64 = 0.3;
 
 /// What is merged of the adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum MergeForm {
     /// La's with La's and Lb's with Lb's, as the reference does: a product of merged factors is no
     /// merge of products.
     Factors,
@@ -45,14 +45,14 @@ pub(super) fn settings(common: &Common<'_>, seed: u64, step: usize) -> Result<Se
 
 pub(super) struct Ties<'c> {
     common: &'c Common<'c>,
-    form: Form,
+    form: MergeForm,
     seed: u64,
     folder: PathBuf,
     router: Option<Router>,
 }
 
 impl<'c> Ties<'c> {
-    pub(super) fn new(common: &'c Common<'c>, form: Form, seed: u64, folder: &Path) -> Self {
+    pub(super) fn new(common: &'c Common<'c>, form: MergeForm, seed: u64, folder: &Path) -> Self {
         Self {
             common,
             form,
@@ -149,7 +149,7 @@ impl Method for Ties<'_> {
         trained::rank(self.router.as_ref(), prompts)
     }
 
-    fn kept(&self) -> Result<Option<Kept>> {
+    fn kept(&self) -> Result<Option<LastStep>> {
         trained::kept(&self.merged()).map(Some)
     }
 }
@@ -183,7 +183,11 @@ fn trim(tensor: &[f32], keep: f64) -> Vec<f32> {
 }
 
 /// One adapter for all; a single member's stays as it is.
-fn merge_factors(members: &[Contents], config: &Config, form: Form) -> Result<Option<Factors>> {
+fn merge_factors(
+    members: &[Contents],
+    config: &Config,
+    form: MergeForm,
+) -> Result<Option<Factors>> {
     let factors: Vec<Factors> = members
         .iter()
         .filter_map(|member| member.factors(config).transpose())
@@ -192,8 +196,8 @@ fn merge_factors(members: &[Contents], config: &Config, form: Form) -> Result<Op
         [] => Ok(None),
         [one] => Ok(Some(one.clone())),
         all => Ok(Some(match form {
-            Form::Factors => merged_factors(all, KEEP),
-            Form::Product => merged_products(all, config, KEEP),
+            MergeForm::Factors => merged_factors(all, KEEP),
+            MergeForm::Product => merged_products(all, config, KEEP),
         })),
     }
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Common, Learned, Method, NAMED, Named, Progressed, Watching};
-use crate::cmrbench::registry::Kept;
-use crate::cmrbench::{Data, Row};
+use super::{Common, Method, NAMED, Named, Progressed, StepReport, Watching};
+use crate::cmrbench::registry::LastStep;
+use crate::cmrbench::{BenchRow, Data};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::{GenerationId, NewModel, Store};
@@ -211,13 +211,13 @@ impl Recipe {
 }
 
 /// A row as the learner wants it.
-pub(super) fn example(row: &Row) -> Example {
+pub(super) fn example(row: &BenchRow) -> Example {
     let mut example = Example::new(row.instruction.as_str(), row.model_name.as_str());
     example.domain = Some(row.domain.clone());
     example
 }
 
-pub(super) struct Trained<'c> {
+pub(super) struct TrainedMethod<'c> {
     common: &'c Common<'c>,
     recipe: Recipe,
     seed: u64,
@@ -226,7 +226,7 @@ pub(super) struct Trained<'c> {
     router: Option<Router>,
 }
 
-impl<'c> Trained<'c> {
+impl<'c> TrainedMethod<'c> {
     pub(super) fn new(common: &'c Common<'c>, recipe: Recipe, seed: u64, folder: &Path) -> Self {
         Self {
             common,
@@ -238,7 +238,7 @@ impl<'c> Trained<'c> {
     }
 }
 
-impl Method for Trained<'_> {
+impl Method for TrainedMethod<'_> {
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed> {
         let Common { data, .. } = self.common;
         let settings = self.recipe.settings(self.common, self.seed, step)?;
@@ -266,17 +266,17 @@ impl Method for Trained<'_> {
         rank(self.router.as_ref(), prompts)
     }
 
-    fn kept(&self) -> Result<Option<Kept>> {
+    fn kept(&self) -> Result<Option<LastStep>> {
         kept(&self.store).map(Some)
     }
 }
 
 /// The current generation of `store`.
-pub(super) fn kept(store: &Path) -> Result<Kept> {
+pub(super) fn kept(store: &Path) -> Result<LastStep> {
     let store = Store::open(store)?;
     let contents = store.contents(&store.current()?)?;
     let models = contents.hub.iter();
-    Ok(Kept {
+    Ok(LastStep {
         models: models.map(|(_, model)| model.name.to_string()).collect(),
         width: contents.manifest.width,
         stored_bytes: contents.manifest.files().map(|(_, bytes, _)| bytes).sum(),
@@ -312,7 +312,7 @@ pub(super) fn learn(
     settings: Settings,
     experience: &Experience,
     watch: Watching<'_>,
-) -> Result<Option<Learned>> {
+) -> Result<Option<StepReport>> {
     let options = common.options.clone().encoder(common.encoder);
     let mut learner = Learner::open(store, None, settings, options)?
         .recipe("cmrbench")
@@ -329,7 +329,7 @@ pub(super) fn learn(
     let Outcome::Learned(report) = outcome else {
         return Ok(None);
     };
-    Ok(Some(Learned {
+    Ok(Some(StepReport {
         updates: report.steps,
         rows: report.examples + report.replayed,
         state: learner.commit()?.to_string(),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::figures::{Figure, Kind, WIDTH, shade};
+use super::figures::{Figure, FigureKind, WIDTH, shade};
 use super::svg::{Anchor, Svg};
 use super::{chosen, number, quoted, short};
 use crate::cmrbench::{MethodOutcome, Results, Tables};
@@ -210,7 +210,7 @@ pub(super) fn figures(all: &[Confusion<'_>]) -> Vec<Figure> {
             );
             Figure {
                 name: format!("confusion-{}", confusion.method.info.name),
-                kind: Kind::Confusion,
+                kind: FigureKind::Confusion,
                 svg: heat(confusion, &title),
                 title,
             }

@@ -1,11 +1,12 @@
 //! What a method costs: what was counted and measured, and an estimate of its arithmetic from token
 //! counts and shapes (carve.md section 15).
 
-use super::figures::{Figure, Kind, Labels, lettered, points};
-use crate::cmrbench::grid::Step;
+use super::figures::{Figure, FigureKind, Labels, lettered, points};
+use crate::cmrbench::grid::StepNote;
 use crate::cmrbench::methods::Frozen;
 use crate::cmrbench::{
-    Experience, Matrix, MethodOutcome, Metric, Outcome, Plan, Results, mean_and_deviation,
+    AccuracyMatrix, BenchExperience, BenchPlan, MethodOutcome, Metric, Results, SeedOutcome,
+    mean_and_deviation,
 };
 use crate::encoder::Encoder;
 use crate::error::Result;
@@ -14,8 +15,8 @@ use crate::learn::{CandidateMode, EwcScope, Regulariser, ReplayStrategy, Setting
 use crate::options::Options;
 
 /// The encoder's shape and the prompts' lengths.
-pub(super) struct Sizes {
-    shape: Shape,
+pub(super) struct Workload {
+    shape: EncoderShape,
     /// Of each experience's training rows.
     train: Vec<Lengths>,
     /// Of all eval rows.
@@ -25,7 +26,7 @@ pub(super) struct Sizes {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+struct EncoderShape {
     layers: f64,
     /// H
     hidden: f64,
@@ -56,7 +57,7 @@ impl Lengths {
     }
 }
 
-impl Shape {
+impl EncoderShape {
     /// Frozen linear maps, forward, over `n` tokens.
     fn linear(self, n: f64) -> f64 {
         let (h, f) = (self.hidden, self.feed_forward);
@@ -93,18 +94,18 @@ fn head(width: f64, hidden: f64, k: f64) -> f64 {
     3.0 * (2.0 * width * hidden + 2.0 * k * width)
 }
 
-impl Sizes {
+impl Workload {
     /// Tokenizes all rows of the plan.
     ///
     /// Errors: the encoder cannot be opened.
-    pub(super) fn read(plan: &Plan) -> Result<Self> {
+    pub(super) fn read(plan: &BenchPlan) -> Result<Self> {
         let options = Options {
             threads: plan.options.threads,
             ..Options::default().device("cpu")
         };
         let encoder = Encoder::open(&plan.encoder, &options)?;
         let config = encoder.config();
-        let lengths = |rows: &[crate::cmrbench::Row]| {
+        let lengths = |rows: &[crate::cmrbench::BenchRow]| {
             let texts: Vec<&str> = rows.iter().map(|row| row.instruction.as_str()).collect();
             let mut lengths = Lengths::default();
             // A prompt without tokens spoils only itself.
@@ -125,7 +126,7 @@ impl Sizes {
             eval.add(lengths(&experience.eval), 1.0);
         }
         Ok(Self {
-            shape: Shape {
+            shape: EncoderShape {
                 layers: config.layers as f64,
                 hidden: config.hidden as f64,
                 feed_forward: config.feed_forward as f64,
@@ -140,7 +141,7 @@ impl Sizes {
 
     /// Parameters of the adapters that `settings` ask for.
     fn adapters(&self, settings: &Settings) -> f64 {
-        let Shape {
+        let EncoderShape {
             layers,
             hidden,
             feed_forward,
@@ -280,7 +281,7 @@ struct Cost<'r> {
 }
 
 /// Prompts that a run was evaluated on.
-fn predicted(run: &Outcome) -> usize {
+fn predicted(run: &SeedOutcome) -> usize {
     let steps = run.cell.steps.iter().map(|step| step.step);
     let cells = steps.flat_map(|step| (0..step).map(move |test| (step - 1, test)));
     cells
@@ -290,10 +291,10 @@ fn predicted(run: &Outcome) -> usize {
 }
 
 impl<'r> Cost<'r> {
-    fn new(results: &Results, sizes: &Sizes, method: &'r MethodOutcome) -> Result<Self> {
+    fn new(results: &Results, sizes: &Workload, method: &'r MethodOutcome) -> Result<Self> {
         let plan = &results.plan;
         let steps = || method.runs.iter().flat_map(|run| &run.cell.steps);
-        let mean = |of: fn(&Step) -> f64| {
+        let mean = |of: fn(&StepNote) -> f64| {
             let sums = method.runs.iter();
             let sums: Vec<f64> = sums
                 .map(|run| run.cell.steps.iter().map(of).sum())
@@ -322,7 +323,7 @@ impl<'r> Cost<'r> {
             route_flops = Some(sizes.route(width, keys, true) + memory);
         }
         if info.encodes() && route_flops.is_none() {
-            let cards = |e: &Experience| e.cards.len() as f64;
+            let cards = |e: &BenchExperience| e.cards.len() as f64;
             let keys = plan.data.experiences.iter().map(cards).sum();
             route_flops = Some(sizes.route(sizes.shape.hidden, keys, false));
         }
@@ -371,7 +372,7 @@ pub(super) struct Costs<'r>(Vec<Cost<'r>>);
 
 impl<'r> Costs<'r> {
     pub(super) fn new(results: &'r Results) -> Result<Self> {
-        let sizes = Sizes::read(&results.plan)?;
+        let sizes = Workload::read(&results.plan)?;
         let methods = results.methods.iter();
         let all: Result<_> = methods
             .map(|method| Cost::new(results, &sizes, method))
@@ -442,7 +443,7 @@ impl<'r> Costs<'r> {
             .into_iter()
             .filter_map(|entry| {
                 let flops = spent(entry.0)?;
-                let (acc, _) = entry.0.over_seeds(Metric::Domain, Matrix::acc)?;
+                let (acc, _) = entry.0.over_seeds(Metric::Domain, AccuracyMatrix::acc)?;
                 Some((entry, (flops / 1e12, acc)))
             })
             .collect();
@@ -457,7 +458,7 @@ impl<'r> Costs<'r> {
         };
         vec![Figure {
             name: "cost".to_owned(),
-            kind: Kind::Cost,
+            kind: FigureKind::Cost,
             svg: points(&entries, &labels),
             title,
         }]
@@ -471,8 +472,8 @@ mod tests {
     /// The numbers of carve.md section 15: MiniLM, rank 16 on all maps, 32 tokens, 2127 models.
     #[test]
     fn flops_of_the_table() {
-        let sizes = Sizes {
-            shape: Shape {
+        let sizes = Workload {
+            shape: EncoderShape {
                 layers: 6.0,
                 hidden: 384.0,
                 feed_forward: 1536.0,

@@ -4,7 +4,7 @@
 use super::number;
 use super::poster;
 use super::svg::{Anchor, Scale, Svg};
-use crate::cmrbench::{Group, Matrix, MethodOutcome, Metric, Quantity, Results};
+use crate::cmrbench::{AccuracyMatrix, Group, MethodOutcome, Metric, Quantity, Results};
 
 /// Wide enough for a phone, so that nothing is ever scaled down.
 pub(super) const WIDTH: f64 = 360.0;
@@ -24,13 +24,13 @@ const COLOURS: [&str; 8] = [
 pub(super) struct Figure {
     pub(super) name: String,
     pub(super) title: String,
-    pub(super) kind: Kind,
+    pub(super) kind: FigureKind,
     pub(super) svg: String,
 }
 
 /// Where on the page a figure stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FigureKind {
     /// With the main table.
     Summary,
     /// Instead of a matrix of domain accuracy.
@@ -56,7 +56,7 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
         figures.push(Figure {
             name: format!("{name}-{}", metric.letter()),
             title,
-            kind: Kind::Summary,
+            kind: FigureKind::Summary,
             svg,
         });
     };
@@ -87,9 +87,9 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
             figures.push(Figure {
                 name: format!("heat-{}-{}", method.info.name, metric.letter()),
                 kind: if metric == Metric::Domain {
-                    Kind::Heat
+                    FigureKind::Heat
                 } else {
-                    Kind::OtherHeat
+                    FigureKind::OtherHeat
                 },
                 svg: heat(results, method, metric, &title),
                 title,
@@ -157,8 +157,8 @@ fn heat(results: &Results, method: &MethodOutcome, metric: Metric, title: &str) 
 /// One bar a method, with its deviation, and a ring where the poster's value is.
 fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) -> String {
     let of = match quantity {
-        Quantity::Accuracy => Matrix::acc,
-        Quantity::Forgetting => Matrix::forgetting,
+        Quantity::Accuracy => AccuracyMatrix::acc,
+        Quantity::Forgetting => AccuracyMatrix::forgetting,
     };
     let value = |method: &MethodOutcome| method.over_seeds(metric, of);
     let poster =
@@ -237,11 +237,11 @@ fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) 
 }
 
 /// A method with its letter and colour.
-pub(super) type Entry<'r> = (&'r MethodOutcome, String, &'static str);
+pub(super) type Lettered<'r> = (&'r MethodOutcome, String, &'static str);
 
 /// The methods of figures with letters, each with its letter and colour: those that forget, and the
 /// bounds.
-pub(super) fn lettered(results: &Results) -> Vec<Entry<'_>> {
+pub(super) fn lettered(results: &Results) -> Vec<Lettered<'_>> {
     let shown = results
         .methods
         .iter()
@@ -257,7 +257,7 @@ pub(super) fn lettered(results: &Results) -> Vec<Entry<'_>> {
 }
 
 /// Letters and what they stand for.
-pub(super) fn legend(svg: &mut Svg, top: f64, entries: &[Entry<'_>]) {
+pub(super) fn legend(svg: &mut Svg, top: f64, entries: &[Lettered<'_>]) {
     for (place, (method, letter, colour)) in entries.iter().enumerate() {
         let y = top + 16.0 * place as f64;
         svg.circle((18.0, y - 4.0), 3.5, colour);
@@ -309,8 +309,8 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
     let entries: Vec<_> = lettered(results)
         .into_iter()
         .filter_map(|entry| {
-            let acc = entry.0.over_seeds(metric, Matrix::acc)?.0;
-            let forgotten = entry.0.over_seeds(metric, Matrix::forgetting)?.0;
+            let acc = entry.0.over_seeds(metric, AccuracyMatrix::acc)?.0;
+            let forgotten = entry.0.over_seeds(metric, AccuracyMatrix::forgetting)?.0;
             Some((entry, (forgotten, acc)))
         })
         .collect();
@@ -330,7 +330,7 @@ pub(super) struct Labels<'t> {
 }
 
 /// A lettered point a method.
-pub(super) fn points(entries: &[(Entry<'_>, (f64, f64))], labels: &Labels<'_>) -> String {
+pub(super) fn points(entries: &[(Lettered<'_>, (f64, f64))], labels: &Labels<'_>) -> String {
     let range = |of: fn(&(f64, f64)) -> f64| {
         let values = entries.iter().map(|(_, point)| of(point));
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
@@ -368,7 +368,7 @@ pub(super) fn points(entries: &[(Entry<'_>, (f64, f64))], labels: &Labels<'_>) -
             letter,
         );
     }
-    let entries: Vec<Entry<'_>> = entries.iter().map(|(entry, _)| entry.clone()).collect();
+    let entries: Vec<Lettered<'_>> = entries.iter().map(|(entry, _)| entry.clone()).collect();
     legend(&mut svg, bottom + 52.0, &entries);
     svg.finish()
 }

@@ -1,6 +1,6 @@
 //! One page with everything in it: tables, figures as SVG; no scripts, nothing fetched.
 
-use super::figures::{Figure, Kind};
+use super::figures::{Figure, FigureKind};
 use super::svg::escaped;
 
 const STYLE: &str = "body{font:16px/1.45 sans-serif;color:#222;background:#fff;margin:0 auto;max-width:1240px;padding:0 16px 48px}\
@@ -21,15 +21,17 @@ pub(super) fn page(markdown: &str, figures: &[Figure]) -> String {
             None => format!("<h2>{}</h2>\n", inline(title)),
         };
         body += &match title {
-            "Methods" => blocks(rest) + &shown(figures, Kind::Summary),
-            "Cost" => blocks(rest) + &shown(figures, Kind::Cost),
-            "Confusion between domains" => behind_intro(rest, &shown(figures, Kind::Confusion)),
-            "Coverage against risk" => behind_intro(rest, &shown(figures, Kind::Risk)),
-            "Map of the registry" => blocks(rest) + &shown(figures, Kind::Map),
+            "Methods" => blocks(rest) + &shown(figures, FigureKind::Summary),
+            "Cost" => blocks(rest) + &shown(figures, FigureKind::Cost),
+            "Confusion between domains" => {
+                behind_intro(rest, &shown(figures, FigureKind::Confusion))
+            }
+            "Coverage against risk" => behind_intro(rest, &shown(figures, FigureKind::Risk)),
+            "Map of the registry" => blocks(rest) + &shown(figures, FigureKind::Map),
             "Matrices" => format!(
                 "{}<details><summary>The same for families and models, and all numbers</summary>\n{}{}</details>\n",
-                shown(figures, Kind::Heat),
-                shown(figures, Kind::OtherHeat),
+                shown(figures, FigureKind::Heat),
+                shown(figures, FigureKind::OtherHeat),
                 blocks(rest)
             ),
             _ => blocks(rest),
@@ -47,9 +49,9 @@ fn behind_intro(markdown: &str, figures: &str) -> String {
     [&blocks(intro), figures, &blocks(rest)].concat()
 }
 
-fn shown(figures: &[Figure], kind: Kind) -> String {
+fn shown(figures: &[Figure], kind: FigureKind) -> String {
     let class = match kind {
-        Kind::Heat | Kind::OtherHeat => "figures heat",
+        FigureKind::Heat | FigureKind::OtherHeat => "figures heat",
         _ => "figures",
     };
     let mut text = format!("<div class=\"{class}\">\n");

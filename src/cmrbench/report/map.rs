@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::figures::{Figure, HALO, Kind, WIDTH};
+use super::figures::{Figure, FigureKind, HALO, WIDTH};
 use super::svg::{Anchor, Svg};
 use super::{chosen, quoted, short};
-use crate::cmrbench::{Group, MethodOutcome, Outcome, RegistryMap, Results, Tables};
+use crate::cmrbench::{Group, MethodOutcome, RegistryMap, Results, SeedOutcome, Tables};
 use crate::hub::{domain_key, parent_group};
 
 /// Domains that are named.
@@ -15,7 +15,7 @@ const NAMED: usize = 12;
 const HUES: [f64; 8] = [212.0, 24.0, 135.0, 285.0, 345.0, 48.0, 185.0, 95.0];
 
 /// A model on the map.
-struct Place<'r> {
+struct ModelPoint<'r> {
     model: &'r str,
     domain: &'r str,
     group: String,
@@ -28,14 +28,14 @@ struct Place<'r> {
 type Counted<'c> = (&'c str, usize);
 
 /// The map that is shown.
-struct Map<'r> {
+struct RegistryPlot<'r> {
     method: &'r MethodOutcome,
     seed: u64,
-    places: Vec<Place<'r>>,
+    places: Vec<ModelPoint<'r>>,
 }
 
 /// The first method that has a map: those that are looked at closely, then the others.
-fn find(results: &Results) -> Option<(&MethodOutcome, &Outcome, &RegistryMap)> {
+fn find(results: &Results) -> Option<(&MethodOutcome, &SeedOutcome, &RegistryMap)> {
     let others = results.methods.iter().rev();
     let main = others.filter(|method| method.info.group != Group::Ablation);
     let with_map = |method| {
@@ -46,11 +46,11 @@ fn find(results: &Results) -> Option<(&MethodOutcome, &Outcome, &RegistryMap)> {
     chosen(results).into_iter().chain(main).find_map(with_map)
 }
 
-impl<'r> Map<'r> {
+impl<'r> RegistryPlot<'r> {
     fn new(
         results: &Results,
         tables: &'r Tables,
-        found: (&'r MethodOutcome, &Outcome, &'r RegistryMap),
+        found: (&'r MethodOutcome, &SeedOutcome, &'r RegistryMap),
     ) -> Self {
         let (method, run, map) = found;
         let mut experiences: HashMap<&str, usize> = HashMap::new();
@@ -62,7 +62,7 @@ impl<'r> Map<'r> {
         let coordinates = map.x.iter().zip(&map.y);
         let places = map.models.iter().zip(coordinates).map(|(model, (x, y))| {
             let domain = tables.domain(model).unwrap_or("unknown");
-            Place {
+            ModelPoint {
                 model,
                 domain,
                 group: parent_group(&domain_key(domain)).to_owned(),
@@ -78,7 +78,7 @@ impl<'r> Map<'r> {
     }
 
     /// Names with how many models have them, most first, of equals the first by name.
-    fn counted<'p>(&'p self, of: impl Fn(&'p Place<'r>) -> &'p str) -> Vec<Counted<'p>> {
+    fn counted<'p>(&'p self, of: impl Fn(&'p ModelPoint<'r>) -> &'p str) -> Vec<Counted<'p>> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for place in &self.places {
             *counts.entry(of(place)).or_insert(0) += 1;
@@ -103,7 +103,7 @@ pub(super) fn csv(results: &Results) -> String {
     let Some(found) = find(results) else {
         return text;
     };
-    let map = Map::new(results, &tables, found);
+    let map = RegistryPlot::new(results, &tables, found);
     for (id, place) in map.places.iter().enumerate() {
         text += &format!(
             "{},{},{id},{},{},{},E{},{},{}\n",
@@ -141,14 +141,14 @@ pub(super) fn figures(results: &Results) -> Vec<Figure> {
     let Some(found) = find(results) else {
         return Vec::new();
     };
-    let map = Map::new(results, &tables, found);
+    let map = RegistryPlot::new(results, &tables, found);
     let title = format!(
         "Map of the registry: {}, seed {}",
         map.method.info.label, map.seed
     );
     vec![Figure {
         name: "map".to_owned(),
-        kind: Kind::Map,
+        kind: FigureKind::Map,
         svg: draw(results, &map, &title),
         title,
     }]
@@ -175,7 +175,7 @@ fn colour(hue: Option<f64>, place: usize, of: usize) -> String {
     )
 }
 
-fn draw(results: &Results, map: &Map<'_>, title: &str) -> String {
+fn draw(results: &Results, map: &RegistryPlot<'_>, title: &str) -> String {
     let (domains, groups) = (map.counted(|p| p.domain), map.counted(|p| &p.group));
     let named: Vec<&str> = domains.iter().take(NAMED).map(|(name, _)| *name).collect();
     let experiences: BTreeSet<usize> = map.places.iter().map(|p| p.experience).collect();
@@ -194,7 +194,7 @@ fn draw(results: &Results, map: &Map<'_>, title: &str) -> String {
         "",
     );
     // One scale for both axes: distances mean the same in every direction.
-    let range = |of: fn(&Place<'_>) -> f64| {
+    let range = |of: fn(&ModelPoint<'_>) -> f64| {
         let values = map.places.iter().map(of);
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
             (f64::min(low, x), f64::max(high, x))

@@ -1,7 +1,7 @@
 //! What of the official data was not there: said before anything else, because it decides what the
 //! numbers can be compared with.
 
-use crate::cmrbench::{EvalRows, Experience, Results};
+use crate::cmrbench::{BenchExperience, EvalRows, Results};
 
 /// Stem of an experience's files, then its official training rows, about, and eval rows
 /// (cmrbench.md section 1.1).
@@ -13,8 +13,8 @@ const OFFICIAL: [(&str, usize, usize); 4] = [
 ];
 
 /// Official rows of the experiences, where they are CMRBench's.
-fn official(experiences: &[Experience]) -> Option<Vec<(usize, usize)>> {
-    let of = |experience: &Experience| {
+fn official(experiences: &[BenchExperience]) -> Option<Vec<(usize, usize)>> {
+    let of = |experience: &BenchExperience| {
         let same = |row: &&(&str, usize, usize)| experience.name == row.0;
         OFFICIAL.iter().find(same).map(|row| (row.1, row.2))
     };
@@ -22,7 +22,10 @@ fn official(experiences: &[Experience]) -> Option<Vec<(usize, usize)>> {
 }
 
 /// `1174 of 7824, 688 of 4583`, of those that have less.
-fn less(experiences: &[Experience], pairs: impl Iterator<Item = (usize, usize)>) -> Vec<String> {
+fn less(
+    experiences: &[BenchExperience],
+    pairs: impl Iterator<Item = (usize, usize)>,
+) -> Vec<String> {
     experiences
         .iter()
         .zip(pairs)
@@ -82,11 +85,11 @@ pub(super) fn paragraph(results: &Results) -> String {
 mod tests {
     use super::*;
 
-    fn experience(label: &'static str, name: &'static str) -> Experience {
-        Experience {
+    fn experience(label: &'static str, name: &'static str) -> BenchExperience {
+        BenchExperience {
             label: label.to_owned(),
             name: name.to_owned(),
-            ..Experience::default()
+            ..BenchExperience::default()
         }
     }
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cmrbench::grid::CODE;
-use crate::cmrbench::{Matrix, MethodOutcome, Metric, Plan, Prefix, Results};
+use crate::cmrbench::{AccuracyMatrix, BenchPlan, MethodOutcome, Metric, Prefix, Results};
 use crate::encoder::read_manifest;
 use crate::error::{Result, bail};
 use crate::files;
@@ -39,7 +39,7 @@ pub const REPORT_FILES: [&str; 11] = [
 ];
 
 /// The settings that a table is read with: data, rows, rule, encoder, seeds, hardware.
-pub fn about(plan: &Plan) -> Result<Value> {
+pub fn about(plan: &BenchPlan) -> Result<Value> {
     let (manifest, revision) = read_manifest(&plan.encoder)?;
     let changes: Vec<String> = plan
         .changes
@@ -90,7 +90,7 @@ fn processor() -> Option<String> {
 /// Returns the results, for a last word on the terminal.
 ///
 /// Errors: no cell of the plan is whole; predictions are missing or malformed.
-pub fn write_report(plan: &Plan, out: &Path) -> Result<Results> {
+pub fn write_report(plan: &BenchPlan, out: &Path) -> Result<Results> {
     let results = Results::read(plan, out)?;
     if results.methods.is_empty() {
         bail!(
@@ -156,7 +156,7 @@ fn chosen(results: &Results) -> Vec<&MethodOutcome> {
         return methods;
     }
     let acc = |method: &&MethodOutcome| {
-        let acc = method.over_seeds(Metric::Domain, Matrix::acc);
+        let acc = method.over_seeds(Metric::Domain, AccuracyMatrix::acc);
         acc.map_or(f64::NEG_INFINITY, |(mean, _)| mean)
     };
     let best = |a: &&MethodOutcome, b: &&MethodOutcome| acc(a).total_cmp(&acc(b));
@@ -203,15 +203,15 @@ fn number(value: f64) -> String {
 }
 
 /// The six columns of the poster: M, F, D accuracy, then forgetting.
-type Column = (Metric, &'static str, fn(&Matrix) -> Option<f64>);
+type Column = (Metric, &'static str, fn(&AccuracyMatrix) -> Option<f64>);
 
 const COLUMNS: [Column; 6] = [
-    (Metric::Model, "M-Acc", Matrix::acc),
-    (Metric::Family, "F-Acc", Matrix::acc),
-    (Metric::Domain, "D-Acc", Matrix::acc),
-    (Metric::Model, "M-Fgt", Matrix::forgetting),
-    (Metric::Family, "F-Fgt", Matrix::forgetting),
-    (Metric::Domain, "D-Fgt", Matrix::forgetting),
+    (Metric::Model, "M-Acc", AccuracyMatrix::acc),
+    (Metric::Family, "F-Acc", AccuracyMatrix::acc),
+    (Metric::Domain, "D-Acc", AccuracyMatrix::acc),
+    (Metric::Model, "M-Fgt", AccuracyMatrix::forgetting),
+    (Metric::Family, "F-Fgt", AccuracyMatrix::forgetting),
+    (Metric::Domain, "D-Fgt", AccuracyMatrix::forgetting),
 ];
 
 /// Each method's cells under [`COLUMNS`], with the place of each within the methods: 1 best, 2 second,

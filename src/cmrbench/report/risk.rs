@@ -1,10 +1,10 @@
 //! How far a router's own confidence can be trusted: the error among the prompts that it is surest
 //! of, against their share.
 
-use super::figures::{Figure, Kind, WIDTH, axis, legend, lettered, spread};
+use super::figures::{Figure, FigureKind, WIDTH, axis, legend, lettered, spread};
 use super::number;
 use super::svg::{Anchor, Scale, Svg};
-use crate::cmrbench::{Group, MethodOutcome, Metric, Outcome, Results, mean_and_deviation};
+use crate::cmrbench::{Group, MethodOutcome, Metric, Results, SeedOutcome, mean_and_deviation};
 
 /// Coverages in percent at which the risk is noted: every fifth.
 const STEP: usize = 5;
@@ -62,7 +62,7 @@ fn curve(mut rows: Vec<Answered>) -> Option<Curve> {
 }
 
 /// Experiences weigh the same, so that the error of all rows is 100 - Acc.
-fn of_run(results: &Results, run: &Outcome, metric: Metric) -> Option<Curve> {
+fn of_run(results: &Results, run: &SeedOutcome, metric: Metric) -> Option<Curve> {
     let steps = results.plan.steps();
     let mut rows = Vec::new();
     for test in 0..steps {
@@ -99,7 +99,7 @@ impl Risk<'_> {
 pub(super) fn all(results: &Results) -> Vec<Risk<'_>> {
     let of = |method, metric| {
         let method: &MethodOutcome = method;
-        let run = |run: &Outcome| Some((run.seed, of_run(results, run, metric)?));
+        let run = |run: &SeedOutcome| Some((run.seed, of_run(results, run, metric)?));
         let runs: Vec<(u64, Curve)> = method.runs.iter().filter_map(run).collect();
         (!runs.is_empty()).then_some(Risk {
             method,
@@ -176,7 +176,7 @@ pub(super) fn figures(results: &Results, risks: &[Risk<'_>]) -> Vec<Figure> {
         );
         (!all.is_empty()).then(|| Figure {
             name: format!("coverage-{}", metric.letter()),
-            kind: Kind::Risk,
+            kind: FigureKind::Risk,
             svg: lines(results, &all, &title),
             title,
         })

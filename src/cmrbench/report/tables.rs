@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::claims::OURS;
 use super::{COLUMNS, missing, number, poster, ranked, with_deviation};
 use crate::cmrbench::{
-    Group, Matrix, MethodOutcome, Metric, Quantity, Results, mean_and_deviation,
+    AccuracyMatrix, Group, MethodOutcome, Metric, Quantity, Results, mean_and_deviation,
 };
 
 /// Those that are made elsewhere.
@@ -51,7 +51,7 @@ pub(super) fn summary_csv(results: &Results) -> String {
     );
     let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     for method in &results.methods {
-        let cost = |of: fn(&crate::cmrbench::Step) -> f64| {
+        let cost = |of: fn(&crate::cmrbench::StepNote) -> f64| {
             let runs: Vec<f64> = method
                 .runs
                 .iter()
@@ -64,14 +64,14 @@ pub(super) fn summary_csv(results: &Results) -> String {
             .filter(|metric| method.measures(*metric))
         {
             let (acc, fgt) = (
-                method.over_seeds(metric, Matrix::acc),
-                method.over_seeds(metric, Matrix::forgetting),
+                method.over_seeds(metric, AccuracyMatrix::acc),
+                method.over_seeds(metric, AccuracyMatrix::forgetting),
             );
             let mean = |value: Option<(f64, Option<f64>)>| plain(value.map(|(mean, _)| mean));
             let deviation = |value: Option<(f64, Option<f64>)>| {
                 plain(value.and_then(|(_, deviation)| deviation))
             };
-            let best = method.over_seeds(metric, Matrix::forgetting_from_best);
+            let best = method.over_seeds(metric, AccuracyMatrix::forgetting_from_best);
             let bwt = |step: usize| {
                 mean(method.over_seeds(metric, |matrix| matrix.backward_transfer(step)))
             };
@@ -138,7 +138,7 @@ fn head(results: &Results, about: &Value) -> Vec<String> {
         Value::Null => "unknown".to_owned(),
         other => other.to_string(),
     };
-    let rows = |of: fn(&crate::cmrbench::Experience) -> usize| {
+    let rows = |of: fn(&crate::cmrbench::BenchExperience) -> usize| {
         let rows: Vec<String> = plan
             .data
             .experiences
@@ -311,7 +311,8 @@ fn ablations(results: &Results) -> String {
     let mut text = format!(
         "\n## Ablations\n\nCARvE with 10 % replay and one thing changed{note}.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt |{heads}\n|---|---|---|---|---|{lines}\n",
     );
-    let forgotten = |method: &MethodOutcome| method.over_seeds(Metric::Domain, Matrix::forgetting);
+    let forgotten =
+        |method: &MethodOutcome| method.over_seeds(Metric::Domain, AccuracyMatrix::forgetting);
     for method in [full]
         .into_iter()
         .chain(ablations)
@@ -325,8 +326,14 @@ fn ablations(results: &Results) -> String {
         text += &format!(
             "| {} | {} | {} | {} | {change} |",
             method.info.label,
-            with_deviation(method, method.over_seeds(Metric::Model, Matrix::acc)),
-            with_deviation(method, method.over_seeds(Metric::Domain, Matrix::acc)),
+            with_deviation(
+                method,
+                method.over_seeds(Metric::Model, AccuracyMatrix::acc)
+            ),
+            with_deviation(
+                method,
+                method.over_seeds(Metric::Domain, AccuracyMatrix::acc)
+            ),
             with_deviation(method, forgotten(method)),
         );
         if !own {
@@ -364,7 +371,7 @@ fn by_carve_rule(results: &Results) -> String {
         "\n## The same predictions by the reference's rule for CARvE\n\nNot comparable with the tables above: names that differ in case alone are one, rows whose gold is not registered are left out, and F-cond leaves out the rows whose prediction is no gold of the eval file, which flatters weak routers.\n\n| | M-Acc | D-Acc | F-cond Acc | F-all Acc | M-Fgt | D-Fgt |\n|---|---|---|---|---|---|---|\n",
     );
     for method in &results.methods {
-        let mean = |place: usize, of: fn(&Matrix) -> Option<f64>| {
+        let mean = |place: usize, of: fn(&AccuracyMatrix) -> Option<f64>| {
             let values: Option<Vec<f64>> = method
                 .runs
                 .iter()
@@ -375,12 +382,12 @@ fn by_carve_rule(results: &Results) -> String {
                 .map_or("–".to_owned(), |(mean, _)| number(mean))
         };
         let cells = [
-            mean(0, Matrix::acc),
-            mean(1, Matrix::acc),
-            mean(2, Matrix::acc),
-            mean(3, Matrix::acc),
-            mean(0, Matrix::forgetting),
-            mean(1, Matrix::forgetting),
+            mean(0, AccuracyMatrix::acc),
+            mean(1, AccuracyMatrix::acc),
+            mean(2, AccuracyMatrix::acc),
+            mean(3, AccuracyMatrix::acc),
+            mean(0, AccuracyMatrix::forgetting),
+            mean(1, AccuracyMatrix::forgetting),
         ];
         text += &format!("| {} | {} |\n", method.info.label, cells.join(" | "));
     }
