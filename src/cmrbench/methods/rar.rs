@@ -15,10 +15,10 @@ use super::{Common, Method, Named, Progressed, StepReport, Watching};
 use crate::cmrbench::registry::LastStep;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::generation::Store;
 use crate::learn::{Control, Settings};
 use crate::options::Options;
-use crate::router::Router;
+use crate::route::Router;
+use crate::store::Store;
 
 /// Stands between a prompt and its card.
 const REFERENCE: &str = "\n<Reference API>: ";

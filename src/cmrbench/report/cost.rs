@@ -9,8 +9,8 @@ use crate::cmrbench::{
     mean_and_deviation,
 };
 use crate::encoder::Encoder;
+use crate::encoder::seen::usual_layers;
 use crate::error::Result;
-use crate::generation::seen::usual_layers;
 use crate::learn::{CandidateMode, EwcScope, Regulariser, ReplayStrategy, Settings, Train};
 use crate::options::Options;
 
