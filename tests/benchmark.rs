@@ -281,20 +281,38 @@ fn every_kind_of_method_runs_and_is_reported() {
     assert_eq!(value["data"]["train_rows"], json!([4, 4, 6, 4]));
     let tables = read("tables.md");
     for part in [
-        "## poster, other data",
-        "| CARvE (10 %) |",
+        "## The poster, on other data",
+        "| CARvE (10 %) | 2 runs |",
+        "| TF-IDF, nearest card | 1 run | **100.0** |",
         "Joint training",
         "## Ablations",
-        "± 0.0",
+        "## Glossary",
         "prefix: strip",
         "paired bootstrap",
     ] {
         assert!(tables.contains(part), "{part:?} is not in {tables}");
     }
+    let ours = tables.split("## The poster").next().unwrap();
+    assert!(!ours.contains("± 0.0"), "one run has no deviation");
+    for (line, begins) in tables.lines().skip(2).step_by(2).zip([
+        "**Asked:** which of 8 models in 2 domains should answer a prompt, when the models arrive in 4 batches?",
+        "**Won:** ",
+        "**Limits:** 18 of about 30554 official training rows are there (0 %)",
+    ]) {
+        assert!(line.starts_with(begins), "{line}");
+    }
     let page = read("report.html");
     assert!(
         page.contains("<svg") && page.matches("<svg").count() == files(&out.join("figures")).len()
     );
+    for there in [
+        "<strong>Asked:</strong>",
+        "<summary>Glossary</summary>",
+        "scroll wide",
+    ] {
+        assert!(page.contains(there), "{there}");
+    }
+    assert!(!page.contains("<blockquote>"), "no banner over a full run");
     for absent in ["<script", "@import", "url(", "href=", "src="] {
         assert!(!page.contains(absent), "{absent}");
     }
@@ -510,7 +528,7 @@ fn cells_of_earlier_versions_are_shown(plan: &BenchPlan, out: &Path) {
     let empty = |key: &str| costs.iter().all(|row| row[key].is_empty());
     assert!(empty("peak_memory_bytes") && empty("stored_bytes"));
     let tables = fs::read_to_string(out.join("tables.md")).unwrap();
-    assert!(tables.contains("There is none: rows of models are noted"));
+    assert!(tables.contains("There is no map: the rows of models are noted"));
     // A map of another cell is none.
     let (name, bytes) = registry
         .iter()
@@ -638,7 +656,7 @@ fn a_language_model_names_domains_and_is_asked_once() {
     };
     refused(
         &plan,
-        "llm: expected a chat endpoint, found none: say --llm-endpoint URL",
+        "llm: expected a chat endpoint, found none; name one with --llm-endpoint URL",
     );
     plan.chat = Some(model(&asked, 3));
     refused(&plan, "llm, seed 0: the server is away");
@@ -1017,7 +1035,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
     assert!(
         data.notes
             .iter()
-            .any(|note| note.contains("models without an example to learn from, left out: idle"))
+            .any(|note| note.contains("models without a training example, left out: idle"))
     );
     let rows = |data: &Data| {
         data.experiences
@@ -1089,6 +1107,8 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         let text = read(name);
         for absent in [
             "poster",
+            "Poster",
+            "bundled router",
             "BGE-M3",
             "Gorilla",
             "HuggingGPT",
@@ -1099,8 +1119,9 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
     }
     let tables = read("tables.md");
     for part in [
-        "data: a hub of one's own",
-        "models of models.jsonl, training rows of examples.jsonl, eval rows: those whose",
+        "> **A quick run, not a result.** Each experience was learned in one epoch",
+        "data: a hub of your own",
+        "models of models.jsonl, training rows of examples.jsonl, eval rows whose",
         "left out: idle",
         "## Differences between methods",
         "| E3 |",
@@ -1160,8 +1181,8 @@ fn experiences_of_ones_own_hub() {
         "please do cats for me,  time 3"
     );
     for note in [
-        "eval rows that ask what a training row asks: 1",
-        "of which the domain alone can be hit: 1",
+        "eval rows with the query of a training row: 1",
+        "where only the domain can be hit: 1",
     ] {
         assert!(
             data.notes.iter().any(|found| found.contains(note)),
@@ -1188,7 +1209,7 @@ fn experiences_of_ones_own_hub() {
     assert!(
         data.notes
             .iter()
-            .any(|note| note == "names that are there again, the later line counts: ner")
+            .any(|note| note == "models with several lines, of which the last counts: ner")
     );
     let ner = data.experiences[0]
         .train
@@ -1248,7 +1269,7 @@ fn a_wrong_hub_of_ones_own_is_refused() {
     own.refused(
         None,
         Some(2),
-        "--experiences: expected examples that do not say their experience, found \"1\"",
+        "--experiences: expected examples that name no experience, found \"1\"",
     );
     let own = plain();
     own.refused(
@@ -1267,7 +1288,7 @@ fn a_wrong_hub_of_ones_own_is_refused() {
     labelled.refused(Some(eval), None, "(0, 1), found 3");
     let mut own = plain();
     own.models = own.models.replace(",\"created_at\":\"2026-01-31\"", "");
-    own.refused(None, Some(2), "created_at: expected a time for every model with examples, by which --experiences groups them; \"cats\" has none");
+    own.refused(None, Some(2), "created_at: expected a time for every model with examples, by which --experiences divides them; \"cats\" has none");
     own.read(None, None).unwrap();
     let missing = Own::new("own-missing");
     let nowhere = missing.folder.join("nowhere.jsonl");

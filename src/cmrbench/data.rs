@@ -31,20 +31,20 @@ pub struct BenchRow {
     /// Creation time of the model, Unix milliseconds.
     #[serde(default)]
     pub created_at: Option<i64>,
-    /// The query, with its prefix as [`Prefix`] says.
+    /// The query, with or without its prefix as [`Prefix`] demands.
     pub instruction: String,
     /// Gold domain of the row.
     pub domain: String,
 }
 
 impl BenchRow {
-    /// SHA-256 of what rows of the same query share (cmrbench.md section 1.4).
+    /// SHA-256 of the query, equal for rows of the same query (cmrbench.md section 1.4).
     pub fn digest(&self) -> String {
         query_digest(&self.instruction)
     }
 
-    /// In the half of the eval rows that is public: lower-cased, without its prefix, its SHA-256
-    /// begins with an even digit.
+    /// Whether the row is in the public half of the eval rows: the SHA-256 of its query in lower
+    /// case without prefix begins with an even digit.
     fn is_public(&self) -> bool {
         let text = query_text(&self.instruction, Prefix::Strip).to_lowercase();
         let digest = files::sha256(text.as_bytes());
@@ -61,7 +61,7 @@ impl BenchRow {
 pub struct BenchExperience {
     /// `E1`, `E2`, ...
     pub label: String,
-    /// Stem of its files, or what the rows of a hub of one's own call it.
+    /// Stem of its files, or its name in the rows of your own hub.
     pub name: String,
     /// Train rows, then val rows, which are training data too.
     pub train: Vec<BenchRow>,
@@ -69,25 +69,28 @@ pub struct BenchExperience {
     pub eval: Vec<BenchRow>,
     /// Cards that this experience adds.
     pub cards: Vec<ModelCard>,
-    /// The same as they stand in the file, one JSON object each.
+    /// The same cards as in the file, one JSON object each.
     pub documents: Vec<String>,
 }
 
 /// Which rows predictions are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvalRows {
-    /// Those eval rows whose text's SHA-256 begins with an even digit; the others are left to a
-    /// test that nobody has looked at.
+    /// The public half: eval rows whose text's SHA-256 begins with an even digit. The other half is
+    /// kept for a test that nobody has seen.
     Public,
     /// All eval rows.
     Whole,
-    /// No eval row at all, but one training row of every model that has two, which is then not
-    /// learned: for choosing settings (cmrbench.md section 8.1).
+    /// No eval row: one training row of every model that has two, which is then not learned. For
+    /// choosing settings (cmrbench.md section 8.1).
     Development,
 }
 
 impl EvalRows {
-    /// The word for it.
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Public, Self::Whole, Self::Development];
+
+    /// `public`, `whole` or `development`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Public => "public",
@@ -103,17 +106,18 @@ impl EvalRows {
 pub struct Data {
     /// In order.
     pub experiences: Vec<BenchExperience>,
-    /// Files that the layout allows to miss and that are missing.
+    /// Optional files of the layout that are missing.
     pub missing: Vec<PathBuf>,
-    /// The commit of the checkout; none: the folder is no checkout.
+    /// The commit of the checkout; `None`: the folder is no checkout.
     pub commit: Option<String>,
-    /// What a reader of its tables has to know of it.
+    /// Remarks for the readers of its tables.
     pub notes: Vec<String>,
-    /// A hub of one's own ([`crate::cmrbench::OwnHub`]) and not CMRBench's: nothing is compared with
-    /// what others measured.
+    /// The user's own hub ([`crate::cmrbench::OwnHub`]): no published results stand beside it.
     pub own: bool,
-    /// Some model has a family: without any the family says nothing.
+    /// Some model has a family. Without any, the family metric says nothing.
     pub families: bool,
+    /// Most eval rows of an experience, as [`Data::limit`] set it.
+    pub limit: Option<usize>,
 }
 
 impl Data {
@@ -142,6 +146,7 @@ impl Data {
             notes: Vec::new(),
             own: false,
             families: true,
+            limit: None,
         };
         let mut known = Vec::new();
         for (label, name, index) in EXPERIENCES {
@@ -168,7 +173,8 @@ impl Data {
         Ok(data)
     }
 
-    /// The same with other rows to predict; one of [`EvalRows::Development`] has fewer to learn.
+    /// The same data with these rows to predict. [`EvalRows::Development`] takes them from the rows
+    /// to learn.
     pub fn evaluate(mut self, rows: EvalRows) -> Self {
         for experience in &mut self.experiences {
             match rows {
@@ -180,7 +186,7 @@ impl Data {
         self
     }
 
-    /// The same with at most `rows` eval rows of each experience, evenly spread over all.
+    /// The same data with at most `rows` eval rows of each experience, evenly spread.
     pub fn limit(mut self, rows: usize) -> Self {
         for experience in &mut self.experiences {
             let all = experience.eval.len();
@@ -193,8 +199,7 @@ impl Data {
                 });
             }
         }
-        self.notes
-            .push(format!("eval rows of each experience: at most {rows}"));
+        self.limit = Some(rows);
         self
     }
 
@@ -226,9 +231,9 @@ impl Data {
 
     /// The hub after the first `steps` experiences, in the order of its ids (section 1.5).
     ///
-    /// Models new at a step follow all older ones, by code point among themselves. Domain, family
-    /// and time are those of the row that introduced the model. Models of a hub of one's own keep
-    /// what else their card says, such as a price, for whoever opens the store: no method reads it.
+    /// Models that are new at a step follow all older ones, sorted by code point. Domain, family
+    /// and time are those of the row that introduced the model. Models of your own hub keep the
+    /// other attributes of their cards, such as a price; no method reads them.
     pub fn hub(&self, steps: usize) -> Vec<NewModel> {
         let mut cards: HashMap<&str, Vec<&ModelCard>> = HashMap::new();
         for card in self
@@ -265,7 +270,7 @@ impl Data {
     }
 }
 
-/// What `HEAD` of a git checkout is at.
+/// The commit that `HEAD` of a git checkout points to.
 fn commit(folder: &Path) -> Option<String> {
     let git = folder.join(".git");
     let read = |name: &str| files::read_text(&git.join(name), 1 << 20).ok();
@@ -282,8 +287,8 @@ fn commit(folder: &Path) -> Option<String> {
     loose.or_else(packed)
 }
 
-/// Takes one training row of every model that has two out of `experience`: the one with the
-/// smallest digest. The rest stays, in order.
+/// Moves one training row of every model that has two out of `experience`: the one with the
+/// smallest digest. The other rows keep their order.
 fn held_out(experience: &mut BenchExperience) -> Vec<BenchRow> {
     let mut by_model: HashMap<&str, Vec<usize>> = HashMap::new();
     for (place, row) in experience.train.iter().enumerate() {
@@ -321,8 +326,8 @@ fn rows(path: &Path, prefix: Prefix) -> Result<Vec<BenchRow>> {
     Ok(rows)
 }
 
-/// The lines of `path` past those that the index before it had, which it must begin with: read,
-/// and as they are.
+/// The cards of `path` behind those of the index before it, which it must begin with: parsed, and
+/// as text.
 fn new_cards(path: &Path, known: &mut Vec<String>) -> Result<(Vec<ModelCard>, Vec<String>)> {
     let mut names = Vec::new();
     let (mut cards, mut documents) = (Vec::new(), Vec::new());

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::chat::names;
 use crate::cmrbench::{BenchRow, Data};
 
-/// Domain and family of every model that was taught up to a step; the last row wins.
+/// Domain and family of every model with training rows up to a step. The last row of a model wins.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     domain: HashMap<String, String>,
@@ -98,7 +98,7 @@ impl AddAssign for Hits {
 }
 
 impl Hits {
-    /// Hits of a method that names no model: `answer` is the row's domain, or not.
+    /// The hits of a method that names domains.
     pub fn of_domain(answer: &str, row: &BenchRow) -> Self {
         Self {
             domain: usize::from(names(answer, &row.domain)),
@@ -106,7 +106,7 @@ impl Hits {
         }
     }
 
-    /// Hits over `rows`, in percent; nothing of nothing is 0.
+    /// Hits over `rows`, in percent; 0 without rows.
     pub fn percent(self, rows: usize) -> Percent {
         let of = |hits: usize| 100.0 * hits as f64 / rows.max(1) as f64;
         Percent {
@@ -118,7 +118,7 @@ impl Hits {
 }
 
 impl Percent {
-    /// The plain mean, each experience with weight 1 whatever its size.
+    /// The plain mean: each experience has weight 1.
     pub fn mean(of: &[Self]) -> Self {
         let mean =
             |part: fn(&Self) -> f64| of.iter().map(part).sum::<f64>() / of.len().max(1) as f64;
@@ -130,8 +130,8 @@ impl Percent {
     }
 }
 
-/// The rule by which the reference scores CARvE and nothing else (cmrbench.md section 2.2): never a
-/// headline, because it leaves rows out.
+/// The rule that the reference uses for CARvE alone (cmrbench.md section 2.2). It leaves rows out,
+/// so it is never the headline.
 #[derive(Clone, Debug, Default)]
 pub struct CarveRule {
     fold_case: bool,
@@ -139,7 +139,7 @@ pub struct CarveRule {
     domain: HashMap<String, String>,
 }
 
-/// Hits by the rule of the reference, with the numbers of rows that they are divided by.
+/// Hits by the rule of the reference, with their denominators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CarveHits {
@@ -151,7 +151,7 @@ pub struct CarveHits {
     pub domain: usize,
     /// Rows whose gold is registered.
     pub valid: usize,
-    /// Those of them whose prediction is a gold of the file.
+    /// Rows among them whose prediction is a gold of the file.
     pub looked_up: usize,
 }
 
@@ -184,12 +184,12 @@ impl CarveRule {
         rule
     }
 
-    /// Models that are registered.
+    /// Number of registered models.
     pub fn models(&self) -> usize {
         self.domain.len()
     }
 
-    /// Whether folding of case is on.
+    /// Whether names are compared without case.
     pub fn fold_case(&self) -> bool {
         self.fold_case
     }

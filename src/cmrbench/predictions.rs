@@ -1,4 +1,4 @@
-//! What a method named for every eval row: the only thing that tables are made of.
+//! The predictions of a method for every eval row. Tables are made of nothing else.
 
 use std::path::{Path, PathBuf};
 
@@ -10,16 +10,16 @@ use crate::error::{Result, bail, error};
 use crate::files;
 use crate::hub::cards::for_each_line;
 
-/// What was named for one row.
+/// The prediction for one row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Prediction {
-    /// The row's place among those that are evaluated, from 0.
+    /// The row's place among the eval rows, from 0.
     pub row: usize,
     /// Its gold model.
     pub gold: String,
-    /// The model that was named.
+    /// The predicted model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pred: Option<String>,
     /// Its score.
@@ -28,7 +28,7 @@ pub struct Prediction {
     /// The ten best, `pred` first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top10: Vec<String>,
-    /// The answer of a method that names domains, in place of all that.
+    /// The answer of a method that names domains; it then has no model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
 }
@@ -39,7 +39,7 @@ pub fn predictions_file(out: &Path, method: &str, seed: u64, step: usize, test: 
         .join(format!("{method}-s{seed}-step{step}-E{test}.jsonl"))
 }
 
-/// Writes what was said to `rows`.
+/// Writes the answers to `rows`.
 pub(super) fn write(path: &Path, rows: &[BenchRow], answers: &[Answer]) -> Result<()> {
     let mut text = String::new();
     for (place, (row, answer)) in rows.iter().zip(answers).enumerate() {
@@ -80,7 +80,8 @@ pub fn read_predictions(path: impl AsRef<Path>, rows: &[BenchRow]) -> Result<Vec
         if prediction.row != all.len() || gold != Some(&prediction.gold) {
             bail!(
                 Mismatch,
-                "expected row {} of gold {}, found row {} of gold {:?}: these are predictions of other data",
+                "expected row {} of gold {}, found row {} of gold {:?}: these are predictions of \
+                 other data",
                 all.len(),
                 gold.map_or("none".to_owned(), |gold| format!("{gold:?}")),
                 prediction.row,

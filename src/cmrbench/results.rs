@@ -1,4 +1,4 @@
-//! Predictions to hits, hits to matrices: everything that tables and figures show.
+//! From predictions to hits, from hits to matrices: everything that tables and figures show.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::grid::whole_cells;
 use crate::cmrbench::{
-    AccuracyMatrix, BenchPlan, BenchRow, CarveRule, Cell, Data, Hits, MethodInfo, Named,
-    Prediction, RegistryMap, Tables, mean_and_deviation, predictions_file, read_predictions,
+    AccuracyMatrix, BenchPlan, BenchRow, BundledScore, CarveRule, Cell, Data, Hits, MethodInfo,
+    Named, Prediction, RegistryMap, Tables, mean_and_deviation, predictions_file, read_predictions,
 };
 use crate::error::Result;
 
-/// What is measured.
+/// A metric: what a prediction has to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// The gold model.
@@ -36,7 +36,7 @@ impl Metric {
         }
     }
 
-    /// The word for it.
+    /// `model`, `family` or `domain`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -45,7 +45,8 @@ impl Metric {
         }
     }
 
-    fn of(self, hits: Hits) -> usize {
+    /// The hits that this metric counts.
+    pub(super) fn of(self, hits: Hits) -> usize {
         match self {
             Self::Model => hits.model,
             Self::Family => hits.family,
@@ -60,20 +61,21 @@ impl Metric {
 pub struct SeedOutcome {
     /// The seed.
     pub seed: u64,
-    /// What was noted of its steps.
+    /// The record of its steps.
     pub cell: Cell,
-    /// What is measured of it: a method may name domains alone.
+    /// The metrics that apply: a method may name domains alone.
     metrics: Vec<Metric>,
     /// Hits of each row, by (step, test), from 0.
     rows: BTreeMap<(usize, usize), Vec<Hits>>,
     /// Answers of the last step, by test.
     answers: Vec<Vec<Named>>,
-    /// Hits of each row at the last step, by earlier test, had it named the best of its ten that the hub
-    /// had when the test's experience was learned.
+    /// Hits of each row at the last step, by earlier test, if the method had to choose among the
+    /// models that the hub had when the test's experience was learned.
     then: Vec<Vec<Hits>>,
-    /// Where the models of the last step lie; none: the cell was run by a version that noted none.
+    /// The map of the last step; `None`: the cell was run by a version without maps.
     pub map: Option<RegistryMap>,
-    /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
+    /// Accuracies by the reference's rule for CARvE: M, D, F of the rows that were looked up, F of
+    /// all.
     pub by_carve_rule: [AccuracyMatrix; 4],
 }
 
@@ -154,18 +156,18 @@ impl SeedOutcome {
         self.rows.get(&(step, test)).map(Vec::as_slice)
     }
 
-    /// Whether `metric` says anything of it.
+    /// Whether `metric` applies.
     pub fn measures(&self, metric: Metric) -> bool {
         self.metrics.contains(&metric)
     }
 
-    /// Hits and rows of `test` after `step`; none where the metric says nothing.
+    /// Hits and rows of `test` after `step`; `None` where the metric does not apply.
     pub fn hits(&self, metric: Metric, step: usize, test: usize) -> Option<(usize, usize)> {
         let rows = self.rows(step, test).filter(|_| self.measures(metric))?;
         Some((rows.iter().map(|hits| metric.of(*hits)).sum(), rows.len()))
     }
 
-    /// What was named for each row of `test`, from 0, after the last step.
+    /// The prediction for each row of `test`, from 0, after the last step.
     pub fn answers(&self, test: usize) -> &[Named] {
         self.answers.get(test).map_or(&[], Vec::as_slice)
     }
@@ -181,9 +183,10 @@ impl SeedOutcome {
         matrix
     }
 
-    /// What is forgotten, in points: lost among the models that the hub had when each experience was
-    /// learned, and taken by the models that it has got since. Both together are
-    /// [`AccuracyMatrix::forgetting`]. None where nothing can be forgotten, or the method names no models.
+    /// The two parts of forgetting, in points: lost among the models that the hub had when each
+    /// experience was learned, and taken by models that came later. Their sum is
+    /// [`AccuracyMatrix::forgetting`]. `None` where nothing can be forgotten or no models are
+    /// named.
     pub(super) fn lost_and_outgrown(&self, metric: Metric) -> Option<(f64, f64)> {
         let last = self.then.len();
         let (mut lost, mut outgrown) = (0.0, 0.0);
@@ -210,19 +213,19 @@ impl SeedOutcome {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MethodOutcome {
-    /// The row of the table of methods.
+    /// Its entry in the table of methods.
     pub info: &'static MethodInfo,
     /// By seed.
     pub runs: Vec<SeedOutcome>,
 }
 
 impl MethodOutcome {
-    /// Whether `metric` says anything of it.
+    /// Whether `metric` applies.
     pub fn measures(&self, metric: Metric) -> bool {
         self.runs.iter().all(|run| run.measures(metric))
     }
 
-    /// Mean and sample standard deviation over the seeds of what each seed's matrix says.
+    /// Mean and sample standard deviation over the seeds of the quantity `of` each seed's matrix.
     pub fn over_seeds(
         &self,
         metric: Metric,
@@ -242,18 +245,20 @@ impl MethodOutcome {
     }
 }
 
-/// A benchmark's outcome.
+/// The results of a benchmark.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Results {
-    /// What was run.
+    /// The plan of the run.
     pub plan: BenchPlan,
     /// Methods with a seed that is whole, in the order of the tables.
     pub methods: Vec<MethodOutcome>,
+    /// The bundled router on the same rows, where it was measured.
+    pub bundled: Option<BundledScore>,
 }
 
 impl Results {
-    /// Reads the predictions in `out` of the plan's whole cells, and nothing else that counts.
+    /// Reads the predictions of the plan's whole cells in `out`.
     ///
     /// Errors: predictions are missing, malformed or of other rows.
     pub fn read(plan: &BenchPlan, out: &Path) -> Result<Self> {
@@ -272,15 +277,31 @@ impl Results {
                 }),
             }
         }
+        let bundled = match tables.last() {
+            Some(tables) => BundledScore::read(plan, out, tables)?,
+            None => None,
+        };
         Ok(Self {
             plan: plan.clone(),
             methods,
+            bundled,
         })
     }
 
     /// The method called `name`, if it was run.
     pub fn method(&self, name: &str) -> Option<&MethodOutcome> {
         self.methods.iter().find(|method| method.info.name == name)
+    }
+
+    /// Whether this is a quick look: run as one, or with one epoch of each experience by a method
+    /// that trains.
+    pub(super) fn is_quick(&self) -> bool {
+        let steps = || {
+            let runs = self.methods.iter().flat_map(|method| &method.runs);
+            runs.flat_map(|run| &run.cell.steps)
+        };
+        let one_epoch = self.plan.epochs.iter().all(|epochs| *epochs == 1);
+        self.plan.quick || (one_epoch && steps().any(|step| step.updates > 0))
     }
 
     /// `results.json`.
@@ -309,6 +330,7 @@ impl Results {
             },
             "settings": about,
             "methods": methods,
+            "bundled": self.bundled.as_ref().map(BundledScore::json),
         })
     }
 
@@ -328,6 +350,8 @@ impl Results {
             };
             json!({
                 "seed": run.seed,
+                "threads": run.cell.settings.as_ref().map(|settings| settings.threads),
+                "processor": run.cell.settings.as_ref().map(|settings| &settings.processor),
                 "hits": by_metric(triangle),
                 "acc": by_metric(|metric| run.matrix(metric).acc().into()),
                 "fgt": by_metric(|metric| run.matrix(metric).forgetting().into()),
@@ -361,7 +385,7 @@ impl Results {
     }
 }
 
-fn by_metric(of: impl Fn(Metric) -> Value) -> Value {
+pub(super) fn by_metric(of: impl Fn(Metric) -> Value) -> Value {
     let pairs = Metric::ALL.map(|metric| (metric.letter().to_owned(), of(metric)));
     Value::Object(pairs.into_iter().collect())
 }

@@ -1,8 +1,8 @@
-//! A language model that names the domain of each prompt, in the manner of Shen et al., "HuggingGPT"
-//! (2023): no training, no example, no model of the hub (carve.md section 12.9).
+//! A language model that names the domain of each prompt, after Shen et al., "HuggingGPT" (2023).
+//! It sees no training row, no example and no model of the hub (carve.md section 12.9).
 //!
-//! Requests are many and may cost money: every answer is kept as it comes, in `answers.jsonl` of the
-//! cell's folder, under the digest of its request, and no request is sent twice. Prompts are not kept.
+//! Requests may cost money. Every answer is kept in `answers.jsonl` of the cell's folder under the
+//! digest of its request, and no request is sent twice. Prompts are not kept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(super) struct Controller<'c> {
     chat: &'c Chat,
     seed: u64,
     answers: AnswerFile,
-    /// Those of the hub at the step, sorted.
+    /// The domains of the hub at the step, sorted.
     domains: BTreeSet<String>,
 }
 
@@ -31,7 +31,7 @@ impl<'c> Controller<'c> {
         let Some(chat) = common.chat else {
             bail!(
                 InvalidRequest,
-                "llm: expected a chat endpoint, found none: say --llm-endpoint URL"
+                "llm: expected a chat endpoint, found none; name one with --llm-endpoint URL"
             );
         };
         Ok(Self {
@@ -43,7 +43,7 @@ impl<'c> Controller<'c> {
         })
     }
 
-    /// What is chosen from for the eval rows of experience `test`, from 1.
+    /// The domains to choose from for the eval rows of experience `test`, from 1.
     fn choices(&self, test: usize) -> BTreeSet<&str> {
         match self.chat.domains {
             DomainList::Hub => self.domains.iter().map(String::as_str).collect(),
@@ -110,7 +110,7 @@ struct AnswerLine {
 }
 
 impl AnswerFile {
-    /// Those that an earlier run kept. A last line that was cut off is dropped.
+    /// Reads the answers of an earlier run. A last line that was cut off is dropped.
     fn open(path: PathBuf) -> Result<Self> {
         let mut known = HashMap::new();
         if path.exists() {

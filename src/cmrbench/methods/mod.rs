@@ -19,9 +19,9 @@ use crate::error::{Result, bail};
 use crate::learn::{Control, Settings};
 use crate::options::Options;
 pub(crate) use retrieval::Frozen;
-pub(crate) use trained::Recipe;
+pub(crate) use trained::{Recipe, rank_by};
 
-/// A model that a method names, with its score.
+/// A predicted model with its score.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Named {
@@ -31,21 +31,21 @@ pub struct Named {
     pub score: f64,
 }
 
-/// What a method says about the step it just learned.
+/// A method's report on the step that it has learned.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StepReport {
     /// Optimiser steps.
     pub(crate) updates: usize,
     /// Rows that were learned, replayed ones included.
     pub(crate) rows: usize,
-    /// What [`Method::resume`] wants to go on behind this step.
+    /// Passed to [`Method::resume`] to go on from this step.
     pub(crate) state: String,
-    /// What computed.
+    /// The device that computed.
     pub(crate) device: String,
 }
 
 impl StepReport {
-    /// Without an optimiser, on this device.
+    /// A step without an optimiser, on this device.
     pub(crate) fn nothing(device: &str) -> Self {
         Self {
             updates: 0,
@@ -60,19 +60,19 @@ impl StepReport {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Progressed {
     Done(StepReport),
-    /// The callback asked for it; the same call goes on from there.
+    /// The callback stopped it; the same call goes on from there.
     Stopped,
 }
 
-/// Called while a method learns, with what it does and how far it is, from 0 to 1.
+/// Called while a method learns, with the stage and the share that is done, from 0 to 1.
 pub(crate) type Watching<'w> = &'w mut dyn FnMut(&str, f64) -> Control;
 
-/// What a method says to a prompt.
+/// A method's answer to a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     /// The ten best models, best first.
     Models(Vec<Named>),
-    /// Words that are the name of a domain, or not.
+    /// Text that may be the name of a domain.
     Domain(String),
 }
 
@@ -81,13 +81,13 @@ pub(crate) trait Method {
     /// Learns the experience of `step`, from 1, after all earlier ones.
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed>;
 
-    /// Is again as it was after `step`, at which `state` was returned.
+    /// Restores the state after `step`, which returned `state`.
     fn resume(&mut self, step: usize, state: &str) -> Result<()>;
 
-    /// The ten best models of the hub for each prompt, best first; of equals the lower id first.
+    /// The ten best models of the hub for each prompt, best first; ties go by id.
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>>;
 
-    /// What it says to `prompts`, eval rows of the experience `test`, from 1.
+    /// The answers to `prompts`, eval rows of the experience `test`, from 1.
     fn answers(&mut self, _test: usize, prompts: &[&str]) -> Result<Vec<Answer>> {
         Ok(self
             .rank(prompts)?
@@ -96,25 +96,25 @@ pub(crate) trait Method {
             .collect())
     }
 
-    /// What is left of the last step, where there is a generation.
+    /// The state after the last step, where there is a generation.
     fn kept(&self) -> Result<Option<LastStep>> {
         Ok(None)
     }
 }
 
-/// Models that are named for a prompt.
+/// Models that are predicted for a prompt.
 pub(crate) const NAMED: usize = 10;
 
-/// What a method is compared with.
+/// The group of methods that a method is compared within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Group {
-    /// By cards, or by a language model that knows no model: what the poster has beside BGE-M3.
+    /// Retrieval by cards, or a language model that knows no model of the hub.
     Retrieval,
-    /// One experience after the other.
+    /// Learns one experience after the other.
     Continual,
-    /// All rows of the past are there.
+    /// Learns all rows of the past again.
     Bound,
     /// CARvE with one thing changed.
     Ablation,
@@ -136,18 +136,18 @@ enum MethodKind {
 /// A row of the table of methods.
 #[derive(Clone, Copy, Debug)]
 pub struct MethodInfo {
-    /// As it is asked for, and as its files are called.
+    /// Its name on the command line and in file names.
     pub name: &'static str,
-    /// As it is shown.
+    /// Its name in tables and figures.
     pub label: &'static str,
-    /// What it is compared with.
+    /// The group that it is compared within.
     pub group: Group,
     /// Share of every earlier experience that is learned again.
     pub replay: f64,
     kind: MethodKind,
 }
 
-/// What all methods of one benchmark share.
+/// The inputs that all methods of a benchmark share.
 pub(crate) struct Common<'c> {
     pub(crate) data: &'c Data,
     /// The encoder's bundle.
@@ -164,7 +164,7 @@ pub(crate) struct Common<'c> {
 }
 
 impl MethodInfo {
-    /// One run says all: nothing is drawn.
+    /// Whether the method draws nothing, so that one run is enough.
     pub fn deterministic(&self) -> bool {
         match self.kind {
             MethodKind::Trained(recipe) => recipe.draws_nothing(),
@@ -188,7 +188,7 @@ impl MethodInfo {
         }
     }
 
-    /// Prompts pass through the encoder.
+    /// Whether prompts pass through the encoder.
     pub(crate) fn encodes(&self) -> bool {
         let without = [
             MethodKind::Bm25,
@@ -199,12 +199,12 @@ impl MethodInfo {
         !without.contains(&self.kind)
     }
 
-    /// The encoder reads a card behind every prompt.
+    /// Whether the encoder reads a card behind every prompt.
     pub(crate) fn reads_cards(&self) -> bool {
         matches!(self.kind, MethodKind::Augmented(_))
     }
 
-    /// Only the last step is there: nothing can be forgotten.
+    /// Whether only the last step is run, so that nothing can be forgotten.
     pub(crate) fn last_step_alone(&self) -> bool {
         match self.kind {
             MethodKind::Trained(recipe) => recipe.is_joint(),
@@ -213,22 +213,22 @@ impl MethodInfo {
         }
     }
 
-    /// It names domains and no models, and asks a language model ([`Chat`]) for them.
+    /// Whether it asks a language model ([`Chat`]), which names domains and no models.
     pub fn asks_a_model(&self) -> bool {
         matches!(self.kind, MethodKind::Llm)
     }
 
-    /// No group takes it in: a language model has to be there for it, or it takes hours.
+    /// Whether no group includes it: it needs a language model, or hours.
     fn by_name_alone(&self) -> bool {
         self.asks_a_model() || self.kind == MethodKind::Augmented(rar::RarUpdate::Each)
     }
 
-    /// Prompts that are answered between two reports of progress.
+    /// Prompts between two reports of progress.
     pub(crate) fn stride(&self) -> usize {
         if self.asks_a_model() { 1 } else { 64 }
     }
 
-    /// Rows that pass through an encoder or a table in `step`, to tell how long it takes: a guess.
+    /// Rows that pass through an encoder or a table in `step`: an estimate of its time.
     pub(crate) fn work(&self, common: &Common<'_>, step: usize) -> f64 {
         let rows = |of: usize| common.data.experiences[of].train.len() as f64;
         let own = rows(step - 1);
@@ -247,7 +247,7 @@ impl MethodInfo {
         }
     }
 
-    /// What an answer costs of what a prompt alone does.
+    /// The cost of an answer as a multiple of that of a prompt.
     pub(crate) fn longer(&self) -> f64 {
         match self.kind {
             MethodKind::Augmented(_) => rar::LONGER as f64,
@@ -328,7 +328,7 @@ const EWC: &[(&str, &str)] = &[
 /// The same in place of CARvE's anchors, where replay does most of the holding.
 const CARVE_EWC: &[(&str, &str)] = &[("regulariser", "ewc"), ("ewc.lambda", "1e3")];
 
-/// Every method, in the order of the tables. A baseline is a line here.
+/// Every method, in the order of the tables. A new baseline is an entry here.
 const METHODS: &[MethodInfo] = &[
     row(
         "bm25",
@@ -639,16 +639,17 @@ pub fn method(name: &str) -> Result<&'static MethodInfo> {
             let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
             bail!(
                 InvalidRequest,
-                "{name:?}: expected a method, retrieval, continual, bound, ablation, main or all; methods are {}",
+                "{name:?}: expected a method, retrieval, continual, bound, ablation, main or all; \
+                 methods are {}",
                 known.join(", ")
             )
         }
     }
 }
 
-/// The methods that `names` (methods, groups, `main` for all but ablations, `all`) name, each once,
-/// in the order of the tables. A group's ablation that changes nothing of CARvE's settings is left
-/// out: CARvE's row is its result. So is what asks a language model: that is there by name alone.
+/// The methods of `names` (methods, groups, `main` for all but ablations, `all`), each once, in the
+/// order of the tables. Groups leave out an ablation that changes no setting of CARvE, since
+/// CARvE's row is its result, and the method that asks a language model.
 pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
     let mut chosen = vec![false; METHODS.len()];
     for name in names {

@@ -2,9 +2,10 @@
 //! section 12.8), in the manner of Patil et al., "Gorilla: Large Language Model Connected with
 //! Massive APIs" (2023), without a generator.
 //!
-//! The card is that of the hybrid row (`retrieval.rs`), whose vectors are shared: 0.7 times the frozen
-//! encoder's cosine and 0.3 times BM25, over the card rows known at the step. Training and routing see
-//! the same text, cut at [`MAX_TOKENS`]: the prompt stands in front, so it is the card that is cut.
+//! The card is that of the hybrid row (`retrieval.rs`), whose vectors are shared: 0.7 times the
+//! frozen encoder's cosine and 0.3 times BM25, over the card rows known at the step. Training and
+//! routing see the same text, cut at [`MAX_TOKENS`]: the prompt stands in front, so it is the card
+//! that is cut.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,21 +21,21 @@ use crate::options::Options;
 use crate::route::Router;
 use crate::store::Store;
 
-/// Stands between a prompt and its card.
+/// Separates a prompt from its card.
 const REFERENCE: &str = "\n<Reference API>: ";
 
 /// Tokens of a prompt with its card; fewer where the encoder has no positions for so many.
 const MAX_TOKENS: usize = 256;
 
-/// Prompts whose cards are looked for between two reports of progress.
+/// Prompts between two reports of progress while cards are looked up.
 const STRIDE: usize = 64;
 
-/// What later experiences change.
+/// The parts that later experiences update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RarUpdate {
-    /// The index, and rows of new models by card: only the first experience is learned.
+    /// The index, and the rows of new models by card; only the first experience is learned.
     Frozen,
-    /// All: the plain step on each experience.
+    /// Everything: the plain step on each experience.
     Each,
 }
 
@@ -67,7 +68,7 @@ impl RarUpdate {
     }
 }
 
-/// About how many times a prompt's time its text with a card takes.
+/// The time of a prompt with its card as a multiple of that of the prompt, about.
 pub(super) const LONGER: usize = 8;
 
 pub(super) struct Augmented<'c> {
@@ -78,7 +79,7 @@ pub(super) struct Augmented<'c> {
     store: PathBuf,
     /// The cards of the step.
     index: Retrieval<'c>,
-    /// Those of all, with the longer limit; none before the encoder was asked for its own.
+    /// The common options with the longer limit; `None` until the encoder's own limit is known.
     options: Option<Options>,
     router: Option<Router>,
 }
@@ -107,7 +108,7 @@ impl<'c> Augmented<'c> {
         Ok(options)
     }
 
-    /// `prompts` with the nearest card behind each; none: the callback stopped it.
+    /// `prompts` with the nearest card behind each; `None`: the callback stopped it.
     fn augmented(&self, prompts: &[&str], watch: Watching<'_>) -> Result<Option<Vec<String>>> {
         let mut texts = Vec::with_capacity(prompts.len());
         for prompts in prompts.chunks(STRIDE) {
@@ -121,7 +122,7 @@ impl<'c> Augmented<'c> {
         Ok(Some(texts))
     }
 
-    /// Learns the experience of `step`; none: the callback stopped it.
+    /// Learns the experience of `step`; `None`: the callback stopped it.
     fn train(
         &self,
         common: &Common<'_>,

@@ -24,7 +24,7 @@ const DENSE: f64 = 0.7;
 pub(super) struct Owners {
     names: Vec<String>,
     ids: HashMap<String, usize>,
-    /// Of each document of the step.
+    /// The owner of each document of the step.
     owners: Vec<usize>,
 }
 
@@ -55,7 +55,7 @@ impl Owners {
         self.names.len()
     }
 
-    /// The best score among the documents of each model; models without one have the lowest.
+    /// The best score among the documents of each model; negative infinity for a model without one.
     pub(super) fn of_models(&self, documents: &[f64]) -> Vec<f64> {
         let mut scores = vec![f64::NEG_INFINITY; self.names.len()];
         for (owner, score) in self.owners.iter().zip(documents) {
@@ -64,7 +64,7 @@ impl Owners {
         scores
     }
 
-    /// The best models, of equals the lower id first.
+    /// The best models; ties go by id.
     pub(super) fn best(&self, scores: &[f64]) -> Vec<Named> {
         let mut order: Vec<usize> = (0..scores.len())
             .filter(|id| scores[*id].is_finite())
@@ -79,7 +79,7 @@ impl Owners {
     }
 }
 
-/// Name, domain and what a card says, as one text.
+/// Domain, functionality, name and description of a card as one text.
 pub(super) fn card_text(card: &ModelCard) -> String {
     let parts = [
         Some(card.domain.as_str()),
@@ -95,7 +95,7 @@ pub(super) fn card_text(card: &ModelCard) -> String {
     parts.join(" ")
 }
 
-/// What documents are compared with a prompt by.
+/// The score that compares documents with a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CardScorer {
     Bm25,
@@ -104,14 +104,14 @@ pub(super) enum CardScorer {
     Hybrid,
 }
 
-/// The cards of the first experiences, ready to be compared.
+/// An index of the cards of the first experiences.
 #[derive(Default)]
 struct CardIndex<'c> {
     owners: Owners,
     bm25: Option<Bm25>,
     words: Option<(TfIdf, Postings)>,
     vectors: Option<Vec<Vec<f32>>>,
-    /// As they stand in the file.
+    /// The cards as in the file.
     documents: Vec<&'c str>,
 }
 
@@ -131,7 +131,7 @@ impl<'c> Retrieval<'c> {
         }
     }
 
-    /// The documents that are nearest to the prompts, each; of equals the first.
+    /// The nearest document to each prompt; ties go to the first.
     pub(super) fn nearest(&self, prompts: &[&str]) -> Result<Vec<&'c str>> {
         let best = |scores: Vec<f64>| {
             let scored = scores.into_iter().enumerate().rev();
@@ -242,8 +242,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
         .sum()
 }
 
-/// Both scaled to [0, 1] over the documents, then mixed; sparse scores that are all equal say
-/// nothing.
+/// Both scores scaled to [0, 1] over the documents, then mixed. Equal sparse scores are ignored.
 fn hybrid(dense: &[f64], sparse: &[f64]) -> Vec<f64> {
     let scaled = |scores: &[f64]| -> (Vec<f64>, bool) {
         let low = scores.iter().copied().fold(f64::INFINITY, f64::min);
@@ -284,7 +283,7 @@ impl Frozen {
         Ok(self.encoder(common)?.config().max_tokens())
     }
 
-    /// None: the callback stopped it.
+    /// `None`: the callback stopped it.
     fn documents(
         &self,
         common: &Common<'_>,

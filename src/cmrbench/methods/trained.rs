@@ -17,8 +17,8 @@ use crate::{Decision, Request};
 /// Prompts that are routed together.
 const BATCH: usize = 32;
 
-/// The plain step of all learned baselines: one phase, nothing that holds what was learned, all
-/// rows weighted alike (carve.md section 12).
+/// The plain step of all learned baselines: one phase, no regulariser, all rows with the same
+/// weight (carve.md section 12).
 const PLAIN: &[(&str, &str)] = &[
     ("phase_split", "0"),
     ("anchor.embedding", "0"),
@@ -27,7 +27,7 @@ const PLAIN: &[(&str, &str)] = &[
     ("prior.old", "0"),
 ];
 
-/// What methods differ in, or the plan says: no change for all of them.
+/// Settings that the method or the plan decides, which no common change may touch.
 const FIXED: [&str; 7] = [
     "replay.ratio",
     "replay.strategy",
@@ -41,11 +41,11 @@ const FIXED: [&str; 7] = [
 /// Rows that a step learns, replayed ones apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// Those of its experience.
+    /// Rows of its experience.
     Current,
-    /// Those of all experiences so far.
+    /// Rows of all experiences so far.
     Past,
-    /// As `Past`, at the last step alone, from the beginning.
+    /// The same as `Past`, at the last step alone and from scratch.
     Joint,
 }
 
@@ -53,16 +53,16 @@ enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Recipe {
     plain: bool,
-    /// Nothing is trained: a memory takes the rows, on the encoder as it is.
+    /// Nothing is trained: a memory takes the rows, and the encoder stays as it is.
     frozen: bool,
     scope: Scope,
-    /// `replay.ratio`; `0`: none.
+    /// `replay.ratio`; `0`: no replay.
     replay: &'static str,
     changes: &'static [(&'static str, &'static str)],
 }
 
 impl Recipe {
-    /// The plain step with random replay; the whole of the past is learned as if it were new.
+    /// The plain step with random replay; with `1` the whole past is learned as if it were new.
     pub(crate) const fn plain(replay: &'static str) -> Self {
         let whole = matches!(replay.as_bytes(), b"1");
         Self {
@@ -85,7 +85,7 @@ impl Recipe {
         }
     }
 
-    /// CARvE, which is what [`Settings::edge`] says, with this replay and these changes.
+    /// CARvE as in [`Settings::edge`], with this replay and these changes.
     pub(crate) const fn carve(
         replay: &'static str,
         changes: &'static [(&'static str, &'static str)],
@@ -112,7 +112,7 @@ impl Recipe {
         Self { changes, ..self }
     }
 
-    /// Nothing is drawn: no step trains.
+    /// Whether nothing is drawn, because no step trains.
     pub(crate) fn draws_nothing(self) -> bool {
         self.frozen
     }
@@ -150,23 +150,22 @@ impl Recipe {
         Ok(settings)
     }
 
-    /// The same with what `auto` means written out, to be compared.
+    /// The same with `auto` resolved, for comparison.
     pub(crate) fn effective(self) -> Option<Settings> {
         let mut settings = self.base().ok()?;
         settings.init_rows = settings.rows();
         Some(settings)
     }
 
-    /// The settings of `step`, from 1. What the benchmark changes for all methods comes before what
-    /// makes this one.
+    /// The settings of `step`, from 1. The method's own changes override those for all methods.
     pub(crate) fn settings(self, common: &Common<'_>, seed: u64, step: usize) -> Result<Settings> {
         let mut settings = self.base()?;
         for (key, value) in common.changes {
             if FIXED.contains(&key.as_str()) {
                 bail!(
                     InvalidRequest,
-                    "{key}: expected a setting that all methods can share: this one is said by the \
-                     method, the seeds or the epochs"
+                    "{key}: expected a setting that all methods can share; this one is decided by \
+                     the method, the seeds or the epochs"
                 );
             }
             let own = self.changes.iter().any(|(own, _)| own == key)
@@ -181,7 +180,7 @@ impl Recipe {
         Ok(settings)
     }
 
-    /// Joint training passes over as many rows as a sequence does.
+    /// Joint training passes over as many rows as sequential training does.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -211,7 +210,7 @@ impl Recipe {
     }
 }
 
-/// A row as the learner wants it.
+/// A row as an example for the learner.
 pub(super) fn example(row: &BenchRow) -> Example {
     let mut example = Example::new(row.instruction.as_str(), row.model_name.as_str());
     example.domain = Some(row.domain.clone());
@@ -285,8 +284,8 @@ pub(super) fn kept(store: &Path) -> Result<LastStep> {
     })
 }
 
-/// Points the store at its zero-shot generation of `models`, which is made if missing: a run that
-/// was killed before it could note its first step learns it again.
+/// Points the store at its zero-shot generation of `models` and makes it if missing. A run that was
+/// killed before its first step was noted learns that step again.
 pub(super) fn start(encoder: &Arc<Encoder>, store: &Path, models: &[NewModel]) -> Result<()> {
     let store = Store::create(store)?;
     match store.ids()?.first() {
@@ -306,7 +305,7 @@ pub(super) fn experience(data: &Data, first: usize, step: usize) -> Experience {
     }
 }
 
-/// Learns in `store` and publishes; none: the callback stopped it.
+/// Learns in `store` and publishes; `None`: the callback stopped it.
 pub(super) fn learn(
     common: &Common<'_>,
     store: &Path,
@@ -350,14 +349,19 @@ pub(super) fn resume(common: &Common<'_>, store: &Path, state: &str) -> Result<R
     open(common, store)
 }
 
-/// The best models by `router`; none: nothing was learned yet.
+/// The best models by `router`; `None`: nothing was learned yet.
 pub(super) fn rank(router: Option<&Router>, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
-    let Some(router) = router else {
-        bail!(
+    match router {
+        Some(router) => rank_by(router, prompts),
+        None => bail!(
             InvalidRequest,
             "a method that has learned nothing names no model"
-        );
-    };
+        ),
+    }
+}
+
+/// The best models by `router` for each prompt, best first.
+pub(crate) fn rank_by(router: &Router, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
     let named = |decision: Decision| {
         let of = |ranked: &crate::Ranked| Named {
             model: ranked.model.to_string(),

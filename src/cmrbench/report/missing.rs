@@ -1,5 +1,4 @@
-//! What of the official data was not there: said before anything else, because it decides what the
-//! numbers can be compared with.
+//! The official data that is missing, which decides what the numbers can be compared with.
 
 use crate::cmrbench::{BenchExperience, EvalRows, Results};
 
@@ -21,7 +20,7 @@ fn official(experiences: &[BenchExperience]) -> Option<Vec<(usize, usize)>> {
     experiences.iter().map(of).collect()
 }
 
-/// `1174 of 7824, 688 of 4583`, of those that have less.
+/// `E1 1174 of 7824`, for each experience with fewer rows.
 fn less(
     experiences: &[BenchExperience],
     pairs: impl Iterator<Item = (usize, usize)>,
@@ -32,6 +31,14 @@ fn less(
         .filter(|(_, (here, all))| here < all)
         .map(|(experience, (here, all))| format!("{} {here} of {all}", experience.label))
         .collect()
+}
+
+/// Training rows that are there and that the official data has, where some are missing.
+pub(super) fn training(results: &Results) -> Option<(usize, usize)> {
+    let experiences = &results.plan.data.experiences;
+    let all = official(experiences)?.iter().map(|(train, _)| train).sum();
+    let here = experiences.iter().map(|e| e.train.len()).sum();
+    (here < all).then_some((here, all))
 }
 
 /// A paragraph; empty where nothing is known to be missing.
@@ -53,7 +60,7 @@ pub(super) fn paragraph(results: &Results) -> String {
         let train = less(&data.experiences, train.zip(official.iter().map(|o| o.0)));
         if !train.is_empty() {
             parts.push(format!(
-                "Training rows: {} (official numbers estimated from the split)",
+                "Training rows: {} (the official numbers are estimated from the split)",
                 train.join(", ")
             ));
         }
@@ -61,13 +68,12 @@ pub(super) fn paragraph(results: &Results) -> String {
         let eval = less(&data.experiences, eval.zip(official.iter().map(|o| o.1)));
         match results.plan.eval {
             EvalRows::Development => parts.push(
-                "Eval rows: none was used; these are training rows held out for choosing settings"
+                "Eval rows: none; these are training rows that were held out for choosing settings"
                     .to_owned(),
             ),
-            EvalRows::Public if !eval.is_empty() => parts.push(format!(
-                "Eval rows, the public half alone: {}",
-                eval.join(", ")
-            )),
+            EvalRows::Public if !eval.is_empty() => {
+                parts.push(format!("Eval rows, the public half: {}", eval.join(", ")))
+            }
             _ if !eval.is_empty() => parts.push(format!("Eval rows: {}", eval.join(", "))),
             _ => {}
         }
@@ -76,7 +82,8 @@ pub(super) fn paragraph(results: &Results) -> String {
         return String::new();
     }
     format!(
-        "**Missing data.** {}. Levels are therefore not the poster's; compare orderings and forgetting.\n\n",
+        "**Missing data.** {}. Levels cannot be compared with the poster's; orderings and \
+         forgetting can.\n\n",
         parts.join(". ")
     )
 }
