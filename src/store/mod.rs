@@ -3,9 +3,9 @@
 mod changes;
 mod encoders;
 mod lock;
-mod store;
+mod folder;
 
 pub(crate) use encoders::open_encoder;
 pub(crate) use lock::Lock;
-pub(crate) use store::RESUME;
-pub use store::{Difference, GenerationReport, Pruned, Store};
+pub(crate) use folder::RESUME;
+pub use folder::{Difference, GenerationReport, Pruned, Store};
