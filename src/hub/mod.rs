@@ -51,7 +51,7 @@ mod tests {
 
     /// carve.md V1
     #[test]
-    fn v1() {
+    fn parent_groups_of_domains_v1() {
         for (domain, want) in [
             ("Audio Audio Classification", "audio"),
             (
