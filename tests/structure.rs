@@ -1,5 +1,5 @@
-//! The invariants of `src/lib.rs`, read off the sources; each check is shown to fail on a planted
-//! violation.
+//! The invariants of `docs/architecture.md`, read off the sources; each check is shown to fail on a
+//! planted violation.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod common;
