@@ -384,6 +384,11 @@ impl Drop for Staged {
     }
 }
 
+/// The first twelve digits of a hash, for people.
+pub(crate) fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]

@@ -6,7 +6,7 @@ use super::output;
 use super::sink::Sink;
 use super::terminal::{cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::Parts;
+use crate::memory::Parts;
 use crate::{Decision, Ranked};
 
 /// Share of unknown tokens above which an answer says little.

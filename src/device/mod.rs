@@ -15,6 +15,7 @@ pub(crate) use plan::{Plan, Plans, Sizes};
 pub(crate) use tensor::{Part, PartMut, Place, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::num::to_u32;
 use cpu::Cpu;
 use gpu::{AdapterReport, Gpu};
 
@@ -208,20 +209,9 @@ impl Device {
 /// Why `auto` takes the CPU without asking any driver.
 const NO_NODE: &str = "no hardware GPU: the system has no device file of one";
 
-/// `u32` of a size that was checked when the data came in.
-///
-/// # Panics
-/// Above `u32::MAX`: a bug, sizes from outside are checked where they enter.
-pub(crate) fn small(n: usize) -> u32 {
-    match u32::try_from(n) {
-        Ok(n) => n,
-        Err(_) => panic!("size {n} does not fit 32 bits"),
-    }
-}
-
 /// Workgroups that cover `items` in groups of `size`.
 pub(crate) fn groups(items: usize, size: usize) -> u32 {
-    small(items.div_ceil(size))
+    to_u32(items.div_ceil(size))
 }
 
 /// The adapter that `choice` means on this machine, or None for the CPU; and why. `adapters` are

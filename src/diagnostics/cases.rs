@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::OpTest;
-use crate::device::{Device, Pass, Plan, Tensor, small};
+use crate::device::{Device, Pass, Plan, Tensor};
 use crate::error::Result;
+use crate::num::to_u32;
 use crate::ops::embed::Words;
 use crate::ops::linear::Weight;
 use crate::ops::pool::Pooling;
@@ -49,7 +50,7 @@ impl Shape {
     /// Prompts of about equal length.
     pub(super) fn offsets(self) -> Vec<u32> {
         (0..=self.prompts)
-            .map(|b| small(b * self.tokens / self.prompts))
+            .map(|b| to_u32(b * self.tokens / self.prompts))
             .collect()
     }
 }
@@ -186,8 +187,8 @@ impl Builder<'_> {
     fn embed(&self) -> Result<Case> {
         let Shape { tokens, hidden, .. } = self.shape;
         let (rows, place_rows) = (noise(500 * hidden, 1), noise(64 * hidden, 2));
-        let ids: Vec<u32> = (0..tokens).map(|t| small(t * 17 % 500)).collect();
-        let positions: Vec<u32> = (0..tokens).map(|t| small(t % 64)).collect();
+        let ids: Vec<u32> = (0..tokens).map(|t| to_u32(t * 17 % 500)).collect();
+        let positions: Vec<u32> = (0..tokens).map(|t| to_u32(t % 64)).collect();
         let words = Words::new(self.device, Table::of_f32(&rows, hidden))?;
         let places = self.device.upload("places", hidden, &place_rows)?;
         let id_tensor = self.device.upload_ids("ids", 1, &ids)?;
@@ -472,7 +473,7 @@ impl Builder<'_> {
             prompts, models, ..
         } = self.shape;
         let (scores, of_domains) = (noise(prompts * models, 23), noise(prompts * DOMAINS, 24));
-        let own: Vec<u32> = (0..models).map(|m| small(m * 7 % DOMAINS)).collect();
+        let own: Vec<u32> = (0..models).map(|m| to_u32(m * 7 % DOMAINS)).collect();
         let s = self.device.upload("s", models, &scores)?;
         let domains = self.device.upload("domains", DOMAINS, &of_domains)?;
         let own_tensor = self.device.upload_ids("own", 1, &own)?;
@@ -511,8 +512,8 @@ impl Builder<'_> {
             .iter()
             .map(|s| s * 12.5)
             .collect();
-        let members: Vec<u32> = (0..small(models)).collect();
-        let offsets: Vec<u32> = (0..=GROUPS).map(|g| small(g * models / GROUPS)).collect();
+        let members: Vec<u32> = (0..to_u32(models)).collect();
+        let offsets: Vec<u32> = (0..=GROUPS).map(|g| to_u32(g * models / GROUPS)).collect();
         let s = self.device.upload("s", models, &scores)?;
         let member_tensor = self.device.upload_ids("members", 1, &members)?;
         let offset_tensor = self.device.upload_ids("offsets", 1, &offsets)?;

@@ -85,7 +85,7 @@ fn contrastive(
 ) -> Result<Case> {
     let (queries, rows) = (noise(prompts * width, 23), noise(models * width, 24));
     let shifts = noise(models, 25);
-    let golds: Vec<u32> = (0..crate::device::small(prompts)).collect();
+    let golds: Vec<u32> = (0..crate::num::to_u32(prompts)).collect();
     let z = device.upload("z", width, &queries)?;
     let e = device.upload("e", width, &rows)?;
     let mut grad = device.upload("grad", width, &vec![0.0; models * width])?;
@@ -284,7 +284,7 @@ fn square(device: &Device, ops: &Arc<Ops>, n: usize) -> Result<Case> {
 /// Half of x, twice.
 fn dropout(device: &Device, ops: &Arc<Ops>, tokens: usize, hidden: usize) -> Result<Case> {
     let values = noise(tokens * hidden, 33);
-    let ids: Vec<u32> = (0..crate::device::small(tokens)).collect();
+    let ids: Vec<u32> = (0..crate::num::to_u32(tokens)).collect();
     let x = device.upload("x", hidden, &values)?;
     let keys = device.upload_ids("keys", 1, &ids)?;
     let y = device.scratch("y", tokens, hidden)?;

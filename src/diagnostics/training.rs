@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Shape};
-use crate::device::{Device, Pass, Place, Tensor, small};
+use crate::device::{Device, Pass, Place, Tensor};
 use crate::error::Result;
+use crate::num::to_u32;
 use crate::ops::adamw::{self, Clip, Listed, Segment, Step};
 use crate::ops::anchor::{Form, Pull};
 use crate::ops::attention::query_tiles;
@@ -74,7 +75,7 @@ impl Builder<'_> {
     /// Candidates of each prompt, in all of the hub.
     fn lists(&self) -> Vec<u32> {
         let models = self.shape.models;
-        let list = |b: usize| (0..K).map(move |k| small((b * 997 + k * (models / K)) % models));
+        let list = |b: usize| (0..K).map(move |k| to_u32((b * 997 + k * (models / K)) % models));
         (0..self.shape.prompts).flat_map(list).collect()
     }
 
@@ -421,7 +422,7 @@ impl Builder<'_> {
     fn rows(&self, listed: bool) -> Vec<u32> {
         match listed {
             true => invert(&self.lists()).rows,
-            false => (0..small(self.shape.models)).collect(),
+            false => (0..to_u32(self.shape.models)).collect(),
         }
     }
 

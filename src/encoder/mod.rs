@@ -2,6 +2,7 @@
 
 mod bundle;
 mod import;
+pub(crate) mod seen;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::Contents;
-use crate::generation::zero_shot::{NewModel, Progress, card_vector, encoded};
+use crate::generation::rows::{NewModel, Progress, card_vector, encoded};
 use crate::weights::{View, half_bytes, to_safetensors};
 
 /// Its name in a generation.

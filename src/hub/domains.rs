@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::device::small;
 use crate::hub::{Hub, domain_key};
+use crate::num::to_u32;
 
 /// Domains of a hub by their key, in its order.
 pub(crate) struct Domains {
@@ -29,7 +29,7 @@ impl Domains {
         let mut of = vec![0; hub.len()];
         for (domain, ids) in members.iter().enumerate() {
             for id in ids {
-                of[*id as usize] = small(domain);
+                of[*id as usize] = to_u32(domain);
             }
         }
         Self { names, members, of }

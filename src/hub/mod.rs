@@ -1,15 +1,12 @@
-//! The hub: which models there are, and the index that scores them.
+//! The hub: which models there are, their names, domains, families and cards.
 
 pub(crate) mod cards;
 mod domains;
-pub(crate) mod index;
 mod lifecycle;
-pub(crate) mod recall;
 mod registry;
 
 pub use cards::{ModelCard, read_models};
 pub(crate) use domains::Domains;
-pub use recall::{Parts, Strengths};
 pub use registry::{Hub, Model, ModelId};
 
 /// A domain as it is compared: trimmed, lower-case, runs of white space one space; `unknown` for

@@ -119,7 +119,7 @@ impl Hub {
         self.models
             .iter()
             .enumerate()
-            .map(|(id, model)| (ModelId(crate::device::small(id)), model))
+            .map(|(id, model)| (ModelId(crate::num::to_u32(id)), model))
     }
 
     /// Models that routing may return.
@@ -160,7 +160,7 @@ impl Hub {
         if self.models.len() >= MOST {
             bail!(Refused, "the hub is full: {MOST} models");
         }
-        let id = ModelId(crate::device::small(self.models.len()));
+        let id = ModelId(crate::num::to_u32(self.models.len()));
         for name in std::iter::once(&model.name).chain(&model.aliases) {
             self.claim(name, id)?;
         }

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::device::small;
 use crate::error::{Result, bail};
 use crate::learn::domains::Domains;
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::settings::{MiningScore, Settings};
+use crate::num::to_u32;
 
 /// Examples that one mining event looks at, at most.
 pub(crate) const MINED_EXAMPLES: usize = 128;
@@ -222,7 +222,9 @@ impl Pool<'_> {
     fn get(self, position: usize) -> u32 {
         match self {
             Self::These(ids) => ids[position],
-            Self::Others { these, .. } => small(skip(these.len(), position, |i| these[i] as usize)),
+            Self::Others { these, .. } => {
+                to_u32(skip(these.len(), position, |i| these[i] as usize))
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::device::small;
 use crate::hub::{Hub, domain_key, parent_group};
+use crate::num::to_u32;
 
 /// Made once for an experience; all lists of ids ascend.
 pub(crate) struct Domains {
@@ -60,7 +60,7 @@ impl Domains {
 
     /// Models M of the registry, retired ones included.
     pub(crate) fn len(&self) -> u32 {
-        small(self.of.len())
+        to_u32(self.of.len())
     }
 
     /// Models whose registry domain is `domain`.

@@ -44,7 +44,7 @@ impl Draws {
 
     /// The upper half of the next bits.
     pub(crate) fn word(&mut self) -> u32 {
-        crate::device::small((self.bits() >> 32) as usize)
+        crate::num::to_u32((self.bits() >> 32) as usize)
     }
 
     pub(crate) fn bits(&mut self) -> u64 {

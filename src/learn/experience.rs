@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::encoder::Encoder;
+use crate::encoder::seen::Seen;
 use crate::error::{Error, Result, bail, error};
 use crate::files;
 use crate::generation::NewModel;
-use crate::generation::seen::Seen;
 use crate::hub::{Hub, Model, domain_key};
 use crate::learn::coreset::{self, Item};
 use crate::learn::data::{Example, held_out};

@@ -11,8 +11,8 @@ mod draws;
 mod engine;
 mod ewc;
 mod experience;
+mod forget;
 mod learner;
-mod memory;
 mod near;
 mod oddities;
 mod privacy;
@@ -31,8 +31,8 @@ mod tests;
 pub use accuracy::Accuracy;
 pub use data::{Example, Label, group_experiences, read_examples};
 pub use experience::Experience;
+pub use forget::{Remembered, check, forget, remembered, would_forget};
 pub use learner::{Control, Learner, Outcome, Status, Watch};
-pub use memory::{Remembered, check, forget, remembered, would_forget};
 pub use privacy::Withheld;
 pub use replay::ReplayEntry;
 pub use report::{Kept, LossTerms, Measured, Report};
@@ -42,7 +42,7 @@ pub use settings::{
     ReplayStrategy, RouterRate, Settings, Train,
 };
 
-pub use crate::generation::memory::PriorMean;
+pub use crate::memory::PriorMean;
 
 pub use crate::model::lora::Target as LoraTarget;
 pub(crate) use data::for_each_example;

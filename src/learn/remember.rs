@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use crate::device::cpu::Cpu;
 use crate::device::cpu::dense::{self, Part, View, cholesky, solve_lower, solve_lower_transposed};
 use crate::encoder::Encoder;
+use crate::encoder::seen::{STEPS, Seen, usual_layers};
 use crate::error::{Result, bail};
 use crate::generation::Contents;
-use crate::generation::memory::{Digest, Memory, Prompt, Solving};
-use crate::generation::recall::{How, remember};
-use crate::generation::seen::{STEPS, Seen, usual_layers};
+use crate::generation::memory::{How, remember};
 use crate::hub::{Domains, Hub};
 use crate::learn::data::Example;
 use crate::learn::experience::Row;
 use crate::learn::settings::Settings;
+use crate::memory::{Digest, Memory, Prompt, Solving};
 use crate::text::query::query_digest;
 
 /// Strength with which the map between two encoders is drawn to the identity, in prompts of one unit

@@ -3,9 +3,9 @@
 use half::f16;
 use serde::{Deserialize, Serialize};
 
+use crate::encoder::seen::{STEPS, Seen};
 use crate::error::{Result, bail, error};
 use crate::files;
-use crate::generation::seen::{STEPS, Seen};
 use crate::learn::settings::Privacy;
 use crate::text::query::query_digest;
 

@@ -90,7 +90,7 @@ fn mean<'r>(rows: impl Iterator<Item = &'r [f32]>, width: usize) -> Vec<f32> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::generation::{NewModel, card_row};
+    use crate::generation::{NewModel, rows::card_row};
     use crate::hub::Model;
     use crate::learn::draws::Stream;
     use crate::ops::testing::assert_close;

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
 use crate::files;
-use crate::generation::{GenerationId, Store};
+use crate::generation::GenerationId;
 use crate::learn::candidates::{Candidates, Hard};
 use crate::learn::engine::{Engine, Values};
 use crate::learn::settings::Settings;
+use crate::store::Store;
 use crate::weights::to_safetensors;
 
 /// Keys of the file's metadata: what the state is, and SHA-256 over that and the tensors' bytes.
@@ -57,7 +58,7 @@ fn json(value: &impl Serialize) -> Result<String> {
 
 impl State {
     fn path(store: &Store) -> PathBuf {
-        store.root().join(crate::generation::RESUME)
+        store.root().join(crate::store::RESUME)
     }
 
     /// Where `engine` and `candidates` are before `step`.

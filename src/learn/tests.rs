@@ -899,10 +899,11 @@ fn a_teacher_wakes_the_models_that_it_knows() {
 /// A route with a memory encodes its prompt once.
 #[test]
 fn a_memory_takes_one_encoding() {
-    use crate::generation::serving::Serving;
-    use crate::generation::{NewModel, Store};
+    use crate::generation::NewModel;
     use crate::hub::Model;
     use crate::learn::{Control, Example, Experience, Learner, Settings};
+    use crate::serve::Serving;
+    use crate::store::Store;
 
     let options = Options::default().device(adapter_name().as_str());
     let encoder = toy(&options);

@@ -4,13 +4,14 @@
 //! The base is frozen. A token keeps `16 H + targets r` numbers of each layer with F = 4 H: 24 kB for
 //! MiniLM with r = 16, 145 kB for its six layers.
 
-use crate::device::{Device, Part, Pass, Place, Sizes, Tensor, small};
+use crate::device::{Device, Part, Pass, Place, Sizes, Tensor};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::activations::most_tiles;
 use crate::model::bert::Bert;
 use crate::model::lora::{self, Adapter};
 use crate::model::parameters::{Layer, Norm};
+use crate::num::to_u32;
 use crate::ops::attention::{self, query_tiles};
 use crate::ops::dropout::{self, Mask};
 use crate::ops::linear::Weight;
@@ -77,7 +78,7 @@ impl Dropped {
         };
         let mask = Mask {
             keys: &self.keys,
-            using: small(map.number),
+            using: to_u32(map.number),
             rate,
         };
         Thinned { mask, room }

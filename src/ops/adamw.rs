@@ -6,8 +6,9 @@
 use std::ops::Range;
 
 use crate::device::cpu::{Cpu, math, pick_rows};
-use crate::device::{Device, Kernel, Pass, Place, Shader, Tensor, groups, shader, small};
+use crate::device::{Device, Kernel, Pass, Place, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("adamw", "reduce");
 
@@ -150,13 +151,13 @@ impl AdamW {
                 let none = &s.room.none;
                 for (place, span) in clipped.iter().enumerate() {
                     let mut dims = span.dims(Dims::default());
-                    dims.part = small(place * PARTS);
+                    dims.part = to_u32(place * PARTS);
                     let tensors = [grad, ("ids", span.ids.unwrap_or(none)), partials];
-                    gpu.dispatch(&self.squares, [small(PARTS), 1, 1], &dims, &tensors);
+                    gpu.dispatch(&self.squares, [to_u32(PARTS), 1, 1], &dims, &tensors);
                 }
                 if !clipped.is_empty() {
                     let dims = Dims {
-                        len: small(clipped.len() * PARTS),
+                        len: to_u32(clipped.len() * PARTS),
                         ..Dims::default()
                     };
                     gpu.dispatch(&self.length, [1, 1, 1], &dims, &[partials, norm]);
@@ -256,17 +257,17 @@ fn spans<'t>(range: &Range<usize>, listed: Option<Listed<'t>>) -> Vec<Span<'t>> 
 impl Span<'_> {
     fn dims(&self, dims: Dims) -> Dims {
         Dims {
-            offset: small(self.offset),
-            len: small(self.len),
-            width: small(self.width),
-            stride: self.grid()[0] * small(WG),
+            offset: to_u32(self.offset),
+            len: to_u32(self.len),
+            width: to_u32(self.width),
+            stride: self.grid()[0] * to_u32(WG),
             ..dims
         }
     }
 
     /// Workgroups of a kernel that takes turns.
     fn grid(&self) -> [u32; 3] {
-        [groups(self.len, WG).min(small(MOST_GROUPS)), 1, 1]
+        [groups(self.len, WG).min(to_u32(MOST_GROUPS)), 1, 1]
     }
 
     /// Of `values`, in pieces that do not depend on the number of threads.
@@ -596,15 +597,16 @@ mod tests {
             (4, 384),
         ] {
             let matrix = Place::flat(BEFORE, rows, width);
-            let every: Vec<u32> = (0..small(rows)).collect();
-            let third: Vec<u32> = (0..small(rows)).step_by(3).collect();
-            let last = vec![small(rows) - 1];
+            let every: Vec<u32> = (0..to_u32(rows)).collect();
+            let third: Vec<u32> = (0..to_u32(rows)).step_by(3).collect();
+            let last = vec![to_u32(rows) - 1];
             for (first, second) in [(&third, &last), (&every, &third), (&vec![], &third)] {
                 let lists = [first, second];
                 let gradient = |step: usize| -> Vec<f32> {
                     let noise = noise(matrix.end(), 7 + step as u64);
-                    let listed =
-                        |i: usize| i < BEFORE || lists[step].contains(&small((i - BEFORE) / width));
+                    let listed = |i: usize| {
+                        i < BEFORE || lists[step].contains(&to_u32((i - BEFORE) / width))
+                    };
                     let values = noise.into_iter().enumerate();
                     values
                         .map(|(i, g)| if listed(i) { g } else { 0.0 })
@@ -630,7 +632,7 @@ mod tests {
                             let matrix = segment(BEFORE..n, 0.1, 0.01, step + 1);
                             let scale = if clip_all { scale } else { 1.0 };
                             want.step(&g, &matrix, scale, |i| {
-                                list.contains(&small((i - BEFORE) / width))
+                                list.contains(&to_u32((i - BEFORE) / width))
                             });
                         }
                         (want, norm)
@@ -675,7 +677,7 @@ mod tests {
         for (rows, width) in [(1, 1), (9, 63), (40, 65)] {
             let matrix = Place::flat(BEFORE, rows, width);
             let start = noise(matrix.end(), 1);
-            let list: Vec<u32> = (0..small(rows)).step_by(2).collect();
+            let list: Vec<u32> = (0..to_u32(rows)).step_by(2).collect();
             let want: Vec<f32> = (0..matrix.end())
                 .map(|i| {
                     let listed = i >= BEFORE && ((i - BEFORE) / width).is_multiple_of(2);

@@ -4,8 +4,9 @@
 //! value; any parameters by value with Fisher weights, which is EWC (section 7).
 
 use crate::device::cpu::{Cpu, math};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader, small};
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("anchor", "reduce");
 
@@ -101,15 +102,15 @@ impl Anchor {
         w.losses.expect("anchor", "losses", items, 1);
         match pass {
             Pass::Gpu(gpu) => {
-                let groups = small(items.min(MOST_GROUPS));
+                let groups = to_u32(items.min(MOST_GROUPS));
                 let dims = Dims {
-                    offset: small(w.theta.place.offset),
-                    rows: small(items),
-                    width: small(CHUNK),
+                    offset: to_u32(w.theta.place.offset),
+                    rows: to_u32(items),
+                    width: to_u32(CHUNK),
                     stride: groups,
                     strength: w.strength,
-                    skip: small(w.reference.place.offset),
-                    len: small(n),
+                    skip: to_u32(w.reference.place.offset),
+                    len: to_u32(n),
                     ..Dims::default()
                 };
                 let tensors = [
@@ -145,11 +146,11 @@ impl Anchor {
         p.losses.expect("anchor", "losses", items, 1);
         match pass {
             Pass::Gpu(gpu) => {
-                let groups = small(items.min(MOST_GROUPS));
+                let groups = to_u32(items.min(MOST_GROUPS));
                 let dims = Dims {
-                    offset: small(p.rows.place.offset),
-                    rows: small(items),
-                    width: small(width),
+                    offset: to_u32(p.rows.place.offset),
+                    rows: to_u32(items),
+                    width: to_u32(width),
                     listed: u32::from(p.touched.is_some()),
                     stride: groups,
                     strength: p.strength,

@@ -3,8 +3,9 @@
 use pulp::{Simd, WithSimd};
 
 use crate::device::cpu::{Tile, math};
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::{Result, bail};
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("attention");
 
@@ -29,7 +30,7 @@ pub(crate) fn query_tiles(offsets: &[u32]) -> Vec<u32> {
     let mut tiles = Vec::new();
     for (prompt, pair) in offsets.windows(2).enumerate() {
         for first in (pair[0]..pair[1]).step_by(QUERIES) {
-            tiles.extend([first, small(prompt)]);
+            tiles.extend([first, to_u32(prompt)]);
         }
     }
     tiles
@@ -101,9 +102,9 @@ impl Attention {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
-                [small(f.tiles.rows()), small(hidden / self.width), 1],
+                [to_u32(f.tiles.rows()), to_u32(hidden / self.width), 1],
                 &Dims {
-                    hidden: small(hidden),
+                    hidden: to_u32(hidden),
                     scale,
                 },
                 &[
@@ -141,9 +142,13 @@ impl Attention {
         let scale = 1.0 / (self.width as f32).sqrt();
         match pass {
             Pass::Gpu(gpu) => {
-                let grid = [small(b.tiles.rows()), small(heads), small(QUERIES / SIDE)];
+                let grid = [
+                    to_u32(b.tiles.rows()),
+                    to_u32(heads),
+                    to_u32(QUERIES / SIDE),
+                ];
                 let dims = Dims {
-                    hidden: small(hidden),
+                    hidden: to_u32(hidden),
                     scale,
                 };
                 let tensors = [
@@ -719,7 +724,7 @@ mod tests {
     fn offsets_of(lengths: &[usize]) -> Vec<u32> {
         let mut offsets = vec![0u32];
         for length in lengths {
-            offsets.push(offsets[offsets.len() - 1] + small(*length));
+            offsets.push(offsets[offsets.len() - 1] + to_u32(*length));
         }
         offsets
     }

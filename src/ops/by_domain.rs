@@ -1,7 +1,8 @@
 //! What is known of its domain, added to a model's score: s [B, M] += strength domains [B, N] of each.
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 use crate::ops::LOWEST;
 
 const SHADER: Shader = shader!("by_domain");
@@ -44,10 +45,10 @@ impl ByDomain {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
-                [groups(models, WG), small(prompts), 1],
+                [groups(models, WG), to_u32(prompts), 1],
                 &Dims {
-                    models: small(models),
-                    domains: small(domains),
+                    models: to_u32(models),
+                    domains: to_u32(domains),
                     strength: f.strength,
                 },
                 &[("domains", f.domains), ("own", f.own), ("s", f.s)],
@@ -102,7 +103,7 @@ mod tests {
             for m in (0..s.len()).filter(|n| n % models % 7 == 5) {
                 s[m] = LOWEST;
             }
-            let own: Vec<u32> = (0..models).map(|m| small(m * 13 % domains)).collect();
+            let own: Vec<u32> = (0..models).map(|m| to_u32(m * 13 % domains)).collect();
             let of_prompts = noise(prompts * domains, 22);
             for strength in [0.6, -0.3] {
                 let want = reference::by_domain(

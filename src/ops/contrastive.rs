@@ -7,8 +7,9 @@
 use crate::device::cpu::blocks::{self, Factors, dot};
 use crate::device::cpu::{Cpu, math, pick_rows};
 use crate::device::gpu::pass::GpuPass;
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 use crate::ops::LOWEST;
 
 const SHADER: Shader = shader!("contrastive", "reduce");
@@ -146,16 +147,16 @@ pub(crate) struct InverseList {
 /// Inverts `candidates` [B, K].
 pub(crate) fn invert(candidates: &[u32]) -> InverseList {
     let named = candidates.iter().enumerate().filter(|(_, id)| **id != NONE);
-    let mut pairs: Vec<(u32, u32)> = named.map(|(place, id)| (*id, small(place))).collect();
+    let mut pairs: Vec<(u32, u32)> = named.map(|(place, id)| (*id, to_u32(place))).collect();
     pairs.sort_unstable();
     let (mut rows, mut starts) = (Vec::new(), Vec::new());
     for (entry, (id, _)) in pairs.iter().enumerate() {
         if rows.last() != Some(id) {
             rows.push(*id);
-            starts.push(small(entry));
+            starts.push(to_u32(entry));
         }
     }
-    starts.push(small(pairs.len()));
+    starts.push(to_u32(pairs.len()));
     InverseList {
         rows,
         starts,
@@ -281,16 +282,16 @@ impl Contrastive {
     }
 
     fn record(&self, gpu: &mut GpuPass<'_>, f: LossAndGradients<'_>) {
-        let (examples, models) = (small(f.z.rows()), f.rows.place.rows);
+        let (examples, models) = (to_u32(f.z.rows()), f.rows.place.rows);
         let (room, targets) = (&*f.room, f.targets);
         let mut dims = Dims {
             examples,
-            width: small(f.z.columns()),
-            columns: small(room.cosines.columns()),
-            models: small(models),
-            targets: small(targets.ids.columns()),
-            rows_at: small(f.rows.place.offset),
-            grad_at: small(f.d_rows.place.offset),
+            width: to_u32(f.z.columns()),
+            columns: to_u32(room.cosines.columns()),
+            models: to_u32(models),
+            targets: to_u32(targets.ids.columns()),
+            rows_at: to_u32(f.rows.place.offset),
+            grad_at: to_u32(f.d_rows.place.offset),
             length_step: 0,
             inverse_tau: 1.0 / f.tau,
         };
@@ -304,7 +305,7 @@ impl Contrastive {
         let (losses, weights) = (("losses", &*f.losses), ("weights", targets.weights));
         let priors = ("priors", f.priors);
         let (dz, grad) = (("dz", &*f.dz), ("grad", &*f.d_rows.tensor));
-        let (every_example, every_row) = ([examples, 1, 1], small(models.min(MOST_GROUPS)));
+        let (every_example, every_row) = ([examples, 1, 1], to_u32(models.min(MOST_GROUPS)));
 
         gpu.dispatch(&self.unit_queries, every_example, &dims, &[z, u, lengths]);
         match f.candidates {
@@ -342,11 +343,11 @@ impl Contrastive {
                 let back = [u, theta, list, lengths, slopes, dz];
                 gpu.dispatch(&self.dz_sampled, every_example, &dims, &back);
                 let listed = inverse.rows.rows();
-                dims.models = small(listed);
+                dims.models = to_u32(listed);
                 let (rows, starts) = (("rows", &inverse.rows), ("starts", &inverse.starts));
                 let entries = ("entries", &inverse.entries);
                 let back = [u, theta, rows, starts, entries, cosines, slopes, grad];
-                let grid = [small(listed.min(MOST_GROUPS)), 1, 1];
+                let grid = [to_u32(listed.min(MOST_GROUPS)), 1, 1];
                 gpu.dispatch(&self.de_sampled, grid, &dims, &back);
             }
         }
@@ -777,7 +778,7 @@ mod tests {
 
         /// The weighted losses in f64.
         fn losses(&self, z: &[f64], e: &[f64]) -> Vec<f64> {
-            let (examples, models) = (self.examples(), small(e.len() / self.width));
+            let (examples, models) = (self.examples(), to_u32(e.len() / self.width));
             let row = |table: &[f64], i: usize| table[i * self.width..][..self.width].to_vec();
             let unit = |row: Vec<f64>| {
                 let length = row.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
@@ -840,7 +841,7 @@ mod tests {
         let mut lists = Vec::new();
         let (mut ids, mut mass) = (Vec::new(), Vec::new());
         for b in 0..examples {
-            let list: Vec<u32> = (0..k).map(|i| small((b * 31 + i * 5) % models)).collect();
+            let list: Vec<u32> = (0..k).map(|i| to_u32((b * 31 + i * 5) % models)).collect();
             let filled = if pad { k - b % k.min(3) } else { k };
             lists.extend(
                 list.iter()

@@ -3,8 +3,9 @@
 //! them, for what comes before the scores (carve.md sections 6.5 and 12.5).
 
 use crate::device::cpu::{Cpu, math};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader, small};
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 use crate::ops::normalize;
 
 const SHADER: Shader = shader!("distill", "reduce");
@@ -89,8 +90,8 @@ impl Distill {
         match pass {
             Pass::Gpu(gpu) => {
                 let dims = Dims {
-                    rows: small(examples),
-                    columns: small(models),
+                    rows: to_u32(examples),
+                    columns: to_u32(models),
                     temperature: f.temperature,
                     ..Dims::default()
                 };
@@ -118,7 +119,7 @@ impl Distill {
         match pass {
             Pass::Gpu(gpu) => {
                 let dims = Dims {
-                    grad_at: small(f.grad.place.offset),
+                    grad_at: to_u32(f.grad.place.offset),
                     ..dims_of_rows(f.x)
                 };
                 let tensors = [
@@ -149,10 +150,10 @@ fn consecutive(name: &str, part: Part<'_>) -> (usize, usize) {
 
 fn dims_of_rows(x: Part<'_>) -> Dims {
     Dims {
-        rows: small(x.place.rows),
-        columns: small(x.place.columns),
-        stride: small(x.place.rows.min(MOST_GROUPS)),
-        x_at: small(x.place.offset),
+        rows: to_u32(x.place.rows),
+        columns: to_u32(x.place.columns),
+        stride: to_u32(x.place.rows.min(MOST_GROUPS)),
+        x_at: to_u32(x.place.offset),
         ..Dims::default()
     }
 }

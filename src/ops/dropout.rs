@@ -3,8 +3,9 @@
 //! An element's fate is a hash of its token's key, of the use's salt and of its column: the same on
 //! every device, for any number of threads, in any batch.
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("dropout");
 
@@ -62,7 +63,7 @@ impl Dims {
         )]
         let threshold = (f64::from(rate) * 4_294_967_296.0) as u32;
         Self {
-            columns: small(columns),
+            columns: to_u32(columns),
             salt: hash(using),
             threshold,
             scale: 1.0 / (1.0 - rate),
@@ -104,7 +105,7 @@ impl Dropout {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
-                [groups(columns, WG), small(rows), 1],
+                [groups(columns, WG), to_u32(rows), 1],
                 &dims,
                 &[("keys", mask.keys), ("x", x), ("y", y)],
             ),
@@ -123,7 +124,7 @@ impl Dropout {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.backward,
-                [groups(columns, WG), small(rows), 1],
+                [groups(columns, WG), to_u32(rows), 1],
                 &dims,
                 &[("keys", mask.keys), ("dy", dy), ("dx", dx)],
             ),
@@ -203,7 +204,7 @@ mod tests {
     }
 
     fn keys(count: usize, seed: u32) -> Vec<u32> {
-        (0..small(count)).map(|i| hash(hash(seed) ^ i)).collect()
+        (0..to_u32(count)).map(|i| hash(hash(seed) ^ i)).collect()
     }
 
     fn kept(keys: &[u32], using: u32, rate: f32, columns: usize) -> Vec<bool> {

@@ -1,7 +1,8 @@
 //! Token rows plus position rows: ids, positions [T] -> x [T, H].
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::{Result, bail};
+use crate::num::to_u32;
 use crate::weights::Table;
 
 const SHADER: Shader = shader!("embed");
@@ -67,9 +68,9 @@ impl Embed {
         match (pass, f.words) {
             (Pass::Gpu(gpu), Words::Gpu(words)) => gpu.dispatch(
                 &self.forward,
-                [small(tokens), 1, 1],
+                [to_u32(tokens), 1, 1],
                 &Dims {
-                    hidden: small(hidden),
+                    hidden: to_u32(hidden),
                 },
                 &[
                     ("ids", f.ids),
@@ -129,8 +130,8 @@ mod tests {
             let (vocabulary, places) = (50, 9);
             let words = noise(vocabulary * hidden, 1);
             let place_rows = noise(places * hidden, 2);
-            let ids: Vec<u32> = (0..tokens).map(|t| small(t * 17 % vocabulary)).collect();
-            let positions: Vec<u32> = (0..tokens).map(|t| small(t * 5 % places)).collect();
+            let ids: Vec<u32> = (0..tokens).map(|t| to_u32(t * 17 % vocabulary)).collect();
+            let positions: Vec<u32> = (0..tokens).map(|t| to_u32(t * 5 % places)).collect();
             let want =
                 reference::embed(&ids, &positions, &wide(&words), &wide(&place_rows), hidden);
             for device in devices() {

@@ -1,8 +1,9 @@
 //! GELU with erf: x [T, F] -> y [T, F], and its gradient.
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("gelu", "math");
 
@@ -46,9 +47,9 @@ impl Gelu {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
-                [groups(x.columns(), WG), small(x.rows()), 1],
+                [groups(x.columns(), WG), to_u32(x.rows()), 1],
                 &Dims {
-                    columns: small(x.columns()),
+                    columns: to_u32(x.columns()),
                 },
                 &[("x", x), ("y", y)],
             ),
@@ -63,9 +64,9 @@ impl Gelu {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.backward,
-                [groups(columns, WG), small(rows), 1],
+                [groups(columns, WG), to_u32(rows), 1],
                 &Dims {
-                    columns: small(columns),
+                    columns: to_u32(columns),
                 },
                 &[("x", x), ("dy", dy), ("dx", dx)],
             ),

@@ -2,8 +2,9 @@
 //! gradient, for gamma and beta that are not trained.
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("layer_norm", "reduce");
 
@@ -63,10 +64,10 @@ impl LayerNorm {
         match pass {
             Pass::Gpu(gpu) => {
                 let dims = Dims {
-                    hidden: small(hidden),
+                    hidden: to_u32(hidden),
                     eps: f.eps,
                 };
-                let grid = [small(rows), 1, 1];
+                let grid = [to_u32(rows), 1, 1];
                 let (x, gamma, beta, y) = (
                     ("x", f.x),
                     ("gamma", f.gamma),
@@ -113,10 +114,10 @@ impl LayerNorm {
         match pass {
             Pass::Gpu(gpu) => {
                 let dims = Dims {
-                    hidden: small(hidden),
+                    hidden: to_u32(hidden),
                     eps: b.eps,
                 };
-                let grid = [small(rows), 1, 1];
+                let grid = [to_u32(rows), 1, 1];
                 let (x, gamma, dy, dx) =
                     (("x", b.x), ("gamma", b.gamma), ("dy", b.dy), ("dx", &*b.dx));
                 match b.branch {

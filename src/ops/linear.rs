@@ -6,8 +6,9 @@
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
-use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::{Result, bail};
+use crate::num::to_u32;
 use crate::weights::View;
 
 const SHADER: Shader = shader!("linear", "tile");
@@ -146,9 +147,9 @@ impl Linear {
                     kernel,
                     [groups(f.w.outputs, ACROSS), groups(rows, high), 1],
                     &Dims {
-                        rows: small(rows),
-                        inputs: small(f.w.inputs),
-                        outputs: small(f.w.outputs),
+                        rows: to_u32(rows),
+                        inputs: to_u32(f.w.inputs),
+                        outputs: to_u32(f.w.outputs),
                     },
                     &[("x", f.x), ("w", w), ("bias", &f.w.bias), ("y", f.y)],
                 );
@@ -187,9 +188,9 @@ impl Linear {
                 kernel,
                 [groups(b.w.inputs, ACROSS), groups(rows, 64), 1],
                 &Dims {
-                    rows: small(rows),
-                    inputs: small(b.w.inputs),
-                    outputs: small(b.w.outputs),
+                    rows: to_u32(rows),
+                    inputs: to_u32(b.w.inputs),
+                    outputs: to_u32(b.w.outputs),
                 },
                 &[("dy", b.dy), ("w", w), ("dx", b.dx)],
             ),

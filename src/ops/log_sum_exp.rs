@@ -1,8 +1,9 @@
 //! The logarithm of the sum of exponentials over groups of models: s [B, M] -> out [B, N].
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 use crate::ops::LOWEST;
 
 const SHADER: Shader = shader!("log_sum_exp", "reduce");
@@ -41,10 +42,10 @@ impl LogSumExp {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
-                [small(groups), small(prompts), 1],
+                [to_u32(groups), to_u32(prompts), 1],
                 &Dims {
-                    models: small(models),
-                    groups: small(groups),
+                    models: to_u32(models),
+                    groups: to_u32(groups),
                 },
                 &[
                     ("s", f.s),
@@ -126,8 +127,8 @@ mod tests {
             let mut members = Vec::new();
             let mut offsets = vec![0u32];
             for g in 0..groups {
-                members.extend((0..models).filter(|m| group(*m) == g).map(small));
-                offsets.push(small(members.len()));
+                members.extend((0..models).filter(|m| group(*m) == g).map(to_u32));
+                offsets.push(to_u32(members.len()));
             }
             let want = reference::log_sum_exp(&wide(&s), models, &members, &offsets);
             for device in devices() {

@@ -4,8 +4,9 @@
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Place, Shader, groups, shader, small};
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Place, Shader, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("matmul", "tile");
 
@@ -41,8 +42,8 @@ struct Steps {
 impl Steps {
     fn of(place: Place) -> Self {
         Self {
-            offset: small(place.offset),
-            down: small(place.stride),
+            offset: to_u32(place.offset),
+            down: to_u32(place.stride),
             across: 1,
             padding: 0,
         }
@@ -150,9 +151,9 @@ impl Matmul {
                     kernel,
                     [groups(columns, ACROSS), groups(rows, high), 1],
                     &Dims {
-                        rows: small(rows),
-                        inner: small(inner),
-                        columns: small(columns),
+                        rows: to_u32(rows),
+                        inner: to_u32(inner),
+                        columns: to_u32(columns),
                         scale: p.scale,
                         a,
                         b,

@@ -1,8 +1,9 @@
 //! Unit rows: z [B, D] -> u [B, D].
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("normalize", "reduce");
 
@@ -38,9 +39,9 @@ impl Normalize {
         match pass {
             Pass::Gpu(gpu) => gpu.dispatch(
                 &self.forward,
-                [small(rows), 1, 1],
+                [to_u32(rows), 1, 1],
                 &Dims {
-                    width: small(width),
+                    width: to_u32(width),
                 },
                 &[("z", f.z), ("u", f.u)],
             ),

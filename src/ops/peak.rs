@@ -1,7 +1,8 @@
 //! What a device can do at most: copies and multiply-adds, for benches to compare with.
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("peak");
 
@@ -36,7 +37,7 @@ impl Peak {
         match pass {
             Pass::Gpu(gpu) => {
                 let dims = Dims {
-                    n: small(x.len()),
+                    n: to_u32(x.len()),
                     turns: 0,
                 };
                 gpu.dispatch(
@@ -67,8 +68,8 @@ impl Peak {
         match pass {
             Pass::Gpu(gpu) => {
                 let dims = Dims {
-                    n: small(x.len()),
-                    turns: small(turns),
+                    n: to_u32(x.len()),
+                    turns: to_u32(turns),
                 };
                 gpu.dispatch(
                     &self.multiply_add,

@@ -1,7 +1,8 @@
 //! One row of each prompt's rows: x [T, H], offsets -> h [B, H]; and its gradient.
 
-use crate::device::{CpuPass, Device, Kernel, PartMut, Pass, Place, Shader, Tensor, shader, small};
+use crate::device::{CpuPass, Device, Kernel, PartMut, Pass, Place, Shader, Tensor, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("pool");
 
@@ -68,11 +69,11 @@ impl Pool {
                     Pooling::Mean => &self.mean,
                     Pooling::Cls => &self.first,
                 },
-                [small(prompts), 1, 1],
+                [to_u32(prompts), 1, 1],
                 &Dims {
-                    hidden: small(hidden),
-                    first: small(place.offset),
-                    stride: small(place.stride),
+                    hidden: to_u32(hidden),
+                    first: to_u32(place.offset),
+                    stride: to_u32(place.stride),
                 },
                 &[("offsets", f.offsets), ("x", f.x), ("h", f.h.tensor)],
             ),
@@ -93,11 +94,11 @@ impl Pool {
                     Pooling::Mean => &self.backward_mean,
                     Pooling::Cls => &self.backward_first,
                 },
-                [small(prompts), 1, 1],
+                [to_u32(prompts), 1, 1],
                 &Dims {
-                    hidden: small(hidden),
+                    hidden: to_u32(hidden),
                     first: 0,
-                    stride: small(hidden),
+                    stride: to_u32(hidden),
                 },
                 &[("offsets", b.offsets), ("dh", b.dh), ("dx", b.dx)],
             ),
@@ -157,7 +158,7 @@ fn backward_cpu(
     let cpu = pass.cpu;
     cpu.rows(dx, hidden, hidden, |first, rows| {
         for (i, dx) in rows.chunks_exact_mut(hidden).enumerate() {
-            let token = small(first + i);
+            let token = to_u32(first + i);
             let prompt = offsets.partition_point(|begin| *begin <= token) - 1;
             let dh = &dh[prompt * hidden..][..hidden];
             match pooling {

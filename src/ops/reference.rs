@@ -388,7 +388,7 @@ pub(crate) fn divergence(teacher: &[f64], student: &[f64], temperature: f64) -> 
 pub(crate) fn top_k(s: &[f32], models: usize, k: usize) -> (Vec<u32>, Vec<f32>) {
     let (mut ids, mut scores) = (Vec::new(), Vec::new());
     for s in s.chunks_exact(models) {
-        let mut order: Vec<u32> = (0..crate::device::small(models)).collect();
+        let mut order: Vec<u32> = (0..crate::num::to_u32(models)).collect();
         order.sort_by(|a, b| s[*b as usize].total_cmp(&s[*a as usize]).then(a.cmp(b)));
         for id in &order[..k] {
             ids.push(*id);

@@ -2,8 +2,9 @@
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
-use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::{Result, bail};
+use crate::num::to_u32;
 use crate::ops::LOWEST;
 use crate::weights::View;
 
@@ -131,9 +132,9 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
             kernel,
             [groups(models, WG), groups(prompts, PROMPTS), 1],
             &Dims {
-                prompts: small(prompts),
-                models: small(models),
-                width: small(f.keys.width),
+                prompts: to_u32(prompts),
+                models: to_u32(models),
+                width: to_u32(f.keys.width),
                 scale: f.scale,
             },
             &[("u", f.u), ("keys", keys), ("offsets", offsets), ("s", f.s)],

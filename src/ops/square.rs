@@ -2,8 +2,9 @@
 //! weights, batch by batch (carve.md section 7).
 
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Kernel, PartMut, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{Device, Kernel, PartMut, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("square");
 
@@ -44,11 +45,11 @@ impl Square {
         a.sums.expect("square", "sums", 1, n);
         match pass {
             Pass::Gpu(gpu) => {
-                let grid = groups(n, WG).min(small(MOST_GROUPS));
+                let grid = groups(n, WG).min(to_u32(MOST_GROUPS));
                 let dims = Dims {
-                    offset: small(a.grad.place.offset),
-                    len: small(n),
-                    stride: grid * small(WG),
+                    offset: to_u32(a.grad.place.offset),
+                    len: to_u32(n),
+                    stride: grid * to_u32(WG),
                     scale: a.scale,
                 };
                 let tensors = [("grad", &*a.grad.tensor), ("sums", &*a.sums)];

@@ -1,7 +1,8 @@
 //! The k best of each row, exact: s [B, M] -> ids, scores [B, k].
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader, small};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
+use crate::num::to_u32;
 
 const SHADER: Shader = shader!("top_k");
 
@@ -70,9 +71,9 @@ impl TopK {
             Pass::Gpu(gpu) => {
                 let chunks = groups(models, CHUNK);
                 let dims = Dims {
-                    models: small(models),
+                    models: to_u32(models),
                     chunks,
-                    k: small(k),
+                    k: to_u32(k),
                 };
                 let (scores, ids) = (
                     ("found_scores", &f.found.scores),
@@ -80,11 +81,11 @@ impl TopK {
                 );
                 gpu.dispatch(
                     &self.chunks,
-                    [chunks, small(prompts), 1],
+                    [chunks, to_u32(prompts), 1],
                     &dims,
                     &[("s", f.s), scores, ids],
                 );
-                let grid = [small(prompts), 1, 1];
+                let grid = [to_u32(prompts), 1, 1];
                 gpu.dispatch(
                     &self.merge,
                     grid,
@@ -136,7 +137,7 @@ pub(crate) fn best(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
         // Ids ascend, so an equal score ranks below what is there.
         if *score > bar || best.len() < k {
             let place = best.partition_point(|(_, other)| other >= score);
-            best.insert(place, (small(id), *score));
+            best.insert(place, (to_u32(id), *score));
             best.truncate(k);
             if best.len() == k {
                 bar = best[k - 1].1;

@@ -1,6 +1,6 @@
 //! A packed batch: the tokens of all prompts one after the other, without padding.
 
-use crate::device::small;
+use crate::num::to_u32;
 
 /// Ids and positions of T tokens, and where each of B prompts begins.
 #[derive(Default)]
@@ -23,8 +23,8 @@ impl PackedBatch {
             batch.ids.extend_from_slice(prompt);
             batch
                 .positions
-                .extend((first_position..first_position + prompt.len()).map(small));
-            batch.offsets.push(small(batch.ids.len()));
+                .extend((first_position..first_position + prompt.len()).map(to_u32));
+            batch.offsets.push(to_u32(batch.ids.len()));
         }
         batch
     }

@@ -15,10 +15,10 @@ use super::{Common, Learned, Method, Named, Progressed, Watching};
 use crate::cmrbench::registry::Kept;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::generation::Store;
 use crate::learn::{Control, Settings};
 use crate::options::Options;
-use crate::router::Router;
+use crate::route::Router;
+use crate::store::Store;
 
 /// Stands between a prompt and its card.
 const REFERENCE: &str = "\n<Reference API>: ";

@@ -10,13 +10,14 @@ use super::{Common, Method, Named, Progressed, Watching};
 use crate::cmrbench::registry::Kept;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
-use crate::generation::{ADAPTER, Contents, GenerationId, NewModel, Store};
+use crate::generation::{ADAPTER, Contents, GenerationId, NewModel};
 use crate::hub::Hub;
 use crate::learn::{Experience, InitProfile, Settings};
 use crate::model::Config;
 use crate::model::lora::{Adapter, Factors, Lora};
 use crate::ops::normalize::unit;
-use crate::router::Router;
+use crate::route::Router;
+use crate::store::Store;
 
 /// Share of a tensor's entries that stay.
 const KEEP: f64 = 0.3;

@@ -8,9 +8,10 @@ use crate::cmrbench::registry::Kept;
 use crate::cmrbench::{Data, Row};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
-use crate::generation::{GenerationId, NewModel, Store};
+use crate::generation::{GenerationId, NewModel};
 use crate::learn::{Example, Experience, Learner, Outcome, Settings};
-use crate::router::Router;
+use crate::route::Router;
+use crate::store::Store;
 use crate::{Decision, Request};
 
 /// Prompts that are routed together.

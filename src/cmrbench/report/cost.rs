@@ -8,8 +8,8 @@ use crate::cmrbench::{
     Experience, Matrix, MethodOutcome, Metric, Outcome, Plan, Results, mean_and_deviation,
 };
 use crate::encoder::Encoder;
+use crate::encoder::seen::usual_layers;
 use crate::error::Result;
-use crate::generation::seen::usual_layers;
 use crate::learn::{CandidateMode, EwcScope, Regulariser, ReplayStrategy, Settings, Train};
 use crate::options::Options;
 

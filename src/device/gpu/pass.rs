@@ -5,8 +5,9 @@ use std::sync::mpsc;
 use crate::device::gpu::Gpu;
 use crate::device::gpu::tape::{Entry, SLOTS, STAGES, Tape};
 use crate::device::pass::{Outcome, Read};
-use crate::device::{Kernel, Part, Tensor, small};
+use crate::device::{Kernel, Part, Tensor};
 use crate::error::{Result, error};
+use crate::num::to_u32;
 
 pub(crate) struct GpuPass<'p> {
     gpu: &'p Gpu,
@@ -252,7 +253,7 @@ impl<'p> GpuPass<'p> {
         encode(&mut encoder, tape, &steps);
         let stamps = match &tape.clock {
             Some(clock) if stages > 0 => {
-                let count = small(stages * 2);
+                let count = to_u32(stages * 2);
                 encoder.resolve_query_set(&clock.queries, 0..count, &clock.resolved, 0);
                 let (to, size) = (read_bytes as u64, u64::from(count) * 8);
                 encoder.copy_buffer_to_buffer(&clock.resolved, 0, &tape.readback, to, size);
@@ -334,7 +335,7 @@ fn encode(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) {
                 let stage = match &steps[index] {
                     Step::Stage(stage) => {
                         index += 1;
-                        Some(small(*stage))
+                        Some(to_u32(*stage))
                     }
                     _ => None,
                 };

@@ -70,7 +70,7 @@ impl Tape {
                     device.create_query_set(&wgpu::QuerySetDescriptor {
                         label: Some("plan clock"),
                         ty: wgpu::QueryType::Timestamp,
-                        count: crate::device::small(STAGES * 2),
+                        count: crate::num::to_u32(STAGES * 2),
                     })
                 })?,
                 resolved: plain(

@@ -14,7 +14,7 @@ use self::distill::Teaching;
 use self::head::{Head, Packed, Reads, Router};
 pub(crate) use self::hold::{Anchors, Hold};
 use self::hold::{Consolidated, References};
-use crate::device::{Outcome, Place, Plan, Read, Sizes, Tensor, small};
+use crate::device::{Outcome, Place, Plan, Read, Sizes, Tensor};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::NewModel;
@@ -26,6 +26,7 @@ use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::lora::Adapter;
 use crate::model::training::{Kept, Training};
+use crate::num::to_u32;
 use crate::ops::adamw::{self, Clip, Listed, Segment};
 use crate::ops::anchor::Weighted;
 use crate::ops::contrastive::NONE;
@@ -609,10 +610,10 @@ impl Engine {
     fn wake(&mut self, named: Option<&[u32]>, all_old: bool) -> Result<()> {
         let before = self.awake.sleepers();
         let held = self.references.as_ref().map_or(0, |r| r.rows.rows());
-        let old = small(self.teaching.map_or(held, |t| held.max(t.models)));
+        let old = to_u32(self.teaching.map_or(held, |t| held.max(t.models)));
         let mut new = match named {
             Some(named) => self.awake.wake(named.iter().copied()),
-            None => self.awake.wake(0..small(self.layout.e.rows)),
+            None => self.awake.wake(0..to_u32(self.layout.e.rows)),
         };
         if all_old {
             new.extend(self.awake.wake(0..old));
@@ -636,7 +637,10 @@ impl Engine {
     ///
     /// A row that only decayed has its reference's direction, and no gradient in the normalised form.
     fn held(&self, anchors: Anchors, named: Option<&[u32]>) -> Option<Vec<u32>> {
-        let old = self.references.as_ref().map_or(0, |r| small(r.rows.rows()));
+        let old = self
+            .references
+            .as_ref()
+            .map_or(0, |r| to_u32(r.rows.rows()));
         let ids = match (anchors.touched, anchors.raw) {
             (true, _) => named,
             (false, true) => None,

@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::prepare::{Task, Update};
 use super::{Learner, Status, Watch};
+use crate::encoder::seen::{Seen, look};
 use crate::error::Result;
 use crate::generation::cards::{self, CARDS};
-use crate::generation::memory::Memory;
-use crate::generation::seen::{Seen, look};
-use crate::generation::serving::{Serving, ask};
-use crate::generation::{ADAPTER, Contents, Draft, Learned, zero_shot_rows};
+use crate::generation::{ADAPTER, Contents, Draft, Learned, rows};
 use crate::learn::accuracy::{Accuracy, Measurement};
 use crate::learn::candidates::Candidates;
 use crate::learn::engine::{Engine, Layout};
@@ -21,8 +19,10 @@ use crate::learn::remember;
 use crate::learn::replay::{HELD_OUT, REPLAY, ReplayEntry};
 use crate::learn::report::{self, FIRST, Kept, LossTerms, Measured, Report, UNKNOWN};
 use crate::learn::settings::{Regulariser, ReplayStrategy};
+use crate::memory::Memory;
 use crate::model::bert::Bert;
 use crate::model::lora::Factors;
+use crate::serve::{Serving, ask};
 use crate::text::tokenizer::Tokens;
 
 /// An update behind its last step.
@@ -268,7 +268,7 @@ impl Learner {
         let (contents, new) = (&update.contents, &update.new_models);
         let (projection, width) = (&contents.projection, contents.manifest.width);
         let bert = parent.network();
-        zero_shot_rows(
+        rows::rows(
             &update.encoder,
             bert,
             new,

@@ -19,9 +19,7 @@ use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail, caught};
-use crate::generation::memory::Memory;
-use crate::generation::serving::Serving;
-use crate::generation::{Contents, Draft, GenerationId, Lock, Store};
+use crate::generation::{Contents, Draft, GenerationId};
 use crate::learn::accuracy::Measurement;
 use crate::learn::candidates::Candidates;
 use crate::learn::experience::{self, Experience, Row};
@@ -29,7 +27,10 @@ use crate::learn::oddities::oddities;
 use crate::learn::report::Report;
 use crate::learn::settings::Settings;
 use crate::learn::state::State;
+use crate::memory::Memory;
 use crate::options::Options;
+use crate::serve::Serving;
+use crate::store::{Lock, Store};
 use crate::text::tokenizer::Tokens;
 
 /// What a callback wants.

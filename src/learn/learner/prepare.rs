@@ -7,21 +7,21 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::cards::CARDS;
-use crate::generation::memory::Memory;
-use crate::generation::serving::open_encoder;
 use crate::generation::{Contents, NewModel};
 use crate::hub::Hub;
 use crate::learn::data::Example;
 use crate::learn::domains::Domains;
 use crate::learn::engine::Engine;
 use crate::learn::experience::{self, Experience, Extended, Row};
-use crate::learn::memory::kept;
+use crate::learn::forget::kept;
 use crate::learn::oddities::oddities;
 use crate::learn::remember;
 use crate::learn::replay::{HELD_OUT, REPLAY, Replay};
 use crate::learn::schedule::Schedule;
 use crate::learn::settings::{InitRows, ReplayStrategy, Train};
 use crate::learn::teacher::Teacher;
+use crate::memory::Memory;
+use crate::store::open_encoder;
 
 /// What the steps need, made once.
 pub(super) struct Task {

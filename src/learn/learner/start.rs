@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Learner;
 use super::prepare::{Task, Update};
 use crate::error::Result;
-use crate::generation::{Contents, NewModel, card_row};
+use crate::generation::{Contents, NewModel, rows::card_row};
 use crate::hub::domain_key;
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::engine::{Engine, Layout, Shape};

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{AdamwRows, AnchorRows, CandidateMode, Regulariser, Settings, Train};
 use crate::error::{Result, bail, error};
-use crate::generation::recall::check_strengths;
+use crate::generation::memory::check_strengths;
 
 /// Names of carve.md that are known here and not to be had, each with what holds instead.
 const UNSUPPORTED: [(&str, &str); 24] = [

@@ -6,7 +6,7 @@ mod words;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
-use crate::hub::Strengths;
+use crate::memory::Strengths;
 use crate::model::lora::Target;
 pub use words::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
@@ -14,7 +14,7 @@ pub use words::{
     ReplayStrategy, RouterRate, Train,
 };
 
-use crate::generation::memory::PriorMean;
+use crate::memory::PriorMean;
 
 /// Size of W at which the paper gives the strength of the projection anchor.
 const PAPER_WEIGHTS: f64 = 1024.0 * 4096.0;

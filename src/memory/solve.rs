@@ -26,8 +26,8 @@ use crate::device::cpu::Cpu;
 use crate::device::cpu::dense::{
     self, Part, View, cholesky, orthonormal, solve_lower, solve_lower_transposed,
 };
+use crate::encoder::seen::STEPS;
 use crate::error::Result;
-use crate::generation::seen::STEPS;
 use crate::hub::{Domains, Hub};
 use crate::text::words::mix;
 
@@ -397,9 +397,9 @@ mod tests {
         reason = "tests"
     )]
     use super::*;
-    use crate::generation::memory::Prompt;
-    use crate::generation::seen::Seen;
+    use crate::encoder::seen::Seen;
     use crate::hub::Model;
+    use crate::memory::Prompt;
     use crate::ops::reference::noise;
 
     const LAYERS: usize = 2;

@@ -1,28 +1,30 @@
 //! What a generation remembers of the prompts that it was learned with: sums, whatever their order.
 //!
 //! Of each prompt the means over its tokens of some layers' outputs are taken, as unit vectors of
-//! 1/64 steps (`generation/seen.rs`). Kept are, for each model, how many prompts it has and the sum of
+//! 1/64 steps (`encoder/seen.rs`). Kept are, for each model, how many prompts it has and the sum of
 //! their vectors q; for all of them the sum of q q^T; for each domain how many prompts have a word;
 //! and the digest of each prompt with its model. All are integers. So a prompt that is added and
 //! taken out again leaves nothing, and experiences in another order leave the same.
 //!
-//! `solve.rs` makes of it what is served (`hub/recall.rs`).
+//! `solve.rs` makes of it what is served (`served.rs`).
 
 mod packing;
+pub(crate) mod served;
 mod solve;
 mod words;
 
 use safetensors::{Dtype, SafeTensors};
 
 use self::packing::{pack, unpack};
+pub use self::served::{Parts, Strengths};
 pub use self::solve::PriorMean;
 pub(crate) use self::solve::{Solved, Solving, solve};
 pub(crate) use self::words::{WORDS, Words};
 use crate::device::cpu::dense::{self, Part, View as View64};
 use crate::device::cpu::gemm::{self, Finish, Packed};
 use crate::device::cpu::{Cpu, RowsMut};
+use crate::encoder::seen::{STEPS, Seen};
 use crate::error::{Result, bail, error};
-use crate::generation::seen::{STEPS, Seen};
 use crate::hub::{Domains, Hub, domain_key};
 use crate::weights::{View, to_safetensors};
 
@@ -344,7 +346,7 @@ impl Memory {
         let layers: Vec<u32> = self
             .layers
             .iter()
-            .map(|layer| crate::device::small(*layer))
+            .map(|layer| crate::num::to_u32(*layer))
             .collect();
         let sums = self.sums.concat();
         let mut squares = Vec::new();

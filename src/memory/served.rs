@@ -129,13 +129,13 @@ impl Bayes {
         for (word, domain, count) in counts {
             if bayes.words.last() != Some(&word) {
                 bayes.words.push(word);
-                bayes.starts.push(crate::device::small(bayes.entries.len()));
+                bayes.starts.push(crate::num::to_u32(bayes.entries.len()));
             }
             totals[domain as usize] += f64::from(count);
             let more = ((f64::from(count) + SMOOTHING) / SMOOTHING).ln();
             bayes.entries.push((domain, more as f32));
         }
-        bayes.starts.push(crate::device::small(bayes.entries.len()));
+        bayes.starts.push(crate::num::to_u32(bayes.entries.len()));
         let different = SMOOTHING * bayes.words.len() as f64;
         let missing = |total: f64| (SMOOTHING / (total + different).max(SMOOTHING)).ln();
         bayes.missing = totals.into_iter().map(missing).collect();

@@ -17,11 +17,10 @@ use crate::device::cpu::Cpu;
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::generation::Contents;
-use crate::generation::memory::{
-    MEMORY, Memory, Solved, Solving, WORDS, Words, domain_keys, solve,
-};
-use crate::hub::recall::{Bayes, Recall};
-use crate::hub::{Domains, Hub, Strengths};
+use crate::hub::{Domains, Hub};
+use crate::memory::Strengths;
+use crate::memory::served::{Bayes, Recall};
+use crate::memory::{MEMORY, Memory, Solved, Solving, WORDS, Words, domain_keys, solve};
 use crate::weights::{half_bytes, to_safetensors};
 
 /// Names in a generation.
@@ -116,7 +115,7 @@ fn write(solved: &Solved, memory: &Memory) -> Result<Vec<u8>> {
     let layers = memory
         .layers()
         .iter()
-        .map(|layer| crate::device::small(*layer));
+        .map(|layer| crate::num::to_u32(*layer));
     let layers: Vec<u32> = layers.collect();
     let (rank, models) = (solved.rank, memory.counts().len());
     let bytes = |values: &[f32]| bytemuck::cast_slice::<f32, u8>(values).to_vec();

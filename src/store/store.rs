@@ -12,12 +12,13 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
-use crate::generation::contents::{Contents, Draft};
-use crate::generation::lock::{LEARNING, Lock, WRITING};
-use crate::generation::manifest::{GenerationId, Manifest};
-use crate::generation::serving::{ask, find_encoder, open_encoder};
+use crate::generation::{Contents, Draft};
+use crate::generation::{GenerationId, Manifest};
 use crate::hub::{Hub, ModelId};
 use crate::options::Options;
+use crate::serve::ask;
+use crate::store::encoders::{find_encoder, open_encoder};
+use crate::store::lock::{LEARNING, Lock, WRITING};
 
 /// Names the current generation; replaced by rename.
 const CURRENT: &str = "current";

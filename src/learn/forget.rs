@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use crate::device::cpu::Cpu;
+use crate::encoder::seen::look;
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::generation::cards::CARDS;
-use crate::generation::memory::Prompt;
-use crate::generation::recall::remember;
-use crate::generation::seen::look;
-use crate::generation::serving::open_encoder;
-use crate::generation::{Contents, GenerationId, Manifest, Store};
+use crate::generation::memory::remember;
+use crate::generation::{Contents, GenerationId, Manifest};
 use crate::hub::Domains;
 use crate::learn::ewc::{self, FISHER};
 use crate::learn::remember::digest;
 use crate::learn::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
+use crate::memory::Prompt;
 use crate::options::Options;
+use crate::store::Store;
+use crate::store::open_encoder;
 use crate::text::query::query_digest;
 
 /// Prompts that a generation keeps.

@@ -11,17 +11,20 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::decision::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, Result, caught};
-use crate::generation::serving::{Serving, open_encoder, short};
-use crate::generation::{Contents, EncoderPin, GenerationId, Store};
+use crate::files::short;
+use crate::generation::{Contents, EncoderPin, GenerationId};
 use crate::hub::Hub;
-use crate::hub::index::{Ranking, log_sum_exp_of};
 use crate::ops::LOWEST;
 use crate::options::Options;
+use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
+use crate::serve::Serving;
+use crate::serve::index::{Ranking, log_sum_exp_of};
+use crate::store::Store;
+use crate::store::open_encoder;
 use crate::text::tokenizer::Tokens;
 
 /// Picks the right model of a hub for a prompt.

@@ -1,15 +1,12 @@
 //! The answer to a request, and its JSON form.
 
-mod request;
-
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use request::Request;
-
 use crate::generation::GenerationId;
-use crate::hub::{ModelId, Parts};
+use crate::hub::ModelId;
+use crate::memory::Parts;
 
 /// Version of the JSON form of a [`Decision`].
 const SCHEMA_VERSION: u32 = 1;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Outcome, Pass, Read, Tensor, small};
+use crate::device::{Device, Outcome, Pass, Read, Tensor};
 use crate::error::{Result, bail};
-use crate::hub::recall::{Parts, Recall};
 use crate::hub::{Domains, Hub};
+use crate::memory::served::{Parts, Recall};
+use crate::num::to_u32;
 use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
 use crate::ops::top_k::{self, Found};
@@ -116,7 +117,7 @@ impl Index {
         let members = domains.members.concat();
         let mut offsets = vec![0];
         for ids in &domains.members {
-            offsets.push(offsets.last().copied().unwrap_or(0) + small(ids.len()));
+            offsets.push(offsets.last().copied().unwrap_or(0) + to_u32(ids.len()));
         }
         let recalled = recall
             .map(|recall| Recalled::new(device, recall, &retired))
@@ -403,7 +404,7 @@ fn ranked(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> = scores
         .iter()
         .enumerate()
-        .map(|(id, s)| (small(id), *s))
+        .map(|(id, s)| (to_u32(id), *s))
         .collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     all.truncate(k);

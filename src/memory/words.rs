@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::packing::{pack, unpack};
-use crate::device::small;
 use crate::error::{Result, bail, error};
+use crate::num::to_u32;
 use crate::weights::to_safetensors;
 
 /// Its name in a generation.
@@ -44,7 +44,7 @@ impl Words {
                     "{DOMAINS}: expected those of the hub, found {old:?}"
                 );
             };
-            numbers.push(small(number));
+            numbers.push(to_u32(number));
         }
         let counts = std::mem::take(&mut self.counts).into_iter();
         self.counts = counts

@@ -1,0 +1,11 @@
+//! A store: a folder of generations, one of them current, and the changes made to it.
+
+mod changes;
+mod encoders;
+mod lock;
+mod store;
+
+pub(crate) use encoders::open_encoder;
+pub(crate) use lock::Lock;
+pub(crate) use store::RESUME;
+pub use store::{Difference, GenerationReport, Pruned, Store};
