@@ -2,10 +2,10 @@
 
 mod changes;
 mod encoders;
-mod lock;
 mod folder;
+mod lock;
 
 pub(crate) use encoders::open_encoder;
-pub(crate) use lock::Lock;
 pub(crate) use folder::RESUME;
 pub use folder::{Difference, GenerationReport, Pruned, Store};
+pub(crate) use lock::Lock;
