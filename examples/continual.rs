@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use hubrouter::cmrbench::{Data, EvalRows, Hits, Percent, Prefix, Row, Tables};
+use hubrouter::cmrbench::{BenchRow, Data, EvalRows, Hits, Percent, Prefix, Tables};
 use hubrouter::learn::{Control, Example, Experience, Learner, Outcome, Settings};
 use hubrouter::{Encoder, Options, Request, Result, Router, Store};
 
@@ -149,13 +149,13 @@ fn run(
     Ok(())
 }
 
-fn example(row: &Row) -> Example {
+fn example(row: &BenchRow) -> Example {
     let mut example = Example::new(row.instruction.as_str(), row.model_name.as_str());
     example.domain = Some(row.domain.clone());
     example
 }
 
-fn measure(router: &Router, tables: &Tables, rows: &[Row]) -> Result<Percent> {
+fn measure(router: &Router, tables: &Tables, rows: &[BenchRow]) -> Result<Percent> {
     let requests: Vec<Request> = rows
         .iter()
         .map(|row| Request::new(row.instruction.as_str()).top(1))
