@@ -94,6 +94,39 @@ pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u
     serde_json::from_slice(bytes).map_err(|e| error!(Format, "{}: {e}", path.display()))
 }
 
+/// How the JSON files of this crate begin: what the file is, and the version of its form.
+#[derive(serde::Deserialize)]
+struct Header {
+    #[serde(default)]
+    kind: String,
+    schema_version: u32,
+}
+
+/// As [`parse_json`], for a file of this crate: its header is checked before the rest is parsed.
+///
+/// `kind`: what the header must say, empty for files that have no `kind`. Only version 1 is read.
+pub(crate) fn parse_form<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    bytes: &[u8],
+    kind: &str,
+) -> Result<T> {
+    let header: Header = parse_json(path, bytes)?;
+    if header.kind != kind {
+        let (path, found) = (path.display(), header.kind);
+        bail!(Format, "{path}: kind: expected {kind:?}, found {found:?}");
+    }
+    check_version(header.schema_version).map_err(|e| e.at(path.display()))?;
+    parse_json(path, bytes)
+}
+
+/// Errors: `schema_version` is not 1.
+pub(crate) fn check_version(found: u32) -> Result<()> {
+    if found != 1 {
+        bail!(Unsupported, "schema_version: expected 1, found {found}");
+    }
+    Ok(())
+}
+
 /// Pretty JSON with a final newline.
 pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
     let mut bytes =

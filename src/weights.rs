@@ -6,6 +6,8 @@
 //! process with a bus error, as every mapped file does; so what serves is copied when it is opened,
 //! and [`Weights::check_unchanged`] stands before a mapping is read once more.
 
+mod tensors;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
@@ -20,6 +22,8 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result, bail, error};
 use crate::files;
+
+pub(crate) use tensors::{ANY, Tensors};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors are little-endian and are read in place: this target is big-endian");
@@ -316,6 +320,11 @@ impl<'w> View<'w> {
             columns,
             bytes,
         }
+    }
+
+    /// All rows, little-endian elements.
+    pub(crate) fn bytes(&self) -> &'w [u8] {
+        self.bytes
     }
 
     pub(crate) fn rows(&self) -> usize {

@@ -190,22 +190,8 @@ impl Manifest {
     pub(crate) fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let bytes = files::read_bytes(&path, MANIFEST_LIMIT)?;
-        let manifest: Self = files::parse_json(&path, &bytes)?;
+        let manifest: Self = files::parse_form(&path, &bytes, KIND)?;
         let place = path.display();
-        if manifest.kind != KIND {
-            bail!(
-                Format,
-                "{place}: kind: expected {KIND:?}, found {:?}",
-                manifest.kind
-            );
-        }
-        if manifest.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "{place}: schema_version: expected 1, found {}",
-                manifest.schema_version
-            );
-        }
         let id = id_of(manifest.sequence, &bytes);
         if name.is_none_or(|name| name != id.as_str()) {
             bail!(
