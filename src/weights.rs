@@ -164,12 +164,12 @@ impl Weights {
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let (file, _) = files::open_file(path)?;
-        let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+        let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
         #[expect(unsafe_code, reason = "mapping is this module's job")]
         // SAFETY: the file is mapped read-only. Files of this crate are replaced by rename and
         // never edited in place, and hosts are told so (docs/limits.md), so the bytes behind the
         // mapping do not change while it lives.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", &e))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
         self.add(path, Bytes::Mapped(map, file, data))
     }
 
@@ -206,7 +206,7 @@ impl Weights {
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         for Shard { path, bytes } in &self.shards {
             if let Bytes::Mapped(_, file, before) = bytes {
-                let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+                let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
                 if !same_version(&data, before) {
                     bail!(
                         Mismatch,

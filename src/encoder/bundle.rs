@@ -82,7 +82,7 @@ impl Digest {
         let mut bytes = Vec::new();
         file.take(self.bytes)
             .read_to_end(&mut bytes)
-            .map_err(|e| Error::io(path, "read", &e))?;
+            .map_err(|e| Error::io(path, "read", e))?;
         self.check(path, &bytes)?;
         Ok(bytes)
     }

@@ -20,7 +20,7 @@ impl<'b> Tensors<'b> {
     /// Errors: `bytes` are no whole safetensors file.
     pub(crate) fn parse(bytes: &'b [u8]) -> Result<Self> {
         let (header, metadata) = SafeTensors::read_metadata(bytes)
-            .map_err(|e| error!(Format, "not safetensors: {e}"))?;
+            .map_err(|e| error!(Format, "not safetensors: {e}").because(e))?;
         let data = &bytes[8 + header..];
         Ok(Self { metadata, data })
     }
