@@ -26,6 +26,70 @@ pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Size and SHA-256 of a file.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileDigest {
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+impl FileDigest {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            sha256: sha256(bytes),
+        }
+    }
+
+    /// The file at `path`, which must be what was recorded, and of at most `limit` bytes: before it is
+    /// read.
+    pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
+        let (file, length) = open_file(path)?;
+        self.check_length(path, length)?;
+        if length > limit {
+            bail!(
+                Format,
+                "{}: expected at most {limit} bytes, found {length}",
+                path.display()
+            );
+        }
+        let mut bytes = Vec::new();
+        file.take(self.bytes)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path, "read", e))?;
+        self.check(path, &bytes)?;
+        Ok(bytes)
+    }
+
+    fn check_length(&self, path: &Path, length: u64) -> Result<()> {
+        if length != self.bytes {
+            bail!(
+                Mismatch,
+                "{}: expected {} bytes, found {length}",
+                path.display(),
+                self.bytes
+            );
+        }
+        Ok(())
+    }
+
+    /// Errors unless `bytes`, read from `path`, are what was recorded.
+    pub(crate) fn check(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.check_length(path, bytes.len() as u64)?;
+        let path = path.display();
+        let found = sha256(bytes);
+        if found != self.sha256 {
+            bail!(
+                Mismatch,
+                "{path}: expected SHA-256 {}, found {found}",
+                self.sha256
+            );
+        }
+        Ok(())
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -94,7 +158,7 @@ pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u
 
 /// How the JSON files of this crate begin: what the file is, and the version of its form.
 #[derive(serde::Deserialize)]
-struct Header {
+struct FormHeader {
     #[serde(default)]
     kind: String,
     schema_version: u32,
@@ -108,7 +172,7 @@ pub(crate) fn parse_form<T: serde::de::DeserializeOwned>(
     bytes: &[u8],
     kind: &str,
 ) -> Result<T> {
-    let header: Header = parse_json(path, bytes)?;
+    let header: FormHeader = parse_json(path, bytes)?;
     if header.kind != kind {
         let (path, found) = (path.display(), header.kind);
         bail!(Format, "{path}: kind: expected {kind:?}, found {found:?}");
@@ -231,10 +295,10 @@ pub(crate) fn remove_folder(path: &Path) -> Result<()> {
 pub(crate) fn try_writing(folder: &Path, bytes: u64) -> Result<()> {
     let failed = |e: std::io::Error| Error::io(folder, "write to the folder", e);
     let create = |path: &Path| File::create_new(path);
-    let (path, mut file) = temporary_held(folder, "trial", create).map_err(|e| failed(e))?;
+    let (path, mut file) = temporary_held(folder, "trial", create).map_err(failed)?;
     let written = std::io::copy(&mut std::io::repeat(0).take(bytes.max(1)), &mut file);
     let removed = fs::remove_file(&path);
-    written.and(removed).map_err(|e| failed(e))
+    written.and(removed).map_err(failed)
 }
 
 /// Makes the folder and those above it, unless they are there.
@@ -355,11 +419,11 @@ impl Staged {
         // Windows has no handle for a folder.
         let (temporary, held) = if cfg!(unix) {
             let create = |path: &Path| fs::create_dir(path).and_then(|()| File::open(path));
-            let (path, held) = temporary_held(parent, "folder", create).map_err(|e| failed(e))?;
+            let (path, held) = temporary_held(parent, "folder", create).map_err(failed)?;
             (path, Some(held))
         } else {
             let create = |path: &Path| fs::create_dir(path);
-            let (path, ()) = temporary(parent, "folder", create).map_err(|e| failed(e))?;
+            let (path, ()) = temporary(parent, "folder", create).map_err(failed)?;
             (path, None)
         };
         Ok(Self {

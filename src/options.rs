@@ -1,15 +1,23 @@
 //! What a host decides when it opens a router or an encoder.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::device::DeviceChoice;
 use crate::error::Error;
+use crate::files;
 
 /// Version of the JSON form of [`Options`].
 const SCHEMA_VERSION: u32 = 1;
 
 fn schema_version() -> u32 {
     SCHEMA_VERSION
+}
+
+/// Errors: a version that this crate does not know.
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let found = u32::deserialize(deserializer)?;
+    files::check_version(found).map_err(serde::de::Error::custom)?;
+    Ok(found)
 }
 
 /// How to open a [`crate::Router`] or an [`crate::Encoder`].
@@ -23,8 +31,8 @@ fn schema_version() -> u32 {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Options {
-    /// Version of this form; 1.
-    #[serde(default = "schema_version")]
+    /// Version of this form; 1. Another one is refused when the options are read from JSON.
+    #[serde(default = "schema_version", deserialize_with = "known_version")]
     pub schema_version: u32,
     /// Which device computes.
     pub device: DeviceChoice,
@@ -104,5 +112,21 @@ impl Options {
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = Some(tokens);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_another_version_are_refused() {
+        let parsed = |version: u32| {
+            let json = format!(r#"{{"schema_version": {version}, "device": "cpu"}}"#);
+            serde_json::from_str::<Options>(&json).map_err(|e| e.to_string())
+        };
+        assert_eq!(parsed(1), Ok(Options::default().device("cpu")));
+        let want = "schema_version: expected 1, found 2";
+        assert!(parsed(2).is_err_and(|error| error.contains(want)));
     }
 }

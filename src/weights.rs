@@ -49,7 +49,7 @@ impl Dtype {
 }
 
 #[derive(Clone)]
-struct Entry {
+struct TensorEntry {
     shard: usize,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
@@ -88,11 +88,11 @@ fn same_version(a: &Metadata, b: &Metadata) -> bool {
 pub(crate) struct Weights {
     path: PathBuf,
     shards: Vec<Shard>,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, TensorEntry>,
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
@@ -127,7 +127,7 @@ impl Weights {
     }
 
     fn add_sharded(&mut self, path: &Path) -> Result<()> {
-        let index: Index = files::read_json(path, INDEX_LIMIT)?;
+        let index: ShardIndex = files::read_json(path, INDEX_LIMIT)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut shards: Vec<&String> = index.weight_map.values().collect();
         shards.sort();
@@ -180,7 +180,7 @@ impl Weights {
         let shard = self.shards.len();
         for (name, info) in metadata.tensors() {
             let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
-            let entry = Entry {
+            let entry = TensorEntry {
                 shard,
                 dtype: info.dtype,
                 shape: info.shape.clone(),

@@ -1,5 +1,6 @@
 //! Kernels by themselves, for benches: time, arithmetic and bytes beside the device's own peaks.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,6 +27,14 @@ pub struct Peaks {
     pub bytes: f64,
     /// Operations a second of independent multiply-adds in registers, each as two.
     pub flops: f64,
+}
+
+impl fmt::Debug for KernelBench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelBench")
+            .field("device", &self.device())
+            .finish_non_exhaustive()
+    }
 }
 
 impl KernelBench {

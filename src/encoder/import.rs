@@ -7,15 +7,15 @@ use half::{bf16, f16};
 use serde_json::Value;
 
 use crate::device::cpu::Cpu;
-use crate::encoder::bundle::{self, Bundle, CONFIG_LIMIT, Digest, Manifest, TEXT_LIMIT};
+use crate::encoder::bundle::{self, Bundle, BundleManifest, CONFIG_LIMIT, TEXT_LIMIT};
 use crate::error::{Result, bail, error};
-use crate::files::{self, Staged};
+use crate::files::{self, FileDigest, Staged};
 use crate::model::{Config, parameters};
 use crate::ops::pool::Pooling;
 use crate::weights::{Dtype, Weights, to_safetensors};
 
 /// What an import may be told; what it is not told it reads from the checkpoint.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImportOptions {
     /// Name of the encoder; none: the name of the target folder.
@@ -143,7 +143,7 @@ pub fn import_encoder(
         (bundle::WEIGHTS, &weights),
         (bundle::LICENCE, note.as_bytes()),
     ];
-    let manifest = Manifest {
+    let manifest = BundleManifest {
         schema_version: 1,
         kind: bundle::KIND.into(),
         name: name.clone(),
@@ -162,7 +162,7 @@ pub fn import_encoder(
         source,
         files: parts
             .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)))
+            .map(|(name, bytes)| ((*name).to_owned(), FileDigest::of(bytes)))
             .collect::<BTreeMap<_, _>>(),
     };
     let parent = match to.parent() {

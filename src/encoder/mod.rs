@@ -5,10 +5,11 @@ mod import;
 pub(crate) mod seen;
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use bundle::{Digest, read_manifest};
+pub(crate) use bundle::read_manifest;
 pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
@@ -24,7 +25,7 @@ use crate::options::Options;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::{Tokenizer, Tokens};
 use crate::weights::Weights;
-use bundle::{Bundle, Manifest};
+use bundle::{Bundle, BundleManifest};
 
 /// A text encoder, opened from a bundle: texts in, pooled vectors out.
 ///
@@ -44,7 +45,7 @@ pub struct Encoder {
     ops: Ops,
     bert: Bert,
     tokenizer: Tokenizer,
-    manifest: Manifest,
+    manifest: BundleManifest,
     weights: Arc<Weights>,
     revision: String,
     reason: String,
@@ -53,7 +54,8 @@ pub struct Encoder {
 }
 
 /// Every stage of one text's way through the encoder, to compare with another implementation.
-#[derive(Clone, Debug)]
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Trace {
     /// Token ids, special ones included.
@@ -197,6 +199,7 @@ impl Encoder {
     }
 
     /// Every stage of `text`'s way, read back.
+    #[doc(hidden)]
     pub fn trace(&self, text: &str) -> Result<Trace> {
         self.check_process()?;
         caught("the encoder", || self.traced(text))
@@ -424,6 +427,16 @@ impl Encoder {
 
     pub(crate) fn config(&self) -> &Config {
         &self.bert.config
+    }
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoder")
+            .field("name", &self.name())
+            .field("revision", &self.revision)
+            .field("device", &self.device_name())
+            .finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::Contents;
-use crate::generation::rows::{NewModel, Progress, card_vector, encoded};
+use crate::generation::rows::{NewModel, card_vector, encoded};
 use crate::weights::{Tensors, half_bytes, to_safetensors};
 
 /// Its name in a generation.
@@ -47,7 +47,7 @@ impl Contents {
         &self,
         encoder: &Encoder,
         new: &[NewModel],
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<f32>> {
         let mut all = self.cards()?;
         for (model, vectors) in new

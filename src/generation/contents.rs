@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use crate::encoder::Digest;
 use crate::error::{Result, bail};
-use crate::files::{self, Staged};
+use crate::files::{self, FileDigest, Staged};
 use crate::generation::manifest::{ADAPTER, GenerationId, HEAD, HUB, MANIFEST, Manifest};
 use crate::hub::Hub;
 use crate::model::Config;
@@ -159,7 +158,7 @@ impl Contents {
     fn seal(&self, parts: &[(&str, &[u8])]) -> Result<(GenerationId, Vec<u8>)> {
         let files = parts
             .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
+            .map(|(name, bytes)| ((*name).to_owned(), FileDigest::of(bytes)));
         Manifest {
             models: self.hub.len(),
             files: files.collect(),

@@ -9,9 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoder::Digest;
 use crate::error::{Error, Result, bail};
-use crate::files;
+use crate::files::{self, FileDigest};
 use crate::model::lora::Lora;
 
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -124,7 +123,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Learned>,
     /// Every other file of the generation.
-    pub(crate) files: BTreeMap<String, Digest>,
+    pub(crate) files: BTreeMap<String, FileDigest>,
 }
 
 /// The last update of a generation's weights: enough to make it again from its parent.

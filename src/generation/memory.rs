@@ -42,7 +42,7 @@ const STRONGEST: f64 = 1e3;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct MemoryFile {
     /// Version of this form; 1.
     schema_version: u32,
     strengths: Strengths,
@@ -92,7 +92,7 @@ pub(crate) fn remember(
     let kept = |card: &f32| half::f16::from_f32(*card).to_f32();
     let cards: Vec<f32> = cards.iter().map(kept).collect();
     let solved = solve(cpu, memory, hub, &cards, solving).map_err(|e| e.at(MEMORY))?;
-    let file = File {
+    let file = MemoryFile {
         schema_version: 1,
         strengths,
         solving,
@@ -166,7 +166,7 @@ impl Contents {
         let Some(bytes) = self.parts.get(SERVED) else {
             return Ok(None);
         };
-        let file: File = files::parse_form(SERVED.as_ref(), bytes, "")?;
+        let file: MemoryFile = files::parse_form(SERVED.as_ref(), bytes, "")?;
         check_strengths(&file.strengths).map_err(|e| e.at(SERVED))?;
         Ok(Some(How {
             strengths: file.strengths,

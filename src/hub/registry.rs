@@ -50,7 +50,7 @@ pub struct Model {
 }
 
 /// The changing set of models to choose from.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "HubFile", into = "HubFile")]
 pub struct Hub {
     models: Vec<Model>,

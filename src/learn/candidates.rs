@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::learn::domains::Domains;
+use crate::learn::domains::DomainGroups;
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::settings::{MiningScore, Settings};
 use crate::num::to_u32;
@@ -18,7 +18,7 @@ pub(crate) type Hard = BTreeMap<String, BTreeMap<u32, Vec<u32>>>;
 
 /// Candidate sets of one experience.
 pub(crate) struct Candidates {
-    domains: Arc<Domains>,
+    domains: Arc<DomainGroups>,
     settings: Settings,
     experience: u64,
     /// By domain of an example.
@@ -45,7 +45,7 @@ enum Pool<'p> {
 }
 
 impl Candidates {
-    pub(crate) fn new(domains: Arc<Domains>, settings: Settings, experience: u64) -> Self {
+    pub(crate) fn new(domains: Arc<DomainGroups>, settings: Settings, experience: u64) -> Self {
         Self {
             domains,
             settings,
@@ -280,7 +280,7 @@ mod tests {
     const TABULAR: &str = "tabular tabular regression";
 
     fn of(hub: &Hub, settings: Settings) -> Candidates {
-        Candidates::new(Arc::new(Domains::new(hub)), settings, 1)
+        Candidates::new(Arc::new(DomainGroups::new(hub)), settings, 1)
     }
 
     fn repeated(parts: &[(&'static str, usize)]) -> Hub {
@@ -324,7 +324,7 @@ mod tests {
 
     /// carve.md V6
     #[test]
-    fn v6() {
+    fn counts_of_candidates_match_hand_values_v6() {
         let hub = registry();
         let mut candidates = of(&hub, Settings::base());
         check(&mut candidates, IMAGE, 5, [0, 38, 10, 15, 64]);
@@ -455,7 +455,7 @@ mod tests {
 
     /// carve.md V7
     #[test]
-    fn v7() {
+    fn mining_ranks_as_by_hand_v7() {
         let ids = [0, 1, 2, 3];
         let cosine = [0.408_248_3, 1.0, 0.816_496_6, 0.866_025_4];
         assert_eq!(ranked(&ids, &cosine, 2, MiningScore::Cosine), [1, 3]);

@@ -46,14 +46,14 @@ const EXACT: usize = (1 << 24) / (STEPS * STEPS) as usize;
 const WIDEST: usize = 1 << 14;
 
 /// The first 16 bytes of a prompt's SHA-256 (`text::query::query_digest`).
-pub(crate) type Digest = [u8; 16];
+pub(crate) type PromptDigest = [u8; 16];
 
 /// A prompt to be added or taken out.
 pub(crate) struct Prompt<'s> {
     pub(crate) model: u32,
     /// Of the model.
     pub(crate) domain: u32,
-    pub(crate) digest: Digest,
+    pub(crate) digest: PromptDigest,
     pub(crate) seen: &'s Seen,
 }
 
@@ -88,7 +88,7 @@ pub(crate) struct Memory {
     squares: Vec<i64>,
     pub(crate) words: Words,
     /// Of every prompt, sorted.
-    learned: Vec<(Digest, u32)>,
+    learned: Vec<(PromptDigest, u32)>,
 }
 
 impl Memory {
@@ -141,7 +141,7 @@ impl Memory {
     }
 
     /// The models that a prompt with this digest was learned for.
-    pub(crate) fn owners(&self, digest: &Digest) -> impl Iterator<Item = u32> {
+    pub(crate) fn owners(&self, digest: &PromptDigest) -> impl Iterator<Item = u32> {
         let first = self.learned.partition_point(|(other, _)| other < digest);
         let same = self.learned[first..].iter();
         same.take_while(move |(other, _)| other == digest)
@@ -525,7 +525,7 @@ mod tests {
         models: BTreeMap<String, (u32, Vec<i64>)>,
         squares: Vec<i64>,
         words: Vec<(u32, String, u32)>,
-        learned: Vec<(Digest, String)>,
+        learned: Vec<(PromptDigest, String)>,
     }
 
     fn held(memory: &Memory, hub: &Hub) -> Held {

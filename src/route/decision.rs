@@ -12,7 +12,7 @@ use crate::memory::Parts;
 const SCHEMA_VERSION: u32 = 1;
 
 /// Which models should take a prompt, and why one may believe it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Decision {
     /// Version of this form; 1.
@@ -46,7 +46,7 @@ pub struct Decision {
 }
 
 /// One ranked model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Ranked {
     /// Its id in the registry.
@@ -70,7 +70,7 @@ pub struct Ranked {
 }
 
 /// A domain's share.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DomainScore {
     /// The domain, as first spelled in the hub.

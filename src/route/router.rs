@@ -48,14 +48,14 @@ pub struct Router {
 }
 
 /// Where generations to serve come from: a store, and the encoders that are open.
-struct Source<'s> {
+struct GenerationSource<'s> {
     store: &'s Store,
     options: &'s Options,
     host: Arc<Cpu>,
     open: RefCell<Option<Arc<Encoder>>>,
 }
 
-impl<'s> Source<'s> {
+impl<'s> GenerationSource<'s> {
     fn new(store: &'s Store, options: &'s Options, encoder: Option<Arc<Encoder>>) -> Result<Self> {
         let host = match &encoder {
             Some(encoder) => Arc::clone(encoder.host()),
@@ -133,7 +133,7 @@ impl Router {
     pub fn open(store: impl AsRef<Path>, options: Options) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, None)?;
+            let source = GenerationSource::new(&store, &options, None)?;
             let serving = source.current()?;
             Ok((source.host, serving, store, options))
         })
@@ -150,7 +150,7 @@ impl Router {
     ) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, None)?;
+            let source = GenerationSource::new(&store, &options, None)?;
             let serving = source.serving(id.clone(), &store.contents(id)?, None)??;
             Ok((source.host, serving, store, options))
         })
@@ -167,7 +167,7 @@ impl Router {
     ) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, Some(encoder))?;
+            let source = GenerationSource::new(&store, &options, Some(encoder))?;
             let serving = source.current()?;
             Ok((source.host, serving, store, options))
         })
@@ -261,7 +261,7 @@ impl Router {
         }
         let (id, passed_over) = (failed.id.clone(), failed.passed_over.clone());
         let encoder = Some(Arc::clone(&failed.encoder));
-        let source = Source::new(&self.store, &self.options, encoder)?;
+        let source = GenerationSource::new(&self.store, &self.options, encoder)?;
         let contents = self.store.contents(&id)?;
         let serving = source.on_cpu(id, &contents, passed_over, error)?;
         Ok(self.replaced(failed, Arc::new(serving)))
@@ -292,7 +292,7 @@ impl Router {
         caught("installing a generation", || {
             let contents = self.store.contents(id)?;
             let encoder = Some(Arc::clone(&old.encoder));
-            let source = Source::new(&self.store, &self.options, encoder)?;
+            let source = GenerationSource::new(&self.store, &self.options, encoder)?;
             source.serving(id.clone(), &contents, None)?
         })
     }

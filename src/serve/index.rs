@@ -23,13 +23,13 @@ pub(crate) struct Index {
     /// [N + 1]
     offsets: Tensor,
     domains: Vec<Arc<str>>,
-    recalled: Option<Recalled>,
+    recalled: Option<DeviceRecall>,
     tau: f32,
     eligible: usize,
 }
 
 /// What a memory adds to the learned scores.
-struct Recalled {
+struct DeviceRecall {
     recall: Recall,
     projection: Weight,
     keys: Keys,
@@ -50,11 +50,11 @@ pub(crate) struct IndexWorkspace {
     scores: Tensor,
     /// [B k, 1]
     ids: Tensor,
-    recalled: Option<Looked>,
+    recalled: Option<MemoryWorkspace>,
 }
 
 /// What a memory makes of a batch.
-struct Looked {
+struct MemoryWorkspace {
     /// [B, R]
     y: Tensor,
     /// ln P(d | words), [B, N].
@@ -62,7 +62,7 @@ struct Looked {
 }
 
 /// What to read when the pass is over.
-pub(crate) struct Reads {
+pub(crate) struct RankingReads {
     k: usize,
     best: Best,
     domains: Read,
@@ -122,7 +122,7 @@ impl Index {
             offsets.push(offsets.last().copied().unwrap_or(0) + to_u32(ids.len()));
         }
         let recalled = recall
-            .map(|recall| Recalled::new(device, recall, &retired))
+            .map(|recall| DeviceRecall::new(device, recall, &retired))
             .transpose()?;
         Ok(Self {
             keys: Keys::new(device, View::of_f32(&keys, width), &floor)?,
@@ -187,8 +187,8 @@ impl Index {
             ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
             recalled: self
                 .recall()
-                .map(|recall| -> Result<Looked> {
-                    Ok(Looked {
+                .map(|recall| -> Result<MemoryWorkspace> {
+                    Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
                         words: device.scratch("words", prompts, self.domains.len())?,
                     })
@@ -213,7 +213,7 @@ impl Index {
         x: Option<&Tensor>,
         k: usize,
         w: &mut IndexWorkspace,
-    ) -> Reads {
+    ) -> RankingReads {
         let prompts = u.rows();
         let k = k.min(self.eligible);
         w.s.resize(prompts);
@@ -244,7 +244,7 @@ impl Index {
         );
         let domains = pass.read(&w.domains);
         if k > top_k::MOST {
-            return Reads {
+            return RankingReads {
                 k,
                 best: Best::All(pass.read(&w.s)),
                 domains,
@@ -267,7 +267,7 @@ impl Index {
             ids: pass.read(&w.ids),
             scores: pass.read(&w.scores),
         };
-        Reads {
+        RankingReads {
             k,
             best,
             domains,
@@ -280,7 +280,7 @@ impl Index {
     /// Errors: a score is not finite.
     pub(crate) fn rankings(
         &self,
-        reads: &Reads,
+        reads: &RankingReads,
         outcome: &Outcome,
         prompts: usize,
     ) -> Result<Vec<Ranking>> {
@@ -310,13 +310,13 @@ impl Index {
 
     /// What the learned cosine is multiplied with.
     fn scale(&self) -> f32 {
-        let strength = self.recalled.as_ref().map_or(1.0, Recalled::learned);
+        let strength = self.recalled.as_ref().map_or(1.0, DeviceRecall::learned);
         strength / self.tau
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-impl Recalled {
+impl DeviceRecall {
     fn new(device: &Device, recall: Recall, retired: &[bool]) -> Result<Self> {
         let offsets = recall.offsets();
         let eligible = offsets.iter().zip(retired);
@@ -344,7 +344,7 @@ impl Recalled {
         ops: &Ops,
         pass: &mut Pass<'_>,
         x: &Tensor,
-        looked: &mut Looked,
+        looked: &mut MemoryWorkspace,
         s: &mut Tensor,
     ) {
         let (w, y) = (&self.projection, &mut looked.y);

@@ -13,7 +13,7 @@ use crate::hub::Hub;
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
-use crate::serve::index::{Index, IndexWorkspace, Ranking, Reads};
+use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads};
 use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
@@ -26,18 +26,18 @@ pub(crate) struct Serving {
     /// The encoder's network with the generation's adapter merged in; none: as it is.
     merged: Option<Bert>,
     head: Head,
-    plans: Plans<Tensors>,
+    plans: Plans<RouteWorkspace>,
 }
 
 /// The tensors of one batch, from tokens to ranks.
-struct Tensors {
+struct RouteWorkspace {
     activations: Activations,
     projected: Projected,
     workspace: IndexWorkspace,
 }
 
 /// The answer for one prompt, with its batch's times in microseconds.
-pub(crate) struct Answer {
+pub(crate) struct PromptRanking {
     pub(crate) ranking: Ranking,
     pub(crate) encode: f64,
     pub(crate) score: f64,
@@ -124,7 +124,7 @@ impl Serving {
     }
 
     /// Ranks the hub for each prompt, the `k` best.
-    pub(crate) fn rank_all(&self, prompts: &[Tokens], k: usize) -> Vec<Result<Answer>> {
+    pub(crate) fn rank_all(&self, prompts: &[Tokens], k: usize) -> Vec<Result<PromptRanking>> {
         let batch = |batch: &[Tokens]| {
             let BatchRanking {
                 rankings,
@@ -134,7 +134,7 @@ impl Serving {
             } = self.rank(batch, k)?;
             log::debug!("{} prompts, {dispatches} dispatches", batch.len());
             let answer = |ranking| {
-                Ok(Answer {
+                Ok(PromptRanking {
                     ranking,
                     encode,
                     score,
@@ -180,7 +180,7 @@ impl Serving {
     }
 
     /// Ranks the hub by what is in `t.activations`.
-    fn score(&self, pass: &mut Pass<'_>, t: &mut Tensors, k: usize) -> Reads {
+    fn score(&self, pass: &mut Pass<'_>, t: &mut RouteWorkspace, k: usize) -> RankingReads {
         let ops = self.encoder.ops();
         let a = &t.activations;
         self.head.forward(ops, pass, &a.pooled, &mut t.projected);
@@ -259,14 +259,14 @@ impl Serving {
         Ok(best)
     }
 
-    fn plan(&self, sizes: Sizes) -> Result<Plan<Tensors>> {
+    fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
         let mut activations = Activations::new(device, config, sizes)?;
         if let Some(recall) = self.index.recall() {
             let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
             activations.layers = Some(layers);
         }
-        let tensors = Tensors {
+        let tensors = RouteWorkspace {
             activations,
             projected: self.head.room(device, sizes.prompts)?,
             workspace: self.index.workspace(device, sizes.prompts)?,

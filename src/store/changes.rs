@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
-use crate::generation::rows::{NewModel, Progress, rows};
+use crate::generation::rows::{NewModel, rows};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
 use crate::store::Store;
@@ -25,7 +25,7 @@ impl Store {
         encoder: &Arc<Encoder>,
         models: &[NewModel],
         made_by: &str,
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         let there = self.ids()?;
@@ -98,7 +98,7 @@ impl Store {
         &self,
         encoder: &Arc<Encoder>,
         models: &[NewModel],
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<GenerationId> {
         let mut edit = self.edit(false)?;
         edit.add(encoder, models, progress)?;

@@ -7,7 +7,7 @@ use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::cards::{self, CARDS};
 use crate::generation::memory::remember;
-use crate::generation::rows::{NewModel, Progress, rows};
+use crate::generation::rows::{NewModel, rows};
 use crate::generation::{Contents, GenerationId};
 use crate::hub::Hub;
 use crate::options::Options;
@@ -89,7 +89,7 @@ impl Edit {
         &mut self,
         encoder: &Arc<Encoder>,
         models: &[NewModel],
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
         let contents = &mut self.contents;
         let pin = &contents.manifest.encoder;

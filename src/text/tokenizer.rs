@@ -249,11 +249,11 @@ fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> 
 /// bounds: each `Replace` of one letter by ten makes ten times as much.
 fn check_growth(json: &[u8]) -> Result<()> {
     #[derive(serde::Deserialize)]
-    struct File {
+    struct TokenizerFile {
         #[serde(default)]
         normalizer: Value,
     }
-    let file: File =
+    let file: TokenizerFile =
         serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
     let growth = growth_of(&file.normalizer);
     if growth > GROWTH {

@@ -9,6 +9,7 @@ mod sound;
 mod start;
 mod steps;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,6 +111,17 @@ pub struct Learner {
     learned: Option<(Contents, Arc<Encoder>, Base)>,
     /// The gate refused that.
     refused: bool,
+}
+
+impl fmt::Debug for Learner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Learner")
+            .field("store", &self.store.root())
+            .field("parent", &self.parent)
+            .field("recipe", &self.recipe)
+            .field("learned", &self.learned.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Learner {

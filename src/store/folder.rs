@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
@@ -37,7 +37,7 @@ pub struct Store {
 }
 
 /// A generation as `generation list` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GenerationReport {
     /// The generation.
@@ -53,7 +53,7 @@ pub struct GenerationReport {
 }
 
 /// What changed between two generations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Difference {
     /// Models that only the second has.
@@ -75,7 +75,7 @@ pub struct Difference {
 }
 
 /// What `prune` removed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Generations.
