@@ -1,4 +1,4 @@
-//! What a host decides when it opens a router or an encoder.
+//! The options of a router or an encoder.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -34,22 +34,24 @@ pub struct Options {
     /// Version of this form; 1. Another one is refused when the options are read from JSON.
     #[serde(default = "schema_version", deserialize_with = "known_version")]
     pub schema_version: u32,
-    /// Which device computes.
+    /// The device that computes.
     pub device: DeviceChoice,
-    /// Threads of the CPU's pool; none: as many as the machine has, at most 4. With 1 everything
-    /// runs on the calling thread and calls run side by side; with more they take turns, and each has
-    /// the whole pool. A call from a worker of the host's own rayon pool runs on that worker alone.
+    /// Threads of the CPU's pool. `None`: as many as the machine has, at most 4. With 1 every call
+    /// runs on its own thread, and calls run side by side. With more, calls take turns and each
+    /// uses the whole pool. A call from a worker of the host's own rayon pool runs on that worker
+    /// alone.
     pub threads: Option<usize>,
-    /// Step down to the CPU when the device cannot be opened or is lost, visibly, instead of
-    /// failing.
+    /// If the device cannot be opened or is lost, continue on the CPU instead of failing. Every
+    /// decision then says so in `degraded`.
     pub fallback: bool,
-    /// The folder of the encoder bundle; none: where the store says, beside the store, or inside.
+    /// The folder of the encoder bundle. `None`: the folder of the encoder's name inside the store,
+    /// or else next to it.
     pub encoder: Option<std::path::PathBuf>,
-    /// More folders to look for the encoder in, behind those of the store: the first that holds the
-    /// bundle whose hash the generation names is taken.
+    /// More folders to look for the encoder in, after those of the store. The first bundle with the
+    /// hash that the generation names is used.
     pub look_in: Vec<std::path::PathBuf>,
-    /// Tokens of a text, special ones included; longer texts are cut. None: as many as the bundle
-    /// says. More are refused than the encoder has positions for.
+    /// Most tokens of a text, special ones included; longer texts are cut. `None`: the bundle's own
+    /// limit. At most the encoder's number of positions.
     pub max_tokens: Option<usize>,
 }
 
@@ -68,8 +70,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Whether the CPU is to take the place of a device that failed with `error`; if so, the log says
-    /// it.
+    /// True if the CPU replaces a device that failed with `error`; the log then warns of it.
     pub(crate) fn steps_down(&self, error: &Error) -> bool {
         let steps_down = self.fallback && error.kind().is_device();
         if steps_down {
@@ -90,7 +91,7 @@ impl Options {
         self
     }
 
-    /// The options with or without a step down to the CPU.
+    /// The options with or without the fallback to the CPU.
     pub fn fallback(mut self, fallback: bool) -> Self {
         self.fallback = fallback;
         self

@@ -1,5 +1,7 @@
 //! The public types: which threads may have them, and which of them can be kept as JSON.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::fmt::Debug;
 
 use hubrouter::learn;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +37,9 @@ pub(crate) struct BundleManifest {
     pub(crate) pooling: Pooling,
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub(crate) max_tokens: usize,
-    /// What the checkpoint wants in front of a prompt.
+    /// The text that the checkpoint expects before a prompt.
     pub(crate) query_prefix: String,
-    /// What the checkpoint wants in front of a model card.
+    /// The text that the checkpoint expects before a model card.
     pub(crate) document_prefix: String,
     /// Element type of the weights.
     pub(crate) dtype: String,
@@ -55,7 +54,7 @@ pub(crate) struct Bundle {
     pub(crate) manifest: BundleManifest,
     pub(crate) config: Config,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) weights: Arc<Weights>,
+    pub(crate) weights: Weights,
     /// SHA-256 of `manifest.json`, which holds the hashes of everything else.
     pub(crate) revision: String,
 }
@@ -119,7 +118,7 @@ impl Bundle {
         );
         Ok(Self {
             tokenizer: tokenizer?,
-            weights: Arc::new(weights?),
+            weights: weights?,
             config,
             manifest,
             revision,

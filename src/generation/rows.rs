@@ -1,4 +1,4 @@
-//! Rows of E of models that nothing was learned of: from their cards (carve.md section 3, `card`).
+//! Rows of E from model cards, for models without learned prompts (carve.md section 3, `card`).
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ const STRIDE: usize = 64;
 pub struct NewModel {
     /// Its record in the registry.
     pub model: Model,
-    /// Texts that are encoded into its row.
+    /// Texts whose encodings make its row.
     pub cards: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Model cards: what is known of a model before any labelled prompt, one JSON object a line.
+//! Model cards: descriptions of models, known before any labelled prompt; one JSON object per line.
 
 use std::collections::BTreeMap;
 use std::io::BufReader;

@@ -153,7 +153,7 @@ fn subtract(
     let merged = factors
         .map(|factors| encoder.merged(&factors))
         .transpose()?;
-    let bert = merged.as_ref().unwrap_or(encoder.bert());
+    let bert = encoder.or_own(merged.as_ref())?;
     let tokens = encoder.tokenize_prompts(&[text]).pop();
     let tokens = tokens.ok_or_else(|| error!(Tokenizer, "no tokens"))??;
     let seen = look(&encoder, bert, memory.layers(), &[&tokens], &mut |_| {})?;

@@ -1,4 +1,4 @@
-//! The scoring index: the models' keys on a device, exact top-k, scores of domains.
+//! The scoring index: the models' keys on a device, exact top-k, and scores of domains.
 
 use std::sync::Arc;
 
@@ -28,12 +28,12 @@ pub(crate) struct Index {
     eligible: usize,
 }
 
-/// What a memory adds to the learned scores.
+/// The memory on a device, whose scores are added to the learned ones.
 struct DeviceRecall {
     recall: Recall,
     projection: Weight,
     keys: Keys,
-    /// What is added to each model's score, [M].
+    /// The part of each model's score that does not depend on the prompt, [M].
     offsets: Vec<f32>,
     /// Domain of each model, [M].
     own: Tensor,
@@ -53,7 +53,7 @@ pub(crate) struct IndexWorkspace {
     recalled: Option<MemoryWorkspace>,
 }
 
-/// What a memory makes of a batch.
+/// The memory's tensors of one batch.
 struct MemoryWorkspace {
     /// [B, R]
     y: Tensor,
@@ -61,7 +61,7 @@ struct MemoryWorkspace {
     words: Tensor,
 }
 
-/// What to read when the pass is over.
+/// The reads to resolve when the pass is over.
 pub(crate) struct RankingReads {
     k: usize,
     best: Best,
@@ -87,7 +87,7 @@ pub(crate) struct Ranking {
     pub(crate) domains: Vec<Option<f32>>,
     /// The log-sum-exp of all eligible models' scores.
     pub(crate) total: f64,
-    /// What each of the best models' scores is the sum of; empty without a memory.
+    /// The parts of each of the best models' scores; empty without a memory.
     pub(crate) parts: Vec<Parts>,
 }
 
@@ -145,7 +145,7 @@ impl Index {
         parts.map_or(score, |parts| parts.learned) / self.scale()
     }
 
-    /// What is served of the memory.
+    /// The served form of the memory.
     pub(crate) fn recall(&self) -> Option<&Recall> {
         self.recalled.as_ref().map(|recalled| &recalled.recall)
     }
@@ -160,19 +160,19 @@ impl Index {
         scores.map(|score| score as f32).collect()
     }
 
-    /// Prompts of a batch.
+    /// Most prompts of a batch.
     pub(crate) fn most_prompts(&self) -> usize {
         (MOST_SCORES / self.keys.models().max(1)).clamp(1, 256)
     }
 
-    /// Bytes that a batch brings back at most.
+    /// Most bytes that a batch reads back.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
         let ranks = self.keys.models().max(2 * top_k::MOST);
         let recalled = self.recall().map_or(0, |r| r.rank + self.domains.len());
         4 * prompts * (ranks + self.domains.len() + recalled)
     }
 
-    /// Bytes that [`Index::upload`] sends at most.
+    /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
         4 * prompts * self.domains.len()
     }
@@ -197,14 +197,15 @@ impl Index {
         })
     }
 
-    /// Sends what [`Index::by_words`] made of the batch.
+    /// Uploads the scores that [`Index::by_words`] gave for the batch.
     pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], w: &mut IndexWorkspace) {
         if let Some(looked) = &mut w.recalled {
             pass.upload_f32(&mut looked.words, by_words);
         }
     }
 
-    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a memory.
+    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a
+    /// memory.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
@@ -308,7 +309,7 @@ impl Index {
             .collect()
     }
 
-    /// What the learned cosine is multiplied with.
+    /// The factor of the learned cosine.
     fn scale(&self) -> f32 {
         let strength = self.recalled.as_ref().map_or(1.0, DeviceRecall::learned);
         strength / self.tau
@@ -338,7 +339,7 @@ impl DeviceRecall {
         self.recall.strengths.learned as f32
     }
 
-    /// Adds what the memory says to `s` [B, M].
+    /// Adds the memory's scores to `s` [B, M].
     fn forward(
         &self,
         ops: &Ops,
@@ -366,8 +367,9 @@ impl DeviceRecall {
         ops.by_domain.forward(pass, f);
     }
 
-    /// What each of the `best` scores is the sum of; `y`: [R]; `words`: [N]; `scale`: of cosines, beyond
-    /// which a learned part is rounding, of a memory that is far stronger.
+    /// The parts of each of the `best` scores; `y`: [R]; `words`: [N]. `scale`: the factor of
+    /// cosines. A learned part beyond it is rounding of a memory that is far stronger, and is
+    /// clamped.
     fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32], scale: f32) -> Vec<Parts> {
         let Recall {
             strengths,

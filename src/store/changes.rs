@@ -1,4 +1,4 @@
-//! Changes of a store that need no learning: the first generation, models added, retired, renamed.
+//! Changes of a store in one call: its first generation, and models added, retired or renamed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Store {
         let hub = Hub::default().with(models.iter().map(|new| new.model.clone()))?;
         let embeddings = rows(
             encoder,
-            encoder.bert(),
+            encoder.bert()?,
             models,
             &projection,
             width,
@@ -71,7 +71,7 @@ impl Store {
             embeddings,
             parts: BTreeMap::new(),
         };
-        // Killed before it was made current, or before it could say so, the same call goes on there.
+        // An earlier call that was killed before its end is completed by the same call.
         if !there.is_empty() {
             let own = first.id()?;
             if let Some(other) = there.iter().find(|id| **id != own) {

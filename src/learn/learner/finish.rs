@@ -227,10 +227,10 @@ impl Learner {
         let merged =
             |factors: Option<Factors>| factors.map(|factors| encoder.merged(&factors)).transpose();
         let is = merged(parameters.factors())?;
-        let is = is.as_ref().unwrap_or(encoder.bert());
+        let is = encoder.or_own(is.as_ref())?;
         if memory.prompts() > 0 {
             let was = merged(update.contents.factors(encoder.config())?)?;
-            let was = was.as_ref().unwrap_or(encoder.bert());
+            let was = encoder.or_own(was.as_ref())?;
             let replayed = update.task.rows.iter().filter(|row| row.replay);
             let mut tokens: Vec<&Tokens> = replayed.filter_map(Row::tokens).collect();
             if tokens.is_empty() {
