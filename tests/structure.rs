@@ -295,6 +295,87 @@ fn public_items(tree: &Tree) -> Vec<String> {
     found
 }
 
+/// Names that still mean two things.
+const DOUBLES: [&str; 47] = [
+    "Adapter",
+    "Answer",
+    "Answers",
+    "Builder",
+    "Case",
+    "Consolidated",
+    "Domains",
+    "Entry",
+    "Experience",
+    "Factors",
+    "Form",
+    "Group",
+    "Head",
+    "Index",
+    "Input",
+    "Item",
+    "Kept",
+    "Kind",
+    "Layer",
+    "Layout",
+    "Learned",
+    "Line",
+    "Map",
+    "Matrix",
+    "Meta",
+    "Outcome",
+    "Packed",
+    "Parameters",
+    "Part",
+    "Parts",
+    "Place",
+    "Plan",
+    "Rates",
+    "Report",
+    "Router",
+    "Row",
+    "Rows",
+    "Run",
+    "Scorer",
+    "Settings",
+    "Shape",
+    "Sizes",
+    "Step",
+    "Store",
+    "Table",
+    "Target",
+    "Tile",
+];
+
+/// The type that a line at the beginning of an item defines.
+fn defined(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("pub").unwrap_or(line);
+    let line = match line.strip_prefix('(') {
+        Some(scoped) => scoped.split_once(')')?.1,
+        None => line,
+    };
+    let (keyword, rest) = line.trim_start().split_once(' ')?;
+    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    matches!(keyword, "struct" | "enum" | "trait" | "type").then_some(name)
+}
+
+/// One noun means one thing; each op has its own `Forward`, `Backward` and `Dims`.
+fn names_once(tree: &Tree) -> Vec<String> {
+    let mut places: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (path, code) in sources(tree).filter(|(path, _)| !path.starts_with("src/ops/")) {
+        for line in code.lines().filter(|line| !line.starts_with(' ')) {
+            if let Some(name) = defined(line) {
+                places.entry(name.to_owned()).or_default().push(path);
+            }
+        }
+    }
+    let twice = places
+        .into_iter()
+        .filter(|(name, places)| places.len() > 1 && !DOUBLES.contains(&name.as_str()));
+    twice
+        .map(|(name, places)| format!("the type {name} is defined more than once: {places:?}"))
+        .collect()
+}
+
 fn words_of_layers(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for (path, code) in sources(tree) {
@@ -455,6 +536,7 @@ fn all(tree: &Tree) -> Vec<String> {
         safety_notes,
         dependencies,
         public_items,
+        names_once,
         words_of_layers,
         pairs,
         shader_headers,
@@ -473,7 +555,7 @@ fn the_invariants_hold() {
 
 #[test]
 fn planted_violations_are_found() {
-    let plants: [(&str, &str, &str); 18] = [
+    let plants: [(&str, &str, &str); 19] = [
         (
             "src/ops/gelu.rs",
             "fn x(d: wgpu::Device) {}",
@@ -518,6 +600,11 @@ fn planted_violations_are_found() {
             "src/encoder/mod.rs",
             "pub fn x(t: &Tensor) {}",
             "public item names Tensor",
+        ),
+        (
+            "src/text/words.rs",
+            "pub(crate) enum Serving { A }",
+            "the type Serving is defined more than once",
         ),
         (
             "src/model/bert.rs",

@@ -1,5 +1,6 @@
 //! Kernels by themselves, for benches: time, arithmetic and bytes beside the device's own peaks.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +29,14 @@ pub struct Peaks {
     pub flops: f64,
 }
 
+impl fmt::Debug for KernelBench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelBench")
+            .field("device", &self.device())
+            .finish_non_exhaustive()
+    }
+}
+
 impl KernelBench {
     /// All for `prompts` prompts of together `tokens` tokens and a hub of `models`.
     pub fn open(
@@ -47,7 +56,7 @@ impl KernelBench {
             k: 10,
         };
         let host = Arc::new(Cpu::open(Some(threads))?);
-        let device = Device::open(choice, &host, false)?.device;
+        let device = Device::open(choice, &host)?.device;
         let ops = Arc::new(Ops::new(&device, shape.head_width())?);
         let mut cases = cases::all(&device, &ops, shape)?;
         cases.extend(training::all(&device, &ops, shape)?);

@@ -16,6 +16,7 @@ pub use crate::device::gpu::{AdapterReport, LimitsReport};
 use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
 use crate::ops::Ops;
+#[doc(hidden)]
 pub use kernels::{KernelBench, Peaks};
 
 /// A look at this machine.

@@ -9,6 +9,7 @@ mod sound;
 mod start;
 mod steps;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail, caught};
-use crate::generation::{Contents, Draft, GenerationId};
+use crate::generation::{Contents, GenerationId};
 use crate::learn::accuracy::Measurement;
 use crate::learn::candidates::Candidates;
 use crate::learn::experience::{self, Experience, Row};
@@ -107,9 +108,20 @@ pub struct Learner {
     /// What a failure leaves.
     left: Left,
     /// The child, with what it was measured by and what it grew from.
-    learned: Option<(Draft, Arc<Encoder>, Base)>,
+    learned: Option<(Contents, Arc<Encoder>, Base)>,
     /// The gate refused that.
     refused: bool,
+}
+
+impl fmt::Debug for Learner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Learner")
+            .field("store", &self.store.root())
+            .field("parent", &self.parent)
+            .field("recipe", &self.recipe)
+            .field("learned", &self.learned.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Learner {
@@ -349,7 +361,7 @@ impl Learner {
     }
 
     /// What was learned, to be published.
-    fn publishable(&mut self) -> Result<(Draft, Arc<Encoder>, Base)> {
+    fn publishable(&mut self) -> Result<(Contents, Arc<Encoder>, Base)> {
         match self.learned.take() {
             _ if self.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
             Some(learned) => Ok(learned),
@@ -368,7 +380,7 @@ impl Learner {
     /// A generation as it would serve.
     fn serving(&self, contents: &Contents, encoder: &Arc<Encoder>) -> Result<Serving> {
         let (id, encoder) = (self.parent.clone(), Arc::clone(encoder));
-        Serving::new(id, contents.clone(), encoder, None)
+        Serving::new(id, contents, encoder, None)
     }
 
     /// Accuracy on each of `sets`.
@@ -381,11 +393,11 @@ impl Learner {
     ) -> Result<[Measurement; N]> {
         let mut measured = [const { Measurement::new_empty() }; N];
         for (measured, rows) in measured.iter_mut().zip(sets) {
-            let (rows, prompts): (Vec<&Row>, Vec<Tokens>) = rows
+            let (rows, prompts): (Vec<&Row>, Vec<&Tokens>) = rows
                 .iter()
-                .filter_map(|row| Some((row, row.tokens()?.clone())))
+                .filter_map(|row| Some((row, row.tokens()?)))
                 .unzip();
-            let best = serving.best(prompts, &mut |done| {
+            let best = serving.best(&prompts, &mut |done| {
                 watch(&Status::of(stage, done, rows.len()));
             })?;
             *measured = Measurement::new(&serving.hub, &rows, &best);
