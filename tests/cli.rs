@@ -102,7 +102,7 @@ fn route_prints_a_table_for_people() {
         "Translate.",
         "probability",
         "domains: ",
-        "tokens; margin",
+        "tokens; ",
         "on cpu",
     ] {
         assert!(table.contains(part), "{part:?} is not in\n{table}");
@@ -1206,7 +1206,7 @@ fn ctrl_c_stops_and_the_same_command_goes_on() {
             "stopping at the next step",
             "stopped after step",
             "of 4000",
-            "goes on from there",
+            "resumes there",
         ] {
             assert!(errors.contains(part), "{part:?} is not in {errors}");
         }

@@ -356,7 +356,7 @@ fn go(plan: &Plan, out: &Path) -> Result<Option<ExitCode>> {
 }
 
 fn list(as_json: bool) -> Result<ExitCode> {
-    let mut table = output::Table::new(&["method", "group", ">replay", "what it is"]);
+    let mut table = output::TextTable::new(&["method", "group", ">replay", "what it is"]);
     for method in methods() {
         if as_json {
             output::json(&json!({
@@ -386,7 +386,7 @@ fn print(results: &Results) -> Result<()> {
     let heads = [
         "method", ">seeds", ">M-Acc", ">F-Acc", ">D-Acc", ">M-Fgt", ">F-Fgt", ">D-Fgt",
     ];
-    let mut table = output::Table::new(&heads);
+    let mut table = output::TextTable::new(&heads);
     for method in &results.methods {
         let mut cells = vec![method.info.name.to_owned(), method.runs.len().to_string()];
         for of in [Matrix::acc, Matrix::forgetting] {
