@@ -10,6 +10,8 @@
 #[cfg(feature = "cli")]
 pub mod command;
 pub mod toy;
+#[cfg(all(feature = "cli", unix))]
+pub mod transcript;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
