@@ -84,6 +84,7 @@ fn candidates() -> Vec<PathBuf> {
     }
     folders.extend(data_folder().map(|folder| folder.join(WEIGHTS)));
     folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join(WEIGHTS));
+    #[expect(clippy::disallowed_methods, reason = "reads the environment")]
     let working = std::env::current_dir().ok();
     folders.extend(
         working
@@ -110,6 +111,7 @@ fn is_source_tree(folder: &Path) -> bool {
 
 /// The path in an environment variable; `None` if it is unset or empty.
 fn set(name: &str) -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "reads the environment")]
     let value = std::env::var_os(name)?;
     (!value.is_empty()).then(|| PathBuf::from(value))
 }

@@ -1,4 +1,5 @@
 //! The way to a language model: the only place that opens a socket, and only when an endpoint is named.
+#![expect(clippy::disallowed_types, reason = "the one socket")]
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

@@ -312,6 +312,10 @@ fn names(args: &CmrbenchArgs, recalled: &Recalled) -> Vec<String> {
 }
 
 /// The language model at `url`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a variable that the command line names"
+)]
 fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
     let key = match &args.llm_key_env {
         None => None,

@@ -1,4 +1,5 @@
 //! `hubrouter eval`
+#![expect(clippy::disallowed_types, reason = "speed of an evaluation")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -136,6 +137,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
 }
 
 /// `named`, or the folder in the environment variable.
+#[expect(clippy::disallowed_methods, reason = "reads the environment")]
 pub(super) fn data_folder(named: Option<&Path>) -> Result<PathBuf> {
     match (named, std::env::var_os(DATA)) {
         (Some(folder), _) => Ok(folder.to_owned()),

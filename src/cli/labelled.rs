@@ -1,4 +1,5 @@
 //! `hubrouter eval --examples`: accuracy of a router on the user's labelled prompts.
+#![expect(clippy::disallowed_types, reason = "speed of an evaluation")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

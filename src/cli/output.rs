@@ -2,6 +2,7 @@
 //!
 //! Text for people has its control characters escaped; JSON and files are written unchanged. If
 //! stderr cannot be written, its messages are lost and the command goes on.
+#![expect(clippy::disallowed_methods, reason = "prints")]
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};

@@ -1,4 +1,5 @@
 //! Progress on stderr: a bar on a terminal, a line every few seconds elsewhere.
+#![expect(clippy::disallowed_types, reason = "progress by the clock")]
 
 use std::time::{Duration, Instant};
 

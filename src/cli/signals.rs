@@ -129,7 +129,9 @@ fn listen(mut each: impl FnMut(Signal) + Send + 'static) -> Result<()> {
         }
     };
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(wait).map(drop).map_err(failed)
+    #[expect(clippy::disallowed_methods, reason = "waits for signals")]
+    let started = thread.spawn(wait);
+    started.map(drop).map_err(failed)
 }
 
 /// The signals that this process ignores as a bit set, signal 1 lowest; 0 if the system does not tell.

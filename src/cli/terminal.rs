@@ -49,6 +49,7 @@ pub(super) fn width() -> usize {
 
 /// `COLUMNS`, if it is a positive number.
 pub(super) fn named_width() -> Option<usize> {
+    #[expect(clippy::disallowed_methods, reason = "reads the environment")]
     let columns = std::env::var("COLUMNS").ok()?.trim().parse().ok()?;
     (columns > 0).then_some(columns)
 }

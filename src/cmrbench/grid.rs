@@ -1,5 +1,6 @@
 //! The protocol: every method under every seed, one experience after the other, and a file for
 //! every step that is done, so that a run that was killed goes on where it was.
+#![expect(clippy::disallowed_types, reason = "speeds of a benchmark")]
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The router: open, route, install, roll back. Orchestration only.
+#![expect(clippy::disallowed_types, reason = "times of a request, for Timing")]
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //!
 //! Readers need none. A lock is made so that only whoever may write to the store by its group can
 //! open it: on Unix whoever can read a file can also lock it.
+#![expect(clippy::disallowed_types, reason = "how long to wait for a lock")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -88,6 +89,7 @@ impl Lock {
 /// The lock file, made if missing. A link is not followed: it might lead anywhere.
 fn open(root: &Path, name: &str) -> Result<(File, PathBuf)> {
     let path = root.join(name);
+    #[expect(clippy::disallowed_methods, reason = "makes the lock's file")]
     let mut options = File::options();
     options.create(true).truncate(false).write(true);
     #[cfg(unix)]
