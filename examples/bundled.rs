@@ -1,8 +1,8 @@
 //! Makes the bundled router again (weights/README.md):
 //! `cargo run --release --example bundled -- CMR my-store`.
 //!
-//! `CMR` is a checkout of the benchmark; `my-store` was made by `hubrouter hub build --data CMR`. The
-//! generation's id depends on `made_by`, which is `learn custom` here and names a recipe when
+//! `CMR` is a checkout of the benchmark; `my-store` was made by `hubrouter hub build --data CMR`.
+//! The generation's id depends on `made_by`, which is `learn custom` here and names a recipe when
 //! `hubrouter learn` learns the same prompts with the same settings.
 #![allow(clippy::print_stdout, reason = "an example")]
 

@@ -397,7 +397,8 @@ fn cmrbench_asks_a_language_model_when_one_is_named() {
             let (model, domain) = (format!("m{i}"), format!("Domain {}", i % 2));
             let instruction = format!("{what} {i}");
             vec![json!({
-                "model_name": model, "model_family": "f", "domain": domain, "instruction": instruction,
+                "model_name": model, "model_family": "f", "domain": domain,
+                "instruction": instruction,
             })]
         })
     };
@@ -498,7 +499,8 @@ fn cmrbench_runs_on_a_hub_of_ones_own() {
     let again = ["dogs", "cats"].map(|name| json!({"model_name": name, "domain": "Images"}));
     fs::write(&models, format!("{first}{}\n{}\n", again[0], again[1])).unwrap();
     let done = succeeded(with(
-        "--examples new.jsonl --methods tfidf,sequential --quick --encoder toy-bert --device cpu --json",
+        "--examples new.jsonl --methods tfidf,sequential --quick --encoder toy-bert --device cpu \
+         --json",
     ));
     let said = text(&done.stderr);
     assert!(said.contains("the later line counts: cats"), "{said}");

@@ -14,17 +14,17 @@ const MOSTLY_UNKNOWN: f32 = 1.0 / 3.0;
 
 /// The parts of a score of a generation with a memory.
 const PARTS: [&str; 3] = [
-    "learned score  similarity of the prompt to what training learned of the model, or to its card: \
-     cosine over temperature",
+    "learned score  similarity of the prompt to what training learned of the model, or to its \
+     card: cosine over temperature",
     "memory         likeness of the prompt to the prompts that the model was learned with: \
      log-likelihood of a Gaussian",
-    "words          likeness of its words to those of the model's domain: log-likelihood, 0 for the \
-     best domain",
+    "words          likeness of its words to those of the model's domain: log-likelihood, 0 for \
+     the best domain",
 ];
 
 /// The score of a generation without a memory.
-const COSINE: &str = "score          similarity of the prompt to what training learned of the model, or to its \
-     card: cosine over temperature";
+const COSINE: &str = "score          similarity of the prompt to what training learned of the \
+                      model, or to its card: cosine over temperature";
 
 /// The column where the explanations of [`PARTS`] begin.
 const EXPLAINED_AT: usize = 15;
@@ -44,7 +44,7 @@ pub(super) struct AnswerForm {
     pub(super) echo: bool,
     /// The table shows the parts of each score.
     pub(super) explain: bool,
-    /// Most domains of an answer; `None`: [`USUAL_DOMAINS`], and a table has as many as fit one line.
+    /// Most domains of an answer. `None`: [`USUAL_DOMAINS`]; a table shows as many as fit a line.
     pub(super) domains: Option<usize>,
     /// Of the generation that answers, for `explain`.
     pub(super) strengths: Option<Strengths>,
@@ -141,7 +141,8 @@ impl AnswerWriter {
         }
         if decision.unknown > MOSTLY_UNKNOWN {
             output::paragraph(format!(
-                "the encoder does not know {:.0} % of this prompt's tokens: the answer means little",
+                "the encoder does not know {:.0} % of this prompt's tokens: the answer means \
+                 little",
                 decision.unknown * 100.0
             ))?;
         }
@@ -246,8 +247,8 @@ fn sum(parts: &Parts) -> String {
 /// The strengths that the parts of a score were multiplied with.
 fn strengths_line(strengths: &Strengths) -> String {
     format!(
-        "strengths      learned score {}, memory {}, words {} are multiplied in above; the memory of a \
-         model without learned prompts is {} more",
+        "strengths      learned score {}, memory {}, words {} are multiplied in above; the memory \
+         of a model without learned prompts is {} more",
         strengths.learned, strengths.memory, strengths.words, strengths.newcomer
     )
 }

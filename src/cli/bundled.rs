@@ -55,7 +55,8 @@ pub(super) fn weights() -> Result<PathBuf> {
         if !is_there(&folder) {
             bail!(
                 Io,
-                "{}: expected a store because {HOME} is set, found none; correct {HOME} or pass --router STORE",
+                "{}: expected a store because {HOME} is set, found none; correct {HOME} or pass \
+                 --router STORE",
                 folder.join(STORE).display()
             );
         }
@@ -65,8 +66,8 @@ pub(super) fn weights() -> Result<PathBuf> {
         Some(folder) => Ok(folder),
         None => bail!(
             Io,
-            "no store: expected {WEIGHTS}/{STORE} beside or above the executable, or in {}; copy it \
-             there, pass --router STORE, or set {HOME} to the folder that contains {WEIGHTS}",
+            "no store: expected {WEIGHTS}/{STORE} beside or above the executable, or in {}; copy \
+             it there, pass --router STORE, or set {HOME} to the folder that contains {WEIGHTS}",
             data_folder().map_or("a data folder".to_owned(), |folder| folder
                 .display()
                 .to_string())

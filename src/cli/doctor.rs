@@ -11,8 +11,8 @@ use super::{StoreArgs, output};
 use crate::diagnostics::{Diagnosis, diagnose};
 use crate::error::Result;
 
-/// Show the installed store and encoder, the devices and the choice of --device; test every op on each
-/// device
+/// Show the installed store and encoder, the devices and the choice of --device; test every op on
+/// each device
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter doctor
@@ -86,7 +86,8 @@ fn print(diagnosis: &Diagnosis) -> Result<()> {
         output::paragraph(format!("  driver    {}", adapter.driver))?;
         output::paragraph(format!("  features  {}", adapter.features.join(" ")))?;
         output::paragraph(format!(
-            "  limits    binding {} MiB, buffer {} MiB, {} lanes, {} bytes of workgroup memory, subgroups of {} to {}",
+            "  limits    binding {} MiB, buffer {} MiB, {} lanes, {} bytes of workgroup \
+             memory, subgroups of {} to {}",
             limits.max_storage_buffer_binding_size >> 20,
             limits.max_buffer_size >> 20,
             limits.max_compute_invocations_per_workgroup,

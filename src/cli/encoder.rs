@@ -16,8 +16,8 @@ pub(super) enum EncoderCommand {
   hubrouter encoder import --from ~/all-MiniLM-L6-v2 --to weights/all-MiniLM-L6-v2 --dtype f16
 
 Reads config.json, tokenizer.json and model.safetensors (or its shards), and the \
-sentence-transformers files 1_Pooling, modules.json and prompts if they exist. Supports BERT, RoBERTa \
-and XLM-RoBERTa encoders such as MiniLM, BGE, E5 and GTE.")]
+sentence-transformers files 1_Pooling, modules.json and prompts if they exist. Supports BERT, \
+RoBERTa and XLM-RoBERTa encoders such as MiniLM, BGE, E5 and GTE.")]
     Import(ImportArgs),
 }
 

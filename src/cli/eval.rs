@@ -30,9 +30,10 @@ const DATA: &str = "HUBROUTER_CMRBENCH";
 CMRBench: hits over all rows of a file. Families and domains come from the training rows; the last \
 row of a model counts.
 
---examples takes the same file as `hubrouter learn`: lines with \"instruction\" and \"model_name\"; \
-\"domain\" is optional. The hub supplies missing domains, and families. A row whose model is unknown \
-to the hub counts as a miss. Each share has a 95 % interval, over all rows and per domain.")]
+--examples takes the same file as `hubrouter learn`: lines with \"instruction\" and \
+\"model_name\"; \"domain\" is optional. The hub supplies missing domains, and families. A row \
+whose model is unknown to the hub counts as a miss. Each share has a 95 % interval, over all rows \
+and per domain.")]
 pub(super) struct EvalArgs {
     /// A CMRBench checkout, or a folder with its layout [default: $HUBROUTER_CMRBENCH]
     #[arg(long, value_name = "FOLDER")]
@@ -144,7 +145,8 @@ pub(super) fn data_folder(named: Option<&Path>) -> Result<PathBuf> {
         (None, Some(folder)) => Ok(folder.into()),
         (None, None) => bail!(
             InvalidRequest,
-            "no data: pass --data FOLDER, set {DATA} to a CMRBench checkout, or pass --examples FILE for your own rows"
+            "no data: pass --data FOLDER, set {DATA} to a CMRBench checkout, or pass --examples \
+             FILE for your own rows"
         ),
     }
 }

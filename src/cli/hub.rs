@@ -50,7 +50,7 @@ pub(super) enum HubCommand {
     },
     /// Add models; each is routed by its encoded card until prompts are learned
     #[command(after_help = "Examples:
-  hubrouter hub add --router my-store --model acme/ner --domain \"Token Classification\" --description \"Finds names.\"
+  hubrouter hub add --router my-store --model acme/ner --domain Tagging
   hubrouter hub add --router my-store --models new.jsonl")]
     Add(AddArgs),
     /// Exclude a model from routing for good; its id and names stay reserved
@@ -98,8 +98,8 @@ pub(super) enum HubCommand {
   hubrouter hub build --data ~/CMR --encoder my-encoder --out my-store
 
 models.jsonl has one model per line with \"model_name\" and \"domain\". Optional are \"family\", \
-\"functionality\", \"description\" and \"created_at\" (Unix milliseconds or ISO 8601). All other keys are \
-kept as attributes.")]
+\"functionality\", \"description\" and \"created_at\" (Unix milliseconds or ISO 8601). All other \
+keys are kept as attributes.")]
     Build(BuildArgs),
 }
 
@@ -273,7 +273,8 @@ fn list(
 
 fn record(id: ModelId, model: &Model) -> serde_json::Value {
     json!({"id": id, "name": model.name, "domain": model.domain, "family": model.family,
-        "created_at": model.created_at, "attributes": model.attributes, "aliases": model.aliases, "retired": model.retired})
+        "created_at": model.created_at, "attributes": model.attributes, "aliases": model.aliases,
+        "retired": model.retired})
 }
 
 fn show(store: &Store, name: &str, json: bool) -> Result<()> {
@@ -391,7 +392,8 @@ fn build(args: &BuildArgs) -> Result<()> {
     let Some(folder) = args.device.encoder.clone().or_else(bundled::encoder) else {
         bail!(
             InvalidRequest,
-            "no encoder: the bundled one is missing; pass --encoder FOLDER (see hubrouter encoder import --help)"
+            "no encoder: the bundled one is missing; pass --encoder FOLDER (see hubrouter encoder \
+             import --help)"
         );
     };
     let (models, made_by) = match (&args.models, &args.data) {

@@ -32,34 +32,34 @@ const REFUSED: u8 = 3;
   hubrouter learn --router my-store --examples new.jsonl --max-forgetting 3 --json
   hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --dry-run
 
-Examples: one JSON object per line with \"instruction\" and \"model_name\"; \"domain\" and \"experience\" \
-are optional. A leading ###Instruction: is removed, as in `eval`. A model that the hub does not know is \
-added if its example has a domain; the answer lists these models. A name or a domain that resembles a \
-known one is refused unless --introduce is given.
+Examples: one JSON object per line with \"instruction\" and \"model_name\"; \"domain\" and \
+\"experience\" are optional. A leading ###Instruction: is removed, as in `eval`. A model that the \
+hub does not know is added if its example has a domain; the answer lists these models. A name or \
+a domain that resembles a known one is refused unless --introduce is given.
 
-Recipes: edge trains the encoder once, in the first update with at least 500 examples, and adds every \
-update to the memory, which cannot forget. memory trains nothing and takes seconds. carve trains in \
-every update and moves the memory along. paper is CARvE as published, without a memory.
+Recipes: edge trains the encoder once, in the first update with at least 500 examples, and adds \
+every update to the memory, which cannot forget. memory trains nothing and takes seconds. carve \
+trains in every update and moves the memory along. paper is CARvE as published, without a memory.
 
-Held-out prompts: one example in eight, by the hash of its prompt, is kept to measure on (at least 8 \
-if that is a quarter of the examples or less, at most 512). Every new model keeps one example to learn \
-from. A later update is refused if no earlier held-out prompt is kept, unless --allow-unmeasured is \
-given.
+Held-out prompts: one example in eight, by the hash of its prompt, is kept to measure on (at \
+least 8 if that is a quarter of the examples or less, at most 512). Every new model keeps one \
+example to learn from. A later update is refused if no earlier held-out prompt is kept, unless \
+--allow-unmeasured is given.
 
-Stopping: Ctrl-C, SIGTERM and SIGHUP stop at the next step; a second Ctrl-C quits at once. The same \
-command resumes there. It also resumes after a crash or a failure to publish, because the state is \
-written every minute and after the last step. The command checks first that it can write the store. \
-Only one process learns into a store at a time. A running router serves the child after \
-`Router::install` or a restart.
+Stopping: Ctrl-C, SIGTERM and SIGHUP stop at the next step; a second Ctrl-C quits at once. The \
+same command resumes there. It also resumes after a crash or a failure to publish, because the \
+state is written every minute and after the last step. The command checks first that it can write \
+the store. Only one process learns into a store at a time. A running router serves the child \
+after `Router::install` or a restart.
 
 Gate: if an update forgets more than --max-forgetting, the child is published beside the current \
 generation (\"kept_beside\" in JSON). `hubrouter generation rollback --to ID` makes it current; \
-`hubrouter generation prune` removes it. The same command with a larger --max-forgetting measures it \
-again and publishes it.
+`hubrouter generation prune` removes it. The same command with a larger --max-forgetting measures \
+it again and publishes it.
 
-Exit codes: 0 published; 1 a failure; 2 the command line is wrong; 3 refused by the gate, because the \
-update forgets more than --max-forgetting or cannot be measured, and the child is kept beside; 130, \
-143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP.")]
+Exit codes: 0 published; 1 a failure; 2 the command line is wrong; 3 refused by the gate, because \
+the update forgets more than --max-forgetting or cannot be measured, and the child is kept \
+beside; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP.")]
 pub(super) struct LearnArgs {
     #[command(flatten)]
     store: StoreToChange,
@@ -231,7 +231,8 @@ fn refusal(report: &Report, most: Option<f64>) -> String {
     };
     let kept = match &report.kept_beside {
         Some(id) => format!(
-            "; {id} is kept beside it, and `hubrouter generation rollback --to {id}` makes it current"
+            "; {id} is kept beside it, and `hubrouter generation rollback --to {id}` makes it \
+             current"
         ),
         None => String::new(),
     };

@@ -1,7 +1,8 @@
 //! The command: arguments, exit codes, tables and JSON on stdout, progress and errors on stderr.
 //!
-//! Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request: a wrong option, or a
-//! name that the hub or the store does not have; 3 refused by a gate; 128 + n ended by signal n.
+//! Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request: a wrong option,
+//! or a name that the hub or the store does not have; 3 refused by a gate; 128 + n ended by
+//! signal n.
 
 mod answers;
 mod bundled;
@@ -46,9 +47,9 @@ use crate::{GenerationId, Options, Router, Store};
   hubrouter hub list --domain translation
   hubrouter doctor
 
-Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request (a wrong option, or a \
-name that the hub or the store does not have); 3 refused by a gate (learn); 130, 143, 129 ended by \
-Ctrl-C, SIGTERM, SIGHUP."
+Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request (a wrong option, or \
+a name that the hub or the store does not have); 3 refused by a gate (learn); 130, 143, 129 ended \
+by Ctrl-C, SIGTERM, SIGHUP."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -93,7 +94,8 @@ enum Command {
     /// Make encoder bundles from Hugging Face folders
     #[command(
         subcommand,
-        after_help = "Example:\n  hubrouter encoder import --from ~/all-MiniLM-L6-v2 --to my-encoder"
+        after_help = "Example:
+  hubrouter encoder import --from ~/all-MiniLM-L6-v2 --to my-encoder"
     )]
     Encoder(encoder::EncoderCommand),
     /// Show devices and test every op on each

@@ -105,8 +105,8 @@ pub(super) fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// Sends the library's log to stderr: warnings like the command's own remarks, the rest with time and
-/// level.
+/// Sends the library's log to stderr: warnings like the command's own remarks, the rest with time
+/// and level.
 pub(super) fn listen_to_log(verbose: u8) {
     let level = match verbose {
         0 => log::LevelFilter::Warn,

@@ -13,9 +13,8 @@ use crate::learn::{ReplayEntry, forget, remembered, would_forget};
 #[derive(Subcommand)]
 pub(super) enum ReplayCommand {
     /// List the kept prompts of the current generation
-    #[command(
-        after_help = "Example:\n  hubrouter replay list --router my-store --json | jq -r .query_sha256"
-    )]
+    #[command(after_help = "Example:
+  hubrouter replay list --router my-store --json | jq -r .query_sha256")]
     List {
         #[command(flatten)]
         store: StoreArgs,
@@ -25,9 +24,9 @@ pub(super) enum ReplayCommand {
     },
     /// Publish a new generation without a prompt, which also leaves the memory; prune the old
     /// generations to delete it for good
-    #[command(
-        after_help = "Example:\n  hubrouter replay forget --router my-store \"Who signed this lease?\"\n  hubrouter generation prune --router my-store --keep 0"
-    )]
+    #[command(after_help = "Example:
+  hubrouter replay forget --router my-store \"Who signed this lease?\"
+  hubrouter generation prune --router my-store --keep 0")]
     Forget {
         #[command(flatten)]
         store: StoreToChange,

@@ -22,10 +22,10 @@ use crate::{Request, Router};
   cat prompts.txt | hubrouter route --json
   hubrouter route --input prompts.jsonl --output routes.jsonl
 
-Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" (or \
-\"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the command reads \
-stdin and answers each line at once. A line over 4 MiB gets an error of its own; the others are \
-answered.
+Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
+(or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
+command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
+the others are answered.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.

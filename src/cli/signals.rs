@@ -134,7 +134,8 @@ fn listen(mut each: impl FnMut(Signal) + Send + 'static) -> Result<()> {
     started.map(drop).map_err(failed)
 }
 
-/// The signals that this process ignores as a bit set, signal 1 lowest; 0 if the system does not tell.
+/// The signals that this process ignores as a bit set, signal 1 lowest; 0 if the system does not
+/// tell.
 #[cfg(unix)]
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

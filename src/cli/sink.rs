@@ -1,8 +1,8 @@
 //! Where `--output` writes.
 //!
-//! A regular file or a new name appears complete, by rename, at the end. The mode of an existing file is
-//! kept, and its owner if the system permits. Links are followed. Anything else (a FIFO, a device,
-//! `/dev/fd/N`) is opened and written line by line. `-` is stdout.
+//! A regular file or a new name appears complete, by rename, at the end. The mode of an existing
+//! file is kept, and its owner if the system permits. Links are followed. Anything else (a FIFO, a
+//! device, `/dev/fd/N`) is opened and written line by line. `-` is stdout.
 
 use std::fs::{File, Metadata};
 use std::io::{LineWriter, Write};
@@ -51,7 +51,8 @@ impl Sink {
                 if input.is_some_and(|input| same_file(input, &target, &data)) {
                     bail!(
                         InvalidRequest,
-                        "--output {}: expected another file than the input, which would be overwritten",
+                        "--output {}: expected another file than the input, which would be \
+                         overwritten",
                         path.display()
                     );
                 }

@@ -95,7 +95,8 @@ impl<'s> Source<'s> {
                 if std::io::stdin().is_terminal() && wanted.input.is_none() {
                     bail!(
                         InvalidRequest,
-                        "no prompt: pass one, name a file with --input, or pipe lines to stdin (see hubrouter route --help)"
+                        "no prompt: pass one, name a file with --input, or pipe lines to stdin \
+                         (see hubrouter route --help)"
                     );
                 }
                 (From::Lines(Box::new(PromptInput::stdin(wanted.format))), 1)
@@ -235,7 +236,8 @@ impl PromptInput {
         let looks = self.format == Format::Txt && !self.named && !self.remarked;
         if let Some(key) = looks.then(|| key_of_json(text)).flatten() {
             let what = format!(
-                "expected a prompt, found a JSON object with {key:?}: pass --format jsonl to route the value of that key"
+                "expected a prompt, found a JSON object with {key:?}: pass --format jsonl to \
+                 route the value of that key"
             );
             if first {
                 bail!(

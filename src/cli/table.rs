@@ -55,8 +55,8 @@ impl TextTable {
         self.lines(width()).into_iter().try_for_each(output::line)
     }
 
-    /// As [`TextTable::print`] on a terminal. In a pipe nothing is cut unless `COLUMNS` is set, so that
-    /// readers of the list find whole names.
+    /// As [`TextTable::print`] on a terminal. In a pipe nothing is cut unless `COLUMNS` is set, so
+    /// that readers of the list find whole names.
     pub(super) fn print_list(&self) -> Result<()> {
         if output::stdout_is_terminal() || named_width().is_some() {
             return self.print();

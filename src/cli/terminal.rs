@@ -14,8 +14,8 @@ const LEAST: usize = 20;
 /// Marks text that was cut off.
 const MORE: char = '…';
 
-/// `text` with all characters that control a terminal escaped: control characters (C0, C1, DEL), line
-/// and paragraph separators, and overrides of the writing direction.
+/// `text` with all characters that control a terminal escaped: control characters (C0, C1, DEL),
+/// line and paragraph separators, and overrides of the writing direction.
 pub(super) fn escaped(text: &str) -> Cow<'_, str> {
     if !text.chars().any(steers) {
         return Cow::Borrowed(text);

@@ -65,7 +65,7 @@ fn named_command(arguments: impl Iterator<Item = OsString>) -> Command {
     command
 }
 
-/// Edit distance: insertions, deletions, changes and swaps of neighbours (optimal string alignment).
+/// Edit distance with swaps of neighbours (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

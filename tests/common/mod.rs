@@ -73,8 +73,8 @@ impl Drop for Folder {
     }
 }
 
-/// The zero-shot generation that the bundled one grew from, copied, with its encoder beside it: to be
-/// changed or harmed.
+/// The zero-shot generation that the bundled one grew from, copied, with its encoder beside it: to
+/// be changed or harmed.
 pub fn copied_store(folder: &Folder) -> PathBuf {
     let target = folder.join("cmrbench");
     std::fs::create_dir(&target).unwrap();

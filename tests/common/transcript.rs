@@ -9,12 +9,12 @@
 //! ````
 //!
 //! The blocks of a file run one after the other in one new folder, each command in a POSIX shell. A
-//! command goes on in lines that begin with `> `. `? N` is its exit code, which is 0 without that line.
-//! Its output follows, stderr after stdout. `[..]` stands for any text within a line, a line `...` for
-//! any number of lines. A line of JSON on stdout is compared in its indented form.
+//! command goes on in lines that begin with `> `. `? N` is its exit code, which is 0 without that
+//! line. Its output follows, stderr after stdout. `[..]` stands for any text within a line, a line
+//! `...` for any number of lines. A line of JSON on stdout is compared in its indented form.
 //!
-//! `$ROOT` is the source tree. `HUBROUTER_TRANSCRIPTS=write` writes what differs into the file, with
-//! `[..]` for fractions, digests and the folder: read the difference before it is committed.
+//! `$ROOT` is the source tree. `HUBROUTER_TRANSCRIPTS=write` writes what differs into the file,
+//! with `[..]` for fractions, digests and the folder: read the difference before it is committed.
 
 use std::fs;
 use std::path::Path;
