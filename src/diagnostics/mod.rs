@@ -1,4 +1,8 @@
 //! What `doctor` and the benches look at: devices, a self-test of every op, kernels by themselves.
+#![expect(
+    clippy::disallowed_types,
+    reason = "speeds of kernels, seconds of a self-test"
+)]
 
 mod cases;
 mod kernels;

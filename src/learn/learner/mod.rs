@@ -1,4 +1,5 @@
 //! The learner: an experience in, a child generation out.
+#![expect(clippy::disallowed_types, reason = "a budget, speeds, when to save")]
 
 mod consolidate;
 mod finish;
