@@ -126,14 +126,14 @@ impl Lora {
 pub(crate) struct Adapter {
     pub(crate) lora: Lora,
     /// In the order of the network.
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<LayerMaps>,
     /// Elements of all factors.
     pub(crate) len: usize,
 }
 
 /// The adapters of one layer's four linear maps; query, key and value are one.
 #[derive(Clone, Debug)]
-pub(crate) struct Layer {
+pub(crate) struct LayerMaps {
     pub(crate) qkv: Map,
     pub(crate) attention_output: Map,
     pub(crate) intermediate: Map,
@@ -225,7 +225,7 @@ impl Adapter {
                 offset = next;
                 map
             };
-            layers.push(Layer {
+            layers.push(LayerMaps {
                 qkv: map(&[Target::Query, Target::Key, Target::Value]),
                 attention_output: map(&[Target::AttentionOutput]),
                 intermediate: map(&[Target::Intermediate]),

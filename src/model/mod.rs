@@ -1,6 +1,7 @@
 //! The networks: configuration, parameters, activations, forward pass.
 
 pub(crate) mod activations;
+pub(crate) mod adapted;
 pub(crate) mod bert;
 pub(crate) mod head;
 pub(crate) mod lora;

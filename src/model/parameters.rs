@@ -8,7 +8,7 @@ use crate::device::{Device, Tensor};
 use crate::error::{Result, bail};
 use crate::model::Config;
 use crate::model::lora::{Factors, Target};
-use crate::ops::embed::Words;
+use crate::ops::embed::WordRows;
 use crate::ops::linear::Weight;
 use crate::weights::{Dtype, View, Weights};
 
@@ -19,7 +19,7 @@ pub(crate) struct Parameters {
 
 pub(crate) struct Embeddings {
     /// [V, H]; no adapter touches them, so the networks of an encoder share them.
-    pub(crate) words: Arc<Words>,
+    pub(crate) words: Arc<WordRows>,
     /// [P, H]: position rows with the row of token type 0 added.
     pub(crate) places: Tensor,
     pub(crate) norm: Norm,
@@ -162,7 +162,7 @@ impl Parameters {
             None => {
                 let name = "embeddings.word_embeddings.weight";
                 let table = weights.table(name, config.vocabulary, h)?;
-                Arc::new(Words::new(device, table)?)
+                Arc::new(WordRows::new(device, table)?)
             }
         };
         let embeddings = Embeddings {
@@ -186,7 +186,7 @@ struct Reader<'r> {
     /// What is added to them.
     factors: Option<&'r Factors>,
     /// Rows of tokens that are there already.
-    words: Option<&'r Arc<Words>>,
+    words: Option<&'r Arc<WordRows>>,
 }
 
 type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;

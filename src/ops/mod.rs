@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod by_domain;
+pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
 pub(crate) mod dropout;
@@ -45,7 +46,6 @@ pub(crate) struct Ops {
     pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
-    pub(crate) peak: peak::Peak,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
     pub(crate) square: square::Square,
@@ -70,7 +70,6 @@ impl Ops {
             log_sum_exp: log_sum_exp::LogSumExp::new(device)?,
             matmul: matmul::Matmul::new(device)?,
             normalize: normalize::Normalize::new(device)?,
-            peak: peak::Peak::new(device)?,
             pool: pool::Pool::new(device)?,
             score: score::Score::new(device)?,
             square: square::Square::new(device)?,

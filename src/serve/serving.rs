@@ -128,7 +128,7 @@ impl Serving {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.room);
                     pass.stage();
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None);
+                    bert.forward(encoder.ops(), pass, &mut t.activations, None, None);
                     pass.stage();
                     self.score(pass, t, k)
                 })?;

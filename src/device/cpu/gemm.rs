@@ -21,8 +21,8 @@ use std::thread::LocalKey;
 use pulp::{Simd, WithSimd};
 
 use crate::device::cpu::{Cpu, RowsMut, Tile};
-use pack::{Layout, Line};
 pub(crate) use pack::{Matrix, Packed};
+use pack::{PanelLayout, PanelLine};
 
 /// Elements of a row that the kernels take together.
 const KB: usize = 16;
@@ -101,14 +101,14 @@ pub(crate) enum Finish<'f> {
 /// `B`: packed, or a matrix whose panels each task packs for itself.
 #[derive(Clone, Copy)]
 enum Right<'r> {
-    Packed(&'r [Line]),
+    Packed(&'r [PanelLine]),
     Loose(Matrix<'r>),
 }
 
 // What threads pack into is kept: fresh pages cost more than a small product.
 thread_local! {
     static ROWS: Cell<Vec<[f32; KB]>> = const { Cell::new(Vec::new()) };
-    static PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static PANELS: Cell<Vec<PanelLine>> = const { Cell::new(Vec::new()) };
 }
 
 fn with_scratch<T>(scratch: &'static LocalKey<Cell<Vec<T>>>, f: impl FnOnce(&mut Vec<T>)) {
@@ -128,7 +128,7 @@ pub(crate) fn multiply(cpu: &Cpu, a: Matrix<'_>, w: &Packed, finish: Finish<'_>,
 pub(crate) fn product(cpu: &Cpu, a: Matrix<'_>, b: Matrix<'_>, finish: Finish<'_>, y: RowsMut<'_>) {
     assert_eq!(a.columns, b.rows, "gemm: B is not [{}, N]", a.columns);
     assert_eq!(y.columns, b.columns, "gemm: y is not [M, {}]", b.columns);
-    let layout = Layout::full(cpu.level(), b.columns);
+    let layout = PanelLayout::full(cpu.level(), b.columns);
     if a.rows <= ROW_BLOCK {
         return multiply_all(cpu, a, layout, Right::Loose(b), finish, y);
     }
@@ -142,7 +142,7 @@ pub(crate) fn product(cpu: &Cpu, a: Matrix<'_>, b: Matrix<'_>, finish: Finish<'_
 fn multiply_all(
     cpu: &Cpu,
     a: Matrix<'_>,
-    layout: Layout,
+    layout: PanelLayout,
     b: Right<'_>,
     finish: Finish<'_>,
     y: RowsMut<'_>,
@@ -166,12 +166,12 @@ fn multiply_all(
 fn multiply_part(
     cpu: &Cpu,
     a: Matrix<'_>,
-    layout: Layout,
+    layout: PanelLayout,
     b: Right<'_>,
     finish: Finish<'_>,
     mut tile: Tile<'_>,
     packed: &mut Vec<[f32; KB]>,
-    panels: &mut Vec<Line>,
+    panels: &mut Vec<PanelLine>,
 ) {
     let heights = tile_heights(tile.rows.len(), layout.level.tile().0);
     let columns = tile.rows.first().map_or(0, |row| row.len());
@@ -215,7 +215,7 @@ fn multiply_part(
                 let y;
                 (y, rows) = rows.split_at_mut(height);
                 multiply_tile(layout, height, &x[..height * blocks], panel, &mut out);
-                cpu.dispatch(Store {
+                cpu.dispatch(StoreTile {
                     finish,
                     sums: &out,
                     rows: y,
@@ -229,7 +229,7 @@ fn multiply_part(
 }
 
 /// `finish` of a tile's `sums` into the columns `start..start + count` of `rows`.
-struct Store<'s, 'y> {
+struct StoreTile<'s, 'y> {
     finish: Finish<'s>,
     sums: &'s [[f32; 32]; 14],
     rows: &'s mut [&'y mut [f32]],
@@ -237,7 +237,7 @@ struct Store<'s, 'y> {
     count: usize,
 }
 
-impl WithSimd for Store<'_, '_> {
+impl WithSimd for StoreTile<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -289,10 +289,10 @@ fn tile_heights(rows: usize, tallest: usize) -> Vec<usize> {
 
 /// One tile of sums: `out[row][column]`, complete over all inputs.
 fn multiply_tile(
-    layout: Layout,
+    layout: PanelLayout,
     height: usize,
     x: &[[f32; KB]],
-    panel: &[Line],
+    panel: &[PanelLine],
     out: &mut [[f32; 32]; 14],
 ) {
     macro_rules! by_height {
@@ -300,7 +300,7 @@ fn multiply_tile(
             match height {
                 $($n => $kernel(
                     bytemuck::cast_slice::<[f32; KB], [[f32; KB]; $n]>(x),
-                    bytemuck::cast_slice::<Line, $row>(panel),
+                    bytemuck::cast_slice::<PanelLine, $row>(panel),
                     out,
                 ),)*
                 _ => unreachable!("a tile of {height} rows"),
@@ -310,7 +310,7 @@ fn multiply_tile(
     match layout.level {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
-        // SAFETY: a `Layout` carries the level of a `Cpu`; levels come from
+        // SAFETY: a `PanelLayout` carries the level of a `Cpu`; levels come from
         // `Level::available`, which has detected avx512f.
         Level::Avx512 => unsafe {
             macro_rules! kernel {
