@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn v21() {
+    fn steps_match_hand_values_v21() {
         let segments = |count| [segment(0..2, 0.1, 0.01, count)];
         let zeros = &[0.0; 2][..];
         for [theta, grad, m, v, _] in step(
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn v22_and_what_is_outside_stays() {
+    fn clip_matches_hand_values_and_spares_the_rest_v22() {
         let clip = Some(Clip {
             range: 1..3,
             limit: 1.0,

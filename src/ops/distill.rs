@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn v24() {
+    fn loss_and_slopes_match_hand_values_v24() {
         for [slopes, losses] in slopes(&[2.0, 0.0, -1.0], &[1.0, 1.0, 0.0], &[1.0], 2.0) {
             let want = [-0.489_760_0, 0.304_855_7, 0.184_904_3];
             assert_close("V24 ds", &slopes, &want, 1e-6);

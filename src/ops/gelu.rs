@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn v15() {
+    fn both_ways_match_hand_values_v15() {
         let x = [1.0, -0.5, 2.0];
         for [y] in outputs(|device| forward_case(device, &Gelu::new(device)?.into(), 3, &x)) {
             assert_close("V15", &y, &[0.8413447, -0.1542688, 1.9544997], 1e-6);

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn v14() {
+    fn both_ways_match_hand_values_v14() {
         let (x, ones, zeros) = ([1.0, 2.0, 3.0, 4.0], [1.0; 4], [0.0; 4]);
         let want = [-1.3416408, -0.4472136, 0.4472136, 1.3416408];
         for [y] in outputs(|device| {

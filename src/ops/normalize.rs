@@ -234,7 +234,7 @@ mod tests {
     use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
-    fn v12_and_rows_of_zeros() {
+    fn both_ways_match_hand_values_and_zeros_stay_v12() {
         let (z, du) = ([3.0, 4.0, 0.0, 0.0], [1.0, 2.0, 1e-12, 0.0]);
         for [u] in outputs(|device| forward_case(device, &Normalize::new(device)?.into(), 2, &z, 0))
         {

@@ -259,7 +259,7 @@ mod tests {
     use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
-    fn v16_mean() {
+    fn mean_matches_hand_values_v16() {
         for [h] in outputs(|device| {
             let op = Pool::new(device)?.into();
             forward_case(

@@ -252,7 +252,7 @@ mod tests {
     use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
-    fn v2() {
+    fn scores_match_hand_values_v2() {
         let keys = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5];
         let inputs = ScoreInputs {
             u: unit_rows(&[1.0, 2.0, -1.0], 3),

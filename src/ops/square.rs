@@ -122,7 +122,7 @@ mod tests {
     use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
-    fn v17() {
+    fn sums_of_squares_match_hand_values_v17() {
         for (gradient, before, after) in [
             ([1.0, -2.0], [0.0, 0.0], [0.5, 2.0]),
             ([3.0, 0.0], [0.5, 2.0], [5.0, 2.0]),
