@@ -1,8 +1,11 @@
-// distill: loss[b] = w[b] T^2 KL(softmax(teacher[b] / T), softmax(scores[b] / T)) and its derivative by the scores
+// distill: loss[b] = w[b] T^2 KL(softmax(teacher[b] / T), softmax(scores[b] / T)) and its
+// derivative by the scores
 //
 //   shapes   scores, teacher: [B, M]   weights, losses: [B]
 //   layout   row-major f32, contiguous
-//   entries  slopes      one workgroup per example   scores   =   (overwrites) w T (softmax(scores / T) - softmax(teacher / T)); losses   =   (overwrites)
+//   entries  slopes      one workgroup per example
+//                        scores   =   (overwrites) w T (softmax(scores / T) - softmax(teacher / T))
+//                        losses   =   (overwrites)
 //   order    lanes in steps of WG, then a tree
 //   scratch  partial of shared/reduce.wgsl: written before it is read
 //   uses     shared/reduce.wgsl

@@ -30,7 +30,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (var r = group.x; r < dims.rows; r += dims.stride) {
         let row = r * dims.width;
         let length = length_of(dims.z_at + row, lane);
-        for (var c = lane; c < dims.width; c += WG) { u[row + c] = z[dims.z_at + row + c] / length; }
+        for (var c = lane; c < dims.width; c += WG) {
+            u[row + c] = z[dims.z_at + row + c] / length;
+        }
     }
 }
 

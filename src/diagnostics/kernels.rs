@@ -1,4 +1,4 @@
-//! Kernels by themselves, for benches: time, arithmetic and bytes beside the device's own peaks.
+//! Timed kernels for benches: time, arithmetic and bytes of each case, and the device's peaks.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ pub struct KernelBench {
     cases: Vec<Case>,
 }
 
-/// What a device was measured to do at most.
+/// The measured peaks of a device.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Peaks {

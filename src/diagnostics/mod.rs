@@ -1,4 +1,5 @@
-//! What `doctor` and the benches look at: devices, a self-test of every op, kernels by themselves.
+//! Checks of a machine for `doctor` and the benches: devices, a self-test of every op, timed
+//! kernels.
 
 mod cases;
 mod kernels;
@@ -16,7 +17,7 @@ use crate::error::Result;
 use cases::CaseScale;
 pub use kernels::{KernelBench, Peaks};
 
-/// A look at this machine.
+/// A report on this machine.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Diagnosis {
@@ -26,11 +27,11 @@ pub struct Diagnosis {
     pub cpu: CpuReport,
     /// Every adapter of the native interfaces.
     pub adapters: Vec<AdapterReport>,
-    /// The device that was asked about.
+    /// The device that was requested.
     pub asked: String,
-    /// What it would be: `cpu`, an adapter's name, or nothing.
+    /// The device it resolves to: `cpu`, an adapter's name, or `none`.
     pub chosen: String,
-    /// Why.
+    /// The reason for this choice.
     pub reason: String,
     /// Every op on every device.
     pub self_test: Vec<OpTest>,
@@ -44,11 +45,11 @@ pub struct Diagnosis {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct CpuReport {
-    /// Threads that would be taken when none are named.
+    /// Threads that are used by default.
     pub threads: usize,
-    /// What the GEMM kernels are compiled for.
+    /// The instruction set of the GEMM kernels.
     pub kernels: &'static str,
-    /// Features that were found.
+    /// Instruction set extensions that were found.
     pub features: Vec<&'static str>,
 }
 

@@ -8,7 +8,7 @@ use crate::ops::attention::{self, query_tiles};
 use crate::ops::{Ops, normalize};
 use crate::text::batch::PackedBatch;
 
-/// A batch and what the network makes of it.
+/// A batch and the network's tensors for it.
 pub(crate) struct Activations {
     /// [T]
     pub(super) ids: Tensor,
@@ -37,7 +37,7 @@ pub(super) struct LayerActivations {
     pub(super) qkv: Tensor,
     /// [T, H]
     pub(super) context: Tensor,
-    /// [T, H]: what attention adds to the residual stream.
+    /// [T, H]: attention's addition to the residual stream.
     pub(super) attention_branch: Tensor,
     /// [T, H]: after attention's residual and norm.
     pub(super) middle: Tensor,
@@ -45,7 +45,7 @@ pub(super) struct LayerActivations {
     pub(super) wide: Tensor,
     /// [T, F]: after GELU.
     pub(super) activated: Tensor,
-    /// [T, H]: what the feed-forward part adds.
+    /// [T, H]: the feed-forward part's addition.
     pub(super) output_branch: Tensor,
 }
 

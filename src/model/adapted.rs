@@ -1,4 +1,4 @@
-//! An adapter's part of a pass: what it adds to each linear map, with dropout, and the way back.
+//! An adapter's part of a pass: its products, which each linear map adds, dropout, and gradients.
 
 use crate::device::{Device, Part, Pass, Place, Tensor};
 use crate::error::Result;
@@ -130,7 +130,7 @@ impl Adapted<'_> {
     }
 }
 
-/// The linear maps of one layer, with what an adapter adds to them.
+/// The linear maps of one layer, with an adapter's products added.
 pub(super) struct MapForward<'m> {
     ops: &'m Ops,
     added: Option<Added<'m>>,
@@ -211,13 +211,13 @@ impl<'m> MapForward<'m> {
     }
 }
 
-/// The way back through one linear map: first [`MapBackward::factors`], then
-/// [`MapBackward::input`], which needs what the first left in `d_thin`.
+/// The gradients of one linear map: first [`MapBackward::factors`], then [`MapBackward::input`],
+/// which reads `d_thin` of the first.
 pub(super) struct MapBackward<'b> {
     pub(super) ops: &'b Ops,
     pub(super) adapted: Adapted<'b>,
     pub(super) grad: &'b mut Tensor,
-    /// What the forward pass left: x La^T of the layer's targets.
+    /// x La^T of the layer's targets, from the forward pass.
     pub(super) thin: &'b Tensor,
     pub(super) d_thin: &'b mut Tensor,
     pub(super) dropped: Option<&'b mut Dropped>,

@@ -16,10 +16,10 @@ pub(crate) struct Bert {
 
 impl Bert {
     /// Encodes the batch that `a` holds into `a.pooled` [B, H]. With `adapted` an adapter's
-    /// products are added to each linear map; `a` then has room for them.
+    /// products are added to each linear map; `a` then has the tensors for them.
     ///
-    /// Where `a.layers` is Some it holds every layer's mean afterwards, as unit vectors. With `trace`
-    /// the embeddings' and every layer's output are read back as well, in order.
+    /// If `a.layers` is `Some`, it holds the layers' means afterwards, as unit vectors. With
+    /// `trace` the embeddings' and every layer's output are read back as well, in order.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
@@ -70,7 +70,7 @@ impl Bert {
     /// The first layer's input: rows of tokens and positions, after their norm.
     fn embed(&self, ops: &Ops, pass: &mut Pass<'_>, a: &mut Activations) {
         let e = &self.parameters.embeddings;
-        // Room that the first layer overwrites.
+        // The first layer overwrites it.
         let sum = &mut a.kept[0].middle;
         let f = embed::Forward {
             ids: &a.ids,

@@ -181,9 +181,9 @@ struct Reader<'r> {
     device: &'r Device,
     weights: &'r Arc<Weights>,
     config: &'r Config,
-    /// What linear maps are made by.
+    /// The constructor of linear maps.
     weight: MakeWeight,
-    /// What is added to them.
+    /// The adapter that is merged into them.
     factors: Option<&'r Factors>,
     /// Rows of tokens that are there already.
     words: Option<&'r Arc<WordRows>>,

@@ -1,5 +1,5 @@
-//! The encoder while it learns: a forward pass that keeps every layer's tensors, and the same list
-//! of calls mirrored.
+//! Training of an encoder's adapter: a forward pass that keeps every layer's tensors, and the
+//! backward pass, which mirrors its list of calls.
 //!
 //! The base is frozen. With F = 4 H a token keeps `16 H + targets r` numbers of each layer: 24 kB
 //! for MiniLM with r = 16, 145 kB for its six layers.
@@ -32,7 +32,7 @@ pub(crate) struct TrainingTensors {
     d_qkv: Tensor,
     /// [T, targets r]: gradient of x La^T.
     d_thin: Tensor,
-    /// [T, 3 heads]: what the attention's gradient keeps on a GPU.
+    /// [T, 3 heads]: scratch of the attention's gradient on a GPU.
     statistics: Tensor,
 }
 
@@ -91,7 +91,8 @@ pub(crate) struct Training<'n> {
     pub(crate) ops: &'n Ops,
     pub(crate) bert: &'n Bert,
     pub(crate) adapter: &'n Adapter,
-    /// Share of an adapter's inputs that is dropped, by the keys that were uploaded; 0 in evaluation.
+    /// Share of an adapter's inputs that is dropped, by the keys that were uploaded; 0 in
+    /// evaluation.
     pub(crate) dropout: f32,
 }
 

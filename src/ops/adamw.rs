@@ -53,7 +53,7 @@ pub(crate) struct AdamW {
     shrink: Kernel,
 }
 
-/// Parameters with a rate of their own; those of no segment stay as they are.
+/// Parameters that share a rate. Parameters outside of all segments do not change.
 #[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) range: Range<usize>,
@@ -74,7 +74,7 @@ pub(crate) struct Clip {
 /// Some rows of a matrix in the flat buffers.
 #[derive(Clone, Copy)]
 pub(crate) struct Listed<'t> {
-    /// Consecutive rows; a segment of its own, and the end of a clipped range that it is in.
+    /// Consecutive rows: one segment, and the end of a clipped range that contains it.
     pub(crate) matrix: Place,
     /// [R, 1], different ones, ascending.
     pub(crate) ids: &'t Tensor,
@@ -108,8 +108,9 @@ impl NormWorkspace {
     }
 }
 
-/// `theta`, `m`, `v`: [1, N], changed in place; `grad`: [1, N], zeroed in the segments. With `listed`
-/// the other rows of its matrix are in no segment, and have no gradient that counts for a norm.
+/// `theta`, `m`, `v`: [1, N], changed in place; `grad`: [1, N], zeroed in the segments. With
+/// `listed` the other rows of its matrix are in no segment, and have no gradient that counts for a
+/// norm.
 pub(crate) struct Step<'t> {
     pub(crate) theta: &'t mut Tensor,
     pub(crate) grad: &'t mut Tensor,
@@ -234,7 +235,7 @@ impl<'t> Listed<'t> {
     }
 }
 
-/// What there is of `range`: all, or what is before a matrix and its listed rows.
+/// The spans of `range`: one, or the part before a matrix and the listed rows of the matrix.
 fn spans<'t>(range: &Range<usize>, listed: Option<Listed<'t>>) -> Vec<Span<'t>> {
     let whole = |range: Range<usize>| Span {
         offset: range.start,
@@ -310,7 +311,7 @@ impl Segment {
         }
     }
 
-    /// What weight decay multiplies a parameter by.
+    /// The factor of weight decay.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "f32 is what is computed in"
@@ -320,7 +321,7 @@ impl Segment {
     }
 }
 
-/// In partial sums of [`CHUNK`] elements or a listed row, whatever the number of threads.
+/// Partial sums are of [`CHUNK`] elements or of a listed row, for any number of threads.
 #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
 fn norm(cpu: &Cpu, grad: &[f32], spans: &[Span<'_>]) -> f32 {
     let pieces: Vec<&[f32]> = spans.iter().flat_map(|span| span.pieces(grad)).collect();

@@ -1,4 +1,5 @@
-//! Anchors: the pull of parameters back to the parent's (carve.md section 6), added to the gradient.
+//! Anchors: the pull of parameters back to the parent's (carve.md section 6), added to the
+//! gradient.
 //!
 //! Rows by direction, in the form that is exactly zero where nothing moved (6.5); rows of E or W by
 //! value; any parameters by value with Fisher weights, which is EWC (section 7).
@@ -40,7 +41,7 @@ pub(crate) struct Anchor {
     weighted: Kernel,
 }
 
-/// What distance a pull lessens.
+/// The distance that a pull reduces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Distance {
     /// 1 - cos(e, r) of a row.
@@ -62,8 +63,8 @@ pub(crate) struct Pull<'t> {
     pub(crate) losses: &'t mut Tensor,
 }
 
-/// `theta`, `reference`, `weights`: [1, n] of flat buffers; `grad`: as `theta`, `strength` times the
-/// gradient of sum f (theta - reference)^2 is added; `losses`: [[`Weighted::losses`], 1],
+/// `theta`, `reference`, `weights`: [1, n] of flat buffers; `grad`: as `theta`, `strength` times
+/// the gradient of sum f (theta - reference)^2 is added; `losses`: [[`Weighted::losses`], 1],
 /// overwritten with parts of that sum.
 pub(crate) struct Weighted<'t> {
     pub(crate) theta: Part<'t>,
@@ -225,7 +226,7 @@ fn all_rows(
     );
 }
 
-/// In chunks of [`CHUNK`] elements, whatever the number of threads; the last may be shorter.
+/// Runs in chunks of [`CHUNK`] elements for any number of threads; the last may be shorter.
 fn weighted_cpu(
     cpu: &Cpu,
     strength: f32,

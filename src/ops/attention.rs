@@ -55,8 +55,8 @@ pub(crate) struct Forward<'t> {
     pub(crate) y: &'t mut Tensor,
 }
 
-/// `qkv`, `offsets`, `tiles`: the forward's; `dy`: [T, H]; `statistics`: [T, 3 heads], scratch, which
-/// only a GPU uses; `dqkv`: [T, 3H], overwritten.
+/// `qkv`, `offsets`, `tiles`: the forward's; `dy`: [T, H]; `statistics`: [T, 3 heads], scratch,
+/// which only a GPU uses; `dqkv`: [T, 3H], overwritten.
 pub(crate) struct Backward<'t> {
     pub(crate) qkv: &'t Tensor,
     pub(crate) offsets: &'t Tensor,
@@ -76,7 +76,8 @@ impl Attention {
             if scratch > gpu.most_scratch() as usize {
                 bail!(
                     Limits,
-                    "{}: attention with heads of {width}: needs {scratch} bytes of workgroup memory, the adapter allows {}",
+                    "{}: attention with heads of {width}: needs {scratch} bytes of \
+                     workgroup memory, the adapter allows {}",
                     gpu.name(),
                     gpu.most_scratch()
                 );

@@ -1,4 +1,4 @@
-//! What is known of its domain, added to a model's score: s [B, M] += strength domains [B, N] of each.
+//! Adds the score of its domain to each model's score: s [B, M] += strength domains [B, N].
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! An op that is set up with inputs and knows its results in f64. Unit tests, `doctor` and the
-//! kernel bench run the same cases, at shapes of their own.
+//! kernel bench run the same cases, each at its own shapes.
 
 use crate::device::{Device, Pass, Place, Plan, Read, Tensor};
 use crate::error::Result;
@@ -8,7 +8,7 @@ use crate::ops::reference;
 /// Bound of an f32 op against f64, per element: `BOUND * (1 + |want|)`.
 pub(crate) const BOUND: f64 = 1e-5;
 
-/// What a [`framed`] matrix has around it: an op must neither read nor write it.
+/// Fills the frame of a [`framed`] matrix. An op must neither read nor write it.
 const AROUND: f32 = f32::NAN;
 
 /// Bytes that a case uploads in its passes at most: lists of candidates.
@@ -39,7 +39,7 @@ pub(crate) struct Case {
     want: ReferenceOutputs,
 }
 
-/// One output of a case beside its reference.
+/// One output of a case and its reference.
 pub(crate) struct Checked {
     pub(crate) got: Vec<f32>,
     pub(crate) want: Vec<f64>,

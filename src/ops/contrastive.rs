@@ -1,8 +1,7 @@
-//! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz, dE.
-//! A prior [M] is added to the logits.
+//! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz,
+//! dE. A prior [M] is added to the logits.
 //!
-//! The candidates of an example are a list of its own, or all models. What is computed for a list
-//! does not depend on M.
+//! An example's candidates are a list, or all models. The cost of a list does not depend on M.
 
 use std::sync::Arc;
 
@@ -60,7 +59,7 @@ pub(crate) struct Contrastive {
     de_all: Kernel,
 }
 
-/// What the op keeps between its kernels.
+/// Scratch tensors between the kernels.
 pub(crate) struct LossWorkspace {
     /// Unit queries [B, D] and the lengths of z [B, 1].
     u: Tensor,
@@ -112,7 +111,8 @@ impl LossWorkspace {
     }
 }
 
-/// Where each row of E stands among the candidates of a batch; in tensors [R, 1], [R + 1, 1], [L, 1].
+/// For each row of E its places among the candidates of a batch, in tensors [R, 1], [R + 1, 1] and
+/// [L, 1].
 pub(crate) struct Inverse {
     rows: Tensor,
     starts: Tensor,
@@ -181,7 +181,7 @@ pub(crate) enum CandidateSet<'t> {
     },
 }
 
-/// What the softmax should be. A target that is no candidate is left out.
+/// The target distribution of the softmax. A target that is no candidate is left out.
 #[derive(Clone, Copy)]
 pub(crate) struct Targets<'t> {
     /// [B, S]; [`NONE`] fills up.
@@ -192,8 +192,8 @@ pub(crate) struct Targets<'t> {
     pub(crate) weights: &'t Tensor,
 }
 
-/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `priors`: [M, 1]; `losses`: [B, 1], overwritten with
-/// w l, so that their sum is the batch's loss; `d_rows`: dE [M, D], added to.
+/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `priors`: [M, 1]; `losses`: [B, 1],
+/// overwritten with w l, so that their sum is the batch's loss; `d_rows`: dE [M, D], added to.
 pub(crate) struct LossAndGradients<'t> {
     pub(crate) z: &'t Tensor,
     pub(crate) rows: Part<'t>,
@@ -453,7 +453,7 @@ fn products_of_lists(
     });
 }
 
-/// The softmax over candidates, and what it should be.
+/// The softmax over candidates and its target distribution.
 struct Softmax<'s> {
     /// [B, C]; None: all models.
     lists: Option<&'s [u32]>,
@@ -628,7 +628,8 @@ fn spread<'t>(
     }
 }
 
-/// Turns products in `cosines` and target mass in `slopes` into cosines and slopes; the weighted loss.
+/// Turns products in `cosines` and target mass in `slopes` into cosines and slopes; the weighted
+/// loss.
 fn loss_of(
     cpu: &Cpu,
     cosines: &mut [f32],

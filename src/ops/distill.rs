@@ -23,9 +23,9 @@ pub(crate) struct Distill {
     slopes: Kernel,
 }
 
-/// `teacher`: [B, M]; `weights`: [B, 1], 0 leaves an example out; `scores`: [B, M], overwritten with the
-/// derivatives by them; `losses`: [B, 1], overwritten with w T^2 KL, so that their sum is the
-/// batch's term.
+/// `teacher`: [B, M]; `weights`: [B, 1], 0 leaves an example out; `scores`: [B, M], overwritten
+/// with the derivatives by them; `losses`: [B, 1], overwritten with w T^2 KL, so that their sum is
+/// the batch's term.
 pub(crate) struct Slopes<'t> {
     pub(crate) teacher: &'t Tensor,
     pub(crate) weights: &'t Tensor,

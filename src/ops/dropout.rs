@@ -74,7 +74,7 @@ impl Dims {
         }
     }
 
-    /// What elements of the token with this key are multiplied by, column by column.
+    /// The factors of the token with this key, column by column.
     #[inline(always)]
     fn factors(self, key: u32) -> impl Iterator<Item = f32> {
         let base = hash(key ^ self.salt);
@@ -87,7 +87,7 @@ impl Dims {
     }
 }
 
-/// What every element is multiplied by, [T, F], for who compares with it.
+/// The factor of every element, [T, F], for comparisons.
 pub(crate) fn factors(keys: &[u32], using: u32, rate: f32, columns: usize) -> Vec<f32> {
     let dims = Dims::new(using, rate, columns);
     keys.iter().flat_map(|key| dims.factors(*key)).collect()

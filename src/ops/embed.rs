@@ -49,7 +49,8 @@ impl WordRows {
     }
 }
 
-/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H], overwritten.
+/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H],
+/// overwritten.
 pub(crate) struct Forward<'t> {
     pub(crate) ids: &'t Tensor,
     pub(crate) positions: &'t Tensor,

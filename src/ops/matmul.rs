@@ -1,4 +1,5 @@
-//! Products of matrices that change: y [M, N] = or += scale * a [M, K] . b [K, N], with a or b transposed.
+//! Products of matrices that change: y [M, N] = or += scale * a [M, K] . b [K, N], with a or b
+//! transposed.
 //!
 //! Operands are matrices inside tensors: columns of one, or a parameter of a flat one.
 
@@ -215,7 +216,7 @@ pub(crate) struct ProductSize<'l> {
     pub(crate) add: bool,
 }
 
-/// The matrices of a product, neither factor transposed, and what `y` holds before.
+/// The matrices of a product, neither factor transposed, and `y` before it.
 struct ProductInputs<'l> {
     a: Vec<f32>,
     b: Vec<f32>,

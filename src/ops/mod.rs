@@ -27,7 +27,7 @@ pub(crate) mod top_k;
 use crate::device::Device;
 use crate::error::Result;
 
-/// What a score is for a model that may not be returned; no finite cosine comes near.
+/// The score of a model that may not be returned; no finite cosine is near it.
 pub(crate) const LOWEST: f32 = -3.0e38;
 
 /// All ops, compiled for one device.

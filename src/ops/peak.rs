@@ -1,4 +1,4 @@
-//! What a device can do at most: copies and multiply-adds, for benches to compare with.
+//! The peaks of a device: copies and multiply-adds, for benches to compare with.
 
 use std::sync::Arc;
 

@@ -179,8 +179,8 @@ fn backward_cpu(
     });
 }
 
-/// Forward and backward of both poolings, for each of `sizes`: offsets of prompts, and H. A prompt's
-/// row is the middle one of three.
+/// Forward and backward of both poolings, for each of `sizes`: offsets of prompts, and H. A
+/// prompt's row is the middle one of three.
 pub(crate) fn cases(device: &Device, sizes: &[(&[u32], usize)]) -> Result<Vec<Case>> {
     let op = Arc::new(Pool::new(device)?);
     each(sizes, |(offsets, hidden)| {

@@ -1,4 +1,4 @@
-//! Every op in f64, written for reading: what tests and `doctor` compare with.
+//! Every op in f64, written to be read. Cases compare with these.
 
 use crate::ops::LOWEST;
 use crate::ops::pool::Pooling;

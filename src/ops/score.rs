@@ -35,7 +35,7 @@ pub(crate) struct Score {
     forward_add: Kernel,
 }
 
-/// The models' rows, and what is added to their scores.
+/// The models' rows and the offsets of their scores.
 pub(crate) struct Keys {
     values: KeyValues,
     models: usize,

@@ -23,7 +23,7 @@ pub(crate) fn adapter_name() -> String {
     std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
 }
 
-/// A device of its own, for tests that harm it.
+/// A new device, for tests that damage it.
 pub(crate) fn open_gpu() -> Gpu {
     let name = adapter_name();
     let adapters = crate::device::gpu::adapters();

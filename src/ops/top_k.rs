@@ -36,7 +36,7 @@ pub(crate) struct TopKWorkspace {
 }
 
 impl TopKWorkspace {
-    /// Room for `prompts` rows of `models` scores.
+    /// For `prompts` rows of `models` scores.
     pub(crate) fn new(device: &Device, prompts: usize, models: usize) -> Result<Self> {
         let room = match device {
             Device::Cpu(_) => 0,

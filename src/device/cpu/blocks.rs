@@ -123,7 +123,8 @@ fn dot_tile<S: Simd>(simd: S, a: [&[f32]; ROWS], b: [&[f32]; COLUMNS]) -> [[f32;
     out
 }
 
-/// Multipliers of rows of `x` for rows of `y`: element `r * row_step + k * step` for row `r` and `k`.
+/// Multipliers of rows of `x` for rows of `y`: element `r * row_step + k * step` for row `r` and
+/// `k`.
 #[derive(Clone, Copy)]
 pub(crate) struct Multipliers<'a> {
     pub(crate) values: &'a [f32],

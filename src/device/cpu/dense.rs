@@ -1,17 +1,17 @@
-//! Dense linear algebra in f64 on the CPU: products, Cholesky factors, triangular solves, orthonormal
-//! rows.
+//! Dense linear algebra in f64 on the CPU: products, Cholesky factors, triangular solves,
+//! orthonormal rows.
 //!
-//! Products are blocked (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication",
-//! 2008). Every sum has one order, whatever the number of threads, and no multiplication is fused
-//! with an addition, so the bits are the same on every CPU.
+//! Products are blocked (Goto and van de Geijn, "Anatomy of high-performance matrix
+//! multiplication", 2008). Every sum has one order for any number of threads, and no multiplication
+//! is fused with an addition, so the bits are the same on every CPU.
 
 use pulp::{Simd, WithSimd};
 
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
 
-/// Rows and columns of C that are computed together, products that are added before the next, rows of
-/// which one thread has a copy.
+/// Rows and columns of C that are computed together, products that are added before the next, rows
+/// of which one thread has a copy.
 const MR: usize = 4;
 const NR: usize = 16;
 const KC: usize = 256;
@@ -192,7 +192,7 @@ impl WithSimd for DenseTile<'_> {
     }
 }
 
-/// What becomes of a pivot that is not positive.
+/// The treatment of a pivot that is not positive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pivot {
     /// An error.
@@ -201,8 +201,8 @@ enum Pivot {
     Dropped,
 }
 
-/// The lower factor L of a symmetric positive definite matrix, L L^T = `a` [n, n], in its place; what is
-/// above the diagonal is zero. Of `a` the lower triangle is read.
+/// The lower factor L of a symmetric positive definite matrix, L L^T = `a` [n, n], in its place;
+/// what is above the diagonal is zero. Of `a` the lower triangle is read.
 ///
 /// Errors: `a` is not positive definite.
 pub(crate) fn cholesky(cpu: &Cpu, a: &mut [f64], n: usize) -> Result<()> {
@@ -237,7 +237,8 @@ fn factor(cpu: &Cpu, a: &mut [f64], n: usize, pivot: Pivot) -> Result<Vec<bool>>
             } else {
                 bail!(
                     Numeric,
-                    "a covariance: expected a positive definite matrix, found a pivot of {left:e} in row {j}"
+                    "a covariance: expected a positive definite matrix, \
+                     found a pivot of {left:e} in row {j}"
                 );
             }
         }
@@ -372,8 +373,8 @@ pub(crate) fn solve_lower_transposed(cpu: &Cpu, l: &[f64], x: &mut [f64], n: usi
     }
 }
 
-/// Rows that are orthonormal and span what those of `v` [r, n] do: at most r, fewer where some depend
-/// on others.
+/// Rows that are orthonormal and span what those of `v` [r, n] do: at most r, fewer where some
+/// depend on others.
 ///
 /// By Cholesky factors of their products, twice (Yamamoto et al., "Roundoff error analysis of the
 /// CholeskyQR2 algorithm", 2015).

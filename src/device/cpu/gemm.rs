@@ -5,13 +5,14 @@
 //! front to back. A checkpoint's f16 stays f16 in the panels and is widened in registers: the
 //! values are the same and half the bytes come from memory, which bounds short prompts.
 //!
-//! Every output is one chain of fused multiply-adds over ascending `k`, whatever the number of
+//! Every output is one chain of fused multiply-adds over ascending `k` for any number of
 //! rows, the tile that the row falls into, the thread, or the SIMD level: a prompt's numbers are
 //! the same alone and in any batch.
 //!
-//! The kernels are safe functions of `std::arch`; `unsafe` is only the step into code compiled
-//! for a SIMD level, and a prefetch. `pulp`, which makes that step safely, has no f16 load below AVX-512: with f32
-//! panels a pass over MiniLM's weights at 18 rows took 3.2 ms instead of 2.5 (benches/README.md).
+//! The kernels are safe functions of `std::arch`; `unsafe` is only the step into code compiled for
+//! a SIMD level, and a prefetch. `pulp`, which makes that step safely, has no f16 load below
+//! AVX-512: with f32 panels a pass over MiniLM's weights at 18 rows took 3.2 ms instead of 2.5
+//! (benches/README.md).
 
 mod pack;
 
@@ -33,14 +34,14 @@ const ROW_BLOCK: usize = 112;
 /// Lines of panels that stay in the L2 cache while rows pass by.
 const FEW: usize = 2048;
 
-/// What the kernels are compiled for.
+/// The instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     /// 14 x 32 tiles in 512-bit registers.
     Avx512,
     /// 6 x 16 tiles in 256-bit registers, with FMA and F16C.
     Avx2,
-    /// 4 x 16 tiles in whatever the target has; NEON on 64-bit Arm.
+    /// 4 x 16 tiles in the target's baseline; NEON on 64-bit Arm.
     Portable,
 }
 
@@ -87,7 +88,7 @@ impl Level {
     }
 }
 
-/// What becomes of the sums.
+/// The last step of an output: from its sum to `y`.
 #[derive(Clone, Copy)]
 pub(crate) enum Finish<'f> {
     /// `y = sum + bias`, [N].
@@ -105,7 +106,7 @@ enum Right<'r> {
     Loose(Matrix<'r>),
 }
 
-// What threads pack into is kept: fresh pages cost more than a small product.
+// Each thread keeps its panels: fresh pages cost more than a small product.
 thread_local! {
     static ROWS: Cell<Vec<[f32; KB]>> = const { Cell::new(Vec::new()) };
     static PANELS: Cell<Vec<PanelLine>> = const { Cell::new(Vec::new()) };

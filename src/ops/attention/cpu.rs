@@ -405,8 +405,8 @@ fn products<'r, S: Simd>(
     }
 }
 
-/// Gradient `part` of each token i: the sum over j of `weights[i * step.0 + j * step.1]` times row j
-/// of `along`.
+/// Gradient `part` of each token i: the sum over j of `weights[i * step.0 + j * step.1]` times row
+/// j of `along`.
 #[inline(always)]
 fn combine<S: Simd>(
     simd: S,
