@@ -197,7 +197,7 @@ impl Encoder {
             |plan| {
                 let (read, outcome) = self.device.run(plan, |pass, a| {
                     a.upload(pass, &batch);
-                    bert.forward(&self.ops, pass, a, None);
+                    bert.forward(&self.ops, pass, a, None, None);
                     pass.read(&a.pooled)
                 })?;
                 Ok(outcome.f32(read).to_vec())
@@ -226,7 +226,7 @@ impl Encoder {
         let ((layers, pooled), outcome) = self.device.run(&mut plan, |pass, a| {
             let mut layers = Vec::new();
             a.upload(pass, &batch);
-            bert.forward(&self.ops, pass, a, Some(&mut layers));
+            bert.forward(&self.ops, pass, a, None, Some(&mut layers));
             (layers, pass.read(&a.pooled))
         })?;
         Ok(Trace {
