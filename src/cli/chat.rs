@@ -1,5 +1,6 @@
 //! The client of a language model. Nothing else opens a socket, and this only when an endpoint is
 //! named.
+#![expect(clippy::disallowed_types, reason = "the one socket")]
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

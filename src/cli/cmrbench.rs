@@ -349,6 +349,10 @@ fn names(args: &CmrbenchArgs, last: &LastRun) -> Vec<String> {
 }
 
 /// The language model at `url`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a variable that the command line names"
+)]
 fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
     let key = match &args.llm_key_env {
         None => None,
@@ -413,7 +417,7 @@ fn ask_bundled(plan: &BenchPlan, out: &Path, watch: GridWatch<'_>) -> Result<boo
 }
 
 fn list(as_json: bool) -> Result<ExitCode> {
-    let mut table = output::Table::new(&["method", "group", ">replay", "what it is"]);
+    let mut table = output::TextTable::new(&["method", "group", ">replay", "what it is"]);
     for method in methods() {
         if as_json {
             output::json(&json!({
@@ -443,7 +447,7 @@ fn print(results: &Results) -> Result<()> {
     let heads = [
         "method", ">seeds", ">M-Acc", ">F-Acc", ">D-Acc", ">M-Fgt", ">F-Fgt", ">D-Fgt",
     ];
-    let mut table = output::Table::new(&heads);
+    let mut table = output::TextTable::new(&heads);
     for method in &results.methods {
         let mut cells = vec![method.info.name.to_owned(), method.runs.len().to_string()];
         for of in [AccuracyMatrix::acc, AccuracyMatrix::forgetting] {

@@ -1,5 +1,6 @@
 //! The protocol: every method runs under every seed and learns one experience after the other. Each
 //! step that is done is a file, so a run that was killed goes on from there.
+#![expect(clippy::disallowed_types, reason = "speeds of a benchmark")]
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
