@@ -1,5 +1,6 @@
 //! Timed kernels for benches: time, arithmetic and bytes of each case, and the device's peaks.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +28,14 @@ pub struct Peaks {
     pub flops: f64,
 }
 
+impl fmt::Debug for KernelBench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelBench")
+            .field("device", &self.device())
+            .finish_non_exhaustive()
+    }
+}
+
 impl KernelBench {
     /// All for `prompts` prompts of together `tokens` tokens and a hub of `models`.
     pub fn open(
@@ -38,7 +47,7 @@ impl KernelBench {
     ) -> Result<Self> {
         let scale = CaseScale::of_minilm(tokens, prompts, models);
         let host = Arc::new(Cpu::open(Some(threads))?);
-        let device = Device::open(choice, &host, false)?.device;
+        let device = Device::open(choice, &host)?.device;
         let cases = cases::all(&device, scale)?;
         let peak = Peak::new(&device)?;
         Ok(Self {

@@ -1,5 +1,9 @@
 //! Checks of a machine for `doctor` and the benches: devices, a self-test of every op, timed
 //! kernels.
+#![expect(
+    clippy::disallowed_types,
+    reason = "speeds of kernels, seconds of a self-test"
+)]
 
 mod cases;
 mod kernels;
@@ -15,6 +19,7 @@ pub use crate::device::gpu::{AdapterReport, LimitsReport};
 use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
 use cases::CaseScale;
+#[doc(hidden)]
 pub use kernels::{KernelBench, Peaks};
 
 /// A report on this machine.

@@ -15,7 +15,7 @@ use crate::hub::{Domains, Hub};
 use crate::learn::data::Example;
 use crate::learn::experience::Row;
 use crate::learn::settings::Settings;
-use crate::memory::{Digest, Memory, Prompt, Solving};
+use crate::memory::{Memory, Prompt, PromptDigest, Solving};
 use crate::text::query::query_digest;
 
 /// Strength with which the map between two encoders is drawn to the identity, in prompts of one unit
@@ -82,7 +82,7 @@ pub(super) fn add(
 }
 
 /// The first 16 bytes of a SHA-256 in hexadecimal digits.
-pub(super) fn digest(sha256: &str) -> Digest {
+pub(super) fn digest(sha256: &str) -> PromptDigest {
     let mut bytes = [0; 16];
     for (byte, digits) in bytes.iter_mut().zip(sha256.as_bytes().chunks_exact(2)) {
         let digits = std::str::from_utf8(digits).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! From sums to what is served: a Gaussian for each model, with one covariance for all.
 //!
-//! With x = q / STEPS / sqrt(L) a prompt's vector, of length 1, n and s a model's count and sum of x, c
-//! its card vector and d its domain:
+//! With x = q / STEPS / sqrt(L) a prompt's vector, of length 1, n and s a model's count and sum of
+//! x, c its card vector and d its domain:
 //!
 //! ```text
 //! S    = (1 - A) S_within + A tr(S_within) / width I
@@ -12,12 +12,12 @@
 //! score(x) = mu^T S^-1 x - mu^T S^-1 mu / 2       up to what is the same for all models
 //! ```
 //!
-//! That is linear discriminant analysis with an empirical Bayes prior of each class's mean. S_within is
-//! over prompts about their own model's mean. With L L^T = S and D the rows mu - mean of mu, scores are
-//! those between D L^-T and (x - mean of mu) L^-T; both are projected on the R orthonormal rows
-//! V that [`POWERS`] steps of subspace iteration find for the largest variance of D L^-T (Halko,
-//! Martinsson and Tropp, "Finding structure with randomness", 2011), from rows of fixed signs. So
-//! P = V L^-1, and a model's key is P (mu - mean of mu).
+//! That is linear discriminant analysis with an empirical Bayes prior of each class's mean.
+//! S_within is over prompts about their own model's mean. With L L^T = S and D the rows mu - mean
+//! of mu, scores are those between D L^-T and (x - mean of mu) L^-T; both are projected on the R
+//! orthonormal rows V that [`POWERS`] steps of subspace iteration find for the largest variance of
+//! D L^-T (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011), from rows of
+//! fixed signs. So P = V L^-1, and a model's key is P (mu - mean of mu).
 
 use serde::{Deserialize, Serialize};
 
@@ -189,8 +189,9 @@ impl<'p> Problem<'p> {
 
     /// L of S = L L^T, [width, width].
     ///
-    /// Where sums and squares are not of the same vectors any more, by roundings, what is left within
-    /// models may be less than nothing in some direction: S is drawn to the sphere until it is not.
+    /// Where sums and squares are not of the same vectors any more, by roundings, what is left
+    /// within models may be less than nothing in some direction: S is drawn to the sphere until it
+    /// is not.
     fn factor(&self, sums: &[f64]) -> Result<Vec<f64>> {
         let (s, mut sphere) = self.covariance(sums);
         for _ in 1..WIDENED {
@@ -209,7 +210,8 @@ impl<'p> Problem<'p> {
         Ok(s)
     }
 
-    /// The lower triangle of S without the sphere, [width, width], and what that adds to its diagonal.
+    /// The lower triangle of S without the sphere, [width, width], and what that adds to its
+    /// diagonal.
     fn covariance(&self, sums: &[f64]) -> (Vec<f64>, f64) {
         let (width, square) = (self.width, self.scale().powi(2));
         let mut s = self.memory.square_rows();
@@ -836,7 +838,8 @@ mod tests {
         );
     }
 
-    /// What moved with an encoder is rounded, in few prompts of a wide encoder more than they lie apart.
+    /// What moved with an encoder is rounded, in few prompts of a wide encoder more than they lie
+    /// apart.
     #[test]
     fn a_moved_memory_of_few_prompts_is_solved() {
         let (layers, hidden, models) = (4, 64, 9);

@@ -83,6 +83,7 @@ impl Cpu {
                 "threads: expected 1 to {MOST}, found {threads}"
             );
         }
+        #[expect(clippy::disallowed_methods, reason = "makes the pool")]
         let pool = match threads {
             1 => None,
             _ => Some(
