@@ -235,22 +235,6 @@ mod tests {
     use crate::ops::reference::noise;
     use crate::ops::testing::{assert_close, wide};
 
-    /// a . b, in lanes.
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut lanes = [0.0; math::LANES];
-        let (a_blocks, b_blocks) = (a.chunks_exact(math::LANES), b.chunks_exact(math::LANES));
-        let rest = a_blocks.remainder().iter().zip(b_blocks.remainder());
-        for (a, b) in a_blocks.zip(b_blocks) {
-            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane += a * b;
-            }
-        }
-        for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
-            *lane += a * b;
-        }
-        math::sum(&lanes, |v| v)
-    }
-
     #[test]
     fn products_match_f64_and_do_not_depend_on_threads() {
         for (rows, depth, width) in [
