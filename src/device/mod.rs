@@ -170,7 +170,7 @@ impl Device {
         columns: usize,
         values: &[u32],
     ) -> Result<Tensor> {
-        Tensor::upload_ids(self, label, columns, values)
+        Tensor::upload(self, label, columns, values)
     }
 
     /// Compiles `entry` of `shader` with these override constants; nothing on the CPU.

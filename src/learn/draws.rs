@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::text::words::mix;
+use crate::num::mix;
 
 /// What a draw is for; draws of different streams have nothing to do with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

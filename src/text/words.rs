@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::num::mix;
+
 /// Separates the two words of a pair while they are hashed; no token has this id.
 const BETWEEN: u32 = u32::MAX;
 
@@ -32,13 +34,6 @@ fn hash(ids: &[u32]) -> u32 {
         h = (h ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
     }
     (mix(h) >> 32) as u32
-}
-
-/// The finisher of splitmix64 (Steele et al., 2014).
-pub(crate) fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

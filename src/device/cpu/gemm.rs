@@ -476,16 +476,14 @@ mod x86 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::ops::reference;
     use crate::weights::View;
     use half::f16;
 
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f16::from_f32((state >> 8) as f32 / 16_777_216.0 - 0.5).to_f32()
-        };
-        (0..n).map(|_| next()).collect()
+    /// Values that f16 holds.
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let halved = |v: &f32| f16::from_f32(v / 2.0).to_f32();
+        reference::noise(n, seed).iter().map(halved).collect()
     }
 
     fn multiply_rows(cpu: &Cpu, x: &[f32], w: &Packed, finish: Finish<'_>, y: &mut [f32]) {
