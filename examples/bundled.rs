@@ -6,7 +6,7 @@
 //! `hubrouter learn` learns the same prompts with the same settings.
 #![allow(clippy::print_stdout, reason = "an example")]
 
-use hubrouter::cmrbench::{Data, Prefix, Row};
+use hubrouter::cmrbench::{BenchRow, Data, Prefix};
 use hubrouter::learn::{Control, Example, Experience, Learner, Outcome, Settings};
 use hubrouter::{Options, Result};
 
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn example(row: &Row) -> Example {
+fn example(row: &BenchRow) -> Example {
     let mut example = Example::new(row.instruction.as_str(), row.model_name.as_str());
     example.domain = Some(row.domain.clone());
     example

@@ -8,6 +8,7 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cli")]
 pub mod cmrbench;
 mod device;
 pub mod diagnostics;
@@ -29,15 +30,17 @@ mod text;
 mod weights;
 
 pub use device::DeviceChoice;
-pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
+pub use encoder::Encoder;
+#[doc(hidden)]
+pub use encoder::{ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
-pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel, Progress};
+pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
 pub use options::Options;
 pub use route::{Decision, DomainScore, Ranked, Request, Revisions, Router, Timing};
-pub use store::{Difference, GenerationReport, Pruned, Store};
+pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
 /// The examples of `docs/library.md` compile.
 #[cfg(doctest)]

@@ -414,7 +414,7 @@ fn cmrbench_asks_a_language_model_when_one_is_named() {
     failed(
         with("--methods llm").output().unwrap(),
         2,
-        &["llm: expected a chat endpoint, found none: say --llm-endpoint URL"],
+        &["llm: expected a chat endpoint, found none; name one with --llm-endpoint URL"],
     );
     let unnamed = with("--methods bm25 --llm-model m").output().unwrap();
     failed(unnamed, 2, &["--llm-endpoint"]);
@@ -503,7 +503,7 @@ fn cmrbench_runs_on_a_hub_of_ones_own() {
          --json",
     ));
     let said = text(&done.stderr);
-    assert!(said.contains("the later line counts: cats"), "{said}");
+    assert!(said.contains("of which the last counts: cats"), "{said}");
     let results = &lines(&done)[0];
     let data = &results["data"];
     let count = |of: &str| data[of][0].as_u64().unwrap();
@@ -515,7 +515,7 @@ fn cmrbench_runs_on_a_hub_of_ones_own() {
     assert!(mean["acc"]["F"].is_null() && mean["fgt"]["M"].is_null());
     let tables = fs::read_to_string(folder.join("out/tables.md")).unwrap();
     assert!(
-        tables.contains("the later line counts: cats") && !tables.contains("poster"),
+        tables.contains("of which the last counts: cats") && !tables.contains("poster"),
         "{tables}"
     );
 }

@@ -226,6 +226,87 @@ fn public_items(tree: &Tree) -> Vec<String> {
     found
 }
 
+/// Names that still mean two things.
+const DOUBLES: [&str; 47] = [
+    "Adapter",
+    "Answer",
+    "Answers",
+    "Builder",
+    "Case",
+    "Consolidated",
+    "Domains",
+    "Entry",
+    "Experience",
+    "Factors",
+    "Form",
+    "Group",
+    "Head",
+    "Index",
+    "Input",
+    "Item",
+    "Kept",
+    "Kind",
+    "Layer",
+    "Layout",
+    "Learned",
+    "Line",
+    "Map",
+    "Matrix",
+    "Meta",
+    "Outcome",
+    "Packed",
+    "Parameters",
+    "Part",
+    "Parts",
+    "Place",
+    "Plan",
+    "Rates",
+    "Report",
+    "Router",
+    "Row",
+    "Rows",
+    "Run",
+    "Scorer",
+    "Settings",
+    "Shape",
+    "Sizes",
+    "Step",
+    "Store",
+    "Table",
+    "Target",
+    "Tile",
+];
+
+/// The type that a line at the beginning of an item defines.
+fn defined(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("pub").unwrap_or(line);
+    let line = match line.strip_prefix('(') {
+        Some(scoped) => scoped.split_once(')')?.1,
+        None => line,
+    };
+    let (keyword, rest) = line.trim_start().split_once(' ')?;
+    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    matches!(keyword, "struct" | "enum" | "trait" | "type").then_some(name)
+}
+
+/// One noun means one thing; each op has its own `Forward`, `Backward` and `Dims`.
+fn names_once(tree: &Tree) -> Vec<String> {
+    let mut places: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (path, code) in sources(tree).filter(|(path, _)| !path.starts_with("src/ops/")) {
+        for line in code.lines().filter(|line| !line.starts_with(' ')) {
+            if let Some(name) = defined(line) {
+                places.entry(name.to_owned()).or_default().push(path);
+            }
+        }
+    }
+    let twice = places
+        .into_iter()
+        .filter(|(name, places)| places.len() > 1 && !DOUBLES.contains(&name.as_str()));
+    twice
+        .map(|(name, places)| format!("the type {name} is defined more than once: {places:?}"))
+        .collect()
+}
+
 fn words_of_layers(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for (path, code) in sources(tree) {
@@ -265,7 +346,8 @@ fn pairs(tree: &Tree) -> Vec<String> {
         else {
             continue;
         };
-        let helper = matches!(name, "mod" | "testing" | "reference");
+        // A folder holds parts of an op.
+        let helper = matches!(name, "case" | "mod" | "testing" | "reference") || name.contains('/');
         if !helper && !tree.contains_key(&format!("shaders/{name}.wgsl")) {
             found.push(format!("{path} has no shaders/{name}.wgsl"));
         }
@@ -386,6 +468,7 @@ fn all(tree: &Tree) -> Vec<String> {
         safety_notes,
         dependencies,
         public_items,
+        names_once,
         words_of_layers,
         pairs,
         shader_headers,
@@ -404,7 +487,7 @@ fn the_invariants_hold() {
 
 #[test]
 fn planted_violations_are_found() {
-    let plants: [(&str, &str, &str); 11] = [
+    let plants: [(&str, &str, &str); 12] = [
         (
             "src/ops/gelu.rs",
             "fn x(d: wgpu::Device) {}",
@@ -430,6 +513,11 @@ fn planted_violations_are_found() {
             "src/encoder/mod.rs",
             "pub fn x(t: &Tensor) {}",
             "public item names Tensor",
+        ),
+        (
+            "src/text/words.rs",
+            "pub(crate) enum Serving { A }",
+            "the type Serving is defined more than once",
         ),
         (
             "src/model/bert.rs",

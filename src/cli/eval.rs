@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{DeviceArgs, RouterArgs, labelled, output};
-use crate::cmrbench::{Data, Experience, Hits, Percent, Prefix, Row, Tables};
+use crate::cmrbench::{BenchExperience, BenchRow, Data, Hits, Percent, Prefix, Tables};
 use crate::error::{Result, bail};
 use crate::{Decision, Request, Router};
 
@@ -155,7 +155,7 @@ pub(super) fn data_folder(named: Option<&Path>) -> Result<PathBuf> {
 /// whole hub. Returns both lists of decisions and the seconds of the first.
 fn route(
     router: &Router,
-    experience: &Experience,
+    experience: &BenchExperience,
     step: &mut impl FnMut(usize),
 ) -> Result<(Vec<Decision>, Vec<Decision>, f64)> {
     let rows = experience.eval.len();
@@ -170,7 +170,7 @@ fn route(
     };
     for batch in experience.eval.chunks(BATCH) {
         let requests = |top: usize| -> Vec<Request> {
-            let request = |row: &Row| Request::new(row.instruction.as_str()).top(top);
+            let request = |row: &BenchRow| Request::new(row.instruction.as_str()).top(top);
             batch.iter().map(request).collect()
         };
         let began = Instant::now();
@@ -183,7 +183,7 @@ fn route(
 }
 
 fn measure(
-    experience: &Experience,
+    experience: &BenchExperience,
     tables: &Tables,
     router: &Router,
     answers: &[Decision],
