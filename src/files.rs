@@ -3,6 +3,7 @@
 //! Everything this crate leaves on disk goes through [`Staged`] or [`replace`]: write under a
 //! temporary name, `fsync`, rename, `fsync` the folder. Nothing is edited after its rename, so a
 //! reader sees the old file or the new one, and a crash leaves at most a `.tmp-` entry behind.
+#![expect(clippy::disallowed_methods, reason = "makes files")]
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};

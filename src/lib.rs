@@ -3,9 +3,12 @@
 //! `docs/architecture.md` says what each module is for, in which order they use each other, and what
 //! holds everywhere; `tests/structure.rs` checks it.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cli")]
 pub mod cmrbench;
 mod device;
 pub mod diagnostics;

@@ -21,12 +21,18 @@ use crate::model::bert::Bert;
 use crate::model::lora::Factors;
 use crate::model::parameters::Parameters;
 use crate::ops::Ops;
-use crate::ops::embed::Words;
+use crate::ops::embed::WordRows;
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::Tokens;
 use crate::weights::Weights;
 use bundle::Bundle;
+
+#[cfg(test)]
+thread_local! {
+    /// Prompts and cards that this thread gave to an encoder; steps of learning pack their own.
+    pub(crate) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
 
 /// A text encoder, opened from a bundle: texts in, pooled vectors out.
 ///
@@ -46,7 +52,7 @@ pub struct Encoder {
     ops: Ops,
     bundle: Arc<Bundle>,
     /// [V, H], shared by all networks of this encoder.
-    words: Arc<Words>,
+    words: Arc<WordRows>,
     /// The network as the bundle has it. Read when it is needed first: a router whose generation
     /// has an adapter never needs it.
     bert: OnceLock<Arc<Bert>>,
@@ -197,7 +203,7 @@ impl Encoder {
             |plan| {
                 let (read, outcome) = self.device.run(plan, |pass, a| {
                     a.upload(pass, &batch);
-                    bert.forward(&self.ops, pass, a, None);
+                    bert.forward(&self.ops, pass, a, None, None);
                     pass.read(&a.pooled)
                 })?;
                 Ok(outcome.f32(read).to_vec())
@@ -226,7 +232,7 @@ impl Encoder {
         let ((layers, pooled), outcome) = self.device.run(&mut plan, |pass, a| {
             let mut layers = Vec::new();
             a.upload(pass, &batch);
-            bert.forward(&self.ops, pass, a, Some(&mut layers));
+            bert.forward(&self.ops, pass, a, None, Some(&mut layers));
             (layers, pass.read(&a.pooled))
         })?;
         Ok(Trace {
@@ -329,6 +335,8 @@ impl Encoder {
     }
 
     pub(crate) fn pack<T: Borrow<Tokens>>(&self, batch: &[T]) -> PackedBatch {
+        #[cfg(test)]
+        ENCODED.with(|count| count.set(count.get() + batch.len()));
         let prompts = batch.iter().map(|tokens| tokens.borrow().ids.as_slice());
         PackedBatch::new(prompts, self.config().first_position)
     }
@@ -437,7 +445,7 @@ impl Encoder {
 
     fn network(
         &self,
-        open: impl FnOnce(&Device, &Weights, &Config, &Arc<Words>) -> Result<Parameters> + Send,
+        open: impl FnOnce(&Device, &Weights, &Config, &Arc<WordRows>) -> Result<Parameters> + Send,
     ) -> Result<Bert> {
         let Bundle {
             weights, config, ..

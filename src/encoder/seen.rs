@@ -56,7 +56,7 @@ pub(crate) fn look(
         let ((pooled, means), outcome) = plans.with(sizes(&batch), make, |plan| {
             device.run(plan, |pass, a| {
                 a.upload(pass, &batch);
-                bert.forward(encoder.ops(), pass, a, None);
+                bert.forward(encoder.ops(), pass, a, None, None);
                 let means = a.layers.as_ref().map(|layers| pass.read(&layers.units));
                 (pass.read(&a.pooled), means)
             })

@@ -23,7 +23,7 @@ pub use self::served::{Parts, Strengths};
 pub use self::solve::PriorMean;
 pub(crate) use self::solve::{Solved, Solving, solve};
 pub(crate) use self::words::{WORDS, Words, entries};
-use crate::device::cpu::dense::{self, Part, View as View64};
+use crate::device::cpu::dense::{self, DenseView, Region};
 use crate::device::cpu::gemm::{self, Finish, Packed};
 use crate::device::cpu::{Cpu, RowsMut};
 use crate::encoder::seen::{STEPS, Seen};
@@ -247,7 +247,7 @@ impl Memory {
     /// L H]. The result approximates the sums of the moved vectors.
     pub(crate) fn transform(&mut self, cpu: &Cpu, map: &[f64]) -> Result<()> {
         let width = self.width();
-        let map = View64::rows(map, width);
+        let map = DenseView::rows(map, width);
         let with_prompts: Vec<usize> = (0..self.counts.len())
             .filter(|model| self.counts[*model] > 0)
             .collect();
@@ -265,9 +265,9 @@ impl Memory {
             dense::add_product(
                 cpu,
                 1.0,
-                View64::rows(&sums, width),
+                DenseView::rows(&sums, width),
                 map,
-                Part::All,
+                Region::All,
                 &mut moved,
             );
             for (row, count) in moved.chunks_exact_mut(width).zip(&counts) {
@@ -291,8 +291,8 @@ impl Memory {
                 for (row, count) in rows.chunks_exact_mut(width).zip(&counts) {
                     row.iter_mut().for_each(|value| *value /= count.sqrt());
                 }
-                let rows = View64::rows(rows, width);
-                dense::add_product(cpu, sign, rows.transposed(), rows, Part::Lower, squares);
+                let rows = DenseView::rows(rows, width);
+                dense::add_product(cpu, sign, rows.transposed(), rows, Region::Lower, squares);
             }
         }
         for i in 0..width {
@@ -305,13 +305,20 @@ impl Memory {
         dense::add_product(
             cpu,
             1.0,
-            View64::rows(&within, width),
+            DenseView::rows(&within, width),
             map,
-            Part::All,
+            Region::All,
             &mut half,
         );
-        let half = View64::rows(&half, width);
-        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut between);
+        let half = DenseView::rows(&half, width);
+        dense::add_product(
+            cpu,
+            1.0,
+            map.transposed(),
+            half,
+            Region::Lower,
+            &mut between,
+        );
         let most = self.largest_square() as f64;
         self.squares = lower(&between, width)
             .map(|value| nearest(value.clamp(-most, most)))

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::Memory;
 use crate::device::cpu::Cpu;
 use crate::device::cpu::dense::{
-    self, Part, View, cholesky, orthonormal, solve_lower, solve_lower_transposed,
+    self, DenseView, Region, cholesky, orthonormal, solve_lower, solve_lower_transposed,
 };
 use crate::encoder::seen::STEPS;
 use crate::error::Result;
@@ -141,14 +141,14 @@ impl<'p> Problem<'p> {
             0 => (1, vec![0.0; width]),
             rank => (rank, whitened),
         };
-        let columns = View::rows(&whitened, rank);
+        let columns = DenseView::rows(&whitened, rank);
         let mut keys = vec![0.0; models * rank];
         dense::add_product(
             cpu,
             1.0,
-            View::rows(&rows, width),
+            DenseView::rows(&rows, width),
             columns,
-            Part::All,
+            Region::All,
             &mut keys,
         );
         let mut bias = vec![0.0; rank];
@@ -226,13 +226,13 @@ impl<'p> Problem<'p> {
                 scaled.extend(row.iter().map(|value| value / share));
             }
         }
-        let scaled = View::rows(&scaled, width);
+        let scaled = DenseView::rows(&scaled, width);
         dense::add_product(
             self.cpu,
             -1.0,
             scaled.transposed(),
             scaled,
-            Part::Lower,
+            Region::Lower,
             &mut s,
         );
         let free = self.memory.prompts() - with_prompts;
@@ -272,18 +272,21 @@ impl<'p> Problem<'p> {
             );
             b.extend(row.iter().zip(domain).map(|(sum, g)| (sum / n - g) * root));
         }
-        let (a, b) = (View::rows(&a, inputs), View::rows(&b, width));
+        let (a, b) = (DenseView::rows(&a, inputs), DenseView::rows(&b, width));
         let mut normal = vec![0.0; inputs * inputs];
-        dense::add_product(cpu, 1.0, a.transposed(), a, Part::Lower, &mut normal);
+        dense::add_product(cpu, 1.0, a.transposed(), a, Region::Lower, &mut normal);
         (0..inputs).for_each(|i| normal[i * inputs + i] += RIDGE);
         let mut map = vec![0.0; inputs * width];
-        dense::add_product(cpu, 1.0, a.transposed(), b, Part::All, &mut map);
+        dense::add_product(cpu, 1.0, a.transposed(), b, Region::All, &mut map);
         cholesky(cpu, &mut normal, inputs)?;
         solve_lower(cpu, &normal, &mut map, inputs);
         solve_lower_transposed(cpu, &normal, &mut map, inputs);
         // s + KAPPA p, over n + KAPPA
-        let (centred, map) = (View::rows(&centred, inputs), View::rows(&map, width));
-        dense::add_product(cpu, KAPPA, centred, map, Part::All, rows);
+        let (centred, map) = (
+            DenseView::rows(&centred, inputs),
+            DenseView::rows(&map, width),
+        );
+        dense::add_product(cpu, KAPPA, centred, map, Region::All, rows);
         for (model, row) in rows.chunks_exact_mut(width).enumerate() {
             let whole = counts[model] + KAPPA;
             for (value, g) in row.iter_mut().zip(&domains[of(model) * width..]) {
@@ -341,7 +344,7 @@ impl<'p> Problem<'p> {
         let (cpu, width, models) = (self.cpu, self.width, self.models);
         let rank = self.how.rank.min(width).min(models.saturating_sub(1));
         let mut v: Vec<f64> = (0..width * rank).map(sign).collect();
-        let d = View::rows(rows, width);
+        let d = DenseView::rows(rows, width);
         for _ in 0..POWERS {
             let rank = v.len() / width;
             if rank == 0 {
@@ -349,10 +352,17 @@ impl<'p> Problem<'p> {
             }
             solve_lower_transposed(cpu, factor, &mut v, width);
             let mut shares = vec![0.0; models * rank];
-            dense::add_product(cpu, 1.0, d, View::rows(&v, rank), Part::All, &mut shares);
+            dense::add_product(
+                cpu,
+                1.0,
+                d,
+                DenseView::rows(&v, rank),
+                Region::All,
+                &mut shares,
+            );
             v.fill(0.0);
-            let shares = View::rows(&shares, rank);
-            dense::add_product(cpu, 1.0, d.transposed(), shares, Part::All, &mut v);
+            let shares = DenseView::rows(&shares, rank);
+            dense::add_product(cpu, 1.0, d.transposed(), shares, Region::All, &mut v);
             solve_lower(cpu, factor, &mut v, width);
             let q = orthonormal(cpu, transposed(&v, rank), width)?;
             v = transposed(&q, width);

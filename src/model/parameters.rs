@@ -6,9 +6,9 @@ use crate::device::{Device, Tensor};
 use crate::error::{Result, bail};
 use crate::model::Config;
 use crate::model::lora::{Factors, Target};
-use crate::ops::embed::Words;
+use crate::ops::embed::WordRows;
 use crate::ops::linear::Weight;
-use crate::weights::{Dtype, View, Weights, half_bytes};
+use crate::weights::{Dtype, View, Weights};
 
 pub(crate) struct Parameters {
     pub(crate) embeddings: Embeddings,
@@ -17,7 +17,7 @@ pub(crate) struct Parameters {
 
 pub(crate) struct Embeddings {
     /// [V, H]; no adapter touches them, so the networks of an encoder share them.
-    pub(crate) words: Arc<Words>,
+    pub(crate) words: Arc<WordRows>,
     /// [P, H]: position rows with the row of token type 0 added.
     pub(crate) places: Tensor,
     pub(crate) norm: Norm,
@@ -89,7 +89,7 @@ impl Parameters {
         device: &Device,
         weights: &Weights,
         config: &Config,
-        words: &Arc<Words>,
+        words: &Arc<WordRows>,
     ) -> Result<Self> {
         Self::read(&Reader {
             device,
@@ -102,10 +102,14 @@ impl Parameters {
     }
 
     /// The rows of tokens, which the networks of an encoder share.
-    pub(crate) fn words(device: &Device, weights: &Weights, config: &Config) -> Result<Arc<Words>> {
+    pub(crate) fn words(
+        device: &Device,
+        weights: &Weights,
+        config: &Config,
+    ) -> Result<Arc<WordRows>> {
         let name = "embeddings.word_embeddings.weight";
         let table = weights.table(name, config.vocabulary, config.hidden)?;
-        Ok(Arc::new(Words::new(device, table)?))
+        Ok(Arc::new(WordRows::new(device, table)?))
     }
 
     /// As [`Parameters::open`], with `factors` added to the weights: W + s Lb La, in the
@@ -114,7 +118,7 @@ impl Parameters {
         device: &Device,
         weights: &Weights,
         config: &Config,
-        words: &Arc<Words>,
+        words: &Arc<WordRows>,
         factors: &Factors,
     ) -> Result<Self> {
         Self::read(&Reader {
@@ -132,7 +136,7 @@ impl Parameters {
         device: &Device,
         weights: &Weights,
         config: &Config,
-        words: &Arc<Words>,
+        words: &Arc<WordRows>,
     ) -> Result<Self> {
         Self::read(&Reader {
             device,
@@ -188,11 +192,12 @@ struct Reader<'r> {
     device: &'r Device,
     weights: &'r Weights,
     config: &'r Config,
-    /// What linear maps are made by.
+    /// The constructor of linear maps.
     weight: MakeWeight,
-    /// What is added to them.
+    /// The adapter that is merged into them.
     factors: Option<&'r Factors>,
-    words: &'r Arc<Words>,
+    /// Rows of tokens that are there already.
+    words: &'r Arc<WordRows>,
 }
 
 type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;

@@ -1,4 +1,5 @@
 //! The router: it opens a generation, routes prompts, installs another generation or rolls back.
+#![expect(clippy::disallowed_types, reason = "times of a request, for Timing")]
 
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result, caught, error};
 use crate::files::short;
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
+use crate::memory::Strengths;
 use crate::options::Options;
 use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::serve::Serving;
@@ -376,6 +378,12 @@ impl Router {
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub fn max_tokens(&self) -> usize {
         self.serving.load().encoder.max_tokens()
+    }
+
+    /// How much each part of a score counts, where the served generation has a memory.
+    pub(crate) fn strengths(&self) -> Option<Strengths> {
+        let serving = self.serving.load();
+        serving.index.recall().map(|recall| recall.strengths)
     }
 
     /// The store that the router was opened on.

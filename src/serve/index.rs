@@ -9,7 +9,7 @@ use crate::memory::served::{Parts, Recall};
 use crate::num::to_u32;
 use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
-use crate::ops::top_k::{self, Found};
+use crate::ops::top_k::{self, TopKWorkspace};
 use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, normalize};
 use crate::weights::View;
 
@@ -45,7 +45,7 @@ pub(crate) struct IndexWorkspace {
     s: Tensor,
     /// [B, N]
     domains: Tensor,
-    found: Found,
+    found: TopKWorkspace,
     /// [B k, 1]
     scores: Tensor,
     /// [B k, 1]
@@ -182,7 +182,7 @@ impl Index {
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
             domains: device.scratch("domain scores", prompts, self.domains.len())?,
-            found: Found::new(device, prompts, models)?,
+            found: TopKWorkspace::new(device, prompts, models)?,
             scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
             ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
             recalled: self

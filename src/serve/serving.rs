@@ -160,7 +160,7 @@ impl Serving {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None);
+                    bert.forward(encoder.ops(), pass, &mut t.activations, None, None);
                     pass.stage();
                     self.score(pass, t, k)
                 })?;

@@ -1,4 +1,5 @@
 //! A store: a folder of generations and one line that names the current one.
+#![expect(clippy::disallowed_types, reason = "when a generation was published")]
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -102,6 +103,7 @@ impl Store {
     /// is refused.
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
+        #[expect(clippy::disallowed_methods, reason = "makes the store's folder")]
         fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", e))?;
         let store = Self::at(root);
         if store.root.join(CURRENT).is_file() {

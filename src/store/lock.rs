@@ -2,6 +2,7 @@
 //!
 //! Readers need none. On Unix any process that can read a file can lock it. So a lock file is
 //! created readable only for its owner and group, who may write to the store.
+#![expect(clippy::disallowed_types, reason = "how long to wait for a lock")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -88,6 +89,7 @@ impl Lock {
 /// The lock file, created if missing. Links are not followed, since they could lead anywhere.
 fn open(root: &Path, name: &str) -> Result<(File, PathBuf)> {
     let path = root.join(name);
+    #[expect(clippy::disallowed_methods, reason = "makes the lock's file")]
     let mut options = File::options();
     options.create(true).truncate(false).write(true);
     #[cfg(unix)]

@@ -1,4 +1,5 @@
 //! The learner: an experience in, a child generation out.
+#![expect(clippy::disallowed_types, reason = "a budget, speeds, when to save")]
 
 mod consolidate;
 mod finish;
@@ -275,11 +276,7 @@ impl Learner {
             self.learned = Some((draft, encoder, base));
             return Ok(Outcome::Learned(Box::new(report)));
         }
-        let mut before = Measurement::default();
-        if !update.old.is_empty() {
-            let parent = self.serving(&update.contents, &update.encoder)?;
-            [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
-        }
+        let before = self.measured_before(&update, watch)?;
         let mut engine = self.engine(&update)?;
         let consolidated = self.consolidated(&mut engine, &update)?;
         let steps = update.task.schedule.steps;
