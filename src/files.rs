@@ -220,6 +220,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Adds `bytes` to the end of a log, which is made if missing: what is cut off there is the end of
 /// the last line.
+#[cfg(feature = "cmrbench")]
 pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut options = File::options();
     let file = options.append(true).create(true).open(path);
@@ -237,6 +238,7 @@ pub(crate) fn open_to_append(path: &Path) -> Result<File> {
 
 /// Writes to a file that is none but an order to the system, such as those below `/proc`: it has to
 /// be there, and nothing can be renamed over it.
+#[cfg(feature = "cmrbench")]
 pub(crate) fn tell_system(path: &Path, order: &str) -> std::io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     file.write_all(order.as_bytes())

@@ -6,6 +6,7 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cmrbench")]
 pub mod cmrbench;
 mod device;
 pub mod diagnostics;

@@ -1,6 +1,5 @@
 //! The command as its users call it: help, JSON, exit codes, files, pipes, errors.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
-#![cfg(feature = "cli")]
 
 mod common;
 
@@ -661,6 +660,7 @@ fn an_encoder_is_imported() {
     );
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn doctor_tests_every_op_on_every_device() {
     let output = run(&["doctor", "--json"]);

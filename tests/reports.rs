@@ -1,6 +1,5 @@
 //! Reports of a benchmark made again: with the settings of the run, and with a word on what is not
 //! in them.
-#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod common;

@@ -105,24 +105,22 @@ impl Encoder {
         }
     }
 
-    /// Compiles the ops and brings the weights to `device`.
+    /// Compiles what a route dispatches and brings the weights to `device`.
     fn place(bundle: &Bundle, device: &Device, host: &Cpu) -> Result<(Ops, Bert)> {
         let config = bundle.config.clone();
-        let place = || -> Result<(Ops, Bert)> {
-            let ops = Ops::new(device, config.head_width())?;
-            let parameters = Parameters::open(device, &bundle.weights, &config);
-            bundle.weights.release();
-            let parameters = parameters?;
-            Ok((
-                ops,
-                Bert {
-                    config,
-                    parameters,
-                    pooling: bundle.manifest.pooling,
-                },
-            ))
+        let ops = Ops::new(device, config.head_width())?;
+        let (compiled, parameters) = host.join(
+            || ops.compile(device, host),
+            || Parameters::open(device, &bundle.weights, &config),
+        );
+        bundle.weights.release();
+        compiled?;
+        let bert = Bert {
+            config,
+            parameters: parameters?,
+            pooling: bundle.manifest.pooling,
         };
-        host.run(place)
+        Ok((ops, bert))
     }
 
     fn assemble(bundle: Bundle, opened: Opened, host: Arc<Cpu>, ops: Ops, bert: Bert) -> Self {

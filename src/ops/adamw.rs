@@ -118,13 +118,13 @@ pub(crate) struct Step<'t> {
 }
 
 impl AdamW {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            squares: device.kernel(&SHADER, "squares", &[])?,
-            length: device.kernel(&SHADER, "length", &[])?,
-            step: device.kernel(&SHADER, "step", &[])?,
-            shrink: device.kernel(&SHADER, "shrink", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            squares: Kernel::new(&SHADER, "squares", &[]),
+            length: Kernel::new(&SHADER, "length", &[]),
+            step: Kernel::new(&SHADER, "step", &[]),
+            shrink: Kernel::new(&SHADER, "shrink", &[]),
+        }
     }
 
     pub(crate) fn step(&self, pass: &mut Pass<'_>, s: Step<'_>) {
@@ -435,7 +435,7 @@ mod tests {
         segments: &[Segment],
         clip: Option<Clip>,
     ) -> [Vec<f32>; 5] {
-        let op = AdamW::new(device).unwrap();
+        let op = AdamW::new();
         s.grad = device.upload("grad", g.len(), g).unwrap();
         let (reads, outcome) = run(device, |pass| {
             op.step(
@@ -545,7 +545,7 @@ mod tests {
         gradients: &[Vec<f32>; 2],
         clip_all: bool,
     ) -> [Vec<f32>; 5] {
-        let op = AdamW::new(device).unwrap();
+        let op = AdamW::new();
         let n = matrix.end();
         let mut s = state(device, &noise(n, 1));
         let mut ids = device.ids("ids", matrix.rows, 1).unwrap();
@@ -686,7 +686,7 @@ mod tests {
                 .collect();
             assert_ne!(want, start);
             for device in devices() {
-                let op = AdamW::new(&device).unwrap();
+                let op = AdamW::new();
                 let mut theta = device.upload("theta", start.len(), &start).unwrap();
                 let ids = device.upload_ids("ids", 1, &list).unwrap();
                 let (read, outcome) = run(&device, |pass| {

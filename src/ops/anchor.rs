@@ -4,8 +4,7 @@
 //! value; any parameters by value with Fisher weights, which is EWC (section 7).
 
 use crate::device::cpu::{Cpu, math};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
-use crate::error::Result;
+use crate::device::{Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("anchor", "reduce");
@@ -77,12 +76,12 @@ impl Weighted<'_> {
 }
 
 impl Anchor {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            normalized: device.kernel(&SHADER, "normalized", &[])?,
-            raw: device.kernel(&SHADER, "raw", &[])?,
-            weighted: device.kernel(&SHADER, "weighted", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            normalized: Kernel::new(&SHADER, "normalized", &[]),
+            raw: Kernel::new(&SHADER, "raw", &[]),
+            weighted: Kernel::new(&SHADER, "weighted", &[]),
+        }
     }
 
     pub(crate) fn weighted(&self, pass: &mut Pass<'_>, mut w: Weighted<'_>) {
@@ -307,6 +306,7 @@ impl Row {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::Device;
     use crate::device::Place;
     use crate::ops::testing::{assert_close, devices, finite_differences, noise, run, wide};
 
@@ -321,7 +321,7 @@ mod tests {
     ) -> Vec<(Vec<f32>, Vec<f32>)> {
         const BEFORE: usize = 3;
         let each = |device: &Device| {
-            let op = Anchor::new(device).unwrap();
+            let op = Anchor::new();
             let n = BEFORE + e.len();
             let theta = [vec![9.0; BEFORE], e.to_vec()].concat();
             let theta = device.upload("theta", n, &theta).unwrap();
@@ -436,7 +436,7 @@ mod tests {
         const SKIP: usize = 5;
         let n = theta.len();
         let each = |device: &Device| {
-            let op = Anchor::new(device).unwrap();
+            let op = Anchor::new();
             let flat = |label, before: usize, values: &[f32]| {
                 let values = [vec![9.0; before], values.to_vec(), vec![8.0]].concat();
                 device.upload(label, values.len(), &values).unwrap()

@@ -1,7 +1,6 @@
 //! What is known of its domain, added to a model's score: s [B, M] += strength domains [B, N] of each.
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::num::to_u32;
 use crate::ops::LOWEST;
 
@@ -19,7 +18,7 @@ struct Dims {
 }
 
 pub(crate) struct ByDomain {
-    forward: Kernel,
+    pub(super) forward: Kernel,
 }
 
 /// `domains`: [B, N]; `own`: [M], each below N; `s`: [B, M], added to; models that may not be
@@ -32,10 +31,10 @@ pub(crate) struct Forward<'t> {
 }
 
 impl ByDomain {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -114,7 +113,7 @@ mod tests {
                     strength.into(),
                 );
                 for device in &devices() {
-                    let op = ByDomain::new(device).unwrap();
+                    let op = ByDomain::new();
                     let domains = device.upload("domains", domains, &of_prompts).unwrap();
                     let own = device.upload_ids("own", 1, &own).unwrap();
                     let mut s = device.upload("s", models, &s).unwrap();

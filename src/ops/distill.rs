@@ -3,8 +3,7 @@
 //! them, for what comes before the scores (carve.md sections 6.5 and 12.5).
 
 use crate::device::cpu::{Cpu, math};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
-use crate::error::Result;
+use crate::device::{Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 use crate::ops::normalize;
 
@@ -60,13 +59,13 @@ pub(crate) struct Across<'t> {
 }
 
 impl Distill {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            unit_rows: device.kernel(&SHADER, "unit_rows", &[])?,
+    pub(crate) fn new() -> Self {
+        Self {
+            unit_rows: Kernel::new(&SHADER, "unit_rows", &[]),
             // One workgroup walks all models: as many lanes as every adapter has.
-            slopes: device.kernel(&SHADER, "slopes", &[("WG", 256.0)])?,
-            across: device.kernel(&SHADER, "across", &[])?,
-        })
+            slopes: Kernel::new(&SHADER, "slopes", &[("WG", 256.0)]),
+            across: Kernel::new(&SHADER, "across", &[]),
+        }
     }
 
     pub(crate) fn unit_rows(&self, pass: &mut Pass<'_>, f: UnitRows<'_>) {
@@ -277,6 +276,7 @@ fn across_cpu(cpu: &Cpu, width: usize, [x, unit, g]: [&[f32]; 3], grad: &mut [f3
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::Device;
     use crate::device::Place;
     use crate::ops::matmul::{Matmul, Product};
     use crate::ops::reference::{self, divergence};
@@ -291,7 +291,7 @@ mod tests {
         temperature: f32,
     ) -> Vec<(Vec<f32>, Vec<f32>)> {
         let each = |device: &Device| {
-            let op = Distill::new(device).unwrap();
+            let op = Distill::new();
             let teacher = device.upload("teacher", models, teacher).unwrap();
             let weights = device.upload("weights", 1, weights).unwrap();
             let mut scores = device.upload("scores", models, scores).unwrap();
@@ -448,7 +448,7 @@ mod tests {
         /// The gradients, added to ones, as the head computes them.
         fn on(&self, device: &Device) -> [Vec<f32>; 3] {
             const BEFORE: usize = 5;
-            let (op, matmul) = (Distill::new(device).unwrap(), Matmul::new(device).unwrap());
+            let (op, matmul) = (Distill::new(), Matmul::new());
             let (examples, width) = (self.weights.len(), self.width);
             let models = self.e.len() / width;
             let theta = [vec![7.0; BEFORE], self.e.clone(), vec![9.0]].concat();
@@ -553,7 +553,7 @@ mod tests {
     #[test]
     fn v12_and_rows_of_zeros() {
         for device in devices() {
-            let op = Distill::new(&device).unwrap();
+            let op = Distill::new();
             let x = device.upload("x", 2, &[3.0, 4.0, 0.0, 0.0]).unwrap();
             let g = device.upload("g", 2, &[1.0, 2.0, 1e-12, 0.0]).unwrap();
             let mut unit = device.scratch("unit", 2, 2).unwrap();
@@ -583,7 +583,7 @@ mod tests {
     #[should_panic(expected = "distill: teacher (teacher): expected [2, 3], found [2, 2]")]
     fn a_wrong_shape_is_named() {
         let device = &devices()[0];
-        let op = Distill::new(device).unwrap();
+        let op = Distill::new();
         let teacher = device.upload("teacher", 2, &[0.0; 4]).unwrap();
         let weights = device.upload("weights", 1, &[1.0; 2]).unwrap();
         let mut scores = device.upload("scores", 3, &[0.0; 6]).unwrap();

@@ -3,8 +3,7 @@
 //! An element's fate is a hash of its token's key, of the use's salt and of its column: the same on
 //! every device, for any number of threads, in any batch.
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("dropout");
@@ -90,11 +89,11 @@ pub(crate) fn factors(keys: &[u32], using: u32, rate: f32, columns: usize) -> Ve
 }
 
 impl Dropout {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            backward: device.kernel(&SHADER, "backward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            backward: Kernel::new(&SHADER, "backward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, Forward { mask, x, y }: Forward<'_>) {
@@ -175,13 +174,14 @@ fn hash(value: u32) -> u32 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::Device;
     use crate::ops::testing::{assert_close, devices, noise, run};
 
     /// Forward, and backward onto ones, on every device.
     fn both(keys: &[u32], using: u32, rate: f32, x: &[f32]) -> Vec<[Vec<f32>; 2]> {
         let columns = x.len() / keys.len();
         let each = |device: &Device| {
-            let op = Dropout::new(device).unwrap();
+            let op = Dropout::new();
             let keys = device.upload_ids("keys", 1, keys).unwrap();
             let x = device.upload("x", columns, x).unwrap();
             let mut y = device.scratch("y", x.rows(), columns).unwrap();

@@ -14,7 +14,7 @@ struct Dims {
 }
 
 pub(crate) struct Embed {
-    forward: Kernel,
+    pub(super) forward: Kernel,
 }
 
 /// Rows of tokens [V, H]: on the CPU they are widened one by one, as they are needed.
@@ -55,10 +55,10 @@ pub(crate) struct Forward<'t> {
 }
 
 impl Embed {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -135,7 +135,7 @@ mod tests {
             let want =
                 reference::embed(&ids, &positions, &wide(&words), &wide(&place_rows), hidden);
             for device in devices() {
-                let op = Embed::new(&device).unwrap();
+                let op = Embed::new();
                 let words = Words::new(&device, Table::of_f32(&words, hidden)).unwrap();
                 let ids = device.upload_ids("ids", 1, &ids).unwrap();
                 let positions = device.upload_ids("positions", 1, &positions).unwrap();

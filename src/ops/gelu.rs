@@ -1,8 +1,7 @@
 //! GELU with erf: x [T, F] -> y [T, F], and its gradient.
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("gelu", "math");
@@ -17,7 +16,7 @@ struct Dims {
 }
 
 pub(crate) struct Gelu {
-    forward: Kernel,
+    pub(super) forward: Kernel,
     backward: Kernel,
 }
 
@@ -35,11 +34,11 @@ pub(crate) struct Backward<'t> {
 }
 
 impl Gelu {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            backward: device.kernel(&SHADER, "backward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            backward: Kernel::new(&SHADER, "backward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, Forward { x, y }: Forward<'_>) {
@@ -121,7 +120,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = Gelu::new(device).unwrap();
+                let op = Gelu::new();
                 let x = device.upload("x", columns, x).unwrap();
                 let mut y = device.scratch("y", x.rows(), columns).unwrap();
                 let (read, outcome) = run(device, |pass| {
@@ -155,7 +154,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = Gelu::new(device).unwrap();
+                let op = Gelu::new();
                 let x = device.upload("x", columns, x).unwrap();
                 let dy = device.upload("dy", columns, dy).unwrap();
                 let mut dx = device.scratch("dx", x.rows(), columns).unwrap();

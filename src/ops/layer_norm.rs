@@ -2,8 +2,7 @@
 //! gradient, for gamma and beta that are not trained.
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("layer_norm", "reduce");
@@ -16,8 +15,8 @@ struct Dims {
 }
 
 pub(crate) struct LayerNorm {
-    forward: Kernel,
-    forward_branch: Kernel,
+    pub(super) forward: Kernel,
+    pub(super) forward_branch: Kernel,
     backward: Kernel,
     backward_branch: Kernel,
 }
@@ -44,13 +43,13 @@ pub(crate) struct Backward<'t> {
 }
 
 impl LayerNorm {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            forward_branch: device.kernel(&SHADER, "forward_branch", &[])?,
-            backward: device.kernel(&SHADER, "backward", &[])?,
-            backward_branch: device.kernel(&SHADER, "backward_branch", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            forward_branch: Kernel::new(&SHADER, "forward_branch", &[]),
+            backward: Kernel::new(&SHADER, "backward", &[]),
+            backward_branch: Kernel::new(&SHADER, "backward_branch", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -236,7 +235,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = LayerNorm::new(device).unwrap();
+                let op = LayerNorm::new();
                 let x = device.upload("x", hidden, x).unwrap();
                 let branch = branch.map(|branch| device.upload("branch", hidden, branch).unwrap());
                 let gamma = device.upload("gamma", hidden, gamma).unwrap();
@@ -304,7 +303,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = LayerNorm::new(device).unwrap();
+                let op = LayerNorm::new();
                 let x = device.upload("x", hidden, x).unwrap();
                 let branch = branch.map(|branch| device.upload("branch", hidden, branch).unwrap());
                 let gamma = device.upload("gamma", hidden, gamma).unwrap();

@@ -28,8 +28,8 @@ struct Dims {
 }
 
 pub(crate) struct Linear {
-    wide: Kernel,
-    narrow: Kernel,
+    pub(super) wide: Kernel,
+    pub(super) narrow: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -118,14 +118,14 @@ pub(crate) struct Backward<'t> {
 }
 
 impl Linear {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        let kernel = |entry, down| device.kernel(&SHADER, entry, &[("DOWN", down)]);
-        Ok(Self {
-            wide: kernel("forward", 16.0)?,
-            narrow: kernel("forward", 4.0)?,
-            backward: kernel("backward", 16.0)?,
-            backward_add: kernel("backward_add", 16.0)?,
-        })
+    pub(crate) fn new() -> Self {
+        let kernel = |entry, down| Kernel::new(&SHADER, entry, &[("DOWN", down)]);
+        Self {
+            wide: kernel("forward", 16.0),
+            narrow: kernel("forward", 4.0),
+            backward: kernel("backward", 16.0),
+            backward_add: kernel("backward_add", 16.0),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -216,7 +216,7 @@ mod tests {
 
     /// `dx = dy . W`, then `dx += dy . W`.
     fn gradients(device: &Device, dy: &[f32], w: &[f32], inputs: usize) -> [Vec<f32>; 2] {
-        let op = Linear::new(device).unwrap();
+        let op = Linear::new();
         let outputs = w.len() / inputs;
         // Two parts, as query, key and value are.
         let (top, rest) = w.split_at(outputs / 2 * inputs);
@@ -305,7 +305,7 @@ mod tests {
     #[should_panic(expected = "not for learning")]
     fn a_weight_that_is_not_for_learning_is_refused() {
         let device = &devices()[0];
-        let op = Linear::new(device).unwrap();
+        let op = Linear::new();
         let weight = Weight::new(device, &[("w", View::of_f32(&[1.0], 1))], &[0.0]).unwrap();
         let dy = device.upload("dy", 1, &[1.0]).unwrap();
         let mut dx = device.scratch("dx", 1, 1).unwrap();
@@ -323,7 +323,7 @@ mod tests {
         inputs: usize,
         narrow: usize,
     ) -> Vec<f32> {
-        let op = Linear::new(device).unwrap();
+        let op = Linear::new();
         let weight = Weight::new(device, &[("w", View::of_f32(w, inputs))], bias).unwrap();
         let x = device.upload("x", inputs, x).unwrap();
         let mut y = device.scratch("y", x.rows(), bias.len()).unwrap();

@@ -1,8 +1,7 @@
 //! The logarithm of the sum of exponentials over groups of models: s [B, M] -> out [B, N].
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 use crate::ops::LOWEST;
 
@@ -16,7 +15,7 @@ struct Dims {
 }
 
 pub(crate) struct LogSumExp {
-    forward: Kernel,
+    pub(super) forward: Kernel,
 }
 
 /// `s`: [B, M]; `members`: [L], ids of group 0, then 1, ...; `offsets`: [N + 1]; `out`: [B, N],
@@ -29,10 +28,10 @@ pub(crate) struct Forward<'t> {
 }
 
 impl LogSumExp {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -132,7 +131,7 @@ mod tests {
             }
             let want = reference::log_sum_exp(&wide(&s), models, &members, &offsets);
             for device in devices() {
-                let op = LogSumExp::new(&device).unwrap();
+                let op = LogSumExp::new();
                 let s = device.upload("s", models, &s).unwrap();
                 let members = device.upload_ids("members", 1, &members).unwrap();
                 let offsets = device.upload_ids("offsets", 1, &offsets).unwrap();
@@ -159,7 +158,7 @@ mod tests {
         let s = [5.1031036f32, 10.206_207, 12.5, 1.7010345];
         let want = [0.000556644, 0.0915856, 0.9078392, 0.0000185390];
         for device in devices() {
-            let op = LogSumExp::new(&device).unwrap();
+            let op = LogSumExp::new();
             let scores = device.upload("s", 4, &s).unwrap();
             let members = device.upload_ids("members", 1, &[0, 1, 2, 3]).unwrap();
             let offsets = device.upload_ids("offsets", 1, &[0, 4]).unwrap();
@@ -187,7 +186,7 @@ mod tests {
     #[test]
     fn a_group_without_eligible_members_stays_lowest() {
         for device in devices() {
-            let op = LogSumExp::new(&device).unwrap();
+            let op = LogSumExp::new();
             let s = device.upload("s", 2, &[LOWEST, LOWEST]).unwrap();
             let members = device.upload_ids("members", 1, &[0, 1]).unwrap();
             let offsets = device.upload_ids("offsets", 1, &[0, 2]).unwrap();

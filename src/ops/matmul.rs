@@ -4,8 +4,7 @@
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Place, Shader, groups, shader};
-use crate::error::Result;
+use crate::device::{Kernel, Part, PartMut, Pass, Place, Shader, groups, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("matmul", "tile");
@@ -87,17 +86,15 @@ enum Transposed {
 }
 
 impl Matmul {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        let kernels = |entry| -> Result<Kernels> {
-            Ok(Kernels {
-                wide: device.kernel(&SHADER, entry, &[("DOWN", 16.0)])?,
-                narrow: device.kernel(&SHADER, entry, &[("DOWN", 4.0)])?,
-            })
+    pub(crate) fn new() -> Self {
+        let kernels = |entry| Kernels {
+            wide: Kernel::new(&SHADER, entry, &[("DOWN", 16.0)]),
+            narrow: Kernel::new(&SHADER, entry, &[("DOWN", 4.0)]),
         };
-        Ok(Self {
-            product: kernels("product")?,
-            product_add: kernels("product_add")?,
-        })
+        Self {
+            product: kernels("product"),
+            product_add: kernels("product_add"),
+        }
     }
 
     /// `y` [M, N] from `a` [M, K] . `b` [K, N]
@@ -193,6 +190,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::device::Device;
     use crate::device::cpu::Cpu;
     use crate::device::cpu::gemm::Level;
     use crate::ops::reference;
@@ -275,7 +273,7 @@ mod tests {
                 _ => self.spread(&self.b, columns),
             };
             let before = self.spread(&self.y, columns);
-            let op = Matmul::new(device).unwrap();
+            let op = Matmul::new();
             let tensors =
                 [&a, &b, &before].map(|(values, _)| device.upload("m", 1, values).unwrap());
             let [left, right, mut y] = tensors;
@@ -452,7 +450,7 @@ mod tests {
         for device in devices() {
             let mut y = device.upload("y", 2, &[1.0, 2.0, 3.0, 4.0]).unwrap();
             let a = device.upload("a", 2, &[1.0; 4]).unwrap();
-            let op = Matmul::new(&device).unwrap();
+            let op = Matmul::new();
             let ((sum, set), outcome) = run(&device, |pass| {
                 let mut product = |pass: &mut Pass<'_>, add| {
                     let p = Product {
@@ -478,7 +476,7 @@ mod tests {
         let device = &devices()[0];
         let a = device.upload("a", 2, &[1.0; 8]).unwrap();
         let mut y = device.upload("y", 3, &[0.0; 12]).unwrap();
-        let op = Matmul::new(device).unwrap();
+        let op = Matmul::new();
         let place = y.place();
         run(device, |pass| {
             let p = Product {

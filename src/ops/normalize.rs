@@ -1,8 +1,7 @@
 //! Unit rows: z [B, D] -> u [B, D].
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("normalize", "reduce");
@@ -17,7 +16,7 @@ struct Dims {
 }
 
 pub(crate) struct Normalize {
-    forward: Kernel,
+    pub(super) forward: Kernel,
 }
 
 /// `z`: [B, D]; `u`: [B, D], overwritten.
@@ -27,10 +26,10 @@ pub(crate) struct Forward<'t> {
 }
 
 impl Normalize {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -85,7 +84,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = Normalize::new(device).unwrap();
+                let op = Normalize::new();
                 let z = device.upload("z", width, z).unwrap();
                 let mut u = device.scratch("u", z.rows(), width).unwrap();
                 let (read, outcome) = run(device, |pass| {

@@ -1,7 +1,6 @@
 //! One row of each prompt's rows: x [T, H], offsets -> h [B, H]; and its gradient.
 
-use crate::device::{CpuPass, Device, Kernel, PartMut, Pass, Place, Shader, Tensor, shader};
-use crate::error::Result;
+use crate::device::{CpuPass, Kernel, PartMut, Pass, Place, Shader, Tensor, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("pool");
@@ -26,8 +25,8 @@ struct Dims {
 }
 
 pub(crate) struct Pool {
-    mean: Kernel,
-    first: Kernel,
+    pub(super) mean: Kernel,
+    pub(super) first: Kernel,
     backward_mean: Kernel,
     backward_first: Kernel,
 }
@@ -49,13 +48,13 @@ pub(crate) struct Backward<'t> {
 }
 
 impl Pool {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            mean: device.kernel(&SHADER, "mean", &[])?,
-            first: device.kernel(&SHADER, "first", &[])?,
-            backward_mean: device.kernel(&SHADER, "backward_mean", &[])?,
-            backward_first: device.kernel(&SHADER, "backward_first", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            mean: Kernel::new(&SHADER, "mean", &[]),
+            first: Kernel::new(&SHADER, "first", &[]),
+            backward_mean: Kernel::new(&SHADER, "backward_mean", &[]),
+            backward_first: Kernel::new(&SHADER, "backward_first", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, mut f: Forward<'_>) {
@@ -187,7 +186,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = Pool::new(device).unwrap();
+                let op = Pool::new();
                 let x = device.upload("x", hidden, x).unwrap();
                 let offsets = device.upload_ids("offsets", 1, offsets).unwrap();
                 let prompts = offsets.rows() - 1;
@@ -242,7 +241,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = Pool::new(device).unwrap();
+                let op = Pool::new();
                 let dh = device.upload("dh", hidden, dh).unwrap();
                 let tokens = offsets[offsets.len() - 1] as usize;
                 let offsets = device.upload_ids("offsets", 1, offsets).unwrap();

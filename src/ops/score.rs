@@ -26,8 +26,8 @@ struct Dims {
 }
 
 pub(crate) struct Score {
-    forward: Kernel,
-    forward_add: Kernel,
+    pub(super) forward: Kernel,
+    pub(super) forward_add: Kernel,
 }
 
 /// The models' rows, and what is added to their scores.
@@ -105,11 +105,11 @@ pub(crate) struct Forward<'t> {
 }
 
 impl Score {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            forward_add: device.kernel(&SHADER, "forward_add", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            forward_add: Kernel::new(&SHADER, "forward_add", &[]),
+        }
     }
 
     /// Overwrites s.
@@ -178,7 +178,7 @@ mod tests {
         devices()
             .iter()
             .map(|device| {
-                let op = Score::new(device).unwrap();
+                let op = Score::new();
                 let keys = Keys::new(device, View::of_f32(keys, width), offsets).unwrap();
                 let u = device.upload("u", width, u).unwrap();
                 let mut s = device.scratch("s", u.rows(), offsets.len()).unwrap();
@@ -248,7 +248,7 @@ mod tests {
                 .map(|(a, b)| (a + b).max(LOWEST.into()))
                 .collect();
             for device in &devices() {
-                let op = Score::new(device).unwrap();
+                let op = Score::new();
                 let keys = parts
                     .each_ref()
                     .map(|(_, keys)| keys)

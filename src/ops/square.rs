@@ -2,8 +2,7 @@
 //! weights, batch by batch (carve.md section 7).
 
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Kernel, PartMut, Pass, Shader, Tensor, groups, shader};
-use crate::error::Result;
+use crate::device::{Kernel, PartMut, Pass, Shader, Tensor, groups, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("square");
@@ -33,10 +32,10 @@ pub(crate) struct Accumulate<'t> {
 }
 
 impl Square {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            accumulate: device.kernel(&SHADER, "accumulate", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            accumulate: Kernel::new(&SHADER, "accumulate", &[]),
+        }
     }
 
     pub(crate) fn accumulate(&self, pass: &mut Pass<'_>, mut a: Accumulate<'_>) {
@@ -81,6 +80,7 @@ fn accumulate_cpu(cpu: &Cpu, scale: f32, grad: &mut [f32], sums: &mut [f32]) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::Device;
     use crate::device::Place;
     use crate::ops::testing::{assert_close, devices, noise, run};
 
@@ -89,7 +89,7 @@ mod tests {
         const BEFORE: usize = 3;
         let n = batches[0].len();
         let each = |device: &Device| {
-            let op = Square::new(device).unwrap();
+            let op = Square::new();
             let mut sums = device.upload("sums", n, &vec![0.0; n]).unwrap();
             for batch in batches {
                 let g = [vec![9.0; BEFORE], batch.clone(), vec![8.0]].concat();

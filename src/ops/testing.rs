@@ -1,9 +1,12 @@
 //! The devices under test, and a comparison that shows that it can fail.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+#[cfg(feature = "gpu")]
+use std::sync::OnceLock;
 
 use crate::device::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::device::{Device, Outcome, Pass, Plan};
 pub(crate) use crate::ops::reference::{noise, wide, worst};
@@ -14,17 +17,20 @@ pub(crate) const BOUND: f64 = 1e-5;
 /// The adapter that tests run on; missing, they fail.
 ///
 /// `HUBROUTER_TEST_ADAPTER` names another one, to run the same tests on a real GPU.
+#[cfg(feature = "gpu")]
 pub(crate) fn gpu() -> Arc<Gpu> {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
     Arc::clone(GPU.get_or_init(|| Arc::new(open_gpu())))
 }
 
 /// Part of its name.
+#[cfg(feature = "gpu")]
 pub(crate) fn adapter_name() -> String {
     std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
 }
 
 /// A device of its own, for tests that harm it.
+#[cfg(feature = "gpu")]
 pub(crate) fn open_gpu() -> Gpu {
     let name = adapter_name();
     let adapters = crate::device::gpu::adapters();
@@ -42,13 +48,15 @@ pub(crate) fn open_gpu() -> Gpu {
 
 /// Every op test runs on all of these.
 pub(crate) fn devices() -> Vec<Device> {
-    vec![
+    Vec::from([
         Device::Cpu(Arc::new(Cpu::open(Some(1)).unwrap())),
         Device::Cpu(Arc::new(Cpu::open(Some(2)).unwrap())),
+        #[cfg(feature = "gpu")]
         Device::Gpu(gpu()),
         // Workgroup memory zeroed: equal results show that it is written before it is read.
+        #[cfg(feature = "gpu")]
         Device::Gpu(Arc::new(gpu().zeroing_scratch())),
-    ]
+    ])
 }
 
 /// Runs `body` as one pass.

@@ -21,8 +21,8 @@ struct Dims {
 }
 
 pub(crate) struct TopK {
-    chunks: Kernel,
-    merge: Kernel,
+    pub(super) chunks: Kernel,
+    pub(super) merge: Kernel,
 }
 
 /// The best of each chunk, between the two kernels; empty on the CPU.
@@ -55,11 +55,11 @@ pub(crate) struct Forward<'t> {
 }
 
 impl TopK {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            chunks: device.kernel(&SHADER, "chunks", &[])?,
-            merge: device.kernel(&SHADER, "merge", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            chunks: Kernel::new(&SHADER, "chunks", &[]),
+            merge: Kernel::new(&SHADER, "merge", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -157,7 +157,7 @@ mod tests {
 
     fn check(prompts: usize, models: usize, k: usize, s: &[f32]) {
         for device in devices() {
-            let op = TopK::new(&device).unwrap();
+            let op = TopK::new();
             let scores = device.upload("s", models, s).unwrap();
             let mut found = Found::new(&device, prompts, models).unwrap();
             let mut best = device.scratch("scores", prompts * k, 1).unwrap();
