@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// `bail!(Format, "text {x}")`: return an error of that kind.
 macro_rules! bail {
@@ -22,8 +23,8 @@ pub(crate) use error;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, coarse enough for a host to branch on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+/// The kind of an error, coarse enough for a host to branch on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -35,7 +36,7 @@ pub enum ErrorKind {
     Mismatch,
     /// The tokenizer could not be built or refused a text.
     Tokenizer,
-    /// The caller asked for something that has no answer, such as an empty prompt.
+    /// The request has no answer, such as an empty prompt.
     InvalidRequest,
     /// Every model of the hub is retired.
     NoCandidate,
@@ -53,15 +54,15 @@ pub enum ErrorKind {
     Numeric,
     /// A rule of the store or the registry forbids it.
     Refused,
-    /// Understood, and not supported.
+    /// The input is well-formed, and this crate does not support it.
     Unsupported,
-    /// A part of this crate, or of what it depends on, panicked: a bug. The call has no answer, and
-    /// other calls go on.
+    /// Code of this crate or of a dependency panicked: a bug. The call has no answer; other calls
+    /// are not affected.
     Panic,
 }
 
 impl ErrorKind {
-    /// True for what a step down to the CPU cures: [`ErrorKind::NoAdapter`],
+    /// True for errors that a step down to the CPU avoids: [`ErrorKind::NoAdapter`],
     /// [`ErrorKind::Limits`], [`ErrorKind::Device`], [`ErrorKind::DeviceLost`] and
     /// [`ErrorKind::OutOfMemory`].
     pub fn is_device(self) -> bool {
@@ -74,8 +75,8 @@ impl ErrorKind {
 
 /// An error: [`Error::kind`] for programs, `Display` for people.
 ///
-/// The text names the file, tensor, op or field, what was expected and what was found. As JSON it is
-/// `{"kind": "format", "message": "..."}`.
+/// The text names the file, tensor, op or field, the expected value and the found one. The JSON
+/// form is `{"kind": "format", "message": "..."}`.
 #[derive(Clone, serde::Serialize)]
 #[serde(transparent)]
 pub struct Error(Box<Inner>);
@@ -84,53 +85,62 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
-    /// What the file system said, where it was the file system.
     #[serde(skip)]
-    io: Option<std::io::ErrorKind>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let (message, io) = (legible(message.into()), None);
-        Self(Box::new(Inner { kind, message, io }))
+        Self(Box::new(Inner {
+            kind,
+            message: legible(message.into()),
+            source: None,
+        }))
     }
 
-    /// What went wrong, to branch on.
+    /// The kind of the error, to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// What the file system said, where it was the file system that refused.
+    /// The kind of the [`std::io::Error`] behind this error, if there is one: `NotFound`,
+    /// `StorageFull`, `PermissionDenied`, ... The whole of it, with the system's error number, is
+    /// [`source`](std::error::Error::source).
     pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
-        self.0.io
+        let source = self.0.source.as_deref()?;
+        let io = source.downcast_ref::<std::io::Error>()?;
+        Some(io.kind())
     }
 
-    /// True where a file or a folder on the way to it is not there.
+    /// The same error with its cause. The text should contain the cause's text already.
+    pub(crate) fn because(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(cause));
+        self
+    }
+
+    /// True if a file, or a folder on the way to it, does not exist.
     pub(crate) fn is_missing(&self) -> bool {
         use std::io::ErrorKind::{NotADirectory, NotFound};
-        matches!(self.0.io, Some(NotFound | NotADirectory))
+        matches!(self.io_kind(), Some(NotFound | NotADirectory))
     }
 
-    /// True where a file is damaged or missing, and reading it once more would say the same. Not so
-    /// where the process has no file handle left, no memory or no permission.
+    /// True if a file is damaged or missing, so that reading it again would fail again. False if
+    /// the process has no file handle left, no memory or no permission.
     pub(crate) fn is_damage(&self) -> bool {
         use ErrorKind::{Format, Mismatch, Numeric, Unsupported};
         self.is_missing() || matches!(self.kind(), Format | Mismatch | Numeric | Unsupported)
     }
 
-    pub(crate) fn io(path: &Path, doing: &str, source: &std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path, doing: &str, source: std::io::Error) -> Self {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let advice = match source.kind() {
             StorageFull | QuotaExceeded => "; free some space there and try again",
             FileTooLarge => "; raise the limit on the size of files and try again",
             _ => "",
         };
-        let mut error = Self::new(
-            ErrorKind::Io,
-            format!("{}: cannot {doing}: {source}{advice}", path.display()),
-        );
-        error.0.io = Some(source.kind());
-        error
+        let path = path.display();
+        let text = format!("{path}: cannot {doing}: {source}{advice}");
+        Self::new(ErrorKind::Io, text).because(source)
     }
 
     /// The same error with `place` (a file, an op) in front of its text.
@@ -139,17 +149,17 @@ impl Error {
         self
     }
 
-    /// The same error with what follows from it behind its text.
+    /// The same error with its consequence appended to the text.
     pub(crate) fn but(mut self, so: impl fmt::Display) -> Self {
         self.0.message = legible(format!("{self}; {so}"));
         self
     }
 }
 
-/// Most bytes of an error's text: it may repeat what a file says.
+/// Most bytes of an error's text, since it may quote a file.
 const LONGEST: usize = 4096;
 
-/// `text` for logs and terminals: control characters spelled out, the middle of a long one left out.
+/// `text` for logs and terminals: control characters are escaped, the middle of a long text is cut.
 fn legible(text: String) -> String {
     let unfit = |c: char| c.is_control() && c != '\n';
     let spelled = match text.chars().any(unfit) {
@@ -177,10 +187,11 @@ fn legible(text: String) -> String {
 
 /// Runs `job`; a panic inside becomes an error that names `what`.
 ///
-/// The panic's own words are in the error, and on stderr, where the host's panic hook puts them. A
-/// host built with `panic = "abort"` ends there.
+/// The panic's message is in the error. The host's panic hook also prints it to stderr. A host
+/// built with `panic = "abort"` ends there.
 pub(crate) fn caught<R>(what: &str, job: impl FnOnce() -> Result<R>) -> Result<R> {
-    // Whatever the job held is dropped by unwinding; what it shared is behind locks that allow for it.
+    // Unwinding drops the values that the job held. Shared values are behind locks that allow for
+    // it.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) {
         Ok(outcome) => outcome,
         Err(panic) => {
@@ -207,7 +218,13 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    /// The error of the file system, or of the parser of JSON or safetensors.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.0.source.as_deref()?;
+        Some(source)
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -251,9 +268,24 @@ mod tests {
     }
 
     #[test]
+    fn the_cause_is_kept() {
+        use std::error::Error as _;
+        let full = std::io::Error::from_raw_os_error(28);
+        let error = Error::io(Path::new("a"), "write", full).at("b").but("c");
+        let cause = error.clone().source().unwrap().to_string();
+        assert!(error.to_string().contains(&cause), "{error}");
+        let cause = error.source().unwrap().downcast_ref::<std::io::Error>();
+        assert_eq!(cause.unwrap().raw_os_error(), Some(28));
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::StorageFull));
+        let missing = Error::io(Path::new("a"), "open", std::io::ErrorKind::NotFound.into());
+        assert!(missing.is_missing());
+        assert!(error!(Format, "torn").source().is_none());
+    }
+
+    #[test]
     fn passing_errors_are_no_damage() {
         let path = Path::new("a");
-        let of = |kind: std::io::ErrorKind| Error::io(path, "open", &kind.into());
+        let of = |kind: std::io::ErrorKind| Error::io(path, "open", kind.into());
         assert!(
             of(std::io::ErrorKind::NotFound)
                 .at("b")
@@ -267,7 +299,7 @@ mod tests {
         ] {
             assert!(!of(passing).is_damage(), "{passing}");
         }
-        assert!(!Error::io(path, "open", &std::io::Error::from_raw_os_error(24)).is_damage());
+        assert!(!Error::io(path, "open", std::io::Error::from_raw_os_error(24)).is_damage());
         assert!(error!(Format, "torn").is_damage());
         let json = serde_json::to_string(&error!(NoCandidate, "none")).unwrap();
         assert_eq!(json, r#"{"kind":"no_candidate","message":"none"}"#);

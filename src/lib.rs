@@ -3,6 +3,8 @@
 //! `docs/architecture.md` says what each module is for, in which order they use each other, and what
 //! holds everywhere; `tests/structure.rs` checks it.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
@@ -28,15 +30,17 @@ mod text;
 mod weights;
 
 pub use device::DeviceChoice;
-pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
+pub use encoder::Encoder;
+#[doc(hidden)]
+pub use encoder::{ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
-pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel, Progress};
+pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
 pub use options::Options;
 pub use route::{Decision, DomainScore, Ranked, Request, Revisions, Router, Timing};
-pub use store::{Difference, GenerationReport, Pruned, Store};
+pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
 /// The examples of `docs/library.md` compile.
 #[cfg(doctest)]

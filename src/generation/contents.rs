@@ -1,21 +1,19 @@
-//! What is in a generation: the hub, the head, and how a child of it is written.
+//! The contents of a generation (hub, head, other parts), and how they are read and written.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use crate::encoder::Digest;
 use crate::error::{Result, bail};
-use crate::files::{self, Staged};
-use crate::generation::manifest::{
-    ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest,
-};
+use crate::files::{self, FileDigest, Staged};
+use crate::generation::manifest::{ADAPTER, GenerationId, HEAD, HUB, MANIFEST, Manifest};
 use crate::hub::Hub;
 use crate::model::Config;
-use crate::model::lora::{Factors, Lora};
+use crate::model::lora::Factors;
 use crate::weights::{Weights, to_safetensors};
 
 /// The reference's names of W and E.
@@ -32,12 +30,12 @@ const LENGTHS: RangeInclusive<f64> = 1e-12..=1e12;
 #[derive(Clone)]
 pub(crate) struct Contents {
     pub(crate) manifest: Manifest,
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
     /// W [D, H]
     pub(crate) projection: Vec<f32>,
     /// E [M, D]
     pub(crate) embeddings: Vec<f32>,
-    /// The other parts by name, as they are: LoRA factors, what learning keeps for the next time.
+    /// The other parts by name, unparsed: LoRA factors, and the parts that learning keeps.
     pub(crate) parts: BTreeMap<String, Vec<u8>>,
 }
 
@@ -47,7 +45,7 @@ impl Contents {
         Self::read_as(folder, folder.file_name())
     }
 
-    /// As [`Contents::read`] where the generation is to have the name `name`.
+    /// As [`Contents::read`], for a folder with a temporary name; `name`: the generation's.
     fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
         let manifest = Manifest::read_as(folder, name)?;
         let mut parts = BTreeMap::new();
@@ -96,15 +94,15 @@ impl Contents {
         }
         Ok(Self {
             manifest,
-            hub,
+            hub: Arc::new(hub),
             projection,
             embeddings,
             parts,
         })
     }
 
-    /// Errors: a part that serving needs cannot be opened; learning checks its own. The adapter's shapes
-    /// are the encoder's to check.
+    /// Errors: a part that serving needs cannot be opened. Learning checks its own parts. The
+    /// adapter's shapes are checked against the encoder later.
     pub(crate) fn check_parts(&self) -> Result<()> {
         self.recall()?;
         match (&self.manifest.adapter, self.parts.get(ADAPTER)) {
@@ -113,22 +111,13 @@ impl Contents {
         }
     }
 
-    /// A child that starts as a copy.
-    pub(crate) fn child(self, parent: GenerationId, made_by: String) -> Draft {
-        Draft {
-            sequence: self.manifest.sequence.saturating_add(1),
-            parent: Some(parent),
-            made_by,
-            encoder: self.manifest.encoder,
-            width: self.manifest.width,
-            tau: self.manifest.tau,
-            hub: self.hub,
-            projection: self.projection,
-            embeddings: self.embeddings,
-            adapter: self.manifest.adapter,
-            learned: self.manifest.learned,
-            parts: self.parts,
-        }
+    /// A child of `parent`, which this is, that starts as a copy.
+    pub(crate) fn child(mut self, parent: GenerationId, made_by: String) -> Self {
+        let manifest = &mut self.manifest;
+        manifest.sequence = manifest.sequence.saturating_add(1);
+        manifest.parent = Some(parent);
+        manifest.made_by = made_by;
+        self
     }
 
     /// The encoder's trained factors, if it was trained.
@@ -142,66 +131,21 @@ impl Contents {
     }
 }
 
-/// A generation to be written.
-#[derive(Clone)]
-pub(crate) struct Draft {
-    pub(crate) sequence: u32,
-    pub(crate) parent: Option<GenerationId>,
-    pub(crate) made_by: String,
-    pub(crate) encoder: EncoderPin,
-    pub(crate) width: usize,
-    pub(crate) tau: f32,
-    pub(crate) hub: Hub,
-    pub(crate) projection: Vec<f32>,
-    pub(crate) embeddings: Vec<f32>,
-    pub(crate) adapter: Option<Lora>,
-    pub(crate) learned: Option<Learned>,
-    /// The other parts by name.
-    pub(crate) parts: BTreeMap<String, Vec<u8>>,
-}
-
-impl Draft {
+/// Writing a generation. The manifest's `models` and `files` are counted anew.
+impl Contents {
     /// Errors: W or a row of E has no direction.
     pub(crate) fn check_rows(&self) -> Result<()> {
-        check_rows(&self.projection, &self.embeddings, self.width)
-    }
-
-    /// What the generation will hold when it is written.
-    pub(crate) fn contents(&self) -> Contents {
-        Contents {
-            manifest: self.manifest(BTreeMap::new()),
-            hub: self.hub.clone(),
-            projection: self.projection.clone(),
-            embeddings: self.embeddings.clone(),
-            parts: self.parts.clone(),
-        }
-    }
-
-    fn manifest(&self, files: BTreeMap<String, Digest>) -> Manifest {
-        Manifest {
-            schema_version: 1,
-            kind: KIND.to_owned(),
-            sequence: self.sequence,
-            parent: self.parent.clone(),
-            made_by: self.made_by.clone(),
-            encoder: self.encoder.clone(),
-            width: self.width,
-            tau: self.tau,
-            models: self.hub.len(),
-            adapter: self.adapter.clone(),
-            learned: self.learned.clone(),
-            files,
-        }
+        check_rows(&self.projection, &self.embeddings, self.manifest.width)
     }
 
     /// The id that it will have.
     pub(crate) fn id(&self) -> Result<GenerationId> {
-        let (head, hub) = (self.head()?, files::to_json(&self.hub)?);
+        let (head, hub) = (self.head()?, files::to_json(&*self.hub)?);
         Ok(self.seal(&self.named(&head, &hub))?.0)
     }
 
     /// Every file but the manifest: name and bytes.
-    fn named<'d>(&'d self, head: &'d [u8], hub: &'d [u8]) -> Vec<(&'d str, &'d [u8])> {
+    fn named<'c>(&'c self, head: &'c [u8], hub: &'c [u8]) -> Vec<(&'c str, &'c [u8])> {
         let others = self.parts.iter();
         let others = others.map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
         [(HEAD, head), (HUB, hub)]
@@ -214,26 +158,31 @@ impl Draft {
     fn seal(&self, parts: &[(&str, &[u8])]) -> Result<(GenerationId, Vec<u8>)> {
         let files = parts
             .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
-        self.manifest(files.collect()).seal()
+            .map(|(name, bytes)| ((*name).to_owned(), FileDigest::of(bytes)));
+        Manifest {
+            models: self.hub.len(),
+            files: files.collect(),
+            ..self.manifest.clone()
+        }
+        .seal()
     }
 
-    /// Writes the generation into `root`, whole or not at all; also says whether it is new there.
+    /// Writes the generation into `root`, completely or not at all. The result says whether it is
+    /// new there.
     ///
-    /// It is read back under its temporary name and has to pass `ask` before it gets its own.
+    /// It is read back under its temporary name and must pass `ask` before it gets its own.
     pub(crate) fn write(
         &self,
         root: &Path,
-        ask: impl Fn(&GenerationId, Contents) -> Result<()>,
+        ask: impl Fn(&GenerationId, &Contents) -> Result<()>,
     ) -> Result<(GenerationId, bool)> {
-        let (head, hub) = (self.head()?, files::to_json(&self.hub)?);
+        let (head, hub) = (self.head()?, files::to_json(&*self.hub)?);
         let parts = self.named(&head, &hub);
         let (id, sealed) = self.seal(&parts)?;
         let folder = root.join(id.as_str());
         if folder.exists() {
-            // The same content was written before: the name is its hash. It may have been damaged
-            // since.
-            match Contents::read(&folder).and_then(|contents| ask(&id, contents)) {
+            // The name is a hash, so the same content was written before. It may be damaged by now.
+            match Self::read(&folder).and_then(|contents| ask(&id, &contents)) {
                 Ok(()) => return Ok((id, false)),
                 Err(error) if error.is_damage() => log::warn!("{error}; {id} is written anew"),
                 Err(error) => return Err(error),
@@ -242,26 +191,25 @@ impl Draft {
         }
         let staged = Staged::new(root)?;
         for (name, bytes) in &parts {
-            // A part that the parent has already is the same file under two names.
-            let inherited = self
-                .parent
-                .as_ref()
-                .map(|parent| root.join(parent.as_str()).join(name));
+            // A part that the parent has too becomes a hard link to the parent's file.
+            let parent = self.manifest.parent.as_ref();
+            let inherited = parent.map(|parent| root.join(parent.as_str()).join(name));
             match inherited.filter(|path| same(path, bytes)) {
                 Some(path) => staged.link(name, &path)?,
                 None => staged.write(name, bytes)?,
             }
         }
         staged.write(MANIFEST, &sealed)?;
-        let written = Contents::read_as(staged.path(), Some(id.as_str().as_ref()))
-            .and_then(|contents| ask(&id, contents));
+        let written = Self::read_as(staged.path(), Some(id.as_str().as_ref()))
+            .and_then(|contents| ask(&id, &contents));
         written.map_err(|e| e.at("the new generation cannot be opened"))?;
         staged.publish(id.as_str())?;
         Ok((id, true))
     }
 
     fn head(&self) -> Result<Vec<u8>> {
-        let (width, inputs, models) = (self.width, self.encoder.width, self.hub.len());
+        let (width, inputs) = (self.manifest.width, self.manifest.encoder.width);
+        let models = self.hub.len();
         for (name, rows, columns, values) in [
             (PROJECTION, width, inputs, &self.projection),
             (EMBEDDINGS, models, width, &self.embeddings),
@@ -287,8 +235,8 @@ impl Draft {
     }
 }
 
-/// Errors: W [D, H] or a row of E [M, D] has no direction in f32: not finite, zero, or so long or short
-/// that its squares are.
+/// Errors: W [D, H] or a row of E [M, D] has no direction in f32: not finite, zero, or so long or
+/// short that its squares are.
 fn check_rows(projection: &[f32], embeddings: &[f32], width: usize) -> Result<()> {
     check_length(projection).map_err(|e| e.at(PROJECTION))?;
     let rows = embeddings.chunks_exact(width.max(1)).enumerate();

@@ -1,33 +1,33 @@
-//! A generation's memory on disk: what learning adds to, and what serving reads.
+//! The parts of a generation's memory on disk.
 //!
-//! | part | read by | what it is |
+//! | part | read by | content |
 //! |---|---|---|
 //! | `memory.safetensors` | learning | sums, counts and digests of the prompts (`memory/mod.rs`) |
 //! | `words.safetensors` | both | prompts by word and domain |
 //! | `cards.safetensors` | learning | a vector of each model's cards |
 //! | `recall.safetensors` | serving | projection and keys, solved when the generation is published |
-//! | `memory.json` | both | how much each part of a score counts, how the sums are solved |
+//! | `memory.json` | both | the weights of a score's parts, the settings of the solver |
 
 use std::collections::BTreeMap;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::files;
 use crate::generation::Contents;
 use crate::hub::{Domains, Hub};
 use crate::memory::Strengths;
 use crate::memory::served::{Bayes, Recall};
-use crate::memory::{MEMORY, Memory, Solved, Solving, WORDS, Words, domain_keys, solve};
-use crate::weights::{half_bytes, to_safetensors};
+use crate::memory::{MEMORY, Memory, Solved, Solving, WORDS, domain_keys, entries, solve};
+use crate::weights::{ANY, Tensors, half_bytes, to_safetensors};
 
 /// Names in a generation.
 const RECALL: &str = "recall.safetensors";
 const SERVED: &str = "memory.json";
 
-/// Of what came before memories, and encoded each prompt twice.
+/// A part of the version before memories, which encoded each prompt twice.
 const CALIBRATION: &str = "calibration.json";
 
 const LAYERS: &str = "layers";
@@ -37,19 +37,19 @@ const KEYS: &str = "keys";
 const OFFSETS: &str = "offsets";
 const PROMPTS: &str = "prompt_counts";
 
-/// Largest strength: a part times this is still exact enough beside the others in f32.
+/// Largest strength for which the sum of a score's parts is still exact enough in f32.
 const STRONGEST: f64 = 1e3;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct MemoryFile {
     /// Version of this form; 1.
     schema_version: u32,
     strengths: Strengths,
     solving: Solving,
 }
 
-/// How a memory is served.
+/// The settings of a memory's served form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct How {
     pub(crate) strengths: Strengths,
@@ -59,7 +59,7 @@ pub(crate) struct How {
 /// Errors: a strength is out of range.
 pub(crate) fn check_strengths(s: &Strengths) -> Result<()> {
     for (name, value, least) in [
-        // A cosine is read back from this part.
+        // The cosine is computed from this part.
         ("learned", s.learned, 1e-6),
         ("memory", s.memory, 0.0),
         ("words", s.words, 0.0),
@@ -88,11 +88,11 @@ pub(crate) fn remember(
 ) -> Result<()> {
     let How { strengths, solving } = how;
     check_strengths(&strengths)?;
-    // As they are kept, so that a later solve of the same sums has the same bits.
+    // Rounded as on disk, so that solving the same sums later gives the same bits.
     let kept = |card: &f32| half::f16::from_f32(*card).to_f32();
     let cards: Vec<f32> = cards.iter().map(kept).collect();
     let solved = solve(cpu, memory, hub, &cards, solving).map_err(|e| e.at(MEMORY))?;
-    let file = File {
+    let file = MemoryFile {
         schema_version: 1,
         strengths,
         solving,
@@ -152,7 +152,7 @@ impl Contents {
 
     /// How the memory is served, if the generation has one.
     ///
-    /// Errors: the file is malformed; the generation has what came before memories.
+    /// Errors: the file is malformed; the generation is of the version before memories.
     pub(crate) fn how(&self) -> Result<Option<How>> {
         if self.parts.contains_key(CALIBRATION) {
             bail!(
@@ -166,14 +166,7 @@ impl Contents {
         let Some(bytes) = self.parts.get(SERVED) else {
             return Ok(None);
         };
-        let file: File = files::parse_json(SERVED.as_ref(), bytes)?;
-        if file.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "{SERVED}: schema_version: expected 1, found {}",
-                file.schema_version
-            );
-        }
+        let file: MemoryFile = files::parse_form(SERVED.as_ref(), bytes, "")?;
         check_strengths(&file.strengths).map_err(|e| e.at(SERVED))?;
         Ok(Some(How {
             strengths: file.strengths,
@@ -181,7 +174,7 @@ impl Contents {
         }))
     }
 
-    /// What is served of the memory, if the generation has one.
+    /// The served form of the memory, if the generation has one.
     ///
     /// Errors: as [`Contents::how`]; a part is missing or malformed.
     pub(crate) fn recall(&self) -> Result<Option<Recall>> {
@@ -191,10 +184,10 @@ impl Contents {
         let (Some(recall), Some(words)) = (self.parts.get(RECALL), self.parts.get(WORDS)) else {
             bail!(Format, "{SERVED}: expected {RECALL} and {WORDS} beside it");
         };
-        let words = Words::read(words, domain_keys(&self.hub)).map_err(|e| e.at(WORDS))?;
+        let words = entries(words, &domain_keys(&self.hub)).map_err(|e| e.at(WORDS))?;
         let read = read(
             recall,
-            &words,
+            words,
             &self.hub,
             strengths,
             self.manifest.encoder.width,
@@ -205,74 +198,24 @@ impl Contents {
 
 fn read(
     bytes: &[u8],
-    words: &Words,
+    words: Vec<(u32, u32, u32)>,
     hub: &Hub,
     strengths: Strengths,
     hidden: usize,
 ) -> Result<Recall> {
-    let file =
-        SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
-    let part = |name: &str, dtype: Dtype, shape: &[Option<usize>]| {
-        let part = file
-            .tensor(name)
-            .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
-        let fits = |(found, wanted): (&usize, &Option<usize>)| wanted.is_none_or(|w| w == *found);
-        let found = part.shape();
-        let fit = found.len() == shape.len() && found.iter().zip(shape).all(fits);
-        if !fit || part.dtype() != dtype {
-            let shape = shape
-                .iter()
-                .map(|size| size.map_or("any".to_owned(), |s| s.to_string()));
-            let shape = shape.collect::<Vec<_>>().join(", ");
-            bail!(
-                Mismatch,
-                "{name}: expected [{shape}] {dtype:?}, found {found:?} {:?}",
-                part.dtype()
-            );
-        }
-        Ok(part)
-    };
-    let numbers = |name: &str, size: Option<usize>| -> Result<Vec<u32>> {
-        let part = part(name, Dtype::U32, &[size])?;
-        let (four, _) = part.data().as_chunks::<4>();
-        Ok(four
-            .iter()
-            .map(|bytes| u32::from_le_bytes(*bytes))
-            .collect())
-    };
-    let floats = |name: &str, size: usize| -> Result<Vec<f32>> {
-        let part = part(name, Dtype::F32, &[Some(size)])?;
-        let (four, _) = part.data().as_chunks::<4>();
-        let values: Vec<f32> = four
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        match values.iter().all(|value| value.is_finite()) {
-            true => Ok(values),
-            false => bail!(Numeric, "{name}: expected finite numbers"),
-        }
-    };
-    let halves = |name: &str, shape: [usize; 2]| -> Result<Vec<u8>> {
-        let part = part(name, Dtype::F16, &shape.map(Some))?;
-        let (two, _) = part.data().as_chunks::<2>();
-        let finite = two
-            .iter()
-            .all(|bytes| half::f16::from_le_bytes(*bytes).is_finite());
-        match finite {
-            true => Ok(part.data().to_vec()),
-            false => bail!(Numeric, "{name}: expected finite numbers"),
-        }
-    };
+    let file = Tensors::parse(bytes)?;
     let models = hub.len();
-    let layers: Vec<usize> = numbers(LAYERS, None)?
-        .into_iter()
-        .map(|l| l as usize)
-        .collect();
+    let layers = file.u32(LAYERS, &[ANY])?.into_iter();
+    let layers: Vec<usize> = layers.map(|layer| layer as usize).collect();
     if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
         bail!(Format, "{LAYERS}: expected some in order, found {layers:?}");
     }
     let width = layers.len().saturating_mul(hidden);
-    let rank = part(PROJECTION, Dtype::F16, &[None, Some(width)])?.shape()[0];
+    let rank = file
+        .shape(PROJECTION)
+        .and_then(|shape| shape.first().copied());
+    let rank = rank.unwrap_or(0);
+    let projection = file.f16(PROJECTION, [rank, width])?;
     if rank == 0 {
         bail!(
             Mismatch,
@@ -280,7 +223,7 @@ fn read(
         );
     }
     let domains = Domains::new(hub);
-    let prompts = numbers(PROMPTS, Some(models))?;
+    let prompts = file.u32(PROMPTS, &[models])?;
     let of_domain = |members: &Vec<u32>| {
         let prompts = members.iter().map(|id| prompts[*id as usize]);
         prompts.fold(0u32, u32::saturating_add)
@@ -288,11 +231,11 @@ fn read(
     let by_domain: Vec<u32> = domains.members.iter().map(of_domain).collect();
     Ok(Recall {
         strengths,
-        projection: halves(PROJECTION, [rank, width])?,
-        bias: floats(BIAS, rank)?,
-        keys: halves(KEYS, [models, rank])?,
-        offsets: floats(OFFSETS, models)?,
-        words: Bayes::new(&by_domain, words.each()),
+        projection: projection.bytes().to_vec(),
+        bias: file.f32(BIAS, &[rank])?,
+        keys: file.f16(KEYS, [models, rank])?.bytes().to_vec(),
+        offsets: file.f32(OFFSETS, &[models])?,
+        words: Bayes::new(&by_domain, words.into_iter()),
         of: domains.of,
         prompts,
         layers,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::learn::domains::Domains;
+use crate::learn::domains::DomainGroups;
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::settings::{MiningScore, Settings};
 use crate::num::to_u32;
@@ -18,7 +18,7 @@ pub(crate) type Hard = BTreeMap<String, BTreeMap<u32, Vec<u32>>>;
 
 /// Candidate sets of one experience.
 pub(crate) struct Candidates {
-    domains: Arc<Domains>,
+    domains: Arc<DomainGroups>,
     settings: Settings,
     experience: u64,
     /// By domain of an example.
@@ -45,7 +45,7 @@ enum Pool<'p> {
 }
 
 impl Candidates {
-    pub(crate) fn new(domains: Arc<Domains>, settings: Settings, experience: u64) -> Self {
+    pub(crate) fn new(domains: Arc<DomainGroups>, settings: Settings, experience: u64) -> Self {
         Self {
             domains,
             settings,
@@ -280,7 +280,7 @@ mod tests {
     const TABULAR: &str = "tabular tabular regression";
 
     fn of(hub: &Hub, settings: Settings) -> Candidates {
-        Candidates::new(Arc::new(Domains::new(hub)), settings, 1)
+        Candidates::new(Arc::new(DomainGroups::new(hub)), settings, 1)
     }
 
     fn repeated(parts: &[(&'static str, usize)]) -> Hub {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::device::cpu::Cpu;
-use crate::device::cpu::dense::{self, Part, View, cholesky, solve_lower, solve_lower_transposed};
+use crate::device::cpu::dense::{
+    self, DenseView, Region, cholesky, solve_lower, solve_lower_transposed,
+};
 use crate::encoder::Encoder;
 use crate::encoder::seen::{STEPS, Seen, usual_layers};
 use crate::error::{Result, bail};
@@ -13,7 +15,7 @@ use crate::hub::{Domains, Hub};
 use crate::learn::data::Example;
 use crate::learn::experience::Row;
 use crate::learn::settings::Settings;
-use crate::memory::{Digest, Memory, Prompt, Solving};
+use crate::memory::{Memory, Prompt, PromptDigest, Solving};
 use crate::text::query::query_digest;
 
 /// Strength with which the map between two encoders is drawn to the identity, in prompts of one unit
@@ -80,7 +82,7 @@ pub(super) fn add(
 }
 
 /// The first 16 bytes of a SHA-256 in hexadecimal digits.
-pub(super) fn digest(sha256: &str) -> Digest {
+pub(super) fn digest(sha256: &str) -> PromptDigest {
     let mut bytes = [0; 16];
     for (byte, digits) in bytes.iter_mut().zip(sha256.as_bytes().chunks_exact(2)) {
         let digits = std::str::from_utf8(digits).unwrap_or_default();
@@ -128,14 +130,14 @@ pub(super) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) 
     };
     let x = rows(was);
     let change: Vec<f64> = rows(is).iter().zip(&x).map(|(is, was)| is - was).collect();
-    let (x, change) = (View::rows(&x, width), View::rows(&change, width));
+    let (x, change) = (DenseView::rows(&x, width), DenseView::rows(&change, width));
     cpu.run(|| -> Result<()> {
         let mut normal = vec![0.0; width * width];
-        dense::add_product(cpu, 1.0, x.transposed(), x, Part::Lower, &mut normal);
+        dense::add_product(cpu, 1.0, x.transposed(), x, Region::Lower, &mut normal);
         (0..width).for_each(|i| normal[i * width + i] += RIDGE);
         cholesky(cpu, &mut normal, width)?;
         let mut map = vec![0.0; width * width];
-        dense::add_product(cpu, 1.0, x.transposed(), change, Part::All, &mut map);
+        dense::add_product(cpu, 1.0, x.transposed(), change, Region::All, &mut map);
         solve_lower(cpu, &normal, &mut map, width);
         solve_lower_transposed(cpu, &normal, &mut map, width);
         (0..width).for_each(|i| map[i * width + i] += 1.0);

@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod by_domain;
+pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
 pub(crate) mod dropout;
@@ -27,7 +28,7 @@ use crate::device::cpu::Cpu;
 use crate::device::{Device, Kernel};
 use crate::error::Result;
 
-/// What a score is for a model that may not be returned; no finite cosine comes near.
+/// The score of a model that may not be returned; no finite cosine is near it.
 pub(crate) const LOWEST: f32 = -3.0e38;
 
 /// All ops; their kernels are compiled for one device.
@@ -46,7 +47,6 @@ pub(crate) struct Ops {
     pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
-    pub(crate) peak: peak::Peak,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
     pub(crate) square: square::Square,
@@ -71,7 +71,6 @@ impl Ops {
             log_sum_exp: log_sum_exp::LogSumExp::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
-            peak: peak::Peak::new(),
             pool: pool::Pool::new(),
             score: score::Score::new(),
             square: square::Square::new(),

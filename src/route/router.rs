@@ -1,36 +1,35 @@
-//! The router: open, route, install, roll back. Orchestration only.
+//! The router: it opens a generation, routes prompts, installs another generation or rolls back.
+#![expect(clippy::disallowed_types, reason = "times of a request, for Timing")]
 
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
-use crate::encoder::Encoder;
-use crate::error::{Error, Result, caught};
+use crate::encoder::{Encoder, for_each_good};
+use crate::error::{Error, Result, caught, error};
 use crate::files::short;
-use crate::generation::{Contents, EncoderPin, GenerationId};
+use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
-use crate::ops::LOWEST;
+use crate::memory::Strengths;
 use crate::options::Options;
 use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::serve::Serving;
-use crate::serve::index::{Ranking, log_sum_exp_of};
-use crate::store::Store;
-use crate::store::open_encoder;
+use crate::serve::index::Ranking;
+use crate::store::{Store, find_encoder};
 use crate::text::tokenizer::Tokens;
 
 /// Picks the right model of a hub for a prompt.
 ///
-/// `Send + Sync`: share one in an `Arc`. Every call takes the served generation once and finishes
-/// on it, so [`Router::install`] and [`Router::rollback`] never disturb a call under way.
+/// `Send + Sync`: share one in an `Arc`. Every call uses the generation that is served when it
+/// begins, so [`Router::install`] and [`Router::rollback`] never disturb a call under way.
 ///
 /// ```
 /// use hubrouter::{Options, Request, Router};
@@ -48,15 +47,15 @@ pub struct Router {
     serving: ArcSwap<Serving>,
 }
 
-/// Where generations to serve come from: a store, and the encoders that are open.
-struct Source<'s> {
+/// Opens generations of a store, and shares their encoder where it is the same.
+struct GenerationSource<'s> {
     store: &'s Store,
     options: &'s Options,
     host: Arc<Cpu>,
-    open: RefCell<Option<Arc<Encoder>>>,
+    open: Mutex<Option<Arc<Encoder>>>,
 }
 
-impl<'s> Source<'s> {
+impl<'s> GenerationSource<'s> {
     fn new(store: &'s Store, options: &'s Options, encoder: Option<Arc<Encoder>>) -> Result<Self> {
         let host = match &encoder {
             Some(encoder) => Arc::clone(encoder.host()),
@@ -66,72 +65,100 @@ impl<'s> Source<'s> {
             store,
             options,
             host,
-            open: RefCell::new(encoder),
+            open: Mutex::new(encoder),
         })
     }
 
     /// The current generation or, when it is damaged, one made before it.
     fn current(&self) -> Result<Serving> {
-        let open = |id, contents, note| self.serving(id, contents, note);
-        self.store.open_current(open)
+        let open = |id, contents: Contents, note| self.serving(id, &contents, note);
+        let read = |id: &GenerationId| {
+            let folder = self.store.folder(id);
+            self.reading(&folder, || Contents::read(&folder))
+        };
+        self.store.open_current(read, open)
+    }
+
+    /// The generation `id`.
+    fn of(&self, id: &GenerationId) -> Result<Serving> {
+        let read = || self.store.contents(id);
+        let contents = self.reading(&self.store.folder(id), read)?;
+        self.serving(id.clone(), &contents, None)?
+    }
+
+    /// Calls `read`, which reads the generation in `folder`, and opens the generation's encoder
+    /// meanwhile. An error of the encoder is reported when it is needed.
+    fn reading(
+        &self,
+        folder: &Path,
+        read: impl FnOnce() -> Result<Contents> + Send,
+    ) -> Result<Contents> {
+        let open = || Manifest::read(folder).and_then(|manifest| self.encoder(&manifest.encoder));
+        let (contents, _) = self.host.join(read, open);
+        contents
     }
 
     /// The encoder of `pin`: the one that is open, if it is that.
     fn encoder(&self, pin: &EncoderPin) -> Result<Arc<Encoder>> {
-        let mut open = self.open.borrow_mut();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(encoder) = open.as_ref().filter(|e| e.revision() == pin.sha256) {
             return Ok(Arc::clone(encoder));
         }
         let host = Arc::clone(&self.host);
-        let encoder = Arc::new(open_encoder(self.store.root(), pin, host, self.options)?);
+        let folder = find_encoder(self.store.root(), pin, self.options)?;
+        let encoder = Arc::new(Encoder::open_lazily(&folder, host, self.options)?);
         *open = Some(Arc::clone(&encoder));
         Ok(encoder)
     }
 
     /// The generation on the encoder's device or, with fallback, on the CPU.
     ///
-    /// The inner error is the generation's own fault.
+    /// The inner error means that the generation is damaged or does not fit its encoder.
     fn serving(
         &self,
         id: GenerationId,
-        contents: Contents,
+        contents: &Contents,
         passed_over: Option<String>,
     ) -> Result<Result<Serving>> {
-        let Self { store, options, .. } = *self;
-        let pin = contents.manifest.encoder.clone();
-        let encoder = self.encoder(&pin)?;
+        let encoder = self.encoder(&contents.manifest.encoder)?;
         match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
-            Err(error) if options.fallback && error.kind().is_device() => {
-                log::warn!("{error}; stepping down to the CPU");
-                let on_cpu = options.clone().device(DeviceChoice::Cpu);
-                let host = Arc::clone(&self.host);
-                let mut encoder = open_encoder(store.root(), &pin, host, &on_cpu)?;
-                encoder.degrade(&error);
-                Ok(Serving::new(
-                    id.clone(),
-                    store.contents(&id)?,
-                    Arc::new(encoder),
-                    passed_over,
-                ))
+            Err(error) if self.options.steps_down(&error) => {
+                Ok(self.on_cpu(id, contents, passed_over, &error))
             }
             Err(error) if error.kind().is_device() => Err(error),
             other => Ok(other),
         }
+    }
+
+    /// The generation on the CPU, in place of a device that failed with `error`.
+    fn on_cpu(
+        &self,
+        id: GenerationId,
+        contents: &Contents,
+        passed_over: Option<String>,
+        error: &Error,
+    ) -> Result<Serving> {
+        let options = self.options.clone().device(DeviceChoice::Cpu);
+        let (pin, host) = (&contents.manifest.encoder, Arc::clone(&self.host));
+        let folder = find_encoder(self.store.root(), pin, &options)?;
+        let mut encoder = Encoder::open_lazily(&folder, host, &options)?;
+        encoder.degrade(error);
+        Serving::new(id, contents, Arc::new(encoder), passed_over)
     }
 }
 
 impl Router {
     /// Opens the current generation of the store in the folder `store`.
     ///
-    /// When that generation is damaged one that was made before it opens, its ancestors first, and
-    /// every decision says so.
+    /// If that generation is damaged, an earlier one opens instead, its ancestors first, and every
+    /// decision says so.
     ///
     /// Errors: no generation is whole; its encoder is not found; the device cannot be opened and
     /// the options allow no fallback; the process lacks memory, file handles or permission.
     pub fn open(store: impl AsRef<Path>, options: Options) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, None)?;
+            let source = GenerationSource::new(&store, &options, None)?;
             let serving = source.current()?;
             Ok((source.host, serving, store, options))
         })
@@ -148,8 +175,8 @@ impl Router {
     ) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, None)?;
-            let serving = source.serving(id.clone(), store.contents(id)?, None)??;
+            let source = GenerationSource::new(&store, &options, None)?;
+            let serving = source.of(id)?;
             Ok((source.host, serving, store, options))
         })
     }
@@ -165,7 +192,7 @@ impl Router {
     ) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, Some(encoder))?;
+            let source = GenerationSource::new(&store, &options, Some(encoder))?;
             let serving = source.current()?;
             Ok((source.host, serving, store, options))
         })
@@ -195,9 +222,9 @@ impl Router {
 
     /// The best models for each prompt, computed together; a bad prompt spoils only itself.
     ///
-    /// An answer is the same alone and in any batch. Every request has one: a panic inside becomes an
-    /// error of kind [`crate::ErrorKind::Panic`], and in a forked child, where the threads or the GPU of
-    /// its parent are not, all are errors of kind [`crate::ErrorKind::Unsupported`].
+    /// An answer does not depend on the other prompts of its batch. A panic inside becomes an error
+    /// of kind [`crate::ErrorKind::Panic`]. In a forked child, where the parent's threads and GPU
+    /// do not exist, all answers are errors of kind [`crate::ErrorKind::Unsupported`].
     pub fn route_batch(&self, requests: &[Request]) -> Vec<Result<Decision>> {
         let all = |error: Error| requests.iter().map(|_| Err(error.clone())).collect();
         caught("the router", || self.route_all(requests)).unwrap_or_else(all)
@@ -207,11 +234,9 @@ impl Router {
         let serving = self.serving.load_full();
         serving.encoder.check_process()?;
         let answers = Self::route_on(&serving, requests);
-        let lost = answers
-            .iter()
-            .find_map(|answer| answer.as_ref().err().filter(|e| e.kind().is_device()));
-        match lost {
-            Some(error) if self.options.fallback => {
+        let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
+        match errors.into_iter().find(|error| error.kind().is_device()) {
+            Some(error) if self.options.steps_down(error) => {
                 let serving = self.step_down(&serving, error)?;
                 Ok(Self::route_on(&serving, requests))
             }
@@ -221,61 +246,36 @@ impl Router {
 
     fn route_on(serving: &Serving, requests: &[Request]) -> Vec<Result<Decision>> {
         let began = Instant::now();
-        let prompts: Vec<&str> = requests
-            .iter()
-            .map(|request| request.prompt.as_str())
-            .collect();
-        let tokens = serving.encoder.tokenize_prompts(&prompts);
+        let prompts: Vec<&str> = requests.iter().map(|r| r.prompt.as_str()).collect();
+        let mut tokens = serving.encoder.tokenize_prompts(&prompts);
         let tokenize = microseconds(began);
-        let mut answers: Vec<Option<Result<Decision>>> = requests.iter().map(|_| None).collect();
-        let mut good = Vec::new();
-        for (place, tokens) in tokens.into_iter().enumerate() {
-            match tokens {
-                Ok(tokens) if serving.hub.active() > 0 => good.push((place, tokens)),
-                Ok(_) => {
-                    let error =
-                        crate::error::error!(NoCandidate, "{}: every model is retired", serving.id);
-                    answers[place] = Some(Err(error));
-                }
-                Err(error) => answers[place] = Some(Err(error)),
+        if serving.hub.active() == 0 {
+            let error = error!(NoCandidate, "{}: every model is retired", serving.id);
+            for tokens in tokens.iter_mut().filter(|tokens| tokens.is_ok()) {
+                *tokens = Err(error.clone());
             }
         }
-        for chunk in serving.encoder.chunks(&good, serving.index.most_prompts()) {
-            // One more than wanted, for the margin.
-            let k = chunk
-                .iter()
-                .map(|(place, _)| requests[*place].top)
-                .max()
-                .unwrap_or(0)
-                .max(2);
-            match serving.rank(chunk, k) {
-                Ok(ranked) => {
-                    log::debug!("{} prompts, {} dispatches", chunk.len(), ranked.dispatches);
-                    let timing = Timing {
-                        tokenize,
-                        encode: ranked.encode,
-                        score: ranked.score,
-                        total: microseconds(began),
-                        batch: chunk.len(),
-                    };
-                    for ((place, tokens), ranking) in chunk.iter().zip(ranked.rankings) {
-                        answers[*place] = Some(Ok(decide(
-                            serving,
-                            &requests[*place],
-                            tokens,
-                            ranking,
-                            timing,
-                        )));
-                    }
-                }
-                Err(error) => {
-                    for (place, _) in chunk {
-                        answers[*place] = Some(Err(error.clone()));
-                    }
-                }
-            }
-        }
-        answers.into_iter().flatten().collect()
+        // One more than wanted, for the margin.
+        let k = requests.iter().map(|r| r.top).max().unwrap_or(0).max(2);
+        let ranked = for_each_good(tokens, |tokens| {
+            let answers = serving.rank_all(&tokens, k).into_iter().zip(tokens);
+            let with_tokens = |(answer, tokens): (Result<_>, _)| Ok((answer?, tokens));
+            answers.map(with_tokens).collect()
+        });
+        let total = microseconds(began);
+        let decided = requests.iter().zip(ranked).map(|(request, ranked)| {
+            let (answer, tokens) = ranked?;
+            let timing = Timing {
+                tokenize,
+                encode: answer.encode,
+                score: answer.score,
+                total,
+                batch: answer.batch,
+            };
+            let ranking = answer.ranking;
+            Ok(decide(serving, request, &tokens, ranking, timing))
+        });
+        decided.collect()
     }
 
     /// Reopens `failed`'s generation on the CPU and serves it, unless another call has already.
@@ -284,18 +284,15 @@ impl Router {
         if !Arc::ptr_eq(&now, failed) {
             return Ok(now);
         }
-        log::warn!("{error}; stepping down to the CPU");
-        let contents = self.store.contents(&failed.id)?;
-        let on_cpu = self.options.clone().device(DeviceChoice::Cpu);
-        let pin = &contents.manifest.encoder;
-        let mut encoder = open_encoder(self.store.root(), pin, Arc::clone(&self.host), &on_cpu)?;
-        encoder.degrade(error);
-        let passed_over = failed.passed_over.clone();
-        let serving = Serving::new(failed.id.clone(), contents, Arc::new(encoder), passed_over)?;
+        let (id, passed_over) = (failed.id.clone(), failed.passed_over.clone());
+        let encoder = Some(Arc::clone(&failed.encoder));
+        let source = GenerationSource::new(&self.store, &self.options, encoder)?;
+        let contents = self.store.contents(&id)?;
+        let serving = source.on_cpu(id, &contents, passed_over, error)?;
         Ok(self.replaced(failed, Arc::new(serving)))
     }
 
-    /// Serves `by` in place of `failed`, if that is served still; what is served now.
+    /// Serves `by` in place of `failed`, if that is still served. Returns what is served now.
     fn replaced(&self, failed: &Arc<Serving>, by: Arc<Serving>) -> Arc<Serving> {
         let before = self.serving.compare_and_swap(failed, Arc::clone(&by));
         if Arc::ptr_eq(&before, failed) {
@@ -308,21 +305,28 @@ impl Router {
     /// Serves the generation `id` of the store from now on. It is opened and checked beside the
     /// old one; on an error the old one stays.
     pub fn install(&self, id: &GenerationId) -> Result<()> {
-        let old = self.serving.load_full();
-        old.encoder.check_process()?;
-        let serving = caught("installing a generation", || {
-            let contents = self.store.contents(id)?;
-            let encoder = Some(Arc::clone(&old.encoder));
-            let source = Source::new(&self.store, &self.options, encoder)?;
-            source.serving(id.clone(), contents, None)?
-        })?;
-        self.serving.store(Arc::new(serving));
-        log::info!("installed {id}");
+        let serving = self.open_beside(id)?;
+        self.swap(serving);
         Ok(())
     }
 
-    /// Serves the store's current generation, if it is another one than is served: after another
-    /// process has learned, or went back. True when something changed.
+    /// The generation `id` of the store, with the encoder that is open if it is the one.
+    fn open_beside(&self, id: &GenerationId) -> Result<Serving> {
+        let old = self.serving.load_full();
+        old.encoder.check_process()?;
+        caught("installing a generation", || {
+            let encoder = Some(Arc::clone(&old.encoder));
+            GenerationSource::new(&self.store, &self.options, encoder)?.of(id)
+        })
+    }
+
+    fn swap(&self, serving: Serving) {
+        log::info!("installed {}", serving.id);
+        self.serving.store(Arc::new(serving));
+    }
+
+    /// Serves the store's current generation, if it is not served already: after another process
+    /// has learned or rolled back. True if something changed.
     ///
     /// Errors: it cannot be opened; the served generation stays then.
     pub fn refresh(&self) -> Result<bool> {
@@ -336,12 +340,13 @@ impl Router {
 
     /// Makes the parent of the served generation current in the store and serves it.
     ///
-    /// Errors: it has no parent; the store is read-only. The served generation stays then.
+    /// Errors: it has no parent, or that cannot be opened; the store is read-only. Store and router
+    /// stay as they are then.
     pub fn rollback(&self) -> Result<GenerationId> {
-        let served = self.generation();
-        let parent = self.store.parent(&served)?;
+        let parent = self.store.parent(&self.generation())?;
+        let serving = self.open_beside(&parent)?;
         self.store.set_current(&parent)?;
-        self.install(&parent)?;
+        self.swap(serving);
         Ok(parent)
     }
 
@@ -355,12 +360,12 @@ impl Router {
         Arc::clone(&self.serving.load().hub)
     }
 
-    /// What computes: `cpu`, or an adapter's name.
+    /// The device that computes: `cpu`, or an adapter's name.
     pub fn device_name(&self) -> String {
         self.serving.load().encoder.device_name().to_owned()
     }
 
-    /// Why this device computes.
+    /// Why this device was chosen.
     pub fn device_reason(&self) -> String {
         self.serving.load().encoder.device_reason().to_owned()
     }
@@ -373,6 +378,12 @@ impl Router {
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub fn max_tokens(&self) -> usize {
         self.serving.load().encoder.max_tokens()
+    }
+
+    /// How much each part of a score counts, where the served generation has a memory.
+    pub(crate) fn strengths(&self) -> Option<Strengths> {
+        let serving = self.serving.load();
+        serving.index.recall().map(|recall| recall.strengths)
     }
 
     /// The store that the router was opened on.
@@ -405,9 +416,9 @@ fn decide(
     let Ranking {
         best,
         domains,
+        total,
         parts,
     } = ranking;
-    let total = log_sum_exp_of(&domains);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
     // Rounding may leave a little more than 1.
     let probability = |score: f32| (f64::from(score) - total).exp().min(1.0) as f32;
@@ -440,11 +451,13 @@ fn decide(
         .domains()
         .iter()
         .zip(domains)
-        .filter(|(_, score)| *score > LOWEST / 2.0)
-        .map(|(domain, score)| DomainScore {
-            domain: Arc::clone(domain),
-            score,
-            probability: probability(score),
+        .filter_map(|(domain, score)| {
+            let score = score?;
+            Some(DomainScore {
+                domain: Arc::clone(domain),
+                score,
+                probability: probability(score),
+            })
         })
         .collect();
     domains.sort_by(|a, b| b.score.total_cmp(&a.score));

@@ -1,4 +1,4 @@
-//! The scoring index: the models' keys on a device, exact top-k, scores of domains.
+//! The scoring index: the models' keys on a device, exact top-k, and scores of domains.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::memory::served::{Parts, Recall};
 use crate::num::to_u32;
 use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
-use crate::ops::top_k::{self, Found};
+use crate::ops::top_k::{self, TopKWorkspace};
 use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, normalize};
 use crate::weights::View;
 
@@ -23,46 +23,46 @@ pub(crate) struct Index {
     /// [N + 1]
     offsets: Tensor,
     domains: Vec<Arc<str>>,
-    recalled: Option<Recalled>,
+    recalled: Option<DeviceRecall>,
     tau: f32,
     eligible: usize,
 }
 
-/// What a memory adds to the learned scores.
-struct Recalled {
+/// The memory on a device, whose scores are added to the learned ones.
+struct DeviceRecall {
     recall: Recall,
     projection: Weight,
     keys: Keys,
-    /// What is added to each model's score, [M].
+    /// The part of each model's score that does not depend on the prompt, [M].
     offsets: Vec<f32>,
     /// Domain of each model, [M].
     own: Tensor,
 }
 
 /// The tensors of one batch.
-pub(crate) struct Room {
+pub(crate) struct IndexWorkspace {
     /// [B, M]
     s: Tensor,
     /// [B, N]
     domains: Tensor,
-    found: Found,
+    found: TopKWorkspace,
     /// [B k, 1]
     scores: Tensor,
     /// [B k, 1]
     ids: Tensor,
-    recalled: Option<Looked>,
+    recalled: Option<MemoryWorkspace>,
 }
 
-/// What a memory makes of a batch.
-struct Looked {
+/// The memory's tensors of one batch.
+struct MemoryWorkspace {
     /// [B, R]
     y: Tensor,
     /// ln P(d | words), [B, N].
     words: Tensor,
 }
 
-/// What to read when the pass is over.
-pub(crate) struct Reads {
+/// The reads to resolve when the pass is over.
+pub(crate) struct RankingReads {
     k: usize,
     best: Best,
     domains: Read,
@@ -83,9 +83,11 @@ enum Best {
 pub(crate) struct Ranking {
     /// Best first: id and score, at most k and never a retired model.
     pub(crate) best: Vec<(u32, f32)>,
-    /// For each domain the log-sum-exp of its members' scores; [`LOWEST`] or so without any.
-    pub(crate) domains: Vec<f32>,
-    /// What each of the best models' scores is the sum of; empty without a memory.
+    /// For each domain the log-sum-exp of its eligible members' scores; None without any.
+    pub(crate) domains: Vec<Option<f32>>,
+    /// The log-sum-exp of all eligible models' scores.
+    pub(crate) total: f64,
+    /// The parts of each of the best models' scores; empty without a memory.
     pub(crate) parts: Vec<Parts>,
 }
 
@@ -120,7 +122,7 @@ impl Index {
             offsets.push(offsets.last().copied().unwrap_or(0) + to_u32(ids.len()));
         }
         let recalled = recall
-            .map(|recall| Recalled::new(device, recall, &retired))
+            .map(|recall| DeviceRecall::new(device, recall, &retired))
             .transpose()?;
         Ok(Self {
             keys: Keys::new(device, View::of_f32(&keys, width), &floor)?,
@@ -143,7 +145,7 @@ impl Index {
         parts.map_or(score, |parts| parts.learned) / self.scale()
     }
 
-    /// What is served of the memory.
+    /// The served form of the memory.
     pub(crate) fn recall(&self) -> Option<&Recall> {
         self.recalled.as_ref().map(|recalled| &recalled.recall)
     }
@@ -158,35 +160,35 @@ impl Index {
         scores.map(|score| score as f32).collect()
     }
 
-    /// Prompts of a batch.
+    /// Most prompts of a batch.
     pub(crate) fn most_prompts(&self) -> usize {
         (MOST_SCORES / self.keys.models().max(1)).clamp(1, 256)
     }
 
-    /// Bytes that a batch brings back at most.
+    /// Most bytes that a batch reads back.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
         let ranks = self.keys.models().max(2 * top_k::MOST);
         let recalled = self.recall().map_or(0, |r| r.rank + self.domains.len());
         4 * prompts * (ranks + self.domains.len() + recalled)
     }
 
-    /// Bytes that [`Index::upload`] sends at most.
+    /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
         4 * prompts * self.domains.len()
     }
 
-    pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Room> {
+    pub(crate) fn workspace(&self, device: &Device, prompts: usize) -> Result<IndexWorkspace> {
         let models = self.keys.models();
-        Ok(Room {
+        Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
             domains: device.scratch("domain scores", prompts, self.domains.len())?,
-            found: Found::new(device, prompts, models)?,
+            found: TopKWorkspace::new(device, prompts, models)?,
             scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
             ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
             recalled: self
                 .recall()
-                .map(|recall| -> Result<Looked> {
-                    Ok(Looked {
+                .map(|recall| -> Result<MemoryWorkspace> {
+                    Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
                         words: device.scratch("words", prompts, self.domains.len())?,
                     })
@@ -195,14 +197,15 @@ impl Index {
         })
     }
 
-    /// Sends what [`Index::by_words`] made of the batch.
-    pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], room: &mut Room) {
-        if let Some(looked) = &mut room.recalled {
+    /// Uploads the scores that [`Index::by_words`] gave for the batch.
+    pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], w: &mut IndexWorkspace) {
+        if let Some(looked) = &mut w.recalled {
             pass.upload_f32(&mut looked.words, by_words);
         }
     }
 
-    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a memory.
+    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a
+    /// memory.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
@@ -210,62 +213,62 @@ impl Index {
         u: &Tensor,
         x: Option<&Tensor>,
         k: usize,
-        room: &mut Room,
-    ) -> Reads {
+        w: &mut IndexWorkspace,
+    ) -> RankingReads {
         let prompts = u.rows();
         let k = k.min(self.eligible);
-        room.s.resize(prompts);
-        room.domains.resize(prompts);
+        w.s.resize(prompts);
+        w.domains.resize(prompts);
         ops.score.forward(
             pass,
             score::Forward {
                 u,
                 keys: &self.keys,
                 scale: self.scale(),
-                s: &mut room.s,
+                s: &mut w.s,
             },
         );
         let mut recalled = None;
-        if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut room.recalled) {
+        if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut w.recalled) {
             looked.y.resize(prompts);
-            own.forward(ops, pass, x, looked, &mut room.s);
+            own.forward(ops, pass, x, looked, &mut w.s);
             recalled = Some((pass.read(&looked.y), pass.read(&looked.words)));
         }
         ops.log_sum_exp.forward(
             pass,
             log_sum_exp::Forward {
-                s: &room.s,
+                s: &w.s,
                 members: &self.members,
                 offsets: &self.offsets,
-                out: &mut room.domains,
+                out: &mut w.domains,
             },
         );
-        let domains = pass.read(&room.domains);
+        let domains = pass.read(&w.domains);
         if k > top_k::MOST {
-            return Reads {
+            return RankingReads {
                 k,
-                best: Best::All(pass.read(&room.s)),
+                best: Best::All(pass.read(&w.s)),
                 domains,
                 recalled,
             };
         }
-        room.scores.resize(prompts * k);
-        room.ids.resize(prompts * k);
+        w.scores.resize(prompts * k);
+        w.ids.resize(prompts * k);
         ops.top_k.forward(
             pass,
             top_k::Forward {
-                s: &room.s,
+                s: &w.s,
                 k,
-                found: &mut room.found,
-                scores: &mut room.scores,
-                ids: &mut room.ids,
+                found: &mut w.found,
+                scores: &mut w.scores,
+                ids: &mut w.ids,
             },
         );
         let best = Best::Ranked {
-            ids: pass.read(&room.ids),
-            scores: pass.read(&room.scores),
+            ids: pass.read(&w.ids),
+            scores: pass.read(&w.scores),
         };
-        Reads {
+        RankingReads {
             k,
             best,
             domains,
@@ -278,7 +281,7 @@ impl Index {
     /// Errors: a score is not finite.
     pub(crate) fn rankings(
         &self,
-        reads: &Reads,
+        reads: &RankingReads,
         outcome: &Outcome,
         prompts: usize,
     ) -> Result<Vec<Ranking>> {
@@ -293,33 +296,28 @@ impl Index {
                     }
                     Best::All(scores) => ranked(&outcome.f32(scores)[b * models..][..models], k),
                 };
-                let domains = outcome.f32(reads.domains)[b * count..][..count].to_vec();
-                let mut ranking = Ranking {
-                    best,
-                    domains,
-                    parts: Vec::new(),
-                };
+                let domains = &outcome.f32(reads.domains)[b * count..][..count];
+                let mut ranking = Ranking::new(best, domains)?;
                 if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
                     let rank = own.recall.rank;
                     let y = &outcome.f32(y)[b * rank..][..rank];
                     let words = &outcome.f32(words)[b * count..];
                     ranking.parts = own.parts(&ranking.best, y, words, self.scale());
                 }
-                ranking.check()?;
                 Ok(ranking)
             })
             .collect()
     }
 
-    /// What the learned cosine is multiplied with.
+    /// The factor of the learned cosine.
     fn scale(&self) -> f32 {
-        let strength = self.recalled.as_ref().map_or(1.0, Recalled::learned);
+        let strength = self.recalled.as_ref().map_or(1.0, DeviceRecall::learned);
         strength / self.tau
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-impl Recalled {
+impl DeviceRecall {
     fn new(device: &Device, recall: Recall, retired: &[bool]) -> Result<Self> {
         let offsets = recall.offsets();
         let eligible = offsets.iter().zip(retired);
@@ -341,13 +339,13 @@ impl Recalled {
         self.recall.strengths.learned as f32
     }
 
-    /// Adds what the memory says to `s` [B, M].
+    /// Adds the memory's scores to `s` [B, M].
     fn forward(
         &self,
         ops: &Ops,
         pass: &mut Pass<'_>,
         x: &Tensor,
-        looked: &mut Looked,
+        looked: &mut MemoryWorkspace,
         s: &mut Tensor,
     ) {
         let (w, y) = (&self.projection, &mut looked.y);
@@ -369,8 +367,9 @@ impl Recalled {
         ops.by_domain.forward(pass, f);
     }
 
-    /// What each of the `best` scores is the sum of; `y`: [R]; `words`: [N]; `scale`: of cosines, beyond
-    /// which a learned part is rounding, of a memory that is far stronger.
+    /// The parts of each of the `best` scores; `y`: [R]; `words`: [N]. `scale`: the factor of
+    /// cosines. A learned part beyond it is rounding of a memory that is far stronger, and is
+    /// clamped.
     fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32], scale: f32) -> Vec<Parts> {
         let Recall {
             strengths,
@@ -412,9 +411,11 @@ fn ranked(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
 }
 
 impl Ranking {
-    fn check(&self) -> Result<()> {
-        if let Some((id, score)) = self
-            .best
+    /// `domains`: log-sum-exps, near [`LOWEST`] without an eligible member.
+    ///
+    /// Errors: a score is not finite.
+    fn new(best: Vec<(u32, f32)>, domains: &[f32]) -> Result<Self> {
+        if let Some((id, score)) = best
             .iter()
             .find(|(_, score)| !score.is_finite() || *score <= LOWEST)
         {
@@ -423,18 +424,24 @@ impl Ranking {
                 "score of model {id}: expected a finite number, found {score}"
             );
         }
-        if let Some(score) = self.domains.iter().find(|score| !score.is_finite()) {
+        if let Some(score) = domains.iter().find(|score| !score.is_finite()) {
             bail!(
                 Numeric,
                 "score of a domain: expected a finite number, found {score}"
             );
         }
-        Ok(())
+        let eligible = |score: &f32| (*score > LOWEST / 2.0).then_some(*score);
+        Ok(Self {
+            best,
+            domains: domains.iter().map(eligible).collect(),
+            total: log_sum_exp_of(domains),
+            parts: Vec::new(),
+        })
     }
 }
 
 /// In f64: over all domains, which is over all eligible models.
-pub(crate) fn log_sum_exp_of(scores: &[f32]) -> f64 {
+fn log_sum_exp_of(scores: &[f32]) -> f64 {
     let peak = scores.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = scores
         .iter()

@@ -1,4 +1,5 @@
 //! A store: a folder of generations and one line that names the current one.
+#![expect(clippy::disallowed_types, reason = "when a generation was published")]
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -6,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
-use crate::generation::{Contents, Draft};
-use crate::generation::{GenerationId, Manifest};
+use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::{Hub, ModelId};
 use crate::options::Options;
 use crate::serve::ask;
@@ -23,7 +23,7 @@ use crate::store::lock::{LEARNING, Lock, WRITING};
 /// Names the current generation; replaced by rename.
 const CURRENT: &str = "current";
 
-/// Where an interrupted update left off; of no meaning to readers.
+/// The state of an interrupted update; readers ignore it.
 pub(crate) const RESUME: &str = "resume.safetensors";
 
 /// A folder of generations.
@@ -38,14 +38,14 @@ pub struct Store {
 }
 
 /// A generation as `generation list` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GenerationReport {
     /// The generation.
     pub id: GenerationId,
     /// True for the one that `current` names.
     pub current: bool,
-    /// What is wrong with it, if anything: it is never opened then.
+    /// What is damaged, if anything. A damaged generation is never opened.
     pub damage: Option<String>,
     /// Its manifest, where that can be read.
     pub manifest: Option<Manifest>,
@@ -53,8 +53,8 @@ pub struct GenerationReport {
     pub published: Option<u64>,
 }
 
-/// What changed between two generations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// The difference of two generations.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Difference {
     /// Models that only the second has.
@@ -75,13 +75,13 @@ pub struct Difference {
     pub encoder_changed: bool,
 }
 
-/// What `prune` removed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// The result of [`Store::prune`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Generations.
     pub generations: Vec<GenerationId>,
-    /// Left-overs of writers that did not finish.
+    /// Unfinished files and folders of dead writers.
     pub leftovers: usize,
 }
 
@@ -103,7 +103,8 @@ impl Store {
     /// is refused.
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
-        fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", &e))?;
+        #[expect(clippy::disallowed_methods, reason = "makes the store's folder")]
+        fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", e))?;
         let store = Self::at(root);
         if store.root.join(CURRENT).is_file() {
             return Ok(store);
@@ -148,23 +149,28 @@ impl Store {
             names.sort();
             Ok(names)
         };
-        read().map_err(|e| Error::io(&self.root, "list the folder", &e))
+        read().map_err(|e| Error::io(&self.root, "list the folder", e))
     }
 
     /// The hub of generation `id`.
-    pub fn hub(&self, id: &GenerationId) -> Result<Hub> {
+    pub fn hub(&self, id: &GenerationId) -> Result<Arc<Hub>> {
         Ok(self.contents(id)?.hub)
     }
 
     /// The encoder that generation `id` belongs to, opened.
     pub fn encoder(&self, id: &GenerationId, options: &Options) -> Result<Encoder> {
-        let pin = self.manifest(id)?.encoder;
-        let host = Arc::new(Cpu::open(options.threads)?);
-        open_encoder(&self.root, &pin, host, options)
+        self.exists(id)?;
+        let pin = Manifest::read(&self.folder(id))?.encoder;
+        self.open_encoder(&pin, options)
     }
 
-    /// What generation `id` grew from. Its manifest says so: one can go back from a generation
-    /// with other damage.
+    pub(super) fn open_encoder(&self, pin: &EncoderPin, options: &Options) -> Result<Encoder> {
+        let host = Arc::new(Cpu::open(options.threads)?);
+        open_encoder(&self.root, pin, host, options)
+    }
+
+    /// The parent of generation `id`. Only the manifest is read, so one can go back from a
+    /// generation whose other parts are damaged.
     pub fn parent(&self, id: &GenerationId) -> Result<GenerationId> {
         self.exists(id)?;
         match Manifest::read(&self.folder(id))?.parent {
@@ -209,26 +215,28 @@ impl Store {
         self.root.join(id.as_str())
     }
 
-    /// The generation that `current` names, whether it is whole or not.
+    /// The generation that the file `current` names, damaged or not.
     pub fn current(&self) -> Result<GenerationId> {
         let path = self.root.join(CURRENT);
         let text = files::read_text(&path, 1024)?;
         text.trim().parse().map_err(|e: Error| e.at(path.display()))
     }
 
-    /// Opens the current generation with `open` or, when it is damaged, what it grew from.
+    /// Opens the current generation with `open` or, if it is damaged, an earlier one.
     ///
-    /// `open` gets a generation and why the current one was passed over; its inner error is the
-    /// generation's own fault, its outer one is not. A fallback goes back only: to the ancestors of
-    /// the current generation, then to those made before it; where `current` itself is lost, to the
-    /// newest. What passes, such as a lack of file handles or of permission, is no damage.
+    /// `read` reads a generation. `open` gets it and why the current one was passed over; its inner
+    /// error is the generation's own fault, its outer one is not. A fallback goes back only: to the
+    /// ancestors of the current generation, then to those made before it; where `current` itself is
+    /// lost, to the newest. What passes, such as a lack of file handles or of permission, is no
+    /// damage.
     ///
     /// Errors: none is whole, or the first error that is no damage.
     pub(crate) fn open_current<T>(
         &self,
+        read: impl Fn(&GenerationId) -> Result<Contents>,
         mut open: impl FnMut(GenerationId, Contents, Option<String>) -> Result<Result<T>>,
     ) -> Result<T> {
-        let mut attempt = |id: &GenerationId, note| match Contents::read(&self.folder(id)) {
+        let mut attempt = |id: &GenerationId, note| match read(id) {
             Ok(contents) => open(id.clone(), contents, note),
             Err(error) => Ok(Err(error)),
         };
@@ -251,7 +259,7 @@ impl Store {
         };
         let passing = match &named {
             Ok(_) => !first.is_damage(),
-            // What `current` says may be anything; that it cannot be read is another matter.
+            // The text in `current` may be damaged; a file that cannot be read now is no damage.
             Err(error) => error.kind() == ErrorKind::Io && !error.is_missing(),
         };
         if passing {
@@ -278,7 +286,7 @@ impl Store {
         Err(first)
     }
 
-    /// Where to go from `current` when it is damaged, the nearest first.
+    /// The generations to try if `current` is damaged, nearest first.
     fn fallbacks(&self, current: Option<&GenerationId>) -> Result<Vec<GenerationId>> {
         let mut ids = self.ids()?;
         ids.reverse();
@@ -291,7 +299,7 @@ impl Store {
         Ok(chain)
     }
 
-    /// What `id` grew from, its parent first, as far as manifests say.
+    /// The ancestors of `id`, its parent first, as far as their manifests can be read.
     fn ancestors(&self, id: &GenerationId) -> Vec<GenerationId> {
         let mut chain = Vec::new();
         let mut last = id.clone();
@@ -336,21 +344,17 @@ impl Store {
 
     /// Checks every part of `id` against its manifest, and whether each can be opened.
     ///
-    /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked once,
-    /// as before it was published.
+    /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked
+    /// once, as before it was published.
     pub fn check(&self, id: &GenerationId) -> Result<Manifest> {
-        self.check_contents(id, self.contents(id)?)
+        let contents = self.contents(id)?;
+        self.check_contents(id, &contents)?;
+        Ok(contents.manifest)
     }
 
-    /// As [`Store::check`], of what was read already.
-    pub(crate) fn check_contents(&self, id: &GenerationId, contents: Contents) -> Result<Manifest> {
-        let manifest = contents.manifest.clone();
-        self.ask(id, contents)?;
-        Ok(manifest)
-    }
-
-    /// [`ask`] with the generation's encoder, where that is found.
-    fn ask(&self, id: &GenerationId, contents: Contents) -> Result<()> {
+    /// As [`Store::check`], of what was read already: [`ask`] with the generation's encoder, where
+    /// that is found.
+    pub(crate) fn check_contents(&self, id: &GenerationId, contents: &Contents) -> Result<()> {
         contents.check_parts()?;
         let mut options = Options::default().device("cpu").threads(1);
         options.look_in.clone_from(&self.look_in);
@@ -383,14 +387,14 @@ impl Store {
         Ok(self.ids()?.into_iter().map(report).collect())
     }
 
-    /// What is wrong with the files of `id`, if anything.
+    /// The damage of the files of `id`, if there is some.
     fn damage(&self, id: &GenerationId) -> Option<Error> {
         let contents = Contents::read(&self.folder(id));
         contents.and_then(|contents| contents.check_parts()).err()
     }
 
-    /// Makes `id` the current generation; it is checked first, as by [`Store::check`]. What is current
-    /// now need not be good, nor be there.
+    /// Makes `id` the current generation; it is checked first, as by [`Store::check`]. The
+    /// generation that is current now may be damaged or missing.
     pub fn set_current(&self, id: &GenerationId) -> Result<()> {
         let _lock = self.lock()?;
         self.check(id)?;
@@ -410,37 +414,19 @@ impl Store {
         Ok(parent)
     }
 
-    /// Makes a child of the current generation and publishes it, all while no other writer can:
-    /// two changes at once would both start from the same parent, and one would be lost.
-    ///
-    /// `encoder`: the generation's, where it is open already.
-    pub(crate) fn change(
-        &self,
-        made_by: &str,
-        encoder: Option<&Arc<Encoder>>,
-        change: impl FnOnce(&mut Contents) -> Result<()>,
-    ) -> Result<GenerationId> {
-        let lock = self.lock()?;
-        let parent = self.current()?;
-        let mut contents = self.contents(&parent)?;
-        change(&mut contents)?;
-        let draft = contents.child(parent, made_by.to_owned());
-        self.publish(&lock, &draft, encoder)
-    }
-
-    /// Writes `draft`, reads it back, opens it, asks it once, and makes it current; whatever goes
-    /// wrong, nothing has changed.
+    /// Writes `child`, reads it back, opens it, asks it once, and makes it current. On an error the
+    /// store is unchanged.
     pub(crate) fn publish(
         &self,
         lock: &Lock,
-        draft: &Draft,
+        child: &Contents,
         encoder: Option<&Arc<Encoder>>,
     ) -> Result<GenerationId> {
         let unchanged = |e: Error| match self.current() {
             Ok(current) => e.but(format!("nothing was published, {current} stays current")),
             Err(_) => e.but("nothing was published"),
         };
-        let (id, new) = self.write(lock, draft, encoder).map_err(unchanged)?;
+        let (id, new) = self.write(lock, child, encoder).map_err(unchanged)?;
         if let Err(error) = self.point_to(&id) {
             if self.current().is_ok_and(|current| current == id) {
                 return Err(error);
@@ -450,83 +436,83 @@ impl Store {
             }
             return Err(unchanged(error));
         }
-        log::info!("published {id}: {}", draft.made_by);
+        log::info!("published {id}: {}", child.manifest.made_by);
         Ok(id)
     }
 
-    /// Writes `draft` as a generation that is whole, and does not make it current.
+    /// Writes `child` as a complete generation, and does not make it current.
     pub(crate) fn publish_beside(
         &self,
-        draft: &Draft,
+        child: &Contents,
         encoder: Option<&Arc<Encoder>>,
     ) -> Result<GenerationId> {
-        Ok(self.write(&self.lock()?, draft, encoder)?.0)
+        Ok(self.write(&self.lock()?, child, encoder)?.0)
     }
 
     fn write(
         &self,
         _lock: &Lock,
-        draft: &Draft,
+        child: &Contents,
         encoder: Option<&Arc<Encoder>>,
     ) -> Result<(GenerationId, bool)> {
-        draft.write(&self.root, |id, contents| match encoder {
+        child.write(&self.root, |id, contents| match encoder {
             Some(encoder) => ask(id, contents, encoder),
-            None => self.ask(id, contents),
+            None => self.check_contents(id, contents),
         })
     }
 
-    /// Publishes what took long to make, from when `base` was current. Where another generation is by
-    /// now, `carry` makes of it what grew from that one, if it can.
+    /// Publishes a child that took long to make, begun when `base` was current. If another
+    /// generation has become current since, `carry` may rebase the child on it.
     ///
-    /// Errors: another generation has become current since, and nothing was carried over. The draft is
-    /// published beside it then, and nothing of either is lost.
+    /// Errors: another generation has become current since, and nothing was carried over. The child
+    /// is published beside it then, and nothing of either is lost.
     pub(crate) fn publish_after(
         &self,
         base: Option<&GenerationId>,
-        draft: &Draft,
+        child: &Contents,
         encoder: &Arc<Encoder>,
-        carry: impl FnOnce(&GenerationId, &Contents) -> Option<Draft>,
+        carry: impl FnOnce(&GenerationId, &Contents) -> Option<Contents>,
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         match self.current().ok() {
             Some(now) if base.is_some_and(|base| *base != now) => {
                 let contents = self.contents(&now).ok();
-                if let Some(draft) = contents.and_then(|contents| carry(&now, &contents)) {
+                if let Some(carried) = contents.and_then(|contents| carry(&now, &contents)) {
                     log::info!(
                         "{now} has become current meanwhile: the hub's changes are carried over"
                     );
-                    return self.publish(&lock, &draft, Some(encoder));
+                    return self.publish(&lock, &carried, Some(encoder));
                 }
-                let (id, _) = self.write(&lock, draft, Some(encoder))?;
+                let (id, _) = self.write(&lock, child, Some(encoder))?;
                 bail!(
                     Refused,
                     "{now} has become current meanwhile and stays so; {id} is published beside it: \
                      `hubrouter generation rollback --to {id}` makes it current"
                 )
             }
-            _ => self.publish(&lock, draft, Some(encoder)),
+            _ => self.publish(&lock, child, Some(encoder)),
         }
     }
 
-    /// Finds out whether a generation of so many bytes can be published.
+    /// Checks that a generation of so many bytes can be published.
     pub(crate) fn check_writable(&self, bytes: u64) -> Result<()> {
         let _lock = self.lock()?;
         files::try_writing(&self.root, bytes)
     }
 
-    /// Takes away what an interrupted update left, if there is something; it is of no use, and of
-    /// no harm, once the update is published.
+    /// Deletes the state of an interrupted update, if there is one. Once the update is published it
+    /// is useless, and harmless if it stays.
     pub(crate) fn clear_resume(&self) {
         let path = self.root.join(RESUME);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                log::warn!("{}", Error::io(&path, "remove", &e));
+                log::warn!("{}", Error::io(&path, "remove", e));
             }
             _ => (),
         }
     }
 
-    /// What changed from `old` to `new`.
+    /// The difference from `old` to `new`.
     pub fn diff(&self, old: &GenerationId, new: &GenerationId) -> Result<Difference> {
         let (a, b) = (self.contents(old)?, self.contents(new)?);
         let mut difference = Difference {
@@ -565,8 +551,8 @@ impl Store {
         Ok(difference)
     }
 
-    /// Removes generations, keeping the current one and its `keep` newest ancestors, and whatever
-    /// writers that are dead left unfinished. A dry run only says what that would be.
+    /// Removes all generations but the current one and its `keep` newest ancestors, and the
+    /// unfinished files of dead writers. A dry run only reports what it would remove.
     pub fn prune(&self, keep: usize, dry_run: bool) -> Result<Pruned> {
         let _lock = if dry_run { None } else { Some(self.lock()?) };
         let current = self.current()?;
@@ -581,7 +567,7 @@ impl Store {
                     continue;
                 }
                 if !dry_run {
-                    remove(&path).map_err(|e| Error::io(&path, "remove", &e))?;
+                    remove(&path).map_err(|e| Error::io(&path, "remove", e))?;
                 }
                 pruned.leftovers += 1;
             } else if let Some(id) = id_of(&name).filter(|id| !kept.contains(id)) {
@@ -594,13 +580,14 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Keeps other writers out; waits for those that are at work, with a word in the log, and an end.
+    /// Keeps other writers out. Waits for those at work, for a limited time, and says so in the
+    /// log.
     pub(crate) fn lock(&self) -> Result<Lock> {
         Lock::in_turn(&self.root)
     }
 
-    /// Keeps others from learning into this store: they share the file of an interrupted update.
-    /// None where nothing can be written, and so nothing can meet.
+    /// Keeps other processes from learning into this store, since they would share the file of an
+    /// interrupted update. `None` if the store is read-only: then none can write it.
     pub(crate) fn lock_learning(&self) -> Result<Option<Lock>> {
         let does = "learns into this store; try again when it has ended";
         match Lock::at_once(&self.root, LEARNING, does) {

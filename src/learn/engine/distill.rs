@@ -5,8 +5,9 @@ use super::{Layout, Shape};
 use crate::device::{Device, Pass, Place, Read, Tensor};
 use crate::error::Result;
 use crate::ops::Ops;
-use crate::ops::distill::{Across, Slopes, UnitRows};
+use crate::ops::distill::Slopes;
 use crate::ops::matmul::{Matmul, Product};
+use crate::ops::normalize;
 
 /// What a teacher is for the engine.
 #[derive(Clone, Copy, Debug)]
@@ -95,10 +96,10 @@ impl Student {
         ] {
             tensor.resize(z.rows());
         }
-        let (x, unit) = (z.part(z.place()), &mut self.u);
-        ops.distill.unit_rows(pass, UnitRows { x, unit });
-        let (x, unit) = (theta.part(self.rows(scorer.e)), &mut self.v);
-        ops.distill.unit_rows(pass, UnitRows { x, unit });
+        let e = theta.part(self.rows(scorer.e));
+        for (z, u) in [(z.part(z.place()), &mut self.u), (e, &mut self.v)] {
+            ops.normalize.forward(pass, normalize::Forward { z, u });
+        }
         let place = self.scores.place();
         ops.matmul.nt(
             pass,
@@ -167,12 +168,13 @@ impl Student {
         product(Matmul::nn, &self.v, &mut self.du);
         product(Matmul::tn, &self.u, &mut self.dv);
         let place = z.place();
-        for (x, place, unit, g, grad) in [
+        for (z, place, u, du, grad) in [
             (z, place, &self.u, &self.du, dz),
             (theta, rows, &self.v, &self.dv, grad),
         ] {
-            let (x, grad) = (x.part(place), grad.part_mut(place));
-            ops.distill.across(pass, Across { x, unit, g, grad });
+            let (z, dz) = (z.part(place), grad.part_mut(place));
+            let b = normalize::Backward { z, u, du, dz };
+            ops.normalize.backward(pass, b);
         }
         Some(pass.read(&self.losses))
     }

@@ -5,7 +5,9 @@ use super::{Layout, Shape};
 use crate::device::{Device, Pass, Place, Read, Tensor};
 use crate::error::Result;
 use crate::ops::Ops;
-use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, Room, Targets, invert};
+use crate::ops::contrastive::{
+    CandidateSet, Inverse, LossAndGradients, LossWorkspace, Targets, invert,
+};
 use crate::ops::matmul::Product;
 
 /// The tensors between pooled vectors and the loss.
@@ -24,7 +26,7 @@ pub(super) struct Head {
     pub(super) losses: Tensor,
     /// [B, K] and its inverse.
     pub(super) candidates: Option<(Tensor, Inverse)>,
-    pub(super) room: Room,
+    pub(super) workspace: LossWorkspace,
     /// Where there is a teacher.
     student: Option<Student>,
 }
@@ -52,15 +54,15 @@ impl Head {
             examples, targets, ..
         } = shape;
         let (width, models) = (layout.w.rows, layout.e.rows);
-        let (candidates, room) = match shape.candidates {
+        let (candidates, workspace) = match shape.candidates {
             Some(k) => (
                 Some((
                     device.ids("candidates", examples, k)?,
                     Inverse::new(device, examples, k)?,
                 )),
-                Room::sampled(device, examples, k, width)?,
+                LossWorkspace::sampled(device, examples, k, width)?,
             ),
-            None => (None, Room::all(device, examples, models, width)?),
+            None => (None, LossWorkspace::all(device, examples, models, width)?),
         };
         Ok(Self {
             z: device.scratch("z", examples, width)?,
@@ -70,7 +72,7 @@ impl Head {
             weights: device.scratch("weights", examples, 1)?,
             losses: device.scratch("losses", examples, 1)?,
             candidates,
-            room,
+            workspace,
             student: teaching
                 .map(|teaching| Student::new(device, shape, layout, teaching))
                 .transpose()?,
@@ -148,8 +150,8 @@ impl<'o> Router<'o> {
         self.project(pass, theta, h, &mut head.z);
         let z = head.z.place();
         let candidates = match &head.candidates {
-            Some((ids, inverse)) => Candidates::Sampled { ids, inverse },
-            None => Candidates::All,
+            Some((ids, inverse)) => CandidateSet::Sampled { ids, inverse },
+            None => CandidateSet::All,
         };
         self.ops.contrastive.loss_and_gradients(
             pass,
@@ -164,7 +166,7 @@ impl<'o> Router<'o> {
                     mass: &head.target_mass,
                     weights: &head.weights,
                 },
-                room: &mut head.room,
+                workspace: &mut head.workspace,
                 losses: &mut head.losses,
                 dz: &mut head.dz,
                 d_rows: grad.part_mut(self.e),

@@ -3,7 +3,7 @@
 use super::{End, Layout};
 use crate::device::{Pass, Place, Read, Tensor};
 use crate::ops::Ops;
-use crate::ops::anchor::{Form, Pull, Weighted};
+use crate::ops::anchor::{Distance, Pull, Weighted};
 
 /// What holds parameters near earlier ones in a step.
 #[derive(Clone, Copy)]
@@ -72,9 +72,9 @@ impl Anchors {
             pass,
             Pull {
                 form: if self.raw {
-                    Form::Raw
+                    Distance::Raw
                 } else {
-                    Form::Normalized
+                    Distance::Normalized
                 },
                 rows: theta.part(rows),
                 reference: &references.rows,
@@ -87,7 +87,7 @@ impl Anchors {
         ops.anchor.pull(
             pass,
             Pull {
-                form: Form::Raw,
+                form: Distance::Raw,
                 rows: theta.part(layout.w),
                 reference: &references.w,
                 touched: None,

@@ -25,7 +25,7 @@ use crate::learn::targets::Target;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::lora::Adapter;
-use crate::model::training::{Kept, Training};
+use crate::model::training::{Training, TrainingTensors};
 use crate::num::to_u32;
 use crate::ops::adamw::{self, Clip, Listed, Segment};
 use crate::ops::anchor::Weighted;
@@ -194,7 +194,7 @@ pub(crate) struct Engine {
 
 /// The tensors of a micro-batch through the encoder.
 struct Full {
-    kept: Kept,
+    tensors: TrainingTensors,
     head: Head,
 }
 
@@ -207,7 +207,7 @@ struct FromPooled {
 
 /// The tensors of a step's end.
 struct End {
-    adamw: adamw::Room,
+    adamw: adamw::NormWorkspace,
     /// Distances of E's anchored rows, and of W's.
     row_losses: Tensor,
     w_losses: Tensor,
@@ -233,7 +233,7 @@ impl Engine {
         let zeros = vec![0.0; layout.len()];
         let flat = |label, values: &[f32]| device.upload(label, layout.len(), values);
         let end = End {
-            adamw: adamw::Room::new(device)?,
+            adamw: adamw::NormWorkspace::new(device)?,
             row_losses: device.scratch("row losses", layout.e.rows, 1)?,
             w_losses: device.scratch("w losses", layout.w.rows, 1)?,
             touched: device.ids("touched", layout.e.rows, 1)?,
@@ -531,7 +531,7 @@ impl Engine {
                         ids: &end.moved,
                     }),
                     clip,
-                    room: &mut end.adamw,
+                    workspace: &mut end.adamw,
                 },
             );
             (reads, ewc, pass.read(&end.adamw.norm))
@@ -714,9 +714,9 @@ impl Engine {
             };
             let theta = &self.flat.theta;
             let (read, outcome) = encoder.device().run(&mut plan, |pass, full| {
-                full.kept.upload(pass, &batch);
-                training.forward(pass, theta, &mut full.kept);
-                pass.read(&full.kept.pooled)
+                full.tensors.upload(pass, &batch);
+                training.forward(pass, theta, &mut full.tensors);
+                pass.read(&full.tensors.activations.pooled)
             })?;
             vectors.extend_from_slice(outcome.f32(read));
             done += count;
@@ -737,7 +737,7 @@ impl Engine {
         };
         let inputs = encoder.width();
         let full = Full {
-            kept: Kept::new(
+            tensors: TrainingTensors::new(
                 encoder.device(),
                 encoder.config(),
                 &self.layout.adapter,
@@ -853,16 +853,17 @@ impl Engine {
         });
         let Flat { theta, grad, .. } = &mut self.flat;
         let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
-            let Full { kept, head } = t;
-            kept.upload(pass, &batch);
+            let Full { tensors, head } = t;
+            tensors.upload(pass, &batch);
             if let Some(keys) = &keys {
-                kept.upload_keys(pass, keys);
+                tensors.upload_keys(pass, keys);
             }
             head.upload(pass, &packed);
-            training.forward(pass, theta, kept);
-            let dh = Some(&mut kept.d_pooled);
-            let reads = router.gradients(pass, theta, grad, &kept.pooled, dh, head);
-            training.backward(pass, theta, grad, kept);
+            training.forward(pass, theta, tensors);
+            let dh = Some(&mut tensors.d_pooled);
+            let h = &tensors.activations.pooled;
+            let reads = router.gradients(pass, theta, grad, h, dh, head);
+            training.backward(pass, theta, grad, tensors);
             reads
         })?;
         self.full = Some(plan);

@@ -8,7 +8,7 @@ use super::{Learner, Status, Watch};
 use crate::encoder::seen::{Seen, look};
 use crate::error::Result;
 use crate::generation::cards::{self, CARDS};
-use crate::generation::{ADAPTER, Contents, Draft, Learned, rows};
+use crate::generation::{ADAPTER, Contents, Learned, rows};
 use crate::learn::accuracy::{Accuracy, Measurement};
 use crate::learn::candidates::Candidates;
 use crate::learn::engine::{Engine, Layout};
@@ -73,7 +73,7 @@ impl Learner {
         began: Instant,
         before: &Measurement,
         watch: Watch<'_>,
-    ) -> Result<(Draft, Report)> {
+    ) -> Result<(Contents, Report)> {
         let Trained {
             mut engine,
             mut candidates,
@@ -104,8 +104,8 @@ impl Learner {
         let mut draft = self.trained(contents, &update.task, &parameters, parts, &device)?;
         draft.check_rows()?;
         self.publish_memory(&mut draft, &mut update, &looked)?;
-        let child = draft.contents();
-        let (after, gained) = self.served(&child, &update, watch)?;
+        let child = &draft;
+        let (after, gained) = self.served(child, &update, &looked, watch)?;
         let mut report = self.report(&update, &prompts, [before, &after, &gained]);
         let parent = &update.contents;
         report.projection_drift = report::projection_drift(&parent.projection, &child.projection);
@@ -125,7 +125,7 @@ impl Learner {
         mut update: Update,
         began: Instant,
         watch: Watch<'_>,
-    ) -> Result<(Draft, Report)> {
+    ) -> Result<(Contents, Report)> {
         let encoder = Arc::clone(&update.encoder);
         let parent = self.serving(&update.contents, &encoder)?;
         let looked = self.look(&update, parent.network(), watch)?;
@@ -137,17 +137,18 @@ impl Learner {
         drop(parent);
         let mut draft = update.contents.clone().child(self.parent.clone(), made_by);
         draft.embeddings.extend(new_rows);
-        draft.hub = update.task.hub.clone();
+        draft.hub = Arc::new(update.task.hub.clone());
         let parts = std::mem::take(&mut prompts.parts).into_iter();
         draft
             .parts
             .extend(parts.map(|(name, bytes)| (name.to_owned(), bytes)));
         let trained = update.contents.manifest.learned.as_ref();
         let trained = trained.is_some_and(|learned| learned.trained);
-        draft.learned = Some(self.learned_by(&update.task, encoder.device_name(), trained));
+        draft.manifest.learned =
+            Some(self.learned_by(&update.task, encoder.device_name(), trained));
         draft.check_rows()?;
         self.publish_memory(&mut draft, &mut update, &looked)?;
-        let child = self.serving(&draft.contents(), &encoder)?;
+        let child = self.serving(&draft, &encoder)?;
         let after = self.best_of(&child, &update.old, &looked.old)?;
         let gained = self.best_of(&child, &update.new, &looked.new)?;
         let mut report = self.report(&update, &prompts, [&before, &after, &gained]);
@@ -164,52 +165,75 @@ impl Learner {
         Ok(Measurement::new(&serving.hub, &rows, &best))
     }
 
-    /// Looks at the prompts of an update with `bert`; what was seen of held-out ones before counts where
-    /// the encoder stays.
+    /// Looks at the prompts of an update with `bert`. What an earlier update saw of its held-out
+    /// prompts counts where the encoder stays.
     fn look(&self, update: &Update, bert: &Bert, watch: Watch<'_>) -> Result<Looked> {
-        let Some(memory) = &update.memory else {
-            return Ok(Looked::default());
-        };
         let learned = &update.task.rows[..update.learned.len()];
-        let width = memory.width();
-        let stays = |row: &&Row| {
-            let kept = row.seen.as_ref().filter(|seen| seen.layers.len() == width);
-            kept.filter(|_| !update.trains).cloned()
-        };
-        let rows: Vec<&Row> = learned
-            .iter()
-            .chain(&update.new)
-            .chain(&update.old)
-            .collect();
-        let mut seen: Vec<Option<Seen>> = rows.iter().map(stays).collect();
-        let missing: Vec<&Tokens> = rows
-            .iter()
-            .zip(&seen)
-            .filter_map(|(row, seen)| row.tokens().filter(|_| seen.is_none()))
-            .collect();
-        let found = look(
-            &update.encoder,
-            bert,
-            memory.layers(),
-            &missing,
-            &mut |done| {
-                watch(&Status::of("encoding", done, missing.len()));
-            },
-        )?;
-        let mut found = found.into_iter();
-        for (row, seen) in rows.iter().zip(&mut seen) {
-            if seen.is_none() && row.tokens().is_some() {
-                *seen = found.next();
-            }
-        }
-        // Rows of which nothing can be seen are not measured, and were taken out of `old`.
-        let mut seen = seen.into_iter().map(Option::unwrap_or_default);
+        let all = learned.iter().chain(&update.new).chain(&update.old);
+        let all: Vec<&Row> = all.collect();
+        let mut seen = self
+            .look_at(update, &all, bert, !update.trains, watch)?
+            .into_iter();
         let mut take = |count: usize| seen.by_ref().take(count).collect();
         Ok(Looked {
             learned: take(learned.len()),
             new: take(update.new.len()),
             old: take(update.old.len()),
         })
+    }
+
+    /// Looks at `rows` with `bert`, at those alone that were not seen before where `seen_counts`.
+    /// Empty where the child has no memory.
+    fn look_at(
+        &self,
+        update: &Update,
+        rows: &[&Row],
+        bert: &Bert,
+        seen_counts: bool,
+        watch: Watch<'_>,
+    ) -> Result<Vec<Seen>> {
+        let Some(memory) = &update.memory else {
+            return Ok(Vec::new());
+        };
+        let width = memory.width();
+        let kept = |row: &&Row| {
+            let kept = row.seen.as_ref().filter(|seen| seen.layers.len() == width);
+            kept.filter(|_| seen_counts).cloned()
+        };
+        let mut seen: Vec<Option<Seen>> = rows.iter().map(kept).collect();
+        let missing: Vec<&Tokens> = rows
+            .iter()
+            .zip(&seen)
+            .filter_map(|(row, seen)| row.tokens().filter(|_| seen.is_none()))
+            .collect();
+        let mut say = |done| {
+            watch(&Status::of("encoding", done, missing.len()));
+        };
+        let layers = memory.layers();
+        let found = look(&update.encoder, bert, layers, &missing, &mut say)?;
+        let mut found = found.into_iter();
+        for (row, seen) in rows.iter().zip(&mut seen) {
+            if seen.is_none() && row.tokens().is_some() {
+                *seen = found.next();
+            }
+        }
+        // Rows of which nothing can be seen were taken out of `old`: they are not measured.
+        Ok(seen.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// What an update that trains is measured against: its parent on earlier held-out prompts.
+    pub(super) fn measured_before(&self, update: &Update, watch: Watch<'_>) -> Result<Measurement> {
+        if update.old.is_empty() {
+            return Ok(Measurement::default());
+        }
+        let parent = self.serving(&update.contents, &update.encoder)?;
+        if update.memory.is_none() {
+            let [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
+            return Ok(before);
+        }
+        let old: Vec<&Row> = update.old.iter().collect();
+        let seen = self.look_at(update, &old, parent.network(), true, watch)?;
+        self.best_of(&parent, &update.old, &seen)
     }
 
     /// Looks at the prompts with the trained encoder, and moves the memory after it.
@@ -226,10 +250,10 @@ impl Learner {
         let merged =
             |factors: Option<Factors>| factors.map(|factors| encoder.merged(&factors)).transpose();
         let is = merged(parameters.factors())?;
-        let is = is.as_ref().unwrap_or(encoder.bert());
+        let is = encoder.or_own(is.as_ref())?;
         if memory.prompts() > 0 {
             let was = merged(update.contents.factors(encoder.config())?)?;
-            let was = was.as_ref().unwrap_or(encoder.bert());
+            let was = encoder.or_own(was.as_ref())?;
             let replayed = update.task.rows.iter().filter(|row| row.replay);
             let mut tokens: Vec<&Tokens> = replayed.filter_map(Row::tokens).collect();
             if tokens.is_empty() {
@@ -247,7 +271,7 @@ impl Learner {
     /// Adds the update's prompts to the memory, and what is served of it to `draft`.
     fn publish_memory(
         &self,
-        draft: &mut Draft,
+        draft: &mut Contents,
         update: &mut Update,
         looked: &Looked,
     ) -> Result<()> {
@@ -301,7 +325,15 @@ impl Learner {
         let mut withheld = withhold(replay, held_out, settings.replay_privacy, &update.encoder)?;
         withheld.held_out += lost;
         if settings.replay_strategy != ReplayStrategy::None {
-            let vectors = experience::frozen_vectors(&update.encoder, &update.learned)?;
+            let vectors = match update.trains {
+                true => experience::frozen_vectors(&update.encoder, &update.learned)?,
+                // The memory has looked at them already.
+                false => looked
+                    .learned
+                    .iter()
+                    .map(|seen| seen.pooled.clone())
+                    .collect(),
+            };
             let chosen = experience::choose(&update.learned, rows, &vectors, settings, number);
             replay.entries.extend(chosen);
         }
@@ -330,14 +362,20 @@ impl Learner {
         &self,
         child: &Contents,
         update: &Update,
+        looked: &Looked,
         watch: Watch<'_>,
     ) -> Result<(Measurement, Measurement)> {
         let sets = [&update.old[..], &update.new];
         if sets.iter().all(|rows| rows.is_empty()) {
-            ask(&self.parent, child.clone(), &update.encoder)?;
+            ask(&self.parent, child, &update.encoder)?;
             return Ok(Default::default());
         }
         let serving = self.serving(child, &update.encoder)?;
+        if update.memory.is_some() {
+            let after = self.best_of(&serving, &update.old, &looked.old)?;
+            let gained = self.best_of(&serving, &update.new, &looked.new)?;
+            return Ok((after, gained));
+        }
         let [after, gained] = self.measure(&serving, sets, "measuring after", watch)?;
         Ok((after, gained))
     }
@@ -404,28 +442,28 @@ impl Learner {
         parameters: &Parameters,
         parts: Parts,
         device: &str,
-    ) -> Result<Draft> {
+    ) -> Result<Contents> {
         let Parameters { values, layout } = parameters;
         let mut draft = contents.child(self.parent.clone(), format!("learn {}", self.recipe));
         draft.projection = values[layout.w.offset..layout.w.end()].to_vec();
         draft.embeddings = values[layout.e.offset..layout.e.end()].to_vec();
-        draft.width = layout.w.rows;
-        draft.hub = task.hub.clone();
+        draft.manifest.width = layout.w.rows;
+        draft.hub = Arc::new(task.hub.clone());
         #[expect(
             clippy::cast_possible_truncation,
             reason = "an f32 is what is asked for"
         )]
         {
-            draft.tau = self.settings.tau as f32;
+            draft.manifest.tau = self.settings.tau as f32;
         }
-        draft.adapter = None;
+        draft.manifest.adapter = None;
         let named = |(name, bytes): (&str, Vec<u8>)| (name.to_owned(), bytes);
         draft.parts = parts.into_iter().map(named).collect();
         if let Some(factors) = parameters.factors() {
-            draft.adapter = Some(layout.adapter.lora.clone());
+            draft.manifest.adapter = Some(layout.adapter.lora.clone());
             draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
         }
-        draft.learned = Some(self.learned_by(task, device, true));
+        draft.manifest.learned = Some(self.learned_by(task, device, true));
         Ok(draft)
     }
 

@@ -1,4 +1,5 @@
 //! The learner: an experience in, a child generation out.
+#![expect(clippy::disallowed_types, reason = "a budget, speeds, when to save")]
 
 mod consolidate;
 mod finish;
@@ -9,6 +10,7 @@ mod sound;
 mod start;
 mod steps;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail, caught};
-use crate::generation::{Contents, Draft, GenerationId};
+use crate::generation::{Contents, GenerationId};
 use crate::learn::accuracy::Measurement;
 use crate::learn::candidates::Candidates;
 use crate::learn::experience::{self, Experience, Row};
@@ -107,9 +109,20 @@ pub struct Learner {
     /// What a failure leaves.
     left: Left,
     /// The child, with what it was measured by and what it grew from.
-    learned: Option<(Draft, Arc<Encoder>, Base)>,
+    learned: Option<(Contents, Arc<Encoder>, Base)>,
     /// The gate refused that.
     refused: bool,
+}
+
+impl fmt::Debug for Learner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Learner")
+            .field("store", &self.store.root())
+            .field("parent", &self.parent)
+            .field("recipe", &self.recipe)
+            .field("learned", &self.learned.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Learner {
@@ -263,11 +276,7 @@ impl Learner {
             self.learned = Some((draft, encoder, base));
             return Ok(Outcome::Learned(Box::new(report)));
         }
-        let mut before = Measurement::default();
-        if !update.old.is_empty() {
-            let parent = self.serving(&update.contents, &update.encoder)?;
-            [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
-        }
+        let before = self.measured_before(&update, watch)?;
         let mut engine = self.engine(&update)?;
         let consolidated = self.consolidated(&mut engine, &update)?;
         let steps = update.task.schedule.steps;
@@ -349,7 +358,7 @@ impl Learner {
     }
 
     /// What was learned, to be published.
-    fn publishable(&mut self) -> Result<(Draft, Arc<Encoder>, Base)> {
+    fn publishable(&mut self) -> Result<(Contents, Arc<Encoder>, Base)> {
         match self.learned.take() {
             _ if self.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
             Some(learned) => Ok(learned),
@@ -368,7 +377,7 @@ impl Learner {
     /// A generation as it would serve.
     fn serving(&self, contents: &Contents, encoder: &Arc<Encoder>) -> Result<Serving> {
         let (id, encoder) = (self.parent.clone(), Arc::clone(encoder));
-        Serving::new(id, contents.clone(), encoder, None)
+        Serving::new(id, contents, encoder, None)
     }
 
     /// Accuracy on each of `sets`.
@@ -381,11 +390,11 @@ impl Learner {
     ) -> Result<[Measurement; N]> {
         let mut measured = [const { Measurement::new_empty() }; N];
         for (measured, rows) in measured.iter_mut().zip(sets) {
-            let (rows, prompts): (Vec<&Row>, Vec<Tokens>) = rows
+            let (rows, prompts): (Vec<&Row>, Vec<&Tokens>) = rows
                 .iter()
-                .filter_map(|row| Some((row, row.tokens()?.clone())))
+                .filter_map(|row| Some((row, row.tokens()?)))
                 .unzip();
-            let best = serving.best(prompts, &mut |done| {
+            let best = serving.best(&prompts, &mut |done| {
                 watch(&Status::of(stage, done, rows.len()));
             })?;
             *measured = Measurement::new(&serving.hub, &rows, &best);

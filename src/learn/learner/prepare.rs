@@ -10,7 +10,7 @@ use crate::generation::cards::CARDS;
 use crate::generation::{Contents, NewModel};
 use crate::hub::Hub;
 use crate::learn::data::Example;
-use crate::learn::domains::Domains;
+use crate::learn::domains::DomainGroups;
 use crate::learn::engine::Engine;
 use crate::learn::experience::{self, Experience, Extended, Row};
 use crate::learn::forget::kept;
@@ -27,7 +27,7 @@ use crate::store::open_encoder;
 pub(super) struct Task {
     pub(super) rows: Vec<Row>,
     pub(super) hub: Hub,
-    pub(super) domains: Arc<Domains>,
+    pub(super) domains: Arc<DomainGroups>,
     pub(super) experience: u32,
     pub(super) schedule: Schedule,
     /// What is distilled of the parent.
@@ -165,7 +165,7 @@ impl Learner {
         let mut task = Task {
             schedule: Schedule::new(&self.settings, experience.into(), 0),
             rows,
-            domains: Arc::new(Domains::new(&hub)),
+            domains: Arc::new(DomainGroups::new(&hub)),
             hub,
             experience,
             teacher: Teacher::default(),
