@@ -133,7 +133,7 @@ pub fn measure_bundled(
     if let Err(error) = std::fs::remove_file(BundledNote::file(out))
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        return Err(Error::io(&BundledNote::file(out), "remove", &error));
+        return Err(Error::io(&BundledNote::file(out), "remove", error));
     }
     let experiences = &plan.data.experiences;
     let total: usize = experiences.iter().map(|e| e.eval.len()).sum();

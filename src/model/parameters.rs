@@ -8,7 +8,7 @@ use crate::model::Config;
 use crate::model::lora::{Factors, Target};
 use crate::ops::embed::WordRows;
 use crate::ops::linear::Weight;
-use crate::weights::{Dtype, View, Weights};
+use crate::weights::{Dtype, View, Weights, half_bytes};
 
 pub(crate) struct Parameters {
     pub(crate) embeddings: Embeddings,

@@ -16,23 +16,6 @@ const COLUMNS: usize = 2;
 /// Rows of `x` that [`combine`] keeps in cache for all rows of `y`.
 const DEPTH: usize = 128;
 
-/// a . b, in lanes.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0; math::LANES];
-    let (a_blocks, b_blocks) = (a.chunks_exact(math::LANES), b.chunks_exact(math::LANES));
-    let rest = a_blocks.remainder().iter().zip(b_blocks.remainder());
-    for (a, b) in a_blocks.zip(b_blocks) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
-        }
-    }
-    for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
-        *lane += a * b;
-    }
-    math::sum(&lanes, |v| v)
-}
-
 /// `y` [R, C] = `a` [R, W] . `b` [C, W]^T
 pub(crate) fn dots(cpu: &Cpu, a: &[f32], b: &[f32], width: usize, y: &mut [f32]) {
     let (rows, columns) = (a.len() / width, b.len() / width);
@@ -250,6 +233,22 @@ mod tests {
     use super::*;
     use crate::ops::reference::noise;
     use crate::ops::testing::{assert_close, wide};
+
+    /// a . b, in lanes.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0; math::LANES];
+        let (a_blocks, b_blocks) = (a.chunks_exact(math::LANES), b.chunks_exact(math::LANES));
+        let rest = a_blocks.remainder().iter().zip(b_blocks.remainder());
+        for (a, b) in a_blocks.zip(b_blocks) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
+            }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
+            *lane += a * b;
+        }
+        math::sum(&lanes, |v| v)
+    }
 
     #[test]
     fn products_match_f64_and_do_not_depend_on_threads() {
