@@ -26,6 +26,7 @@ use crate::ops::reference::{dot, normalize};
 use crate::ops::testing::adapter_name;
 use crate::ops::testing::{assert_close, noise, wide};
 use crate::options::Options;
+#[cfg(feature = "gpu")]
 use crate::serve::Serving;
 use crate::store::Store;
 use crate::text::tokenizer::Tokens;

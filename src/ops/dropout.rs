@@ -249,7 +249,6 @@ fn masked_in_f64(keys: &[u32], (using, rate): (u32, f32), x: &[f64]) -> Vec<f64>
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ops::testing::{check, outputs};
 

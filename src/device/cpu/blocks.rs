@@ -5,7 +5,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use crate::device::cpu::{Cpu, math};
+use crate::device::cpu::Cpu;
 
 /// Rows of a register tile.
 const ROWS: usize = 4;
@@ -231,6 +231,7 @@ fn combine_tile<S: Simd>(
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::cpu::math;
     use crate::ops::reference::noise;
     use crate::ops::testing::{assert_close, wide};
 
