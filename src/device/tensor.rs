@@ -295,6 +295,7 @@ impl Tensor {
     }
 
     /// The buffer of a GPU's tensor.
+    #[cfg(feature = "gpu")]
     pub(super) fn buffer(&self) -> &gpu::Buffer {
         match &self.storage {
             Storage::Gpu(buffer) => buffer,

@@ -13,6 +13,7 @@ pub(crate) enum Stream {
     Replay = 4,
     Dropout = 5,
     Mining = 6,
+    #[cfg(feature = "cmrbench")]
     Bootstrap = 7,
 }
 
