@@ -5,4 +5,5 @@ pub(crate) mod encoding;
 pub(crate) mod lines;
 pub(crate) mod query;
 pub(crate) mod tokenizer;
+mod wordpiece;
 pub(crate) mod words;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams};
 
 use crate::error::{ErrorKind, Result, bail, caught, error};
+use crate::text::wordpiece::{Encoded, WordPiece};
 use crate::text::words::words;
 
 /// Bytes that a token takes at most in ordinary text; only a first guess, see [`Tokenizer::encode`].
@@ -25,6 +26,8 @@ const PROBE: &str = "Hello, w\u{f6}rld! \u{6f22} \u{1f426}";
 
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same for most prompts, faster.
+    fast: Option<WordPiece>,
     max_tokens: usize,
     vocabulary: usize,
     /// Special tokens that every prompt gets.
@@ -51,12 +54,14 @@ impl Tokenizer {
     /// Reads a `tokenizer.json` for an encoder of `vocabulary` rows. Padding and truncation of the
     /// file are replaced by `max_tokens`.
     pub(crate) fn from_json(json: &[u8], max_tokens: usize, vocabulary: usize) -> Result<Self> {
-        check_growth(json)?;
+        let file: Value =
+            serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
+        check_growth(&file["normalizer"])?;
         let inner = caught("reading the tokenizer", || {
             tokenizers::Tokenizer::from_bytes(json)
                 .map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))
         })?;
-        let tokenizer = Self::limited(inner, max_tokens, vocabulary)?;
+        let tokenizer = Self::limited(inner, &file, max_tokens, vocabulary)?;
         match tokenizer.encode_all(PROBE) {
             // The probe's words need not be known.
             Err(e) if e.kind() != ErrorKind::InvalidRequest => Err(e),
@@ -66,6 +71,7 @@ impl Tokenizer {
 
     fn limited(
         mut inner: tokenizers::Tokenizer,
+        file: &Value,
         max_tokens: usize,
         vocabulary: usize,
     ) -> Result<Self> {
@@ -86,10 +92,14 @@ impl Tokenizer {
             .with_padding(None)
             .with_truncation(Some(truncation))
             .map_err(|e| error!(Tokenizer, "cannot limit to {max_tokens} tokens: {e}"))?;
+        let fast = caught("trying the tokenizer", || {
+            Ok(WordPiece::of(&inner, file, max_tokens))
+        })?;
         let unknown = unknown_token(&inner);
         let continues = continues(&inner, vocabulary);
         Ok(Self {
             inner,
+            fast,
             max_tokens,
             vocabulary,
             added,
@@ -180,12 +190,16 @@ impl Tokenizer {
 
     /// The tokens of `text`; none: it has none but special ones.
     fn encode_some(&self, text: &str) -> Result<Option<Tokens>> {
-        let encoding = caught("the tokenizer", || {
-            self.inner
-                .encode_fast(text, true)
-                .map_err(|e| error!(Tokenizer, "cannot tokenize: {e}"))
-        })?;
-        let ids = encoding.get_ids().to_vec();
+        let fast = self.fast.as_ref();
+        let encoded = match fast.and_then(|fast| fast.encode(text, self.max_tokens)) {
+            Some(encoded) => encoded,
+            None => self.encode_by_the_crate(text)?,
+        };
+        let Encoded {
+            ids,
+            own,
+            truncated,
+        } = encoded;
         if ids.len() <= self.added {
             return Ok(None);
         }
@@ -197,19 +211,29 @@ impl Tokenizer {
             );
         }
         let unknown = ids.iter().filter(|id| Some(**id) == self.unknown).count();
-        let special = encoding.get_special_tokens_mask();
-        let own = ids
-            .iter()
-            .zip(special)
-            .filter(|(_, special)| **special == 0);
-        let own: Vec<u32> = own.map(|(id, _)| *id).collect();
         let continues = |id: u32| self.continues.get(id as usize) == Some(&true);
         Ok(Some(Tokens {
             words: words(&own, continues),
             ids,
-            truncated: !encoding.get_overflowing().is_empty(),
+            truncated,
             unknown,
         }))
+    }
+
+    fn encode_by_the_crate(&self, text: &str) -> Result<Encoded> {
+        let encoding = caught("the tokenizer", || {
+            self.inner
+                .encode_fast(text, true)
+                .map_err(|e| error!(Tokenizer, "cannot tokenize: {e}"))
+        })?;
+        let ids = encoding.get_ids();
+        let marked = ids.iter().zip(encoding.get_special_tokens_mask());
+        let own = marked.filter(|(_, special)| **special == 0);
+        Ok(Encoded {
+            own: own.map(|(id, _)| *id).collect(),
+            ids: ids.to_vec(),
+            truncated: !encoding.get_overflowing().is_empty(),
+        })
     }
 }
 
@@ -247,15 +271,8 @@ fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> 
 
 /// Refuses a `tokenizer.json` whose normalizers, one after the other, make text longer without
 /// bounds: each `Replace` of one letter by ten makes ten times as much.
-fn check_growth(json: &[u8]) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    struct File {
-        #[serde(default)]
-        normalizer: Value,
-    }
-    let file: File =
-        serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
-    let growth = growth_of(&file.normalizer);
+fn check_growth(normalizer: &Value) -> Result<()> {
+    let growth = growth_of(normalizer);
     if growth > GROWTH {
         bail!(
             Tokenizer,
