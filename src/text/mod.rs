@@ -9,4 +9,5 @@ pub(crate) mod lines;
 )]
 pub(crate) mod query;
 pub(crate) mod tokenizer;
+mod wordpiece;
 pub(crate) mod words;
