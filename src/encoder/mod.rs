@@ -25,6 +25,12 @@ use crate::text::tokenizer::{Tokenizer, Tokens};
 use crate::weights::Weights;
 use bundle::{Bundle, Manifest};
 
+#[cfg(test)]
+thread_local! {
+    /// Prompts and cards that this thread gave to an encoder; steps of learning pack their own.
+    pub(crate) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// A text encoder, opened from a bundle: texts in, pooled vectors out.
 ///
 /// `Send + Sync`; share one in an `Arc`. A [`crate::Router`] holds its own.
@@ -323,6 +329,8 @@ impl Encoder {
     }
 
     pub(crate) fn pack(&self, chunk: &[(usize, Tokens)]) -> PackedBatch {
+        #[cfg(test)]
+        ENCODED.with(|count| count.set(count.get() + chunk.len()));
         let prompts = chunk.iter().map(|(_, tokens)| tokens.ids.as_slice());
         PackedBatch::new(prompts, self.bert.config.first_position)
     }

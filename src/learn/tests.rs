@@ -13,14 +13,19 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::device::Place;
-use crate::encoder::{Encoder, ImportOptions, import_encoder};
+use crate::encoder::{ENCODED, Encoder, ImportOptions, import_encoder};
+use crate::generation::{GenerationId, NewModel};
+use crate::hub::Model;
 use crate::learn::draws::{Draws, Stream};
 use crate::learn::engine::{Anchors, Engine, Hold, Input, Item, Layout, Rates, Shape, Taught};
 use crate::learn::targets::Target;
+use crate::learn::{Accuracy, Control, Example, Experience, Learner, Outcome, Settings, Train};
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::reference::{dot, normalize};
 use crate::ops::testing::{adapter_name, assert_close, noise, wide};
 use crate::options::Options;
+use crate::serve::Serving;
+use crate::store::Store;
 use crate::text::tokenizer::Tokens;
 
 struct Golden {
@@ -896,34 +901,43 @@ fn a_teacher_wakes_the_models_that_it_knows() {
     }
 }
 
+/// A store of a generation of the models `a` and `b`, in a folder that goes away.
+fn two_models(name: &str, encoder: &Arc<Encoder>) -> (Folder, Store, GenerationId) {
+    let name = format!("hubrouter-{name}-{}", std::process::id());
+    let folder = Folder(std::env::temp_dir().join(name));
+    std::fs::create_dir_all(&folder.0).unwrap();
+    let bundle = folder.0.join("toy-bert");
+    import_encoder(
+        "tests/fixtures/toy-bert",
+        &bundle,
+        &ImportOptions::default(),
+    )
+    .unwrap();
+    let store = Store::create(folder.0.join("store")).unwrap();
+    let models = ["a", "b"].map(|name| NewModel::new(Model::new(name, "d"), Vec::new()));
+    let first = store.build(encoder, &models, "test", &mut |_, _| {});
+    let first = first.unwrap();
+    (folder, store, first)
+}
+
+/// Prompts of the two models with these numbers.
+fn prompts(numbers: std::ops::Range<usize>) -> Experience {
+    let example = |i| Example::new(format!("prompt {i}"), ["a", "b"][i % 2]);
+    Experience {
+        models: Vec::new(),
+        examples: numbers.map(example).collect(),
+    }
+}
+
 /// A route with a memory encodes its prompt once.
 #[test]
 fn a_memory_takes_one_encoding() {
-    use crate::generation::NewModel;
-    use crate::hub::Model;
-    use crate::learn::{Control, Example, Experience, Learner, Settings};
-    use crate::serve::Serving;
-    use crate::store::Store;
-
     let options = Options::default().device(adapter_name().as_str());
     let encoder = toy(&options);
-    let folder = Folder(std::env::temp_dir().join(format!("hubrouter-one-{}", std::process::id())));
-    let import = ImportOptions::default();
-    let bundle = folder.0.join("toy-bert");
-    std::fs::create_dir_all(&folder.0).unwrap();
-    import_encoder("tests/fixtures/toy-bert", &bundle, &import).unwrap();
-    let store = Store::create(folder.0.join("store")).unwrap();
-    let models = ["a", "b"].map(|name| NewModel::new(Model::new(name, "d"), Vec::new()));
-    let first = store.build(&encoder, &models, "test", &mut |_, _| {});
-    let first = first.unwrap();
+    let (_folder, store, first) = two_models("one", &encoder);
     let mut learner = Learner::open(store.root(), None, Settings::memory(), options).unwrap();
-    let examples = (0..8).map(|i| Example::new(format!("prompt {i}"), ["a", "b"][i % 2]));
-    let experience = Experience {
-        models: Vec::new(),
-        examples: examples.collect(),
-    };
     let mut go_on = |_: &_| Control::Continue;
-    learner.learn(&experience, None, &mut go_on).unwrap();
+    learner.learn(&prompts(0..8), None, &mut go_on).unwrap();
     let second = learner.commit().unwrap();
     let layers = encoder.config().layers;
     // The memory adds a mean of each layer, unit vectors, a projection, scores by it and by words.
@@ -934,5 +948,63 @@ fn a_memory_takes_one_encoding() {
         let tokens = tokens.into_iter().map(|tokens| (0, tokens.unwrap()));
         let ranked = serving.rank(&tokens.collect::<Vec<_>>(), 2).unwrap();
         assert_eq!(ranked.dispatches, 8 * layers + 9 + more);
+    }
+}
+
+/// What an update encodes besides its steps: its own prompts once by the router's encoder, once more
+/// by the encoder as it came where it chooses a coreset by that, and earlier ones where it trains.
+#[test]
+fn an_update_encodes_no_prompt_twice() {
+    let options = Options::default().device("cpu").threads(1);
+    let encoder = toy(&options);
+    for privacy in ["text", "embeddings", "hashes"] {
+        let (_folder, store, _) = two_models("twice", &encoder);
+        let mut settings = Settings::edge();
+        for (key, value) in [
+            ("train.least", "1"),
+            ("epochs", "1"),
+            ("lora.r", "2"),
+            ("replay.privacy", privacy),
+        ] {
+            settings.set(key, value).unwrap();
+        }
+        let learn = |numbers: std::ops::Range<usize>, settings: &Settings| {
+            let mut learner =
+                Learner::open(store.root(), None, settings.clone(), options.clone()).unwrap();
+            learner = learner.allow_unmeasured(true);
+            let before = ENCODED.get();
+            let outcome = learner.learn(&prompts(numbers), None, &mut |_| Control::Continue);
+            let encoded = ENCODED.get() - before;
+            let Outcome::Learned(report) = outcome.unwrap() else {
+                panic!("stopped");
+            };
+            learner.commit().unwrap();
+            (*report, encoded)
+        };
+        let n = |accuracy: Option<Accuracy>| accuracy.map_or(0, |accuracy| accuracy.n);
+
+        let (report, encoded) = learn(0..40, &settings);
+        assert!(report.trained && n(report.accuracy.new_after) == 8);
+        assert_eq!(encoded, 40 + report.examples, "{privacy}: the first trains");
+
+        let (report, encoded) = learn(40..80, &settings);
+        assert!(!report.trained && report.replay.kept > 0);
+        assert_eq!(
+            n(report.accuracy.old_before),
+            if privacy == "hashes" { 0 } else { 8 }
+        );
+        assert_eq!(encoded, 40, "{privacy}: later ones do not");
+
+        settings.train = Train::Always;
+        let (report, encoded) = learn(80..120, &settings);
+        assert!(report.trained);
+        // A text is looked at before and after the steps, so that the memory can follow.
+        let (own, earlier) = (40 + report.examples, n(report.accuracy.old_after));
+        let followed = match privacy {
+            "text" => report.replayed,
+            _ => report.examples,
+        };
+        assert_eq!(encoded, own + earlier + 2 * followed, "{privacy}");
+        assert_eq!(earlier, if privacy == "text" { 16 } else { 0 });
     }
 }

@@ -105,7 +105,7 @@ impl Learner {
         draft.check_rows()?;
         self.publish_memory(&mut draft, &mut update, &looked)?;
         let child = draft.contents();
-        let (after, gained) = self.served(&child, &update, watch)?;
+        let (after, gained) = self.served(&child, &update, &looked, watch)?;
         let mut report = self.report(&update, &prompts, [before, &after, &gained]);
         let parent = &update.contents;
         report.projection_drift = report::projection_drift(&parent.projection, &child.projection);
@@ -164,52 +164,75 @@ impl Learner {
         Ok(Measurement::new(&serving.hub, &rows, &best))
     }
 
-    /// Looks at the prompts of an update with `bert`; what was seen of held-out ones before counts where
-    /// the encoder stays.
+    /// Looks at the prompts of an update with `bert`. What an earlier update saw of its held-out
+    /// prompts counts where the encoder stays.
     fn look(&self, update: &Update, bert: &Bert, watch: Watch<'_>) -> Result<Looked> {
-        let Some(memory) = &update.memory else {
-            return Ok(Looked::default());
-        };
         let learned = &update.task.rows[..update.learned.len()];
-        let width = memory.width();
-        let stays = |row: &&Row| {
-            let kept = row.seen.as_ref().filter(|seen| seen.layers.len() == width);
-            kept.filter(|_| !update.trains).cloned()
-        };
-        let rows: Vec<&Row> = learned
-            .iter()
-            .chain(&update.new)
-            .chain(&update.old)
-            .collect();
-        let mut seen: Vec<Option<Seen>> = rows.iter().map(stays).collect();
-        let missing: Vec<&Tokens> = rows
-            .iter()
-            .zip(&seen)
-            .filter_map(|(row, seen)| row.tokens().filter(|_| seen.is_none()))
-            .collect();
-        let found = look(
-            &update.encoder,
-            bert,
-            memory.layers(),
-            &missing,
-            &mut |done| {
-                watch(&Status::of("encoding", done, missing.len()));
-            },
-        )?;
-        let mut found = found.into_iter();
-        for (row, seen) in rows.iter().zip(&mut seen) {
-            if seen.is_none() && row.tokens().is_some() {
-                *seen = found.next();
-            }
-        }
-        // Rows of which nothing can be seen are not measured, and were taken out of `old`.
-        let mut seen = seen.into_iter().map(Option::unwrap_or_default);
+        let all = learned.iter().chain(&update.new).chain(&update.old);
+        let all: Vec<&Row> = all.collect();
+        let mut seen = self
+            .look_at(update, &all, bert, !update.trains, watch)?
+            .into_iter();
         let mut take = |count: usize| seen.by_ref().take(count).collect();
         Ok(Looked {
             learned: take(learned.len()),
             new: take(update.new.len()),
             old: take(update.old.len()),
         })
+    }
+
+    /// Looks at `rows` with `bert`, at those alone that were not seen before where `seen_counts`.
+    /// Empty where the child has no memory.
+    fn look_at(
+        &self,
+        update: &Update,
+        rows: &[&Row],
+        bert: &Bert,
+        seen_counts: bool,
+        watch: Watch<'_>,
+    ) -> Result<Vec<Seen>> {
+        let Some(memory) = &update.memory else {
+            return Ok(Vec::new());
+        };
+        let width = memory.width();
+        let kept = |row: &&Row| {
+            let kept = row.seen.as_ref().filter(|seen| seen.layers.len() == width);
+            kept.filter(|_| seen_counts).cloned()
+        };
+        let mut seen: Vec<Option<Seen>> = rows.iter().map(kept).collect();
+        let missing: Vec<&Tokens> = rows
+            .iter()
+            .zip(&seen)
+            .filter_map(|(row, seen)| row.tokens().filter(|_| seen.is_none()))
+            .collect();
+        let mut say = |done| {
+            watch(&Status::of("encoding", done, missing.len()));
+        };
+        let layers = memory.layers();
+        let found = look(&update.encoder, bert, layers, &missing, &mut say)?;
+        let mut found = found.into_iter();
+        for (row, seen) in rows.iter().zip(&mut seen) {
+            if seen.is_none() && row.tokens().is_some() {
+                *seen = found.next();
+            }
+        }
+        // Rows of which nothing can be seen were taken out of `old`: they are not measured.
+        Ok(seen.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// What an update that trains is measured against: its parent on earlier held-out prompts.
+    pub(super) fn measured_before(&self, update: &Update, watch: Watch<'_>) -> Result<Measurement> {
+        if update.old.is_empty() {
+            return Ok(Measurement::default());
+        }
+        let parent = self.serving(&update.contents, &update.encoder)?;
+        if update.memory.is_none() {
+            let [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
+            return Ok(before);
+        }
+        let old: Vec<&Row> = update.old.iter().collect();
+        let seen = self.look_at(update, &old, parent.network(), true, watch)?;
+        self.best_of(&parent, &update.old, &seen)
     }
 
     /// Looks at the prompts with the trained encoder, and moves the memory after it.
@@ -301,7 +324,15 @@ impl Learner {
         let mut withheld = withhold(replay, held_out, settings.replay_privacy, &update.encoder)?;
         withheld.held_out += lost;
         if settings.replay_strategy != ReplayStrategy::None {
-            let vectors = experience::frozen_vectors(&update.encoder, &update.learned)?;
+            let vectors = match update.trains {
+                true => experience::frozen_vectors(&update.encoder, &update.learned)?,
+                // The memory has looked at them already.
+                false => looked
+                    .learned
+                    .iter()
+                    .map(|seen| seen.pooled.clone())
+                    .collect(),
+            };
             let chosen = experience::choose(&update.learned, rows, &vectors, settings, number);
             replay.entries.extend(chosen);
         }
@@ -330,6 +361,7 @@ impl Learner {
         &self,
         child: &Contents,
         update: &Update,
+        looked: &Looked,
         watch: Watch<'_>,
     ) -> Result<(Measurement, Measurement)> {
         let sets = [&update.old[..], &update.new];
@@ -338,6 +370,11 @@ impl Learner {
             return Ok(Default::default());
         }
         let serving = self.serving(child, &update.encoder)?;
+        if update.memory.is_some() {
+            let after = self.best_of(&serving, &update.old, &looked.old)?;
+            let gained = self.best_of(&serving, &update.new, &looked.new)?;
+            return Ok((after, gained));
+        }
         let [after, gained] = self.measure(&serving, sets, "measuring after", watch)?;
         Ok((after, gained))
     }

@@ -263,11 +263,7 @@ impl Learner {
             self.learned = Some((draft, encoder, base));
             return Ok(Outcome::Learned(Box::new(report)));
         }
-        let mut before = Measurement::default();
-        if !update.old.is_empty() {
-            let parent = self.serving(&update.contents, &update.encoder)?;
-            [before] = self.measure(&parent, [&update.old], "measuring before", watch)?;
-        }
+        let before = self.measured_before(&update, watch)?;
         let mut engine = self.engine(&update)?;
         let consolidated = self.consolidated(&mut engine, &update)?;
         let steps = update.task.schedule.steps;
