@@ -36,3 +36,8 @@ pub use memory::{Parts, Strengths};
 pub use options::Options;
 pub use route::{Decision, DomainScore, Ranked, Request, Revisions, Router, Timing};
 pub use store::{Difference, GenerationReport, Pruned, Store};
+
+/// The examples of `docs/library.md` compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryPage;

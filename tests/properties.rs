@@ -277,7 +277,7 @@ fn a_hub_without_anybody_left_says_so() {
 }
 
 #[test]
-fn v28_scores_do_not_depend_on_the_length_of_rows() {
+fn scores_do_not_depend_on_the_length_of_rows_v28() {
     // Property of carve.md V28: only directions of E matter. A card given twice has the same
     // direction as once.
     let folder = Folder::new("directions");

@@ -283,7 +283,7 @@ fn a_state_of_other_models_is_passed_over() {
 
 /// carve.md V28: taking no step reproduces the parent's routes exactly on old models.
 #[test]
-fn v28_no_step_changes_no_route() {
+fn no_step_changes_no_route_v28() {
     let setup = setup("no step");
     let options = cpu(1).encoder(&setup.encoder);
     let scores = |models: usize| -> Vec<Vec<(String, u32)>> {

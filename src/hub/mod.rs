@@ -48,7 +48,7 @@ mod tests {
 
     /// carve.md V1
     #[test]
-    fn v1() {
+    fn parent_groups_of_domains_v1() {
         for (domain, want) in [
             ("Audio Audio Classification", "audio"),
             (

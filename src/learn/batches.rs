@@ -70,7 +70,7 @@ mod tests {
 
     /// carve.md V18: groups of 40, 17, 5, 1 with B = 16 make 7 batches.
     #[test]
-    fn v18_batches_of_one_domain() {
+    fn batches_hold_one_domain_v18() {
         let domains: Vec<&str> = [("a", 40), ("b", 17), ("c", 5), ("d", 1)]
             .into_iter()
             .flat_map(|(domain, rows)| [domain].repeat(rows))

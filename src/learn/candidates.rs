@@ -324,7 +324,7 @@ mod tests {
 
     /// carve.md V6
     #[test]
-    fn v6() {
+    fn counts_of_candidates_match_hand_values_v6() {
         let hub = registry();
         let mut candidates = of(&hub, Settings::base());
         check(&mut candidates, IMAGE, 5, [0, 38, 10, 15, 64]);
@@ -455,7 +455,7 @@ mod tests {
 
     /// carve.md V7
     #[test]
-    fn v7() {
+    fn mining_ranks_as_by_hand_v7() {
         let ids = [0, 1, 2, 3];
         let cosine = [0.408_248_3, 1.0, 0.816_496_6, 0.866_025_4];
         assert_eq!(ranked(&ids, &cosine, 2, MiningScore::Cosine), [1, 3]);

@@ -207,7 +207,7 @@ mod tests {
 
     /// The points of carve.md V19.
     #[test]
-    fn v19_farthest_points() {
+    fn farthest_points_match_hand_picks_v19() {
         let points = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0], [0.5, 0.5]];
         let items = items(&points);
         let fps = Fps::new(&items);
@@ -222,7 +222,7 @@ mod tests {
 
     /// The quotas of carve.md V19.
     #[test]
-    fn v19_quotas() {
+    fn quotas_match_hand_values_v19() {
         let quotas = |budget, per_domain| Quotas {
             budget,
             per_domain,
@@ -252,7 +252,7 @@ mod tests {
 
     /// carve.md V20
     #[test]
-    fn v20() {
+    fn coreset_matches_hand_picks_v20() {
         let rows: [(f32, &str, u32); 12] = [
             (0.0, "A", 1),
             (10.0, "A", 1),

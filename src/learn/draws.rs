@@ -100,7 +100,7 @@ mod tests {
 
     /// carve.md V8
     #[test]
-    fn v8() {
+    fn draws_match_hand_values_v8() {
         let mut draws = Draws(0);
         for want in [
             0xe220_a839_7b1d_cdaf,

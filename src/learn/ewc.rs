@@ -251,7 +251,7 @@ mod tests {
 
     /// carve.md V17
     #[test]
-    fn v17_online() {
+    fn fisher_is_kept_online_or_separate_v17() {
         let old = Consolidated::default().with(
             held(0, &[1.0, 2.0], &[0.5, 2.0]),
             &settings(EwcMode::Online),

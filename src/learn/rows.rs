@@ -96,7 +96,7 @@ mod tests {
     use crate::ops::testing::assert_close;
 
     #[test]
-    fn v4() {
+    fn xavier_bounds_match_hand_values_v4() {
         for (fan_in, fan_out, want) in [
             (4096, 1024, 0.034_232_7),
             (384, 384, 0.088_388_3),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn v5() {
+    fn new_rows_match_hand_values_v5() {
         let w = [1.0, 0.5, -0.5, 2.0, 0.25, -1.0];
         let model = NewModel::new(Model::new("m", "d"), Vec::new());
         let one = card_row(&model, &w, &[vec![1.0, 1.0]], 3).unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn v5_card_mix() {
+    fn card_mix_matches_hand_values_v5() {
         let rows = [1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0];
         let cosines = [0.9, 0.8, 0.1];
         let all = mixed_row(&rows, 3, &cosines, MIXED).unwrap();

@@ -185,7 +185,7 @@ mod tests {
 
     /// carve.md V18
     #[test]
-    fn v18_steps() {
+    fn steps_and_phases_match_hand_values_v18() {
         for (micro_batches, accumulate, steps, phase1) in [
             (489, 8, 310, 122),
             (287, 8, 180, 70),
@@ -205,7 +205,7 @@ mod tests {
 
     /// carve.md V23
     #[test]
-    fn v23() {
+    fn rates_match_hand_values_v23() {
         let paper = schedule(&Settings::paper(), 489);
         let edge = Settings {
             accumulate: 8,

@@ -84,7 +84,7 @@ mod tests {
 
     /// The q of carve.md V9: gold 0; neighbours at 1 and 3, or none present.
     #[test]
-    fn v9_masses() {
+    fn soft_targets_match_hand_values_v9() {
         let near = Domains::new(&hub_of(["a", "a", "b", "a"]));
         let alone = Domains::new(&hub_of(["a", "b", "b", "b", "a"]));
         let all = [0, 1, 2, 3];

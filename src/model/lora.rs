@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn v4_factors() {
+    fn factors_start_within_xavier_bounds_v4() {
         let config = Config {
             hidden: 384,
             feed_forward: 1536,

@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn v21() {
+    fn steps_match_hand_values_v21() {
         for device in devices() {
             let mut s = state(&device, &[1.0, -2.0]);
             let segments = |count| [segment(0..2, 0.1, 0.01, count)];
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn v22_and_what_is_outside_stays() {
+    fn clip_matches_hand_values_and_spares_the_rest_v22() {
         for device in devices() {
             let mut s = state(&device, &[0.0; 5]);
             let clip = Some(Clip {

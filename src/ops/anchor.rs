@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn v11() {
+    fn both_anchors_match_hand_values_v11() {
         let r = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0];
         let e = [2.0, 1.0, 0.0, 0.0, 3.0, 3.0];
         for (grad, losses) in pull(Form::Normalized, 3, &e, &r, None, 0.5) {
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn v17() {
+    fn fisher_weighted_pull_matches_hand_values_v17() {
         for (grad, loss) in weighted(&[1.5, -1.0], &[0.5, 1.0], &[0.5, 2.0], 10.0) {
             assert_close("V17", &grad, &[10.0, -80.0], 1e-6);
             assert!((loss - 85.0).abs() < 1e-4, "{loss}");

@@ -654,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn v16() {
+    fn forward_matches_hand_values_v16() {
         // Q, K, V of the two real keys; the third row is masked there and absent here.
         let qkv = [1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 2.0];
         let want = [0.6697615, 0.6604769, 0.5, 1.0];
@@ -787,7 +787,7 @@ mod tests {
     }
 
     #[test]
-    fn v16_backward() {
+    fn backward_matches_hand_values_v16() {
         // Three queries see two keys there: the reference can, packed prompts cannot.
         let q = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0];
         let (k, v) = ([1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 2.0]);

@@ -887,7 +887,7 @@ mod tests {
     }
 
     #[test]
-    fn v9() {
+    fn loss_and_gradients_match_hand_values_v9() {
         let hard = Batch {
             width: 3,
             z: vec![1.0, 2.0, -1.0],
@@ -1032,7 +1032,7 @@ mod tests {
     }
 
     #[test]
-    fn v10() {
+    fn replay_weight_and_soft_targets_match_hand_values_v10() {
         for answer in v10_batch(5.0, false).answers() {
             let losses = [0.6931771 / 2.0, 13.4364386 * 2.5];
             assert_close("V10", &answer.losses, &losses, 2e-6);
@@ -1130,7 +1130,7 @@ mod tests {
     }
 
     #[test]
-    fn v28() {
+    fn length_of_rows_changes_no_loss_v28() {
         let sampled = batch(4, 13, 17, 13, false);
         let scaled = Batch {
             e: sampled
@@ -1168,7 +1168,7 @@ mod tests {
     }
 
     #[test]
-    fn v28_longer_queries() {
+    fn length_of_queries_changes_no_loss_v28() {
         let plain = batch(4, 13, 17, 13, false);
         let longer = Batch {
             z: plain.z.iter().map(|z| 3.0 * z).collect(),
@@ -1198,7 +1198,7 @@ mod tests {
     /// carve.md V12: a unit vector's way back. Rows at -(1, 2) and (1, 2) and this weight make the
     /// gradient of u what the vector has: (1, 2).
     #[test]
-    fn v12_backward() {
+    fn unit_query_backward_matches_hand_values_v12() {
         let tau = 0.5;
         let cosine = (0.6 + 2.0 * 0.8) / 5.0f64.sqrt();
         let wrong = 1.0 / (1.0 + (-2.0 * cosine / tau).exp());
@@ -1268,7 +1268,7 @@ mod tests {
 
     /// One full step of phase 1: the loss, both anchors, AdamW; the head's products are the test's.
     #[test]
-    fn v27() {
+    fn a_whole_step_of_phase_1_matches_hand_values_v27() {
         use crate::ops::adamw::{self, AdamW, Segment, Step};
         use crate::ops::anchor::{Anchor, Form, Pull};
 

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn v24() {
+    fn loss_and_slopes_match_hand_values_v24() {
         for (slopes, losses) in slopes(3, &[2.0, 0.0, -1.0], &[1.0, 1.0, 0.0], &[1.0], 2.0) {
             let want = [-0.489_760_0, 0.304_855_7, 0.184_904_3];
             assert_close("V24 ds", &slopes, &want, 1e-6);
@@ -551,7 +551,7 @@ mod tests {
 
     /// carve.md V12, and rows too short to have a direction.
     #[test]
-    fn v12_and_rows_of_zeros() {
+    fn unit_rows_and_rows_of_zeros_match_hand_values_v12() {
         for device in devices() {
             let op = Distill::new(&device).unwrap();
             let x = device.upload("x", 2, &[3.0, 4.0, 0.0, 0.0]).unwrap();

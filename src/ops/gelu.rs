@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn v15() {
+    fn forward_matches_hand_values_v15() {
         for y in outputs(3, &[1.0, -0.5, 2.0]) {
             assert_close("V15", &y, &[0.8413447, -0.1542688, 1.9544997], 1e-6);
         }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn v15_backward() {
+    fn backward_matches_hand_values_v15() {
         for dx in gradients(3, &[1.0, -0.5, 2.0], &[1.0, 1.0, -2.0]) {
             assert_close("V15", &dx, &[1.0833155, 0.1325049, -2.1704636], 1e-6);
         }

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn v14() {
+    fn forward_matches_hand_values_v14() {
         let want = [-1.3416408, -0.4472136, 0.4472136, 1.3416408];
         for y in outputs(&[1.0, 2.0, 3.0, 4.0], None, &[1.0; 4], &[0.0; 4], 1e-12) {
             assert_close("V14", &y, &want, 1e-6);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn v14_backward() {
+    fn backward_matches_hand_values_v14() {
         let want = [0.2683282, -0.3577709, -0.0894427, 0.1788854];
         let (x, dy) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.0]);
         for dx in gradients(&x, None, &[1.0; 4], 1e-12, &dy) {

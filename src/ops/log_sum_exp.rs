@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_probabilities() {
+    fn probabilities_match_hand_values_v2() {
         let s = [5.1031036f32, 10.206_207, 12.5, 1.7010345];
         let want = [0.000556644, 0.0915856, 0.9078392, 0.0000185390];
         for device in devices() {

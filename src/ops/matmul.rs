@@ -382,7 +382,7 @@ mod tests {
 
     /// LoRA's products and their gradients, as `model/training.rs` composes them.
     #[test]
-    fn v13() {
+    fn lora_products_and_gradients_match_hand_values_v13() {
         // y = s (x La^T) Lb^T
         let (x, la, lb, g) = ([1.0, 2.0], [0.5, -1.0], [2.0, 1.0], [1.0, 1.0]);
         for device in devices() {

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn v12_and_a_row_of_zeros() {
+    fn unit_rows_match_hand_values_and_zeros_stay_v12() {
         for u in outputs(2, &[3.0, 4.0, 0.0, 0.0]) {
             assert_close("V12", &u, &[0.6, 0.8, 0.0, 0.0], 1e-6);
         }

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn v16_mean() {
+    fn mean_matches_hand_values_v16() {
         for h in outputs(Pooling::Mean, 2, &[1.0, 2.0, 3.0, 4.0], &[0, 2]) {
             assert_close("V16 pooling", &h, &[2.0, 3.0], 1e-6);
         }

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn v2() {
+    fn scores_match_hand_values_v2() {
         let z = unit_rows(&[1.0, 2.0, -1.0], 3);
         let e = unit_rows(
             &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5],

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn v17() {
+    fn sums_of_squares_match_hand_values_v17() {
         for sums in sums(&[vec![1.0, -2.0], vec![3.0, 0.0]], 0.5) {
             assert_close("V17 Fisher", &sums, &[5.0, 2.0], 1e-6);
         }

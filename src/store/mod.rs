@@ -2,10 +2,10 @@
 
 mod changes;
 mod encoders;
+mod folder;
 mod lock;
-mod store;
 
 pub(crate) use encoders::open_encoder;
+pub(crate) use folder::RESUME;
+pub use folder::{Difference, GenerationReport, Pruned, Store};
 pub(crate) use lock::Lock;
-pub(crate) use store::RESUME;
-pub use store::{Difference, GenerationReport, Pruned, Store};

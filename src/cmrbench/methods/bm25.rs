@@ -90,7 +90,7 @@ pub(super) mod tests {
 
     /// carve.md V26.
     #[test]
-    fn scores_of_the_vector() {
+    fn scores_match_hand_values_v26() {
         let index = Bm25::new(&DOCUMENTS);
         close(
             &index.scores("translation model english"),

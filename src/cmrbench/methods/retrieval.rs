@@ -349,7 +349,7 @@ mod tests {
 
     /// carve.md V26.
     #[test]
-    fn hybrid_of_the_vector() {
+    fn hybrid_scores_match_hand_values_v26() {
         let sparse = Bm25::new(&DOCUMENTS).scores("translation model english");
         let mixed = hybrid(&[0.8, 0.1, 0.2, 0.9], &sparse);
         close(

@@ -326,7 +326,7 @@ mod tests {
 
     /// carve.md V25.
     #[test]
-    fn merge_of_the_vector() {
+    fn merge_matches_hand_values_v25() {
         let tensors = [
             vec![0.9, -0.2, 0.1, 0.8, -0.7, 0.05, 0.0, 0.3, -0.1, 0.2],
             vec![-0.5, 0.6, 0.1, 0.4, -0.3, 0.02, 0.7, -0.3, 0.1, 0.0],
@@ -339,7 +339,7 @@ mod tests {
 
     /// carve.md V25: rank 1, s = 2, on the one map of a toy whose width is 4.
     #[test]
-    fn factors_and_products_of_the_vector() {
+    fn factors_and_products_match_hand_values_v25() {
         let config = Config {
             layers: 1,
             heads: 1,

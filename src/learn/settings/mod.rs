@@ -475,7 +475,7 @@ mod tests {
 
     /// The strengths of carve.md V11.
     #[test]
-    fn v11_strengths() {
+    fn projection_strength_follows_the_size_v11() {
         let mut settings = Settings::base();
         for (width, inputs, want) in [
             (1024, 4096, 50000.0),
