@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// `bail!(Format, "text {x}")`: return an error of that kind.
 macro_rules! bail {
@@ -84,15 +85,17 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
-    /// What the file system said, where it was the file system.
     #[serde(skip)]
-    io: Option<std::io::ErrorKind>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let (message, io) = (legible(message.into()), None);
-        Self(Box::new(Inner { kind, message, io }))
+        Self(Box::new(Inner {
+            kind,
+            message: legible(message.into()),
+            source: None,
+        }))
     }
 
     /// What went wrong, to branch on.
@@ -100,15 +103,25 @@ impl Error {
         self.0.kind
     }
 
-    /// What the file system said, where it was the file system that refused.
+    /// The kind of the [`std::io::Error`] behind this error, if there is one: `NotFound`, `StorageFull`,
+    /// `PermissionDenied`, ... The whole of it, with the system's error number, is
+    /// [`source`](std::error::Error::source).
     pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
-        self.0.io
+        let source = self.0.source.as_deref()?;
+        let io = source.downcast_ref::<std::io::Error>()?;
+        Some(io.kind())
+    }
+
+    /// The same error with its cause, which the text has already.
+    pub(crate) fn because(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(cause));
+        self
     }
 
     /// True where a file or a folder on the way to it is not there.
     pub(crate) fn is_missing(&self) -> bool {
         use std::io::ErrorKind::{NotADirectory, NotFound};
-        matches!(self.0.io, Some(NotFound | NotADirectory))
+        matches!(self.io_kind(), Some(NotFound | NotADirectory))
     }
 
     /// True where a file is damaged or missing, and reading it once more would say the same. Not so
@@ -118,19 +131,16 @@ impl Error {
         self.is_missing() || matches!(self.kind(), Format | Mismatch | Numeric | Unsupported)
     }
 
-    pub(crate) fn io(path: &Path, doing: &str, source: &std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path, doing: &str, source: std::io::Error) -> Self {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let advice = match source.kind() {
             StorageFull | QuotaExceeded => "; free some space there and try again",
             FileTooLarge => "; raise the limit on the size of files and try again",
             _ => "",
         };
-        let mut error = Self::new(
-            ErrorKind::Io,
-            format!("{}: cannot {doing}: {source}{advice}", path.display()),
-        );
-        error.0.io = Some(source.kind());
-        error
+        let path = path.display();
+        let text = format!("{path}: cannot {doing}: {source}{advice}");
+        Self::new(ErrorKind::Io, text).because(source)
     }
 
     /// The same error with `place` (a file, an op) in front of its text.
@@ -207,7 +217,13 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    /// What the file system, or a parser of JSON or of safetensors, said.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.0.source.as_deref()?;
+        Some(source)
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -251,9 +267,24 @@ mod tests {
     }
 
     #[test]
+    fn the_cause_is_kept() {
+        use std::error::Error as _;
+        let full = std::io::Error::from_raw_os_error(28);
+        let error = Error::io(Path::new("a"), "write", full).at("b").but("c");
+        let cause = error.clone().source().unwrap().to_string();
+        assert!(error.to_string().contains(&cause), "{error}");
+        let cause = error.source().unwrap().downcast_ref::<std::io::Error>();
+        assert_eq!(cause.unwrap().raw_os_error(), Some(28));
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::StorageFull));
+        let missing = Error::io(Path::new("a"), "open", std::io::ErrorKind::NotFound.into());
+        assert!(missing.is_missing());
+        assert!(error!(Format, "torn").source().is_none());
+    }
+
+    #[test]
     fn passing_errors_are_no_damage() {
         let path = Path::new("a");
-        let of = |kind: std::io::ErrorKind| Error::io(path, "open", &kind.into());
+        let of = |kind: std::io::ErrorKind| Error::io(path, "open", kind.into());
         assert!(
             of(std::io::ErrorKind::NotFound)
                 .at("b")
@@ -267,7 +298,7 @@ mod tests {
         ] {
             assert!(!of(passing).is_damage(), "{passing}");
         }
-        assert!(!Error::io(path, "open", &std::io::Error::from_raw_os_error(24)).is_damage());
+        assert!(!Error::io(path, "open", std::io::Error::from_raw_os_error(24)).is_damage());
         assert!(error!(Format, "torn").is_damage());
         let json = serde_json::to_string(&error!(NoCandidate, "none")).unwrap();
         assert_eq!(json, r#"{"kind":"no_candidate","message":"none"}"#);

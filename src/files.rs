@@ -44,7 +44,7 @@ pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
         // One more than there should be: the file may be growing.
         file.take(limit.saturating_add(1))
             .read_to_end(&mut bytes)
-            .map_err(|e| Error::io(path, "read", &e))?;
+            .map_err(|e| Error::io(path, "read", e))?;
     }
     let found = length.max(bytes.len() as u64);
     if found > limit {
@@ -65,10 +65,8 @@ pub(crate) fn open_file(path: &Path) -> Result<(File, u64)> {
     options.read(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
-    let file = options
-        .open(path)
-        .map_err(|e| Error::io(path, "open", &e))?;
-    let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+    let file = options.open(path).map_err(|e| Error::io(path, "open", e))?;
+    let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
     if !data.is_file() {
         let found = if data.is_dir() {
             "a folder"
@@ -91,7 +89,40 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64)
 
 /// `bytes`, read from `path`, parsed as JSON.
 pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| error!(Format, "{}: {e}", path.display()))
+    serde_json::from_slice(bytes).map_err(|e| error!(Format, "{}: {e}", path.display()).because(e))
+}
+
+/// How the JSON files of this crate begin: what the file is, and the version of its form.
+#[derive(serde::Deserialize)]
+struct Header {
+    #[serde(default)]
+    kind: String,
+    schema_version: u32,
+}
+
+/// As [`parse_json`], for a file of this crate: its header is checked before the rest is parsed.
+///
+/// `kind`: what the header must say, empty for files that have no `kind`. Only version 1 is read.
+pub(crate) fn parse_form<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    bytes: &[u8],
+    kind: &str,
+) -> Result<T> {
+    let header: Header = parse_json(path, bytes)?;
+    if header.kind != kind {
+        let (path, found) = (path.display(), header.kind);
+        bail!(Format, "{path}: kind: expected {kind:?}, found {found:?}");
+    }
+    check_version(header.schema_version).map_err(|e| e.at(path.display()))?;
+    parse_json(path, bytes)
+}
+
+/// Errors: `schema_version` is not 1.
+pub(crate) fn check_version(found: u32) -> Result<()> {
+    if found != 1 {
+        bail!(Unsupported, "schema_version: expected 1, found {found}");
+    }
+    Ok(())
 }
 
 /// Pretty JSON with a final newline.
@@ -107,7 +138,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(folder)
             .and_then(|handle| handle.sync_all())
-            .map_err(|e| Error::io(folder, "sync", &e))?;
+            .map_err(|e| Error::io(folder, "sync", e))?;
     }
     Ok(())
 }
@@ -118,7 +149,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(|e| Error::io(path, "write", &e))
+    write().map_err(|e| Error::io(path, "write", e))
 }
 
 /// A name for what becomes `name`; of a long one the end, so that a file system takes it.
@@ -193,22 +224,22 @@ pub(crate) fn remove_folder(path: &Path) -> Result<()> {
         true => fs::remove_dir_all(hidden),
         false => fs::remove_file(hidden),
     })
-    .map_err(|e| Error::io(path, "remove", &e))
+    .map_err(|e| Error::io(path, "remove", e))
 }
 
 /// Finds out whether `bytes` can be written into `folder`: writes so many, and takes them away.
 pub(crate) fn try_writing(folder: &Path, bytes: u64) -> Result<()> {
-    let failed = |e: &std::io::Error| Error::io(folder, "write to the folder", e);
+    let failed = |e: std::io::Error| Error::io(folder, "write to the folder", e);
     let create = |path: &Path| File::create_new(path);
-    let (path, mut file) = temporary_held(folder, "trial", create).map_err(|e| failed(&e))?;
+    let (path, mut file) = temporary_held(folder, "trial", create).map_err(|e| failed(e))?;
     let written = std::io::copy(&mut std::io::repeat(0).take(bytes.max(1)), &mut file);
     let removed = fs::remove_file(&path);
-    written.and(removed).map_err(|e| failed(&e))
+    written.and(removed).map_err(|e| failed(e))
 }
 
 /// Makes the folder and those above it, unless they are there.
 pub(crate) fn make_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(|e| Error::io(path, "create the folder", &e))
+    fs::create_dir_all(path).map_err(|e| Error::io(path, "create the folder", e))
 }
 
 /// Replaces the file at `path` by `bytes`, or leaves it as it was.
@@ -224,7 +255,7 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut options = File::options();
     let file = options.append(true).create(true).open(path);
     file.and_then(|mut file| file.write_all(bytes))
-        .map_err(|e| Error::io(path, "write", &e))
+        .map_err(|e| Error::io(path, "write", e))
 }
 
 /// Opens what is there and is no regular file, such as a FIFO (waits for its reader) or a device, or is
@@ -232,7 +263,7 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(feature = "cli")]
 pub(crate) fn open_to_append(path: &Path) -> Result<File> {
     let file = File::options().append(true).open(path);
-    file.map_err(|e| Error::io(path, "write", &e))
+    file.map_err(|e| Error::io(path, "write", e))
 }
 
 /// Writes to a file that is none but an order to the system, such as those below `/proc`: it has to
@@ -264,7 +295,7 @@ impl Replacement {
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let create = |path: &Path| File::create_new(path);
         let (temporary, file) = temporary_held(parent_of(path), name_of(path)?, create)
-            .map_err(|e| Error::io(path, "write", &e))?;
+            .map_err(|e| Error::io(path, "write", e))?;
         Ok(Self {
             writer: BufWriter::new(file),
             temporary,
@@ -282,7 +313,7 @@ impl Replacement {
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer
             .write_all(bytes)
-            .map_err(|e| Error::io(&self.path, "write", &e))
+            .map_err(|e| Error::io(&self.path, "write", e))
     }
 
     /// Replaces what was at the path.
@@ -292,7 +323,7 @@ impl Replacement {
             self.writer.get_ref().sync_all()?;
             fs::rename(&self.temporary, &self.path)
         };
-        finish().map_err(|e| Error::io(&self.path, "write", &e))?;
+        finish().map_err(|e| Error::io(&self.path, "write", e))?;
         self.committed = true;
         sync_folder(parent_of(&self.path))
     }
@@ -320,15 +351,15 @@ impl Staged {
     /// Starts a folder that will be published inside `parent`, which is made if missing.
     pub(crate) fn new(parent: &Path) -> Result<Self> {
         make_folder(parent)?;
-        let failed = |e: &std::io::Error| Error::io(parent, "create a folder in it", e);
+        let failed = |e: std::io::Error| Error::io(parent, "create a folder in it", e);
         // Windows has no handle for a folder.
         let (temporary, held) = if cfg!(unix) {
             let create = |path: &Path| fs::create_dir(path).and_then(|()| File::open(path));
-            let (path, held) = temporary_held(parent, "folder", create).map_err(|e| failed(&e))?;
+            let (path, held) = temporary_held(parent, "folder", create).map_err(|e| failed(e))?;
             (path, Some(held))
         } else {
             let create = |path: &Path| fs::create_dir(path);
-            let (path, ()) = temporary(parent, "folder", create).map_err(|e| failed(&e))?;
+            let (path, ()) = temporary(parent, "folder", create).map_err(|e| failed(e))?;
             (path, None)
         };
         Ok(Self {
@@ -356,7 +387,7 @@ impl Staged {
         if fs::hard_link(source, &target).is_ok() {
             return Ok(());
         }
-        let bytes = fs::read(source).map_err(|e| Error::io(source, "read", &e))?;
+        let bytes = fs::read(source).map_err(|e| Error::io(source, "read", e))?;
         write_synced(&target, &bytes)
     }
 
@@ -367,8 +398,7 @@ impl Staged {
             bail!(Refused, "{}: already exists", path.display());
         }
         sync_folder(&self.temporary)?;
-        fs::rename(&self.temporary, &path)
-            .map_err(|e| Error::io(&path, "rename into place", &e))?;
+        fs::rename(&self.temporary, &path).map_err(|e| Error::io(&path, "rename into place", e))?;
         self.published = true;
         sync_folder(&self.parent)?;
         Ok(path)

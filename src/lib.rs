@@ -35,7 +35,7 @@ pub use learn::Learner;
 pub use memory::{Parts, Strengths};
 pub use options::Options;
 pub use route::{Decision, DomainScore, Ranked, Request, Revisions, Router, Timing};
-pub use store::{Difference, GenerationReport, Pruned, Store};
+pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
 /// The examples of `docs/library.md` compile.
 #[cfg(doctest)]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::device::DeviceChoice;
+use crate::error::Error;
 
 /// Version of the JSON form of [`Options`].
 const SCHEMA_VERSION: u32 = 1;
@@ -59,6 +60,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether the CPU is to take the place of a device that failed with `error`; if so, the log says
+    /// it.
+    pub(crate) fn steps_down(&self, error: &Error) -> bool {
+        let steps_down = self.fallback && error.kind().is_device();
+        if steps_down {
+            log::warn!("{error}; stepping down to the CPU");
+        }
+        steps_down
+    }
+
     /// The options with another device.
     pub fn device(mut self, choice: impl Into<DeviceChoice>) -> Self {
         self.device = choice.into();

@@ -6,6 +6,8 @@
 //! process with a bus error, as every mapped file does; so what serves is copied when it is opened,
 //! and [`Weights::check_unchanged`] stands before a mapping is read once more.
 
+mod tensors;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
@@ -20,6 +22,8 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result, bail, error};
 use crate::files;
+
+pub(crate) use tensors::{ANY, Tensors};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors are little-endian and are read in place: this target is big-endian");
@@ -160,12 +164,12 @@ impl Weights {
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let (file, _) = files::open_file(path)?;
-        let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+        let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
         #[expect(unsafe_code, reason = "mapping is this module's job")]
         // SAFETY: the file is mapped read-only. Files of this crate are replaced by rename and
         // never edited in place, and hosts are told so (docs/limits.md), so the bytes behind the
         // mapping do not change while it lives.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", &e))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
         self.add(path, Bytes::Mapped(map, file, data))
     }
 
@@ -202,7 +206,7 @@ impl Weights {
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         for Shard { path, bytes } in &self.shards {
             if let Bytes::Mapped(_, file, before) = bytes {
-                let data = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+                let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
                 if !same_version(&data, before) {
                     bail!(
                         Mismatch,
@@ -316,6 +320,11 @@ impl<'w> View<'w> {
             columns,
             bytes,
         }
+    }
+
+    /// All rows, little-endian elements.
+    pub(crate) fn bytes(&self) -> &'w [u8] {
+        self.bytes
     }
 
     pub(crate) fn rows(&self) -> usize {

@@ -12,7 +12,7 @@ use super::{DeviceArgs, StoreArgs, StoreToChange, bundled, output};
 use crate::cmrbench::{Data, Prefix};
 use crate::error::{Result, bail};
 use crate::hub::read_models;
-use crate::{Encoder, GenerationId, Hub, Model, ModelCard, ModelId, NewModel, Store};
+use crate::{Edit, Encoder, GenerationId, Hub, Model, ModelCard, ModelId, NewModel, Store};
 
 #[derive(Subcommand)]
 pub(super) enum HubCommand {
@@ -182,12 +182,7 @@ pub(super) fn run(command: &HubCommand) -> Result<ExitCode> {
         HubCommand::Show { name, json, store } => show(&store.open()?, name, *json)?,
         HubCommand::Add(args) => add(args)?,
         HubCommand::Retire { name, json, store } => {
-            change(
-                store,
-                *json,
-                |hub| hub.retire(name),
-                |store| store.retire(name),
-            )?;
+            change(store, *json, |edit| edit.retire(name))?;
         }
         HubCommand::Rename {
             name,
@@ -195,12 +190,7 @@ pub(super) fn run(command: &HubCommand) -> Result<ExitCode> {
             json,
             store,
         } => {
-            change(
-                store,
-                *json,
-                |hub| hub.rename(name, new),
-                |store| store.rename(name, new),
-            )?;
+            change(store, *json, |edit| edit.rename(name, new))?;
         }
         HubCommand::Alias {
             name,
@@ -208,12 +198,7 @@ pub(super) fn run(command: &HubCommand) -> Result<ExitCode> {
             json,
             store,
         } => {
-            change(
-                store,
-                *json,
-                |hub| hub.alias(name, alias),
-                |store| store.alias(name, alias),
-            )?;
+            change(store, *json, |edit| edit.alias(name, alias))?;
         }
         HubCommand::Build(args) => build(args)?,
     }
@@ -312,18 +297,17 @@ fn show(store: &Store, name: &str, json: bool) -> Result<()> {
 fn change(
     target: &StoreToChange,
     json: bool,
-    check: impl FnOnce(&Hub) -> Result<Hub>,
-    write: impl FnOnce(&Store) -> Result<GenerationId>,
+    change: impl FnOnce(&mut Edit) -> Result<()>,
 ) -> Result<()> {
-    let store = target.open()?;
-    let parent = store.current()?;
-    if target.dry_run {
-        check(&store.hub(&parent)?)?;
-        done(json, None, &parent);
-        return Ok(());
-    }
-    let id = write(&store)?;
-    done(json, Some(&id), &parent);
+    let mut edit = target.open()?.edit(target.dry_run)?;
+    change(&mut edit)?;
+    finish(edit, target.dry_run, json)
+}
+
+fn finish(edit: Edit, dry_run: bool, json: bool) -> Result<()> {
+    let parent = edit.parent().clone();
+    let id = if dry_run { None } else { Some(edit.commit()?) };
+    done(json, id.as_ref(), &parent);
     Ok(())
 }
 
@@ -352,21 +336,16 @@ fn add(args: &AddArgs) -> Result<()> {
         ),
     };
     let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
-    let store = args.store.open()?;
-    let parent = store.current()?;
-    store
-        .hub(&parent)?
+    let mut edit = args.store.open()?.edit(args.store.dry_run)?;
+    // Before the encoder is opened: a name may be taken.
+    edit.hub()
         .with(models.iter().map(|new| new.model.clone()))?;
-    if args.store.dry_run {
-        done(args.json, None, &parent);
-        return Ok(());
+    if !args.store.dry_run {
+        let encoder = Arc::new(edit.open_encoder(&args.device.options())?);
+        let mut progress = Progress::new("encoding cards", texts(&models) as u64);
+        edit.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
     }
-    let encoder = Arc::new(store.encoder(&parent, &args.device.options())?);
-    let mut progress = Progress::new("encoding cards", texts(&models) as u64);
-    let id = store.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
-    drop(progress);
-    done(args.json, Some(&id), &parent);
-    Ok(())
+    finish(edit, args.store.dry_run, args.json)
 }
 
 /// Texts to encode.

@@ -71,7 +71,7 @@ impl Sink {
         let file = Replacement::new(path)?;
         let removed = RemovedAtEnd::new(file.temporary());
         if let Some(old) = old {
-            keep_owner_and_mode(&file, old).map_err(|e| Error::io(path, "set the mode", &e))?;
+            keep_owner_and_mode(&file, old).map_err(|e| Error::io(path, "set the mode", e))?;
         }
         Ok(Self::File(file, removed))
     }

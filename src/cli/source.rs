@@ -152,7 +152,7 @@ impl<'s> Source<'s> {
 
 impl Input {
     fn file(path: &Path, format: Option<Format>) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| Error::io(path, "open", &e))?;
+        let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         let by_name = match path.extension().and_then(|ending| ending.to_str()) {
             Some("jsonl" | "json" | "ndjson") => Some(Format::Jsonl),
             Some("txt") => Some(Format::Txt),
@@ -165,7 +165,7 @@ impl Input {
                 path.display()
             );
         };
-        let total = count_lines(&mut file).map_err(|e| Error::io(path, "read", &e))?;
+        let total = count_lines(&mut file).map_err(|e| Error::io(path, "read", e))?;
         let place = path.display().to_string();
         let reader = Box::new(BufReader::new(file));
         Ok(Self::new(reader, place, form, format.is_some(), total))

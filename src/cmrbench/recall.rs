@@ -88,10 +88,10 @@ fn cells(out: &Path) -> Result<Vec<(String, u64)>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, "list", &e))?;
+    let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, "list", e))?;
     let mut cells = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|e| Error::io(&folder, "list", &e))?;
+        let entry = entry.map_err(|e| Error::io(&folder, "list", e))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let parts = name.strip_suffix(".json").and_then(|n| n.rsplit_once("-s"));
         if let Some((method, seed)) = parts

@@ -75,8 +75,29 @@ pub(crate) struct Opened {
     pub(crate) device: Device,
     /// For people: why this device.
     pub(crate) reason: String,
-    /// Set when `fallback` stepped down to the CPU.
+    /// What failed, where the CPU computes in place of another device.
     pub(crate) degraded: Option<String>,
+}
+
+impl Opened {
+    fn new(device: Device, reason: String) -> Self {
+        let degraded = None;
+        Self {
+            device,
+            reason,
+            degraded,
+        }
+    }
+
+    /// The CPU, in place of a device that failed with `error`.
+    pub(crate) fn stepped_down(cpu: &Arc<Cpu>, error: &Error) -> Self {
+        let reason = format!("stepped down to the CPU: {error}");
+        let degraded = Some(error.to_string());
+        Self {
+            degraded,
+            ..Self::new(Device::Cpu(Arc::clone(cpu)), reason)
+        }
+    }
 }
 
 impl DeviceChoice {
@@ -93,34 +114,15 @@ impl DeviceChoice {
 impl Device {
     /// Opens what `choice` asks for; `cpu` is the host's own.
     ///
-    /// With `fallback` an error of a device becomes a step down to the CPU.
-    pub(crate) fn open(choice: &DeviceChoice, cpu: &Arc<Cpu>, fallback: bool) -> Result<Opened> {
-        let on_cpu = |reason: String| Opened {
-            device: Device::Cpu(Arc::clone(cpu)),
-            reason,
-            degraded: None,
+    /// Errors: no adapter fits; its driver or its limits refuse. They are of the kinds that a step down
+    /// to the CPU cures ([`ErrorKind::is_device`]).
+    pub(crate) fn open(choice: &DeviceChoice, cpu: &Arc<Cpu>) -> Result<Opened> {
+        let (adapter, reason) = choose(choice, gpu::adapters)?;
+        let device = match adapter {
+            Some(adapter) => Self::Gpu(Arc::new(Gpu::open(&adapter)?)),
+            None => Self::Cpu(Arc::clone(cpu)),
         };
-        let chosen = match choose(choice, gpu::adapters) {
-            Ok((Some(adapter), reason)) => Gpu::open(&adapter).map(|gpu| (gpu, reason)),
-            Ok((None, reason)) => return Ok(on_cpu(reason)),
-            Err(error) => Err(error),
-        };
-        match chosen {
-            Ok((gpu, reason)) => Ok(Opened {
-                device: Device::Gpu(Arc::new(gpu)),
-                reason,
-                degraded: None,
-            }),
-            Err(error) if fallback => {
-                log::warn!("{error}; stepping down to the CPU");
-                let degraded = Some(error.to_string());
-                Ok(Opened {
-                    degraded,
-                    ..on_cpu(format!("stepped down to the CPU: {error}"))
-                })
-            }
-            Err(error) => Err(error),
-        }
+        Ok(Opened::new(device, reason))
     }
 
     /// As in a decision: `cpu`, or the adapter's name.

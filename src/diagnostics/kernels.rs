@@ -47,7 +47,7 @@ impl KernelBench {
             k: 10,
         };
         let host = Arc::new(Cpu::open(Some(threads))?);
-        let device = Device::open(choice, &host, false)?.device;
+        let device = Device::open(choice, &host)?.device;
         let ops = Arc::new(Ops::new(&device, shape.head_width())?);
         let mut cases = cases::all(&device, &ops, shape)?;
         cases.extend(training::all(&device, &ops, shape)?);

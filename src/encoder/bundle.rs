@@ -82,7 +82,7 @@ impl Digest {
         let mut bytes = Vec::new();
         file.take(self.bytes)
             .read_to_end(&mut bytes)
-            .map_err(|e| Error::io(path, "read", &e))?;
+            .map_err(|e| Error::io(path, "read", e))?;
         self.check(path, &bytes)?;
         Ok(bytes)
     }
@@ -196,21 +196,6 @@ impl Bundle {
 pub(crate) fn read_manifest(folder: &Path) -> Result<(Manifest, String)> {
     let path: PathBuf = folder.join(MANIFEST);
     let bytes = files::read_bytes(&path, CONFIG_LIMIT)?;
-    let manifest: Manifest = files::parse_json(&path, &bytes)?;
-    let path = path.display();
-    if manifest.kind != KIND {
-        bail!(
-            Format,
-            "{path}: kind: expected {KIND:?}, found {:?}",
-            manifest.kind
-        );
-    }
-    if manifest.schema_version != 1 {
-        bail!(
-            Unsupported,
-            "{path}: schema_version: expected 1, found {}",
-            manifest.schema_version
-        );
-    }
+    let manifest = files::parse_form(&path, &bytes, KIND)?;
     Ok((manifest, files::sha256(&bytes)))
 }

@@ -4,6 +4,7 @@ mod bundle;
 mod import;
 pub(crate) mod seen;
 
+use std::borrow::Borrow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -91,24 +92,18 @@ impl Encoder {
         // A driver's start takes as long as checking the bundle.
         let (bundle, opened) = host.join(
             || Bundle::open(folder, &host, options.max_tokens),
-            || Device::open(&options.device, &host, options.fallback),
+            || Device::open(&options.device, &host),
         );
-        let (bundle, opened) = (bundle?, opened?);
-        let on_gpu = matches!(opened.device, Device::Gpu(_));
-        match Self::place(&bundle, &opened.device, &host) {
-            Ok((ops, bert)) => Ok(Self::assemble(bundle, opened, host, ops, bert)),
-            Err(error) if options.fallback && on_gpu && error.kind().is_device() => {
-                log::warn!("{error}; stepping down to the CPU");
-                let opened = Opened {
-                    device: Device::Cpu(Arc::clone(&host)),
-                    reason: format!("stepped down to the CPU: {error}"),
-                    degraded: Some(error.to_string()),
-                };
-                let (ops, bert) = Self::place(&bundle, &opened.device, &host)?;
-                Ok(Self::assemble(bundle, opened, host, ops, bert))
-            }
-            Err(error) => Err(error),
-        }
+        let bundle = bundle?;
+        let place = |opened: Opened| {
+            let (ops, bert) = Self::place(&bundle, &opened.device, &host)?;
+            Ok((opened, ops, bert))
+        };
+        let (opened, ops, bert) = match opened.and_then(place) {
+            Err(error) if options.steps_down(&error) => place(Opened::stepped_down(&host, &error))?,
+            placed => placed?,
+        };
+        Ok(Self::assemble(bundle, opened, host, ops, bert))
     }
 
     /// Compiles the ops and brings the weights to `device`.
@@ -182,37 +177,17 @@ impl Encoder {
     }
 
     fn embed_each(&self, bert: &Bert, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
-        let tokens = self.tokenize(prefix, texts);
-        let mut vectors: Vec<Result<Vec<f32>>> = Vec::with_capacity(texts.len());
-        let mut good = Vec::new();
-        for (place, tokens) in tokens.into_iter().enumerate() {
-            match tokens {
-                Ok(tokens) => {
-                    good.push((place, tokens));
-                    vectors.push(Ok(Vec::new()));
-                }
-                Err(error) => vectors.push(Err(error)),
-            }
-        }
-        for chunk in self.chunks(&good, usize::MAX) {
-            match self.embed_chunk(bert, chunk) {
-                Ok(rows) => {
-                    for ((place, _), row) in chunk.iter().zip(rows.chunks_exact(self.width())) {
-                        vectors[*place] = finite(row);
-                    }
-                }
-                Err(error) => {
-                    for (place, _) in chunk {
-                        vectors[*place] = Err(error.clone());
-                    }
-                }
-            }
-        }
-        vectors
+        for_each_good(self.tokenize(prefix, texts), |good| {
+            let batch = |batch: &[Tokens]| {
+                let rows = self.embed_batch(bert, batch)?;
+                Ok(rows.chunks_exact(self.width()).map(finite).collect())
+            };
+            self.for_each_batch(&good, usize::MAX, batch)
+        })
     }
 
-    fn embed_chunk(&self, bert: &Bert, chunk: &[(usize, Tokens)]) -> Result<Vec<f32>> {
-        let batch = self.pack(chunk);
+    fn embed_batch(&self, bert: &Bert, batch: &[Tokens]) -> Result<Vec<f32>> {
+        let batch = self.pack(batch);
         self.plans.with(
             sizes(&batch),
             |sizes| self.plan(sizes),
@@ -234,8 +209,8 @@ impl Encoder {
     }
 
     fn traced(&self, text: &str) -> Result<Trace> {
-        let chunk = [(0, self.tokenizer.encode(&self.manifest.query_prefix, text)?)];
-        let batch = self.pack(&chunk);
+        let tokens = self.tokenizer.encode(&self.manifest.query_prefix, text)?;
+        let batch = self.pack(&[&tokens]);
         let sizes = sizes(&batch);
         // Not from the shared plans: a trace brings more back than they have room for.
         let room =
@@ -248,7 +223,6 @@ impl Encoder {
             self.bert.forward(&self.ops, pass, a, Some(&mut layers));
             (layers, pass.read(&a.pooled))
         })?;
-        let [(_, tokens)] = chunk;
         Ok(Trace {
             ids: tokens.ids,
             truncated: tokens.truncated,
@@ -303,35 +277,54 @@ impl Encoder {
         tokens.into_iter().flatten().collect()
     }
 
-    /// Consecutive prompts that a device takes at once: by tokens, and at most `most_prompts`.
-    pub(crate) fn chunks<'t>(
+    /// `prompts` cut into batches that the device takes at once: by tokens, and at most `most_prompts`.
+    pub(crate) fn batches<'t, T: Borrow<Tokens>>(
         &self,
-        prompts: &'t [(usize, Tokens)],
+        prompts: &'t [T],
         most_prompts: usize,
-    ) -> Vec<&'t [(usize, Tokens)]> {
+    ) -> Vec<&'t [T]> {
         let most_tokens = match self.device {
             Device::Cpu(_) => 1024,
             Device::Gpu(_) => 4096,
         };
-        let mut chunks = Vec::new();
+        let mut batches = Vec::new();
         let (mut start, mut tokens) = (0, 0);
-        for (i, (_, prompt)) in prompts.iter().enumerate() {
-            if i > start && (tokens + prompt.ids.len() > most_tokens || i - start == most_prompts) {
-                chunks.push(&prompts[start..i]);
+        for (i, prompt) in prompts.iter().enumerate() {
+            let own = prompt.borrow().ids.len();
+            if i > start && (tokens + own > most_tokens || i - start == most_prompts) {
+                batches.push(&prompts[start..i]);
                 (start, tokens) = (i, 0);
             }
-            tokens += prompt.ids.len();
+            tokens += own;
         }
         if start < prompts.len() {
-            chunks.push(&prompts[start..]);
+            batches.push(&prompts[start..]);
         }
-        chunks
+        batches
     }
 
-    pub(crate) fn pack(&self, chunk: &[(usize, Tokens)]) -> PackedBatch {
+    /// Runs `run` on each batch of `prompts`: its answers, one for each prompt, or its error as the
+    /// answer of each.
+    pub(crate) fn for_each_batch<R>(
+        &self,
+        prompts: &[Tokens],
+        most_prompts: usize,
+        run: impl Fn(&[Tokens]) -> Result<Vec<Result<R>>>,
+    ) -> Vec<Result<R>> {
+        let mut answers = Vec::with_capacity(prompts.len());
+        for batch in self.batches(prompts, most_prompts) {
+            match run(batch) {
+                Ok(own) => answers.extend(own),
+                Err(error) => answers.extend(batch.iter().map(|_| Err(error.clone()))),
+            }
+        }
+        answers
+    }
+
+    pub(crate) fn pack<T: Borrow<Tokens>>(&self, batch: &[T]) -> PackedBatch {
         #[cfg(test)]
-        ENCODED.with(|count| count.set(count.get() + chunk.len()));
-        let prompts = chunk.iter().map(|(_, tokens)| tokens.ids.as_slice());
+        ENCODED.with(|count| count.set(count.get() + batch.len()));
+        let prompts = batch.iter().map(|tokens| tokens.borrow().ids.as_slice());
         PackedBatch::new(prompts, self.bert.config.first_position)
     }
 
@@ -440,6 +433,25 @@ impl Encoder {
     pub(crate) fn config(&self) -> &Config {
         &self.bert.config
     }
+}
+
+/// Runs `all` on the good items together: its answers in these items' places, and the others' errors in
+/// theirs.
+pub(crate) fn for_each_good<T, R>(
+    items: Vec<Result<T>>,
+    all: impl FnOnce(Vec<T>) -> Vec<Result<R>>,
+) -> Vec<Result<R>> {
+    let mut good = Vec::with_capacity(items.len());
+    let errors: Vec<Option<Error>> = items
+        .into_iter()
+        .map(|item| item.map(|item| good.push(item)).err())
+        .collect();
+    let mut answers = all(good).into_iter();
+    let answer = |error: Option<Error>| match error {
+        Some(error) => Some(Err(error)),
+        None => answers.next(),
+    };
+    errors.into_iter().filter_map(answer).collect()
 }
 
 fn finite(vector: &[f32]) -> Result<Vec<f32>> {

@@ -41,7 +41,6 @@ pub(crate) fn look(
     prompts: &[&Tokens],
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Seen>> {
-    let prompts: Vec<(usize, Tokens)> = prompts.iter().map(|t| (*t).clone()).enumerate().collect();
     let device = encoder.device();
     let mut all = Vec::with_capacity(prompts.len());
     let width = layers.len() * encoder.width();
@@ -52,7 +51,7 @@ pub(crate) fn look(
         let reads = 4 * room.prompts * (width + encoder.width());
         Plan::new(device, a, Activations::upload_bytes(room), reads)
     };
-    for chunk in encoder.chunks(&prompts, usize::MAX) {
+    for chunk in encoder.batches(prompts, usize::MAX) {
         let batch = encoder.pack(chunk);
         let ((pooled, means), outcome) = plans.with(sizes(&batch), make, |plan| {
             device.run(plan, |pass, a| {
@@ -65,7 +64,7 @@ pub(crate) fn look(
         let pooled = outcome.f32(pooled).chunks_exact(encoder.width());
         let means = means.map_or(&[][..], |means| outcome.f32(means));
         let means = means.chunks_exact(width.max(1));
-        for ((pooled, means), (_, tokens)) in pooled.zip(means).zip(chunk) {
+        for ((pooled, means), tokens) in pooled.zip(means).zip(chunk) {
             if let Some(value) = pooled.iter().chain(means).find(|value| !value.is_finite()) {
                 bail!(
                     Numeric,

@@ -7,13 +7,13 @@
 //! identity and its rows are these vectors. Others have the part once they were learned with
 //! `memory` or `init.rows = card_mix`; their children then keep it up.
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use crate::encoder::Encoder;
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::generation::Contents;
 use crate::generation::rows::{NewModel, Progress, card_vector, encoded};
-use crate::weights::{View, half_bytes, to_safetensors};
+use crate::weights::{Tensors, half_bytes, to_safetensors};
 
 /// Its name in a generation.
 pub(crate) const CARDS: &str = "cards.safetensors";
@@ -68,28 +68,8 @@ pub(crate) fn write(vectors: &[f32], width: usize) -> Result<Vec<u8>> {
 }
 
 fn read(bytes: &[u8], models: usize, width: usize) -> Result<Vec<f32>> {
-    let file =
-        SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
-    let found = file
-        .tensor(VECTORS)
-        .map_err(|e| error!(Mismatch, "{VECTORS}: {e}"))?;
-    if found.shape() != [models, width] || found.dtype() != Dtype::F16 {
-        bail!(
-            Mismatch,
-            "{VECTORS}: expected [{models}, {width}] f16, found {:?} {:?}",
-            found.shape(),
-            found.dtype()
-        );
-    }
-    let values = View::of_half(found.data(), width).to_f32();
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        bail!(
-            Numeric,
-            "{VECTORS}: element {at}: expected a finite number, found {}",
-            values[at]
-        );
-    }
-    Ok(values)
+    let file = Tensors::parse(bytes)?;
+    Ok(file.f16(VECTORS, [models, width])?.to_f32())
 }
 
 #[cfg(test)]

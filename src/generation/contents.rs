@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 
 use crate::encoder::Digest;
 use crate::error::{Result, bail};
 use crate::files::{self, Staged};
-use crate::generation::manifest::{
-    ADAPTER, EncoderPin, GenerationId, HEAD, HUB, KIND, Learned, MANIFEST, Manifest,
-};
+use crate::generation::manifest::{ADAPTER, GenerationId, HEAD, HUB, MANIFEST, Manifest};
 use crate::hub::Hub;
 use crate::model::Config;
-use crate::model::lora::{Factors, Lora};
+use crate::model::lora::Factors;
 use crate::weights::{Weights, to_safetensors};
 
 /// The reference's names of W and E.
@@ -32,7 +31,7 @@ const LENGTHS: RangeInclusive<f64> = 1e-12..=1e12;
 #[derive(Clone)]
 pub(crate) struct Contents {
     pub(crate) manifest: Manifest,
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
     /// W [D, H]
     pub(crate) projection: Vec<f32>,
     /// E [M, D]
@@ -96,7 +95,7 @@ impl Contents {
         }
         Ok(Self {
             manifest,
-            hub,
+            hub: Arc::new(hub),
             projection,
             embeddings,
             parts,
@@ -113,22 +112,13 @@ impl Contents {
         }
     }
 
-    /// A child that starts as a copy.
-    pub(crate) fn child(self, parent: GenerationId, made_by: String) -> Draft {
-        Draft {
-            sequence: self.manifest.sequence.saturating_add(1),
-            parent: Some(parent),
-            made_by,
-            encoder: self.manifest.encoder,
-            width: self.manifest.width,
-            tau: self.manifest.tau,
-            hub: self.hub,
-            projection: self.projection,
-            embeddings: self.embeddings,
-            adapter: self.manifest.adapter,
-            learned: self.manifest.learned,
-            parts: self.parts,
-        }
+    /// A child of `parent`, which this is, that starts as a copy.
+    pub(crate) fn child(mut self, parent: GenerationId, made_by: String) -> Self {
+        let manifest = &mut self.manifest;
+        manifest.sequence = manifest.sequence.saturating_add(1);
+        manifest.parent = Some(parent);
+        manifest.made_by = made_by;
+        self
     }
 
     /// The encoder's trained factors, if it was trained.
@@ -142,66 +132,21 @@ impl Contents {
     }
 }
 
-/// A generation to be written.
-#[derive(Clone)]
-pub(crate) struct Draft {
-    pub(crate) sequence: u32,
-    pub(crate) parent: Option<GenerationId>,
-    pub(crate) made_by: String,
-    pub(crate) encoder: EncoderPin,
-    pub(crate) width: usize,
-    pub(crate) tau: f32,
-    pub(crate) hub: Hub,
-    pub(crate) projection: Vec<f32>,
-    pub(crate) embeddings: Vec<f32>,
-    pub(crate) adapter: Option<Lora>,
-    pub(crate) learned: Option<Learned>,
-    /// The other parts by name.
-    pub(crate) parts: BTreeMap<String, Vec<u8>>,
-}
-
-impl Draft {
+/// Writing a generation. The manifest's `models` and `files` are counted anew.
+impl Contents {
     /// Errors: W or a row of E has no direction.
     pub(crate) fn check_rows(&self) -> Result<()> {
-        check_rows(&self.projection, &self.embeddings, self.width)
-    }
-
-    /// What the generation will hold when it is written.
-    pub(crate) fn contents(&self) -> Contents {
-        Contents {
-            manifest: self.manifest(BTreeMap::new()),
-            hub: self.hub.clone(),
-            projection: self.projection.clone(),
-            embeddings: self.embeddings.clone(),
-            parts: self.parts.clone(),
-        }
-    }
-
-    fn manifest(&self, files: BTreeMap<String, Digest>) -> Manifest {
-        Manifest {
-            schema_version: 1,
-            kind: KIND.to_owned(),
-            sequence: self.sequence,
-            parent: self.parent.clone(),
-            made_by: self.made_by.clone(),
-            encoder: self.encoder.clone(),
-            width: self.width,
-            tau: self.tau,
-            models: self.hub.len(),
-            adapter: self.adapter.clone(),
-            learned: self.learned.clone(),
-            files,
-        }
+        check_rows(&self.projection, &self.embeddings, self.manifest.width)
     }
 
     /// The id that it will have.
     pub(crate) fn id(&self) -> Result<GenerationId> {
-        let (head, hub) = (self.head()?, files::to_json(&self.hub)?);
+        let (head, hub) = (self.head()?, files::to_json(&*self.hub)?);
         Ok(self.seal(&self.named(&head, &hub))?.0)
     }
 
     /// Every file but the manifest: name and bytes.
-    fn named<'d>(&'d self, head: &'d [u8], hub: &'d [u8]) -> Vec<(&'d str, &'d [u8])> {
+    fn named<'c>(&'c self, head: &'c [u8], hub: &'c [u8]) -> Vec<(&'c str, &'c [u8])> {
         let others = self.parts.iter();
         let others = others.map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
         [(HEAD, head), (HUB, hub)]
@@ -215,7 +160,12 @@ impl Draft {
         let files = parts
             .iter()
             .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
-        self.manifest(files.collect()).seal()
+        Manifest {
+            models: self.hub.len(),
+            files: files.collect(),
+            ..self.manifest.clone()
+        }
+        .seal()
     }
 
     /// Writes the generation into `root`, whole or not at all; also says whether it is new there.
@@ -224,16 +174,16 @@ impl Draft {
     pub(crate) fn write(
         &self,
         root: &Path,
-        ask: impl Fn(&GenerationId, Contents) -> Result<()>,
+        ask: impl Fn(&GenerationId, &Contents) -> Result<()>,
     ) -> Result<(GenerationId, bool)> {
-        let (head, hub) = (self.head()?, files::to_json(&self.hub)?);
+        let (head, hub) = (self.head()?, files::to_json(&*self.hub)?);
         let parts = self.named(&head, &hub);
         let (id, sealed) = self.seal(&parts)?;
         let folder = root.join(id.as_str());
         if folder.exists() {
             // The same content was written before: the name is its hash. It may have been damaged
             // since.
-            match Contents::read(&folder).and_then(|contents| ask(&id, contents)) {
+            match Self::read(&folder).and_then(|contents| ask(&id, &contents)) {
                 Ok(()) => return Ok((id, false)),
                 Err(error) if error.is_damage() => log::warn!("{error}; {id} is written anew"),
                 Err(error) => return Err(error),
@@ -243,25 +193,24 @@ impl Draft {
         let staged = Staged::new(root)?;
         for (name, bytes) in &parts {
             // A part that the parent has already is the same file under two names.
-            let inherited = self
-                .parent
-                .as_ref()
-                .map(|parent| root.join(parent.as_str()).join(name));
+            let parent = self.manifest.parent.as_ref();
+            let inherited = parent.map(|parent| root.join(parent.as_str()).join(name));
             match inherited.filter(|path| same(path, bytes)) {
                 Some(path) => staged.link(name, &path)?,
                 None => staged.write(name, bytes)?,
             }
         }
         staged.write(MANIFEST, &sealed)?;
-        let written = Contents::read_as(staged.path(), Some(id.as_str().as_ref()))
-            .and_then(|contents| ask(&id, contents));
+        let written = Self::read_as(staged.path(), Some(id.as_str().as_ref()))
+            .and_then(|contents| ask(&id, &contents));
         written.map_err(|e| e.at("the new generation cannot be opened"))?;
         staged.publish(id.as_str())?;
         Ok((id, true))
     }
 
     fn head(&self) -> Result<Vec<u8>> {
-        let (width, inputs, models) = (self.width, self.encoder.width, self.hub.len());
+        let (width, inputs) = (self.manifest.width, self.manifest.encoder.width);
+        let models = self.hub.len();
         for (name, rows, columns, values) in [
             (PROJECTION, width, inputs, &self.projection),
             (EMBEDDINGS, models, width, &self.embeddings),

@@ -18,7 +18,7 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const HEAD: &str = "head.safetensors";
 pub(crate) const HUB: &str = "hub.json";
 pub(crate) const ADAPTER: &str = "adapter.safetensors";
-pub(crate) const KIND: &str = "hubrouter-generation";
+const KIND: &str = "hubrouter-generation";
 /// Largest manifest that is read; of every other file it says how long it is.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 
@@ -168,6 +168,24 @@ pub struct EncoderPin {
 }
 
 impl Manifest {
+    /// Of the first generation of a store; `models` and `files` are known when it is written.
+    pub(crate) fn first(encoder: EncoderPin, width: usize, tau: f32, made_by: &str) -> Self {
+        Self {
+            schema_version: 1,
+            kind: KIND.to_owned(),
+            sequence: 1,
+            parent: None,
+            made_by: made_by.to_owned(),
+            encoder,
+            width,
+            tau,
+            models: 0,
+            adapter: None,
+            learned: None,
+            files: BTreeMap::new(),
+        }
+    }
+
     /// Name, bytes and SHA-256 of every other file of the generation.
     pub fn files(&self) -> impl Iterator<Item = (&str, u64, &str)> {
         self.files
@@ -190,22 +208,8 @@ impl Manifest {
     pub(crate) fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let bytes = files::read_bytes(&path, MANIFEST_LIMIT)?;
-        let manifest: Self = files::parse_json(&path, &bytes)?;
+        let manifest: Self = files::parse_form(&path, &bytes, KIND)?;
         let place = path.display();
-        if manifest.kind != KIND {
-            bail!(
-                Format,
-                "{place}: kind: expected {KIND:?}, found {:?}",
-                manifest.kind
-            );
-        }
-        if manifest.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "{place}: schema_version: expected 1, found {}",
-                manifest.schema_version
-            );
-        }
         let id = id_of(manifest.sequence, &bytes);
         if name.is_none_or(|name| name != id.as_str()) {
             bail!(

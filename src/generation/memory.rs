@@ -10,18 +10,18 @@
 
 use std::collections::BTreeMap;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::files;
 use crate::generation::Contents;
 use crate::hub::{Domains, Hub};
 use crate::memory::Strengths;
 use crate::memory::served::{Bayes, Recall};
 use crate::memory::{MEMORY, Memory, Solved, Solving, WORDS, Words, domain_keys, solve};
-use crate::weights::{half_bytes, to_safetensors};
+use crate::weights::{ANY, Tensors, half_bytes, to_safetensors};
 
 /// Names in a generation.
 const RECALL: &str = "recall.safetensors";
@@ -166,14 +166,7 @@ impl Contents {
         let Some(bytes) = self.parts.get(SERVED) else {
             return Ok(None);
         };
-        let file: File = files::parse_json(SERVED.as_ref(), bytes)?;
-        if file.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "{SERVED}: schema_version: expected 1, found {}",
-                file.schema_version
-            );
-        }
+        let file: File = files::parse_form(SERVED.as_ref(), bytes, "")?;
         check_strengths(&file.strengths).map_err(|e| e.at(SERVED))?;
         Ok(Some(How {
             strengths: file.strengths,
@@ -210,69 +203,19 @@ fn read(
     strengths: Strengths,
     hidden: usize,
 ) -> Result<Recall> {
-    let file =
-        SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
-    let part = |name: &str, dtype: Dtype, shape: &[Option<usize>]| {
-        let part = file
-            .tensor(name)
-            .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
-        let fits = |(found, wanted): (&usize, &Option<usize>)| wanted.is_none_or(|w| w == *found);
-        let found = part.shape();
-        let fit = found.len() == shape.len() && found.iter().zip(shape).all(fits);
-        if !fit || part.dtype() != dtype {
-            let shape = shape
-                .iter()
-                .map(|size| size.map_or("any".to_owned(), |s| s.to_string()));
-            let shape = shape.collect::<Vec<_>>().join(", ");
-            bail!(
-                Mismatch,
-                "{name}: expected [{shape}] {dtype:?}, found {found:?} {:?}",
-                part.dtype()
-            );
-        }
-        Ok(part)
-    };
-    let numbers = |name: &str, size: Option<usize>| -> Result<Vec<u32>> {
-        let part = part(name, Dtype::U32, &[size])?;
-        let (four, _) = part.data().as_chunks::<4>();
-        Ok(four
-            .iter()
-            .map(|bytes| u32::from_le_bytes(*bytes))
-            .collect())
-    };
-    let floats = |name: &str, size: usize| -> Result<Vec<f32>> {
-        let part = part(name, Dtype::F32, &[Some(size)])?;
-        let (four, _) = part.data().as_chunks::<4>();
-        let values: Vec<f32> = four
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        match values.iter().all(|value| value.is_finite()) {
-            true => Ok(values),
-            false => bail!(Numeric, "{name}: expected finite numbers"),
-        }
-    };
-    let halves = |name: &str, shape: [usize; 2]| -> Result<Vec<u8>> {
-        let part = part(name, Dtype::F16, &shape.map(Some))?;
-        let (two, _) = part.data().as_chunks::<2>();
-        let finite = two
-            .iter()
-            .all(|bytes| half::f16::from_le_bytes(*bytes).is_finite());
-        match finite {
-            true => Ok(part.data().to_vec()),
-            false => bail!(Numeric, "{name}: expected finite numbers"),
-        }
-    };
+    let file = Tensors::parse(bytes)?;
     let models = hub.len();
-    let layers: Vec<usize> = numbers(LAYERS, None)?
-        .into_iter()
-        .map(|l| l as usize)
-        .collect();
+    let layers = file.u32(LAYERS, &[ANY])?.into_iter();
+    let layers: Vec<usize> = layers.map(|layer| layer as usize).collect();
     if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
         bail!(Format, "{LAYERS}: expected some in order, found {layers:?}");
     }
     let width = layers.len().saturating_mul(hidden);
-    let rank = part(PROJECTION, Dtype::F16, &[None, Some(width)])?.shape()[0];
+    let rank = file
+        .shape(PROJECTION)
+        .and_then(|shape| shape.first().copied());
+    let rank = rank.unwrap_or(0);
+    let projection = file.f16(PROJECTION, [rank, width])?;
     if rank == 0 {
         bail!(
             Mismatch,
@@ -280,7 +223,7 @@ fn read(
         );
     }
     let domains = Domains::new(hub);
-    let prompts = numbers(PROMPTS, Some(models))?;
+    let prompts = file.u32(PROMPTS, &[models])?;
     let of_domain = |members: &Vec<u32>| {
         let prompts = members.iter().map(|id| prompts[*id as usize]);
         prompts.fold(0u32, u32::saturating_add)
@@ -288,10 +231,10 @@ fn read(
     let by_domain: Vec<u32> = domains.members.iter().map(of_domain).collect();
     Ok(Recall {
         strengths,
-        projection: halves(PROJECTION, [rank, width])?,
-        bias: floats(BIAS, rank)?,
-        keys: halves(KEYS, [models, rank])?,
-        offsets: floats(OFFSETS, models)?,
+        projection: projection.bytes().to_vec(),
+        bias: file.f32(BIAS, &[rank])?,
+        keys: file.f16(KEYS, [models, rank])?.bytes().to_vec(),
+        offsets: file.f32(OFFSETS, &[models])?,
         words: Bayes::new(&by_domain, words.each()),
         of: domains.of,
         prompts,

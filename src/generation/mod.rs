@@ -6,7 +6,7 @@ mod manifest;
 pub(crate) mod memory;
 pub(crate) mod rows;
 
-pub(crate) use contents::{Contents, Draft};
+pub(crate) use contents::Contents;
 pub(crate) use manifest::{ADAPTER, HUB};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
 pub use rows::{NewModel, Progress};

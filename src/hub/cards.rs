@@ -138,7 +138,7 @@ pub(crate) fn for_each_line<T: serde::de::DeserializeOwned>(
 
 /// As [`for_each_line`], with the line's own bytes.
 pub(crate) fn for_each_text(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", &e))?;
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let mut lines = Lines::new(BufReader::new(file));
     while let Some(line) = lines.next().map_err(|error| error.at(path.display()))? {
         let place = format!("{}:{}", path.display(), line.number);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
+use crate::files;
 
 /// Most models of a hub: ids are 32 bits, one value marks nobody.
 const MOST: usize = u32::MAX as usize - 1;
@@ -77,13 +78,7 @@ impl TryFrom<HubFile> for Hub {
     type Error = crate::Error;
 
     fn try_from(file: HubFile) -> Result<Self> {
-        if file.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "hub: schema_version: expected 1, found {}",
-                file.schema_version
-            );
-        }
+        files::check_version(file.schema_version)?;
         let mut hub = Self::default();
         for model in file.models {
             hub.push(model)?;

@@ -1,14 +1,13 @@
 //! Elastic weight consolidation: the parameters that earlier experiences ended with, and how much
 //! each of them mattered there, kept with the generation (carve.md section 7).
 
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
+use crate::files;
 use crate::learn::engine::Layout;
 use crate::learn::settings::{EwcMode, Settings};
-use crate::model::lora;
-use crate::weights::to_safetensors;
+use crate::weights::{Tensors, to_safetensors};
 
 /// Experiences that are kept apart, at most: each is a dispatch of every step.
 const MOST_HELD: usize = 512;
@@ -165,25 +164,10 @@ impl Consolidated {
 }
 
 /// The file and what it says of itself.
-fn open(bytes: &[u8]) -> Result<(SafeTensors<'_>, Meta)> {
-    let bad = |e: safetensors::SafeTensorError| error!(Format, "not safetensors: {e}");
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
-    let file = SafeTensors::deserialize(bytes).map_err(bad)?;
-    let text = header.metadata().as_ref().and_then(|map| map.get(META));
-    let Some(text) = text else {
-        bail!(Format, "expected {META} in its metadata, found none")
-    };
-    let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "{META}: {e}"))?;
-    if meta.kind != KIND {
-        bail!(Format, "kind: expected {KIND:?}, found {:?}", meta.kind);
-    }
-    if meta.schema_version != 1 {
-        bail!(
-            Unsupported,
-            "schema_version: expected 1, found {}",
-            meta.schema_version
-        );
-    }
+fn open(bytes: &[u8]) -> Result<(Tensors<'_>, Meta)> {
+    let file = Tensors::parse(bytes)?;
+    let text = file.note(META)?.as_bytes();
+    let meta = files::parse_form(META.as_ref(), text, KIND)?;
     Ok((file, meta))
 }
 
@@ -192,16 +176,13 @@ pub(crate) fn check(bytes: &[u8]) -> Result<()> {
     open(bytes).map(drop)
 }
 
-fn read_held(file: &SafeTensors<'_>, k: usize, layout: &Layout, models: usize) -> Result<Held> {
-    let rows = format!("{k}.model_embeddings.fisher");
-    let rows = file
-        .tensor(&rows)
-        .map_err(|e| error!(Mismatch, "{rows}: {e}"))?;
-    let found = rows.shape().first().copied().unwrap_or(0);
+fn read_held(file: &Tensors<'_>, k: usize, layout: &Layout, models: usize) -> Result<Held> {
+    let rows = file.shape(&format!("{k}.model_embeddings.fisher"));
+    let found = rows.and_then(|shape| shape.first().copied()).unwrap_or(0);
     let mut held = Held {
-        first: match file.tensor(&format!("{k}.adapter.fisher")) {
-            Ok(_) => 0,
-            Err(_) => layout.w.offset,
+        first: match file.shape(&format!("{k}.adapter.fisher")) {
+            Some(_) => 0,
+            None => layout.w.offset,
         },
         theta: Vec::new(),
         fisher: Vec::new(),
@@ -209,7 +190,7 @@ fn read_held(file: &SafeTensors<'_>, k: usize, layout: &Layout, models: usize) -
     // Never more rows than the generation has: those are of another one.
     for (part, _, shape) in held.parts(layout, found.min(models)) {
         let name = |kind: &str| format!("{k}.{part}.{kind}");
-        let fisher = lora::tensor(file, &name("fisher"), shape)?;
+        let fisher = file.f32(&name("fisher"), &shape)?;
         if let Some(at) = fisher.iter().position(|f| *f < 0.0) {
             bail!(
                 Numeric,
@@ -219,8 +200,7 @@ fn read_held(file: &SafeTensors<'_>, k: usize, layout: &Layout, models: usize) -
             );
         }
         held.fisher.extend(fisher);
-        held.theta
-            .extend(lora::tensor(file, &name("theta"), shape)?);
+        held.theta.extend(file.f32(&name("theta"), &shape)?);
     }
     Ok(held)
 }
@@ -310,8 +290,8 @@ mod tests {
         let settings = settings(EwcMode::Separate);
         let bytes = both.write(&layout, &settings).unwrap();
         assert_eq!(Consolidated::read(&bytes, &layout, 5).unwrap(), both);
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let meta = &header.metadata().as_ref().unwrap()[META];
+        let file = Tensors::parse(&bytes).unwrap();
+        let meta = file.note(META).unwrap();
         for part in [
             "\"lambda\":10000.0",
             "separate",

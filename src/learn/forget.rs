@@ -51,7 +51,8 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
     if let Some(bytes) = contents.parts.get(FISHER) {
         ewc::check(bytes).map_err(|e| e.at(FISHER))?;
     }
-    store.check_contents(id, contents)
+    store.check_contents(id, &contents)?;
+    Ok(contents.manifest)
 }
 
 /// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps and
@@ -64,14 +65,13 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
 /// Errors: no such prompt is kept or remembered; the memory has it and its text is not at hand, because
 /// it was named by its SHA-256; its encoder cannot be opened.
 pub fn forget(store: &Store, prompt: &str, options: &Options) -> Result<GenerationId> {
+    let mut edit = store.edit(false)?;
+    let taken = take_out(edit.contents(), prompt)?;
+    if !taken.owners.is_empty() {
+        subtract(store, edit.contents(), &taken, options)?;
+    }
     // The prompt's own words have no place in the manifest.
-    store.change("replay forget", None, |contents| {
-        let taken = take_out(contents, prompt)?;
-        if !taken.owners.is_empty() {
-            subtract(store, contents, &taken, options)?;
-        }
-        Ok(())
-    })
+    edit.commit_as("replay forget".to_owned())
 }
 
 /// How many entries [`forget`] would delete, and how often it would take the prompt out of the memory;
@@ -79,7 +79,7 @@ pub fn forget(store: &Store, prompt: &str, options: &Options) -> Result<Generati
 ///
 /// Errors: no such prompt is kept or remembered.
 pub fn would_forget(store: &Store, prompt: &str) -> Result<(usize, usize)> {
-    let taken = take_out(&mut store.contents(&store.current()?)?, prompt)?;
+    let taken = take_out(store.edit(true)?.contents(), prompt)?;
     Ok((taken.entries, taken.owners.len()))
 }
 

@@ -158,26 +158,8 @@ impl Replay {
     /// Errors name the file and the line.
     pub(crate) fn from_bytes(bytes: &[u8], models: usize, width: usize) -> Result<Self> {
         let mut lines = bytes.split(|byte| *byte == b'\n').enumerate();
-        let header: Header = match lines.next() {
-            Some((_, line)) => {
-                serde_json::from_slice(line).map_err(|e| error!(Format, "{REPLAY}:1: {e}"))?
-            }
-            None => bail!(Format, "{REPLAY}:1: expected a header, found nothing"),
-        };
-        if header.kind != KIND {
-            bail!(
-                Format,
-                "{REPLAY}:1: kind: expected {KIND:?}, found {:?}",
-                header.kind
-            );
-        }
-        if header.schema_version != 1 {
-            bail!(
-                Unsupported,
-                "{REPLAY}:1: schema_version: expected 1, found {}",
-                header.schema_version
-            );
-        }
+        let first = lines.next().map_or(&[][..], |(_, line)| line);
+        let _: Header = files::parse_form(format!("{REPLAY}:1").as_ref(), first, KIND)?;
         let mut replay = Self::default();
         for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
             let place = format!("{REPLAY}:{}", number + 1);

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use safetensors::Dtype::{self, F32, F64, U32};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
@@ -13,7 +12,7 @@ use crate::learn::candidates::{Candidates, Hard};
 use crate::learn::engine::{Engine, Values};
 use crate::learn::settings::Settings;
 use crate::store::Store;
-use crate::weights::to_safetensors;
+use crate::weights::{ANY, Tensors, to_safetensors};
 
 /// Keys of the file's metadata: what the state is, and SHA-256 over that and the tensors' bytes.
 const META: &str = "hubrouter";
@@ -145,43 +144,37 @@ impl State {
 }
 
 fn parse(bytes: &[u8]) -> Result<(Meta, Values)> {
-    let bad = |e: safetensors::SafeTensorError| error!(Format, "not a state: {e}");
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
-    let file = SafeTensors::deserialize(bytes).map_err(bad)?;
-    let metadata = header.metadata().as_ref();
-    let named = |key: &str| metadata.and_then(|map| map.get(key));
-    let (Some(text), Some(sha256)) = (named(META), named(HASH)) else {
-        bail!(Format, "not a state: it does not say what it belongs to")
-    };
-    let tensor = |name, dtype| {
-        let view = file.tensor(name).map_err(bad)?;
-        if view.dtype() != dtype {
-            let found = view.dtype();
-            bail!(
-                Format,
-                "not a state: {name}: expected {dtype:?}, found {found:?}"
-            );
-        }
-        Ok(view.data())
-    };
-    let floats = [tensor("theta", F32)?, tensor("m", F32)?, tensor("v", F32)?];
-    let (awake, decayed) = (tensor("awake", U32)?, tensor("decayed", F64)?);
-    if hash(text, floats.into_iter().chain([awake, decayed])) != *sha256 {
-        bail!(Mismatch, "the state is damaged: its hash is another one");
+    read(bytes).map_err(|e| e.at("not a state"))
+}
+
+fn read(bytes: &[u8]) -> Result<(Meta, Values)> {
+    let file = Tensors::parse(bytes)?;
+    let (text, sha256) = (file.note(META)?, file.note(HASH)?);
+    let dtypes = [
+        ("theta", F32),
+        ("m", F32),
+        ("v", F32),
+        ("awake", U32),
+        ("decayed", F64),
+    ];
+    let bytes = dtypes.map(|(name, dtype)| file.bytes(name, dtype, &[ANY]));
+    let bytes = bytes.into_iter().collect::<Result<Vec<_>>>()?;
+    let found = hash(text, bytes.into_iter());
+    if found != sha256 {
+        bail!(
+            Mismatch,
+            "damaged: expected SHA-256 {sha256}, found {found}"
+        );
     }
-    let meta: Meta = serde_json::from_str(text).map_err(|e| error!(Format, "not a state: {e}"))?;
-    if meta.schema_version != 1 {
-        let found = meta.schema_version;
-        bail!(Unsupported, "schema_version: expected 1, found {found}");
-    }
-    let [theta, m, v] = floats.map(bytemuck::pod_collect_to_vec::<u8, f32>);
-    let decayed = bytemuck::pod_collect_to_vec::<u8, f64>(decayed);
+    let meta = files::parse_form(META.as_ref(), text.as_bytes(), "")?;
+    let decayed: Vec<f64> = file.numbers("decayed", F64, &[1])?;
+    let floats = |name| file.numbers::<f32>(name, F32, &[ANY]);
     let values = Values {
-        theta,
-        m,
-        v,
-        awake: bytemuck::pod_collect_to_vec::<u8, u32>(awake),
-        decayed: decayed.first().copied().unwrap_or(1.0),
+        theta: floats("theta")?,
+        m: floats("m")?,
+        v: floats("v")?,
+        awake: file.u32("awake", &[ANY])?,
+        decayed: decayed[0],
     };
     Ok((meta, values))
 }

@@ -943,9 +943,9 @@ fn a_memory_takes_one_encoding() {
     // The memory adds a mean of each layer, unit vectors, a projection, scores by it and by words.
     for (id, more) in [(first, 0), (second, layers + 4)] {
         let contents = store.contents(&id).unwrap();
-        let serving = Serving::new(id, contents, Arc::clone(&encoder), None).unwrap();
+        let serving = Serving::new(id, &contents, Arc::clone(&encoder), None).unwrap();
         let tokens = encoder.tokenize_prompts(&["count the dispatches"]);
-        let tokens = tokens.into_iter().map(|tokens| (0, tokens.unwrap()));
+        let tokens = tokens.into_iter().map(Result::unwrap);
         let ranked = serving.rank(&tokens.collect::<Vec<_>>(), 2).unwrap();
         assert_eq!(ranked.dispatches, 8 * layers + 9 + more);
     }

@@ -13,7 +13,7 @@ pub(crate) mod served;
 mod solve;
 mod words;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use self::packing::{pack, unpack};
 pub use self::served::{Parts, Strengths};
@@ -24,9 +24,9 @@ use crate::device::cpu::dense::{self, Part, View as View64};
 use crate::device::cpu::gemm::{self, Finish, Packed};
 use crate::device::cpu::{Cpu, RowsMut};
 use crate::encoder::seen::{STEPS, Seen};
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, domain_key};
-use crate::weights::{View, to_safetensors};
+use crate::weights::{ANY, Tensors, View, to_safetensors};
 
 /// Its name in a generation; the words are a part of their own, which serving reads as well.
 pub(crate) const MEMORY: &str = "memory.safetensors";
@@ -393,32 +393,9 @@ impl Memory {
 
     fn read_sums(bytes: &[u8], words: Words, hub: &Hub, hidden: usize) -> Result<Self> {
         let models = hub.len();
-        let file =
-            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
-        let part = |name: &str, dtype: Dtype| {
-            let part = file
-                .tensor(name)
-                .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
-            if part.dtype() != dtype {
-                bail!(
-                    Mismatch,
-                    "{name}: expected {dtype:?}, found {:?}",
-                    part.dtype()
-                );
-            }
-            Ok(part)
-        };
-        let numbers = |name: &str| -> Result<Vec<u32>> {
-            let (four, _) = part(name, Dtype::U32)?.data().as_chunks::<4>();
-            Ok(four
-                .iter()
-                .map(|bytes| u32::from_le_bytes(*bytes))
-                .collect())
-        };
-        let layers = numbers(LAYERS)?
-            .into_iter()
-            .map(|layer| layer as usize)
-            .collect();
+        let file = Tensors::parse(bytes)?;
+        let layers = file.u32(LAYERS, &[ANY])?.into_iter();
+        let layers = layers.map(|layer| layer as usize).collect();
         let mut memory = Self::new(layers, hidden, hub)?;
         if !memory.layers.is_sorted_by(|a, b| a < b) {
             bail!(
@@ -428,17 +405,9 @@ impl Memory {
             );
         }
         memory.words = words;
-        memory.counts = numbers(COUNTS)?;
-        if memory.counts.len() != models {
-            bail!(
-                Mismatch,
-                "{COUNTS}: expected {models}, found {}",
-                memory.counts.len()
-            );
-        }
+        memory.counts = file.u32(COUNTS, &[models])?;
         let width = memory.width();
-        let sums = part(SUMS, Dtype::U8)?;
-        let mut rest = sums.data();
+        let mut rest = file.bytes(SUMS, Dtype::U8, &[ANY])?;
         for (model, count) in memory.counts.iter().enumerate() {
             if *count > 0 {
                 let before = rest;
@@ -453,14 +422,15 @@ impl Memory {
                 memory.sums[model] = before[..before.len() - rest.len()].to_vec();
             }
         }
-        let squares = part(SQUARES, Dtype::U8)?;
-        let mut packed = squares.data();
+        let mut packed = file.bytes(SQUARES, Dtype::U8, &[ANY])?;
         memory.squares = unpack(&mut packed, memory.squares.len()).map_err(|e| e.at(SQUARES))?;
         if !rest.is_empty() || !packed.is_empty() {
             bail!(Format, "{SUMS}, {SQUARES}: expected an end, found more");
         }
-        let (digests, _) = part(DIGESTS, Dtype::U8)?.data().as_chunks::<16>();
-        memory.learned = digests.iter().copied().zip(numbers(OWNERS)?).collect();
+        let owners = file.u32(OWNERS, &[ANY])?;
+        let digests = file.bytes(DIGESTS, Dtype::U8, &[owners.len(), 16])?;
+        let (digests, _) = digests.as_chunks::<16>();
+        memory.learned = digests.iter().copied().zip(owners).collect();
         let mut counts = vec![0u32; models];
         for (_, model) in &memory.learned {
             match counts.get_mut(*model as usize) {

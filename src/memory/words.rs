@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use super::packing::{pack, unpack};
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::num::to_u32;
-use crate::weights::to_safetensors;
+use crate::weights::{ANY, Tensors, to_safetensors};
 
 /// Its name in a generation.
 pub(crate) const WORDS: &str = "words.safetensors";
@@ -107,24 +107,12 @@ impl Words {
     ///
     /// Errors: the part is malformed, or has a domain that is none of these.
     pub(crate) fn read(bytes: &[u8], domains: Vec<String>) -> Result<Self> {
-        let file =
-            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
-        let part = |name: &str| {
-            let part = file.tensor(name);
-            part.map_err(|e| error!(Mismatch, "{name}: {e}"))
+        let file = Tensors::parse(bytes)?;
+        let [count] = file.numbers::<u64>(ENTRIES, Dtype::U64, &[1])?[..] else {
+            unreachable!("its shape was checked");
         };
-        let count = part(ENTRIES)?;
-        let Ok(count) = <[u8; 8]>::try_from(count.data()) else {
-            bail!(
-                Mismatch,
-                "{ENTRIES}: expected one number, found {:?}",
-                count.shape()
-            );
-        };
-        let packed = part(PACKED)?;
-        let mut packed = packed.data();
+        let mut packed = file.bytes(PACKED, Dtype::U8, &[ANY])?;
         // An entry takes at least three bits of a byte in its blocks.
-        let count = u64::from_le_bytes(count);
         let most = packed.len().saturating_mul(32);
         let count = match usize::try_from(count) {
             Ok(count) if count <= most => count,
@@ -132,8 +120,8 @@ impl Words {
         };
         let mut numbers = || unpack(&mut packed, count);
         let [steps, of, prompts] = [numbers()?, numbers()?, numbers()?];
-        let names = part(DOMAINS)?;
-        let names = String::from_utf8_lossy(names.data()).into_owned();
+        let names = file.bytes(DOMAINS, Dtype::U8, &[ANY])?;
+        let names = String::from_utf8_lossy(names).into_owned();
         let names: Vec<String> = names.lines().map(str::to_owned).collect();
         let mut counts = BTreeMap::new();
         let mut word = 0u32;

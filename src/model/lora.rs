@@ -6,13 +6,12 @@
 
 use std::fmt;
 
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Place;
-use crate::error::{Error, Result, bail, error};
+use crate::error::{Error, Result, bail};
 use crate::model::Config;
-use crate::weights::to_safetensors;
+use crate::weights::{ANY, Tensors, to_safetensors};
 
 /// A linear map of an encoder's layer that gets an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -166,22 +165,13 @@ pub(crate) struct Branch {
 impl Lora {
     /// Errors: `bytes` are no `adapter.safetensors` of this rank, whatever the encoder.
     pub(crate) fn check(&self, bytes: &[u8]) -> Result<()> {
-        let file =
-            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
-        for (name, view) in file.tensors() {
-            let rank = match (view.shape(), name.contains(".lora_A.")) {
-                ([r, _], true) | ([_, r], false) => Some(*r),
-                _ => None,
+        let file = Tensors::parse(bytes)?;
+        for name in file.names() {
+            let shape = match name.contains(".lora_A.") {
+                true => [self.r, ANY],
+                false => [ANY, self.r],
             };
-            if rank != Some(self.r) {
-                bail!(
-                    Mismatch,
-                    "{name}: expected a factor of rank {}, found {:?}",
-                    self.r,
-                    view.shape()
-                );
-            }
-            tensor(&file, &name, [view.shape()[0], view.shape()[1]])?;
+            file.f32(&name, &shape)?;
         }
         Ok(())
     }
@@ -307,22 +297,13 @@ impl Factors {
             );
         }
         let adapter = Adapter::new(lora, config);
-        let file =
-            SafeTensors::deserialize(bytes).map_err(|e| error!(Format, "not safetensors: {e}"))?;
+        let file = Tensors::parse(bytes)?;
         let mut values = vec![0.0; adapter.len];
         for (layer, branch) in adapter.branches() {
             let (inputs, outputs) = (branch.a.columns, branch.b.columns);
-            let a = tensor(
-                &file,
-                &factor_name(layer, branch.target, "A"),
-                [lora.r, inputs],
-            )?;
+            let a = file.f32(&factor_name(layer, branch.target, "A"), &[lora.r, inputs])?;
             values[branch.a.offset..branch.a.end()].copy_from_slice(&a);
-            let b = tensor(
-                &file,
-                &factor_name(layer, branch.target, "B"),
-                [outputs, lora.r],
-            )?;
+            let b = file.f32(&factor_name(layer, branch.target, "B"), &[outputs, lora.r])?;
             let place = &mut values[branch.b.offset..branch.b.end()];
             for (o, row) in b.chunks_exact(lora.r).enumerate() {
                 for (k, value) in row.iter().enumerate() {
@@ -376,30 +357,6 @@ impl Factors {
             }
         }
     }
-}
-
-/// The tensor called `name`, which must be finite numbers of this shape.
-pub(crate) fn tensor(file: &SafeTensors<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
-    let found = file
-        .tensor(name)
-        .map_err(|e| error!(Mismatch, "{name}: {e}"))?;
-    if found.shape() != shape || found.dtype() != safetensors::Dtype::F32 {
-        bail!(
-            Mismatch,
-            "{name}: expected {shape:?} f32, found {:?} {:?}",
-            found.shape(),
-            found.dtype()
-        );
-    }
-    let values: Vec<f32> = found
-        .data()
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
-    if !values.iter().all(|value| value.is_finite()) {
-        bail!(Numeric, "{name}: expected finite numbers");
-    }
-    Ok(values)
 }
 
 #[cfg(test)]

@@ -13,16 +13,15 @@ use arc_swap::ArcSwap;
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
-use crate::encoder::Encoder;
-use crate::error::{Error, Result, caught};
+use crate::encoder::{Encoder, for_each_good};
+use crate::error::{Error, Result, caught, error};
 use crate::files::short;
 use crate::generation::{Contents, EncoderPin, GenerationId};
 use crate::hub::Hub;
-use crate::ops::LOWEST;
 use crate::options::Options;
 use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::serve::Serving;
-use crate::serve::index::{Ranking, log_sum_exp_of};
+use crate::serve::index::Ranking;
 use crate::store::Store;
 use crate::store::open_encoder;
 use crate::text::tokenizer::Tokens;
@@ -72,7 +71,7 @@ impl<'s> Source<'s> {
 
     /// The current generation or, when it is damaged, one made before it.
     fn current(&self) -> Result<Serving> {
-        let open = |id, contents, note| self.serving(id, contents, note);
+        let open = |id, contents: Contents, note| self.serving(id, &contents, note);
         self.store.open_current(open)
     }
 
@@ -94,29 +93,32 @@ impl<'s> Source<'s> {
     fn serving(
         &self,
         id: GenerationId,
-        contents: Contents,
+        contents: &Contents,
         passed_over: Option<String>,
     ) -> Result<Result<Serving>> {
-        let Self { store, options, .. } = *self;
-        let pin = contents.manifest.encoder.clone();
-        let encoder = self.encoder(&pin)?;
+        let encoder = self.encoder(&contents.manifest.encoder)?;
         match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
-            Err(error) if options.fallback && error.kind().is_device() => {
-                log::warn!("{error}; stepping down to the CPU");
-                let on_cpu = options.clone().device(DeviceChoice::Cpu);
-                let host = Arc::clone(&self.host);
-                let mut encoder = open_encoder(store.root(), &pin, host, &on_cpu)?;
-                encoder.degrade(&error);
-                Ok(Serving::new(
-                    id.clone(),
-                    store.contents(&id)?,
-                    Arc::new(encoder),
-                    passed_over,
-                ))
+            Err(error) if self.options.steps_down(&error) => {
+                Ok(self.on_cpu(id, contents, passed_over, &error))
             }
             Err(error) if error.kind().is_device() => Err(error),
             other => Ok(other),
         }
+    }
+
+    /// The generation on the CPU, in place of a device that failed with `error`.
+    fn on_cpu(
+        &self,
+        id: GenerationId,
+        contents: &Contents,
+        passed_over: Option<String>,
+        error: &Error,
+    ) -> Result<Serving> {
+        let options = self.options.clone().device(DeviceChoice::Cpu);
+        let (pin, host) = (&contents.manifest.encoder, Arc::clone(&self.host));
+        let mut encoder = open_encoder(self.store.root(), pin, host, &options)?;
+        encoder.degrade(error);
+        Serving::new(id, contents, Arc::new(encoder), passed_over)
     }
 }
 
@@ -149,7 +151,7 @@ impl Router {
         let store = Store::open(store)?;
         Self::opened(|| {
             let source = Source::new(&store, &options, None)?;
-            let serving = source.serving(id.clone(), store.contents(id)?, None)??;
+            let serving = source.serving(id.clone(), &store.contents(id)?, None)??;
             Ok((source.host, serving, store, options))
         })
     }
@@ -207,11 +209,9 @@ impl Router {
         let serving = self.serving.load_full();
         serving.encoder.check_process()?;
         let answers = Self::route_on(&serving, requests);
-        let lost = answers
-            .iter()
-            .find_map(|answer| answer.as_ref().err().filter(|e| e.kind().is_device()));
-        match lost {
-            Some(error) if self.options.fallback => {
+        let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
+        match errors.into_iter().find(|error| error.kind().is_device()) {
+            Some(error) if self.options.steps_down(error) => {
                 let serving = self.step_down(&serving, error)?;
                 Ok(Self::route_on(&serving, requests))
             }
@@ -221,61 +221,36 @@ impl Router {
 
     fn route_on(serving: &Serving, requests: &[Request]) -> Vec<Result<Decision>> {
         let began = Instant::now();
-        let prompts: Vec<&str> = requests
-            .iter()
-            .map(|request| request.prompt.as_str())
-            .collect();
-        let tokens = serving.encoder.tokenize_prompts(&prompts);
+        let prompts: Vec<&str> = requests.iter().map(|r| r.prompt.as_str()).collect();
+        let mut tokens = serving.encoder.tokenize_prompts(&prompts);
         let tokenize = microseconds(began);
-        let mut answers: Vec<Option<Result<Decision>>> = requests.iter().map(|_| None).collect();
-        let mut good = Vec::new();
-        for (place, tokens) in tokens.into_iter().enumerate() {
-            match tokens {
-                Ok(tokens) if serving.hub.active() > 0 => good.push((place, tokens)),
-                Ok(_) => {
-                    let error =
-                        crate::error::error!(NoCandidate, "{}: every model is retired", serving.id);
-                    answers[place] = Some(Err(error));
-                }
-                Err(error) => answers[place] = Some(Err(error)),
+        if serving.hub.active() == 0 {
+            let error = error!(NoCandidate, "{}: every model is retired", serving.id);
+            for tokens in tokens.iter_mut().filter(|tokens| tokens.is_ok()) {
+                *tokens = Err(error.clone());
             }
         }
-        for chunk in serving.encoder.chunks(&good, serving.index.most_prompts()) {
-            // One more than wanted, for the margin.
-            let k = chunk
-                .iter()
-                .map(|(place, _)| requests[*place].top)
-                .max()
-                .unwrap_or(0)
-                .max(2);
-            match serving.rank(chunk, k) {
-                Ok(ranked) => {
-                    log::debug!("{} prompts, {} dispatches", chunk.len(), ranked.dispatches);
-                    let timing = Timing {
-                        tokenize,
-                        encode: ranked.encode,
-                        score: ranked.score,
-                        total: microseconds(began),
-                        batch: chunk.len(),
-                    };
-                    for ((place, tokens), ranking) in chunk.iter().zip(ranked.rankings) {
-                        answers[*place] = Some(Ok(decide(
-                            serving,
-                            &requests[*place],
-                            tokens,
-                            ranking,
-                            timing,
-                        )));
-                    }
-                }
-                Err(error) => {
-                    for (place, _) in chunk {
-                        answers[*place] = Some(Err(error.clone()));
-                    }
-                }
-            }
-        }
-        answers.into_iter().flatten().collect()
+        // One more than wanted, for the margin.
+        let k = requests.iter().map(|r| r.top).max().unwrap_or(0).max(2);
+        let ranked = for_each_good(tokens, |tokens| {
+            let answers = serving.rank_all(&tokens, k).into_iter().zip(tokens);
+            let with_tokens = |(answer, tokens): (Result<_>, _)| Ok((answer?, tokens));
+            answers.map(with_tokens).collect()
+        });
+        let total = microseconds(began);
+        let decided = requests.iter().zip(ranked).map(|(request, ranked)| {
+            let (answer, tokens) = ranked?;
+            let timing = Timing {
+                tokenize,
+                encode: answer.encode,
+                score: answer.score,
+                total,
+                batch: answer.batch,
+            };
+            let ranking = answer.ranking;
+            Ok(decide(serving, request, &tokens, ranking, timing))
+        });
+        decided.collect()
     }
 
     /// Reopens `failed`'s generation on the CPU and serves it, unless another call has already.
@@ -284,14 +259,11 @@ impl Router {
         if !Arc::ptr_eq(&now, failed) {
             return Ok(now);
         }
-        log::warn!("{error}; stepping down to the CPU");
-        let contents = self.store.contents(&failed.id)?;
-        let on_cpu = self.options.clone().device(DeviceChoice::Cpu);
-        let pin = &contents.manifest.encoder;
-        let mut encoder = open_encoder(self.store.root(), pin, Arc::clone(&self.host), &on_cpu)?;
-        encoder.degrade(error);
-        let passed_over = failed.passed_over.clone();
-        let serving = Serving::new(failed.id.clone(), contents, Arc::new(encoder), passed_over)?;
+        let (id, passed_over) = (failed.id.clone(), failed.passed_over.clone());
+        let encoder = Some(Arc::clone(&failed.encoder));
+        let source = Source::new(&self.store, &self.options, encoder)?;
+        let contents = self.store.contents(&id)?;
+        let serving = source.on_cpu(id, &contents, passed_over, error)?;
         Ok(self.replaced(failed, Arc::new(serving)))
     }
 
@@ -308,17 +280,26 @@ impl Router {
     /// Serves the generation `id` of the store from now on. It is opened and checked beside the
     /// old one; on an error the old one stays.
     pub fn install(&self, id: &GenerationId) -> Result<()> {
+        let serving = self.open_beside(id)?;
+        self.swap(serving);
+        Ok(())
+    }
+
+    /// The generation `id` of the store, with the encoder that is open if it is the one.
+    fn open_beside(&self, id: &GenerationId) -> Result<Serving> {
         let old = self.serving.load_full();
         old.encoder.check_process()?;
-        let serving = caught("installing a generation", || {
+        caught("installing a generation", || {
             let contents = self.store.contents(id)?;
             let encoder = Some(Arc::clone(&old.encoder));
             let source = Source::new(&self.store, &self.options, encoder)?;
-            source.serving(id.clone(), contents, None)?
-        })?;
+            source.serving(id.clone(), &contents, None)?
+        })
+    }
+
+    fn swap(&self, serving: Serving) {
+        log::info!("installed {}", serving.id);
         self.serving.store(Arc::new(serving));
-        log::info!("installed {id}");
-        Ok(())
     }
 
     /// Serves the store's current generation, if it is another one than is served: after another
@@ -336,12 +317,13 @@ impl Router {
 
     /// Makes the parent of the served generation current in the store and serves it.
     ///
-    /// Errors: it has no parent; the store is read-only. The served generation stays then.
+    /// Errors: it has no parent, or that cannot be opened; the store is read-only. Store and router stay
+    /// as they are then.
     pub fn rollback(&self) -> Result<GenerationId> {
-        let served = self.generation();
-        let parent = self.store.parent(&served)?;
+        let parent = self.store.parent(&self.generation())?;
+        let serving = self.open_beside(&parent)?;
         self.store.set_current(&parent)?;
-        self.install(&parent)?;
+        self.swap(serving);
         Ok(parent)
     }
 
@@ -405,9 +387,9 @@ fn decide(
     let Ranking {
         best,
         domains,
+        total,
         parts,
     } = ranking;
-    let total = log_sum_exp_of(&domains);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
     // Rounding may leave a little more than 1.
     let probability = |score: f32| (f64::from(score) - total).exp().min(1.0) as f32;
@@ -440,11 +422,13 @@ fn decide(
         .domains()
         .iter()
         .zip(domains)
-        .filter(|(_, score)| *score > LOWEST / 2.0)
-        .map(|(domain, score)| DomainScore {
-            domain: Arc::clone(domain),
-            score,
-            probability: probability(score),
+        .filter_map(|(domain, score)| {
+            let score = score?;
+            Some(DomainScore {
+                domain: Arc::clone(domain),
+                score,
+                probability: probability(score),
+            })
         })
         .collect();
     domains.sort_by(|a, b| b.score.total_cmp(&a.score));

@@ -40,7 +40,7 @@ struct Recalled {
 }
 
 /// The tensors of one batch.
-pub(crate) struct Room {
+pub(crate) struct IndexWorkspace {
     /// [B, M]
     s: Tensor,
     /// [B, N]
@@ -83,8 +83,10 @@ enum Best {
 pub(crate) struct Ranking {
     /// Best first: id and score, at most k and never a retired model.
     pub(crate) best: Vec<(u32, f32)>,
-    /// For each domain the log-sum-exp of its members' scores; [`LOWEST`] or so without any.
-    pub(crate) domains: Vec<f32>,
+    /// For each domain the log-sum-exp of its eligible members' scores; None without any.
+    pub(crate) domains: Vec<Option<f32>>,
+    /// The log-sum-exp of all eligible models' scores.
+    pub(crate) total: f64,
     /// What each of the best models' scores is the sum of; empty without a memory.
     pub(crate) parts: Vec<Parts>,
 }
@@ -175,9 +177,9 @@ impl Index {
         4 * prompts * self.domains.len()
     }
 
-    pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Room> {
+    pub(crate) fn workspace(&self, device: &Device, prompts: usize) -> Result<IndexWorkspace> {
         let models = self.keys.models();
-        Ok(Room {
+        Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
             domains: device.scratch("domain scores", prompts, self.domains.len())?,
             found: Found::new(device, prompts, models)?,
@@ -196,8 +198,8 @@ impl Index {
     }
 
     /// Sends what [`Index::by_words`] made of the batch.
-    pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], room: &mut Room) {
-        if let Some(looked) = &mut room.recalled {
+    pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], w: &mut IndexWorkspace) {
+        if let Some(looked) = &mut w.recalled {
             pass.upload_f32(&mut looked.words, by_words);
         }
     }
@@ -210,60 +212,60 @@ impl Index {
         u: &Tensor,
         x: Option<&Tensor>,
         k: usize,
-        room: &mut Room,
+        w: &mut IndexWorkspace,
     ) -> Reads {
         let prompts = u.rows();
         let k = k.min(self.eligible);
-        room.s.resize(prompts);
-        room.domains.resize(prompts);
+        w.s.resize(prompts);
+        w.domains.resize(prompts);
         ops.score.forward(
             pass,
             score::Forward {
                 u,
                 keys: &self.keys,
                 scale: self.scale(),
-                s: &mut room.s,
+                s: &mut w.s,
             },
         );
         let mut recalled = None;
-        if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut room.recalled) {
+        if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut w.recalled) {
             looked.y.resize(prompts);
-            own.forward(ops, pass, x, looked, &mut room.s);
+            own.forward(ops, pass, x, looked, &mut w.s);
             recalled = Some((pass.read(&looked.y), pass.read(&looked.words)));
         }
         ops.log_sum_exp.forward(
             pass,
             log_sum_exp::Forward {
-                s: &room.s,
+                s: &w.s,
                 members: &self.members,
                 offsets: &self.offsets,
-                out: &mut room.domains,
+                out: &mut w.domains,
             },
         );
-        let domains = pass.read(&room.domains);
+        let domains = pass.read(&w.domains);
         if k > top_k::MOST {
             return Reads {
                 k,
-                best: Best::All(pass.read(&room.s)),
+                best: Best::All(pass.read(&w.s)),
                 domains,
                 recalled,
             };
         }
-        room.scores.resize(prompts * k);
-        room.ids.resize(prompts * k);
+        w.scores.resize(prompts * k);
+        w.ids.resize(prompts * k);
         ops.top_k.forward(
             pass,
             top_k::Forward {
-                s: &room.s,
+                s: &w.s,
                 k,
-                found: &mut room.found,
-                scores: &mut room.scores,
-                ids: &mut room.ids,
+                found: &mut w.found,
+                scores: &mut w.scores,
+                ids: &mut w.ids,
             },
         );
         let best = Best::Ranked {
-            ids: pass.read(&room.ids),
-            scores: pass.read(&room.scores),
+            ids: pass.read(&w.ids),
+            scores: pass.read(&w.scores),
         };
         Reads {
             k,
@@ -293,19 +295,14 @@ impl Index {
                     }
                     Best::All(scores) => ranked(&outcome.f32(scores)[b * models..][..models], k),
                 };
-                let domains = outcome.f32(reads.domains)[b * count..][..count].to_vec();
-                let mut ranking = Ranking {
-                    best,
-                    domains,
-                    parts: Vec::new(),
-                };
+                let domains = &outcome.f32(reads.domains)[b * count..][..count];
+                let mut ranking = Ranking::new(best, domains)?;
                 if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
                     let rank = own.recall.rank;
                     let y = &outcome.f32(y)[b * rank..][..rank];
                     let words = &outcome.f32(words)[b * count..];
                     ranking.parts = own.parts(&ranking.best, y, words, self.scale());
                 }
-                ranking.check()?;
                 Ok(ranking)
             })
             .collect()
@@ -412,9 +409,11 @@ fn ranked(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
 }
 
 impl Ranking {
-    fn check(&self) -> Result<()> {
-        if let Some((id, score)) = self
-            .best
+    /// `domains`: log-sum-exps, near [`LOWEST`] without an eligible member.
+    ///
+    /// Errors: a score is not finite.
+    fn new(best: Vec<(u32, f32)>, domains: &[f32]) -> Result<Self> {
+        if let Some((id, score)) = best
             .iter()
             .find(|(_, score)| !score.is_finite() || *score <= LOWEST)
         {
@@ -423,18 +422,24 @@ impl Ranking {
                 "score of model {id}: expected a finite number, found {score}"
             );
         }
-        if let Some(score) = self.domains.iter().find(|score| !score.is_finite()) {
+        if let Some(score) = domains.iter().find(|score| !score.is_finite()) {
             bail!(
                 Numeric,
                 "score of a domain: expected a finite number, found {score}"
             );
         }
-        Ok(())
+        let eligible = |score: &f32| (*score > LOWEST / 2.0).then_some(*score);
+        Ok(Self {
+            best,
+            domains: domains.iter().map(eligible).collect(),
+            total: log_sum_exp_of(domains),
+            parts: Vec::new(),
+        })
     }
 }
 
 /// In f64: over all domains, which is over all eligible models.
-pub(crate) fn log_sum_exp_of(scores: &[f32]) -> f64 {
+fn log_sum_exp_of(scores: &[f32]) -> f64 {
     let peak = scores.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = scores
         .iter()

@@ -1,5 +1,6 @@
 //! Serving: a generation opened for reading, its head and keys on a device.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
@@ -12,7 +13,7 @@ use crate::hub::Hub;
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
-use crate::serve::index::{Index, Ranking, Reads, Room};
+use crate::serve::index::{Index, IndexWorkspace, Ranking, Reads};
 use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
@@ -32,11 +33,20 @@ pub(crate) struct Serving {
 struct Tensors {
     activations: Activations,
     projected: Projected,
-    room: Room,
+    workspace: IndexWorkspace,
 }
 
-/// Answers of one batch, with the device's time in microseconds.
-pub(crate) struct Ranked {
+/// The answer for one prompt, with its batch's times in microseconds.
+pub(crate) struct Answer {
+    pub(crate) ranking: Ranking,
+    pub(crate) encode: f64,
+    pub(crate) score: f64,
+    /// Prompts of the batch.
+    pub(crate) batch: usize,
+}
+
+/// The answers for one batch, with the device's time in microseconds.
+pub(crate) struct BatchRanking {
     pub(crate) rankings: Vec<Ranking>,
     pub(crate) encode: f64,
     pub(crate) score: f64,
@@ -48,7 +58,7 @@ impl Serving {
     /// Brings `contents` to the device of `encoder`, which must be the one that is pinned.
     pub(crate) fn new(
         id: GenerationId,
-        contents: Contents,
+        contents: &Contents,
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
     ) -> Result<Self> {
@@ -93,7 +103,7 @@ impl Serving {
             .transpose()?;
         Ok(Self {
             id,
-            hub: Arc::new(contents.hub),
+            hub: Arc::clone(&contents.hub),
             encoder,
             index,
             passed_over,
@@ -113,11 +123,37 @@ impl Serving {
         self.index.cosine(score, ranking.parts.get(place))
     }
 
-    /// Ranks the hub for the prompts of one chunk, the `k` best of each; one submit.
-    pub(crate) fn rank(&self, chunk: &[(usize, Tokens)], k: usize) -> Result<Ranked> {
+    /// Ranks the hub for each prompt, the `k` best.
+    pub(crate) fn rank_all(&self, prompts: &[Tokens], k: usize) -> Vec<Result<Answer>> {
+        let batch = |batch: &[Tokens]| {
+            let BatchRanking {
+                rankings,
+                encode,
+                score,
+                dispatches,
+            } = self.rank(batch, k)?;
+            log::debug!("{} prompts, {dispatches} dispatches", batch.len());
+            let answer = |ranking| {
+                Ok(Answer {
+                    ranking,
+                    encode,
+                    score,
+                    batch: batch.len(),
+                })
+            };
+            Ok(rankings.into_iter().map(answer).collect())
+        };
+        self.encoder
+            .for_each_batch(prompts, self.index.most_prompts(), batch)
+    }
+
+    /// Ranks the hub for the prompts of one batch, the `k` best of each; one submit.
+    pub(crate) fn rank<T: Borrow<Tokens>>(&self, prompts: &[T], k: usize) -> Result<BatchRanking> {
         let encoder = &*self.encoder;
-        let batch = encoder.pack(chunk);
-        let words = chunk.iter().map(|(_, tokens)| tokens.words.as_slice());
+        let batch = encoder.pack(prompts);
+        let words = prompts
+            .iter()
+            .map(|tokens| tokens.borrow().words.as_slice());
         let words = self.index.by_words(words);
         let bert = self.network();
         self.plans.with(
@@ -126,14 +162,14 @@ impl Serving {
             |plan| {
                 let (reads, outcome) = self.device().run(plan, |pass, t| {
                     t.activations.upload(pass, &batch);
-                    self.index.upload(pass, &words, &mut t.room);
+                    self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
                     bert.forward(encoder.ops(), pass, &mut t.activations, None);
                     pass.stage();
                     self.score(pass, t, k)
                 })?;
                 let rankings = self.index.rankings(&reads, &outcome, batch.prompts())?;
-                Ok(Ranked {
+                Ok(BatchRanking {
                     rankings,
                     encode: outcome.stage(0),
                     score: outcome.stage(1),
@@ -150,7 +186,7 @@ impl Serving {
         self.head.forward(ops, pass, &a.pooled, &mut t.projected);
         let x = a.layers.as_ref().map(|layers| &layers.units);
         self.index
-            .forward(ops, pass, &t.projected.u, x, k, &mut t.room)
+            .forward(ops, pass, &t.projected.u, x, k, &mut t.workspace)
     }
 
     /// The encoder's network, with the generation's adapter where it has one.
@@ -186,7 +222,7 @@ impl Serving {
                         if let Some(layers) = &mut t.activations.layers {
                             layers.upload(pass, &units);
                         }
-                        self.index.upload(pass, &words, &mut t.room);
+                        self.index.upload(pass, &words, &mut t.workspace);
                         self.score(pass, t, 1)
                     })
                 },
@@ -206,15 +242,16 @@ impl Serving {
     }
 
     /// The best model of each prompt.
-    pub(crate) fn best(
+    ///
+    /// Errors: every model is retired; the device failed.
+    pub(crate) fn best<T: Borrow<Tokens>>(
         &self,
-        prompts: Vec<Tokens>,
+        prompts: &[T],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<u32>> {
-        let prompts: Vec<(usize, Tokens)> = prompts.into_iter().enumerate().collect();
         let mut best = Vec::with_capacity(prompts.len());
-        for chunk in self.encoder.chunks(&prompts, self.index.most_prompts()) {
-            for ranking in self.rank(chunk, 1)?.rankings {
+        for batch in self.encoder.batches(prompts, self.index.most_prompts()) {
+            for ranking in self.rank(batch, 1)?.rankings {
                 best.push(self.first(&ranking)?);
             }
             progress(best.len());
@@ -232,7 +269,7 @@ impl Serving {
         let tensors = Tensors {
             activations,
             projected: self.head.room(device, sizes.prompts)?,
-            room: self.index.room(device, sizes.prompts)?,
+            workspace: self.index.workspace(device, sizes.prompts)?,
         };
         // Prompts may come as what was seen of them.
         let seen = self.index.recall().map_or(0, |recall| recall.width) + config.hidden;
@@ -249,18 +286,13 @@ const QUESTION: &str = "Which model is right for this?";
 /// Opens `contents` as a router would and asks it once, before it becomes current.
 ///
 /// Errors: it cannot be opened, or has no good answer.
-pub(crate) fn ask(id: &GenerationId, contents: Contents, encoder: &Arc<Encoder>) -> Result<()> {
+pub(crate) fn ask(id: &GenerationId, contents: &Contents, encoder: &Arc<Encoder>) -> Result<()> {
     let serving = Serving::new(id.clone(), contents, Arc::clone(encoder), None)?;
     if serving.hub.active() == 0 {
         return Ok(());
     }
-    let tokens = encoder
-        .tokenize_prompts(&[QUESTION])
-        .into_iter()
-        .enumerate();
-    let prompts = tokens
-        .map(|(place, tokens)| Ok((place, tokens?)))
-        .collect::<Result<Vec<_>>>()?;
+    let prompts = encoder.tokenize_prompts(&[QUESTION]).into_iter();
+    let prompts = prompts.collect::<Result<Vec<_>>>()?;
     for ranking in serving.rank(&prompts, 2)?.rankings {
         let mut cosines = (0..ranking.best.len()).map(|place| serving.cosine(&ranking, place));
         if cosines.all(|cosine| cosine == 0.0) {

@@ -5,12 +5,8 @@ use std::sync::Arc;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
-use crate::generation::Draft;
-use crate::generation::EncoderPin;
-use crate::generation::GenerationId;
-use crate::generation::cards::{self, CARDS};
-use crate::generation::memory::remember;
 use crate::generation::rows::{NewModel, Progress, rows};
+use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
 use crate::store::Store;
 
@@ -62,28 +58,22 @@ impl Store {
             width,
             progress,
         )?;
-        let draft = Draft {
-            sequence: 1,
-            parent: None,
-            made_by: made_by.to_owned(),
-            encoder: EncoderPin {
-                name: encoder.name().to_owned(),
-                sha256: encoder.revision().to_owned(),
-                tokenizer_sha256: encoder.tokenizer_revision().to_owned(),
-                width,
-            },
+        let pin = EncoderPin {
+            name: encoder.name().to_owned(),
+            sha256: encoder.revision().to_owned(),
+            tokenizer_sha256: encoder.tokenizer_revision().to_owned(),
             width,
-            tau: TAU,
-            hub,
+        };
+        let first = Contents {
+            manifest: Manifest::first(pin, width, TAU, made_by),
+            hub: Arc::new(hub),
             projection,
             embeddings,
-            adapter: None,
-            learned: None,
             parts: BTreeMap::new(),
         };
         // Killed before it was made current, or before it could say so, the same call goes on there.
         if !there.is_empty() {
-            let own = draft.id()?;
+            let own = first.id()?;
             if let Some(other) = there.iter().find(|id| **id != own) {
                 let advice = match current {
                     Some(_) => String::new(),
@@ -98,7 +88,7 @@ impl Store {
                 );
             }
         }
-        self.publish(&lock, &draft, Some(encoder))
+        self.publish(&lock, &first, Some(encoder))
     }
 
     /// Adds models to the current generation: a child whose new rows are the encoded cards.
@@ -110,86 +100,29 @@ impl Store {
         models: &[NewModel],
         progress: Progress<'_>,
     ) -> Result<GenerationId> {
-        let names: Vec<&str> = models.iter().map(|new| &*new.model.name).take(3).collect();
-        let more = models.len().saturating_sub(names.len());
-        let more = if more == 0 {
-            String::new()
-        } else {
-            format!(" and {more} more")
-        };
-        let made_by = format!("hub add {}{more}", names.join(" "));
-        self.change(&made_by, Some(encoder), |contents| {
-            let pin = &contents.manifest.encoder;
-            if pin.sha256 != encoder.revision() {
-                bail!(
-                    Mismatch,
-                    "expected encoder {} ({}), found {} ({})",
-                    pin.name,
-                    pin.sha256,
-                    encoder.name(),
-                    encoder.revision()
-                );
-            }
-            if contents.parts.contains_key(CARDS) {
-                let all = contents.cards_with(encoder, models, &mut |_, _| {})?;
-                let bytes = cards::write(&all, encoder.width())?;
-                contents.parts.insert(CARDS.to_owned(), bytes);
-            }
-            let memory = contents.memory()?;
-            contents.hub = contents
-                .hub
-                .with(models.iter().map(|new| new.model.clone()))?;
-            if let (Some(mut memory), Some(how)) = (memory, contents.how()?) {
-                memory.grow(&contents.hub)?;
-                let (hub, cards) = (&contents.hub, contents.cards()?);
-                remember(
-                    encoder.host(),
-                    &mut contents.parts,
-                    &memory,
-                    hub,
-                    &cards,
-                    how,
-                )?;
-            }
-            let width = contents.manifest.width;
-            let adapted = contents.factors(encoder.config())?;
-            let adapted = adapted
-                .map(|factors| encoder.merged(&factors))
-                .transpose()?;
-            let bert = adapted.as_ref().unwrap_or(encoder.bert());
-            let new = rows(encoder, bert, models, &contents.projection, width, progress)?;
-            contents.embeddings.extend(new);
-            Ok(())
-        })
+        let mut edit = self.edit(false)?;
+        edit.add(encoder, models, progress)?;
+        edit.commit()
     }
 
     /// Takes a model out of routing; its id stays taken. A child of the current generation.
     pub fn retire(&self, name: &str) -> Result<GenerationId> {
-        self.change_hub(&format!("hub retire {name}"), |hub| hub.retire(name))
+        let mut edit = self.edit(false)?;
+        edit.retire(name)?;
+        edit.commit()
     }
 
     /// Renames a model; the old name stays an alias. A child of the current generation.
     pub fn rename(&self, name: &str, new: &str) -> Result<GenerationId> {
-        self.change_hub(&format!("hub rename {name} {new}"), |hub| {
-            hub.rename(name, new)
-        })
+        let mut edit = self.edit(false)?;
+        edit.rename(name, new)?;
+        edit.commit()
     }
 
     /// Gives a model another name. A child of the current generation.
     pub fn alias(&self, name: &str, alias: &str) -> Result<GenerationId> {
-        self.change_hub(&format!("hub alias {name} {alias}"), |hub| {
-            hub.alias(name, alias)
-        })
-    }
-
-    fn change_hub(
-        &self,
-        made_by: &str,
-        change: impl FnOnce(&Hub) -> Result<Hub>,
-    ) -> Result<GenerationId> {
-        self.change(made_by, None, |contents| {
-            contents.hub = change(&contents.hub)?;
-            Ok(())
-        })
+        let mut edit = self.edit(false)?;
+        edit.alias(name, alias)?;
+        edit.commit()
     }
 }

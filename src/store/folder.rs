@@ -12,8 +12,7 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
-use crate::generation::{Contents, Draft};
-use crate::generation::{GenerationId, Manifest};
+use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::{Hub, ModelId};
 use crate::options::Options;
 use crate::serve::ask;
@@ -103,7 +102,7 @@ impl Store {
     /// is refused.
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
-        fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", &e))?;
+        fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", e))?;
         let store = Self::at(root);
         if store.root.join(CURRENT).is_file() {
             return Ok(store);
@@ -148,19 +147,24 @@ impl Store {
             names.sort();
             Ok(names)
         };
-        read().map_err(|e| Error::io(&self.root, "list the folder", &e))
+        read().map_err(|e| Error::io(&self.root, "list the folder", e))
     }
 
     /// The hub of generation `id`.
-    pub fn hub(&self, id: &GenerationId) -> Result<Hub> {
+    pub fn hub(&self, id: &GenerationId) -> Result<Arc<Hub>> {
         Ok(self.contents(id)?.hub)
     }
 
     /// The encoder that generation `id` belongs to, opened.
     pub fn encoder(&self, id: &GenerationId, options: &Options) -> Result<Encoder> {
-        let pin = self.manifest(id)?.encoder;
+        self.exists(id)?;
+        let pin = Manifest::read(&self.folder(id))?.encoder;
+        self.open_encoder(&pin, options)
+    }
+
+    pub(super) fn open_encoder(&self, pin: &EncoderPin, options: &Options) -> Result<Encoder> {
         let host = Arc::new(Cpu::open(options.threads)?);
-        open_encoder(&self.root, &pin, host, options)
+        open_encoder(&self.root, pin, host, options)
     }
 
     /// What generation `id` grew from. Its manifest says so: one can go back from a generation
@@ -339,18 +343,14 @@ impl Store {
     /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked once,
     /// as before it was published.
     pub fn check(&self, id: &GenerationId) -> Result<Manifest> {
-        self.check_contents(id, self.contents(id)?)
+        let contents = self.contents(id)?;
+        self.check_contents(id, &contents)?;
+        Ok(contents.manifest)
     }
 
-    /// As [`Store::check`], of what was read already.
-    pub(crate) fn check_contents(&self, id: &GenerationId, contents: Contents) -> Result<Manifest> {
-        let manifest = contents.manifest.clone();
-        self.ask(id, contents)?;
-        Ok(manifest)
-    }
-
-    /// [`ask`] with the generation's encoder, where that is found.
-    fn ask(&self, id: &GenerationId, contents: Contents) -> Result<()> {
+    /// As [`Store::check`], of what was read already: [`ask`] with the generation's encoder, where that
+    /// is found.
+    pub(crate) fn check_contents(&self, id: &GenerationId, contents: &Contents) -> Result<()> {
         contents.check_parts()?;
         let mut options = Options::default().device("cpu").threads(1);
         options.look_in.clone_from(&self.look_in);
@@ -410,37 +410,19 @@ impl Store {
         Ok(parent)
     }
 
-    /// Makes a child of the current generation and publishes it, all while no other writer can:
-    /// two changes at once would both start from the same parent, and one would be lost.
-    ///
-    /// `encoder`: the generation's, where it is open already.
-    pub(crate) fn change(
-        &self,
-        made_by: &str,
-        encoder: Option<&Arc<Encoder>>,
-        change: impl FnOnce(&mut Contents) -> Result<()>,
-    ) -> Result<GenerationId> {
-        let lock = self.lock()?;
-        let parent = self.current()?;
-        let mut contents = self.contents(&parent)?;
-        change(&mut contents)?;
-        let draft = contents.child(parent, made_by.to_owned());
-        self.publish(&lock, &draft, encoder)
-    }
-
-    /// Writes `draft`, reads it back, opens it, asks it once, and makes it current; whatever goes
+    /// Writes `child`, reads it back, opens it, asks it once, and makes it current; whatever goes
     /// wrong, nothing has changed.
     pub(crate) fn publish(
         &self,
         lock: &Lock,
-        draft: &Draft,
+        child: &Contents,
         encoder: Option<&Arc<Encoder>>,
     ) -> Result<GenerationId> {
         let unchanged = |e: Error| match self.current() {
             Ok(current) => e.but(format!("nothing was published, {current} stays current")),
             Err(_) => e.but("nothing was published"),
         };
-        let (id, new) = self.write(lock, draft, encoder).map_err(unchanged)?;
+        let (id, new) = self.write(lock, child, encoder).map_err(unchanged)?;
         if let Err(error) = self.point_to(&id) {
             if self.current().is_ok_and(|current| current == id) {
                 return Err(error);
@@ -450,61 +432,61 @@ impl Store {
             }
             return Err(unchanged(error));
         }
-        log::info!("published {id}: {}", draft.made_by);
+        log::info!("published {id}: {}", child.manifest.made_by);
         Ok(id)
     }
 
-    /// Writes `draft` as a generation that is whole, and does not make it current.
+    /// Writes `child` as a generation that is whole, and does not make it current.
     pub(crate) fn publish_beside(
         &self,
-        draft: &Draft,
+        child: &Contents,
         encoder: Option<&Arc<Encoder>>,
     ) -> Result<GenerationId> {
-        Ok(self.write(&self.lock()?, draft, encoder)?.0)
+        Ok(self.write(&self.lock()?, child, encoder)?.0)
     }
 
     fn write(
         &self,
         _lock: &Lock,
-        draft: &Draft,
+        child: &Contents,
         encoder: Option<&Arc<Encoder>>,
     ) -> Result<(GenerationId, bool)> {
-        draft.write(&self.root, |id, contents| match encoder {
+        child.write(&self.root, |id, contents| match encoder {
             Some(encoder) => ask(id, contents, encoder),
-            None => self.ask(id, contents),
+            None => self.check_contents(id, contents),
         })
     }
 
     /// Publishes what took long to make, from when `base` was current. Where another generation is by
     /// now, `carry` makes of it what grew from that one, if it can.
     ///
-    /// Errors: another generation has become current since, and nothing was carried over. The draft is
+    /// Errors: another generation has become current since, and nothing was carried over. The child is
     /// published beside it then, and nothing of either is lost.
     pub(crate) fn publish_after(
         &self,
         base: Option<&GenerationId>,
-        draft: &Draft,
+        child: &Contents,
         encoder: &Arc<Encoder>,
-        carry: impl FnOnce(&GenerationId, &Contents) -> Option<Draft>,
+        carry: impl FnOnce(&GenerationId, &Contents) -> Option<Contents>,
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         match self.current().ok() {
             Some(now) if base.is_some_and(|base| *base != now) => {
                 let contents = self.contents(&now).ok();
-                if let Some(draft) = contents.and_then(|contents| carry(&now, &contents)) {
+                if let Some(carried) = contents.and_then(|contents| carry(&now, &contents)) {
                     log::info!(
                         "{now} has become current meanwhile: the hub's changes are carried over"
                     );
-                    return self.publish(&lock, &draft, Some(encoder));
+                    return self.publish(&lock, &carried, Some(encoder));
                 }
-                let (id, _) = self.write(&lock, draft, Some(encoder))?;
+                let (id, _) = self.write(&lock, child, Some(encoder))?;
                 bail!(
                     Refused,
                     "{now} has become current meanwhile and stays so; {id} is published beside it: \
                      `hubrouter generation rollback --to {id}` makes it current"
                 )
             }
-            _ => self.publish(&lock, draft, Some(encoder)),
+            _ => self.publish(&lock, child, Some(encoder)),
         }
     }
 
@@ -520,7 +502,7 @@ impl Store {
         let path = self.root.join(RESUME);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                log::warn!("{}", Error::io(&path, "remove", &e));
+                log::warn!("{}", Error::io(&path, "remove", e));
             }
             _ => (),
         }
@@ -581,7 +563,7 @@ impl Store {
                     continue;
                 }
                 if !dry_run {
-                    remove(&path).map_err(|e| Error::io(&path, "remove", &e))?;
+                    remove(&path).map_err(|e| Error::io(&path, "remove", e))?;
                 }
                 pruned.leftovers += 1;
             } else if let Some(id) = id_of(&name).filter(|id| !kept.contains(id)) {

@@ -40,7 +40,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Ok(Self(file))),
             Err(fs::TryLockError::WouldBlock) => Ok(Err(file)),
-            Err(fs::TryLockError::Error(e)) => Err(Error::io(path, "lock", &e)),
+            Err(fs::TryLockError::Error(e)) => Err(Error::io(path, "lock", e)),
         }
     }
 
@@ -98,8 +98,8 @@ fn open(root: &Path, name: &str) -> Result<(File, PathBuf)> {
     }
     let file = options
         .open(&path)
-        .map_err(|e| Error::io(&path, "write to the store", &e))?;
-    let data = file.metadata().map_err(|e| Error::io(&path, "read", &e))?;
+        .map_err(|e| Error::io(&path, "write to the store", e))?;
+    let data = file.metadata().map_err(|e| Error::io(&path, "read", e))?;
     if !data.is_file() {
         bail!(
             Refused,

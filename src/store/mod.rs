@@ -1,10 +1,12 @@
 //! A store: a folder of generations, one of them current, and the changes made to it.
 
 mod changes;
+mod edit;
 mod encoders;
 mod folder;
 mod lock;
 
+pub use edit::Edit;
 pub(crate) use encoders::open_encoder;
 pub(crate) use folder::RESUME;
 pub use folder::{Difference, GenerationReport, Pruned, Store};

@@ -97,14 +97,14 @@ impl<'c> Ties<'c> {
         let mut draft = first
             .clone()
             .child(store_id(&self.member(1))?, "cmrbench ties".to_owned());
-        draft.parent = None;
-        draft.sequence = u32::try_from(step).unwrap_or(u32::MAX);
-        draft.learned = None;
+        draft.manifest.parent = None;
+        draft.manifest.sequence = u32::try_from(step).unwrap_or(u32::MAX);
+        draft.manifest.learned = None;
         draft.projection = merge_projections(&members, width);
         draft.embeddings = merge_rows(&members, &hub, width)?;
-        draft.hub = hub;
+        draft.hub = Arc::new(hub);
         draft.parts.clear();
-        draft.adapter = factors.as_ref().map(|factors| factors.adapter.lora.clone());
+        draft.manifest.adapter = factors.as_ref().map(|factors| factors.adapter.lora.clone());
         if let Some(factors) = factors {
             draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
         }

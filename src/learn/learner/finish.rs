@@ -8,7 +8,7 @@ use super::{Learner, Status, Watch};
 use crate::encoder::seen::{Seen, look};
 use crate::error::Result;
 use crate::generation::cards::{self, CARDS};
-use crate::generation::{ADAPTER, Contents, Draft, Learned, rows};
+use crate::generation::{ADAPTER, Contents, Learned, rows};
 use crate::learn::accuracy::{Accuracy, Measurement};
 use crate::learn::candidates::Candidates;
 use crate::learn::engine::{Engine, Layout};
@@ -73,7 +73,7 @@ impl Learner {
         began: Instant,
         before: &Measurement,
         watch: Watch<'_>,
-    ) -> Result<(Draft, Report)> {
+    ) -> Result<(Contents, Report)> {
         let Trained {
             mut engine,
             mut candidates,
@@ -104,8 +104,8 @@ impl Learner {
         let mut draft = self.trained(contents, &update.task, &parameters, parts, &device)?;
         draft.check_rows()?;
         self.publish_memory(&mut draft, &mut update, &looked)?;
-        let child = draft.contents();
-        let (after, gained) = self.served(&child, &update, &looked, watch)?;
+        let child = &draft;
+        let (after, gained) = self.served(child, &update, &looked, watch)?;
         let mut report = self.report(&update, &prompts, [before, &after, &gained]);
         let parent = &update.contents;
         report.projection_drift = report::projection_drift(&parent.projection, &child.projection);
@@ -125,7 +125,7 @@ impl Learner {
         mut update: Update,
         began: Instant,
         watch: Watch<'_>,
-    ) -> Result<(Draft, Report)> {
+    ) -> Result<(Contents, Report)> {
         let encoder = Arc::clone(&update.encoder);
         let parent = self.serving(&update.contents, &encoder)?;
         let looked = self.look(&update, parent.network(), watch)?;
@@ -137,17 +137,18 @@ impl Learner {
         drop(parent);
         let mut draft = update.contents.clone().child(self.parent.clone(), made_by);
         draft.embeddings.extend(new_rows);
-        draft.hub = update.task.hub.clone();
+        draft.hub = Arc::new(update.task.hub.clone());
         let parts = std::mem::take(&mut prompts.parts).into_iter();
         draft
             .parts
             .extend(parts.map(|(name, bytes)| (name.to_owned(), bytes)));
         let trained = update.contents.manifest.learned.as_ref();
         let trained = trained.is_some_and(|learned| learned.trained);
-        draft.learned = Some(self.learned_by(&update.task, encoder.device_name(), trained));
+        draft.manifest.learned =
+            Some(self.learned_by(&update.task, encoder.device_name(), trained));
         draft.check_rows()?;
         self.publish_memory(&mut draft, &mut update, &looked)?;
-        let child = self.serving(&draft.contents(), &encoder)?;
+        let child = self.serving(&draft, &encoder)?;
         let after = self.best_of(&child, &update.old, &looked.old)?;
         let gained = self.best_of(&child, &update.new, &looked.new)?;
         let mut report = self.report(&update, &prompts, [&before, &after, &gained]);
@@ -270,7 +271,7 @@ impl Learner {
     /// Adds the update's prompts to the memory, and what is served of it to `draft`.
     fn publish_memory(
         &self,
-        draft: &mut Draft,
+        draft: &mut Contents,
         update: &mut Update,
         looked: &Looked,
     ) -> Result<()> {
@@ -366,7 +367,7 @@ impl Learner {
     ) -> Result<(Measurement, Measurement)> {
         let sets = [&update.old[..], &update.new];
         if sets.iter().all(|rows| rows.is_empty()) {
-            ask(&self.parent, child.clone(), &update.encoder)?;
+            ask(&self.parent, child, &update.encoder)?;
             return Ok(Default::default());
         }
         let serving = self.serving(child, &update.encoder)?;
@@ -441,28 +442,28 @@ impl Learner {
         parameters: &Parameters,
         parts: Parts,
         device: &str,
-    ) -> Result<Draft> {
+    ) -> Result<Contents> {
         let Parameters { values, layout } = parameters;
         let mut draft = contents.child(self.parent.clone(), format!("learn {}", self.recipe));
         draft.projection = values[layout.w.offset..layout.w.end()].to_vec();
         draft.embeddings = values[layout.e.offset..layout.e.end()].to_vec();
-        draft.width = layout.w.rows;
-        draft.hub = task.hub.clone();
+        draft.manifest.width = layout.w.rows;
+        draft.hub = Arc::new(task.hub.clone());
         #[expect(
             clippy::cast_possible_truncation,
             reason = "an f32 is what is asked for"
         )]
         {
-            draft.tau = self.settings.tau as f32;
+            draft.manifest.tau = self.settings.tau as f32;
         }
-        draft.adapter = None;
+        draft.manifest.adapter = None;
         let named = |(name, bytes): (&str, Vec<u8>)| (name.to_owned(), bytes);
         draft.parts = parts.into_iter().map(named).collect();
         if let Some(factors) = parameters.factors() {
-            draft.adapter = Some(layout.adapter.lora.clone());
+            draft.manifest.adapter = Some(layout.adapter.lora.clone());
             draft.parts.insert(ADAPTER.to_owned(), factors.write()?);
         }
-        draft.learned = Some(self.learned_by(task, device, true));
+        draft.manifest.learned = Some(self.learned_by(task, device, true));
         Ok(draft)
     }
 

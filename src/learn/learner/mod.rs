@@ -19,7 +19,7 @@ use self::saved::Left;
 use self::steps::Ended;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail, caught};
-use crate::generation::{Contents, Draft, GenerationId};
+use crate::generation::{Contents, GenerationId};
 use crate::learn::accuracy::Measurement;
 use crate::learn::candidates::Candidates;
 use crate::learn::experience::{self, Experience, Row};
@@ -107,7 +107,7 @@ pub struct Learner {
     /// What a failure leaves.
     left: Left,
     /// The child, with what it was measured by and what it grew from.
-    learned: Option<(Draft, Arc<Encoder>, Base)>,
+    learned: Option<(Contents, Arc<Encoder>, Base)>,
     /// The gate refused that.
     refused: bool,
 }
@@ -345,7 +345,7 @@ impl Learner {
     }
 
     /// What was learned, to be published.
-    fn publishable(&mut self) -> Result<(Draft, Arc<Encoder>, Base)> {
+    fn publishable(&mut self) -> Result<(Contents, Arc<Encoder>, Base)> {
         match self.learned.take() {
             _ if self.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
             Some(learned) => Ok(learned),
@@ -364,7 +364,7 @@ impl Learner {
     /// A generation as it would serve.
     fn serving(&self, contents: &Contents, encoder: &Arc<Encoder>) -> Result<Serving> {
         let (id, encoder) = (self.parent.clone(), Arc::clone(encoder));
-        Serving::new(id, contents.clone(), encoder, None)
+        Serving::new(id, contents, encoder, None)
     }
 
     /// Accuracy on each of `sets`.
@@ -377,11 +377,11 @@ impl Learner {
     ) -> Result<[Measurement; N]> {
         let mut measured = [const { Measurement::new_empty() }; N];
         for (measured, rows) in measured.iter_mut().zip(sets) {
-            let (rows, prompts): (Vec<&Row>, Vec<Tokens>) = rows
+            let (rows, prompts): (Vec<&Row>, Vec<&Tokens>) = rows
                 .iter()
-                .filter_map(|row| Some((row, row.tokens()?.clone())))
+                .filter_map(|row| Some((row, row.tokens()?)))
                 .unzip();
-            let best = serving.best(prompts, &mut |done| {
+            let best = serving.best(&prompts, &mut |done| {
                 watch(&Status::of(stage, done, rows.len()));
             })?;
             *measured = Measurement::new(&serving.hub, &rows, &best);

@@ -1,13 +1,15 @@
 //! Changes of the hub that were made while a child was learned: where that is exact they are made to
 //! the child too, so that both are there in the end.
 
-use crate::generation::{Contents, Draft, GenerationId, HUB, Manifest};
+use std::sync::Arc;
+
+use crate::generation::{Contents, GenerationId, HUB, Manifest};
 use crate::hub::{Hub, Model};
 
 /// What a child grew from, to see later what was changed of it.
 pub(super) struct Base {
     manifest: Manifest,
-    hub: Hub,
+    hub: Arc<Hub>,
 }
 
 impl Base {
@@ -23,7 +25,12 @@ impl Base {
     /// None where they are more than retired models, new names and aliases: a row that was made of a
     /// card by the parent's router is none of the child's, and its card is not kept; and where a name
     /// was given that the child gives to a new model of its own.
-    pub(super) fn carry(&self, child: &Draft, id: &GenerationId, now: &Contents) -> Option<Draft> {
+    pub(super) fn carry(
+        &self,
+        child: &Contents,
+        id: &GenerationId,
+        now: &Contents,
+    ) -> Option<Contents> {
         let same = self.hub.iter().zip(now.hub.iter()).all(|(a, b)| {
             let renamed = Model {
                 name: b.1.name.clone(),
@@ -38,12 +45,11 @@ impl Base {
         }
         let own = child.hub.iter().skip(self.hub.len());
         let hub = now.hub.with(own.map(|(_, model)| model.clone())).ok()?;
-        Some(Draft {
-            sequence: now.manifest.sequence.saturating_add(1),
-            parent: Some(id.clone()),
-            hub,
-            ..child.clone()
-        })
+        let mut child = child.clone();
+        child.manifest.sequence = now.manifest.sequence.saturating_add(1);
+        child.manifest.parent = Some(id.clone());
+        child.hub = Arc::new(hub);
+        Some(child)
     }
 
     fn differs_by_hub_alone(&self, now: &Manifest) -> bool {

@@ -64,7 +64,7 @@ fn a_layer_takes_eight_dispatches() {
             .tokenize_prompts(&["count the dispatches"])
             .remove(0)
             .unwrap();
-        let ranked = serving.rank(&[(0, tokens)], 10).unwrap();
+        let ranked = serving.rank(&[tokens], 10).unwrap();
         (ranked.dispatches, serving.encoder.config().layers)
     };
     // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of these,

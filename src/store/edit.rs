@@ -1,0 +1,200 @@
+//! A change of a store's current generation that needs no learning.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::encoder::Encoder;
+use crate::error::{Result, bail};
+use crate::generation::cards::{self, CARDS};
+use crate::generation::memory::remember;
+use crate::generation::rows::{NewModel, Progress, rows};
+use crate::generation::{Contents, GenerationId};
+use crate::hub::Hub;
+use crate::options::Options;
+use crate::store::{Lock, Store};
+
+/// A change under way: the current generation in memory, to be published as its child.
+///
+/// Until the value is dropped no other writer can change the store: two changes at once would both
+/// start from the same parent, and one would be lost. A dry run takes no lock and publishes nothing.
+///
+/// ```no_run
+/// let store = hubrouter::Store::open("my-store")?;
+/// let mut edit = store.edit(false)?;
+/// edit.retire("gpt2")?;
+/// edit.rename("acme/ner", "acme/ner-v1")?;
+/// println!("{} is current", edit.commit()?);
+/// # Ok::<(), hubrouter::Error>(())
+/// ```
+pub struct Edit {
+    store: Store,
+    lock: Option<Lock>,
+    parent: GenerationId,
+    contents: Contents,
+    /// The generation's encoder, if it was opened.
+    encoder: Option<Arc<Encoder>>,
+    /// The changes so far, in words.
+    made_by: Vec<String>,
+}
+
+impl Store {
+    /// Begins a change of the current generation: reads it, every part checked, and keeps other writers
+    /// out, unless it is a dry run.
+    ///
+    /// Errors: the current generation is damaged; another process writes for too long; the store is
+    /// read-only and this is no dry run.
+    pub fn edit(&self, dry_run: bool) -> Result<Edit> {
+        let lock = if dry_run { None } else { Some(self.lock()?) };
+        let parent = self.current()?;
+        let contents = self.contents(&parent)?;
+        Ok(Edit {
+            store: self.clone(),
+            lock,
+            parent,
+            contents,
+            encoder: None,
+            made_by: Vec::new(),
+        })
+    }
+}
+
+impl Edit {
+    /// The generation that is changed.
+    pub fn parent(&self) -> &GenerationId {
+        &self.parent
+    }
+
+    /// The hub with the changes so far.
+    pub fn hub(&self) -> &Hub {
+        &self.contents.hub
+    }
+
+    /// The generation with the changes so far.
+    pub(crate) fn contents(&mut self) -> &mut Contents {
+        &mut self.contents
+    }
+
+    /// Opens the encoder that the generation belongs to.
+    ///
+    /// Errors: it is not found, or cannot be opened.
+    pub fn open_encoder(&self, options: &Options) -> Result<Encoder> {
+        let pin = &self.contents.manifest.encoder;
+        self.store.open_encoder(pin, options)
+    }
+
+    /// Adds models: their rows are their encoded cards.
+    ///
+    /// Errors: a name is taken; `encoder` is not the generation's.
+    pub fn add(
+        &mut self,
+        encoder: &Arc<Encoder>,
+        models: &[NewModel],
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let contents = &mut self.contents;
+        let pin = &contents.manifest.encoder;
+        if pin.sha256 != encoder.revision() {
+            bail!(
+                Mismatch,
+                "expected encoder {} ({}), found {} ({})",
+                pin.name,
+                pin.sha256,
+                encoder.name(),
+                encoder.revision()
+            );
+        }
+        let hub = contents
+            .hub
+            .with(models.iter().map(|new| new.model.clone()))?;
+        if contents.parts.contains_key(CARDS) {
+            let all = contents.cards_with(encoder, models, &mut |_, _| {})?;
+            let bytes = cards::write(&all, encoder.width())?;
+            contents.parts.insert(CARDS.to_owned(), bytes);
+        }
+        let memory = contents.memory()?;
+        contents.hub = Arc::new(hub);
+        if let (Some(mut memory), Some(how)) = (memory, contents.how()?) {
+            memory.grow(&contents.hub)?;
+            let (hub, cards) = (&contents.hub, contents.cards()?);
+            let cpu = encoder.host();
+            remember(cpu, &mut contents.parts, &memory, hub, &cards, how)?;
+        }
+        let width = contents.manifest.width;
+        let adapted = contents.factors(encoder.config())?;
+        let adapted = adapted
+            .map(|factors| encoder.merged(&factors))
+            .transpose()?;
+        let bert = adapted.as_ref().unwrap_or(encoder.bert());
+        let new = rows(encoder, bert, models, &contents.projection, width, progress)?;
+        contents.embeddings.extend(new);
+        self.encoder = Some(Arc::clone(encoder));
+        self.made_by.push(format!("hub add {}", shown(models)));
+        Ok(())
+    }
+
+    /// Takes a model out of routing; its id and names stay taken.
+    pub fn retire(&mut self, name: &str) -> Result<()> {
+        self.change_hub(format!("hub retire {name}"), |hub| hub.retire(name))
+    }
+
+    /// Renames a model; the old name stays an alias.
+    pub fn rename(&mut self, name: &str, new: &str) -> Result<()> {
+        self.change_hub(format!("hub rename {name} {new}"), |hub| {
+            hub.rename(name, new)
+        })
+    }
+
+    /// Gives a model another name.
+    pub fn alias(&mut self, name: &str, alias: &str) -> Result<()> {
+        self.change_hub(format!("hub alias {name} {alias}"), |hub| {
+            hub.alias(name, alias)
+        })
+    }
+
+    fn change_hub(&mut self, how: String, change: impl FnOnce(&Hub) -> Result<Hub>) -> Result<()> {
+        self.contents.hub = Arc::new(change(&self.contents.hub)?);
+        self.made_by.push(how);
+        Ok(())
+    }
+
+    /// Publishes the child and makes it current; on an error the store is as it was.
+    ///
+    /// Errors: this is a dry run; nothing was changed; the store cannot be written; the child cannot be
+    /// opened.
+    pub fn commit(self) -> Result<GenerationId> {
+        if self.made_by.is_empty() {
+            bail!(InvalidRequest, "{}: nothing was changed", self.parent);
+        }
+        let made_by = self.made_by.join("; ");
+        self.commit_as(made_by)
+    }
+
+    /// As [`Edit::commit`], of any change; `made_by`: the change in words.
+    pub(crate) fn commit_as(self, made_by: String) -> Result<GenerationId> {
+        let Some(lock) = &self.lock else {
+            bail!(InvalidRequest, "a dry run publishes nothing");
+        };
+        let child = self.contents.child(self.parent, made_by);
+        self.store.publish(lock, &child, self.encoder.as_ref())
+    }
+}
+
+impl fmt::Debug for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edit")
+            .field("store", &self.store.root())
+            .field("parent", &self.parent)
+            .field("made_by", &self.made_by)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The names of the first three models, and how many more there are.
+fn shown(models: &[NewModel]) -> String {
+    let names: Vec<&str> = models.iter().map(|new| &*new.model.name).take(3).collect();
+    let names = names.join(" ");
+    match models.len().saturating_sub(3) {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
+}
