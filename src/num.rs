@@ -10,3 +10,9 @@ pub(crate) fn to_u32(n: usize) -> u32 {
         Err(_) => panic!("size {n} does not fit 32 bits"),
     }
 }
+
+/// `x` rounded to the nearest `f32`.
+#[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
+pub(crate) fn to_f32(x: f64) -> f32 {
+    x as f32
+}

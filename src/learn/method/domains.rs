@@ -1,12 +1,12 @@
-//! The registry as training sees it: the models of each domain, the domains of each parent group.
+//! The models of each domain and the domains of each parent group, for training.
 
 use std::collections::HashMap;
 
 use crate::hub::{Hub, domain_key, parent_group};
 use crate::num::to_u32;
 
-/// Made once for an experience; all lists of ids ascend.
-pub(crate) struct Domains {
+/// Made once per update; all lists of ids ascend.
+pub(crate) struct DomainIndex {
     /// Normalised, in the order of their first model.
     names: Vec<String>,
     /// Models of each domain.
@@ -20,7 +20,7 @@ pub(crate) struct Domains {
     usable: Vec<u32>,
 }
 
-impl Domains {
+impl DomainIndex {
     pub(crate) fn new(hub: &Hub) -> Self {
         let mut domains = Self {
             names: Vec::new(),
@@ -44,7 +44,7 @@ impl Domains {
         domains
     }
 
-    /// The domain called `name`, made if there is none.
+    /// The domain called `name`, which is created if it is missing.
     fn index(&mut self, name: String) -> usize {
         if let Some(domain) = self.by_name.get(&name) {
             return *domain;
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn models_and_groups() {
         let hub = hub_of(["Audio A", " audio  a", "audio b", "Graph x", ""]);
-        let domains = Domains::new(&hub);
+        let domains = DomainIndex::new(&hub);
         assert_eq!(domains.len(), 5);
         assert_eq!(domains.models("audio a"), [0, 1]);
         assert_eq!(domains.models("unknown"), [4]);
@@ -131,7 +131,7 @@ mod tests {
                     .map(|name| Model::new(name, "d")),
             )
             .unwrap();
-        let domains = Domains::new(&hub.retire("c").unwrap());
+        let domains = DomainIndex::new(&hub.retire("c").unwrap());
         assert_eq!(domains.usable(), [0, 2]);
         assert!(domains.is_usable(2) && !domains.is_usable(1) && !domains.is_usable(3));
     }

@@ -1,9 +1,9 @@
-//! What the candidates of an example should get: target distributions (carve.md section 5.1).
+//! Target distributions over the candidates of an example (carve.md section 5.1).
 
-use crate::learn::domains::Domains;
+use crate::learn::method::domains::DomainIndex;
 use crate::learn::settings::Leftover;
 
-/// How much of a target's mass goes to the gold's neighbours.
+/// The mass of a target that goes to the gold's neighbours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Softness {
     Hard,
@@ -15,29 +15,29 @@ pub(crate) enum Softness {
     },
 }
 
-/// A distribution over models that is 0 but for a few.
+/// A sparse distribution over models.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Target {
+pub(crate) struct SoftTarget {
     /// The gold, then the neighbours that are candidates.
     pub(crate) ids: Vec<u32>,
-    /// Sums to 1, or to 1 - eps where the leftover was dropped.
+    /// Sums to 1, or to 1 - eps if the leftover was dropped.
     pub(crate) mass: Vec<f32>,
 }
 
 /// The first `k` other models of the registry domain of `gold`.
-pub(crate) fn neighbours(domains: &Domains, gold: u32, k: usize) -> impl Iterator<Item = u32> {
+pub(crate) fn neighbours(domains: &DomainIndex, gold: u32, k: usize) -> impl Iterator<Item = u32> {
     let peers = domains.peers(gold).iter().copied();
     peers.filter(move |id| *id != gold).take(k)
 }
 
-/// The target of an example; `candidates`: those of a sampled set, none when all models are.
+/// The target of an example. `candidates`: of a sampled set; `None` if all models are.
 pub(crate) fn target(
-    domains: &Domains,
+    domains: &DomainIndex,
     gold: u32,
     candidates: Option<&[u32]>,
     softness: Softness,
-) -> Target {
-    let mut target = Target {
+) -> SoftTarget {
+    let mut target = SoftTarget {
         ids: vec![gold],
         mass: vec![1.0],
     };
@@ -59,7 +59,7 @@ pub(crate) fn target(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::domains::hub_of;
+    use crate::learn::method::domains::hub_of;
 
     const SOFT: Softness = Softness::Soft {
         eps: 0.02,
@@ -73,7 +73,7 @@ mod tests {
     };
 
     /// The target over candidates in their order.
-    fn dense(domains: &Domains, candidates: &[u32], softness: Softness) -> Vec<f32> {
+    fn dense(domains: &DomainIndex, candidates: &[u32], softness: Softness) -> Vec<f32> {
         let target = target(domains, candidates[0], Some(candidates), softness);
         let mass = |id: &u32| target.ids.iter().position(|known| known == id);
         candidates
@@ -85,8 +85,8 @@ mod tests {
     /// The q of carve.md V9: gold 0; neighbours at 1 and 3, or none present.
     #[test]
     fn soft_targets_match_hand_values_v9() {
-        let near = Domains::new(&hub_of(["a", "a", "b", "a"]));
-        let alone = Domains::new(&hub_of(["a", "b", "b", "b", "a"]));
+        let near = DomainIndex::new(&hub_of(["a", "a", "b", "a"]));
+        let alone = DomainIndex::new(&hub_of(["a", "b", "b", "b", "a"]));
         let all = [0, 1, 2, 3];
         assert_eq!(dense(&near, &all, Softness::Hard), [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(dense(&near, &all, SOFT), [0.98, 0.01, 0.0, 0.01]);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_the_first_of_the_registry_domain() {
-        let domains = Domains::new(&hub_of(["A", "a", "b", " a ", "a", "a"]));
+        let domains = DomainIndex::new(&hub_of(["A", "a", "b", " a ", "a", "a"]));
         assert_eq!(
             neighbours(&domains, 3, 3).collect::<Vec<_>>(),
             [0, 1, 4],

@@ -1,12 +1,13 @@
-//! What is odd about an experience and can still be learned: said before it is.
+//! Remarks on odd examples that can still be learned.
 
 use std::collections::HashMap;
 
 use crate::hub::{Hub, domain_key};
-use crate::learn::data::Example;
+use crate::learn::data::examples::Example;
 use crate::text::query::query_digest;
 
-/// In words, each with a count and the first case; `hub`: with the experience's own models.
+/// One sentence for each kind of oddity, with a count and the first case. `hub`: with the experience's
+/// new models.
 pub(crate) fn oddities(hub: &Hub, examples: &[Example]) -> Vec<String> {
     [other_domains(hub, examples), two_golds(examples)]
         .into_iter()

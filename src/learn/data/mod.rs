@@ -1,0 +1,7 @@
+//! What an update brings: labelled examples, new models, and the prompts as rows of tokens.
+
+pub(crate) mod examples;
+pub(crate) mod experience;
+pub(crate) mod near;
+pub(crate) mod oddities;
+pub(crate) mod rows;
