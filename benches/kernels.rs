@@ -1,8 +1,9 @@
-//! Every kernel of a route and of an update at the shapes of all-MiniLM-L6-v2, beside the device's own measured peaks.
+//! Every kernel of a route and of an update at the shapes of all-MiniLM-L6-v2, as a share of the
+//! device's measured peaks.
 //!
 //! `cargo bench --bench kernels [-- DEVICE [THREADS]]`; without arguments the CPU with one and with
-//! two threads, then every adapter. Not criterion's: a share of a peak needs both in one run, so
-//! each line's median of seven stands beside peaks measured right before it.
+//! two threads, then every adapter. It does not use criterion: a share of a peak needs both in one
+//! run, so each row is a median of seven, and the peaks are measured before each of them.
 #![allow(clippy::print_stdout, missing_docs, reason = "a bench")]
 
 use hubrouter::diagnostics::{KernelBench, diagnose};

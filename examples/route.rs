@@ -4,22 +4,17 @@
 use hubrouter::{Options, Request, Router};
 
 fn main() -> hubrouter::Result<()> {
-    let prompt = std::env::args()
-        .nth(1)
-        .unwrap_or("Who is speaking in this recording?".into());
-    // `auto` takes a hardware GPU if there is one; should it fail later, answers go on on the CPU.
+    let prompt = std::env::args().nth(1);
+    let prompt = prompt.unwrap_or("Who is speaking in this recording?".into());
+    // The default device is `auto`: a hardware GPU, else the CPU. With `fallback` the router goes
+    // on on the CPU if the GPU fails later.
     let router = Router::open("weights/cmrbench", Options::default().fallback(true))?;
     let decision = router.route(&Request::new(prompt).top(5))?;
     for ranked in &decision.ranked {
-        println!(
-            "{:7.3}  {:40}  {}",
-            ranked.score, ranked.model, ranked.domain
-        );
+        let percent = ranked.probability * 100.0;
+        println!("{percent:6.2} %  {:45}  {}", ranked.model, ranked.domain);
     }
-    println!(
-        "{:.1} ms on {}",
-        decision.timing.total / 1e3,
-        decision.device
-    );
+    let ms = decision.timing.total / 1e3;
+    println!("{ms:.1} ms on {}", decision.device);
     Ok(())
 }

@@ -1,8 +1,12 @@
-// adamw: theta = theta (1 - rate decay) - rate (m / c1) / (sqrt(v / c2) + eps), m and v being moving means of g and g^2
+// adamw: theta = theta (1 - rate decay) - rate (m / c1) / (sqrt(v / c2) + eps), m and v being
+// moving means of g and g^2
 //
-//   shapes   theta, grad, m, v: [N]   ids: [R], rows of a matrix WIDTH wide at OFFSET   partials: [spans * PARTS]   norm: [1]
-//   layout   flat f32; a span is LEN elements from OFFSET on, or, where WIDTH is not 0, those of the rows in ids
-//   entries  squares   PARTS workgroups        partials   =   (overwrites), sums of grad^2 over a span
+//   shapes   theta, grad, m, v: [N]   ids: [R], rows of a matrix WIDTH wide at OFFSET   partials:
+//            [spans * PARTS]   norm: [1]
+//   layout   flat f32; a span is LEN elements from OFFSET on, or, where WIDTH is not 0, those of
+//            the rows in ids
+//   entries  squares   PARTS workgroups        partials   =   (overwrites), sums of grad^2 over a
+//                      span
 //            length    one workgroup           norm       =   (overwrites), sqrt of their sum
 //            step      256 elements in a turn  theta, m, v   =   (in place); grad   =   (zeroed)
 //            shrink    256 elements in a turn  theta   =   (in place), multiplied by keep
@@ -72,7 +76,8 @@ fn step(@builtin(global_invocation_id) id: vec3<u32>) {
         grad[i] = 0.0;
         m[i] = B1 * m[i] + (1.0 - B1) * g;
         v[i] = B2 * v[i] + (1.0 - B2) * g * g;
-        theta[i] = theta[i] * dims.keep - dims.rate * (m[i] / dims.c1) / (sqrt(v[i] / dims.c2) + EPS);
+        theta[i] =
+            theta[i] * dims.keep - dims.rate * (m[i] / dims.c1) / (sqrt(v[i] / dims.c2) + EPS);
     }
 }
 

@@ -1,16 +1,29 @@
-// anchor: pulls towards the parent's parameters; rows of E by direction or by value, W by value; any of them with Fisher weights
+// anchor: pulls towards the parent's parameters; rows of E by direction or by value, W by value;
+// any of them with Fisher weights
 //
-//   shapes   theta, grad: [N], a matrix of rows x WIDTH at an offset   reference: [rows, width]   ids: [touched]   losses: [items]
-//            weighted: len elements at an offset; reference, weights: as many of theirs behind skip; losses: [rows], one for each WIDTH of them
+//   shapes   theta, grad: [N], a matrix of rows x WIDTH at an offset   reference: [rows, width]
+//            ids: [touched]   losses: [items]
+//            weighted: len elements at an offset, as many of reference and weights behind skip;
+//            losses: [rows], one for each WIDTH of them
 //   layout   flat f32; rows consecutive
-//   entries  normalized  one workgroup per row   grad   +=   (adds) strength (1 - cos)' ; losses   =   (overwrites)
-//            raw         one workgroup per row   grad   +=   (adds) strength (|e - r|^2)' ; losses   =   (overwrites)
-//            weighted    one workgroup per WIDTH elements   grad   +=   (adds) strength (sum f (e - r)^2)' ; losses   =   (overwrites)
+//   entries  each adds (+=) strength times the gradient to grad and overwrites (=) losses
+//            normalized  one workgroup per row              1 - cos(e, r)
+//            raw         one workgroup per row              |e - r|^2
+//            weighted    one workgroup per WIDTH elements   sum f (e - r)^2
 //   order    lanes in steps of WG, then a tree
 //   scratch  partial of shared/reduce.wgsl: written before it is read
 //   uses     shared/reduce.wgsl
 
-struct Dims { offset: u32, rows: u32, width: u32, listed: u32, stride: u32, strength: f32, skip: u32, len: u32 }
+struct Dims {
+    offset: u32,
+    rows: u32,
+    width: u32,
+    listed: u32,
+    stride: u32,
+    strength: f32,
+    skip: u32,
+    len: u32,
+}
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> theta: array<f32>; // [N]
@@ -32,7 +45,8 @@ fn turned(e: f32, at: u32, row: u32, e_length: f32, r_length: f32) -> f32 {
     return select(reference[row] / r_length - e, 0.0, same);
 }
 
-// 1 - cos = |d|^2 / 2 and r - cos e = d - (d . e) e with d = r - e: exactly zero where nothing moved.
+// 1 - cos = |d|^2 / 2 and r - cos e = d - (d . e) e with d = r - e: exactly zero where nothing
+// moved.
 @compute @workgroup_size(WG)
 fn normalized(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     for (var item = group.x; item < dims.rows; item += dims.stride) {

@@ -1,15 +1,21 @@
-// attention: y = p v, p = softmax(q k^T / sqrt(width)), within each prompt and head; no mask, no padding
-//   dv = p^T dy; dp = dy v^T; ds = p * (dp - mean), mean = each row's sum of p * dp; dq = ds k / sqrt(width); dk = ds^T q / sqrt(width)
+// attention: y = p v, p = softmax(q k^T / sqrt(width)), within each prompt and head, without mask
+//   dv = p^T dy; dp = dy v^T; ds = p * (dp - mean), mean = each row's sum of p * dp;
+//   dq = ds k / sqrt(width); dk = ds^T q / sqrt(width)
 //
-//   shapes   qkv, dqkv: [T, 3 H]   offsets: [B + 1]   tiles: [J, 2], first row and prompt of each query tile   y, dy: [T, H]
-//            statistics: [T, heads, 3], a row of scores' maximum, its sum of exp(score - maximum), its mean
+//   shapes   qkv, dqkv: [T, 3 H]   y, dy: [T, H]   offsets: [B + 1]
+//            tiles: [J, 2], first row and prompt of each query tile
+//            statistics: [T, heads, 3], of a row of scores the maximum, the sum of
+//            exp(score - maximum), and the mean
 //   layout   row-major f32, contiguous; a row of qkv is query, key, value, each [heads, WIDTH]
 //   entries  forward            one workgroup per (query tile, head)   y   =   (overwrites)
-//            backward_queries   one workgroup per (query tile, head, SIDE rows of the tile)   dqkv's dq, statistics   =   (overwrites)
-//            backward_keys      the same, after backward_queries   dqkv's dk and dv   =   (overwrites)
-//   order    keys ascending in steps of KEYS from the prompt's first, with a running maximum; backward in steps of SIDE,
-//            queries too
-//   scratch  queries, keys, values, weights, sums, own, other, slopes, totals: written before they are read
+//            backward_queries   one workgroup per (query tile, head, SIDE rows of the tile)
+//                               dqkv's dq, statistics   =   (overwrites)
+//            backward_keys      the same, after backward_queries
+//                               dqkv's dk and dv   =   (overwrites)
+//   order    keys ascending in steps of KEYS from the prompt's first, with a running maximum;
+//            backward in steps of SIDE, queries too
+//   scratch  queries, keys, values, weights, sums, own, other, slopes, totals: written before they
+//            are read
 //   uses     nothing
 
 override WIDTH: u32 = 32u; // of a head
@@ -62,7 +68,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         workgroupBarrier();
         for (var j = part; j < KEYS; j += PARTS) {
             var score = 0.0;
-            for (var d = 0u; d < WIDTH; d += 1u) { score += queries[q * WIDTH + d] * keys[j * WIDTH + d]; }
+            for (var d = 0u; d < WIDTH; d += 1u) {
+                score += queries[q * WIDTH + d] * keys[j * WIDTH + d];
+            }
             if start + j >= end { score = LOWEST; }
             weights[q * KEYS + j] = score;
         }
@@ -89,11 +97,13 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 }
 
-// The backward entries work on pairs of a query and a key: a lane has one of SIDE x SIDE. What belongs to a query, (q / sqrt(width), dy),
+// The backward entries work on pairs of a query and a key: a lane has one of SIDE x SIDE. What
+// belongs to a query, (q / sqrt(width), dy),
 // and to a key, (k, v), are pairs as well, so that a product of the two is (score, dp).
 
 const SIDE = 8u; // rows of a workgroup, and rows staged at a time
-override PITCH: u32 = WIDTH + 1u; // of staged rows: lanes that read one column of several meet different banks
+// Of staged rows: lanes that read one column of several meet different banks.
+override PITCH: u32 = WIDTH + 1u;
 
 var<workgroup> own: array<vec2<f32>, SIDE * PITCH>;
 var<workgroup> other: array<vec2<f32>, SIDE * PITCH>;
@@ -116,14 +126,18 @@ fn product(r: u32, j: u32) -> vec2<f32> {
 }
 
 @compute @workgroup_size(SIDE * SIDE)
-fn backward_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_queries(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let first = tiles[group.x * 2u] + group.z * SIDE;
     let prompt = tiles[group.x * 2u + 1u];
     let head = group.y * WIDTH;
     let begin = offsets[prompt];
     let end = offsets[prompt + 1u];
     for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
-        own[n / WIDTH * PITCH + n % WIDTH] = query_at(min(first + n / WIDTH, end - 1u), head + n % WIDTH);
+        own[n / WIDTH * PITCH + n % WIDTH] =
+            query_at(min(first + n / WIDTH, end - 1u), head + n % WIDTH);
         totals[n] = vec2(0.0);
     }
     let r = lane / SIDE;
@@ -132,7 +146,8 @@ fn backward_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
     var total = vec2(0.0); // sums of weight * dp, and of weights; totals has the same times k
     for (var start = begin; start < end; start += SIDE) {
         for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
-            other[n / WIDTH * PITCH + n % WIDTH] = key_at(min(start + n / WIDTH, end - 1u), head + n % WIDTH);
+            other[n / WIDTH * PITCH + n % WIDTH] =
+                key_at(min(start + n / WIDTH, end - 1u), head + n % WIDTH);
         }
         workgroupBarrier();
         var pair = product(r, j);
@@ -150,7 +165,9 @@ fn backward_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
         for (var i = 0u; i < SIDE; i += 1u) { total += slopes[r * SIDE + i]; }
         for (var d = j; d < WIDTH; d += SIDE) {
             var sum = totals[r * WIDTH + d] * fade;
-            for (var i = 0u; i < SIDE; i += 1u) { sum += slopes[r * SIDE + i] * other[i * PITCH + d].x; }
+            for (var i = 0u; i < SIDE; i += 1u) {
+                sum += slopes[r * SIDE + i] * other[i * PITCH + d].x;
+            }
             totals[r * WIDTH + d] = sum;
         }
         workgroupBarrier();
@@ -172,21 +189,26 @@ fn backward_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
 }
 
 @compute @workgroup_size(SIDE * SIDE)
-fn backward_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_keys(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let first = tiles[group.x * 2u] + group.z * SIDE;
     let prompt = tiles[group.x * 2u + 1u];
     let head = group.y * WIDTH;
     let begin = offsets[prompt];
     let end = offsets[prompt + 1u];
     for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
-        own[n / WIDTH * PITCH + n % WIDTH] = key_at(min(first + n / WIDTH, end - 1u), head + n % WIDTH);
+        own[n / WIDTH * PITCH + n % WIDTH] =
+            key_at(min(first + n / WIDTH, end - 1u), head + n % WIDTH);
         totals[n] = vec2(0.0);
     }
     let r = lane / SIDE;
     let j = lane % SIDE;
     for (var start = begin; start < end; start += SIDE) {
         for (var n = lane; n < SIDE * WIDTH; n += SIDE * SIDE) {
-            other[n / WIDTH * PITCH + n % WIDTH] = query_at(min(start + n / WIDTH, end - 1u), head + n % WIDTH);
+            other[n / WIDTH * PITCH + n % WIDTH] =
+                query_at(min(start + n / WIDTH, end - 1u), head + n % WIDTH);
         }
         workgroupBarrier();
         let pair = product(r, j);
@@ -197,7 +219,9 @@ fn backward_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         workgroupBarrier();
         for (var d = j; d < WIDTH; d += SIDE) {
             var sum = totals[r * WIDTH + d];
-            for (var i = 0u; i < SIDE; i += 1u) { sum += slopes[r * SIDE + i] * other[i * PITCH + d]; }
+            for (var i = 0u; i < SIDE; i += 1u) {
+                sum += slopes[r * SIDE + i] * other[i * PITCH + d];
+            }
             totals[r * WIDTH + d] = sum;
         }
         workgroupBarrier();

@@ -1,4 +1,5 @@
-// by_domain: s[b,m] += strength domains[b,own[m]] for eligible models: what is known of its domain, added to a model's score
+// by_domain: s[b,m] += strength domains[b,own[m]] for eligible models: adds the score of its domain
+// to each model's score
 //
 //   shapes   s: [B, M]   domains: [B, N]   own: [M], a model's domain
 //   layout   row-major f32, contiguous

@@ -1,18 +1,22 @@
-// contrastive: cross-entropy of softmax(cos(z[b], E[j]) / tau + priors[j]) against a few targets, and its gradients
+// contrastive: cross-entropy of softmax(cos(z[b], E[j]) / tau + priors[j]) against a few targets,
+// and its gradients
 //
-//   shapes   z, u, dz: [B, D]   theta, grad: E and dE [M, D] at rows_at and grad_at   lengths, weights, losses: [B]
-//            candidates: [B, C], padded with 2^32 - 1   target_ids, target_mass: [B, S]   cosines, slopes: [B, C]   priors: [M]
-//            row_lengths: [B, C] when sampled, else [M]   rows: [R], starts: [R + 1], entries: [L]: where each row of E
-//            stands among the candidates, b C + place
+//   shapes   z, u, dz: [B, D]   theta, grad: E and dE [M, D] at rows_at and grad_at
+//            lengths, weights, losses: [B]   priors: [M]   cosines, slopes: [B, C]
+//            candidates: [B, C], padded with 2^32 - 1   target_ids, target_mass: [B, S]
+//            row_lengths: [B, C] when sampled, else [M]
+//            rows: [R], starts: [R + 1], entries: [L]: the places of each row of E
 //   layout   row-major f32, contiguous; C = M and the candidates are 0..M in the entries *_all
-//   entries  unit_queries        one workgroup per example              u, lengths                     =
-//            length_of_rows      one workgroup per row of E             row_lengths                    =
-//            similarity_sampled  one workgroup per (place, example)     cosines, slopes, row_lengths   =
-//            similarity_all      one workgroup per (row, 8 examples)    cosines, slopes                =
-//            loss                one workgroup per example              slopes, losses                 =
-//            dz_sampled, dz_all  one workgroup per example              dz                             =
-//            de_sampled, de_all  one workgroup per row of E             grad                           +=
-//   order    lanes in steps of WG, then a tree; dz: places ascending; grad: entries or examples ascending
+//   entries  one workgroup each; = overwrites, += adds
+//            unit_queries        per example              u, lengths                      =
+//            length_of_rows      per row of E             row_lengths                     =
+//            similarity_sampled  per (place, example)     cosines, slopes, row_lengths    =
+//            similarity_all      per (row, 8 examples)    cosines, slopes                 =
+//            loss                per example              slopes, losses                  =
+//            dz_sampled, dz_all  per example              dz                              =
+//            de_sampled, de_all  per row of E             grad                            +=
+//   order    lanes in steps of WG, then a tree; dz: places ascending; grad: entries or examples
+//            ascending
 //   scratch  partial of shared/reduce.wgsl: written before it is read
 //   uses     shared/reduce.wgsl
 //
@@ -57,7 +61,10 @@ struct Dims {
 @group(0) @binding(18) var<storage, read> priors: array<f32>; // [M]
 
 @compute @workgroup_size(WG)
-fn unit_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn unit_queries(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = group.x * dims.width;
     var squares = 0.0;
     for (var c = lane; c < dims.width; c += WG) { squares += z[row + c] * z[row + c]; }
@@ -99,7 +106,10 @@ fn length_of_rows(
 }
 
 @compute @workgroup_size(WG)
-fn similarity_sampled(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn similarity_sampled(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let place = group.y * dims.columns + group.x;
     let id = candidates[place];
     // Every lane meets the barriers, also where there is no candidate: row 0 stands in.
@@ -171,7 +181,8 @@ fn loss(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var slope = 0.0;
         if q >= 0.0 {
             let p = exp(logit(row, k) - peak) / total;
-            slope = weight * (mass * p - q) * dims.inverse_tau / row_lengths[group.x * dims.length_step + k];
+            let row_length = row_lengths[group.x * dims.length_step + k];
+            slope = weight * (mass * p - q) * dims.inverse_tau / row_length;
         }
         slopes[row + k] = slope;
     }
@@ -185,7 +196,9 @@ fn finish_dz(b: u32, lane: u32) {
     for (var c = lane; c < dims.width; c += WG) { products += dz[row + c] * u[row + c]; }
     let length = lengths[b];
     let along = select(0.0, sum_lanes(lane, products), length > LEAST);
-    for (var c = lane; c < dims.width; c += WG) { dz[row + c] = (dz[row + c] - along * u[row + c]) / length; }
+    for (var c = lane; c < dims.width; c += WG) {
+        dz[row + c] = (dz[row + c] - along * u[row + c]) / length;
+    }
 }
 
 @compute @workgroup_size(WG)
@@ -231,7 +244,9 @@ fn de_sampled(
         let j = rows[i];
         let end = starts[i + 1u];
         var products = 0.0;
-        for (var e = starts[i] + lane; e < end; e += WG) { products += slopes[entries[e]] * cosines[entries[e]]; }
+        for (var e = starts[i] + lane; e < end; e += WG) {
+            products += slopes[entries[e]] * cosines[entries[e]];
+        }
         let along = along_row(j, lane, products);
         for (var c = lane; c < dims.width; c += WG) {
             var sum = 0.0;

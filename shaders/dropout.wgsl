@@ -4,12 +4,14 @@
 //   layout   row-major f32, contiguous
 //   entries  forward    one lane per element   y    =   (overwrites)
 //            backward   one lane per element   dx   +=   (adds)
-//   order    none; an element is dropped by a hash of its token's key, of salt and of its column alone
+//   order    none; an element is dropped by a hash of its token's key, of salt and of its column
+//            alone
 //   uses     nothing; no workgroup memory
 
 override WG: u32 = 64u; // lanes per workgroup
 
-// salt: the use's, so that tokens have another mask in each. threshold: hashes below it are dropped. scale: 1 / (1 - p).
+// salt: the use's, so that tokens have another mask in each. threshold: hashes below it are
+// dropped. scale: 1 / (1 - p).
 struct Dims { columns: u32, salt: u32, threshold: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;

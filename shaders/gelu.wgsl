@@ -1,4 +1,5 @@
-// gelu: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2; dx = dy (Phi(x) + x phi(x)), phi(x) = exp(-x^2 / 2) / sqrt(2 pi)
+// gelu: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2; dx = dy (Phi(x) + x phi(x)), phi(x) =
+// exp(-x^2 / 2) / sqrt(2 pi)
 //
 //   shapes   x, y, dy, dx: [T, F]
 //   layout   row-major f32, contiguous

@@ -1,6 +1,7 @@
 // layer_norm: y = (v - mean(v)) / sqrt(var(v) + eps) * gamma + beta, each row; v = x or x + branch
 //
-//   dx = (a - mean(a) - n mean(a n)) / sqrt(var(v) + eps), a = dy * gamma, n = (v - mean(v)) / sqrt(var(v) + eps)
+//   dx = (a - mean(a) - n mean(a n)) / sqrt(var(v) + eps), a = dy * gamma, n = (v - mean(v)) /
+//      sqrt(var(v) + eps)
 //
 //   shapes   x, branch, y, dy, dx: [T, H]   gamma, beta: [H]
 //   layout   row-major f32, contiguous
@@ -8,7 +9,8 @@
 //            forward_branch   one workgroup per row   v = x + branch   y    =   (overwrites)
 //            backward         one workgroup per row   v = x            dx   =   (overwrites)
 //            backward_branch  one workgroup per row   v = x + branch   dx   =   (overwrites)
-//   order    lanes in steps of WG, then a tree; mean first, then the squares about it, then a and a n
+//   order    lanes in steps of WG, then a tree; mean first, then the squares about it, then a and a
+//            n
 //   scratch  partial of shared/reduce.wgsl: written before it is read
 //   uses     shared/reduce.wgsl
 
@@ -48,7 +50,10 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 }
 
 @compute @workgroup_size(WG)
-fn forward_branch(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn forward_branch(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = group.x * dims.hidden;
     for (var c = lane; c < dims.hidden; c += WG) { y[row + c] = x[row + c] + branch[row + c]; }
     normalize_row(row, lane);
@@ -89,7 +94,10 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 }
 
 @compute @workgroup_size(WG)
-fn backward_branch(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_branch(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = group.x * dims.hidden;
     for (var c = lane; c < dims.hidden; c += WG) { dx[row + c] = x[row + c] + branch[row + c]; }
     differentiate_row(row, lane);

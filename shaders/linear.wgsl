@@ -2,10 +2,13 @@
 //
 //   shapes   x, dx: [T, in]   w: [out, in]   bias: [out]   y, dy: [T, out]
 //   layout   row-major f32, contiguous
-//   entries  forward        one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y    =    (overwrites)
-//            backward       the same                                                    dx   =    (overwrites)
+//   entries  forward        one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y    =
+//                           (overwrites)
+//            backward       the same                                                    dx   =
+//                           (overwrites)
 //            backward_add   the same                                                    dx   +=
-//   order    i, or o, ascending in one sum, whatever the tile: a row is the same alone and in a batch
+//   order    i, or o, ascending in one sum, whatever the tile: a row is the same alone and in a
+//            batch
 //   scratch  xs, ws of tile: written before they are read
 //   uses     tile: multiply_tile
 
@@ -97,7 +100,10 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 }
 
 @compute @workgroup_size(DOWN * ACROSS)
-fn backward_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_add(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let sums = gradient(group, lane);
     store_gradient(group, lane, sums, true);
 }

@@ -1,9 +1,11 @@
 // matmul: y[m,n] = scale * sum over k of a[m,k] b[k,n]
 //
 //   shapes   a: [M, K]   b: [K, N]   y: [M, N]
-//   layout   f32; element (r, c) of each is at offset + r down + c across, so that a transpose, some
+//   layout   f32; element (r, c) of each is at offset + r down + c across, so that a transpose,
+//            some
 //            columns of a tensor or a matrix inside a flat one are read in place
-//   entries  product       one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y   =    (overwrites)
+//   entries  product       one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y   =
+//                          (overwrites)
 //            product_add   the same                                                    y   +=
 //   order    k ascending in one sum, whatever the tile; scaled, then added to y
 //   scratch  xs, ws of tile: written before they are read
@@ -42,7 +44,9 @@ fn multiply(group: vec3<u32>, lane: u32) -> mat4x4<f32> {
             if dims.b.across != 1u { c = n / STEP; k = n % STEP; }
             let column = group.x * wide + c;
             var value = 0.0;
-            if column < dims.columns && start + k < dims.inner { value = b[at(dims.b, start + k, column)]; }
+            if column < dims.columns && start + k < dims.inner {
+                value = b[at(dims.b, start + k, column)];
+            }
             ws[k * wide + c] = value;
         }
         workgroupBarrier();
@@ -59,7 +63,10 @@ fn product(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 }
 
 @compute @workgroup_size(DOWN * ACROSS)
-fn product_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn product_add(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let sums = multiply(group, lane);
     store(group, lane, sums, true);
 }

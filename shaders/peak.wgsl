@@ -1,9 +1,10 @@
-// peak: what a device can do at most, for benches to compare with
+// peak: copies and multiply-adds at a device's peak, for benches to compare with
 //
 //   shapes   x, y: [n]
 //   layout   contiguous f32
 //   entries  copy          one lane per element               y   =   x
-//            multiply_add  one lane per element, 32 chains    y   =   x after dims.turns steps of v * 0.999 + 0.001
+//            multiply_add  one lane per element, 32 chains
+//                          y   =   x after dims.turns steps of v * 0.999 + 0.001
 //   order    none
 //   uses     nothing; no workgroup memory
 
@@ -22,7 +23,10 @@ fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 }
 
 @compute @workgroup_size(WG)
-fn multiply_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn multiply_add(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = group.x * WG + lane;
     if i >= dims.n { return; }
     var a = vec4<f32>(x[i]);

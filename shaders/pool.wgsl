@@ -1,11 +1,13 @@
 // pool: one row of each prompt's rows, and back
 //
-//   shapes   x, dx: [T, H]   offsets: [B + 1]   h, dh: [B, H]; h inside rows of `stride` elements, from `first` on
+//   shapes   x, dx: [T, H]   offsets: [B + 1]   h, dh: [B, H]
+//            h inside rows of `stride` elements, from `first` on
 //   layout   row-major f32, contiguous
-//   entries  mean             one workgroup per prompt   mean of x over the prompt            h    =   (overwrites)
-//            first            one workgroup per prompt   x of the first token                 h    =   (overwrites)
-//            backward_mean    one workgroup per prompt   dh / n for each of n tokens          dx   =   (overwrites)
-//            backward_first   one workgroup per prompt   dh for the first token, 0 for others dx   =   (overwrites)
+//   entries  one workgroup per prompt; each overwrites (=) h or dx
+//            mean             h    =   mean of x over the prompt
+//            first            h    =   x of the first token
+//            backward_mean    dx   =   dh / n for each of n tokens
+//            backward_first   dx   =   dh for the first token, 0 for the others
 //   order    tokens ascending, one lane per column
 //   uses     nothing; no workgroup memory
 
@@ -40,7 +42,10 @@ fn first(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
 }
 
 @compute @workgroup_size(WG)
-fn backward_mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_mean(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let begin = offsets[group.x];
     let end = offsets[group.x + 1u];
     for (var c = lane; c < dims.hidden; c += WG) {
@@ -50,7 +55,10 @@ fn backward_mean(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
 }
 
 @compute @workgroup_size(WG)
-fn backward_first(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_first(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let begin = offsets[group.x];
     let end = offsets[group.x + 1u];
     for (var c = lane; c < dims.hidden; c += WG) {

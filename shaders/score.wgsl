@@ -29,8 +29,18 @@ fn score(m: u32, b: u32, add: bool) {
     var high = vec4<f32>();
     for (var d = 0u; d < dims.width; d += 1u) {
         let key = keys[d * dims.models + m];
-        low += key * vec4<f32>(element(b, d), element(b + 1u, d), element(b + 2u, d), element(b + 3u, d));
-        high += key * vec4<f32>(element(b + 4u, d), element(b + 5u, d), element(b + 6u, d), element(b + 7u, d));
+        low += key * vec4<f32>(
+            element(b, d),
+            element(b + 1u, d),
+            element(b + 2u, d),
+            element(b + 3u, d),
+        );
+        high += key * vec4<f32>(
+            element(b + 4u, d),
+            element(b + 5u, d),
+            element(b + 6u, d),
+            element(b + 7u, d),
+        );
     }
     let may = offsets[m] > LOWEST;
     let offset = select(0.0, offsets[m], may);
@@ -50,6 +60,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 }
 
 @compute @workgroup_size(WG)
-fn forward_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn forward_add(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     score(group.x * WG + lane, group.y * PROMPTS, true);
 }

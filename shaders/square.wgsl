@@ -1,4 +1,5 @@
-// square: sums[n] += scale g[n]^2 over a range of the gradients, which are zeroed: Fisher weights, batch by batch
+// square: sums[n] += scale g[n]^2 over a range of the gradients, which are zeroed: Fisher weights,
+// batch by batch
 //
 //   shapes   grad: [N], len elements at an offset   sums: [len]
 //   layout   flat f32

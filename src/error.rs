@@ -23,8 +23,8 @@ pub(crate) use error;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, coarse enough for a host to branch on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+/// The kind of an error, coarse enough for a host to branch on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -36,7 +36,7 @@ pub enum ErrorKind {
     Mismatch,
     /// The tokenizer could not be built or refused a text.
     Tokenizer,
-    /// The caller asked for something that has no answer, such as an empty prompt.
+    /// The request has no answer, such as an empty prompt.
     InvalidRequest,
     /// Every model of the hub is retired.
     NoCandidate,
@@ -54,15 +54,15 @@ pub enum ErrorKind {
     Numeric,
     /// A rule of the store or the registry forbids it.
     Refused,
-    /// Understood, and not supported.
+    /// The input is well-formed, and this crate does not support it.
     Unsupported,
-    /// A part of this crate, or of what it depends on, panicked: a bug. The call has no answer, and
-    /// other calls go on.
+    /// Code of this crate or of a dependency panicked: a bug. The call has no answer; other calls
+    /// are not affected.
     Panic,
 }
 
 impl ErrorKind {
-    /// True for what a step down to the CPU cures: [`ErrorKind::NoAdapter`],
+    /// True for errors that a step down to the CPU avoids: [`ErrorKind::NoAdapter`],
     /// [`ErrorKind::Limits`], [`ErrorKind::Device`], [`ErrorKind::DeviceLost`] and
     /// [`ErrorKind::OutOfMemory`].
     pub fn is_device(self) -> bool {
@@ -75,8 +75,8 @@ impl ErrorKind {
 
 /// An error: [`Error::kind`] for programs, `Display` for people.
 ///
-/// The text names the file, tensor, op or field, what was expected and what was found. As JSON it is
-/// `{"kind": "format", "message": "..."}`.
+/// The text names the file, tensor, op or field, the expected value and the found one. The JSON
+/// form is `{"kind": "format", "message": "..."}`.
 #[derive(Clone, serde::Serialize)]
 #[serde(transparent)]
 pub struct Error(Box<Inner>);
@@ -98,13 +98,13 @@ impl Error {
         }))
     }
 
-    /// What went wrong, to branch on.
+    /// The kind of the error, to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The kind of the [`std::io::Error`] behind this error, if there is one: `NotFound`, `StorageFull`,
-    /// `PermissionDenied`, ... The whole of it, with the system's error number, is
+    /// The kind of the [`std::io::Error`] behind this error, if there is one: `NotFound`,
+    /// `StorageFull`, `PermissionDenied`, ... The whole of it, with the system's error number, is
     /// [`source`](std::error::Error::source).
     pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
         let source = self.0.source.as_deref()?;
@@ -112,20 +112,20 @@ impl Error {
         Some(io.kind())
     }
 
-    /// The same error with its cause, which the text has already.
+    /// The same error with its cause. The text should contain the cause's text already.
     pub(crate) fn because(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Arc::new(cause));
         self
     }
 
-    /// True where a file or a folder on the way to it is not there.
+    /// True if a file, or a folder on the way to it, does not exist.
     pub(crate) fn is_missing(&self) -> bool {
         use std::io::ErrorKind::{NotADirectory, NotFound};
         matches!(self.io_kind(), Some(NotFound | NotADirectory))
     }
 
-    /// True where a file is damaged or missing, and reading it once more would say the same. Not so
-    /// where the process has no file handle left, no memory or no permission.
+    /// True if a file is damaged or missing, so that reading it again would fail again. False if
+    /// the process has no file handle left, no memory or no permission.
     pub(crate) fn is_damage(&self) -> bool {
         use ErrorKind::{Format, Mismatch, Numeric, Unsupported};
         self.is_missing() || matches!(self.kind(), Format | Mismatch | Numeric | Unsupported)
@@ -149,17 +149,17 @@ impl Error {
         self
     }
 
-    /// The same error with what follows from it behind its text.
+    /// The same error with its consequence appended to the text.
     pub(crate) fn but(mut self, so: impl fmt::Display) -> Self {
         self.0.message = legible(format!("{self}; {so}"));
         self
     }
 }
 
-/// Most bytes of an error's text: it may repeat what a file says.
+/// Most bytes of an error's text, since it may quote a file.
 const LONGEST: usize = 4096;
 
-/// `text` for logs and terminals: control characters spelled out, the middle of a long one left out.
+/// `text` for logs and terminals: control characters are escaped, the middle of a long text is cut.
 fn legible(text: String) -> String {
     let unfit = |c: char| c.is_control() && c != '\n';
     let spelled = match text.chars().any(unfit) {
@@ -187,10 +187,11 @@ fn legible(text: String) -> String {
 
 /// Runs `job`; a panic inside becomes an error that names `what`.
 ///
-/// The panic's own words are in the error, and on stderr, where the host's panic hook puts them. A
-/// host built with `panic = "abort"` ends there.
+/// The panic's message is in the error. The host's panic hook also prints it to stderr. A host
+/// built with `panic = "abort"` ends there.
 pub(crate) fn caught<R>(what: &str, job: impl FnOnce() -> Result<R>) -> Result<R> {
-    // Whatever the job held is dropped by unwinding; what it shared is behind locks that allow for it.
+    // Unwinding drops the values that the job held. Shared values are behind locks that allow for
+    // it.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) {
         Ok(outcome) => outcome,
         Err(panic) => {
@@ -218,7 +219,7 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {
-    /// What the file system, or a parser of JSON or of safetensors, said.
+    /// The error of the file system, or of the parser of JSON or safetensors.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         let source = self.0.source.as_deref()?;
         Some(source)

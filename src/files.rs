@@ -3,6 +3,7 @@
 //! Everything this crate leaves on disk goes through [`Staged`] or [`replace`]: write under a
 //! temporary name, `fsync`, rename, `fsync` the folder. Nothing is edited after its rename, so a
 //! reader sees the old file or the new one, and a crash leaves at most a `.tmp-` entry behind.
+#![expect(clippy::disallowed_methods, reason = "makes files")]
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result, bail, error};
 
-/// Prefix of whatever is not finished yet.
+/// Prefix of the names of unfinished files and folders.
 pub(crate) const TEMPORARY: &str = ".tmp-";
 
 /// SHA-256 of `bytes` as 64 lower-case hexadecimal digits.
@@ -24,6 +25,72 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 /// Whether `text` has the form of [`sha256`].
 pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Size and SHA-256 of a file.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileDigest {
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
+impl FileDigest {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            sha256: sha256(bytes),
+        }
+    }
+
+    /// Reads the file at `path`.
+    ///
+    /// Errors: its length or hash is another one; it has more than `limit` bytes, which is checked
+    /// before it is read.
+    pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
+        let (file, length) = open_file(path)?;
+        self.check_length(path, length)?;
+        if length > limit {
+            bail!(
+                Format,
+                "{}: expected at most {limit} bytes, found {length}",
+                path.display()
+            );
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        file.take(self.bytes)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path, "read", e))?;
+        self.check(path, &bytes)?;
+        Ok(bytes)
+    }
+
+    fn check_length(&self, path: &Path, length: u64) -> Result<()> {
+        if length != self.bytes {
+            bail!(
+                Mismatch,
+                "{}: expected {} bytes, found {length}",
+                path.display(),
+                self.bytes
+            );
+        }
+        Ok(())
+    }
+
+    /// Errors: `bytes`, read from `path`, have another length or hash.
+    pub(crate) fn check(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.check_length(path, bytes.len() as u64)?;
+        let path = path.display();
+        let found = sha256(bytes);
+        if found != self.sha256 {
+            bail!(
+                Mismatch,
+                "{path}: expected SHA-256 {}, found {found}",
+                self.sha256
+            );
+        }
+        Ok(())
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -94,7 +161,7 @@ pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u
 
 /// How the JSON files of this crate begin: what the file is, and the version of its form.
 #[derive(serde::Deserialize)]
-struct Header {
+struct FormHeader {
     #[serde(default)]
     kind: String,
     schema_version: u32,
@@ -108,7 +175,7 @@ pub(crate) fn parse_form<T: serde::de::DeserializeOwned>(
     bytes: &[u8],
     kind: &str,
 ) -> Result<T> {
-    let header: Header = parse_json(path, bytes)?;
+    let header: FormHeader = parse_json(path, bytes)?;
     if header.kind != kind {
         let (path, found) = (path.display(), header.kind);
         bail!(Format, "{path}: kind: expected {kind:?}, found {found:?}");
@@ -152,7 +219,8 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io(path, "write", e))
 }
 
-/// A name for what becomes `name`; of a long one the end, so that a file system takes it.
+/// A temporary name for the file `name`. Of a long name only the end is used, so that the file
+/// system accepts it.
 fn temporary_name(name: &str) -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -161,8 +229,8 @@ fn temporary_name(name: &str) -> String {
     format!("{TEMPORARY}{}-{count}-{end}", std::process::id())
 }
 
-/// What `make` makes of the first free temporary name in `folder`. A process that was killed leaves
-/// names behind, and in a container the next one has the same id.
+/// Calls `make` with the first free temporary name in `folder`. A process that was killed leaves
+/// such names behind, and in a container the next process may have the same id.
 fn temporary<T>(
     folder: &Path,
     name: &str,
@@ -177,8 +245,8 @@ fn temporary<T>(
     }
 }
 
-/// [`temporary`] for a file or folder that nobody sweeps while this process writes it: `make` opens
-/// what it made, and the lock on that lasts as long as the writer lives, see [`in_use`].
+/// As [`temporary`], for a file or folder that no other process sweeps while this one writes it.
+/// `make` opens the new entry; the lock on it lasts as long as the writer lives, see [`in_use`].
 fn temporary_held(
     folder: &Path,
     name: &str,
@@ -186,16 +254,16 @@ fn temporary_held(
 ) -> std::io::Result<(PathBuf, File)> {
     loop {
         let (path, file) = temporary(folder, name, &make)?;
-        // A file system without locks has nobody who looks for them.
+        // On a file system without locks no other process looks for one.
         let _ = file.try_lock();
-        // Somebody may have swept it before it was locked.
+        // Another process may have swept it before it was locked.
         if path.symlink_metadata().is_ok() {
             return Ok((path, file));
         }
     }
 }
 
-/// True while whoever writes the unfinished file or folder at `path` is alive.
+/// True while the writer of the unfinished file or folder at `path` is alive.
 pub(crate) fn in_use(path: &Path) -> bool {
     let mut options = File::options();
     options.read(true);
@@ -215,7 +283,8 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// Removes the folder (or file) at `path`: out of sight first, so that a reader sees it whole or not at all.
+/// Removes the folder or file at `path`. It is renamed first, so that a reader sees it whole or not
+/// at all.
 pub(crate) fn remove_folder(path: &Path) -> Result<()> {
     temporary(parent_of(path), name_of(path)?, |hidden| {
         fs::rename(path, hidden)
@@ -227,17 +296,17 @@ pub(crate) fn remove_folder(path: &Path) -> Result<()> {
     .map_err(|e| Error::io(path, "remove", e))
 }
 
-/// Finds out whether `bytes` can be written into `folder`: writes so many, and takes them away.
+/// Checks that `bytes` bytes can be written into `folder`: writes and removes a file of that size.
 pub(crate) fn try_writing(folder: &Path, bytes: u64) -> Result<()> {
     let failed = |e: std::io::Error| Error::io(folder, "write to the folder", e);
     let create = |path: &Path| File::create_new(path);
-    let (path, mut file) = temporary_held(folder, "trial", create).map_err(|e| failed(e))?;
+    let (path, mut file) = temporary_held(folder, "trial", create).map_err(failed)?;
     let written = std::io::copy(&mut std::io::repeat(0).take(bytes.max(1)), &mut file);
     let removed = fs::remove_file(&path);
-    written.and(removed).map_err(|e| failed(e))
+    written.and(removed).map_err(failed)
 }
 
-/// Makes the folder and those above it, unless they are there.
+/// Creates the folder and its parents where they are missing.
 pub(crate) fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| Error::io(path, "create the folder", e))
 }
@@ -249,8 +318,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// Adds `bytes` to the end of a log, which is made if missing: what is cut off there is the end of
-/// the last line.
+/// Appends `bytes` to a log, which is created if missing. An interrupted write leaves a cut last
+/// line.
 pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut options = File::options();
     let file = options.append(true).create(true).open(path);
@@ -258,16 +327,16 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::io(path, "write", e))
 }
 
-/// Opens what is there and is no regular file, such as a FIFO (waits for its reader) or a device, or is
-/// the name of an open descriptor.
+/// Opens an entry that is no regular file, such as a FIFO (waits for its reader), a device or the
+/// name of an open descriptor.
 #[cfg(feature = "cli")]
 pub(crate) fn open_to_append(path: &Path) -> Result<File> {
     let file = File::options().append(true).open(path);
     file.map_err(|e| Error::io(path, "write", e))
 }
 
-/// Writes to a file that is none but an order to the system, such as those below `/proc`: it has to
-/// be there, and nothing can be renamed over it.
+/// Writes to a control file of the system, such as those below `/proc`. It must exist, and nothing
+/// can be renamed over it.
 pub(crate) fn tell_system(path: &Path, order: &str) -> std::io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     file.write_all(order.as_bytes())
@@ -281,8 +350,8 @@ fn name_of(path: &Path) -> Result<&str> {
     }
 }
 
-/// A file under construction, for output that is too large to hold; it takes its name, whole, at
-/// [`Replacement::commit`].
+/// A file under construction, for output that is too large for memory. It gets its name, complete,
+/// in [`Replacement::commit`].
 pub(crate) struct Replacement {
     writer: BufWriter<File>,
     temporary: PathBuf,
@@ -291,7 +360,7 @@ pub(crate) struct Replacement {
 }
 
 impl Replacement {
-    /// Starts the file that will be at `path`.
+    /// Starts a file that will be published at `path`.
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let create = |path: &Path| File::create_new(path);
         let (temporary, file) = temporary_held(parent_of(path), name_of(path)?, create)
@@ -304,7 +373,7 @@ impl Replacement {
         })
     }
 
-    /// Where the file is until then.
+    /// The file's temporary path.
     #[cfg(feature = "cli")]
     pub(crate) fn temporary(&self) -> &Path {
         &self.temporary
@@ -316,7 +385,7 @@ impl Replacement {
             .map_err(|e| Error::io(&self.path, "write", e))
     }
 
-    /// Replaces what was at the path.
+    /// Replaces the file at the path.
     pub(crate) fn commit(mut self) -> Result<()> {
         let mut finish = || -> std::io::Result<()> {
             self.writer.flush()?;
@@ -332,34 +401,34 @@ impl Replacement {
 impl Drop for Replacement {
     fn drop(&mut self) {
         if !self.committed {
-            // The file at the path is as it was; the rest is of no use.
+            // The file at the path is unchanged; the unfinished one is useless.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
-/// A folder under construction; it appears under its name, whole, at [`Staged::publish`].
+/// A folder under construction. It appears under its name, complete, in [`Staged::publish`].
 pub(crate) struct Staged {
     temporary: PathBuf,
     parent: PathBuf,
     published: bool,
-    /// Locked: nobody sweeps the folder.
+    /// Locked, so that no other process sweeps the folder.
     _held: Option<File>,
 }
 
 impl Staged {
-    /// Starts a folder that will be published inside `parent`, which is made if missing.
+    /// Starts a folder that will be published inside `parent`, which is created if missing.
     pub(crate) fn new(parent: &Path) -> Result<Self> {
         make_folder(parent)?;
         let failed = |e: std::io::Error| Error::io(parent, "create a folder in it", e);
         // Windows has no handle for a folder.
         let (temporary, held) = if cfg!(unix) {
             let create = |path: &Path| fs::create_dir(path).and_then(|()| File::open(path));
-            let (path, held) = temporary_held(parent, "folder", create).map_err(|e| failed(e))?;
+            let (path, held) = temporary_held(parent, "folder", create).map_err(failed)?;
             (path, Some(held))
         } else {
             let create = |path: &Path| fs::create_dir(path);
-            let (path, ()) = temporary(parent, "folder", create).map_err(|e| failed(e))?;
+            let (path, ()) = temporary(parent, "folder", create).map_err(failed)?;
             (path, None)
         };
         Ok(Self {
@@ -370,7 +439,7 @@ impl Staged {
         })
     }
 
-    /// Where the folder is until it is published.
+    /// The folder's temporary path.
     pub(crate) fn path(&self) -> &Path {
         &self.temporary
     }

@@ -3,9 +3,12 @@
 //! `docs/architecture.md` says what each module is for, in which order they use each other, and what
 //! holds everywhere; `tests/structure.rs` checks it.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cli")]
 pub mod cmrbench;
 mod device;
 pub mod diagnostics;
@@ -27,9 +30,11 @@ mod text;
 mod weights;
 
 pub use device::DeviceChoice;
-pub use encoder::{Encoder, ImportOptions, Imported, Trace, import_encoder};
+pub use encoder::Encoder;
+#[doc(hidden)]
+pub use encoder::{ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
-pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel, Progress};
+pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};

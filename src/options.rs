@@ -1,15 +1,23 @@
-//! What a host decides when it opens a router or an encoder.
+//! The options of a router or an encoder.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::device::DeviceChoice;
 use crate::error::Error;
+use crate::files;
 
 /// Version of the JSON form of [`Options`].
 const SCHEMA_VERSION: u32 = 1;
 
 fn schema_version() -> u32 {
     SCHEMA_VERSION
+}
+
+/// Errors: a version that this crate does not know.
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let found = u32::deserialize(deserializer)?;
+    files::check_version(found).map_err(serde::de::Error::custom)?;
+    Ok(found)
 }
 
 /// How to open a [`crate::Router`] or an [`crate::Encoder`].
@@ -23,25 +31,27 @@ fn schema_version() -> u32 {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Options {
-    /// Version of this form; 1.
-    #[serde(default = "schema_version")]
+    /// Version of this form; 1. Another one is refused when the options are read from JSON.
+    #[serde(default = "schema_version", deserialize_with = "known_version")]
     pub schema_version: u32,
-    /// Which device computes.
+    /// The device that computes.
     pub device: DeviceChoice,
-    /// Threads of the CPU's pool; none: as many as the machine has, at most 4. With 1 everything
-    /// runs on the calling thread and calls run side by side; with more they take turns, and each has
-    /// the whole pool. A call from a worker of the host's own rayon pool runs on that worker alone.
+    /// Threads of the CPU's pool. `None`: as many as the machine has, at most 4. With 1 every call
+    /// runs on its own thread, and calls run side by side. With more, calls take turns and each
+    /// uses the whole pool. A call from a worker of the host's own rayon pool runs on that worker
+    /// alone.
     pub threads: Option<usize>,
-    /// Step down to the CPU when the device cannot be opened or is lost, visibly, instead of
-    /// failing.
+    /// If the device cannot be opened or is lost, continue on the CPU instead of failing. Every
+    /// decision then says so in `degraded`.
     pub fallback: bool,
-    /// The folder of the encoder bundle; none: where the store says, beside the store, or inside.
+    /// The folder of the encoder bundle. `None`: the folder of the encoder's name inside the store,
+    /// or else next to it.
     pub encoder: Option<std::path::PathBuf>,
-    /// More folders to look for the encoder in, behind those of the store: the first that holds the
-    /// bundle whose hash the generation names is taken.
+    /// More folders to look for the encoder in, after those of the store. The first bundle with the
+    /// hash that the generation names is used.
     pub look_in: Vec<std::path::PathBuf>,
-    /// Tokens of a text, special ones included; longer texts are cut. None: as many as the bundle
-    /// says. More are refused than the encoder has positions for.
+    /// Most tokens of a text, special ones included; longer texts are cut. `None`: the bundle's own
+    /// limit. At most the encoder's number of positions.
     pub max_tokens: Option<usize>,
 }
 
@@ -60,8 +70,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Whether the CPU is to take the place of a device that failed with `error`; if so, the log says
-    /// it.
+    /// True if the CPU replaces a device that failed with `error`; the log then warns of it.
     pub(crate) fn steps_down(&self, error: &Error) -> bool {
         let steps_down = self.fallback && error.kind().is_device();
         if steps_down {
@@ -82,7 +91,7 @@ impl Options {
         self
     }
 
-    /// The options with or without a step down to the CPU.
+    /// The options with or without the fallback to the CPU.
     pub fn fallback(mut self, fallback: bool) -> Self {
         self.fallback = fallback;
         self
@@ -104,5 +113,21 @@ impl Options {
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = Some(tokens);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_another_version_are_refused() {
+        let parsed = |version: u32| {
+            let json = format!(r#"{{"schema_version": {version}, "device": "cpu"}}"#);
+            serde_json::from_str::<Options>(&json).map_err(|e| e.to_string())
+        };
+        assert_eq!(parsed(1), Ok(Options::default().device("cpu")));
+        let want = "schema_version: expected 1, found 2";
+        assert!(parsed(2).is_err_and(|error| error.contains(want)));
     }
 }

@@ -1,10 +1,10 @@
 //! Memory-mapped safetensors: views checked for name, shape and dtype.
 //!
-//! Holds the one `unsafe` block of the mapping. Sharded checkpoints are opened through their
-//! `*.safetensors.index.json`. Files of this crate are replaced by rename and never edited, so a
-//! mapping stays what it was. A file that another program cuts in place while it is read ends the
-//! process with a bus error, as every mapped file does; so what serves is copied when it is opened,
-//! and [`Weights::check_unchanged`] stands before a mapping is read once more.
+//! The `unsafe` blocks of the mapping are here. Sharded checkpoints are opened through their
+//! `*.safetensors.index.json`. This crate replaces files by rename and never edits them, so a
+//! mapping does not change. If another program truncates a mapped file in place, reading past its
+//! new end ends the process with a bus error. So serving copies the weights when it opens, and
+//! [`Weights::check_unchanged`] is called before a mapping is read again.
 
 mod tensors;
 
@@ -49,7 +49,7 @@ impl Dtype {
 }
 
 #[derive(Clone)]
-struct Entry {
+struct TensorEntry {
     shard: usize,
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
@@ -61,10 +61,10 @@ struct Shard {
     bytes: Bytes,
 }
 
-/// What a shard's bytes are in.
+/// The bytes of a shard.
 enum Bytes {
     Memory(Vec<u8>),
-    /// With the file, and what it was when it was mapped.
+    /// With the file, and its metadata when it was mapped.
     Mapped(Mmap, File, Metadata),
 }
 
@@ -79,7 +79,7 @@ impl Deref for Bytes {
     }
 }
 
-/// Length and time: of a file that was changed in place at least one is another.
+/// Compares length and time: a file that was changed in place differs in at least one.
 fn same_version(a: &Metadata, b: &Metadata) -> bool {
     a.len() == b.len() && a.modified().ok() == b.modified().ok()
 }
@@ -88,11 +88,11 @@ fn same_version(a: &Metadata, b: &Metadata) -> bool {
 pub(crate) struct Weights {
     path: PathBuf,
     shards: Vec<Shard>,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, TensorEntry>,
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
@@ -119,7 +119,7 @@ impl Weights {
         }
     }
 
-    /// The checkpoint that `bytes`, read from `path`, are.
+    /// The checkpoint in `bytes`, which were read from `path`.
     pub(crate) fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         let mut weights = Self::empty(path);
         weights.add(path, Bytes::Memory(bytes))?;
@@ -127,7 +127,7 @@ impl Weights {
     }
 
     fn add_sharded(&mut self, path: &Path) -> Result<()> {
-        let index: Index = files::read_json(path, INDEX_LIMIT)?;
+        let index: ShardIndex = files::read_json(path, INDEX_LIMIT)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut shards: Vec<&String> = index.weight_map.values().collect();
         shards.sort();
@@ -180,7 +180,7 @@ impl Weights {
         let shard = self.shards.len();
         for (name, info) in metadata.tensors() {
             let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
-            let entry = Entry {
+            let entry = TensorEntry {
                 shard,
                 dtype: info.dtype,
                 shape: info.shape.clone(),
@@ -201,8 +201,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Errors: a file was cut or changed in place since it was mapped. It would be read as it is now,
-    /// and past its end the process would get a bus error.
+    /// Errors: a file was changed in place since it was mapped. Reading it would give the changed
+    /// bytes or, past its end, a bus error.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         for Shard { path, bytes } in &self.shards {
             if let Bytes::Mapped(_, file, before) = bytes {
@@ -231,7 +231,7 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Gives the memory of the mapped files back: what is read once more comes from the files.
+    /// Releases the memory of the mapped files. Later reads load from the files again.
     pub(crate) fn release(&self) {
         #[cfg(unix)]
         for shard in &self.shards {
@@ -284,7 +284,7 @@ impl Weights {
         })
     }
 
-    /// A table of `rows` x `columns`, copied: it is read while it serves.
+    /// A copy of the table `name` [rows, columns], to be read while it serves.
     pub(crate) fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Table> {
         let View { dtype, bytes, .. } = self.view(name, &[rows, columns])?;
         Ok(Table {
@@ -304,7 +304,7 @@ pub(crate) struct View<'w> {
 }
 
 impl<'w> View<'w> {
-    /// `values` as a table of `columns`, to be read like one from a file.
+    /// A view of `values` as rows of `columns`.
     pub(crate) fn of_f32(values: &'w [f32], columns: usize) -> Self {
         View {
             dtype: Dtype::F32,
@@ -402,7 +402,8 @@ impl Table {
     }
 }
 
-/// A safetensors file of these tensors: name, kind, shape, bytes; `what` it is, for an error.
+/// A safetensors file of these tensors: name, element type, shape, bytes. `what`: the file's name
+/// in errors.
 pub(crate) fn to_safetensors<N: AsRef<str>, B: AsRef<[u8]>>(
     what: &str,
     tensors: &[(N, safetensors::Dtype, Vec<usize>, B)],
@@ -420,8 +421,9 @@ pub(crate) fn to_safetensors<N: AsRef<str>, B: AsRef<[u8]>>(
 
 /// Little-endian bytes of the nearest halves.
 pub(crate) fn half_bytes(values: &[f32]) -> Vec<u8> {
-    let halves = values.iter().map(|value| f16::from_f32(*value));
-    halves.flat_map(f16::to_le_bytes).collect()
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    bytemuck::cast_slice(&halves).to_vec()
 }
 
 #[cfg(test)]

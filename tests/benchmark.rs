@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{Folder, bundle, cpu, fixture};
 use hubrouter::cmrbench::{
-    Cell, Chat, Data, DomainList, EvalRows, Matrix, Metric, OwnHub, Plan, Prefix, REPORT_FILES,
-    Results, Row, run, select, write_report,
+    AccuracyMatrix, BenchPlan, BenchRow, Cell, Chat, Data, DomainList, EvalRows, Metric, OwnHub,
+    Prefix, REPORT_FILES, Results, run, select, write_report,
 };
 use hubrouter::learn::Control;
 use hubrouter::{Encoder, ImportOptions, import_encoder};
@@ -99,11 +99,11 @@ fn setup(name: &str) -> Setup {
 }
 
 impl Setup {
-    fn plan(&self, methods: &[&str]) -> Plan {
+    fn plan(&self, methods: &[&str]) -> BenchPlan {
         let names: Vec<String> = methods.iter().map(|name| (*name).to_owned()).collect();
         let (data, encoder) = (self.data.clone(), self.encoder.clone());
         let methods = select(&names).unwrap();
-        let mut plan = Plan::new(
+        let mut plan = BenchPlan::new(
             data,
             EvalRows::Whole,
             Prefix::Strip,
@@ -120,7 +120,7 @@ impl Setup {
 }
 
 /// Runs to the end; the number of callbacks.
-fn finish(plan: &Plan, out: &Path) -> usize {
+fn finish(plan: &BenchPlan, out: &Path) -> usize {
     let mut calls = 0;
     let mut last = 0.0;
     let finished = run(plan, out, &mut |status| {
@@ -169,7 +169,9 @@ fn what_is_forgotten_is_lost_or_outgrown(tables: &str, results: &Results) {
             .unwrap();
         let cells: Vec<f64> = row[1..].iter().map(|cell| cell.parse().unwrap()).collect();
         for (metric, parts) in [(Metric::Model, &cells[..2]), (Metric::Domain, &cells[2..])] {
-            let (want, _) = method.over_seeds(metric, Matrix::forgetting).unwrap();
+            let (want, _) = method
+                .over_seeds(metric, AccuracyMatrix::forgetting)
+                .unwrap();
             let found: f64 = parts.iter().sum();
             assert!((found - want).abs() < 0.11, "{row:?}, {want}");
             lost += parts[0].abs();
@@ -214,7 +216,7 @@ fn every_kind_of_method_runs_and_is_reported() {
     for method in &results.methods {
         let seeds = if method.info.deterministic() { 1 } else { 2 };
         assert_eq!(method.runs.len(), seeds, "{}", method.info.name);
-        let forgetting = method.over_seeds(Metric::Domain, Matrix::forgetting);
+        let forgetting = method.over_seeds(Metric::Domain, AccuracyMatrix::forgetting);
         assert_eq!(forgetting.is_none(), method.info.name == "joint");
         let (hits, rows) = method.runs[0].hits(Metric::Model, 3, 2).unwrap();
         assert!(hits <= rows && rows == 3);
@@ -224,7 +226,7 @@ fn every_kind_of_method_runs_and_is_reported() {
     let (acc, _) = results
         .method("tfidf")
         .unwrap()
-        .over_seeds(Metric::Model, Matrix::acc)
+        .over_seeds(Metric::Model, AccuracyMatrix::acc)
         .unwrap();
     assert_eq!(acc, 100.0);
     let floor = results.method("centroid").unwrap();
@@ -279,20 +281,38 @@ fn every_kind_of_method_runs_and_is_reported() {
     assert_eq!(value["data"]["train_rows"], json!([4, 4, 6, 4]));
     let tables = read("tables.md");
     for part in [
-        "## poster, other data",
-        "| CARvE (10 %) |",
+        "## The poster, on other data",
+        "| CARvE (10 %) | 2 runs |",
+        "| TF-IDF, nearest card | 1 run | **100.0** |",
         "Joint training",
         "## Ablations",
-        "± 0.0",
+        "## Glossary",
         "prefix: strip",
         "paired bootstrap",
     ] {
         assert!(tables.contains(part), "{part:?} is not in {tables}");
     }
+    let ours = tables.split("## The poster").next().unwrap();
+    assert!(!ours.contains("± 0.0"), "one run has no deviation");
+    for (line, begins) in tables.lines().skip(2).step_by(2).zip([
+        "**Asked:** which of 8 models in 2 domains should answer a prompt, when the models arrive in 4 batches?",
+        "**Won:** ",
+        "**Limits:** 18 of about 30554 official training rows are there (0 %)",
+    ]) {
+        assert!(line.starts_with(begins), "{line}");
+    }
     let page = read("report.html");
     assert!(
         page.contains("<svg") && page.matches("<svg").count() == files(&out.join("figures")).len()
     );
+    for there in [
+        "<strong>Asked:</strong>",
+        "<summary>Glossary</summary>",
+        "scroll wide",
+    ] {
+        assert!(page.contains(there), "{there}");
+    }
+    assert!(!page.contains("<blockquote>"), "no banner over a full run");
     for absent in ["<script", "@import", "url(", "href=", "src="] {
         assert!(!page.contains(absent), "{absent}");
     }
@@ -451,7 +471,10 @@ fn figures_have_numbers(out: &Path, results: &Results) {
     )[0];
     let acc = |method: &str| {
         let method = results.method(method).unwrap();
-        method.over_seeds(Metric::Domain, Matrix::acc).unwrap().0
+        method
+            .over_seeds(Metric::Domain, AccuracyMatrix::acc)
+            .unwrap()
+            .0
     };
     let difference = acc("carve-10") - acc("centroid");
     assert!((number(claim, "difference") - difference).abs() < 1e-9);
@@ -487,7 +510,7 @@ fn figures_have_numbers(out: &Path, results: &Results) {
 }
 
 /// Cells that lack what later versions note stay valid: dashes, and no map.
-fn cells_of_earlier_versions_are_shown(plan: &Plan, out: &Path) {
+fn cells_of_earlier_versions_are_shown(plan: &BenchPlan, out: &Path) {
     let (cells, registry) = (files(&out.join("cells")), files(&out.join("registry")));
     for (name, bytes) in &cells {
         let mut cell: Value = serde_json::from_slice(bytes).unwrap();
@@ -505,7 +528,7 @@ fn cells_of_earlier_versions_are_shown(plan: &Plan, out: &Path) {
     let empty = |key: &str| costs.iter().all(|row| row[key].is_empty());
     assert!(empty("peak_memory_bytes") && empty("stored_bytes"));
     let tables = fs::read_to_string(out.join("tables.md")).unwrap();
-    assert!(tables.contains("There is none: rows of models are noted"));
+    assert!(tables.contains("There is no map: the rows of models are noted"));
     // A map of another cell is none.
     let (name, bytes) = registry
         .iter()
@@ -627,13 +650,13 @@ fn a_language_model_names_domains_and_is_asked_once() {
     let out = setup.folder.join("out");
     let asked = Arc::new(Mutex::new(Vec::new()));
     let mut plan = setup.plan(&["tfidf", "llm"]);
-    let refused = |plan: &Plan, says: &str| {
+    let refused = |plan: &BenchPlan, says: &str| {
         let error = run(plan, &out, &mut |_| Control::Continue).unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
     };
     refused(
         &plan,
-        "llm: expected a chat endpoint, found none: say --llm-endpoint URL",
+        "llm: expected a chat endpoint, found none; name one with --llm-endpoint URL",
     );
     plan.chat = Some(model(&asked, 3));
     refused(&plan, "llm, seed 0: the server is away");
@@ -677,7 +700,7 @@ fn a_language_model_names_domains_and_is_asked_once() {
         None,
         "the last step alone"
     );
-    assert_eq!(llm.over_seeds(Metric::Family, Matrix::acc), None);
+    assert_eq!(llm.over_seeds(Metric::Family, AccuracyMatrix::acc), None);
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
     let first = read("predictions/llm-s0-step4-E1.jsonl");
     assert!(
@@ -731,7 +754,7 @@ fn a_language_model_names_domains_and_is_asked_once() {
 fn what_cannot_be_run_is_said() {
     let setup = setup("benchmark-refused");
     let out = setup.folder.join("out");
-    let refused = |plan: &Plan, says: &str| {
+    let refused = |plan: &BenchPlan, says: &str| {
         let error = run(plan, &out, &mut |_| Control::Continue)
             .unwrap_err()
             .to_string();
@@ -804,7 +827,8 @@ fn rows_can_be_limited() {
     let places = |limit: usize| -> Vec<Vec<usize>> {
         let limited = setup.data.clone().limit(limit);
         let pairs = limited.experiences.iter().zip(&setup.data.experiences);
-        let place = |row: &Row, all: &[Row]| all.iter().position(|other| other == row).unwrap();
+        let place =
+            |row: &BenchRow, all: &[BenchRow]| all.iter().position(|other| other == row).unwrap();
         pairs
             .map(|(few, all)| few.eval.iter().map(|row| place(row, &all.eval)).collect())
             .collect()
@@ -835,7 +859,7 @@ fn floors_on_the_real_data() {
     };
     let data = Data::open(data, Prefix::Strip).unwrap();
     let names = ["bm25", "tfidf", "centroid"].map(str::to_owned);
-    let plan = Plan::new(
+    let plan = BenchPlan::new(
         data.evaluate(EvalRows::Public),
         EvalRows::Public,
         Prefix::Strip,
@@ -855,14 +879,14 @@ fn floors_on_the_real_data() {
     ] {
         let method = results.method(name).unwrap();
         for (metric, want) in Metric::ALL.into_iter().zip(acc) {
-            let (found, _) = method.over_seeds(metric, Matrix::acc).unwrap();
+            let (found, _) = method.over_seeds(metric, AccuracyMatrix::acc).unwrap();
             assert!(
                 (found - want).abs() < within,
                 "{name}: expected {want}, found {found}"
             );
         }
         let (found, _) = method
-            .over_seeds(Metric::Domain, Matrix::forgetting)
+            .over_seeds(Metric::Domain, AccuracyMatrix::forgetting)
             .unwrap();
         let right = fgt.is_none_or(|want: f64| (found - want).abs() < 0.5);
         assert!(right, "{name}: expected {fgt:?}, found {found}");
@@ -955,7 +979,7 @@ impl Own {
 
 /// Models, rows to learn and rows to predict of each experience.
 fn shape(data: &Data) -> Vec<(Vec<String>, usize, usize)> {
-    let of = |e: &hubrouter::cmrbench::Experience| {
+    let of = |e: &hubrouter::cmrbench::BenchExperience| {
         let models = e.cards.iter().map(|card| card.model_name.clone());
         (models.collect(), e.train.len(), e.eval.len())
     };
@@ -989,7 +1013,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         .sum();
     assert_eq!(rows, 5 * 16);
     for experience in &data.experiences {
-        let held = |rows: &[Row]| {
+        let held = |rows: &[BenchRow]| {
             rows.iter()
                 .filter(|row| row.digest().starts_with(['0', '1']))
                 .count()
@@ -1011,7 +1035,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
     assert!(
         data.notes
             .iter()
-            .any(|note| note.contains("models without an example to learn from, left out: idle"))
+            .any(|note| note.contains("models without a training example, left out: idle"))
     );
     let rows = |data: &Data| {
         data.experiences
@@ -1033,7 +1057,7 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         "carve-10",
         "joint",
     ];
-    let mut plan = Plan::new(
+    let mut plan = BenchPlan::new(
         data,
         EvalRows::Whole,
         Prefix::Strip,
@@ -1052,17 +1076,19 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
     assert_eq!(carve.runs[0].cell.steps.len(), 3);
     assert!(
         carve
-            .over_seeds(Metric::Domain, Matrix::forgetting)
+            .over_seeds(Metric::Domain, AccuracyMatrix::forgetting)
             .is_some()
     );
     assert!(
-        carve.over_seeds(Metric::Family, Matrix::acc).is_none(),
+        carve
+            .over_seeds(Metric::Family, AccuracyMatrix::acc)
+            .is_none(),
         "no model has a family"
     );
     let (acc, _) = results
         .method("tfidf")
         .unwrap()
-        .over_seeds(Metric::Model, Matrix::acc)
+        .over_seeds(Metric::Model, AccuracyMatrix::acc)
         .unwrap();
     assert_eq!(acc, 100.0, "its word is in its card");
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
@@ -1081,6 +1107,8 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
         let text = read(name);
         for absent in [
             "poster",
+            "Poster",
+            "bundled router",
             "BGE-M3",
             "Gorilla",
             "HuggingGPT",
@@ -1091,8 +1119,9 @@ fn a_hub_of_ones_own_runs_like_the_benchmarks() {
     }
     let tables = read("tables.md");
     for part in [
-        "data: a hub of one's own",
-        "models of models.jsonl, training rows of examples.jsonl, eval rows: those whose",
+        "> **A quick run, not a result.** Each experience was learned in one epoch",
+        "data: a hub of your own",
+        "models of models.jsonl, training rows of examples.jsonl, eval rows whose",
         "left out: idle",
         "## Differences between methods",
         "| E3 |",
@@ -1152,8 +1181,8 @@ fn experiences_of_ones_own_hub() {
         "please do cats for me,  time 3"
     );
     for note in [
-        "eval rows that ask what a training row asks: 1",
-        "of which the domain alone can be hit: 1",
+        "eval rows with the query of a training row: 1",
+        "where only the domain can be hit: 1",
     ] {
         assert!(
             data.notes.iter().any(|found| found.contains(note)),
@@ -1180,7 +1209,7 @@ fn experiences_of_ones_own_hub() {
     assert!(
         data.notes
             .iter()
-            .any(|note| note == "names that are there again, the later line counts: ner")
+            .any(|note| note == "models with several lines, of which the last counts: ner")
     );
     let ner = data.experiences[0]
         .train
@@ -1240,7 +1269,7 @@ fn a_wrong_hub_of_ones_own_is_refused() {
     own.refused(
         None,
         Some(2),
-        "--experiences: expected examples that do not say their experience, found \"1\"",
+        "--experiences: expected examples that name no experience, found \"1\"",
     );
     let own = plain();
     own.refused(
@@ -1259,7 +1288,7 @@ fn a_wrong_hub_of_ones_own_is_refused() {
     labelled.refused(Some(eval), None, "(0, 1), found 3");
     let mut own = plain();
     own.models = own.models.replace(",\"created_at\":\"2026-01-31\"", "");
-    own.refused(None, Some(2), "created_at: expected a time for every model with examples, by which --experiences groups them; \"cats\" has none");
+    own.refused(None, Some(2), "created_at: expected a time for every model with examples, by which --experiences divides them; \"cats\" has none");
     own.read(None, None).unwrap();
     let missing = Own::new("own-missing");
     let nowhere = missing.folder.join("nowhere.jsonl");

@@ -306,9 +306,9 @@ fn no_training_row_is_an_eval_row() {
 #[test]
 fn rows_to_predict_of_the_real_data() {
     let Some(data) = real() else { return };
-    let counts = |data: &Data, of: fn(&hubrouter::cmrbench::Experience) -> usize| -> Vec<usize> {
-        data.experiences.iter().map(of).collect()
-    };
+    let counts = |data: &Data,
+                  of: fn(&hubrouter::cmrbench::BenchExperience) -> usize|
+     -> Vec<usize> { data.experiences.iter().map(of).collect() };
     let public = data.clone().evaluate(EvalRows::Public);
     assert_eq!(counts(&public, |e| e.eval.len()), [443, 388, 477, 534]);
     let development = data.clone().evaluate(EvalRows::Development);
@@ -355,7 +355,7 @@ fn the_public_half_and_the_development_split_by_hand() {
     assert!(public.experiences.iter().all(|e| e.eval.len() == 1));
     assert_eq!(public.experiences[1].train.len(), 4, "training rows stay");
     let development = data.evaluate(EvalRows::Development);
-    let texts = |rows: &[hubrouter::cmrbench::Row]| -> Vec<String> {
+    let texts = |rows: &[hubrouter::cmrbench::BenchRow]| -> Vec<String> {
         rows.iter().map(|row| row.instruction.clone()).collect()
     };
     assert_eq!(texts(&development.experiences[1].eval), ["two"]);

@@ -666,9 +666,9 @@ mod by_the_command {
         }
         let quiet = [&quick[..], &["--set", "replay.privacy=hashes"]].concat();
         let said = text(&succeeded(learn(&quiet)).stdout);
-        let part = "replay.privacy = hashes: not kept of what the parent keeps: ";
+        let part = "replay.privacy = hashes: the parent keeps, and this generation does not: ";
         assert!(said.contains(part), "{said}");
-        let between = "forgotten domain accuracy is between ";
+        let between = "domain accuracy forgotten: ";
         assert!(said.contains(between), "{said}");
         // Nothing that was held out is kept by now: refused unless it is meant.
         let refused = learn(&quiet);
@@ -680,7 +680,7 @@ mod by_the_command {
         // The recipe that is usual trains nothing by so few.
         let usual = [&meant[..], &["--recipe", "edge"]].concat();
         let said = text(&succeeded(learn(&usual)).stdout);
-        let part = " taken by the memory, nothing trained; ";
+        let part = " added to the memory, nothing trained; ";
         assert!(said.contains(part), "{said}");
     }
 
@@ -746,7 +746,7 @@ mod by_the_command {
             assert!(sent.unwrap().success());
             assert_eq!(child.wait().unwrap().code(), Some(code), "{}", log());
             assert!(Path::new(&store).join("resume.safetensors").exists());
-            assert!(log().contains("goes on from there"), "{}", log());
+            assert!(log().contains("resumes there"), "{}", log());
         }
         // One went on from the other, and the third goes on from that.
         let ended = [&long[..], &["-v", "--budget", "1s"]].concat();

@@ -1,5 +1,5 @@
-//! Reports of a benchmark made again: with the settings of the run, and with a word on what is not
-//! in them.
+//! A report of a benchmark that is made again has the settings of its cells, and names the cells that
+//! are not in it.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
@@ -19,12 +19,13 @@ fn a_report_made_again_loses_no_method() {
     let (models, out) = (path("models.jsonl"), path("out"));
     let dogs = "{\"model_name\":\"dogs\",\"domain\":\"Images\"}\n";
     fs::write(&models, fs::read_to_string(&models).unwrap() + dogs).unwrap();
-    let cmrbench = |more: &[&str]| {
+    let cmrbench_on = |more: &[&str]| {
         let all = ["cmrbench", "--models", &models, "--examples", &examples];
         let all = [&all[..], &["--out", &out, "--encoder", &encoder]].concat();
-        let all = [&all[..], &["--device", "cpu", "--threads", "1", "--json"]].concat();
+        let all = [&all[..], &["--device", "cpu", "--json"]].concat();
         run(&[&all[..], more].concat())
     };
+    let cmrbench = |more: &[&str]| cmrbench_on(&[&["--threads", "1"], more].concat());
     let names = |results: &Value| -> Vec<String> {
         let methods = results["methods"].as_array().unwrap();
         let name = |method: &Value| method["name"].as_str().unwrap().to_owned();
@@ -38,10 +39,26 @@ fn a_report_made_again_loses_no_method() {
     assert_eq!(lines(&again)[0], first);
     assert!(!text(&again.stderr).contains("not in this report"));
 
-    // Before the first report there is no word of it, but there are cells.
+    // Without a report the cells say what they were run with.
+    fs::remove_file(folder.join("out/results.json")).unwrap();
+    let cells = succeeded(cmrbench(&["--report"]));
+    assert_eq!(lines(&cells)[0], first);
+    let tables = fs::read_to_string(folder.join("out/tables.md")).unwrap();
+    for part in [
+        "> **A quick run, not a result.**",
+        "; 1 thread of ",
+        "changed settings: [\"lora.r=4\"]",
+    ] {
+        assert!(tables.contains(part), "{part:?} is not in {tables}");
+    }
     fs::remove_file(folder.join("out/results.json")).unwrap();
     let cells = succeeded(cmrbench(&[&["--report"], &quick[..]].concat()));
     assert_eq!(names(&lines(&cells)[0]), run_first);
+
+    // A report is no run: the threads are those of the cells.
+    let more = ["--report", "--threads", "2"];
+    let again = succeeded(cmrbench_on(&more));
+    assert_eq!(lines(&again)[0]["settings"]["threads"], 1);
 
     // Other settings are another report, which says what it leaves out.
     let other = succeeded(cmrbench(&["--report", "--epochs", "3"]));

@@ -1,40 +1,57 @@
-//! How `route` shows its answers: a table for people, or a line of JSON each.
+//! How `route` shows its answers: a table for people, or one line of JSON each.
 
 use serde::Serialize;
 
 use super::output;
 use super::sink::Sink;
-use super::terminal::{cut, escaped, width};
+use super::terminal::{columns, cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Parts;
+use crate::memory::{Parts, Strengths};
 use crate::{Decision, Ranked};
 
-/// Share of unknown tokens above which an answer says little.
+/// Above this share of unknown tokens the table warns that the answer means little.
 const MOSTLY_UNKNOWN: f32 = 1.0 / 3.0;
 
-/// What the parts of a score are, in words.
-const LEGEND: &str = "score = learned (likeness to what training learned of the model, or to its card) + \
-    memory (how well the prompt fits those the model was learned with) + words (how well its words fit \
-    the model's domain; 0 for the best)";
+/// The parts of a score of a generation with a memory.
+const PARTS: [&str; 3] = [
+    "learned score  similarity of the prompt to what training learned of the model, or to its \
+     card: cosine over temperature",
+    "memory         likeness of the prompt to the prompts that the model was learned with: \
+     log-likelihood of a Gaussian",
+    "words          likeness of its words to those of the model's domain: log-likelihood, 0 for \
+     the best domain",
+];
 
-/// Where answers go, and in which form.
-pub(super) struct Answers {
+/// The score of a generation without a memory.
+const COSINE: &str = "score          similarity of the prompt to what training learned of the \
+                      model, or to its card: cosine over temperature";
+
+/// The column where the explanations of [`PARTS`] begin.
+const EXPLAINED_AT: usize = 15;
+
+/// Writes answers to a sink, in one form.
+pub(super) struct AnswerWriter {
     sink: Sink,
-    form: Form,
+    form: AnswerForm,
     first: bool,
 }
 
 /// What is shown of an answer.
-pub(super) struct Form {
-    /// A line of JSON each; a table otherwise.
+pub(super) struct AnswerForm {
+    /// One line of JSON each; a table otherwise.
     pub(super) json: bool,
-    /// JSON has the prompt.
+    /// JSON repeats the prompt.
     pub(super) echo: bool,
-    /// The table has what a score is the sum of.
+    /// The table shows the parts of each score.
     pub(super) explain: bool,
-    /// Most domains of an answer.
-    pub(super) domains: usize,
+    /// Most domains of an answer. `None`: [`USUAL_DOMAINS`]; a table shows as many as fit a line.
+    pub(super) domains: Option<usize>,
+    /// Of the generation that answers, for `explain`.
+    pub(super) strengths: Option<Strengths>,
 }
+
+/// Domains of an answer where the command line names no number.
+const USUAL_DOMAINS: usize = 5;
 
 /// What is written for a prompt that has no answer.
 #[derive(Serialize)]
@@ -58,8 +75,8 @@ struct Echoed<'e, T: Serialize> {
     prompt: Option<&'e str>,
 }
 
-impl Answers {
-    pub(super) fn new(sink: Sink, form: Form) -> Self {
+impl AnswerWriter {
+    pub(super) fn new(sink: Sink, form: AnswerForm) -> Self {
         Self {
             sink,
             form,
@@ -67,7 +84,7 @@ impl Answers {
         }
     }
 
-    /// `prompt` is none where the line held none.
+    /// Writes the answer to `prompt`, which is `None` where the input line held no prompt.
     pub(super) fn write(
         &mut self,
         id: &str,
@@ -76,7 +93,8 @@ impl Answers {
     ) -> Result<()> {
         match answer {
             Ok(mut decision) => {
-                decision.domains.truncate(self.form.domains);
+                let most = self.form.domains.unwrap_or(USUAL_DOMAINS);
+                decision.domains.truncate(most);
                 if self.form.json {
                     self.json(&decision, prompt)
                 } else {
@@ -104,7 +122,7 @@ impl Answers {
             output::line("")?;
         }
         output::line(heading(prompt))?;
-        let mut table = output::Table::new(&[">#", "model", ">probability", "~domain"]);
+        let mut table = output::TextTable::new(&[">#", "model", ">probability", "~domain"]);
         for (rank, ranked) in decision.ranked.iter().enumerate() {
             table.row(vec![
                 (rank + 1).to_string(),
@@ -117,25 +135,50 @@ impl Answers {
             }
         }
         table.print()?;
-        if self.form.explain && decision.ranked.iter().any(|ranked| ranked.parts.is_some()) {
-            output::paragraph(LEGEND)?;
+        match self.form.domains {
+            None => output::line(domains_line(decision, width()))?,
+            Some(_) => output::paragraph(domains_line(decision, usize::MAX))?,
         }
-        let domains: Vec<String> = decision
-            .domains
-            .iter()
-            .map(|domain| format!("{} {:.1} %", domain.domain, domain.probability * 100.0))
-            .collect();
-        output::paragraph(format!("domains: {}", domains.join(", ")))?;
         if decision.unknown > MOSTLY_UNKNOWN {
             output::paragraph(format!(
-                "unknown: the encoder does not know {:.0} % of this prompt's tokens; the answer says little",
+                "the encoder does not know {:.0} % of this prompt's tokens: the answer means \
+                 little",
                 decision.unknown * 100.0
             ))?;
         }
-        output::paragraph(facts(decision, self.form.explain))
+        output::paragraph(timing_line(decision))?;
+        match self.form.explain {
+            true => self.explain(decision),
+            false => Ok(()),
+        }
     }
 
-    /// Makes what was written appear.
+    /// What the parts of a score are, how long each stage took, and what answered.
+    fn explain(&self, decision: &Decision) -> Result<()> {
+        let has_parts = decision.ranked.iter().any(|ranked| ranked.parts.is_some());
+        let legend = if has_parts { &PARTS[..] } else { &[COSINE] };
+        for text in legend {
+            output::hanging(text, EXPLAINED_AT)?;
+        }
+        if let Some(strengths) = self.form.strengths.filter(|_| has_parts) {
+            output::hanging(strengths_line(&strengths), EXPLAINED_AT)?;
+        }
+        if let Some(margin) = decision.margin {
+            let margin = format!("margin         {margin:.3}: best score minus the next");
+            output::hanging(margin, EXPLAINED_AT)?;
+        }
+        let timing = decision.timing;
+        let [tokenize, encode, score] =
+            [timing.tokenize, timing.encode, timing.score].map(|us| us / 1e3);
+        let stages = format!(
+            "stages         tokenize {tokenize:.2} ms, encode {encode:.2} ms, score {score:.2} ms"
+        );
+        output::hanging(stages, EXPLAINED_AT)?;
+        let encoder = format!("encoder        {}", decision.revisions.encoder);
+        output::hanging(encoder, EXPLAINED_AT)
+    }
+
+    /// Completes the output: a regular file appears now.
     pub(super) fn finish(self) -> Result<()> {
         self.sink.finish()
     }
@@ -167,7 +210,7 @@ fn heading(prompt: &str) -> String {
     format!("{}{more}", cut(&escaped(&start), room))
 }
 
-/// What the score is the sum of.
+/// The parts of a model's score, and its family.
 fn explained(ranked: &Ranked) -> String {
     let sum = match &ranked.parts {
         Some(parts) => format!("score {:.3} = {}", ranked.score, sum(parts)),
@@ -179,16 +222,16 @@ fn explained(ranked: &Ranked) -> String {
     }
 }
 
-/// `learned 2.05 + memory 0.65 - words 0.14`
+/// `learned score 2.05 + memory 0.65 - words 0.14`
 fn sum(parts: &Parts) -> String {
     let named = [
-        ("learned", parts.learned),
+        ("learned score", parts.learned),
         ("memory", parts.memory),
         ("words", parts.words),
     ];
     let mut text = String::new();
     for (name, part) in named {
-        // What is shown as zero has no sign.
+        // A part that is shown as zero has no sign.
         let negative = part <= -0.005;
         text.push_str(match (text.is_empty(), negative) {
             (true, false) => "",
@@ -201,10 +244,34 @@ fn sum(parts: &Parts) -> String {
     text
 }
 
-/// Tokens, time, and what answered; with the time of each stage where that is wanted.
-fn facts(decision: &Decision, stages: bool) -> String {
+/// The strengths that the parts of a score were multiplied with.
+fn strengths_line(strengths: &Strengths) -> String {
+    format!(
+        "strengths      learned score {}, memory {}, words {} are multiplied in above; the memory \
+         of a model without learned prompts is {} more",
+        strengths.learned, strengths.memory, strengths.words, strengths.newcomer
+    )
+}
+
+/// The best domains and their probabilities, as many as fit `limit` columns.
+fn domains_line(decision: &Decision, limit: usize) -> String {
+    let mut text = "domains: ".to_owned();
+    for (place, domain) in decision.domains.iter().enumerate() {
+        let comma = if place == 0 { "" } else { ", " };
+        let share = domain.probability * 100.0;
+        let next = format!("{comma}{} {share:.1} %", escaped(&domain.domain));
+        if place > 0 && columns(&text) + columns(&next) > limit {
+            break;
+        }
+        text.push_str(&next);
+    }
+    cut(&text, limit).into_owned()
+}
+
+/// Tokens, time, device and generation.
+fn timing_line(decision: &Decision) -> String {
     let unknown = match decision.unknown {
-        share if share > 0.0 => format!(", {:.0} % of them unknown", share * 100.0),
+        share if share > 0.0 => format!(" ({:.0} % unknown)", share * 100.0),
         _ => String::new(),
     };
     let truncated = if decision.truncated {
@@ -212,30 +279,17 @@ fn facts(decision: &Decision, stages: bool) -> String {
     } else {
         ""
     };
-    let margin = decision.margin;
-    let margin = margin.map_or("-".to_owned(), |margin| format!("{margin:.3}"));
-    let timing = decision.timing;
-    let stages = match stages {
-        true => format!(
-            " (tokenize {:.2}, encode {:.2}, score {:.2})",
-            timing.tokenize / 1e3,
-            timing.encode / 1e3,
-            timing.score / 1e3
-        ),
-        false => String::new(),
-    };
     let degraded = if decision.degraded.is_some() {
         " (degraded)"
     } else {
         ""
     };
     format!(
-        "{}{unknown}{truncated}; margin {margin}; {:.1} ms{stages} on {}{degraded}; {} with {}",
+        "{}{unknown}{truncated}; {:.1} ms on {}{degraded}; {}",
         output::counted(decision.tokens, "token"),
-        timing.total / 1e3,
+        decision.timing.total / 1e3,
         decision.device,
         decision.revisions.generation,
-        decision.revisions.encoder,
     )
 }
 
@@ -250,6 +304,6 @@ mod tests {
             memory: -0.001,
             words: -0.14,
         };
-        assert_eq!(sum(&parts), "learned 2.05 + memory 0.00 - words 0.14");
+        assert_eq!(sum(&parts), "learned score 2.05 + memory 0.00 - words 0.14");
     }
 }

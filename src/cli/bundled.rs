@@ -1,11 +1,11 @@
-//! Where stores and encoders are: named on the command line, or bundled.
+//! Finds the store and the encoder: named on the command line, or bundled with the program.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, bail};
 use crate::{GenerationId, Store};
 
-/// Holds the store and the encoder that come with the program.
+/// The folder of the bundled store and encoder.
 const WEIGHTS: &str = "weights";
 
 /// The bundled store, below [`WEIGHTS`].
@@ -14,22 +14,22 @@ const STORE: &str = "cmrbench";
 /// The bundled encoder, below [`WEIGHTS`].
 const ENCODER: &str = "all-MiniLM-L6-v2";
 
-/// Folders from that of the executable upwards that are looked at: `target/debug/deps` in a source tree,
-/// and `bin` in an installation.
+/// How many folders are searched, from the executable's folder upwards. Enough for
+/// `target/debug/deps` in a source tree, and for `bin` in an installation.
 const ABOVE: usize = 4;
 
-/// Names a folder that holds [`WEIGHTS`]; empty counts as not set.
+/// The environment variable with the folder that contains [`WEIGHTS`]; empty counts as not set.
 const HOME: &str = "HUBROUTER_HOME";
 
-/// Names what a store's current generation is, inside it.
+/// The file in a store that names its current generation.
 const CURRENT: &str = "current";
 
-/// The program's folder below a user's or a system's data folder.
+/// The program's folder in a user's data folder.
 const PROGRAM: &str = "hubrouter";
 
-/// `named`, or the bundled store.
+/// Returns `named`, or the bundled store.
 ///
-/// Errors: `named` is a generation, or a folder of stores; there is no bundled store.
+/// Errors: `named` is a generation or a folder of stores; no bundled store exists.
 pub(super) fn store(named: Option<&Path>) -> Result<PathBuf> {
     match named {
         Some(path) => checked(path),
@@ -37,15 +37,17 @@ pub(super) fn store(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// The folder of the bundled encoder, where there is one.
+/// The folder of the bundled encoder, if it exists.
 pub(super) fn encoder() -> Option<PathBuf> {
     let folder = weights().ok()?.join(ENCODER);
     folder.is_dir().then_some(folder)
 }
 
-/// The folder of the bundled store and encoder: under `$HUBROUTER_HOME` if that is set, else beside
-/// the executable or above it, in the user's data folder, in the source tree that this was built from, or
-/// in the working folder when that is such a source tree.
+/// The folder of the bundled store and encoder.
+///
+/// Searched in this order: `$HUBROUTER_HOME` if it is set, and nothing else then; the executable's
+/// folder and those above it; the user's data folder; the source tree that built this program; the
+/// working folder if it is such a source tree.
 pub(super) fn weights() -> Result<PathBuf> {
     let is_there = |folder: &PathBuf| folder.join(STORE).is_dir();
     if let Some(home) = set(HOME) {
@@ -53,7 +55,8 @@ pub(super) fn weights() -> Result<PathBuf> {
         if !is_there(&folder) {
             bail!(
                 Io,
-                "{}: expected a store, which {HOME} promises, found none; correct {HOME} or say --router STORE",
+                "{}: expected a store because {HOME} is set, found none; correct {HOME} or pass \
+                 --router STORE",
                 folder.join(STORE).display()
             );
         }
@@ -63,8 +66,8 @@ pub(super) fn weights() -> Result<PathBuf> {
         Some(folder) => Ok(folder),
         None => bail!(
             Io,
-            "no store: expected {WEIGHTS}/{STORE} beside or above the executable, or in {}; put it there \
-             (or say --router STORE, or set {HOME} to the folder that holds {WEIGHTS})",
+            "no store: expected {WEIGHTS}/{STORE} beside or above the executable, or in {}; copy \
+             it there, pass --router STORE, or set {HOME} to the folder that contains {WEIGHTS}",
             data_folder().map_or("a data folder".to_owned(), |folder| folder
                 .display()
                 .to_string())
@@ -72,7 +75,7 @@ pub(super) fn weights() -> Result<PathBuf> {
     }
 }
 
-/// Never a folder above the working folder: others may write there.
+/// Folders to search. None is above the working folder, because others may write there.
 fn candidates() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     let executable = std::env::current_exe().and_then(|path| path.canonicalize());
@@ -82,6 +85,7 @@ fn candidates() -> Vec<PathBuf> {
     }
     folders.extend(data_folder().map(|folder| folder.join(WEIGHTS)));
     folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join(WEIGHTS));
+    #[expect(clippy::disallowed_methods, reason = "reads the environment")]
     let working = std::env::current_dir().ok();
     folders.extend(
         working
@@ -91,7 +95,7 @@ fn candidates() -> Vec<PathBuf> {
     folders
 }
 
-/// `$XDG_DATA_HOME/hubrouter` or what stands for it.
+/// `$XDG_DATA_HOME/hubrouter`, or its default `~/.local/share/hubrouter`.
 fn data_folder() -> Option<PathBuf> {
     let home = || {
         let home = set("HOME")?;
@@ -106,13 +110,16 @@ fn is_source_tree(folder: &Path) -> bool {
     manifest.is_ok_and(|text| text.lines().any(|line| line == "name = \"hubrouter\""))
 }
 
-/// The path in an environment variable that is set and not empty.
+/// The path in an environment variable; `None` if it is unset or empty.
 fn set(name: &str) -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "reads the environment")]
     let value = std::env::var_os(name)?;
     (!value.is_empty()).then(|| PathBuf::from(value))
 }
 
-/// `path`, unless the store that is meant is one level above it or below it.
+/// Returns `path`.
+///
+/// Errors: the store is one level above it or below it; the text names it.
 fn checked(path: &Path) -> Result<PathBuf> {
     let is_store = |folder: &Path| folder.join(CURRENT).is_file();
     if is_store(path) || !path.is_dir() {
@@ -129,7 +136,7 @@ fn checked(path: &Path) -> Result<PathBuf> {
         let above = above.unwrap_or(Path::new("."));
         bail!(
             InvalidRequest,
-            "{}: expected a store, found a generation of one: say --router {} --generation {id}",
+            "{}: expected a store, found a generation of one: use --router {} --generation {id}",
             path.display(),
             above.display()
         );
@@ -147,7 +154,7 @@ fn checked(path: &Path) -> Result<PathBuf> {
     match below.first() {
         Some(store) => bail!(
             InvalidRequest,
-            "{}: expected a store, found a folder that holds one: say --router {}",
+            "{}: expected a store, found a folder that contains one: use --router {}",
             path.display(),
             store.display()
         ),

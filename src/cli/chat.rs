@@ -1,4 +1,6 @@
-//! The way to a language model: the only place that opens a socket, and only when an endpoint is named.
+//! The client of a language model. Nothing else opens a socket, and this only when an endpoint is
+//! named.
+#![expect(clippy::disallowed_types, reason = "the one socket")]
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -8,16 +10,16 @@ use serde_json::Value;
 
 use crate::error::{Result, bail, error};
 
-/// Where an OpenAI-compatible server takes chat requests.
+/// Path of chat requests on an OpenAI-compatible server.
 const PATH: &str = "/v1/chat/completions";
 
-/// Parts of a request that a server may refuse: they are left out from then on.
+/// Parts of a request that are left out once a server has refused them.
 const OPTIONAL: [&str; 3] = ["chat_template_kwargs", "seed", "max_tokens"];
 
-/// Largest answer that is read.
+/// Most bytes of an answer that are read.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// Longest pause that a server can ask for.
+/// Longest pause that a server can demand.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// An OpenAI-compatible chat endpoint.
@@ -27,25 +29,25 @@ pub(super) struct Endpoint {
     agent: ureq::Agent,
     /// Tries of a request, the first included.
     tries: usize,
-    /// Before the second try; twice as long before each further one.
+    /// Pause before the second try; it doubles with each further try.
     pause: Duration,
-    /// Of [`OPTIONAL`], what the server refused.
+    /// The parts of [`OPTIONAL`] that the server has refused.
     refused: Mutex<BTreeSet<&'static str>>,
 }
 
-/// How a try ended that is not the last word.
+/// A try that failed and may be repeated.
 enum Failed {
-    /// Worth another try, after this pause if the server named one.
+    /// For this reason; after this pause if the server named one.
     For(String, Option<Duration>),
-    /// Without this part the same request may do.
+    /// The server refused this part; the request may work without it.
     Part(&'static str),
 }
 
 impl Endpoint {
-    /// The endpoint of the server at `url` (its root, with or without `/v1` or the whole path), whose
-    /// answers take at most `timeout` each. `key` is sent as a bearer token.
+    /// The endpoint of the server at `url`, which may end with `/v1` or the whole path. Each answer
+    /// may take `timeout`. `key` is sent as a bearer token.
     ///
-    /// Errors: `url` is none, or has a user's name in it.
+    /// Errors: `url` is no URL, or contains a user name.
     pub(super) fn new(url: &str, key: Option<String>, timeout: Duration) -> Result<Self> {
         let root = url.trim().trim_end_matches('/');
         let root = root.strip_suffix("/chat/completions").unwrap_or(root);
@@ -63,13 +65,14 @@ impl Endpoint {
         if host.contains('@') {
             bail!(
                 InvalidRequest,
-                "--llm-endpoint: expected a URL without a user's name: a key belongs into a variable that \
-                 --llm-key-env names"
+                "--llm-endpoint: expected a URL without a user name; put a key into a variable \
+                 and name \
+                 it with --llm-key-env"
             );
         }
         let mut config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            // Prompts go where the user said, and nowhere else.
+            // Prompts go to the named server and nowhere else.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("hubrouter/", env!("CARGO_PKG_VERSION")))
@@ -96,9 +99,10 @@ impl Endpoint {
 
     /// The answer to the chat request `body`: the text of the first choice.
     ///
-    /// Too many requests, a server's own errors and connections that fail are tried again, with
-    /// pauses that grow. Errors: none of the tries went well; the server refused; what it said is no
-    /// answer.
+    /// A request is repeated with growing pauses after HTTP 408, 429 and 5xx and after a failed
+    /// connection.
+    ///
+    /// Errors: all tries failed; the server refused; its response is no answer.
     pub(super) fn ask(&self, body: &Value) -> Result<String> {
         let mut pause = self.pause;
         let mut tried = 0;
@@ -109,7 +113,7 @@ impl Endpoint {
             };
             match failed {
                 Failed::Part(part) => {
-                    log::warn!("{}: refuses {part}: asked without it", self.url);
+                    log::warn!("{}: refuses {part}; asked without it", self.url);
                     self.refused().insert(part);
                 }
                 Failed::For(reason, wanted) => {
@@ -117,8 +121,8 @@ impl Endpoint {
                     if tried == self.tries {
                         bail!(
                             Io,
-                            "{}: expected an answer, found {reason}, {tried} times: see that the server \
-                             is up and give the same command again, which goes on from here",
+                            "{}: expected an answer, found {reason}, {tried} times; check that the \
+                             server is up and repeat the command, which goes on from here",
                             self.url
                         );
                     }
@@ -131,11 +135,11 @@ impl Endpoint {
     }
 
     fn refused(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
-        // A set of words is whole whatever happened to a thread that held it.
+        // A set of words is valid even if a thread panicked with the lock.
         self.refused.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// `body` without what the server refused before.
+    /// `body` without the parts that the server has refused.
     fn accepted(&self, body: &Value) -> Value {
         let mut body = body.clone();
         if let Some(parts) = body.as_object_mut() {
@@ -184,12 +188,12 @@ impl Endpoint {
                 }
                 let advice = match (status, place) {
                     (401 | 403, _) if self.key.is_none() => {
-                        "; name the variable that has the key with --llm-key-env".to_owned()
+                        "; name the variable with the key: --llm-key-env".to_owned()
                     }
-                    (401 | 403, _) => "; see that the key is good for it".to_owned(),
-                    (404, _) => "; see that URL and --llm-model are right".to_owned(),
+                    (401 | 403, _) => "; check that the key is valid for it".to_owned(),
+                    (404, _) => "; check the URL and --llm-model".to_owned(),
                     (300..=399, Some(place)) => {
-                        format!("; it points to {place}: say that one if you trust it")
+                        format!("; it redirects to {place}: name that URL if you trust it")
                     }
                     _ => String::new(),
                 };
@@ -203,7 +207,7 @@ impl Endpoint {
         }
     }
 
-    /// What is to be done about a request that got no response.
+    /// Decides whether a request without a response is repeated.
     fn broken(&self, error: ureq::Error) -> Result<Result<String, Failed>> {
         use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
         let reason = error.to_string();
@@ -215,7 +219,7 @@ impl Endpoint {
         }
     }
 
-    /// The text of the first choice; nothing where the model said nothing.
+    /// The text of the first choice; empty where there is none.
     fn content(&self, text: &str) -> Result<String> {
         let wrong = |found: &str| {
             error!(
@@ -238,7 +242,7 @@ impl Endpoint {
     }
 }
 
-/// What a server says of an error, in OpenAI's form or as it is, in brackets.
+/// The server's message of an error in brackets, from OpenAI's form or as it is.
 fn said(text: &str) -> String {
     let value: Option<Value> = serde_json::from_str(text).ok();
     let message = value.as_ref().and_then(|value| {
@@ -252,7 +256,7 @@ fn said(text: &str) -> String {
     }
 }
 
-/// As much of a text as fits into an error.
+/// The first 200 characters of a text.
 fn start(text: &str) -> &str {
     let end = text
         .char_indices()
@@ -272,12 +276,12 @@ mod tests {
     use std::thread::JoinHandle;
 
     /// A request as a server sees it.
-    struct Seen {
+    struct SeenRequest {
         head: String,
         body: Value,
     }
 
-    fn read(stream: &mut TcpStream) -> Seen {
+    fn read(stream: &mut TcpStream) -> SeenRequest {
         let mut reader = BufReader::new(stream);
         let (mut head, mut length) = (String::new(), 0);
         loop {
@@ -294,7 +298,7 @@ mod tests {
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
         let body = serde_json::from_slice(&body).unwrap();
-        Seen { head, body }
+        SeenRequest { head, body }
     }
 
     fn reply(status: &str, body: &str) -> String {
@@ -309,9 +313,9 @@ mod tests {
         reply("200 OK", &body.to_string())
     }
 
-    /// Gives `replies` one after the other, each on a connection of its own; an empty one is none, and
-    /// the connection is closed.
-    fn serve(replies: Vec<String>) -> (String, JoinHandle<Vec<Seen>>) {
+    /// Gives `replies` one after the other, each on a connection of its own; an empty one is none,
+    /// and the connection is closed.
+    fn serve(replies: Vec<String>) -> (String, JoinHandle<Vec<SeenRequest>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let thread = std::thread::spawn(move || {
@@ -351,8 +355,8 @@ mod tests {
         }
     }
 
-    /// A closed connection, too many requests and a server's error pass; a pause that is asked for is
-    /// made.
+    /// A closed connection, too many requests and a server's error pass; a pause that is asked for
+    /// is made.
     #[test]
     fn what_may_pass_is_tried_again() {
         let busy =
@@ -374,7 +378,7 @@ mod tests {
         let error = quick(&url, None).ask(&json!({})).unwrap_err();
         assert_eq!(server.join().unwrap().len(), 5);
         assert_eq!(error.kind(), ErrorKind::Io);
-        let says = "found HTTP 500 (no memory), 5 times: see that the server is up";
+        let says = "found HTTP 500 (no memory), 5 times; check that the server is up";
         assert!(error.to_string().contains(says), "{error}");
 
         // Nobody listens there any more.
@@ -401,31 +405,32 @@ mod tests {
 
     #[test]
     fn refusals_say_what_to_do() {
-        let moved = "HTTP/1.1 308 Moved\r\nlocation: https://elsewhere/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let moved = "HTTP/1.1 308 Moved\r\nlocation: https://elsewhere/\r\ncontent-length: \
+         0\r\nconnection: close\r\n\r\n";
         for (reply, key, kind, says) in [
             (
                 reply("401 Unauthorized", r#"{"error": {"message": "no key"}}"#),
                 None,
                 ErrorKind::Refused,
-                "found HTTP 401 (no key); name the variable that has the key with --llm-key-env",
+                "found HTTP 401 (no key); name the variable with the key: --llm-key-env",
             ),
             (
                 reply("401 Unauthorized", ""),
                 Some("k"),
                 ErrorKind::Refused,
-                "found HTTP 401; see that the key is good",
+                "found HTTP 401; check that the key is valid",
             ),
             (
                 reply("404 Not Found", r#"{"detail": "Not Found"}"#),
                 None,
                 ErrorKind::Refused,
-                "HTTP 404 (Not Found); see that URL and --llm-model are right",
+                "HTTP 404 (Not Found); check the URL and --llm-model",
             ),
             (
                 moved.to_owned(),
                 None,
                 ErrorKind::Refused,
-                "HTTP 308; it points to https://elsewhere/",
+                "HTTP 308; it redirects to https://elsewhere/",
             ),
             (
                 reply("400 Bad Request", "temperature is too hot"),
@@ -479,7 +484,7 @@ mod tests {
         assert_eq!(endpoint.ask(&body).unwrap(), "a");
         assert_eq!(endpoint.ask(&body).unwrap(), "b");
         let seen = server.join().unwrap();
-        let keys = |seen: &Seen| seen.body.as_object().unwrap().len();
+        let keys = |seen: &SeenRequest| seen.body.as_object().unwrap().len();
         assert_eq!(seen.iter().map(keys).collect::<Vec<_>>(), [3, 2, 1, 1]);
     }
 

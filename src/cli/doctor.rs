@@ -11,19 +11,19 @@ use super::{StoreArgs, output};
 use crate::diagnostics::{Diagnosis, diagnose};
 use crate::error::Result;
 
-/// Show where the store and the encoder are and whether they are whole, devices, what `auto` would take
-/// and why, and test every op on each of them.
+/// Show the installed store and encoder, the devices and the choice of --device; test every op on
+/// each device
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter doctor
   hubrouter doctor --json | jq .self_test
 
-Exit code 1 when the store or its encoder is damaged, or an op fails its test on a device.")]
+Exit code 1: the store or its encoder is damaged, or an op fails its test on a device.")]
 pub(super) struct DoctorArgs {
-    /// What --device would be
+    /// The --device to explain
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(super) struct DoctorArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct DoctorReport {
     #[serde(flatten)]
     diagnosis: Diagnosis,
     installed: Installed,
@@ -43,7 +43,7 @@ struct Report {
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let installed = Installed::look(args.store.path(), args.encoder.clone());
     if !args.json {
-        // Before the devices, which take their time.
+        // Printed first, because the devices take a while.
         installed.print()?;
     }
     let diagnosis = diagnose(&args.device.as_str().into())?;
@@ -54,7 +54,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         && diagnosis.failures.is_empty()
         && !installed.is_damaged();
     if args.json {
-        output::json(&Report {
+        output::json(&DoctorReport {
             diagnosis,
             installed,
         })?
@@ -86,7 +86,8 @@ fn print(diagnosis: &Diagnosis) -> Result<()> {
         output::paragraph(format!("  driver    {}", adapter.driver))?;
         output::paragraph(format!("  features  {}", adapter.features.join(" ")))?;
         output::paragraph(format!(
-            "  limits    binding {} MiB, buffer {} MiB, {} lanes, {} bytes of workgroup memory, subgroups of {} to {}",
+            "  limits    binding {} MiB, buffer {} MiB, {} lanes, {} bytes of workgroup \
+             memory, subgroups of {} to {}",
             limits.max_storage_buffer_binding_size >> 20,
             limits.max_buffer_size >> 20,
             limits.max_compute_invocations_per_workgroup,
@@ -99,7 +100,7 @@ fn print(diagnosis: &Diagnosis) -> Result<()> {
         "--device {} takes {}: {}",
         diagnosis.asked, diagnosis.chosen, diagnosis.reason
     ))?;
-    let mut table = output::Table::new(&["op", "device", ">max abs error", ">bound", "result"]);
+    let mut table = output::TextTable::new(&["op", "device", ">max abs error", ">bound", "result"]);
     for test in &diagnosis.self_test {
         table.row(vec![
             test.op.to_owned(),

@@ -15,9 +15,9 @@ pub(super) enum EncoderCommand {
     #[command(after_help = "Example:
   hubrouter encoder import --from ~/all-MiniLM-L6-v2 --to weights/all-MiniLM-L6-v2 --dtype f16
 
-Reads config.json, tokenizer.json, model.safetensors (or its shards), and from sentence-transformers \
-1_Pooling, modules.json and prompts where they are there. BERT, RoBERTa and XLM-RoBERTa encoders: \
-MiniLM, BGE, E5, GTE and their like.")]
+Reads config.json, tokenizer.json and model.safetensors (or its shards), and the \
+sentence-transformers files 1_Pooling, modules.json and prompts if they exist. Supports BERT, \
+RoBERTa and XLM-RoBERTa encoders such as MiniLM, BGE, E5 and GTE.")]
     Import(ImportArgs),
 }
 
@@ -26,34 +26,34 @@ pub(super) struct ImportArgs {
     /// Hugging Face folder
     #[arg(long, value_name = "FOLDER")]
     from: PathBuf,
-    /// Folder of the new bundle; must not exist
+    /// Folder of the new bundle; it must not exist
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
     /// f32, f16 or bf16 [default: as in the checkpoint]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
-    /// Name of the encoder [default: the new folder's]
+    /// Name of the encoder [default: the new folder's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// mean or cls [default: as the checkpoint says]
+    /// mean or cls [default: as in the checkpoint]
     #[arg(long, value_name = "POOLING")]
     pooling: Option<String>,
-    /// Tokens of a prompt [default: the smallest limit that the checkpoint states]
+    /// Most tokens of a prompt [default: the smallest limit in the checkpoint]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
-    /// Text in front of a prompt, as E5 wants it [default: as the checkpoint says]
+    /// Text before each prompt, as E5 needs it [default: as in the checkpoint]
     #[arg(long, value_name = "TEXT")]
     query_prefix: Option<String>,
-    /// Text in front of a model card [default: as the checkpoint says]
+    /// Text before each model card [default: as in the checkpoint]
     #[arg(long, value_name = "TEXT")]
     document_prefix: Option<String>,
-    /// Licence of the weights [default: as README.md says]
+    /// Licence of the weights [default: as in README.md]
     #[arg(long, value_name = "LICENCE")]
     licence: Option<String>,
-    /// Where the checkpoint came from [default: the folder's name]
+    /// Origin of the checkpoint [default: the folder's name]
     #[arg(long, value_name = "TEXT")]
     source: Option<String>,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }

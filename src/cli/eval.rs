@@ -1,4 +1,5 @@
 //! `hubrouter eval`
+#![expect(clippy::disallowed_types, reason = "speed of an evaluation")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,40 +10,41 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{DeviceArgs, RouterArgs, labelled, output};
-use crate::cmrbench::{Data, Experience, Hits, Percent, Prefix, Row, Tables};
+use crate::cmrbench::{BenchExperience, BenchRow, Data, Hits, Percent, Prefix, Tables};
 use crate::error::{Result, bail};
 use crate::{Decision, Request, Router};
 
-/// Prompts that are computed together.
+/// Prompts per batch.
 const BATCH: usize = 32;
 
-/// Where the data is when `--data` is not said.
+/// The environment variable with the data's folder, for `--data`.
 const DATA: &str = "HUBROUTER_CMRBENCH";
 
-/// Measure accuracy on labelled prompts: the eval rows of CMRBench, or examples of one's own.
+/// Measure accuracy on labelled prompts: CMRBench's eval rows, or your own examples
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter eval --data ~/CMR
   hubrouter eval --data ~/CMR --router my-store --json | jq .macro
   hubrouter eval --examples mine.jsonl --router my-store --generation g0003
 
-CMRBench: hits over all rows of a file; a family or domain hit is by the tables of the training rows, \
-in which the last row of a model wins.
+CMRBench: hits over all rows of a file. Families and domains come from the training rows; the last \
+row of a model counts.
 
-Examples have the form of `hubrouter learn --examples`: {\"instruction\", \"model_name\"} and, if wanted, \
-\"domain\". Domains and families are looked up in the hub; a row whose model the hub does not have is \
-counted as unknown, and as a miss. Shares come with their 95 % interval, and by domain.")]
+--examples takes the same file as `hubrouter learn`: lines with \"instruction\" and \
+\"model_name\"; \"domain\" is optional. The hub supplies missing domains, and families. A row \
+whose model is unknown to the hub counts as a miss. Each share has a 95 % interval, over all rows \
+and per domain.")]
 pub(super) struct EvalArgs {
-    /// A CMRBench checkout, or a folder of its layout [default: $HUBROUTER_CMRBENCH]
+    /// A CMRBench checkout, or a folder with its layout [default: $HUBROUTER_CMRBENCH]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// Labelled prompts of one's own, JSON Lines
+    /// Your labelled prompts, JSON Lines
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     examples: Option<PathBuf>,
-    /// Keep a leading "###Instruction:" in the prompts
+    /// Keep a leading "###Instruction:" of a prompt
     #[arg(long)]
     keep_prefix: bool,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -52,11 +54,11 @@ pub(super) struct EvalArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct EvalReport {
     schema_version: u32,
-    experiences: Vec<Line>,
+    experiences: Vec<ExperienceLine>,
     #[serde(rename = "macro")]
-    mean: Line,
+    mean: ExperienceLine,
     texts_per_second: f64,
     device: String,
     threads: usize,
@@ -67,19 +69,19 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct Line {
+struct ExperienceLine {
     name: String,
     rows: usize,
     /// Percent.
     #[serde(flatten)]
     top1: Percent,
-    /// Rows whose gold model is among the best 3, 5, 10; percent.
+    /// Percent of rows with the gold model among the best 3, 5, 10.
     top3: f64,
     top5: f64,
     top10: f64,
-    /// Mean of 1 / rank of the gold model over the whole hub; 0 for one that is not in it.
+    /// Mean of 1 / rank of the gold model over the whole hub; 0 for a model outside the hub.
     mean_reciprocal_rank: f64,
-    /// Rows whose gold model the router does not know: misses all.
+    /// Rows whose gold model the router does not know; all are misses.
     unknown: usize,
 }
 
@@ -115,7 +117,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         lines.push(measure(experience, &tables, &router, &answers, &ranks));
     }
     drop(progress);
-    let report = Report {
+    let report = EvalReport {
         schema_version: 1,
         mean: mean(&lines),
         experiences: lines,
@@ -135,23 +137,25 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `named`, or what the environment names.
+/// `named`, or the folder in the environment variable.
+#[expect(clippy::disallowed_methods, reason = "reads the environment")]
 pub(super) fn data_folder(named: Option<&Path>) -> Result<PathBuf> {
     match (named, std::env::var_os(DATA)) {
         (Some(folder), _) => Ok(folder.to_owned()),
         (None, Some(folder)) => Ok(folder.into()),
         (None, None) => bail!(
             InvalidRequest,
-            "no data: say --data FOLDER or set {DATA} to a CMRBench checkout, or --examples FILE for rows of your own"
+            "no data: pass --data FOLDER, set {DATA} to a CMRBench checkout, or pass --examples \
+             FILE for your own rows"
         ),
     }
 }
 
-/// Every row once as a gateway would ask, timed, and once for the gold's rank in the whole hub; with
-/// the seconds of the first.
+/// Routes every row twice: as a gateway would, which is timed, and for the gold model's rank in the
+/// whole hub. Returns both lists of decisions and the seconds of the first.
 fn route(
     router: &Router,
-    experience: &Experience,
+    experience: &BenchExperience,
     step: &mut impl FnMut(usize),
 ) -> Result<(Vec<Decision>, Vec<Decision>, f64)> {
     let rows = experience.eval.len();
@@ -166,7 +170,7 @@ fn route(
     };
     for batch in experience.eval.chunks(BATCH) {
         let requests = |top: usize| -> Vec<Request> {
-            let request = |row: &Row| Request::new(row.instruction.as_str()).top(top);
+            let request = |row: &BenchRow| Request::new(row.instruction.as_str()).top(top);
             batch.iter().map(request).collect()
         };
         let began = Instant::now();
@@ -179,12 +183,12 @@ fn route(
 }
 
 fn measure(
-    experience: &Experience,
+    experience: &BenchExperience,
     tables: &Tables,
     router: &Router,
     answers: &[Decision],
     ranks: &[Decision],
-) -> Line {
+) -> ExperienceLine {
     let hub = router.hub();
     let rows = experience.eval.len();
     let mut hits = Hits::default();
@@ -206,7 +210,7 @@ fn measure(
         }
     }
     let percent = |count: usize| 100.0 * count as f64 / rows.max(1) as f64;
-    Line {
+    ExperienceLine {
         name: experience.name.to_owned(),
         rows,
         top1: hits.percent(rows),
@@ -218,11 +222,12 @@ fn measure(
     }
 }
 
-/// The plain mean over experiences.
-fn mean(lines: &[Line]) -> Line {
-    let of =
-        |part: fn(&Line) -> f64| lines.iter().map(part).sum::<f64>() / lines.len().max(1) as f64;
-    Line {
+/// The unweighted mean over experiences.
+fn mean(lines: &[ExperienceLine]) -> ExperienceLine {
+    let of = |part: fn(&ExperienceLine) -> f64| {
+        lines.iter().map(part).sum::<f64>() / lines.len().max(1) as f64
+    };
+    ExperienceLine {
         name: "macro".into(),
         rows: lines.iter().map(|line| line.rows).sum(),
         top1: Percent::mean(&lines.iter().map(|line| line.top1).collect::<Vec<_>>()),
@@ -234,7 +239,7 @@ fn mean(lines: &[Line]) -> Line {
     }
 }
 
-fn print(report: &Report) -> Result<()> {
+fn print(report: &EvalReport) -> Result<()> {
     let heads = [
         "experience",
         ">rows",
@@ -247,7 +252,7 @@ fn print(report: &Report) -> Result<()> {
         ">MRR",
         ">unknown",
     ];
-    let mut table = output::Table::new(&heads);
+    let mut table = output::TextTable::new(&heads);
     for line in report.experiences.iter().chain([&report.mean]) {
         let percent = |value: f64| format!("{value:.1}");
         table.row(vec![

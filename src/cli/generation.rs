@@ -15,7 +15,7 @@ pub(super) enum GenerationCommand {
     /// List the store's generations, oldest first
     #[command(after_help = "Example:\n  hubrouter generation list --router my-store")]
     List {
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -24,32 +24,32 @@ pub(super) enum GenerationCommand {
     /// Show one generation's manifest
     #[command(after_help = "Example:\n  hubrouter generation show g0002")]
     Show {
-        /// Generation, or the beginning of its id [default: the current one]
+        /// Generation id, or its first characters [default: the current one]
         id: Option<String>,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Check every file of a generation, or of all, against its manifest
+    /// Check every file of one generation, or of all, against the manifest
     #[command(after_help = "Example:\n  hubrouter generation check --router my-store")]
     Check {
-        /// Generation, or the beginning of its id [default: all]
+        /// Generation id, or its first characters [default: all]
         id: Option<String>,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Make the parent of the current generation, or another one, current
+    /// Make the parent of the current generation, or the one named by --to, current
     #[command(after_help = "Example:\n  hubrouter generation rollback --router my-store")]
     Rollback {
-        /// Generation to make current, or the beginning of its id [default: the current one's parent]
+        /// Generation to make current, or the first characters of its id [default: the parent]
         #[arg(long, value_name = "ID")]
         to: Option<String>,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -58,17 +58,17 @@ pub(super) enum GenerationCommand {
     /// Show what changed between two generations
     #[command(after_help = "Example:\n  hubrouter generation diff g0001 g0002 --router my-store")]
     Diff {
-        /// Older generation, or the beginning of its id
+        /// Older generation id, or its first characters
         old: String,
-        /// Newer generation, or the beginning of its id [default: the current one]
+        /// Newer generation id, or its first characters [default: the current one]
         new: Option<String>,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Remove generations that are neither current nor among its newest ancestors
+    /// Remove all generations but the current one and its newest ancestors
     #[command(
         after_help = "Example:\n  hubrouter generation prune --router my-store --keep 3 --dry-run"
     )]
@@ -76,7 +76,7 @@ pub(super) enum GenerationCommand {
         /// Ancestors of the current generation to keep
         #[arg(long, default_value_t = 3, value_name = "N")]
         keep: usize,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -109,7 +109,7 @@ fn list(store: &Store, json: bool) -> Result<()> {
         return reports.iter().try_for_each(output::json);
     }
     let mut table =
-        output::Table::new(&["", "generation", "parent", ">models", "~made by", "state"]);
+        output::TextTable::new(&["", "generation", "parent", ">models", "~made by", "state"]);
     for report in reports {
         let manifest = report.manifest.as_ref();
         let parent = manifest
@@ -193,7 +193,7 @@ fn rollback(target: &StoreToChange, to: Option<&str>, json: bool) -> Result<()> 
     let (from, to) = match to {
         Some(beginning) => {
             let to = store.find(beginning)?;
-            // A store whose `current` is damaged is mended by this.
+            // This repairs a store whose `current` is damaged.
             let from = store.current().ok();
             match target.dry_run {
                 true => store.check(&to).map(drop)?,
@@ -219,7 +219,7 @@ fn rollback(target: &StoreToChange, to: Option<&str>, json: bool) -> Result<()> 
     Ok(())
 }
 
-/// From the current generation to its parent.
+/// Rolls back to the parent; returns the generation before and the one after.
 fn to_parent(store: &Store, dry_run: bool) -> Result<(GenerationId, GenerationId)> {
     let from = store.current()?;
     if !dry_run {
@@ -276,7 +276,7 @@ fn prune(target: &StoreToChange, keep: usize, json: bool) -> Result<()> {
     let store = target.open()?;
     let current = store.current()?;
     let pruned = store.prune(keep, target.dry_run)?;
-    // Only of those that are still there can it be told.
+    // Parents can be read only while the generations exist.
     let gone = if target.dry_run {
         pruned.generations.as_slice()
     } else {
@@ -292,7 +292,7 @@ fn prune(target: &StoreToChange, keep: usize, json: bool) -> Result<()> {
     if !json {
         for id in &pruned.generations {
             let newer = match descendants.contains(&id) {
-                true => ": made from the current generation, and gone back from",
+                true => ": made from the current generation and rolled back",
                 false => "",
             };
             output::line(format!("{verb} {id}{newer}"))?;
@@ -313,7 +313,7 @@ fn prune(target: &StoreToChange, keep: usize, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// True when `id` grew from `from` in at most `most` steps.
+/// True if `from` is among the `most` nearest ancestors of `id`.
 fn descends(store: &Store, id: &GenerationId, from: &GenerationId, most: usize) -> bool {
     let mut id = id.clone();
     for _ in 0..most {

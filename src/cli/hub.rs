@@ -19,19 +19,19 @@ pub(super) enum HubCommand {
     /// List the hub's models
     #[command(after_help = "Example:\n  hubrouter hub list --domain translation --limit 5")]
     List {
-        /// Only models whose domain contains this text, in any case
+        /// Only models whose domain contains this text; case is ignored
         #[arg(long, value_name = "TEXT")]
         domain: Option<String>,
-        /// Only models whose name contains this text, in any case
+        /// Only models whose name contains this text; case is ignored
         #[arg(long, value_name = "TEXT")]
         name: Option<String>,
-        /// Retired models too
+        /// Include retired models
         #[arg(long)]
         all: bool,
-        /// At most this many lines; 0 for all
+        /// Most models to show; 0 for all
         #[arg(long, default_value_t = 0, value_name = "N")]
         limit: usize,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -42,29 +42,29 @@ pub(super) enum HubCommand {
     Show {
         /// Name or alias
         name: String,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Add models; their rows are their encoded cards
+    /// Add models; each is routed by its encoded card until prompts are learned
     #[command(after_help = "Examples:
-  hubrouter hub add --router my-store --model acme/ner --domain \"Token Classification\" --description \"Finds names.\"
+  hubrouter hub add --router my-store --model acme/ner --domain Tagging
   hubrouter hub add --router my-store --models new.jsonl")]
     Add(AddArgs),
-    /// Take a model out of routing for good; its id and names stay taken
+    /// Exclude a model from routing for good; its id and names stay reserved
     #[command(after_help = "Example:\n  hubrouter hub retire --router my-store acme/ner")]
     Retire {
         /// Name or alias
         name: String,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreToChange,
     },
-    /// Give a model another name; the old one stays an alias
+    /// Rename a model; the old name stays an alias
     #[command(
         after_help = "Example:\n  hubrouter hub rename --router my-store acme/ner acme/ner-v1"
     )]
@@ -73,32 +73,33 @@ pub(super) enum HubCommand {
         name: String,
         /// New name
         new: String,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreToChange,
     },
-    /// Give a model one more name
+    /// Add an alias of a model
     #[command(after_help = "Example:\n  hubrouter hub alias --router my-store acme/ner ner")]
     Alias {
         /// Name or alias
         name: String,
-        /// One more name
+        /// The alias to add
         alias: String,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         store: StoreToChange,
     },
-    /// Make a store whose first generation routes by encoded model cards, without training
+    /// Make a store; its first generation routes by encoded model cards, without training
     #[command(after_help = "Examples:
   hubrouter hub build --models models.jsonl --out my-store
   hubrouter hub build --data ~/CMR --encoder my-encoder --out my-store
 
-models.jsonl holds a model a line: {\"model_name\", \"domain\"} and, if known, \"family\", \"functionality\", \
-\"description\", \"created_at\" (Unix milliseconds or ISO 8601); every other key is kept as an attribute.")]
+models.jsonl has one model per line with \"model_name\" and \"domain\". Optional are \"family\", \
+\"functionality\", \"description\" and \"created_at\" (Unix milliseconds or ISO 8601). All other \
+keys are kept as attributes.")]
     Build(BuildArgs),
 }
 
@@ -122,10 +123,10 @@ pub(super) struct AddArgs {
     /// What it does
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Many models, one JSON object a line
+    /// File of models, one JSON object per line
     #[arg(long, value_name = "FILE")]
     models: Option<PathBuf>,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -136,7 +137,7 @@ pub(super) struct AddArgs {
 
 #[derive(Args)]
 pub(super) struct BuildArgs {
-    /// Models, one JSON object a line
+    /// File of models, one JSON object per line
     #[arg(
         long,
         value_name = "FILE",
@@ -144,16 +145,16 @@ pub(super) struct BuildArgs {
         required_unless_present = "data"
     )]
     models: Option<PathBuf>,
-    /// A CMRBench checkout: its hub after all experiences
+    /// A CMRBench checkout; the hub contains the models of all experiences
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
     /// Folder of the new store
     #[arg(long, value_name = "STORE")]
     out: PathBuf,
-    /// Read and check everything, write nothing
+    /// Read and check everything, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -235,7 +236,7 @@ fn list(
             .iter()
             .try_for_each(|(id, model)| output::json(&record(*id, model)));
     }
-    let mut table = output::Table::new(&[">id", "model", "domain", "family", "state"]);
+    let mut table = output::TextTable::new(&[">id", "model", "domain", "family", "state"]);
     for (id, model) in &matching[..shown] {
         let state = if model.retired { "retired" } else { "" };
         let family = model.family.as_deref().unwrap_or("-");
@@ -257,7 +258,8 @@ fn list(
 
 fn record(id: ModelId, model: &Model) -> serde_json::Value {
     json!({"id": id, "name": model.name, "domain": model.domain, "family": model.family,
-        "created_at": model.created_at, "attributes": model.attributes, "aliases": model.aliases, "retired": model.retired})
+        "created_at": model.created_at, "attributes": model.attributes, "aliases": model.aliases,
+        "retired": model.retired})
 }
 
 fn show(store: &Store, name: &str, json: bool) -> Result<()> {
@@ -332,7 +334,7 @@ fn add(args: &AddArgs) -> Result<()> {
         }
         _ => bail!(
             InvalidRequest,
-            "say --model NAME --domain DOMAIN, or --models FILE"
+            "pass --model NAME --domain DOMAIN, or --models FILE"
         ),
     };
     let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
@@ -348,7 +350,7 @@ fn add(args: &AddArgs) -> Result<()> {
     finish(edit, args.store.dry_run, args.json)
 }
 
-/// Texts to encode.
+/// Number of texts to encode.
 fn texts(models: &[NewModel]) -> usize {
     models.iter().map(|new| new.cards.len()).sum()
 }
@@ -357,7 +359,7 @@ fn cards_of(path: &std::path::Path) -> Result<Vec<ModelCard>> {
     let (cards, repeated) = read_models(path)?;
     if let Some(first) = repeated.first() {
         log::warn!(
-            "{}: {} repeated, the later line wins; the first is {first:?}",
+            "{}: {} repeated; the last line counts; the first such name is {first:?}",
             path.display(),
             output::counted(repeated.len(), "name")
         );
@@ -369,7 +371,8 @@ fn build(args: &BuildArgs) -> Result<()> {
     let Some(folder) = args.device.encoder.clone().or_else(bundled::encoder) else {
         bail!(
             InvalidRequest,
-            "no encoder: the bundled one is not there; say --encoder FOLDER (see hubrouter encoder import --help)"
+            "no encoder: the bundled one is missing; pass --encoder FOLDER (see hubrouter encoder \
+             import --help)"
         );
     };
     let (models, made_by) = match (&args.models, &args.data) {
@@ -384,7 +387,7 @@ fn build(args: &BuildArgs) -> Result<()> {
             let data = Data::open(folder, Prefix::Strip)?;
             (data.hub(data.experiences.len()), "hub build --data")
         }
-        (None, None) => bail!(InvalidRequest, "say --models FILE or --data FOLDER"),
+        (None, None) => bail!(InvalidRequest, "pass --models FILE or --data FOLDER"),
     };
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
     let encoder = Arc::new(Encoder::open(&folder, &args.device.options())?);

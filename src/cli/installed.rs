@@ -1,4 +1,4 @@
-//! What `doctor` says of a store, its current generation and its encoder.
+//! `hubrouter doctor`: the state of a store, its current generation and its encoder.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::encoder::read_manifest;
 use crate::error::Result;
 use crate::{EncoderPin, GenerationId, Options, Store};
 
-/// A store, what it serves, and what of it is damaged.
+/// A store, what it serves, and what is damaged.
 #[derive(Default, Serialize)]
 pub(super) struct Installed {
     store: Option<PathBuf>,
@@ -18,12 +18,12 @@ pub(super) struct Installed {
     /// Name and hash.
     encoder: Option<String>,
     encoder_folder: Option<PathBuf>,
-    /// Why there is no store, or what of it cannot be used.
+    /// Why there is no store, or why it cannot be used.
     problem: Option<String>,
 }
 
 impl Installed {
-    /// Looks at the store at `path` and reads all that a router would.
+    /// Reads everything of the store at `path` that a router would read.
     pub(super) fn look(path: Result<PathBuf>, encoder: Option<PathBuf>) -> Self {
         let mut installed = Self::default();
         let looked = path.and_then(|path| installed.read(path, encoder));
@@ -52,7 +52,7 @@ impl Installed {
         Ok(())
     }
 
-    /// True where there is a store, and it or its encoder cannot be used.
+    /// True if a store exists but it or its encoder cannot be used.
     pub(super) fn is_damaged(&self) -> bool {
         self.store.is_some() && self.problem.is_some()
     }
@@ -64,13 +64,13 @@ impl Installed {
         }
         if let Some(id) = &self.generation {
             let models = self.models.map(|count| output::counted(count, "model"));
-            let state = models.map_or("not whole".to_owned(), |models| format!("{models}, whole"));
+            let state = models.map_or("damaged".to_owned(), |models| format!("{models}, whole"));
             output::line(format!("generation  {id}: {state}"))?;
         }
         if let Some(encoder) = &self.encoder {
             let place = match &self.encoder_folder {
                 Some(folder) => format!("{encoder}: {}, whole", folder.display()),
-                None => format!("{encoder}: not whole"),
+                None => format!("{encoder}: damaged"),
             };
             output::line(format!("encoder     {place}"))?;
         }
@@ -81,7 +81,7 @@ impl Installed {
     }
 }
 
-/// The first folder with the bundle of that hash, in the order in which a router looks.
+/// The first folder that holds the bundle with that hash, in a router's order of search.
 fn folder_of(store: &Store, pin: &EncoderPin, named: Option<PathBuf>) -> Option<PathBuf> {
     let root = store.root().canonicalize().ok()?;
     let beside = root.parent().map(|parent| parent.join(&pin.name));

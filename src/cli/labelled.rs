@@ -1,4 +1,5 @@
-//! `hubrouter eval --examples`: how often a router is right on labelled prompts of one's own.
+//! `hubrouter eval --examples`: accuracy of a router on the user's labelled prompts.
+#![expect(clippy::disallowed_types, reason = "speed of an evaluation")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,20 +16,20 @@ use crate::hub::domain_key;
 use crate::learn::{Example, read_examples};
 use crate::{Decision, Hub, ModelId, Options, Ranked, Request, Router};
 
-/// Prompts that are computed together.
+/// Prompts per batch.
 const BATCH: usize = 32;
 
-/// The normal quantile of a two-sided interval of 95 %.
+/// Normal quantile of a two-sided 95 % interval.
 const QUANTILE: f64 = 1.959_963_984_540_054;
 
-/// Names of domains that a remark lists.
+/// Most names of domains in a remark.
 const MOST_NAMED: usize = 3;
 
 #[derive(Serialize)]
-struct Report {
+struct LabelledReport {
     schema_version: u32,
     rows: usize,
-    /// Rows whose model the hub does not have, or has retired: they miss.
+    /// Rows whose model is unknown to the hub or retired; each counts as a miss.
     unknown: usize,
     #[serde(flatten)]
     all: Scores,
@@ -49,17 +50,17 @@ struct OfDomain {
     scores: Scores,
 }
 
-/// How many rows were right, of those that can be judged.
+/// Hits among the rows that can be judged.
 #[derive(Clone, Copy, Default, Serialize)]
 struct Scores {
     model: Share,
-    /// Of the rows whose model has a family.
+    /// Among rows whose model has a family.
     family: Share,
-    /// Of the rows whose domain is known.
+    /// Among rows with a known domain.
     domain: Share,
 }
 
-/// Hits of so many rows, with the 95 % interval of their share.
+/// Hits and rows; the share has a 95 % interval.
 #[derive(Clone, Copy, Default)]
 struct Share {
     hits: usize,
@@ -74,7 +75,7 @@ impl Share {
         }
     }
 
-    /// Percent: the share, and the ends of its interval by Wilson's score; none of no rows.
+    /// The share and the ends of its Wilson interval, in percent; `None` without rows.
     fn percent(self) -> Option<[f64; 3]> {
         if self.rows == 0 {
             return None;
@@ -108,17 +109,17 @@ impl Serialize for Share {
     }
 }
 
-/// What is right for an example, as far as it and the hub say.
+/// The right answers for an example, as far as the example and the hub state them.
 struct Gold<'g> {
     model: Option<ModelId>,
     family: Option<&'g str>,
     domain: Option<&'g str>,
 }
 
-/// The domains of a hub's active models, as they are first spelled there.
-struct Domains<'h>(BTreeMap<String, &'h str>);
+/// The domains of a hub's active models, as first spelled in the hub.
+struct Spellings<'h>(BTreeMap<String, &'h str>);
 
-impl<'h> Domains<'h> {
+impl<'h> Spellings<'h> {
     fn of(hub: &'h Hub) -> Self {
         let mut spelled = BTreeMap::new();
         for (_, model) in hub.iter().filter(|(_, model)| !model.retired) {
@@ -134,7 +135,7 @@ impl<'h> Domains<'h> {
 }
 
 impl<'g> Gold<'g> {
-    fn new(example: &'g Example, hub: &'g Hub, domains: &Domains<'g>) -> Self {
+    fn new(example: &'g Example, hub: &'g Hub, domains: &Spellings<'g>) -> Self {
         let id = hub.find(&example.model_name);
         let known = id.and_then(|id| hub.get(id));
         let own = example.domain.as_deref();
@@ -158,7 +159,7 @@ impl OfDomain {
 }
 
 impl Scores {
-    /// Counts one row, whose best model is `best`.
+    /// Counts one row with the best model `best`.
     fn add(&mut self, gold: &Gold<'_>, best: Option<&Ranked>) {
         let model = best.is_some_and(|best| Some(best.id) == gold.model);
         let family = best.and_then(|best| best.family.as_deref());
@@ -169,7 +170,7 @@ impl Scores {
     }
 }
 
-/// Whether what was found is right, where that is known; in any letters.
+/// Whether `found` equals `gold` in any case; `None` without a gold value.
 fn same(gold: Option<&str>, found: Option<&str>) -> Option<bool> {
     let gold = domain_key(gold?);
     Some(found.is_some_and(|found| domain_key(found) == gold))
@@ -200,7 +201,7 @@ pub(super) fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The best model for each example, and how long they took.
+/// Routes all examples; returns the decisions and the seconds taken.
 fn route(
     router: &Router,
     path: &Path,
@@ -229,9 +230,9 @@ fn measure(
     decisions: &[Decision],
     seconds: f64,
     keep_prefix: bool,
-) -> Report {
+) -> LabelledReport {
     let hub = router.hub();
-    let known = Domains::of(&hub);
+    let known = Spellings::of(&hub);
     let mut unknown = 0;
     let mut all = Scores::default();
     let mut by_domain: BTreeMap<String, OfDomain> = BTreeMap::new();
@@ -249,7 +250,7 @@ fn measure(
     }
     let mut domains: Vec<OfDomain> = by_domain.into_values().collect();
     domains.sort_by_key(|of| std::cmp::Reverse(of.rows));
-    Report {
+    LabelledReport {
         schema_version: 1,
         rows: examples.len(),
         unknown,
@@ -264,9 +265,9 @@ fn measure(
     }
 }
 
-/// A domain that no model has is a mistyped one more often than not: every row of it misses.
+/// Warns about domains that no model has. They are probably typing errors, and each row is a miss.
 fn remark_on_domains(path: &Path, examples: &[Example], hub: &Hub) {
-    let known = Domains::of(hub);
+    let known = Spellings::of(hub);
     let named = examples
         .iter()
         .filter_map(|example| example.domain.as_deref());
@@ -283,14 +284,14 @@ fn remark_on_domains(path: &Path, examples: &[Example], hub: &Hub) {
         listed.push("...".to_owned());
     }
     output::remark(format!(
-        "hubrouter: {}: {rows} in domains that no model of the hub has, and miss: {}",
+        "hubrouter: {}: {rows} in domains that no model of the hub has, counted as misses: {}",
         path.display(),
         listed.join(", ")
     ));
 }
 
-fn print(report: &Report) -> Result<()> {
-    let mut table = output::Table::new(&["~domain", ">rows", ">model", ">family", ">domain"]);
+fn print(report: &LabelledReport) -> Result<()> {
+    let mut table = output::TextTable::new(&["~domain", ">rows", ">model", ">family", ">domain"]);
     let mut row = |name: &str, rows: usize, scores: &Scores| {
         let cells = [scores.model, scores.family, scores.domain].map(Share::cell);
         let mut line = vec![name.to_owned(), rows.to_string()];
@@ -303,12 +304,12 @@ fn print(report: &Report) -> Result<()> {
     }
     table.print()?;
     output::paragraph(
-        "percent of the rows that can be judged, in brackets the 95 % interval (Wilson)",
+        "percent of the rows that can be judged, with the 95 % interval (Wilson) in brackets",
     )?;
     if report.unknown > 0 {
         let rows = output::counted(report.unknown, "row");
         output::paragraph(format!(
-            "{rows} with a model that the hub does not have, or has retired: missed"
+            "{rows} with a model that is unknown to the hub or retired, counted as misses"
         ))?;
     }
     output::paragraph(format!(
@@ -327,7 +328,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// Textbook values, and the same formula worked out elsewhere.
+    /// Textbook values, and values of the same formula from another program.
     #[test]
     fn intervals_are_wilsons() {
         for (hits, rows, low, high) in [

@@ -16,49 +16,50 @@ use crate::learn::{
 };
 use crate::{GenerationId, NewModel, Store, read_models};
 
-/// Said at the first Ctrl-C.
-pub(super) const STOPPING: &str = "stopping at the next step; Ctrl-C once more quits at once";
+/// The remark at the first Ctrl-C.
+pub(super) const STOPPING: &str = "stopping at the next step; press Ctrl-C again to quit at once";
 
-/// Names of introduced models that are printed.
+/// Most names of introduced models that are printed.
 const MOST_NAMES: usize = 50;
 
-/// Exit code when the gate refused.
+/// Exit code of a refusal by the gate.
 const REFUSED: u8 = 3;
 
-/// Learn new models and labelled prompts into a new generation, without forgetting the old ones.
+/// Learn new models and labelled prompts into a new generation, without forgetting earlier ones
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter learn --router my-store --examples new.jsonl --models models.jsonl
   hubrouter learn --router my-store --examples new.jsonl --max-forgetting 3 --json
   hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --dry-run
 
-examples.jsonl has lines {\"instruction\": \"...\", \"model_name\": \"...\"}; \"domain\" and
-\"experience\" are optional, a leading ###Instruction: is dropped, as `eval` drops it. A model that
-the hub does not know is added when its example has a domain, and named in the answer; a name or a
-domain that is like a known one is refused unless --introduce says that it is meant.
+Examples: one JSON object per line with \"instruction\" and \"model_name\"; \"domain\" and \
+\"experience\" are optional. A leading ###Instruction: is removed, as in `eval`. A model that the \
+hub does not know is added if its example has a domain; the answer lists these models. A name or \
+a domain that resembles a known one is refused unless --introduce is given.
 
-Recipes: edge trains the encoder once, in the first update with 500 examples, and adds every update to
-the memory, which cannot forget; memory trains nothing, and takes seconds; carve trains at every
-update, and the memory follows; paper is CARvE as published, without a memory.
+Recipes: edge trains the encoder once, in the first update with at least 500 examples, and adds \
+every update to the memory, which cannot forget. memory trains nothing and takes seconds. carve \
+trains in every update and moves the memory along. paper is CARvE as published, without a memory.
 
-To measure on, one example in eight is held out, by the hash of its prompt (at least 8 where that is
-a quarter of them, at most 512); every new model keeps one to learn from. An update that comes after
-others is refused when no earlier prompt is kept to measure on, unless --allow-unmeasured is given.
+Held-out prompts: one example in eight, by the hash of its prompt, is kept to measure on (at \
+least 8 if that is a quarter of the examples or less, at most 512). Every new model keeps one \
+example to learn from. A later update is refused if no earlier held-out prompt is kept, unless \
+--allow-unmeasured is given.
 
-Ctrl-C, SIGTERM and SIGHUP stop at the next step, and the same command then goes on from there; a
-second Ctrl-C quits at once. The state is also written every minute, and behind the last step: a
-process that was lost, or could not publish, goes on there too. Whether the store can be written is
-found out at the start; one process at a time learns into a store. The router that serves is not
-touched: `Router::install` or a restart takes the child.
+Stopping: Ctrl-C, SIGTERM and SIGHUP stop at the next step; a second Ctrl-C quits at once. The \
+same command resumes there. It also resumes after a crash or a failure to publish, because the \
+state is written every minute and after the last step. The command checks first that it can write \
+the store. Only one process learns into a store at a time. A running router serves the child \
+after `Router::install` or a restart.
 
-When more is forgotten than --max-forgetting allows the child is published beside the current
-generation (\"kept_beside\" in JSON): after a look `hubrouter generation rollback --to ID` makes it
-current, and `hubrouter generation prune` removes it. The same command with a larger
---max-forgetting measures it again and publishes it.
+Gate: if an update forgets more than --max-forgetting, the child is published beside the current \
+generation (\"kept_beside\" in JSON). `hubrouter generation rollback --to ID` makes it current; \
+`hubrouter generation prune` removes it. The same command with a larger --max-forgetting measures \
+it again and publishes it.
 
-Exit codes: 0 published; 1 something failed; 2 the command line is wrong; 3 more was forgotten
-than --max-forgetting allows, or cannot be measured, and the child is kept beside; 130, 143, 129 stopped by Ctrl-C, SIGTERM,
-SIGHUP.")]
+Exit codes: 0 published; 1 a failure; 2 the command line is wrong; 3 refused by the gate, because \
+the update forgets more than --max-forgetting or cannot be measured, and the child is kept \
+beside; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP.")]
 pub(super) struct LearnArgs {
     #[command(flatten)]
     store: StoreToChange,
@@ -68,28 +69,28 @@ pub(super) struct LearnArgs {
     /// New models with their cards, JSON Lines as for `hub build`
     #[arg(long, value_name = "FILE")]
     models: Option<PathBuf>,
-    /// Write the child into another store
+    /// Publish the child in another store
     #[arg(long, value_name = "STORE")]
     out: Option<PathBuf>,
-    /// What the settings begin with: edge, memory, carve or paper
+    /// Initial settings: edge, memory, carve or paper
     #[arg(long, default_value = "edge")]
     recipe: String,
-    /// Change a setting, such as epochs=8; a wrong name lists all of them
+    /// Change a setting, such as epochs=8; a wrong name lists all names
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Stop learning after this time: 90s, 10m, 2h
+    /// Most time to spend on learning: 90s, 10m, 2h
     #[arg(long, value_name = "TIME", value_parser = duration)]
     budget: Option<Duration>,
-    /// Refuse to publish when old held-out prompts lose more points of domain accuracy than this
+    /// Refuse to publish if domain accuracy on earlier held-out prompts falls by more points
     #[arg(long, value_name = "POINTS", value_parser = points)]
     max_forgetting: Option<f64>,
-    /// Publish also where earlier prompts were learned and none is kept to measure forgetting on
+    /// Publish even if no earlier prompt is kept to measure forgetting on
     #[arg(long)]
     allow_unmeasured: bool,
-    /// Add models and domains that examples name also where they are like known ones
+    /// Add models and domains of the examples even if they resemble known ones
     #[arg(long)]
     introduce: bool,
-    /// One JSON object at the end
+    /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -118,7 +119,7 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
         Outcome::Learned(report) => *report,
         Outcome::Stopped { step, steps } => {
             output::remark(format!(
-                "stopped after step {step} of {steps}; the same command goes on from there"
+                "stopped after step {step} of {steps}; the same command resumes there"
             ));
             return Ok(stop.exit_code());
         }
@@ -150,26 +151,26 @@ pub(super) fn run(args: &LearnArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says when the child has changes that were made while it was learned.
+/// Remarks on changes of the hub that were made during learning and are in the child.
 fn carried(args: &LearnArgs, id: &GenerationId, parent: &GenerationId) -> Result<()> {
     let store = Store::open(args.out.as_ref().unwrap_or(&args.store.router))?;
     let onto = store.parent(id)?;
     if onto != *parent {
         output::remark(format!(
-            "{onto} became current meanwhile, by changes of the hub alone: {id} has them too"
+            "{onto} became current meanwhile, by changes of the hub alone: {id} includes them"
         ));
     }
     Ok(())
 }
 
-/// What the files say.
+/// Reads the examples and the models.
 fn experience(args: &LearnArgs) -> Result<Experience> {
     let experiences = group_experiences(read_examples(&args.examples)?)?;
     let [examples] = <[_; 1]>::try_from(experiences).map_err(|all| {
         error!(
             InvalidRequest,
-            "{}: expected one experience, found {}: learn them one after the other, each from a \
-             file of its own",
+            "{}: expected one experience, found {}: learn them one after the other, each from its \
+             own file",
             args.examples.display(),
             all.len()
         )
@@ -179,7 +180,7 @@ fn experience(args: &LearnArgs) -> Result<Experience> {
             let (cards, repeated) = read_models(path)?;
             if let Some(name) = repeated.first() {
                 output::remark(format!(
-                    "{}: {name} and perhaps others are repeated; the last line counts",
+                    "{}: {name} and possibly others are repeated; the last line counts",
                     path.display()
                 ));
             }
@@ -190,7 +191,7 @@ fn experience(args: &LearnArgs) -> Result<Experience> {
     Ok(Experience { models, examples })
 }
 
-/// The learner that the arguments describe.
+/// The learner with the settings of the arguments.
 fn learner(args: &LearnArgs) -> Result<Learner> {
     let mut settings = Settings::recipe(&args.recipe)?;
     for text in &args.set {
@@ -214,7 +215,7 @@ fn learner(args: &LearnArgs) -> Result<Learner> {
     }
 }
 
-/// Why the gate refused, and what became of the child.
+/// Why the gate refused, and where the child is.
 fn refusal(report: &Report, most: Option<f64>) -> String {
     let why = match &report.forgetting {
         Some(lost) => format!(
@@ -230,7 +231,7 @@ fn refusal(report: &Report, most: Option<f64>) -> String {
     };
     let kept = match &report.kept_beside {
         Some(id) => format!(
-            "; {id} is kept beside it: after a look `hubrouter generation rollback --to {id}` makes it \
+            "; {id} is kept beside it, and `hubrouter generation rollback --to {id}` makes it \
              current"
         ),
         None => String::new(),
@@ -246,7 +247,7 @@ pub(super) fn setting(text: &str) -> Result<(&str, &str)> {
     }
 }
 
-/// A dry run leaves nothing to go on from: it ends at once.
+/// A signal stops learning gently; a dry run cannot be resumed, so it ends at once.
 fn stop(dry_run: bool) -> Result<Stop> {
     if dry_run {
         signals::end_at_once()?;
@@ -255,10 +256,10 @@ fn stop(dry_run: bool) -> Result<Stop> {
     signals::stop_gently(STOPPING)
 }
 
-/// A bar for each stage, with loss and speed.
+/// Shows one bar per stage, with loss and speed.
 fn show(bar: &mut Option<(&'static str, Progress)>, status: &Status) {
     if bar.as_ref().is_none_or(|(stage, _)| *stage != status.stage) {
-        // The last one goes before the next is drawn.
+        // The previous bar is removed before the next is drawn.
         *bar = None;
         let progress = Progress::new(status.stage, status.total as u64);
         *bar = Some((status.stage, progress));
@@ -278,7 +279,7 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
     }
     if let Some((low, high)) = report.forgetting_interval {
         output::line(format!(
-            "forgotten domain accuracy is between {low:.1} and {high:.1} points in 95 of 100 such samples"
+            "domain accuracy forgotten: {low:.1} to {high:.1} points (95 % interval)"
         ))?;
     }
     if let Some(share) = report
@@ -286,7 +287,7 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
         .filter(|_| report.models_added > 0)
     {
         output::line(format!(
-            "{} take {share:.1} % of earlier prompts",
+            "{} now take {share:.1} % of earlier prompts",
             output::counted(report.models_added, "new model")
         ))?;
     }
@@ -296,7 +297,7 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
             report.replayed,
             output::counted(report.steps, "step")
         ),
-        false => " taken by the memory, nothing trained".to_owned(),
+        false => " added to the memory, nothing trained".to_owned(),
     };
     output::line(format!(
         "{}{how}; {:.0} s, {:.0} examples/s on {}; {} added; kept: {} to replay, {} held out",
@@ -321,22 +322,22 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
     }
 }
 
-/// Models that came with an example alone; none where all came with cards.
+/// Names the models that only examples introduced; `None` if every new model has a card.
 fn introduced(names: &[String]) -> Option<String> {
     let shown = names.get(..MOST_NAMES).unwrap_or(names);
     let others = names.len() - shown.len();
     let more = match others {
         0 => String::new(),
-        _ => format!(", and {others} more, which --json names"),
+        _ => format!(" and {others} more (--json lists all)"),
     };
     let shown = shown.join(", ");
     (!names.is_empty()).then(|| format!("introduced by examples, without a card: {shown}{more}"))
 }
 
-/// Accuracy on held-out prompts.
+/// Prints accuracy on held-out prompts.
 fn table(report: &Report) -> Result<()> {
     let heads = ["held-out prompts", ">n", ">model", ">family", ">domain"];
-    let mut table = output::Table::new(&heads);
+    let mut table = output::TextTable::new(&heads);
     for (name, accuracy) in [
         ("earlier, before", report.accuracy.old_before),
         ("earlier, after", report.accuracy.old_after),
@@ -356,7 +357,7 @@ fn table(report: &Report) -> Result<()> {
     table.print()
 }
 
-/// What of the parent's prompts the child does not keep.
+/// Counts the prompts of the parent that the child does not keep.
 fn kept_less(withheld: &Withheld) -> String {
     let parts = [
         (withheld.texts, "text", "of prompts to replay"),
@@ -364,7 +365,7 @@ fn kept_less(withheld: &Withheld) -> String {
         (
             withheld.held_out,
             "held-out prompt",
-            "(what is forgotten of these cannot be measured any more)",
+            "(forgetting on these can no longer be measured)",
         ),
     ];
     let parts: Vec<String> = parts
@@ -378,13 +379,13 @@ fn kept_less(withheld: &Withheld) -> String {
         _ => "text",
     };
     format!(
-        "replay.privacy = {privacy}: not kept of what the parent keeps: {}; its ancestors keep them until \
-         `hubrouter generation prune` removes them",
+        "replay.privacy = {privacy}: the parent keeps, and this generation does not: {}; \
+         `hubrouter generation prune` removes the ancestors that still keep them",
         parts.join(", ")
     )
 }
 
-/// Points of accuracy: a comparison with NaN would let everything pass.
+/// Points of accuracy. NaN is refused because every comparison with it is false.
 fn points(text: &str) -> std::result::Result<f64, String> {
     let number = text.parse().ok().filter(|points: &f64| !points.is_nan());
     number.ok_or_else(|| format!("expected a number of points such as 3, found {text:?}"))

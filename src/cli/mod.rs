@@ -1,7 +1,8 @@
 //! The command: arguments, exit codes, tables and JSON on stdout, progress and errors on stderr.
 //!
-//! Exit codes: 0 all went well; 1 something failed, said on stderr; 2 what was asked for cannot be: a wrong
-//! option, a name that the hub or the store does not have; 3 a gate refused; 128 + n ended by signal n.
+//! Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request: a wrong option,
+//! or a name that the hub or the store does not have; 3 refused by a gate; 128 + n ended by
+//! signal n.
 
 mod answers;
 mod bundled;
@@ -35,18 +36,25 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::error::{Error, ErrorKind, Result};
 use crate::{GenerationId, Options, Router, Store};
 
-/// Picks the right model of a hub for a prompt, before anything is executed.
+/// Picks the right model of a hub for a prompt, before any model runs
 #[derive(Parser)]
 #[command(
     name = "hubrouter",
     version,
     arg_required_else_help = true,
-    after_help = "Examples:\n  hubrouter route \"Translate this letter into Spanish.\"\n  hubrouter hub list --domain translation\n  hubrouter doctor\n\nExit codes: 0 all went well; 1 something failed, said on stderr; 2 what was asked for cannot be (a wrong option, a name that the hub or the store does not have); 3 refused by a gate (learn); 130, 143, 129 ended by Ctrl-C, SIGTERM, SIGHUP."
+    after_help = "Examples:
+  hubrouter route \"Translate this letter into Spanish.\"
+  hubrouter hub list --domain translation
+  hubrouter doctor
+
+Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request (a wrong option, or \
+a name that the hub or the store does not have); 3 refused by a gate (learn); 130, 143, 129 ended \
+by Ctrl-C, SIGTERM, SIGHUP."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Say more on stderr; twice for debugging
+    /// Log more to stderr; twice for debug messages
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
 }
@@ -61,36 +69,53 @@ enum Command {
     Cmrbench(cmrbench::CmrbenchArgs),
     /// Learn new models and labelled prompts into a new generation
     Learn(learn::LearnArgs),
-    /// List the prompts that a store keeps for learning, delete one
-    #[command(subcommand)]
+    /// List the prompts that a store keeps for learning; delete one
+    #[command(
+        subcommand,
+        after_help = "Example:\n  hubrouter replay list --router my-store"
+    )]
     Replay(replay::ReplayCommand),
-    /// Look at a hub and change it; every change makes a new generation
-    #[command(subcommand)]
+    /// Show and change a hub; every change publishes a new generation
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hubrouter hub list --domain translation --limit 5
+  hubrouter hub build --models models.jsonl --out my-store"
+    )]
     Hub(hub::HubCommand),
-    /// Look at a store's generations, go back, clean up
-    #[command(subcommand)]
+    /// Show a store's generations; roll back; remove old ones
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hubrouter generation list --router my-store
+  hubrouter generation rollback --router my-store"
+    )]
     Generation(generation::GenerationCommand),
     /// Make encoder bundles from Hugging Face folders
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  hubrouter encoder import --from ~/all-MiniLM-L6-v2 --to my-encoder"
+    )]
     Encoder(encoder::EncoderCommand),
-    /// Show devices and test every op on each of them
+    /// Show devices and test every op on each
     Doctor(doctor::DoctorArgs),
-    /// Print completions for a shell
+    /// Print a completion script for a shell
     Completions(shell::CompletionsArgs),
     /// Print a manual page
     Man(shell::ManArgs),
 }
 
-/// Which device, how many threads.
+/// Device, threads and encoder.
 #[derive(Args, Clone)]
 struct DeviceArgs {
-    /// auto, cpu, gpu, or part of an adapter's name; auto takes a hardware GPU or else the CPU
+    /// auto, cpu, gpu, or part of an adapter's name; auto takes a hardware GPU, else the CPU
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
-    /// Threads of the CPU's pool [default: all, at most 4]
+    /// CPU threads [default: all, at most 4]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Step down to the CPU when the device fails, and say so
+    /// Continue on the CPU when the device fails, with a warning
     #[arg(long)]
     fallback: bool,
     /// Folder of the encoder bundle [default: inside or beside the store, or the bundled one]
@@ -128,18 +153,18 @@ impl StoreArgs {
     }
 }
 
-/// The store in the folder `path`, which finds the bundled encoder, too.
+/// Opens the store in the folder `path`; it also looks for the bundled encoder.
 fn open(path: &Path) -> Result<Store> {
     let store = Store::open(path)?;
     Ok(bundled::encoder().into_iter().fold(store, Store::look_in))
 }
 
-/// A router to ask: a store, and which of its generations.
+/// A store and the generation to route with.
 #[derive(Args, Clone)]
 struct RouterArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// Generation, or the beginning of its id [default: the current one]
+    /// Generation id, or its first characters [default: the current one]
     #[arg(long, value_name = "ID")]
     generation: Option<String>,
 }
@@ -157,18 +182,18 @@ impl RouterArgs {
     }
 }
 
-/// The generation that `beginning` is the beginning of; none: the current one.
+/// The generation whose id starts with `beginning`, or the current one.
 fn generation_of(store: &Store, beginning: Option<&str>) -> Result<GenerationId> {
     beginning.map_or_else(|| store.current(), |text| store.find(text))
 }
 
-/// A store to change: never the bundled one by default.
+/// A store to change. There is no default: the bundled store is never changed by accident.
 #[derive(Args, Clone)]
 struct StoreToChange {
     /// Store to change
     #[arg(long, value_name = "STORE")]
     router: PathBuf,
-    /// Say what would be done, and do nothing
+    /// Report what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }

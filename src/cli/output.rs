@@ -1,7 +1,8 @@
-//! Writing to stdout and stderr; the only place that does.
+//! Writes to stdout and stderr. No other file does.
 //!
-//! Texts for people are written with control characters escaped; JSON and files are written as they
-//! are. That stderr cannot be written is no reason to end: what is said there is then lost.
+//! Text for people has its control characters escaped; JSON and files are written unchanged. If
+//! stderr cannot be written, its messages are lost and the command goes on.
+#![expect(clippy::disallowed_methods, reason = "prints")]
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -11,10 +12,10 @@ use serde::Serialize;
 use super::terminal::{escaped, width, wrapped};
 use crate::error::{Error, ErrorKind, Result, error};
 
-pub(super) use super::table::Table;
+pub(super) use super::table::TextTable;
 pub(super) use super::terminal::counted;
 
-/// Marks the error of a reader that went away, as `head` does.
+/// The end of an error's text when the reader closed the pipe, as `head` does.
 const BROKEN_PIPE: &str = "the reader went away";
 
 /// One line on stdout.
@@ -23,14 +24,19 @@ pub(super) fn line(text: impl Display) -> Result<()> {
     raw(format!("{}\n", escaped(&text)).as_bytes())
 }
 
-/// A text on stdout, in as many lines as the terminal's width needs; all but the first are indented.
+/// Text on stdout, wrapped at the terminal's width. All lines but the first are indented by 2.
 pub(super) fn paragraph(text: impl Display) -> Result<()> {
+    hanging(text, 2)
+}
+
+/// As [`paragraph`], with all lines but the first behind `indent` spaces.
+pub(super) fn hanging(text: impl Display, indent: usize) -> Result<()> {
     let text = text.to_string();
-    let lines = wrapped(&escaped(&text), width(), 2);
+    let lines = wrapped(&escaped(&text), width(), indent);
     lines.into_iter().try_for_each(line)
 }
 
-/// `value` as one line of JSON on stdout, at once.
+/// `value` as one line of JSON on stdout, flushed.
 pub(super) fn json(value: &impl Serialize) -> Result<()> {
     raw(&json_line(value)?)
 }
@@ -43,16 +49,16 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// `bytes` on stdout as they are, at once.
+/// `bytes` on stdout, unchanged and flushed.
 pub(super) fn raw(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
     written.map_err(|e| write_error("stdout", &e))
 }
 
-/// The answer of a command that has changed something: as JSON, or as a line.
+/// The answer of a command that has changed something: as JSON, or as a line of text.
 ///
-/// The change is made, whatever becomes of its answer: where stdout cannot be written, stderr has it.
+/// The change is done even if stdout cannot be written; the answer then goes to stderr.
 pub(super) fn done(as_json: bool, value: &impl Serialize, text: impl Display) {
     let text = text.to_string();
     let answered = if as_json { json(value) } else { line(&text) };
@@ -61,12 +67,12 @@ pub(super) fn done(as_json: bool, value: &impl Serialize, text: impl Display) {
     }
 }
 
-/// Says on stderr what was done, where stdout could not be written: it is done all the same.
+/// Reports on stderr what was done, because stdout could not be written.
 pub(super) fn unanswered(what: impl Display, error: &Error) {
     remark(format!("hubrouter: {what}; {error}"));
 }
 
-/// That `place` cannot be written.
+/// The error for a `place` that cannot be written.
 pub(super) fn write_error(place: &str, e: &std::io::Error) -> Error {
     if e.kind() == std::io::ErrorKind::BrokenPipe {
         error!(Io, "{place}: {BROKEN_PIPE}")
@@ -87,7 +93,7 @@ pub(super) fn complain(error: &Error) {
 /// A remark on stderr.
 pub(super) fn remark(text: impl Display) {
     let text = text.to_string();
-    // Nobody is left to be told.
+    // There is nowhere left to report a failure.
     let _ = writeln!(std::io::stderr().lock(), "{}", escaped(&text));
 }
 
@@ -99,7 +105,8 @@ pub(super) fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// The library's log on stderr: warnings as the command's own remarks, the rest with time and level.
+/// Sends the library's log to stderr: warnings like the command's own remarks, the rest with time
+/// and level.
 pub(super) fn listen_to_log(verbose: u8) {
     let level = match verbose {
         0 => log::LevelFilter::Warn,

@@ -1,4 +1,5 @@
 //! Progress on stderr: a bar on a terminal, a line every few seconds elsewhere.
+#![expect(clippy::disallowed_types, reason = "progress by the clock")]
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use super::output;
 use super::terminal::escaped;
 
-/// Between two lines where there is no terminal.
+/// Pause between two lines if there is no terminal.
 const PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Progress {
@@ -18,7 +19,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `what` is done `total` times.
+    /// A bar labelled `what` that counts to `total`.
     pub(super) fn new(what: &'static str, total: u64) -> Self {
         let bar = if output::stderr_is_terminal() {
             ProgressBar::new(total)
@@ -29,7 +30,7 @@ impl Progress {
         let form = "{msg} [{bar:32}] {pos}/{len} {speed} {eta} left";
         if let Ok(style) = ProgressStyle::with_template(form) {
             let speed = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                // Nobody is left to be told.
+                // The bar is drawn without the speed then.
                 let _ = write!(out, "{:.0}/s", state.per_sec());
             };
             bar.set_style(style.with_key("speed", speed).progress_chars("=> "));
@@ -43,7 +44,7 @@ impl Progress {
         }
     }
 
-    /// What stands beside the bar.
+    /// Sets the text beside the bar.
     pub(super) fn note(&mut self, note: String) {
         let shown = format!("{} ({note})", self.what);
         self.bar.set_message(escaped(&shown).into_owned());
@@ -55,7 +56,7 @@ impl Progress {
         if !output::stderr_is_terminal() && self.said.elapsed() > PAUSE {
             self.said = Instant::now();
             let total = self.bar.length().unwrap_or(0);
-            // By the mean speed: the bar's own guess runs away when one thing takes long.
+            // From the mean speed: the bar's own estimate diverges when one step takes long.
             let left = match done {
                 0 => String::new(),
                 _ => {

@@ -9,31 +9,30 @@ use super::{DeviceArgs, StoreArgs, StoreToChange, output};
 use crate::error::Result;
 use crate::learn::{ReplayEntry, forget, remembered, would_forget};
 
-/// The prompts that a store keeps for learning.
+/// The prompts that a store keeps for learning
 #[derive(Subcommand)]
 pub(super) enum ReplayCommand {
     /// List the kept prompts of the current generation
-    #[command(
-        after_help = "Example:\n  hubrouter replay list --router my-store --json | jq -r .query_sha256"
-    )]
+    #[command(after_help = "Example:
+  hubrouter replay list --router my-store --json | jq -r .query_sha256")]
     List {
         #[command(flatten)]
         store: StoreArgs,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Delete a prompt, also from the memory: a new generation without it; prune the old ones to be rid
-    /// of it for good
-    #[command(
-        after_help = "Example:\n  hubrouter replay forget --router my-store \"Who signed this lease?\"\n  hubrouter generation prune --router my-store --keep 0"
-    )]
+    /// Publish a new generation without a prompt, which also leaves the memory; prune the old
+    /// generations to delete it for good
+    #[command(after_help = "Example:
+  hubrouter replay forget --router my-store \"Who signed this lease?\"
+  hubrouter generation prune --router my-store --keep 0")]
     Forget {
         #[command(flatten)]
         store: StoreToChange,
-        /// The prompt, or its SHA-256 as `replay list` shows it (of a prompt whose text is kept)
+        /// The prompt, or its SHA-256 from `replay list` if the store keeps its text
         prompt: String,
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -48,7 +47,7 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
             let id = store.current()?;
             let hub = store.hub(&id)?;
             let kept = remembered(&store, &id)?;
-            let mut table = output::Table::new(&["use", "model", "prompt"]);
+            let mut table = output::TextTable::new(&["use", "model", "prompt"]);
             for (used, entries) in [("replay", &kept.replay), ("held out", &kept.held_out)] {
                 for entry in entries {
                     let model = hub.get(crate::ModelId(entry.model));
@@ -80,8 +79,8 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
             let text = match &id {
                 Some(id) => format!("published {id} without the prompt"),
                 None => format!(
-                    "nothing written: {} of the prompt would be deleted, and the memory would lose it \
-                     {}",
+                    "nothing written: {} with the prompt would be deleted, and it would leave the \
+                     memory {}",
                     output::counted(entries, "line"),
                     output::counted(remembered, "time")
                 ),

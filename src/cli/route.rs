@@ -5,56 +5,61 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::answers::{Answers, Form};
+use super::answers::{AnswerForm, AnswerWriter};
 use super::progress::Progress;
 use super::sink::Sink;
 use super::source::{Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
-use crate::Request;
 use crate::error::{Result, bail};
+use crate::{Request, Router};
 
-/// Rank the hub's models for prompts.
+/// Rank the hub's models for prompts
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter route \"Translate this letter into Spanish.\"
-  hubrouter route --json --top 3 \"Who is speaking in this recording?\" | jq .ranked
+  hubrouter route --explain --top 3 \"Who is speaking in this recording?\"
+  hubrouter route --json \"Who is speaking in this recording?\" | jq .ranked[0].model
   cat prompts.txt | hubrouter route --json
   hubrouter route --input prompts.jsonl --output routes.jsonl
 
-Input: .txt holds a prompt a line; .jsonl holds objects with \"prompt\" (or \"instruction\") and, if \
-wanted, \"prompt_id\" and \"top\". Without prompts and --input, lines are read from stdin and each is \
-answered at once. A line of more than 4 MiB is passed over, with an error of its own.
+Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
+(or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
+command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
+the others are answered.
 
-Output: a regular file appears whole when all answers are there, and keeps its mode; links are \
-followed; a FIFO, a device or /dev/fd/N is written line by line; - is stdout.")]
+Output: a regular file appears when all answers are complete; its mode is kept and links are \
+followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
+
+Exit codes: 0 every prompt has an answer; 1 at least one has none, or something failed; 2 the \
+command line is wrong.")]
 pub(super) struct RouteArgs {
-    /// Prompts
+    /// Prompts to route
     prompts: Vec<String>,
     /// File of prompts; - for stdin
     #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
     input: Option<PathBuf>,
-    /// Form of the input [default: by the file's ending; txt on stdin]
-    #[arg(long, value_enum, value_name = "FORM")]
+    /// Format of the input [default: by the file's extension; txt on stdin]
+    #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Format>,
-    /// File for the answers, JSON Lines; - for stdout
+    /// File for the answers as JSON Lines; - for stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Ranked models of an answer
+    /// Ranked models per answer
     #[arg(long, default_value_t = 10, value_name = "K")]
     top: usize,
-    /// Domains of an answer; 0 for all
-    #[arg(long, default_value_t = 5, value_name = "N")]
-    domains: usize,
-    /// Prompts computed together [default: 32 from a file, 1 from stdin]
+    /// Domains per answer, 0 for all [default: 5; without --json as many of them as fit one line]
+    #[arg(long, value_name = "N")]
+    domains: Option<usize>,
+    /// Prompts per batch [default: 32 from a file, 1 from stdin]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Say what each score is the sum of
+    /// Show the parts of each score, and what they are
     #[arg(long, conflicts_with_all = ["json", "output"])]
     explain: bool,
-    /// Repeat the prompt in JSON answers
+    /// Include the prompt in JSON answers
     #[arg(long)]
     echo: bool,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -85,15 +90,16 @@ impl RouteArgs {
         Sink::open(path, input.as_deref())
     }
 
-    fn form(&self) -> Form {
-        Form {
+    fn form(&self, router: &Router) -> AnswerForm {
+        AnswerForm {
             json: self.json || self.output.is_some(),
             echo: self.echo,
             explain: self.explain,
-            domains: match self.domains {
+            domains: self.domains.map(|most| match most {
                 0 => usize::MAX,
-                domains => domains,
-            },
+                _ => most,
+            }),
+            strengths: router.strengths(),
         }
     }
 }
@@ -101,7 +107,7 @@ impl RouteArgs {
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
     let router = args.router.open(args.device.options())?;
-    let mut answers = Answers::new(args.sink()?, args.form());
+    let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
     let mut progress = source.total().map(|total| Progress::new("routing", total));
     let mut failed = 0usize;
     let mut count = 0usize;

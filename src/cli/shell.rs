@@ -12,7 +12,7 @@ use crate::error::{Result, bail, error};
 #[command(after_help = "Example:
   hubrouter completions bash > ~/.local/share/bash-completion/completions/hubrouter")]
 pub(super) struct CompletionsArgs {
-    /// The shell
+    /// The shell that the script is for
     shell: Shell,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct CompletionsArgs {
   hubrouter man | man -l -
   hubrouter man hub build > hubrouter-hub-build.1")]
 pub(super) struct ManArgs {
-    /// Words of a command, such as hub build [default: the page of hubrouter itself]
+    /// The command, such as hub build [default: hubrouter itself]
     command: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 
 pub(super) fn man(args: &ManArgs) -> Result<ExitCode> {
     let mut whole = Cli::command();
-    // Gives each command the name that it is called by.
+    // Gives each command its full name.
     whole.build();
     let mut command = &whole;
     for word in &args.command {
@@ -44,7 +44,7 @@ pub(super) fn man(args: &ManArgs) -> Result<ExitCode> {
             Some(found) => found,
             None => bail!(
                 InvalidRequest,
-                "{word:?}: expected a command of {}, found none of that name",
+                "{word:?}: expected a command of {}, found no such command",
                 command.get_bin_name().unwrap_or(command.get_name())
             ),
         };

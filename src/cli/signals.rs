@@ -1,6 +1,6 @@
-//! Ctrl-C, SIGTERM and SIGHUP: to stop between two steps, or to end at once without left-overs.
+//! Ctrl-C, SIGTERM and SIGHUP: stop between two steps, or end at once without leftover files.
 //!
-//! A signal that the parent process ignores stays ignored: `nohup` keeps its meaning.
+//! A signal that the parent process ignores stays ignored, so `nohup` works.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::output;
 use crate::error::{Result, error};
 
-/// What asks a process to end.
+/// A signal that asks the process to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Signal {
     Interrupt,
@@ -21,7 +21,7 @@ enum Signal {
 }
 
 impl Signal {
-    /// 128 and the signal's number, as shells have it.
+    /// 128 plus the signal's number, as in shells.
     fn exit_code(self) -> u8 {
         match self {
             Self::Interrupt => 130,
@@ -33,19 +33,19 @@ impl Signal {
     }
 }
 
-/// Files that are of no use once the process has ended.
+/// Temporary files to remove when a signal ends the process.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
-    // A list of paths is whole whatever happened to a thread that held it.
+    // A list of paths stays valid if a thread panicked while it held the lock.
     TEMPORARY.lock().unwrap_or_else(|held| held.into_inner())
 }
 
-/// Keeps a file in the list of those that a signal removes.
+/// Keeps a file in the list of files that a signal removes.
 pub(super) struct RemovedAtEnd(PathBuf);
 
 impl RemovedAtEnd {
-    /// `path` goes when a signal ends the process, until this is dropped. Needs [`end_at_once`] or
+    /// A signal removes `path` as long as the returned value lives. Requires [`end_at_once`] or
     /// [`stop_gently`].
     pub(super) fn new(path: &Path) -> Self {
         temporary().push(path.to_owned());
@@ -59,7 +59,7 @@ impl Drop for RemovedAtEnd {
     }
 }
 
-/// Whether, and by what, the process was asked to stop.
+/// Whether a signal asked the process to stop, and which.
 #[derive(Clone, Default)]
 pub(super) struct Stop(Arc<AtomicU8>);
 
@@ -68,7 +68,7 @@ impl Stop {
         self.0.load(Ordering::Relaxed) != 0
     }
 
-    /// The exit code of a command that stopped because it was asked to: 130, 143 or 129.
+    /// The exit code after a signal: 130, 143 or 129.
     pub(super) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.0.load(Ordering::Relaxed))
     }
@@ -79,8 +79,8 @@ impl Stop {
     }
 }
 
-/// From now on the first signal asks to stop, which `remark` says on stderr, and the second ends the
-/// process. Once in a process.
+/// From now on the first signal asks to stop and prints `remark` on stderr; the second ends the
+/// process. Call once per process.
 pub(super) fn stop_gently(remark: &'static str) -> Result<Stop> {
     let stop = Stop::default();
     let asked = stop.clone();
@@ -94,7 +94,7 @@ pub(super) fn stop_gently(remark: &'static str) -> Result<Stop> {
     Ok(stop)
 }
 
-/// From now on a signal removes the temporary files and ends the process. Once in a process.
+/// From now on a signal removes the temporary files and ends the process. Call once per process.
 pub(super) fn end_at_once() -> Result<()> {
     listen(end)
 }
@@ -129,11 +129,13 @@ fn listen(mut each: impl FnMut(Signal) + Send + 'static) -> Result<()> {
         }
     };
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(wait).map(drop).map_err(failed)
+    #[expect(clippy::disallowed_methods, reason = "waits for signals")]
+    let started = thread.spawn(wait);
+    started.map(drop).map_err(failed)
 }
 
-/// A bit for each signal that this process was told to ignore, the first signal's lowest; none where
-/// the system does not say.
+/// The signals that this process ignores as a bit set, signal 1 lowest; 0 if the system does not
+/// tell.
 #[cfg(unix)]
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

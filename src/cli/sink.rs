@@ -1,8 +1,8 @@
 //! Where `--output` writes.
 //!
-//! A regular file, or a name that is free, gets its content whole, by rename, at the end; the mode of a
-//! file that was there is kept, and so is its owner where the system lets us. Links are followed. What is
-//! no regular file (a FIFO, a device, `/dev/fd/N`) is opened and written line by line. `-` is stdout.
+//! A regular file or a new name appears complete, by rename, at the end. The mode of an existing
+//! file is kept, and its owner if the system permits. Links are followed. Anything else (a FIFO, a
+//! device, `/dev/fd/N`) is opened and written line by line. `-` is stdout.
 
 use std::fs::{File, Metadata};
 use std::io::{LineWriter, Write};
@@ -13,13 +13,13 @@ use super::signals::{self, RemovedAtEnd};
 use crate::error::{Error, Result, bail};
 use crate::files::{Replacement, open_to_append};
 
-/// Links that are followed one after the other, as Linux does.
+/// Longest chain of links that is followed, as on Linux.
 const MOST_LINKS: usize = 40;
 
 /// Names of stdout.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
-/// These, and what is below them, are names of open descriptors.
+/// Names of open descriptors, and folders of them.
 const DESCRIPTORS: [&str; 4] = ["/dev/fd", "/proc/self/fd", "/dev/stdout", "/dev/stderr"];
 
 pub(super) enum Sink {
@@ -29,9 +29,9 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    /// Opens `path` for output. From here on a signal leaves no temporary file.
+    /// Opens `path` for output. From now on a signal leaves no temporary file.
     ///
-    /// Errors: it cannot be written, or it is the file `input`, which would be gone.
+    /// Errors: `path` cannot be written, or it is the file `input`, which would be overwritten.
     pub(super) fn open(path: &Path, input: Option<&Path>) -> Result<Self> {
         let target = behind_links(path)?;
         if STDOUT.iter().any(|name| Path::new(name) == target) {
@@ -51,7 +51,8 @@ impl Sink {
                 if input.is_some_and(|input| same_file(input, &target, &data)) {
                     bail!(
                         InvalidRequest,
-                        "--output {}: expected another file than the input; its prompts would be gone",
+                        "--output {}: expected another file than the input, which would be \
+                         overwritten",
                         path.display()
                     );
                 }
@@ -86,7 +87,7 @@ impl Sink {
         }
     }
 
-    /// Makes what was written appear.
+    /// Completes the output: a regular file appears now.
     pub(super) fn finish(self) -> Result<()> {
         match self {
             Self::Stdout => Ok(()),
@@ -98,12 +99,12 @@ impl Sink {
     }
 }
 
-/// That the system resolves it to a file does not mean that it is to be replaced: it is open.
+/// True for an open descriptor: it must be written, not replaced, even if it resolves to a file.
 fn is_descriptor(path: &Path) -> bool {
     DESCRIPTORS.iter().any(|name| path.starts_with(name))
 }
 
-/// What `path` is a link to in the end, which need not be there, or an open descriptor.
+/// The end of the chain of links from `path`: a path that need not exist, or an open descriptor.
 fn behind_links(path: &Path) -> Result<PathBuf> {
     let mut target = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -120,7 +121,7 @@ fn behind_links(path: &Path) -> Result<PathBuf> {
     }
     bail!(
         Io,
-        "--output {}: expected a file, found links that lead to each other",
+        "--output {}: expected a file, found links that form a loop",
         path.display()
     );
 }
@@ -142,7 +143,7 @@ fn keep_owner_and_mode(file: &Replacement, old: &Metadata) -> std::io::Result<()
     #[cfg(unix)]
     {
         use std::os::unix::fs::{MetadataExt, chown};
-        // Only root gives files away; the group alone is for whoever is in it.
+        // Only root may change the owner; a member of the group may set the group alone.
         let owner = chown(file.temporary(), Some(old.uid()), Some(old.gid()));
         if owner.is_err() {
             let _ = chown(file.temporary(), None, Some(old.gid()));

@@ -1,4 +1,4 @@
-//! Where `route` gets its prompts: arguments, a file, stdin.
+//! The prompts of `route`: arguments, a file or stdin.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek};
@@ -13,19 +13,19 @@ use crate::Request;
 use crate::error::{Error, Result, bail, error};
 use crate::text::lines::{LONGEST_LINE, Lines, json_line};
 
-/// Prompts that are computed together when they come from a file.
+/// Prompts per batch from a file.
 const BATCH: usize = 32;
 
-/// The form of an input.
+/// The format of an input.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub(super) enum Format {
-    /// A prompt a line
+    /// One prompt per line
     Txt,
-    /// A JSON object a line
+    /// One JSON object per line
     Jsonl,
 }
 
-/// What the command line says of the input.
+/// The arguments that describe the input.
 pub(super) struct Wanted<'w> {
     pub(super) prompts: &'w [String],
     pub(super) input: Option<&'w Path>,
@@ -34,10 +34,10 @@ pub(super) struct Wanted<'w> {
     pub(super) batch: Option<usize>,
 }
 
-/// A request, or the id of a line that is none and why.
+/// A request, or the id and error of a line without one.
 pub(super) type Parsed = std::result::Result<Request, (String, Error)>;
 
-/// The prompts of a run, in their order.
+/// The prompts of a run, in order.
 pub(super) struct Source<'s> {
     from: From<'s>,
     top: usize,
@@ -47,30 +47,30 @@ pub(super) struct Source<'s> {
 
 enum From<'s> {
     Arguments(std::slice::Iter<'s, String>),
-    Lines(Box<Input>),
+    Lines(Box<PromptInput>),
 }
 
 /// A file or stdin.
-struct Input {
+struct PromptInput {
     lines: Lines<Box<dyn BufRead>>,
-    /// In front of errors.
+    /// The file's path, or stdin; errors begin with it.
     place: String,
     format: Format,
-    /// The form was named: a prompt may look like JSON.
+    /// The command line names the format, so a prompt may look like JSON.
     named: bool,
-    /// Lines of the file, where they can be counted.
+    /// Lines of the file, if they can be counted.
     total: Option<u64>,
-    /// Number of the last line that is not blank; 0: none was read.
+    /// Number of the last line that was read and not blank; 0 at the start.
     done: usize,
-    /// A line that looks like JSON was remarked on.
+    /// A remark about a line that looks like JSON was printed.
     remarked: bool,
-    /// Ends the run, after the prompts before it.
+    /// An error that ends the run after the prompts before it are answered.
     failed: Option<Error>,
 }
 
 /// A line of a JSON Lines input.
 #[derive(Deserialize)]
-struct Line {
+struct PromptLine {
     #[serde(alias = "instruction", alias = "text")]
     prompt: String,
     #[serde(default, alias = "id")]
@@ -80,7 +80,7 @@ struct Line {
 }
 
 impl<'s> Source<'s> {
-    /// Errors: nothing to read, or no form that is known.
+    /// Errors: the input cannot be opened, or its format is unknown.
     pub(super) fn open(wanted: &Wanted<'s>) -> Result<Self> {
         if wanted.batch == Some(0) {
             bail!(InvalidRequest, "--batch: expected at least 1, found 0");
@@ -88,17 +88,18 @@ impl<'s> Source<'s> {
         let (from, batch) = match wanted.input.filter(|path| *path != Path::new("-")) {
             _ if !wanted.prompts.is_empty() => (From::Arguments(wanted.prompts.iter()), BATCH),
             Some(path) => (
-                From::Lines(Box::new(Input::file(path, wanted.format)?)),
+                From::Lines(Box::new(PromptInput::file(path, wanted.format)?)),
                 BATCH,
             ),
             None => {
                 if std::io::stdin().is_terminal() && wanted.input.is_none() {
                     bail!(
                         InvalidRequest,
-                        "no prompt: give one, name a file with --input, or pipe lines to stdin (see hubrouter route --help)"
+                        "no prompt: pass one, name a file with --input, or pipe lines to stdin \
+                         (see hubrouter route --help)"
                     );
                 }
-                (From::Lines(Box::new(Input::stdin(wanted.format))), 1)
+                (From::Lines(Box::new(PromptInput::stdin(wanted.format))), 1)
             }
         };
         Ok(Self {
@@ -109,7 +110,7 @@ impl<'s> Source<'s> {
         })
     }
 
-    /// The next prompts to compute together; none at the end.
+    /// The next batch of prompts; empty at the end.
     pub(super) fn next(&mut self) -> Result<Vec<Parsed>> {
         match &mut self.from {
             From::Lines(input) => input.next(self.top, self.batch),
@@ -125,7 +126,7 @@ impl<'s> Source<'s> {
         }
     }
 
-    /// Lines of the input, where they are known.
+    /// Lines of the input, if they are known.
     pub(super) fn total(&self) -> Option<u64> {
         match &self.from {
             From::Arguments(_) => None,
@@ -133,7 +134,7 @@ impl<'s> Source<'s> {
         }
     }
 
-    /// Lines or arguments that were read.
+    /// Lines or arguments that were read so far.
     pub(super) fn done(&self) -> u64 {
         match &self.from {
             From::Arguments(_) => self.taken,
@@ -141,7 +142,7 @@ impl<'s> Source<'s> {
         }
     }
 
-    /// Where the prompts come from, for people.
+    /// The source of the prompts, for messages.
     pub(super) fn place(&self) -> &str {
         match &self.from {
             From::Arguments(_) => "the command line",
@@ -150,7 +151,7 @@ impl<'s> Source<'s> {
     }
 }
 
-impl Input {
+impl PromptInput {
     fn file(path: &Path, format: Option<Format>) -> Result<Self> {
         let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         let by_name = match path.extension().and_then(|ending| ending.to_str()) {
@@ -161,7 +162,7 @@ impl Input {
         let Some(form) = format.or(by_name) else {
             bail!(
                 InvalidRequest,
-                "{}: expected a name ending in .txt or .jsonl; say --format txt or --format jsonl",
+                "{}: expected a name ending in .txt or .jsonl; pass --format txt or --format jsonl",
                 path.display()
             );
         };
@@ -196,7 +197,7 @@ impl Input {
         }
     }
 
-    /// At most `most` prompts, and no more than fit into the memory of a long one.
+    /// At most `most` prompts, and fewer if they are longer together than [`LONGEST_LINE`].
     fn next(&mut self, top: usize, most: usize) -> Result<Vec<Parsed>> {
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -211,7 +212,7 @@ impl Input {
                 Ok(None) => break,
                 Err(error) if requests.is_empty() => return Err(error),
                 Err(error) => {
-                    // What was read before is answered first.
+                    // The prompts before the error are answered first.
                     self.failed = Some(error);
                     break;
                 }
@@ -220,7 +221,7 @@ impl Input {
         Ok(requests)
     }
 
-    /// One line: its length in bytes, and what it asks.
+    /// One line: its length in bytes, and its request.
     fn one(&mut self, top: usize) -> Result<Option<(usize, Parsed)>> {
         let place = &self.place;
         let Some(line) = self.lines.next().map_err(|e| e.at(place))? else {
@@ -235,7 +236,8 @@ impl Input {
         let looks = self.format == Format::Txt && !self.named && !self.remarked;
         if let Some(key) = looks.then(|| key_of_json(text)).flatten() {
             let what = format!(
-                "expected a prompt, found a JSON object with {key:?}: say --format jsonl to route what stands there"
+                "expected a prompt, found a JSON object with {key:?}: pass --format jsonl to \
+                 route the value of that key"
             );
             if first {
                 bail!(
@@ -246,7 +248,7 @@ impl Input {
             }
             self.remarked = true;
             output::remark(format!(
-                "hubrouter: {}: {what}; this line, and others like it, are routed as they are",
+                "hubrouter: {}: {what}; this line and others like it are routed as they are",
                 at(place, &id)
             ));
         }
@@ -254,14 +256,14 @@ impl Input {
             Format::Txt => {
                 prompt_of(text).map(|prompt| Request::new(prompt).top(top).prompt_id(id.clone()))
             }
-            Format::Jsonl => json_line(text).map(|line: Line| line.request(top, &id)),
+            Format::Jsonl => json_line(text).map(|line: PromptLine| line.request(top, &id)),
         };
         let parsed = parsed.map_err(|error| (id.clone(), error.at(at(place, &id))));
         Ok(Some((text.len(), parsed)))
     }
 }
 
-/// The prompt in a line of text.
+/// The prompt of a line of text.
 fn prompt_of(line: &[u8]) -> Result<&str> {
     if line.contains(&0) {
         bail!(Format, "expected text, found a NUL byte: is it UTF-16?");
@@ -274,7 +276,7 @@ fn at(place: &str, line: &str) -> String {
     format!("{place}:{line}")
 }
 
-/// The key of the prompt, where a line is such an object as a JSON Lines input has.
+/// The key of the prompt, if a line is an object as in a JSON Lines input.
 fn key_of_json(line: &[u8]) -> Option<&'static str> {
     if !line.trim_ascii_start().starts_with(b"{") {
         return None;
@@ -285,7 +287,7 @@ fn key_of_json(line: &[u8]) -> Option<&'static str> {
         .find(|key| value.get(key).is_some_and(Value::is_string))
 }
 
-/// Lines of a regular file; none of what cannot be read twice.
+/// Lines of a regular file; `None` for a file that cannot be read twice.
 fn count_lines(file: &mut File) -> std::io::Result<Option<u64>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
@@ -304,7 +306,7 @@ fn count_lines(file: &mut File) -> std::io::Result<Option<u64>> {
     Ok(Some(count + u64::from(last != b'\n')))
 }
 
-impl Line {
+impl PromptLine {
     fn request(self, top: usize, number: &str) -> Request {
         let id = match self.prompt_id {
             None | Some(Value::Null) => number.to_owned(),
@@ -317,7 +319,7 @@ impl Line {
     }
 }
 
-/// The file behind an input, where that is one: `--output` must not be it.
+/// The file behind an input, if any: `--output` must not overwrite it.
 pub(super) fn file_of(input: Option<&Path>) -> Option<PathBuf> {
     match input {
         Some(path) if path != Path::new("-") => Some(path.to_owned()),
@@ -330,11 +332,11 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    fn source(name: &str, content: &str) -> (PathBuf, Input) {
+    fn source(name: &str, content: &str) -> (PathBuf, PromptInput) {
         let name = format!("hubrouter-source-{}-{name}", std::process::id());
         let path = std::env::temp_dir().join(name);
         crate::files::replace(&path, content.as_bytes()).unwrap();
-        let input = Input::file(&path, None).unwrap();
+        let input = PromptInput::file(&path, None).unwrap();
         (path, input)
     }
 
@@ -354,7 +356,7 @@ mod tests {
         // A folder can be opened, and not be read.
         let reader = std::io::Read::chain(&b"one\ntwo\n"[..], File::open("/").unwrap());
         let reader = Box::new(BufReader::new(reader));
-        let mut input = Input::new(reader, "x".into(), Format::Txt, false, None);
+        let mut input = PromptInput::new(reader, "x".into(), Format::Txt, false, None);
         assert_eq!(input.next(1, 8).unwrap().len(), 2);
         let error = input.next(1, 8).err().map(|error| error.to_string());
         assert!(error.is_some_and(|error| error.starts_with("x: cannot read: ")));

@@ -7,26 +7,26 @@ use crate::error::Result;
 /// Between two columns.
 const GAP: usize = 2;
 
-/// Columns of text are not made narrower than this.
+/// Columns of text do not get narrower than this.
 const NARROWEST: usize = 10;
 
-/// Those that give way are not made narrower than this before the others follow.
+/// Columns marked `~` shrink to this before the others shrink.
 const GIVING_WAY: usize = 18;
 
-/// Columns under their heads. A head that begins with `>` is that of a column of numbers: it is
-/// aligned to the right, and never cut. One that begins with `~` is the first to be cut.
-pub(super) struct Table {
+/// Columns with heads. A head with a leading `>` marks a column of numbers, which is aligned to the
+/// right and never cut. A leading `~` marks the column that is cut first.
+pub(super) struct TextTable {
     heads: Vec<&'static str>,
-    rows: Vec<Row>,
+    rows: Vec<TableRow>,
 }
 
-struct Row {
+struct TableRow {
     cells: Vec<String>,
     /// A paragraph below the row.
     note: Option<String>,
 }
 
-impl Table {
+impl TextTable {
     pub(super) fn new(heads: &[&'static str]) -> Self {
         Self {
             heads: heads.to_vec(),
@@ -40,7 +40,7 @@ impl Table {
             std::borrow::Cow::Owned(shown) => shown,
         };
         let cells = cells.into_iter().map(escape).collect();
-        self.rows.push(Row { cells, note: None });
+        self.rows.push(TableRow { cells, note: None });
     }
 
     /// A paragraph below the last row.
@@ -55,8 +55,8 @@ impl Table {
         self.lines(width()).into_iter().try_for_each(output::line)
     }
 
-    /// As [`Table::print`] on a terminal; into a pipe nothing is cut unless `COLUMNS` says where:
-    /// names are to be found by what reads the list.
+    /// As [`TextTable::print`] on a terminal. In a pipe nothing is cut unless `COLUMNS` is set, so
+    /// that readers of the list find whole names.
     pub(super) fn print_list(&self) -> Result<()> {
         if output::stdout_is_terminal() || named_width().is_some() {
             return self.print();
@@ -103,7 +103,7 @@ impl Table {
         text
     }
 
-    /// The width of each column, so that a line takes at most `limit` where that is possible.
+    /// The width of each column. A line fits `limit` if that is possible.
     fn widths(&self, heads: &[&str], limit: usize) -> Vec<usize> {
         let natural = |column: usize| {
             let cells = self.rows.iter().map(|row| columns(&row.cells[column]));
@@ -138,8 +138,8 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn table() -> Table {
-        let mut table = Table::new(&[">#", "model", ">share", "~domain"]);
+    fn table() -> TextTable {
+        let mut table = TextTable::new(&[">#", "model", ">share", "~domain"]);
         let name = "someone/a-model-with-quite-a-long-name-v2";
         let cells = ["1", name, "90.8 %", "Audio Audio Classification"];
         table.row(cells.map(str::to_owned).to_vec());
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_cell_cannot_make_a_line_of_its_own() {
-        let mut table = Table::new(&["model"]);
+        let mut table = TextTable::new(&["model"]);
         table.row(vec!["a\n1  forged".to_owned()]);
         assert_eq!(table.lines(80), ["model", "a\\n1  forged"]);
     }

@@ -1,21 +1,21 @@
-//! What a terminal makes of a text: control characters, columns, lines.
+//! Text on a terminal: control characters, columns, lines.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Columns where neither the environment nor a terminal says how many there are.
+/// Columns if neither the environment nor a terminal states a number.
 const COLUMNS: usize = 80;
 
-/// The least that a table or a paragraph is made to fit.
+/// Least number of columns that output is fitted to.
 const LEAST: usize = 20;
 
-/// Stands for what was cut off.
+/// Marks text that was cut off.
 const MORE: char = '…';
 
-/// `text` with what would steer a terminal written out: control characters (C0, C1, DEL), line and
-/// paragraph separators, and overrides of the direction of writing.
+/// `text` with all characters that control a terminal escaped: control characters (C0, C1, DEL),
+/// line and paragraph separators, and overrides of the writing direction.
 pub(super) fn escaped(text: &str) -> Cow<'_, str> {
     if !text.chars().any(steers) {
         return Cow::Borrowed(text);
@@ -37,7 +37,7 @@ fn steers(c: char) -> bool {
     c.is_control() || separates || turns
 }
 
-/// Columns of a line: `COLUMNS`, else the terminal's own, else 80.
+/// Columns of a line: `COLUMNS`, else the terminal's width, else 80.
 pub(super) fn width() -> usize {
     let terminal = || {
         let (width, _) = terminal_size::terminal_size()?;
@@ -47,18 +47,19 @@ pub(super) fn width() -> usize {
     columns.unwrap_or(COLUMNS).max(LEAST)
 }
 
-/// `COLUMNS`, where it is a number.
+/// `COLUMNS`, if it is a positive number.
 pub(super) fn named_width() -> Option<usize> {
+    #[expect(clippy::disallowed_methods, reason = "reads the environment")]
     let columns = std::env::var("COLUMNS").ok()?.trim().parse().ok()?;
     (columns > 0).then_some(columns)
 }
 
-/// Columns that `text` takes.
+/// Columns that `text` occupies.
 pub(super) fn columns(text: &str) -> usize {
     text.width()
 }
 
-/// As much of `text` as fits into `width` columns, with a sign where something was cut off.
+/// As much of `text` as fits `width` columns, with [`MORE`] if something was cut off.
 pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
     if columns(text) <= width {
         return Cow::Borrowed(text);
@@ -77,8 +78,8 @@ pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// `text` in lines of at most `width` columns, broken at spaces, all but the first behind `indent`
-/// spaces. A longer word has a line of its own.
+/// `text` in lines of at most `width` columns, broken at spaces. All lines but the first begin with
+/// `indent` spaces. A word longer than a line is not broken.
 pub(super) fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();

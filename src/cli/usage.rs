@@ -1,4 +1,4 @@
-//! What is said of a wrong command line.
+//! Messages about an invalid command line.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -8,13 +8,13 @@ use clap::{Command, CommandFactory};
 
 use super::{Cli, output};
 
-/// Most letters that a mistyped option may be away from the right one.
+/// Largest edit distance at which an option is suggested for a mistyped one.
 const FARTHEST: usize = 2;
 
-/// Says what is wrong, or shows the help that was asked for.
+/// Prints the error, or the requested help or version, and returns the exit code.
 pub(super) fn say(mut error: clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Help and version, in colour where the terminal has it.
+        // Help and version, in colour if the terminal supports it.
         return match error.print() {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
                 output::complain(&output::write_error("stdout", &e));
@@ -27,7 +27,7 @@ pub(super) fn say(mut error: clap::Error) -> ExitCode {
     if let Some(option) = nearest(&error, &command) {
         let tip = ContextValue::String(format!("--{option}"));
         error.insert(ContextKind::SuggestedArg, tip);
-        // The one that came with the error has another tip in it.
+        // The usage that came with the error contains another tip.
         let usage = ContextValue::StyledStr(command.render_usage());
         error.insert(ContextKind::Usage, usage);
     }
@@ -36,7 +36,7 @@ pub(super) fn say(mut error: clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The option of `command` that an unknown one is most like, where one is near.
+/// The option of `command` nearest to an unknown one, if it is near enough.
 fn nearest(error: &clap::Error, command: &Command) -> Option<String> {
     let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
         return None;
@@ -54,7 +54,7 @@ fn nearest(error: &clap::Error, command: &Command) -> Option<String> {
 /// The subcommand that the arguments begin with.
 fn named_command(arguments: impl Iterator<Item = OsString>) -> Command {
     let mut command = Cli::command();
-    // Gives each command the name that it is called by.
+    // Gives each command its full name.
     command.build();
     for argument in arguments {
         match command.find_subcommand(&argument) {
@@ -65,7 +65,7 @@ fn named_command(arguments: impl Iterator<Item = OsString>) -> Command {
     command
 }
 
-/// Letters to insert, delete, change or swap with a neighbour (optimal string alignment).
+/// Edit distance with swaps of neighbours (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];

@@ -1,5 +1,5 @@
-//! Is a difference between two methods more than the choice of eval rows? A paired bootstrap
-//! (cmrbench.md section 3.3).
+//! A paired bootstrap: whether a difference between two methods is more than the choice of eval
+//! rows (cmrbench.md section 3.3).
 
 use crate::cmrbench::results::{MethodOutcome, Metric};
 use crate::learn::{Draws, Stream};
@@ -7,7 +7,7 @@ use crate::learn::{Draws, Stream};
 /// Draws of a bootstrap.
 pub const DRAWS: usize = 1000;
 
-/// What is compared.
+/// The quantity that two methods are compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     /// Acc.
@@ -16,23 +16,23 @@ pub enum Quantity {
     Forgetting,
 }
 
-/// A claim about two methods.
+/// The difference between two methods.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Comparison {
     /// The first's value minus the second's, in points.
     pub difference: f64,
-    /// The central 95 % of the draws.
+    /// The lower end of the central 95 % of the draws.
     pub low: f64,
-    /// As `low`.
+    /// The upper end of that interval.
     pub high: f64,
     /// Share of the draws with a difference above 0.
     pub positive: f64,
 }
 
-/// Compares `a` with `b` on the same rows, drawn again [`DRAWS`] times with replacement, within
-/// each experience; hits are means over each method's seeds. None where one of them lacks a part
-/// of its matrix.
+/// Compares `a` with `b` on the same rows. The rows of each experience are drawn [`DRAWS`] times
+/// with replacement; hits are means over each method's seeds. `None` where a part of one matrix is
+/// missing.
 pub fn compare(
     a: &MethodOutcome,
     b: &MethodOutcome,
@@ -49,8 +49,8 @@ pub fn compare(
     bootstrap(&differences)
 }
 
-/// Of each row of each experience what it adds to the quantity; its mean over the rows, then over
-/// the experiences, is the quantity.
+/// The share of every row in the quantity, by experience. The mean over rows, then over
+/// experiences, is the quantity.
 fn contributions(
     method: &MethodOutcome,
     metric: Metric,

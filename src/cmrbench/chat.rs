@@ -1,30 +1,30 @@
-//! A language model that is asked for domains: what to say, and who says it.
+//! A language model that is asked for domains: the request, and the way to the model.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-/// Most tokens of an answer: no domain's name is so long, and more would be a miss.
+/// Most tokens of an answer. No domain has so long a name, so a longer answer is a miss.
 const MOST_TOKENS: usize = 64;
 
-/// How a request gets to a model and its answer back: the body of an OpenAI-compatible
-/// `POST /v1/chat/completions` in, the text of the first choice out.
+/// Sends a request and returns its answer: from the body of an OpenAI-compatible
+/// `POST /v1/chat/completions` to the text of the first choice.
 pub type Ask =
     dyn Fn(&Value) -> Result<String, Box<dyn std::error::Error + Send + Sync>> + Send + Sync;
 
 /// The domains that a language model chooses from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DomainList {
-    /// All that are known at the step.
+    /// All domains that the hub has at the step.
     #[default]
     Hub,
-    /// Those of the eval rows that are being predicted, as the reference does it: easier.
+    /// The domains of the eval rows that are being predicted, as in the reference: easier.
     File,
 }
 
 impl DomainList {
-    /// The word for it.
+    /// `hub` or `file`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Hub => "hub",
@@ -34,21 +34,21 @@ impl DomainList {
 }
 
 /// A language model behind a chat endpoint (carve.md section 12.9). This library opens no socket:
-/// the host brings the way there.
+/// the host passes the function that asks.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Chat {
-    /// Where it is, for people; also what it is known by when there is no name.
+    /// Its address, as it is shown. Without a name it is also the model's identity.
     pub endpoint: String,
-    /// Its name, where the server has several.
+    /// Its name, for a server with several models.
     pub model: Option<String>,
-    /// What it chooses from.
+    /// The domains that it chooses from.
     pub domains: DomainList,
     ask: Arc<Ask>,
 }
 
 impl Chat {
-    /// The model at `endpoint`, which `ask` asks.
+    /// The model at `endpoint`; `ask` sends it a request.
     pub fn new(
         endpoint: impl Into<String>,
         ask: impl Fn(&Value) -> Result<String, Box<dyn std::error::Error + Send + Sync>>
@@ -91,7 +91,7 @@ impl Chat {
         }
     }
 
-    /// What answers depend on. A named model is the same wherever it runs.
+    /// The identity of its answers. A named model is the same wherever it runs.
     pub(super) fn identity(&self) -> Value {
         json!({
             "model": self.model,
@@ -102,11 +102,12 @@ impl Chat {
 
     /// The body of a request for the domain of `prompt`, one of `domains`.
     ///
-    /// `seed`, `max_tokens` and `chat_template_kwargs` (thinking off, for models that have it) are
-    /// no part of the question: a server may do without them.
+    /// A server may ignore `seed`, `max_tokens` and `chat_template_kwargs` (no thinking, for models
+    /// that do it): they do not belong to the question.
     pub(super) fn request(&self, domains: &[&str], prompt: &str, seed: u64) -> Value {
         let text = format!(
-            "A hub has models for many domains. Decide which domain the request at the end belongs to, so \
+            "A hub has models for many domains. Decide which domain the request at the end \
+             belongs to, so \
              that it can be sent to a model of that domain.\n\n\
              Domains: {}\n\n\
              Answer with exactly one name from this list, as it is written there, and nothing else. If you \
@@ -139,8 +140,8 @@ impl fmt::Debug for Chat {
     }
 }
 
-/// An answer names a domain: equal but for case, runs of white space and punctuation at the end
-/// (carve.md section 12.9).
+/// Whether an answer names the domain: equal except for case, white space and punctuation at the
+/// end (carve.md section 12.9).
 pub(super) fn names(answer: &str, domain: &str) -> bool {
     let plain = |text: &str| {
         let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();

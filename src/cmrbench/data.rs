@@ -23,7 +23,7 @@ const EXPERIENCES: [(&str, &str, &str); 4] = [
 /// One labelled prompt.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[non_exhaustive]
-pub struct Row {
+pub struct BenchRow {
     /// Gold label.
     pub model_name: String,
     /// Family of the gold model within this experience.
@@ -31,20 +31,20 @@ pub struct Row {
     /// Creation time of the model, Unix milliseconds.
     #[serde(default)]
     pub created_at: Option<i64>,
-    /// The query, with its prefix as [`Prefix`] says.
+    /// The query, with or without its prefix as [`Prefix`] demands.
     pub instruction: String,
     /// Gold domain of the row.
     pub domain: String,
 }
 
-impl Row {
-    /// SHA-256 of what rows of the same query share (cmrbench.md section 1.4).
+impl BenchRow {
+    /// SHA-256 of the query, equal for rows of the same query (cmrbench.md section 1.4).
     pub fn digest(&self) -> String {
         query_digest(&self.instruction)
     }
 
-    /// In the half of the eval rows that is public: lower-cased, without its prefix, its SHA-256
-    /// begins with an even digit.
+    /// Whether the row is in the public half of the eval rows: the SHA-256 of its query in lower
+    /// case without prefix begins with an even digit.
     fn is_public(&self) -> bool {
         let text = query_text(&self.instruction, Prefix::Strip).to_lowercase();
         let digest = files::sha256(text.as_bytes());
@@ -58,36 +58,39 @@ impl Row {
 /// One batch of new models with labelled prompts.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Experience {
+pub struct BenchExperience {
     /// `E1`, `E2`, ...
     pub label: String,
-    /// Stem of its files, or what the rows of a hub of one's own call it.
+    /// Stem of its files, or its name in the rows of your own hub.
     pub name: String,
     /// Train rows, then val rows, which are training data too.
-    pub train: Vec<Row>,
+    pub train: Vec<BenchRow>,
     /// Eval rows.
-    pub eval: Vec<Row>,
+    pub eval: Vec<BenchRow>,
     /// Cards that this experience adds.
     pub cards: Vec<ModelCard>,
-    /// The same as they stand in the file, one JSON object each.
+    /// The same cards as in the file, one JSON object each.
     pub documents: Vec<String>,
 }
 
 /// Which rows predictions are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvalRows {
-    /// Those eval rows whose text's SHA-256 begins with an even digit; the others are left to a
-    /// test that nobody has looked at.
+    /// The public half: eval rows whose text's SHA-256 begins with an even digit. The other half is
+    /// kept for a test that nobody has seen.
     Public,
     /// All eval rows.
     Whole,
-    /// No eval row at all, but one training row of every model that has two, which is then not
-    /// learned: for choosing settings (cmrbench.md section 8.1).
+    /// No eval row: one training row of every model that has two, which is then not learned. For
+    /// choosing settings (cmrbench.md section 8.1).
     Development,
 }
 
 impl EvalRows {
-    /// The word for it.
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Public, Self::Whole, Self::Development];
+
+    /// `public`, `whole` or `development`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Public => "public",
@@ -102,18 +105,19 @@ impl EvalRows {
 #[non_exhaustive]
 pub struct Data {
     /// In order.
-    pub experiences: Vec<Experience>,
-    /// Files that the layout allows to miss and that are missing.
+    pub experiences: Vec<BenchExperience>,
+    /// Optional files of the layout that are missing.
     pub missing: Vec<PathBuf>,
-    /// The commit of the checkout; none: the folder is no checkout.
+    /// The commit of the checkout; `None`: the folder is no checkout.
     pub commit: Option<String>,
-    /// What a reader of its tables has to know of it.
+    /// Remarks for the readers of its tables.
     pub notes: Vec<String>,
-    /// A hub of one's own ([`crate::cmrbench::OwnHub`]) and not CMRBench's: nothing is compared with
-    /// what others measured.
+    /// The user's own hub ([`crate::cmrbench::OwnHub`]): no published results stand beside it.
     pub own: bool,
-    /// Some model has a family: without any the family says nothing.
+    /// Some model has a family. Without any, the family metric says nothing.
     pub families: bool,
+    /// Most eval rows of an experience, as [`Data::limit`] set it.
+    pub limit: Option<usize>,
 }
 
 impl Data {
@@ -142,6 +146,7 @@ impl Data {
             notes: Vec::new(),
             own: false,
             families: true,
+            limit: None,
         };
         let mut known = Vec::new();
         for (label, name, index) in EXPERIENCES {
@@ -149,10 +154,10 @@ impl Data {
                 root.join("processed")
                     .join(format!("cleaned-{name}-{part}.json"))
             };
-            let mut experience = Experience {
+            let mut experience = BenchExperience {
                 label: label.to_owned(),
                 name: name.to_owned(),
-                ..Experience::default()
+                ..BenchExperience::default()
             };
             if file("train").exists() {
                 experience.train = rows(&file("train"), prefix)?;
@@ -168,19 +173,20 @@ impl Data {
         Ok(data)
     }
 
-    /// The same with other rows to predict; one of [`EvalRows::Development`] has fewer to learn.
+    /// The same data with these rows to predict. [`EvalRows::Development`] takes them from the rows
+    /// to learn.
     pub fn evaluate(mut self, rows: EvalRows) -> Self {
         for experience in &mut self.experiences {
             match rows {
                 EvalRows::Whole => {}
-                EvalRows::Public => experience.eval.retain(Row::is_public),
+                EvalRows::Public => experience.eval.retain(BenchRow::is_public),
                 EvalRows::Development => experience.eval = held_out(experience),
             }
         }
         self
     }
 
-    /// The same with at most `rows` eval rows of each experience, evenly spread over all.
+    /// The same data with at most `rows` eval rows of each experience, evenly spread.
     pub fn limit(mut self, rows: usize) -> Self {
         for experience in &mut self.experiences {
             let all = experience.eval.len();
@@ -193,8 +199,7 @@ impl Data {
                 });
             }
         }
-        self.notes
-            .push(format!("eval rows of each experience: at most {rows}"));
+        self.limit = Some(rows);
         self
     }
 
@@ -226,9 +231,9 @@ impl Data {
 
     /// The hub after the first `steps` experiences, in the order of its ids (section 1.5).
     ///
-    /// Models new at a step follow all older ones, by code point among themselves. Domain, family
-    /// and time are those of the row that introduced the model. Models of a hub of one's own keep
-    /// what else their card says, such as a price, for whoever opens the store: no method reads it.
+    /// Models that are new at a step follow all older ones, sorted by code point. Domain, family
+    /// and time are those of the row that introduced the model. Models of your own hub keep the
+    /// other attributes of their cards, such as a price; no method reads them.
     pub fn hub(&self, steps: usize) -> Vec<NewModel> {
         let mut cards: HashMap<&str, Vec<&ModelCard>> = HashMap::new();
         for card in self
@@ -242,7 +247,7 @@ impl Data {
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut models = Vec::new();
         for experience in self.experiences.iter().take(steps) {
-            let mut new: BTreeMap<&str, &Row> = BTreeMap::new();
+            let mut new: BTreeMap<&str, &BenchRow> = BTreeMap::new();
             for row in &experience.train {
                 if !known.contains(row.model_name.as_str()) {
                     new.entry(&row.model_name).or_insert(row);
@@ -265,7 +270,7 @@ impl Data {
     }
 }
 
-/// What `HEAD` of a git checkout is at.
+/// The commit that `HEAD` of a git checkout points to.
 fn commit(folder: &Path) -> Option<String> {
     let git = folder.join(".git");
     let read = |name: &str| files::read_text(&git.join(name), 1 << 20).ok();
@@ -282,9 +287,9 @@ fn commit(folder: &Path) -> Option<String> {
     loose.or_else(packed)
 }
 
-/// Takes one training row of every model that has two out of `experience`: the one with the
-/// smallest digest. The rest stays, in order.
-fn held_out(experience: &mut Experience) -> Vec<Row> {
+/// Moves one training row of every model that has two out of `experience`: the one with the
+/// smallest digest. The other rows keep their order.
+fn held_out(experience: &mut BenchExperience) -> Vec<BenchRow> {
     let mut by_model: HashMap<&str, Vec<usize>> = HashMap::new();
     for (place, row) in experience.train.iter().enumerate() {
         by_model.entry(&row.model_name).or_default().push(place);
@@ -311,9 +316,9 @@ fn held_out(experience: &mut Experience) -> Vec<Row> {
     out
 }
 
-fn rows(path: &Path, prefix: Prefix) -> Result<Vec<Row>> {
+fn rows(path: &Path, prefix: Prefix) -> Result<Vec<BenchRow>> {
     let mut rows = Vec::new();
-    for_each_line(path, |mut row: Row| {
+    for_each_line(path, |mut row: BenchRow| {
         row.instruction = query_text(&row.instruction, prefix).to_owned();
         rows.push(row);
         Ok(())
@@ -321,8 +326,8 @@ fn rows(path: &Path, prefix: Prefix) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The lines of `path` past those that the index before it had, which it must begin with: read,
-/// and as they are.
+/// The cards of `path` behind those of the index before it, which it must begin with: parsed, and
+/// as text.
 fn new_cards(path: &Path, known: &mut Vec<String>) -> Result<(Vec<ModelCard>, Vec<String>)> {
     let mut names = Vec::new();
     let (mut cards, mut documents) = (Vec::new(), Vec::new());

@@ -1,5 +1,6 @@
-//! The protocol: every method under every seed, one experience after the other, and a file for
-//! every step that is done, so that a run that was killed goes on where it was.
+//! The protocol: every method runs under every seed and learns one experience after the other. Each
+//! step that is done is a file, so a run that was killed goes on from there.
+#![expect(clippy::disallowed_types, reason = "speeds of a benchmark")]
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -12,34 +13,35 @@ use super::methods::{Common, Frozen, Method, Progressed};
 use super::predictions;
 use super::registry::RegistryMap;
 use crate::cmrbench::{Chat, Data, EvalRows, MethodInfo, Prefix, predictions_file};
+use crate::device::DeviceChoice;
 use crate::encoder::read_manifest;
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::learn::{Control, Settings, forget_peak_memory, peak_memory};
 use crate::options::Options;
 
-/// Version of what methods compute, apart from the crate's own: raised by hand with every change
-/// that changes predictions, so that cells of older code are run again.
+/// Version of the methods, besides that of the crate. It is raised by hand with every change of
+/// predictions, so that cells of older code are run again.
 pub(super) const CODE: u32 = 1;
 
-/// The same for memories alone: what they keep, and how they are solved.
+/// The same for memories alone.
 const MEMORY: u32 = 1;
 
-/// Rows of an experience that is learned in more epochs, at most.
+/// Most rows of an experience that is learned in 8 epochs, not 4.
 const FEW_ROWS: usize = 2000;
 
-/// What one eval row costs of what a training row does: no way back, no optimiser.
+/// The cost of an eval row as a share of that of a training row: it has no backward pass.
 const EVAL_WORK: f64 = 0.35;
 
 /// A benchmark to run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Plan {
+pub struct BenchPlan {
     /// Rows and cards, after [`Data::evaluate`].
     pub data: Data,
-    /// Which rows that left to predict.
+    /// The choice of rows to predict that was given to it.
     pub eval: EvalRows,
-    /// How texts were read.
+    /// The choice that the texts were read with.
     pub prefix: Prefix,
     /// The encoder's bundle.
     pub encoder: PathBuf,
@@ -47,36 +49,38 @@ pub struct Plan {
     pub options: Options,
     /// In the order of the tables.
     pub methods: Vec<&'static MethodInfo>,
-    /// Those of methods that draw; the others run under the first.
+    /// Seeds of the methods that draw. The other methods run under the first one.
     pub seeds: Vec<u64>,
     /// Epochs of each experience.
     pub epochs: Vec<usize>,
     /// Settings that are changed in every trained method.
     pub changes: Vec<(String, String)>,
+    /// A quick look, not a result: the report carries a banner.
+    pub quick: bool,
     /// Keep the trained generations, under `work`.
     pub keep: bool,
     /// The language model that `llm` asks.
     pub chat: Option<Chat>,
-    /// Methods that belong to what was asked for and were not run, with the reason.
+    /// Requested methods that were skipped, and why.
     pub left_out: Vec<(&'static MethodInfo, String)>,
 }
 
-/// Where a run is.
+/// The progress of a run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GridStatus {
     /// `carve-10, seed 0, step 2: phase 1`.
     pub what: String,
-    /// Work done since this call began, in a unit of its own.
+    /// Work done since this call began, in a unit without meaning.
     pub done: f64,
-    /// Of how much.
+    /// Work of the whole call, in the same unit.
     pub total: f64,
 }
 
 /// Called often while a benchmark runs.
 pub type GridWatch<'w> = &'w mut dyn FnMut(&GridStatus) -> Control;
 
-/// What is noted of one method under one seed; `cells/<method>-s<seed>.json`.
+/// The record of one method under one seed; `cells/<method>-s<seed>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -89,37 +93,66 @@ pub struct Cell {
     pub method: String,
     /// The seed.
     pub seed: u64,
-    /// Those that are done, in order.
-    pub steps: Vec<Step>,
+    /// Its settings; `None`: it was run by a version that did not note them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<CellSettings>,
+    /// The steps that are done, in order.
+    pub steps: Vec<StepNote>,
 }
 
-/// What is noted of one step.
+/// The settings of a cell, for a report that is made again. They are in the cell's file and among
+/// the settings of `results.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct CellSettings {
+    /// Rows that were predicted: [`EvalRows::name`].
+    pub eval: String,
+    /// `keep` or `strip`.
+    pub prefix: String,
+    /// Most eval rows of an experience; `None`: all.
+    pub limit_rows: Option<usize>,
+    /// A quick look, not a result.
+    pub quick: bool,
+    /// Epochs of each experience.
+    pub epochs: Vec<usize>,
+    /// Settings that were changed in every trained method, as `key=value`.
+    pub changes: Vec<String>,
+    /// The device that was chosen.
+    pub device: DeviceChoice,
+    /// Threads of the CPU's pool; `None`: as many as the machine has, at most 4.
+    pub threads: Option<usize>,
+    /// The processor's name, where the system gives one.
+    pub processor: Option<String>,
+}
+
+/// The record of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Step {
+pub struct StepNote {
     /// From 1.
     pub step: usize,
     /// Optimiser steps.
     pub updates: usize,
     /// Rows that were learned, replayed ones included.
     pub rows: usize,
-    /// Of learning.
+    /// Seconds of learning.
     pub seconds: f64,
-    /// Of naming models for all eval rows of the step.
+    /// Seconds of naming models for all eval rows of the step.
     pub eval_seconds: f64,
-    /// Peak memory of the process: since the step began where `peak_of_step` says so, or so far,
-    /// which other methods may have caused.
+    /// Peak memory of the process, bytes: since the step began where `peak_of_step` is set, else
+    /// since the process began, which other methods may have caused.
     pub peak_memory_bytes: Option<u64>,
-    /// The system was told to count anew when the step began.
+    /// The system reset its count when the step began.
     #[serde(default)]
     pub peak_of_step: bool,
     /// Size on disk of the generation of the last step.
     #[serde(default)]
     pub stored_bytes: Option<u64>,
-    /// What computed.
+    /// The device that computed.
     pub device: String,
-    /// What the method needs to go on behind this step.
+    /// What the method needs to go on from this step: [`Method::resume`].
     state: String,
 }
 
@@ -129,7 +162,7 @@ impl Cell {
         out.join("cells").join(format!("{method}-s{seed}.json"))
     }
 
-    /// What is noted; none where there is no file.
+    /// The record of a cell; `None` where there is no file.
     pub fn read(out: &Path, method: &str, seed: u64) -> Result<Option<Self>> {
         let path = Self::file(out, method, seed);
         if !path.exists() {
@@ -139,16 +172,17 @@ impl Cell {
     }
 
     /// All steps are done.
-    pub(super) fn is_whole(&self, plan: &Plan) -> bool {
+    pub(super) fn is_whole(&self, plan: &BenchPlan) -> bool {
         self.steps
             .last()
             .is_some_and(|last| last.step == plan.steps())
     }
 }
 
-impl Plan {
-    /// A plan for `data`, which was made ready by [`Data::evaluate`] with `eval`: all of `methods`,
-    /// seeds 0, 1 and 2, 8 + 8 + 4 + 4 epochs; for a hub of one's own as many for as many rows.
+impl BenchPlan {
+    /// A plan for `data` after [`Data::evaluate`] with `eval`: all of `methods`, seeds 0, 1 and 2,
+    /// and 8, 8, 4 and 4 epochs. An experience of your own hub gets 8 epochs up to 2000 rows, else
+    /// 4.
     pub fn new(
         data: Data,
         eval: EvalRows,
@@ -167,13 +201,35 @@ impl Plan {
             methods,
             seeds: vec![0, 1, 2],
             changes: Vec::new(),
+            quick: false,
             keep: false,
             chat: None,
             left_out: Vec::new(),
         }
     }
 
-    /// Checks what was set against the data.
+    /// The settings of this plan's cells.
+    pub(super) fn settings(&self) -> CellSettings {
+        let changes = self.changes.iter();
+        CellSettings {
+            eval: self.eval.name().to_owned(),
+            prefix: match self.prefix {
+                Prefix::Keep => "keep".to_owned(),
+                Prefix::Strip => "strip".to_owned(),
+            },
+            limit_rows: self.data.limit,
+            quick: self.quick,
+            epochs: self.epochs.clone(),
+            changes: changes
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect(),
+            device: self.options.device.clone(),
+            threads: self.options.threads,
+            processor: processor(),
+        }
+    }
+
+    /// Checks the settings against the data.
     fn check(&self) -> Result<()> {
         let steps = self.steps();
         if self.epochs.len() != steps {
@@ -186,7 +242,7 @@ impl Plan {
         if self.chat.is_none() && self.methods.iter().any(|method| method.asks_a_model()) {
             bail!(
                 InvalidRequest,
-                "llm: expected a chat endpoint, found none: say --llm-endpoint URL"
+                "llm: expected a chat endpoint, found none; name one with --llm-endpoint URL"
             );
         }
         if self.seeds.is_empty() {
@@ -260,8 +316,7 @@ impl Plan {
     }
 }
 
-/// Epochs of each experience where nobody said any: those of CMRBench's four, which have 1174, 688,
-/// 2708 and 2602 rows.
+/// Default epochs of each experience. CMRBench's four have 1174, 688, 2708 and 2602 rows.
 fn epochs(data: &Data) -> Vec<usize> {
     if !data.own {
         return vec![8, 8, 4, 4];
@@ -269,6 +324,15 @@ fn epochs(data: &Data) -> Vec<usize> {
     let of = |rows: usize| if rows <= FEW_ROWS { 8 } else { 4 };
     let rows = data.experiences.iter().map(|e| e.train.len());
     rows.map(of).collect()
+}
+
+/// The processor's name, where the system gives one.
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
 }
 
 /// A cell of a plan.
@@ -279,9 +343,9 @@ struct Noted {
     cell: Option<Cell>,
 }
 
-/// Every cell of the plan with its key and, where `out` has it, what is noted of its first steps.
+/// Every cell of the plan with its key and, where `out` has one, its record.
 fn noted<'p>(
-    plan: &'p Plan,
+    plan: &'p BenchPlan,
     common: &'p Common<'_>,
     out: &'p Path,
 ) -> Result<impl Iterator<Item = Result<Noted>> + 'p> {
@@ -292,7 +356,7 @@ fn noted<'p>(
         "data": plan.data.digest(),
         "prefix": plan.prefix == Prefix::Keep,
         "encoder": revision,
-        // What was made with `auto` goes on with the device's own name, and the other way round.
+        // `auto` and the name of the device that it means are the same.
         "device": plan.options.device.resolved()?,
     });
     Ok(plan.cells().map(move |(method, seed)| {
@@ -310,8 +374,11 @@ fn noted<'p>(
     }))
 }
 
-/// The cells of `out` that are whole and of this very plan, in the order of the tables.
-pub(super) fn whole_cells(plan: &Plan, out: &Path) -> Result<Vec<(&'static MethodInfo, Cell)>> {
+/// The cells of `out` that are whole and of this plan, in the order of the tables.
+pub(super) fn whole_cells(
+    plan: &BenchPlan,
+    out: &Path,
+) -> Result<Vec<(&'static MethodInfo, Cell)>> {
     plan.check()?;
     let frozen = Frozen::default();
     let common = plan.common(&frozen);
@@ -324,16 +391,21 @@ pub(super) fn whole_cells(plan: &Plan, out: &Path) -> Result<Vec<(&'static Metho
     Ok(cells)
 }
 
-/// Runs what is missing in `out`; false: the callback stopped it, and the same call goes on.
+/// Runs the cells that `out` lacks; false: the callback stopped it, and the same call goes on from
+/// there.
 ///
-/// Errors: data, settings or encoder are not good; a step failed. What was done before stays.
-pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
+/// Errors: data, settings or encoder are invalid; a step failed. Earlier steps stay.
+pub fn run(plan: &BenchPlan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
     plan.check()?;
     for folder in ["cells", "predictions"] {
         files::make_folder(&out.join(folder))?;
     }
     let frozen = Frozen::default();
     let common = plan.common(&frozen);
+    let settings = CellSettings {
+        device: plan.options.device.resolved()?,
+        ..plan.settings()
+    };
     let mut runs = Vec::new();
     for found in noted(plan, &common, out)? {
         let Noted {
@@ -342,7 +414,7 @@ pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
             key,
             cell,
         } = found?;
-        // Steps are of use when all are there, or when what they made is.
+        // The steps of a cell can be used if all are there, or if the method's own files are.
         let begun = begun(&work_folder(out, method, seed), &key)?;
         let cell = cell.filter(|cell| begun || cell.is_whole(plan));
         let cell = cell.unwrap_or_else(|| Cell {
@@ -350,13 +422,15 @@ pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
             key,
             method: method.name.to_owned(),
             seed,
+            settings: None,
             steps: Vec::new(),
         });
-        runs.push(Run {
+        runs.push(CellRun {
             plan,
             common: &common,
             method,
             out,
+            settings: &settings,
             cell,
         });
     }
@@ -377,21 +451,22 @@ pub fn run(plan: &Plan, out: &Path, watch: GridWatch<'_>) -> Result<bool> {
     Ok(true)
 }
 
-/// Work of this call.
+/// The work of this call, for its progress.
 struct Work {
     done: f64,
     total: f64,
 }
 
-struct Run<'r> {
-    plan: &'r Plan,
+struct CellRun<'r> {
+    plan: &'r BenchPlan,
     common: &'r Common<'r>,
     method: &'static MethodInfo,
     out: &'r Path,
+    settings: &'r CellSettings,
     cell: Cell,
 }
 
-impl Run<'_> {
+impl CellRun<'_> {
     fn missing(&self) -> impl Iterator<Item = usize> + use<> {
         let steps = self.plan.steps_of(self.method);
         steps.skip(self.cell.steps.len())
@@ -494,7 +569,8 @@ impl Run<'_> {
             RegistryMap::new(kept, &self.cell.key).write(&path)?;
         }
         work.done = begun + self.work(step);
-        self.cell.steps.push(Step {
+        self.cell.settings = Some(self.settings.clone());
+        self.cell.steps.push(StepNote {
             step,
             updates: learned.updates,
             rows: learned.rows,
@@ -516,13 +592,13 @@ fn work_folder(out: &Path, method: &MethodInfo, seed: u64) -> PathBuf {
     out.join("work").join(format!("{}-s{seed}", method.name))
 }
 
-/// The folder is of this very cell.
+/// Whether the folder belongs to the cell with this key.
 fn begun(folder: &Path, key: &str) -> Result<bool> {
     let path = folder.join("key");
     Ok(path.exists() && files::read_text(&path, 1 << 10)? == key)
 }
 
-/// Takes away a cell's work.
+/// Removes a cell's work folder.
 fn remove(folder: &Path) -> Result<()> {
     if folder.exists() {
         files::remove_folder(folder)?;
@@ -530,9 +606,9 @@ fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 of everything that a cell's predictions depend on; `on`: what all cells of the plan share.
+/// SHA-256 of everything that a cell's predictions depend on; `on`: the part that all cells share.
 fn key(
-    plan: &Plan,
+    plan: &BenchPlan,
     common: &Common<'_>,
     method: &MethodInfo,
     seed: u64,

@@ -1,18 +1,18 @@
-//! Accuracy over steps and tests, and what follows from it (cmrbench.md section 3).
+//! Accuracy over steps and tests, and the quantities derived from it (cmrbench.md section 3).
 
 use serde::{Deserialize, Serialize};
 
-/// Accuracy in percent: entry (i, j) after learning experience i, on the eval rows of j <= i, both
-/// from 0. Entries that were not measured are absent.
+/// Accuracy in percent: entry (i, j) is that on the eval rows of experience j <= i after learning
+/// experience i, both from 0. Entries that were not measured are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Matrix(Vec<Vec<Option<f64>>>);
+pub struct AccuracyMatrix(Vec<Vec<Option<f64>>>);
 
-impl Matrix {
+impl AccuracyMatrix {
     /// Sets entry (step, test).
     ///
     /// # Panics
-    /// When `test` is after `step`: such an entry does not exist.
+    /// When `test > step`: there is no such entry.
     pub fn set(&mut self, step: usize, test: usize, percent: f64) {
         assert!(
             test <= step,
@@ -45,20 +45,21 @@ impl Matrix {
         self.step_mean(self.steps().checked_sub(1)?)
     }
 
-    /// Backward transfer of row `step`: mean over earlier tests of what was gained since each was
-    /// learned, in points. None for the first row.
+    /// Backward transfer of row `step`, in points: the mean gain on earlier tests since each was
+    /// learned. `None` for the first row.
     pub fn backward_transfer(&self, step: usize) -> Option<f64> {
         self.mean_change(step, |matrix, test| matrix.get(test, test))
     }
 
-    /// Fgt: minus the backward transfer of the last row; the accuracy it is measured from is the
-    /// one right after learning, and negative values stay.
+    /// Fgt: minus the backward transfer of the last row. It is measured from the accuracy right
+    /// after learning and may be negative.
     pub fn forgetting(&self) -> Option<f64> {
         self.backward_transfer(self.steps().checked_sub(1)?)
             .map(|points| 0.0 - points)
     }
 
-    /// As [`Matrix::forgetting`], from the best accuracy before the last step.
+    /// The same as [`AccuracyMatrix::forgetting`], measured from the best accuracy before the last
+    /// step.
     pub fn forgetting_from_best(&self) -> Option<f64> {
         let last = self.steps().checked_sub(1)?;
         let best = |matrix: &Self, test: usize| {
@@ -85,7 +86,7 @@ impl Matrix {
     }
 }
 
-/// Mean and sample standard deviation (n - 1); none of the latter for one value.
+/// Mean and sample standard deviation (n - 1), which is `None` for a single value.
 pub fn mean_and_deviation(values: &[f64]) -> Option<(f64, Option<f64>)> {
     let middle = mean(values)?;
     let squares: f64 = values.iter().map(|value| (value - middle).powi(2)).sum();
@@ -108,7 +109,7 @@ mod tests {
     /// The aggregation of cmrbench.md section 4.
     #[test]
     fn averages_of_a_matrix() {
-        let mut matrix = Matrix::default();
+        let mut matrix = AccuracyMatrix::default();
         for (step, row) in [vec![60.0], vec![70.0, 50.0], vec![40.0, 45.0, 30.0]]
             .iter()
             .enumerate()
@@ -125,7 +126,7 @@ mod tests {
         close(matrix.forgetting_from_best(), 17.5);
         close(matrix.mean_forgetting(), 1.25);
         assert_eq!(matrix.backward_transfer(0), None);
-        let mut still = Matrix::default();
+        let mut still = AccuracyMatrix::default();
         for (step, test) in [(0, 0), (1, 0), (1, 1)] {
             still.set(step, test, 40.0);
         }
@@ -143,7 +144,7 @@ mod tests {
     /// Joint training has a last row alone.
     #[test]
     fn what_was_not_measured_is_absent() {
-        let mut matrix = Matrix::default();
+        let mut matrix = AccuracyMatrix::default();
         matrix.set(1, 0, 50.0);
         assert_eq!(matrix.acc(), None);
         matrix.set(1, 1, 70.0);

@@ -6,9 +6,9 @@ use std::ops::AddAssign;
 use serde::Serialize;
 
 use super::chat::names;
-use crate::cmrbench::{Data, Row};
+use crate::cmrbench::{BenchRow, Data};
 
-/// Domain and family of every model that was taught up to a step; the last row wins.
+/// Domain and family of every model with training rows up to a step. The last row of a model wins.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     domain: HashMap<String, String>,
@@ -50,7 +50,7 @@ impl Tables {
         )
     }
 
-    fn of<'r>(rows: impl Iterator<Item = &'r Row>) -> Self {
+    fn of<'r>(rows: impl Iterator<Item = &'r BenchRow>) -> Self {
         let mut tables = Self::default();
         for row in rows {
             tables
@@ -79,7 +79,7 @@ impl Tables {
     }
 
     /// Hits of `prediction` for `row`, 0 or 1 each.
-    pub fn hits(&self, prediction: &str, row: &Row) -> Hits {
+    pub fn hits(&self, prediction: &str, row: &BenchRow) -> Hits {
         let family = self.family(prediction);
         Hits {
             model: usize::from(prediction == row.model_name),
@@ -98,15 +98,15 @@ impl AddAssign for Hits {
 }
 
 impl Hits {
-    /// Hits of a method that names no model: `answer` is the row's domain, or not.
-    pub fn of_domain(answer: &str, row: &Row) -> Self {
+    /// The hits of a method that names domains.
+    pub fn of_domain(answer: &str, row: &BenchRow) -> Self {
         Self {
             domain: usize::from(names(answer, &row.domain)),
             ..Self::default()
         }
     }
 
-    /// Hits over `rows`, in percent; nothing of nothing is 0.
+    /// Hits over `rows`, in percent; 0 without rows.
     pub fn percent(self, rows: usize) -> Percent {
         let of = |hits: usize| 100.0 * hits as f64 / rows.max(1) as f64;
         Percent {
@@ -118,7 +118,7 @@ impl Hits {
 }
 
 impl Percent {
-    /// The plain mean, each experience with weight 1 whatever its size.
+    /// The plain mean: each experience has weight 1.
     pub fn mean(of: &[Self]) -> Self {
         let mean =
             |part: fn(&Self) -> f64| of.iter().map(part).sum::<f64>() / of.len().max(1) as f64;
@@ -130,8 +130,8 @@ impl Percent {
     }
 }
 
-/// The rule by which the reference scores CARvE and nothing else (cmrbench.md section 2.2): never a
-/// headline, because it leaves rows out.
+/// The rule that the reference uses for CARvE alone (cmrbench.md section 2.2). It leaves rows out,
+/// so it is never the headline.
 #[derive(Clone, Debug, Default)]
 pub struct CarveRule {
     fold_case: bool,
@@ -139,7 +139,7 @@ pub struct CarveRule {
     domain: HashMap<String, String>,
 }
 
-/// Hits by the rule of the reference, with the numbers of rows that they are divided by.
+/// Hits by the rule of the reference, with their denominators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CarveHits {
@@ -151,7 +151,7 @@ pub struct CarveHits {
     pub domain: usize,
     /// Rows whose gold is registered.
     pub valid: usize,
-    /// Those of them whose prediction is a gold of the file.
+    /// Rows among them whose prediction is a gold of the file.
     pub looked_up: usize,
 }
 
@@ -167,7 +167,7 @@ impl CarveRule {
     }
 
     /// Models are registered as rows come, each with the domain of its first row.
-    fn of<'r>(rows: impl Iterator<Item = &'r Row>, fold_case: bool) -> Self {
+    fn of<'r>(rows: impl Iterator<Item = &'r BenchRow>, fold_case: bool) -> Self {
         let mut rule = Self {
             fold_case,
             domain: HashMap::new(),
@@ -184,18 +184,18 @@ impl CarveRule {
         rule
     }
 
-    /// Models that are registered.
+    /// Number of registered models.
     pub fn models(&self) -> usize {
         self.domain.len()
     }
 
-    /// Whether folding of case is on.
+    /// Whether names are compared without case.
     pub fn fold_case(&self) -> bool {
         self.fold_case
     }
 
     /// Hits of `predictions`, one for each of `rows`, all of one eval file.
-    pub fn hits(&self, predictions: &[&str], rows: &[Row]) -> CarveHits {
+    pub fn hits(&self, predictions: &[&str], rows: &[BenchRow]) -> CarveHits {
         let mut exact: HashMap<&str, &str> = HashMap::new();
         let mut lower: HashMap<String, &str> = HashMap::new();
         for row in rows {
@@ -227,10 +227,10 @@ impl CarveRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cmrbench::Matrix;
+    use crate::cmrbench::AccuracyMatrix;
 
-    fn row(model: &str, domain: &str, family: &str) -> Row {
-        Row {
+    fn row(model: &str, domain: &str, family: &str) -> BenchRow {
+        BenchRow {
             model_name: model.into(),
             model_family: family.into(),
             created_at: None,
@@ -242,7 +242,7 @@ mod tests {
     const CELLS: [(usize, usize); 6] = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)];
 
     /// The worked example of cmrbench.md section 4: rows taught and the predictions of [`CELLS`].
-    fn example() -> ([Vec<Row>; 3], [Vec<&'static str>; 6]) {
+    fn example() -> ([Vec<BenchRow>; 3], [Vec<&'static str>; 6]) {
         let taught = [
             vec![
                 row("acme/bert-a", "Text Classification", "bert"),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     /// The last experience has two eval rows, the others one of each training row.
-    fn eval(taught: &[Vec<Row>; 3], test: usize) -> &[Row] {
+    fn eval(taught: &[Vec<BenchRow>; 3], test: usize) -> &[BenchRow] {
         if test == 2 {
             &taught[2][..2]
         } else {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     fn averages(cells: &[(usize, usize)]) -> (f64, f64) {
-        let mut matrix = Matrix::default();
+        let mut matrix = AccuracyMatrix::default();
         for ((step, test), (hits, rows)) in CELLS.iter().zip(cells) {
             matrix.set(
                 step - 1,

@@ -1,40 +1,43 @@
-//! A user's own hub as a benchmark: models and labelled prompts in two files (cmrbench.md section 10).
+//! A user's own hub as a benchmark: models and labelled prompts in two files (cmrbench.md section
+//! 10).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::json;
 
-use crate::cmrbench::{Data, Experience, Prefix, Row, query_text};
+use crate::cmrbench::{BenchExperience, BenchRow, Data, Prefix, query_text};
 use crate::error::{Result, bail};
 use crate::hub::{ModelCard, read_models};
 use crate::learn::{Example, Label, for_each_example, group_experiences};
 use crate::text::query::query_digest;
 
-/// Names that a note gives of many.
+/// Most names that a note lists.
 const SHOWN: usize = 3;
 
-/// The files of a hub of one's own.
+/// The files of a user's own hub.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnHub<'p> {
     /// Models, one card a line.
     pub models: &'p Path,
-    /// Labelled prompts to learn from; without `eval` one in eight of them is predicted instead.
+    /// Labelled prompts to learn from. Without `eval`, one in eight of them is predicted, not
+    /// learned.
     pub examples: &'p Path,
     /// Labelled prompts to predict.
     pub eval: Option<&'p Path>,
-    /// Groups of models by `created_at`, each an experience; none: as the examples say, or one.
+    /// Number of experiences, into which the models are divided by `created_at`; `None`: the
+    /// experiences that the examples name, or one.
     pub experiences: Option<usize>,
 }
 
 impl OwnHub<'_> {
-    /// Reads the files. A model belongs to the experience that has its first example to learn from;
-    /// one without any is left out, as in CMRBench's own hub. What a reader of the tables has to know
-    /// is in [`Data::notes`].
+    /// Reads the files. A model belongs to the experience with its first training example. A model
+    /// without one is left out, as in CMRBench's own hub. Remarks for readers of the tables are in
+    /// [`Data::notes`].
     ///
-    /// Errors name the file and the line: it is malformed, or an example's model is unknown. Also:
-    /// some rows say their experience and some do not; an eval row is of an experience that is not
-    /// learned; a model has no `created_at` where models are grouped by it.
+    /// Errors: a line is malformed or names an unknown model (with file and line); some rows name
+    /// their experience and some do not; an eval row is of an experience without training rows; a
+    /// model has no `created_at` where models are divided by it.
     pub fn read(self, prefix: Prefix) -> Result<Data> {
         let (cards, repeated) = read_models(self.models)?;
         for card in &cards {
@@ -53,7 +56,7 @@ impl OwnHub<'_> {
         if !repeated.is_empty() {
             let names = shown(repeated.iter().map(String::as_str));
             notes.push(format!(
-                "names that are there again, the later line counts: {names}"
+                "models with several lines, of which the last counts: {names}"
             ));
         }
         let by_name: HashMap<&str, &ModelCard> =
@@ -73,16 +76,17 @@ impl OwnHub<'_> {
             notes,
             own: true,
             families,
+            limit: None,
         };
         let mut known: HashSet<&str> = HashSet::new();
         for (place, (name, learned, evaluated)) in groups.into_iter().enumerate() {
             let row = |example: Example| row(example, &by_name);
-            let mut experience = Experience {
+            let mut experience = BenchExperience {
                 label: format!("E{}", place + 1),
                 name,
                 train: learned.into_iter().map(row).collect(),
                 eval: evaluated.into_iter().map(row).collect(),
-                ..Experience::default()
+                ..BenchExperience::default()
             };
             let taught: BTreeSet<&str> = experience
                 .train
@@ -101,7 +105,7 @@ impl OwnHub<'_> {
         let absent: Vec<&str> = absent.filter(|name| !known.contains(name)).collect();
         if !absent.is_empty() {
             data.notes.push(format!(
-                "models without an example to learn from, left out: {}",
+                "models without a training example, left out: {}",
                 shown(absent.iter().copied())
             ));
         }
@@ -116,7 +120,7 @@ impl OwnHub<'_> {
         };
         let rule = match self.eval {
             Some(eval) => format!("eval rows of {}", name(eval)),
-            None => "eval rows: those whose query's SHA-256 begins with 0 or 1".to_owned(),
+            None => "eval rows whose query's SHA-256 begins with 0 or 1".to_owned(),
         };
         let (models, examples) = (name(self.models), name(self.examples));
         format!("models of {models}, training rows of {examples}, {rule}")
@@ -146,12 +150,12 @@ impl OwnHub<'_> {
         Ok(examples)
     }
 
-    /// Experiences as the rows say, in order: name, rows to learn, rows to predict.
+    /// The experiences that the rows name, in order: name, rows to learn, rows to predict.
     fn by_label(
         self,
         learned: Vec<Example>,
         evaluated: Option<Vec<Example>>,
-    ) -> Result<Vec<Group>> {
+    ) -> Result<Vec<Division>> {
         let path = self.examples.display();
         let groups = group_experiences(learned).map_err(|e| e.at(path))?;
         let label = |group: &Vec<Example>| group.first().and_then(|e| e.experience.clone());
@@ -164,7 +168,7 @@ impl OwnHub<'_> {
             let parts = named.zip(groups).map(|(name, group)| split(name, group));
             return Ok(parts.collect());
         };
-        let mut all: Vec<Group> = named
+        let mut all: Vec<Division> = named
             .zip(groups)
             .map(|(name, group)| (name, group, Vec::new()))
             .collect();
@@ -194,12 +198,12 @@ impl OwnHub<'_> {
         learned: Vec<Example>,
         evaluated: Option<Vec<Example>>,
         by_name: &HashMap<&str, &ModelCard>,
-    ) -> Result<Vec<Group>> {
+    ) -> Result<Vec<Division>> {
         let all = || learned.iter().chain(evaluated.iter().flatten());
         if let Some(label) = all().find_map(|example| example.experience.as_ref()) {
             bail!(
                 InvalidRequest,
-                "--experiences: expected examples that do not say their experience, found {:?}",
+                "--experiences: expected examples that name no experience, found {:?}",
                 name(label)
             );
         }
@@ -211,7 +215,7 @@ impl OwnHub<'_> {
                 bail!(
                     Format,
                     "{}: created_at: expected a time for every model with examples, by which \
-                     --experiences groups them; {name:?} has none",
+                     --experiences divides them; {name:?} has none",
                     self.models.display()
                 );
             };
@@ -221,7 +225,8 @@ impl OwnHub<'_> {
         if count == 0 || count > models.len() {
             bail!(
                 InvalidRequest,
-                "--experiences: expected 1 to {}, as many as there are models with examples, found {count}",
+                "--experiences: expected 1 to {}, as many as there are models with examples, \
+                 found {count}",
                 models.len()
             );
         }
@@ -254,10 +259,10 @@ impl OwnHub<'_> {
 }
 
 /// An experience's name, rows to learn, rows to predict.
-type Group = (String, Vec<Example>, Vec<Example>);
+type Division = (String, Vec<Example>, Vec<Example>);
 
-/// One row in eight, by its query, is to be predicted.
-fn split(name: String, examples: Vec<Example>) -> Group {
+/// Holds out one row in eight, by its query, to be predicted.
+fn split(name: String, examples: Vec<Example>) -> Division {
     let held = |example: &Example| query_digest(&example.prompt).starts_with(['0', '1']);
     let (evaluated, learned) = examples.into_iter().partition(held);
     (name, learned, evaluated)
@@ -280,13 +285,13 @@ fn shown<'n>(names: impl Iterator<Item = &'n str>) -> String {
     }
 }
 
-/// An example as a row of the benchmark: domain and family are the model's where the row has none,
-/// and a model without a family is its own.
-fn row(example: Example, by_name: &HashMap<&str, &ModelCard>) -> Row {
+/// An example as a row of the benchmark. Domain and family are the model's where the row has none;
+/// a model without a family is a family of one.
+fn row(example: Example, by_name: &HashMap<&str, &ModelCard>) -> BenchRow {
     let card = by_name.get(&*example.model_name);
     let own = example.domain.filter(|domain| !domain.trim().is_empty());
     let family = card.and_then(|card| card.family.clone());
-    Row {
+    BenchRow {
         model_family: family.unwrap_or_else(|| example.model_name.clone()),
         created_at: card.and_then(|card| card.created_at),
         domain: own
@@ -297,7 +302,7 @@ fn row(example: Example, by_name: &HashMap<&str, &ModelCard>) -> Row {
     }
 }
 
-/// What retrieval reads of a card: words alone, no price and no other constraint.
+/// The card as retrieval reads it: words alone, without a price or other attributes.
 fn document(card: &ModelCard) -> String {
     let mut document = json!({"model_name": card.model_name, "domain": card.domain});
     for (key, text) in [
@@ -312,10 +317,10 @@ fn document(card: &ModelCard) -> String {
     document.to_string()
 }
 
-/// What makes the numbers of `data` mean something else than one would think.
+/// Remarks on rows that change the meaning of the numbers.
 fn doubts(data: &Data) -> Vec<String> {
     let mut notes = Vec::new();
-    let digests = |rows: &[Row]| rows.iter().map(Row::digest).collect::<Vec<_>>();
+    let digests = |rows: &[BenchRow]| rows.iter().map(BenchRow::digest).collect::<Vec<_>>();
     let learned: HashSet<String> = data
         .experiences
         .iter()
@@ -325,7 +330,7 @@ fn doubts(data: &Data) -> Vec<String> {
     let same = evaluated.filter(|digest| learned.contains(digest)).count();
     if same > 0 {
         notes.push(format!(
-            "eval rows that ask what a training row asks: {same}"
+            "eval rows with the query of a training row: {same}"
         ));
     }
     let mut known: HashSet<&str> = HashSet::new();
@@ -337,7 +342,8 @@ fn doubts(data: &Data) -> Vec<String> {
     }
     if without > 0 {
         notes.push(format!(
-            "eval rows of a model without a training row by then, of which the domain alone can be hit: {without}"
+            "eval rows of a model without a training row so far, where only the domain can be \
+             hit: {without}"
         ));
     }
     notes

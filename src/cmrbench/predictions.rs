@@ -1,25 +1,25 @@
-//! What a method named for every eval row: the only thing that tables are made of.
+//! The predictions of a method for every eval row. Tables are made of nothing else.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::methods::Answer;
-use crate::cmrbench::Row;
+use crate::cmrbench::BenchRow;
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::hub::cards::for_each_line;
 
-/// What was named for one row.
+/// The prediction for one row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Prediction {
-    /// The row's place among those that are evaluated, from 0.
+    /// The row's place among the eval rows, from 0.
     pub row: usize,
     /// Its gold model.
     pub gold: String,
-    /// The model that was named.
+    /// The predicted model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pred: Option<String>,
     /// Its score.
@@ -28,7 +28,7 @@ pub struct Prediction {
     /// The ten best, `pred` first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top10: Vec<String>,
-    /// The answer of a method that names domains, in place of all that.
+    /// The answer of a method that names domains; it then has no model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
 }
@@ -39,8 +39,8 @@ pub fn predictions_file(out: &Path, method: &str, seed: u64, step: usize, test: 
         .join(format!("{method}-s{seed}-step{step}-E{test}.jsonl"))
 }
 
-/// Writes what was said to `rows`.
-pub(super) fn write(path: &Path, rows: &[Row], answers: &[Answer]) -> Result<()> {
+/// Writes the answers to `rows`.
+pub(super) fn write(path: &Path, rows: &[BenchRow], answers: &[Answer]) -> Result<()> {
     let mut text = String::new();
     for (place, (row, answer)) in rows.iter().zip(answers).enumerate() {
         let mut prediction = Prediction {
@@ -72,7 +72,7 @@ pub(super) fn write(path: &Path, rows: &[Row], answers: &[Answer]) -> Result<()>
 /// Reads the predictions for `rows`.
 ///
 /// Errors: the file is missing or malformed; it is of other rows.
-pub fn read_predictions(path: impl AsRef<Path>, rows: &[Row]) -> Result<Vec<Prediction>> {
+pub fn read_predictions(path: impl AsRef<Path>, rows: &[BenchRow]) -> Result<Vec<Prediction>> {
     let path = path.as_ref();
     let mut all: Vec<Prediction> = Vec::with_capacity(rows.len());
     for_each_line(path, |prediction: Prediction| {
@@ -80,7 +80,8 @@ pub fn read_predictions(path: impl AsRef<Path>, rows: &[Row]) -> Result<Vec<Pred
         if prediction.row != all.len() || gold != Some(&prediction.gold) {
             bail!(
                 Mismatch,
-                "expected row {} of gold {}, found row {} of gold {:?}: these are predictions of other data",
+                "expected row {} of gold {}, found row {} of gold {:?}: these are predictions of \
+                 other data",
                 all.len(),
                 gold.map_or("none".to_owned(), |gold| format!("{gold:?}")),
                 prediction.row,

@@ -1,73 +1,93 @@
-//! What a folder of results says of the runs that made it: a report made again needs their settings.
+//! The settings of the runs in a folder of results: a report that is made again needs them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::cmrbench::{Cell, MethodInfo, Results, methods};
+use crate::cmrbench::{Cell, CellSettings, MethodInfo, Results, methods};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// The settings of the last report, and the cells that are there.
+/// The settings of the last report or of the cells, and the methods that have cells.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Recalled {
-    /// Seeds: the last report's, or those that cells have.
+pub struct LastRun {
+    /// The last report's settings; without a report those that most cells note. `None`: neither is
+    /// there.
+    pub settings: Option<CellSettings>,
+    /// The last report's seeds, or those of the cells.
     pub seeds: Vec<u64>,
-    /// Epochs of each experience, of the last report.
-    pub epochs: Option<Vec<usize>>,
-    /// Settings that it changed in every trained method.
-    pub changes: Vec<(String, String)>,
     /// Methods that have cells, in the order of the tables.
     pub methods: Vec<&'static MethodInfo>,
-    /// The last report said of a method that it was not run.
+    /// The last report names a method that was not run.
     pub not_run: bool,
 }
 
-/// What of `results.json` a run is known by.
+/// What `results.json` says of its run.
 #[derive(Deserialize)]
-struct Last {
-    settings: Settings,
+struct LastReport {
+    settings: LastSettings,
 }
 
 #[derive(Deserialize)]
-struct Settings {
+struct LastSettings {
     seeds: Vec<u64>,
-    epochs: Vec<usize>,
-    changes: Vec<String>,
     not_run: Vec<serde_json::Value>,
+    #[serde(flatten)]
+    of_cells: CellSettings,
 }
 
-/// Looks through the folder of results `out`; a `results.json` that cannot be read counts as none.
+/// The settings of the last report in `out`; `None` where there is none that can be read.
+fn last_settings(out: &Path) -> Option<LastSettings> {
+    let last: Result<LastReport> = files::read_json(&out.join("results.json"), 1 << 28);
+    last.ok().map(|last| last.settings)
+}
+
+/// The settings that the last report in `out` states for its cells.
+pub(super) fn stated(out: &Path) -> Option<CellSettings> {
+    last_settings(out).map(|last| last.of_cells)
+}
+
+/// Looks through the folder of results `out`. A `results.json` that cannot be read counts as none.
 ///
-/// Errors: the folder cannot be read.
-pub fn recall(out: &Path) -> Result<Recalled> {
+/// Errors: the folder cannot be read; a cell is malformed.
+pub fn recall(out: &Path) -> Result<LastRun> {
     let cells = cells(out)?;
     let has = |method: &&'static MethodInfo| cells.iter().any(|(name, _)| name == method.name);
-    let mut recalled = Recalled {
-        methods: methods().iter().filter(has).collect(),
-        ..Recalled::default()
-    };
-    match files::read_json::<Last>(&out.join("results.json"), 1 << 28) {
-        Ok(Last { settings }) => {
-            recalled.seeds = settings.seeds;
-            recalled.epochs = Some(settings.epochs);
-            recalled.not_run = !settings.not_run.is_empty();
-            let pairs = settings.changes.iter().filter_map(|c| c.split_once('='));
-            let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
-            recalled.changes = pairs.map(owned).collect();
-        }
-        Err(_) => {
-            let seeds: BTreeSet<u64> = cells.iter().map(|(_, seed)| *seed).collect();
-            recalled.seeds = seeds.into_iter().collect();
+    let methods = methods().iter().filter(has).collect();
+    if let Some(last) = last_settings(out) {
+        return Ok(LastRun {
+            settings: Some(last.of_cells),
+            seeds: last.seeds,
+            methods,
+            not_run: !last.not_run.is_empty(),
+        });
+    }
+    let seeds: BTreeSet<u64> = cells.iter().map(|(_, seed)| *seed).collect();
+    let mut noted: Vec<(CellSettings, usize)> = Vec::new();
+    for (method, seed) in &cells {
+        let cell = Cell::read(out, method, *seed)?;
+        let Some(settings) = cell.and_then(|cell| cell.settings) else {
+            continue;
+        };
+        match noted.iter_mut().find(|(other, _)| *other == settings) {
+            Some((_, count)) => *count += 1,
+            None => noted.push((settings, 1)),
         }
     }
-    Ok(recalled)
+    // Of equals the first: `max_by_key` would take the last.
+    let most = noted.into_iter().rev().max_by_key(|(_, count)| *count);
+    Ok(LastRun {
+        settings: most.map(|(settings, _)| settings),
+        seeds: seeds.into_iter().collect(),
+        methods,
+        not_run: false,
+    })
 }
 
-/// Cells in `out` that `results` do not show, as `method, seed N`: they were run with other settings,
-/// or are not whole.
+/// Cells in `out` that `results` do not show, as `method, seed N`: those of other settings, and
+/// those that are not whole.
 ///
 /// Errors: the folder cannot be read.
 pub fn passed_over(results: &Results, out: &Path) -> Result<Vec<String>> {

@@ -1,5 +1,5 @@
-//! The hub as a trained router sees it: its model embeddings on a plane, noted when a cell is done
-//! because the generation itself is not kept (cmrbench.md section 9, figure 4).
+//! A hub's model embeddings on a plane. They are noted when a cell is done, because its generation
+//! is not kept (cmrbench.md section 9, figure 4).
 
 use std::path::{Path, PathBuf};
 
@@ -9,31 +9,31 @@ use crate::cmrbench::Cell;
 use crate::error::{Result, bail};
 use crate::files;
 
-/// Turns of a power iteration, at most.
+/// Most iterations of the power method.
 const TURNS: usize = 2000;
 
-/// What a method leaves of its last step.
-pub(crate) struct Kept {
+/// The state of a method after its last step.
+pub(crate) struct LastStep {
     /// By id.
     pub(crate) models: Vec<String>,
     /// E [M, D]
     pub(crate) embeddings: Vec<f32>,
     /// D
     pub(crate) width: usize,
-    /// Of the generation on disk.
+    /// Size of the generation on disk.
     pub(crate) stored_bytes: u64,
 }
 
-/// Where the models of a hub lie; `registry/<method>-s<seed>.json`.
+/// The places of a hub's models; `registry/<method>-s<seed>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RegistryMap {
     /// Version of this form; 1.
     pub schema_version: u32,
-    /// That of the cell whose last step it is.
+    /// The key of its cell.
     pub key: String,
-    /// Shares of the variance that lie along x and y.
+    /// Shares of the variance along x and y.
     pub explained: [f64; 2],
     /// By id.
     pub models: Vec<String>,
@@ -49,7 +49,7 @@ impl RegistryMap {
         out.join("registry").join(format!("{method}-s{seed}.json"))
     }
 
-    pub(super) fn new(kept: Kept, key: &str) -> Self {
+    pub(super) fn new(kept: LastStep, key: &str) -> Self {
         let plane = plane(&kept.embeddings, kept.width);
         // A millionth of a unit row's length is finer than any figure.
         let along = |axis: usize| {
@@ -73,8 +73,8 @@ impl RegistryMap {
         files::replace(path, &files::to_json(self)?)
     }
 
-    /// The map of `cell`; none where it was run by a version that noted none, or the file is of
-    /// another cell.
+    /// The map of `cell`; `None` where a version without maps ran it, or the file is of another
+    /// cell.
     ///
     /// Errors: the file is malformed.
     pub fn read(out: &Path, cell: &Cell) -> Result<Option<Self>> {

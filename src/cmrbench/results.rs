@@ -1,4 +1,4 @@
-//! Predictions to hits, hits to matrices: everything that tables and figures show.
+//! From predictions to hits, from hits to matrices: everything that tables and figures show.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::grid::whole_cells;
 use crate::cmrbench::{
-    CarveRule, Cell, Data, Hits, Matrix, MethodInfo, Plan, Prediction, RegistryMap, Row, Tables,
-    mean_and_deviation, predictions_file, read_predictions,
+    AccuracyMatrix, BenchPlan, BenchRow, BundledScore, CarveRule, Cell, Data, Hits, MethodInfo,
+    Named, Prediction, RegistryMap, Tables, mean_and_deviation, predictions_file, read_predictions,
 };
 use crate::error::Result;
 
-/// What is measured.
+/// A metric: what a prediction has to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// The gold model.
@@ -36,7 +36,7 @@ impl Metric {
         }
     }
 
-    /// The word for it.
+    /// `model`, `family` or `domain`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -45,7 +45,8 @@ impl Metric {
         }
     }
 
-    fn of(self, hits: Hits) -> usize {
+    /// The hits that this metric counts.
+    pub(super) fn of(self, hits: Hits) -> usize {
         match self {
             Self::Model => hits.model,
             Self::Family => hits.family,
@@ -54,50 +55,41 @@ impl Metric {
     }
 }
 
-/// What was named for a row after the last step.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Answer {
-    /// The model.
-    pub model: String,
-    /// The method's own score of it.
-    pub score: f64,
-}
-
 /// One method under one seed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Outcome {
+pub struct SeedOutcome {
     /// The seed.
     pub seed: u64,
-    /// What was noted of its steps.
+    /// The record of its steps.
     pub cell: Cell,
-    /// What is measured of it: a method may name domains alone.
+    /// The metrics that apply: a method may name domains alone.
     metrics: Vec<Metric>,
     /// Hits of each row, by (step, test), from 0.
     rows: BTreeMap<(usize, usize), Vec<Hits>>,
     /// Answers of the last step, by test.
-    answers: Vec<Vec<Answer>>,
-    /// Hits of each row at the last step, by earlier test, had it named the best of its ten that the hub
-    /// had when the test's experience was learned.
+    answers: Vec<Vec<Named>>,
+    /// Hits of each row at the last step, by earlier test, if the method had to choose among the
+    /// models that the hub had when the test's experience was learned.
     then: Vec<Vec<Hits>>,
-    /// Where the models of the last step lie; none: the cell was run by a version that noted none.
+    /// The map of the last step; `None`: the cell was run by a version without maps.
     pub map: Option<RegistryMap>,
-    /// Accuracies by the reference's rule for CARvE: M, D, F among what was looked up, F among all.
-    pub by_carve_rule: [Matrix; 4],
+    /// Accuracies by the reference's rule for CARvE: M, D, F of the rows that were looked up, F of
+    /// all.
+    pub by_carve_rule: [AccuracyMatrix; 4],
 }
 
-impl Outcome {
+impl SeedOutcome {
     /// Reads the predictions of a cell and counts.
     fn read(
-        plan: &Plan,
+        plan: &BenchPlan,
         out: &Path,
         cell: Cell,
         tables: &[Tables],
         rules: &[CarveRule],
     ) -> Result<Self> {
         let (mut rows, mut answers, mut then) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut by_carve_rule: [Matrix; 4] = Default::default();
+        let mut by_carve_rule: [AccuracyMatrix; 4] = Default::default();
         let mut metrics = Metric::ALL.to_vec();
         metrics.retain(|metric| plan.data.families || *metric != Metric::Family);
         for step in cell.steps.iter().map(|step| step.step) {
@@ -105,7 +97,7 @@ impl Outcome {
                 let eval = &plan.data.experiences[test - 1].eval;
                 let path = predictions_file(out, &cell.method, cell.seed, step, test);
                 let predictions = read_predictions(path, eval)?;
-                let hits = |(prediction, row): (&Prediction, &Row)| match &prediction.domain {
+                let hits = |(prediction, row): (&Prediction, &BenchRow)| match &prediction.domain {
                     Some(answer) => Hits::of_domain(answer, row),
                     None => tables[step - 1].hits(prediction.pred.as_deref().unwrap_or(""), row),
                 };
@@ -130,7 +122,7 @@ impl Outcome {
                 }
                 if step == plan.steps() && test < step {
                     let known = |model: &&String| tables[test - 1].domain(model).is_some();
-                    let hits = |(prediction, row): (&Prediction, &Row)| {
+                    let hits = |(prediction, row): (&Prediction, &BenchRow)| {
                         let best = prediction.top10.iter().find(known);
                         tables[step - 1].hits(best.map_or("", String::as_str), row)
                     };
@@ -138,7 +130,7 @@ impl Outcome {
                 }
                 if step == plan.steps() {
                     let answer = |prediction: Prediction| {
-                        Some(Answer {
+                        Some(Named {
                             model: prediction.pred?,
                             score: prediction.score?,
                         })
@@ -164,25 +156,25 @@ impl Outcome {
         self.rows.get(&(step, test)).map(Vec::as_slice)
     }
 
-    /// Whether `metric` says anything of it.
+    /// Whether `metric` applies.
     pub fn measures(&self, metric: Metric) -> bool {
         self.metrics.contains(&metric)
     }
 
-    /// Hits and rows of `test` after `step`; none where the metric says nothing.
+    /// Hits and rows of `test` after `step`; `None` where the metric does not apply.
     pub fn hits(&self, metric: Metric, step: usize, test: usize) -> Option<(usize, usize)> {
         let rows = self.rows(step, test).filter(|_| self.measures(metric))?;
         Some((rows.iter().map(|hits| metric.of(*hits)).sum(), rows.len()))
     }
 
-    /// What was named for each row of `test`, from 0, after the last step.
-    pub fn answers(&self, test: usize) -> &[Answer] {
+    /// The prediction for each row of `test`, from 0, after the last step.
+    pub fn answers(&self, test: usize) -> &[Named] {
         self.answers.get(test).map_or(&[], Vec::as_slice)
     }
 
     /// Accuracies in percent.
-    pub fn matrix(&self, metric: Metric) -> Matrix {
-        let mut matrix = Matrix::default();
+    pub fn matrix(&self, metric: Metric) -> AccuracyMatrix {
+        let mut matrix = AccuracyMatrix::default();
         for (step, test) in self.rows.keys() {
             if let Some((hits, rows)) = self.hits(metric, *step, *test) {
                 matrix.set(*step, *test, 100.0 * hits as f64 / rows.max(1) as f64);
@@ -191,9 +183,10 @@ impl Outcome {
         matrix
     }
 
-    /// What is forgotten, in points: lost among the models that the hub had when each experience was
-    /// learned, and taken by the models that it has got since. Both together are
-    /// [`Matrix::forgetting`]. None where nothing can be forgotten, or the method names no models.
+    /// The two parts of forgetting, in points: lost among the models that the hub had when each
+    /// experience was learned, and taken by models that came later. Their sum is
+    /// [`AccuracyMatrix::forgetting`]. `None` where nothing can be forgotten or no models are
+    /// named.
     pub(super) fn lost_and_outgrown(&self, metric: Metric) -> Option<(f64, f64)> {
         let last = self.then.len();
         let (mut lost, mut outgrown) = (0.0, 0.0);
@@ -220,23 +213,23 @@ impl Outcome {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MethodOutcome {
-    /// The row of the table of methods.
+    /// Its entry in the table of methods.
     pub info: &'static MethodInfo,
     /// By seed.
-    pub runs: Vec<Outcome>,
+    pub runs: Vec<SeedOutcome>,
 }
 
 impl MethodOutcome {
-    /// Whether `metric` says anything of it.
+    /// Whether `metric` applies.
     pub fn measures(&self, metric: Metric) -> bool {
         self.runs.iter().all(|run| run.measures(metric))
     }
 
-    /// Mean and sample standard deviation over the seeds of what each seed's matrix says.
+    /// Mean and sample standard deviation over the seeds of the quantity `of` each seed's matrix.
     pub fn over_seeds(
         &self,
         metric: Metric,
-        of: impl Fn(&Matrix) -> Option<f64>,
+        of: impl Fn(&AccuracyMatrix) -> Option<f64>,
     ) -> Option<(f64, Option<f64>)> {
         let values: Option<Vec<f64>> = self
             .runs
@@ -252,28 +245,30 @@ impl MethodOutcome {
     }
 }
 
-/// A benchmark's outcome.
+/// The results of a benchmark.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Results {
-    /// What was run.
-    pub plan: Plan,
+    /// The plan of the run.
+    pub plan: BenchPlan,
     /// Methods with a seed that is whole, in the order of the tables.
     pub methods: Vec<MethodOutcome>,
+    /// The bundled router on the same rows, where it was measured.
+    pub bundled: Option<BundledScore>,
 }
 
 impl Results {
-    /// Reads the predictions in `out` of the plan's whole cells, and nothing else that counts.
+    /// Reads the predictions of the plan's whole cells in `out`.
     ///
     /// Errors: predictions are missing, malformed or of other rows.
-    pub fn read(plan: &Plan, out: &Path) -> Result<Self> {
+    pub fn read(plan: &BenchPlan, out: &Path) -> Result<Self> {
         let data: &Data = &plan.data;
         let steps = 1..=plan.steps();
         let tables: Vec<Tables> = steps.clone().map(|step| Tables::new(data, step)).collect();
         let rules: Vec<CarveRule> = steps.map(|step| CarveRule::new(data, step, true)).collect();
         let mut methods: Vec<MethodOutcome> = Vec::new();
         for (info, cell) in whole_cells(plan, out)? {
-            let run = Outcome::read(plan, out, cell, &tables, &rules)?;
+            let run = SeedOutcome::read(plan, out, cell, &tables, &rules)?;
             match methods.last_mut() {
                 Some(last) if last.info.name == info.name => last.runs.push(run),
                 _ => methods.push(MethodOutcome {
@@ -282,15 +277,31 @@ impl Results {
                 }),
             }
         }
+        let bundled = match tables.last() {
+            Some(tables) => BundledScore::read(plan, out, tables)?,
+            None => None,
+        };
         Ok(Self {
             plan: plan.clone(),
             methods,
+            bundled,
         })
     }
 
     /// The method called `name`, if it was run.
     pub fn method(&self, name: &str) -> Option<&MethodOutcome> {
         self.methods.iter().find(|method| method.info.name == name)
+    }
+
+    /// Whether this is a quick look: run as one, or with one epoch of each experience by a method
+    /// that trains.
+    pub(super) fn is_quick(&self) -> bool {
+        let steps = || {
+            let runs = self.methods.iter().flat_map(|method| &method.runs);
+            runs.flat_map(|run| &run.cell.steps)
+        };
+        let one_epoch = self.plan.epochs.iter().all(|epochs| *epochs == 1);
+        self.plan.quick || (one_epoch && steps().any(|step| step.updates > 0))
     }
 
     /// `results.json`.
@@ -300,7 +311,7 @@ impl Results {
             .iter()
             .map(|method| self.method_json(method))
             .collect();
-        let rows = |of: fn(&crate::cmrbench::Experience) -> usize| {
+        let rows = |of: fn(&crate::cmrbench::BenchExperience) -> usize| {
             self.plan
                 .data
                 .experiences
@@ -319,12 +330,13 @@ impl Results {
             },
             "settings": about,
             "methods": methods,
+            "bundled": self.bundled.as_ref().map(BundledScore::json),
         })
     }
 
     fn method_json(&self, method: &MethodOutcome) -> Value {
         let steps = self.plan.steps();
-        let run = |run: &Outcome| {
+        let run = |run: &SeedOutcome| {
             let triangle = |metric: Metric| -> Value {
                 let row = |step: usize| {
                     (0..=step)
@@ -333,11 +345,13 @@ impl Results {
                 };
                 (0..steps).map(row).collect::<Vec<_>>().into()
             };
-            let per_step = |of: fn(&crate::cmrbench::Step) -> Value| {
+            let per_step = |of: fn(&crate::cmrbench::StepNote) -> Value| {
                 run.cell.steps.iter().map(of).collect::<Vec<Value>>()
             };
             json!({
                 "seed": run.seed,
+                "threads": run.cell.settings.as_ref().map(|settings| settings.threads),
+                "processor": run.cell.settings.as_ref().map(|settings| &settings.processor),
                 "hits": by_metric(triangle),
                 "acc": by_metric(|metric| run.matrix(metric).acc().into()),
                 "fgt": by_metric(|metric| run.matrix(metric).forgetting().into()),
@@ -354,10 +368,10 @@ impl Results {
             })
         };
         let over = |pick: fn((f64, Option<f64>)) -> Option<f64>| {
-            let of = |from: fn(&Matrix) -> Option<f64>| {
+            let of = |from: fn(&AccuracyMatrix) -> Option<f64>| {
                 by_metric(|metric| method.over_seeds(metric, from).and_then(pick).into())
             };
-            json!({"acc": of(Matrix::acc), "fgt": of(Matrix::forgetting)})
+            json!({"acc": of(AccuracyMatrix::acc), "fgt": of(AccuracyMatrix::forgetting)})
         };
         json!({
             "name": method.info.name,
@@ -371,7 +385,7 @@ impl Results {
     }
 }
 
-fn by_metric(of: impl Fn(Metric) -> Value) -> Value {
+pub(super) fn by_metric(of: impl Fn(Metric) -> Value) -> Value {
     let pairs = Metric::ALL.map(|metric| (metric.letter().to_owned(), of(metric)));
     Value::Object(pairs.into_iter().collect())
 }

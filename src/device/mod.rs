@@ -20,8 +20,13 @@ use cpu::Cpu;
 use gpu::{AdapterReport, Gpu};
 
 /// Which device a host asks for.
+///
+/// From a text: `auto` (or nothing), `cpu`, `gpu`, or else part of an adapter's name. So a misspelt
+/// `gpuu` is the name of an adapter that nobody has: opening it is an error of the kind
+/// [`ErrorKind::NoAdapter`], whose text lists the adapters that are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(from = "String", into = "String")]
+#[non_exhaustive]
 pub enum DeviceChoice {
     /// A hardware GPU if there is one, else the CPU. Never a software adapter: one was measured
     /// 20 to 150 times slower than the native path on the same cores.

@@ -1,4 +1,5 @@
 //! A pass: the calls of one batch. The GPU records them, the CPU runs each at once.
+#![expect(clippy::disallowed_types, reason = "times of a pass, for Timing")]
 
 use std::time::Instant;
 

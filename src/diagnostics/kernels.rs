@@ -1,24 +1,24 @@
-//! Kernels by themselves, for benches: time, arithmetic and bytes beside the device's own peaks.
+//! Timed kernels for benches: time, arithmetic and bytes of each case, and the device's peaks.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::cases::{self, Case, Shape};
-use super::training;
+use super::cases::{self, CaseScale};
 use crate::device::cpu::Cpu;
 use crate::device::{Device, DeviceChoice, Pass, Plan, Tensor};
 use crate::error::Result;
-use crate::ops::Ops;
-use crate::ops::peak::CHAINS;
+use crate::ops::case::{Case, UPLOADS};
+use crate::ops::peak::{CHAINS, Peak};
 
 /// Every kernel of a route and of an update on one device, at the shapes of all-MiniLM-L6-v2.
 pub struct KernelBench {
     device: Device,
-    ops: Arc<Ops>,
+    peak: Peak,
     cases: Vec<Case>,
 }
 
-/// What a device was measured to do at most.
+/// The measured peaks of a device.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Peaks {
@@ -26,6 +26,14 @@ pub struct Peaks {
     pub bytes: f64,
     /// Operations a second of independent multiply-adds in registers, each as two.
     pub flops: f64,
+}
+
+impl fmt::Debug for KernelBench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelBench")
+            .field("device", &self.device())
+            .finish_non_exhaustive()
+    }
 }
 
 impl KernelBench {
@@ -37,21 +45,16 @@ impl KernelBench {
         prompts: usize,
         models: usize,
     ) -> Result<Self> {
-        let shape = Shape {
-            tokens,
-            prompts,
-            hidden: 384,
-            heads: 12,
-            feed_forward: 1536,
-            models,
-            k: 10,
-        };
+        let scale = CaseScale::of_minilm(tokens, prompts, models);
         let host = Arc::new(Cpu::open(Some(threads))?);
         let device = Device::open(choice, &host)?.device;
-        let ops = Arc::new(Ops::new(&device, shape.head_width())?);
-        let mut cases = cases::all(&device, &ops, shape)?;
-        cases.extend(training::all(&device, &ops, shape)?);
-        Ok(Self { device, ops, cases })
+        let cases = cases::all(&device, scale)?;
+        let peak = Peak::new(&device)?;
+        Ok(Self {
+            device,
+            peak,
+            cases,
+        })
     }
 
     /// `cpu`, or the adapter's name.
@@ -81,7 +84,7 @@ impl KernelBench {
             Device::Cpu(_) => (400, 3),
             Device::Gpu(_) => (100, 3),
         };
-        let peak = &self.ops.peak;
+        let peak = &self.peak;
         let x = self.device.upload("x", 1, &vec![0.5; WORDS])?;
         let mut y = self.device.scratch("y", WORDS, 1)?;
         let copy = best(&self.device, repeats, |pass| peak.copy(pass, &x, &mut y))?;
@@ -96,9 +99,6 @@ impl KernelBench {
         })
     }
 }
-
-/// Room for the lists of candidates of 32 prompts, which a case uploads once.
-const UPLOADS: usize = 1 << 16;
 
 /// The shortest of three means, after one run to warm up.
 fn best(device: &Device, repeats: usize, mut run: impl FnMut(&mut Pass<'_>) + Send) -> Result<f64> {

@@ -1,9 +1,12 @@
-//! What `doctor` and the benches look at: devices, a self-test of every op, kernels by themselves.
+//! Checks of a machine for `doctor` and the benches: devices, a self-test of every op, timed
+//! kernels.
+#![expect(
+    clippy::disallowed_types,
+    reason = "speeds of kernels, seconds of a self-test"
+)]
 
 mod cases;
 mod kernels;
-mod learning;
-mod training;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,10 +18,11 @@ use crate::device::gpu::{self, Gpu};
 pub use crate::device::gpu::{AdapterReport, LimitsReport};
 use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
-use crate::ops::Ops;
+use cases::CaseScale;
+#[doc(hidden)]
 pub use kernels::{KernelBench, Peaks};
 
-/// A look at this machine.
+/// A report on this machine.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Diagnosis {
@@ -28,11 +32,11 @@ pub struct Diagnosis {
     pub cpu: CpuReport,
     /// Every adapter of the native interfaces.
     pub adapters: Vec<AdapterReport>,
-    /// The device that was asked about.
+    /// The device that was requested.
     pub asked: String,
-    /// What it would be: `cpu`, an adapter's name, or nothing.
+    /// The device it resolves to: `cpu`, an adapter's name, or `none`.
     pub chosen: String,
-    /// Why.
+    /// The reason for this choice.
     pub reason: String,
     /// Every op on every device.
     pub self_test: Vec<OpTest>,
@@ -46,11 +50,11 @@ pub struct Diagnosis {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct CpuReport {
-    /// Threads that would be taken when none are named.
+    /// Threads that are used by default.
     pub threads: usize,
-    /// What the GEMM kernels are compiled for.
+    /// The instruction set of the GEMM kernels.
     pub kernels: &'static str,
-    /// Features that were found.
+    /// Instruction set extensions that were found.
     pub features: Vec<&'static str>,
 }
 
@@ -113,11 +117,21 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
 }
 
 fn self_test_on(device: &Device) -> Result<Vec<OpTest>> {
-    let shape = cases::Shape::UGLY;
-    let ops = Arc::new(Ops::new(device, shape.head_width())?);
-    let mut all = cases::all(device, &ops, shape)?;
-    all.extend(learning::all(device, &ops, shape)?);
-    all.into_iter().map(|mut case| case.test(device)).collect()
+    let mut tests = Vec::new();
+    for case in &mut cases::all(device, CaseScale::UGLY)? {
+        for output in case.check(device)? {
+            let pairs = output.got.iter().zip(&output.want);
+            let errors = pairs.map(|(got, want)| (f64::from(*got) - want).abs());
+            tests.push(OpTest {
+                op: case.op,
+                device: device.name().to_owned(),
+                max_abs_error: errors.fold(0.0, f64::max),
+                bound: case.bound,
+                ok: output.error() < case.bound,
+            });
+        }
+    }
+    Ok(tests)
 }
 
 #[cfg(test)]

@@ -1,15 +1,13 @@
 //! An encoder bundle: a folder with weights, tokenizer, configuration and a manifest of hashes.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
-use crate::error::{Error, Result, bail, error};
-use crate::files;
+use crate::error::{Result, bail, error};
+use crate::files::{self, FileDigest};
 use crate::model::Config;
 use crate::ops::pool::Pooling;
 use crate::text::tokenizer::Tokenizer;
@@ -31,7 +29,7 @@ pub(super) const CONFIG_LIMIT: u64 = 1 << 20;
 /// `manifest.json` of a bundle.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Manifest {
+pub(crate) struct BundleManifest {
     pub(crate) schema_version: u32,
     /// `hubrouter-encoder`
     pub(crate) kind: String,
@@ -39,88 +37,24 @@ pub(crate) struct Manifest {
     pub(crate) pooling: Pooling,
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub(crate) max_tokens: usize,
-    /// What the checkpoint wants in front of a prompt.
+    /// The text that the checkpoint expects before a prompt.
     pub(crate) query_prefix: String,
-    /// What the checkpoint wants in front of a model card.
+    /// The text that the checkpoint expects before a model card.
     pub(crate) document_prefix: String,
     /// Element type of the weights.
     pub(crate) dtype: String,
     pub(crate) licence: String,
     /// Where the checkpoint came from.
     pub(crate) source: String,
-    pub(crate) files: BTreeMap<String, Digest>,
-}
-
-/// Size and SHA-256 of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Digest {
-    pub(crate) bytes: u64,
-    pub(crate) sha256: String,
-}
-
-impl Digest {
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        Self {
-            bytes: bytes.len() as u64,
-            sha256: files::sha256(bytes),
-        }
-    }
-
-    /// The file at `path`, which must be what was recorded, and of at most `limit` bytes: before it is
-    /// read.
-    pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
-        let (file, length) = files::open_file(path)?;
-        self.check_length(path, length)?;
-        if length > limit {
-            bail!(
-                Format,
-                "{}: expected at most {limit} bytes, found {length}",
-                path.display()
-            );
-        }
-        let mut bytes = Vec::new();
-        file.take(self.bytes)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io(path, "read", e))?;
-        self.check(path, &bytes)?;
-        Ok(bytes)
-    }
-
-    fn check_length(&self, path: &Path, length: u64) -> Result<()> {
-        if length != self.bytes {
-            bail!(
-                Mismatch,
-                "{}: expected {} bytes, found {length}",
-                path.display(),
-                self.bytes
-            );
-        }
-        Ok(())
-    }
-
-    /// Errors unless `bytes`, read from `path`, are what was recorded.
-    pub(crate) fn check(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.check_length(path, bytes.len() as u64)?;
-        let path = path.display();
-        let found = files::sha256(bytes);
-        if found != self.sha256 {
-            bail!(
-                Mismatch,
-                "{path}: expected SHA-256 {}, found {found}",
-                self.sha256
-            );
-        }
-        Ok(())
-    }
+    pub(crate) files: BTreeMap<String, FileDigest>,
 }
 
 /// A checked bundle, not yet on a device.
 pub(crate) struct Bundle {
-    pub(crate) manifest: Manifest,
+    pub(crate) manifest: BundleManifest,
     pub(crate) config: Config,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) weights: Arc<Weights>,
+    pub(crate) weights: Weights,
     /// SHA-256 of `manifest.json`, which holds the hashes of everything else.
     pub(crate) revision: String,
 }
@@ -184,7 +118,7 @@ impl Bundle {
         );
         Ok(Self {
             tokenizer: tokenizer?,
-            weights: Arc::new(weights?),
+            weights: weights?,
             config,
             manifest,
             revision,
@@ -193,7 +127,7 @@ impl Bundle {
 }
 
 /// The manifest of the bundle in `folder` and its SHA-256.
-pub(crate) fn read_manifest(folder: &Path) -> Result<(Manifest, String)> {
+pub(crate) fn read_manifest(folder: &Path) -> Result<(BundleManifest, String)> {
     let path: PathBuf = folder.join(MANIFEST);
     let bytes = files::read_bytes(&path, CONFIG_LIMIT)?;
     let manifest = files::parse_form(&path, &bytes, KIND)?;

@@ -1,42 +1,42 @@
-//! From a Hugging Face folder to an encoder bundle.
+//! Import of a Hugging Face folder as an encoder bundle.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use serde_json::Value;
 
 use crate::device::cpu::Cpu;
-use crate::encoder::bundle::{self, Bundle, CONFIG_LIMIT, Digest, Manifest, TEXT_LIMIT};
+use crate::encoder::bundle::{self, Bundle, BundleManifest, CONFIG_LIMIT, TEXT_LIMIT};
 use crate::error::{Result, bail, error};
-use crate::files::{self, Staged};
+use crate::files::{self, FileDigest, Staged};
 use crate::model::{Config, parameters};
 use crate::ops::pool::Pooling;
 use crate::weights::{Dtype, Weights, to_safetensors};
 
-/// What an import may be told; what it is not told it reads from the checkpoint.
-#[derive(Clone, Debug, Default)]
+/// Settings of an import; those that are `None` are read from the checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImportOptions {
-    /// Name of the encoder; none: the name of the target folder.
+    /// Name of the encoder. `None`: the name of the target folder.
     pub name: Option<String>,
-    /// `f32`, `f16` or `bf16`; none: as in the checkpoint.
+    /// `f32`, `f16` or `bf16`. `None`: that of the checkpoint.
     pub dtype: Option<String>,
-    /// `mean` or `cls`; none: as the checkpoint's pooling module says.
+    /// `mean` or `cls`. `None`: that of the checkpoint's pooling module.
     pub pooling: Option<String>,
-    /// Tokens of a prompt; none: the smallest limit that the checkpoint states.
+    /// Most tokens of a prompt. `None`: the smallest limit that the checkpoint states.
     pub max_tokens: Option<usize>,
-    /// Text in front of a prompt; none: the checkpoint's prompt called `query`.
+    /// Text before a prompt. `None`: the checkpoint's prompt called `query`.
     pub query_prefix: Option<String>,
-    /// Text in front of a model card; none: the checkpoint's prompt called `passage` or `document`.
+    /// Text before a model card. `None`: the checkpoint's prompt called `passage` or `document`.
     pub document_prefix: Option<String>,
-    /// Licence of the weights; none: as the checkpoint's README.md says.
+    /// Licence of the weights. `None`: that of the checkpoint's README.md.
     pub licence: Option<String>,
-    /// Where the checkpoint came from; none: the source folder's name.
+    /// Where the checkpoint came from. `None`: the source folder's name.
     pub source: Option<String>,
 }
 
-/// What an import wrote.
+/// The bundle that an import wrote.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Imported {
@@ -58,9 +58,9 @@ pub struct Imported {
     pub bytes: u64,
     /// Licence of the weights.
     pub licence: String,
-    /// SHA-256 of the manifest: what generations pin.
+    /// SHA-256 of the manifest, by which generations name their encoder.
     pub revision: String,
-    /// What was decided without being told, and anything worth a second look.
+    /// Decisions that the import made by itself, and anything worth a second look.
     pub notes: Vec<String>,
 }
 
@@ -70,7 +70,8 @@ pub struct Imported {
 /// asks for, its shape, finite values, and with `f16` no overflow. The bundle is opened once
 /// before this returns.
 ///
-/// Errors: a file is missing or malformed, or asks for what this crate does not compute.
+/// Errors: a file is missing or malformed; the network is of a kind that this crate does not
+/// compute.
 pub fn import_encoder(
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,
@@ -84,99 +85,6 @@ pub fn import_encoder(
             to.display()
         );
     }
-    let mut notes = Vec::new();
-    let config_path = from.join("config.json");
-    let config_json = files::read_bytes(&config_path, CONFIG_LIMIT)?;
-    let config = Config::from_json(&config_json).map_err(|e| e.at(config_path.display()))?;
-    let checkpoint = Checkpoint { folder: from };
-    let pooling = checkpoint.pooling(options.pooling.as_deref())?;
-    let tokenizer_path = from.join("tokenizer.json");
-    if !tokenizer_path.exists() {
-        bail!(
-            Format,
-            "{}: missing; save it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-            tokenizer_path.display()
-        );
-    }
-    let tokenizer = files::read_bytes(&tokenizer_path, TEXT_LIMIT)?;
-    let max_tokens = checkpoint.max_tokens(options.max_tokens, &config, &tokenizer, &mut notes)?;
-    let prompts = checkpoint.json("config_sentence_transformers.json")?;
-    let prompt = |names: &[&str]| {
-        let found = names.iter().find_map(|name| {
-            prompts
-                .as_ref()?
-                .pointer(&format!("/prompts/{name}"))?
-                .as_str()
-        });
-        found.unwrap_or_default().to_owned()
-    };
-    let licence = match &options.licence {
-        Some(licence) => licence.clone(),
-        None => checkpoint.licence().unwrap_or_else(|| {
-            notes.push(
-                "no licence is stated in README.md; recorded as unknown (set it with --licence)"
-                    .into(),
-            );
-            "unknown".into()
-        }),
-    };
-    let (weights, dtype) = checkpoint.weights(&config, options.dtype.as_deref())?;
-    let name = match (&options.name, to.file_name().and_then(|name| name.to_str())) {
-        (Some(name), _) => name.clone(),
-        (None, Some(name)) => name.to_owned(),
-        (None, None) => bail!(
-            InvalidRequest,
-            "{}: expected a folder with a name",
-            to.display()
-        ),
-    };
-    let source = options.source.clone().unwrap_or_else(|| {
-        from.canonicalize()
-            .ok()
-            .and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
-            .unwrap_or_default()
-    });
-    let note = licence_note(&name, &source, &licence, dtype, from);
-    let parts: [(&str, &[u8]); 4] = [
-        (bundle::CONFIG, &config_json),
-        (bundle::TOKENIZER, &tokenizer),
-        (bundle::WEIGHTS, &weights),
-        (bundle::LICENCE, note.as_bytes()),
-    ];
-    let manifest = Manifest {
-        schema_version: 1,
-        kind: bundle::KIND.into(),
-        name: name.clone(),
-        pooling,
-        max_tokens,
-        query_prefix: options
-            .query_prefix
-            .clone()
-            .unwrap_or_else(|| prompt(&["query"])),
-        document_prefix: options
-            .document_prefix
-            .clone()
-            .unwrap_or_else(|| prompt(&["passage", "document"])),
-        dtype: dtype_name(dtype).into(),
-        licence: licence.clone(),
-        source,
-        files: parts
-            .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)))
-            .collect::<BTreeMap<_, _>>(),
-    };
-    let parent = match to.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let staged = Staged::new(parent)?;
-    for (name, bytes) in parts {
-        staged.write(name, bytes)?;
-    }
-    staged.write(bundle::MANIFEST, &files::to_json(&manifest)?)?;
-    // Opened under its temporary name: only a bundle that works gets its own.
-    let opened = Bundle::open(staged.path(), &Cpu::open(Some(1))?, None)?;
-    opened.tokenizer.encode("", "a first prompt")?;
     let Some(folder_name) = to.file_name().and_then(|name| name.to_str()) else {
         bail!(
             InvalidRequest,
@@ -184,7 +92,42 @@ pub fn import_encoder(
             to.display()
         );
     };
-    let folder = staged.publish(folder_name)?;
+    let mut notes = Vec::new();
+    let checkpoint = Checkpoint { folder: from };
+    let (config, config_json) = checkpoint.config()?;
+    let pooling = checkpoint.pooling(options.pooling.as_deref())?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let max_tokens = checkpoint.max_tokens(options.max_tokens, &config, &tokenizer, &mut notes)?;
+    let [query_prefix, document_prefix] = checkpoint.prefixes(options)?;
+    let licence = checkpoint.licence_or_note(options.licence.as_ref(), &mut notes);
+    let (weights, dtype) = checkpoint.weights(&config, options.dtype.as_deref())?;
+    let name = options.name.as_deref().unwrap_or(folder_name).to_owned();
+    let source = options.source.clone();
+    let source = source.unwrap_or_else(|| checkpoint.name());
+    let note = licence_note(&name, &source, &licence, dtype, from);
+    let parts: [(&str, &[u8]); 4] = [
+        (bundle::CONFIG, &config_json),
+        (bundle::TOKENIZER, &tokenizer),
+        (bundle::WEIGHTS, &weights),
+        (bundle::LICENCE, note.as_bytes()),
+    ];
+    let digests = parts
+        .iter()
+        .map(|(name, bytes)| ((*name).to_owned(), FileDigest::of(bytes)));
+    let manifest = BundleManifest {
+        schema_version: 1,
+        kind: bundle::KIND.into(),
+        name: name.clone(),
+        pooling,
+        max_tokens,
+        query_prefix,
+        document_prefix,
+        dtype: dtype_name(dtype).into(),
+        licence: licence.clone(),
+        source,
+        files: digests.collect(),
+    };
+    let (folder, revision) = write_bundle(to, folder_name, &parts, &manifest)?;
     Ok(Imported {
         folder,
         name,
@@ -198,9 +141,32 @@ pub fn import_encoder(
         layers: config.layers,
         bytes: weights.len() as u64,
         licence,
-        revision: opened.revision,
+        revision,
         notes,
     })
+}
+
+/// Writes the bundle `to`, which is called `name`; its folder and the hash of its manifest.
+///
+/// It is opened under its temporary name: only a bundle that works gets its own.
+fn write_bundle(
+    to: &Path,
+    name: &str,
+    parts: &[(&str, &[u8])],
+    manifest: &BundleManifest,
+) -> Result<(PathBuf, String)> {
+    let parent = match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let staged = Staged::new(parent)?;
+    for (name, bytes) in parts {
+        staged.write(name, bytes)?;
+    }
+    staged.write(bundle::MANIFEST, &files::to_json(manifest)?)?;
+    let opened = Bundle::open(staged.path(), &Cpu::open(Some(1))?, None)?;
+    opened.tokenizer.encode("", "a first prompt")?;
+    Ok((staged.publish(name)?, opened.revision))
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {
@@ -240,6 +206,58 @@ impl Checkpoint<'_> {
         } else {
             Ok(None)
         }
+    }
+
+    /// `config.json`, parsed and as it is.
+    fn config(&self) -> Result<(Config, Vec<u8>)> {
+        let path = self.folder.join("config.json");
+        let json = files::read_bytes(&path, CONFIG_LIMIT)?;
+        let config = Config::from_json(&json).map_err(|e| e.at(path.display()))?;
+        Ok((config, json))
+    }
+
+    fn tokenizer(&self) -> Result<Vec<u8>> {
+        let path = self.folder.join("tokenizer.json");
+        if !path.exists() {
+            bail!(
+                Format,
+                "{}: missing; save it with transformers: \
+                 AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+                path.display()
+            );
+        }
+        files::read_bytes(&path, TEXT_LIMIT)
+    }
+
+    /// The texts before a prompt and before a model card.
+    fn prefixes(&self, options: &ImportOptions) -> Result<[String; 2]> {
+        let prompts = self.json("config_sentence_transformers.json")?;
+        let stated = |name: &&str| prompts.as_ref()?["prompts"][*name].as_str();
+        let prefix = |told: &Option<String>, names: &[&str]| match told {
+            Some(told) => told.clone(),
+            None => names.iter().find_map(stated).unwrap_or_default().to_owned(),
+        };
+        Ok([
+            prefix(&options.query_prefix, &["query"]),
+            prefix(&options.document_prefix, &["passage", "document"]),
+        ])
+    }
+
+    /// The licence: `told`, or else the checkpoint's; without either a note is added.
+    fn licence_or_note(&self, told: Option<&String>, notes: &mut Vec<String>) -> String {
+        told.cloned().or_else(|| self.licence()).unwrap_or_else(|| {
+            let note =
+                "no licence is stated in README.md; recorded as unknown (set it with --licence)";
+            notes.push(note.into());
+            "unknown".into()
+        })
+    }
+
+    /// The folder's name; empty for one that has none.
+    fn name(&self) -> String {
+        let path = self.folder.canonicalize().ok();
+        let name = path.as_deref().and_then(Path::file_name);
+        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 
     fn pooling(&self, told: Option<&str>) -> Result<Pooling> {
@@ -456,7 +474,9 @@ fn canonical_names(weights: &Weights) -> HashMap<String, String> {
         .collect()
 }
 
-/// Little-endian `values` as `dtype`; what does not fit is an error.
+/// Little-endian `values` as `dtype`.
+///
+/// Errors: a value does not fit.
 fn narrow(values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
     for (index, value) in values.iter().enumerate() {

@@ -1,14 +1,15 @@
-//! An encoder on a device: texts to pooled vectors.
+//! An encoder on a device: it turns texts into pooled vectors.
 
 mod bundle;
 mod import;
 pub(crate) mod seen;
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-pub(crate) use bundle::{Digest, read_manifest};
+pub(crate) use bundle::read_manifest;
 pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
@@ -20,11 +21,18 @@ use crate::model::bert::Bert;
 use crate::model::lora::Factors;
 use crate::model::parameters::Parameters;
 use crate::ops::Ops;
+use crate::ops::embed::WordRows;
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
-use crate::text::tokenizer::{Tokenizer, Tokens};
+use crate::text::tokenizer::Tokens;
 use crate::weights::Weights;
-use bundle::{Bundle, Manifest};
+use bundle::Bundle;
+
+#[cfg(test)]
+thread_local! {
+    /// Prompts and cards that this thread gave to an encoder; steps of learning pack their own.
+    pub(crate) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
 
 #[cfg(test)]
 thread_local! {
@@ -48,18 +56,20 @@ pub struct Encoder {
     host: Arc<Cpu>,
     device: Device,
     ops: Ops,
-    bert: Bert,
-    tokenizer: Tokenizer,
-    manifest: Manifest,
-    weights: Arc<Weights>,
-    revision: String,
+    bundle: Arc<Bundle>,
+    /// [V, H], shared by all networks of this encoder.
+    words: Arc<WordRows>,
+    /// The network as the bundle has it. Read when it is needed first: a router whose generation
+    /// has an adapter never needs it.
+    bert: OnceLock<Arc<Bert>>,
     reason: String,
     degraded: Option<String>,
     plans: Plans<Activations>,
 }
 
-/// Every stage of one text's way through the encoder, to compare with another implementation.
-#[derive(Clone, Debug)]
+/// The result of every stage of the encoder for one text, to compare with another implementation.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Trace {
     /// Token ids, special ones included.
@@ -75,8 +85,8 @@ pub struct Trace {
 impl Encoder {
     /// Opens the bundle in `folder` on the device that `options` names.
     ///
-    /// Errors: a file of the bundle is missing, malformed or not what its manifest says; the
-    /// device cannot be opened and there is no fallback.
+    /// Errors: a file of the bundle is missing, malformed or not the one that its manifest names;
+    /// the device cannot be opened and `options` allow no fallback.
     pub fn open(folder: impl AsRef<Path>, options: &Options) -> Result<Self> {
         let host = Arc::new(Cpu::open(options.threads)?);
         Self::open_on(folder.as_ref(), host, options)
@@ -84,78 +94,77 @@ impl Encoder {
 
     pub(crate) fn open_on(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
         caught("opening the encoder", || {
-            Self::open_in(folder, host, options)
+            Self::open_in(folder, host, options, |encoder| encoder.bert().map(drop))
         })
     }
 
-    fn open_in(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
+    /// As [`Encoder::open_on`]; the network's weights are read when they are needed first.
+    pub(crate) fn open_lazily(folder: &Path, host: Arc<Cpu>, options: &Options) -> Result<Self> {
+        caught("opening the encoder", || {
+            Self::open_in(folder, host, options, |_| Ok(()))
+        })
+    }
+
+    /// `ready`: a further check of the opened encoder; if the device fails it, the CPU is tried.
+    fn open_in(
+        folder: &Path,
+        host: Arc<Cpu>,
+        options: &Options,
+        ready: impl Fn(&Self) -> Result<()>,
+    ) -> Result<Self> {
         // A driver's start takes as long as checking the bundle.
         let (bundle, opened) = host.join(
             || Bundle::open(folder, &host, options.max_tokens),
             || Device::open(&options.device, &host),
         );
-        let bundle = bundle?;
+        let bundle = Arc::new(bundle?);
         let place = |opened: Opened| {
-            let (ops, bert) = Self::place(&bundle, &opened.device, &host)?;
-            Ok((opened, ops, bert))
+            let encoder = Self::place(&bundle, opened, &host)?;
+            ready(&encoder)?;
+            Ok(encoder)
         };
-        let (opened, ops, bert) = match opened.and_then(place) {
+        let encoder = match opened.and_then(place) {
             Err(error) if options.steps_down(&error) => place(Opened::stepped_down(&host, &error))?,
             placed => placed?,
         };
-        Ok(Self::assemble(bundle, opened, host, ops, bert))
-    }
-
-    /// Compiles the ops and brings the weights to `device`.
-    fn place(bundle: &Bundle, device: &Device, host: &Cpu) -> Result<(Ops, Bert)> {
-        let config = bundle.config.clone();
-        let place = || -> Result<(Ops, Bert)> {
-            let ops = Ops::new(device, config.head_width())?;
-            let parameters = Parameters::open(device, &bundle.weights, &config);
-            bundle.weights.release();
-            let parameters = parameters?;
-            Ok((
-                ops,
-                Bert {
-                    config,
-                    parameters,
-                    pooling: bundle.manifest.pooling,
-                },
-            ))
-        };
-        host.run(place)
-    }
-
-    fn assemble(bundle: Bundle, opened: Opened, host: Arc<Cpu>, ops: Ops, bert: Bert) -> Self {
         log::info!(
             "encoder {} on {}: {}",
-            bundle.manifest.name,
-            opened.device.name(),
-            opened.reason
+            encoder.name(),
+            encoder.device_name(),
+            encoder.reason
         );
-        Self {
-            host,
+        Ok(encoder)
+    }
+
+    /// Compiles the ops and brings the rows of tokens to the device.
+    fn place(bundle: &Arc<Bundle>, opened: Opened, host: &Arc<Cpu>) -> Result<Self> {
+        let (device, config) = (&opened.device, &bundle.config);
+        let (ops, words) = host.join(
+            || Ops::new(device, config.head_width()),
+            || Parameters::words(device, &bundle.weights, config),
+        );
+        bundle.weights.release();
+        Ok(Self {
+            host: Arc::clone(host),
+            ops: ops?,
+            words: words?,
+            bert: OnceLock::new(),
+            bundle: Arc::clone(bundle),
             device: opened.device,
-            ops,
-            bert,
-            tokenizer: bundle.tokenizer,
-            manifest: bundle.manifest,
-            weights: bundle.weights,
-            revision: bundle.revision,
             reason: opened.reason,
             degraded: opened.degraded,
             plans: Plans::new(),
-        }
+        })
     }
 
     /// One pooled vector `[width]` for each prompt, not normalised; a bad text spoils only itself.
     pub fn embed(&self, prompts: &[&str]) -> Vec<Result<Vec<f32>>> {
-        self.embed_after(&self.bert, &self.manifest.query_prefix, prompts)
+        self.embed_after(None, &self.bundle.manifest.query_prefix, prompts)
     }
 
-    /// As [`Encoder::embed`] for model cards, which some checkpoints want introduced otherwise.
+    /// As [`Encoder::embed`] for model cards, before which some checkpoints expect another text.
     pub fn embed_documents(&self, documents: &[&str]) -> Vec<Result<Vec<f32>>> {
-        self.embed_documents_by(&self.bert, documents)
+        self.embed_after(None, &self.bundle.manifest.document_prefix, documents)
     }
 
     /// As [`Encoder::embed_documents`], by another network of this encoder: one with an adapter.
@@ -164,13 +173,19 @@ impl Encoder {
         bert: &Bert,
         documents: &[&str],
     ) -> Vec<Result<Vec<f32>>> {
-        self.embed_after(bert, &self.manifest.document_prefix, documents)
+        self.embed_after(Some(bert), &self.bundle.manifest.document_prefix, documents)
     }
 
-    fn embed_after(&self, bert: &Bert, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
+    /// `bert`: None for the encoder's own network.
+    fn embed_after(
+        &self,
+        bert: Option<&Bert>,
+        prefix: &str,
+        texts: &[&str],
+    ) -> Vec<Result<Vec<f32>>> {
         let embed = || {
             self.check_process()?;
-            Ok(self.embed_each(bert, prefix, texts))
+            Ok(self.embed_each(self.or_own(bert)?, prefix, texts))
         };
         let failed = |error: Error| texts.iter().map(|_| Err(error.clone())).collect();
         caught("the encoder", embed).unwrap_or_else(failed)
@@ -194,7 +209,7 @@ impl Encoder {
             |plan| {
                 let (read, outcome) = self.device.run(plan, |pass, a| {
                     a.upload(pass, &batch);
-                    bert.forward(&self.ops, pass, a, None);
+                    bert.forward(&self.ops, pass, a, None, None);
                     pass.read(&a.pooled)
                 })?;
                 Ok(outcome.f32(read).to_vec())
@@ -202,25 +217,28 @@ impl Encoder {
         )
     }
 
-    /// Every stage of `text`'s way, read back.
+    /// The result of every stage for `text`.
+    #[doc(hidden)]
     pub fn trace(&self, text: &str) -> Result<Trace> {
         self.check_process()?;
         caught("the encoder", || self.traced(text))
     }
 
     fn traced(&self, text: &str) -> Result<Trace> {
-        let tokens = self.tokenizer.encode(&self.manifest.query_prefix, text)?;
-        let batch = self.pack(&[&tokens]);
+        let tokens = self
+            .bundle
+            .tokenizer
+            .encode(&self.bundle.manifest.query_prefix, text)?;
+        let (batch, bert) = (self.pack(&[&tokens]), self.bert()?);
         let sizes = sizes(&batch);
         // Not from the shared plans: a trace brings more back than they have room for.
-        let room =
-            4 * self.width() * (sizes.tokens * (self.bert.config.layers + 1) + sizes.prompts);
-        let a = Activations::new(&self.device, &self.bert.config, sizes)?;
+        let room = 4 * self.width() * (sizes.tokens * (self.config().layers + 1) + sizes.prompts);
+        let a = Activations::new(&self.device, self.config(), sizes)?;
         let mut plan = Plan::new(&self.device, a, Activations::upload_bytes(sizes), room)?;
         let ((layers, pooled), outcome) = self.device.run(&mut plan, |pass, a| {
             let mut layers = Vec::new();
             a.upload(pass, &batch);
-            self.bert.forward(&self.ops, pass, a, Some(&mut layers));
+            bert.forward(&self.ops, pass, a, None, Some(&mut layers));
             (layers, pass.read(&a.pooled))
         })?;
         Ok(Trace {
@@ -235,7 +253,7 @@ impl Encoder {
     }
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<Activations>> {
-        let a = Activations::new(&self.device, &self.bert.config, sizes)?;
+        let a = Activations::new(&self.device, self.config(), sizes)?;
         let reads = 4 * self.width() * sizes.prompts;
         Plan::new(&self.device, a, Activations::upload_bytes(sizes), reads)
     }
@@ -252,16 +270,16 @@ impl Encoder {
     }
 
     pub(crate) fn tokenize_prompts(&self, prompts: &[&str]) -> Vec<Result<Tokens>> {
-        self.tokenize(&self.manifest.query_prefix, prompts)
+        self.tokenize(&self.bundle.manifest.query_prefix, prompts)
     }
 
     pub(crate) fn tokenize_documents(&self, documents: &[&str]) -> Vec<Result<Tokens>> {
-        self.tokenize(&self.manifest.document_prefix, documents)
+        self.tokenize(&self.bundle.manifest.document_prefix, documents)
     }
 
     /// Tokens of `texts`, side by side.
     fn tokenize(&self, prefix: &str, texts: &[&str]) -> Vec<Result<Tokens>> {
-        let one = |text: &str| self.tokenizer.encode(prefix, text);
+        let one = |text: &str| self.bundle.tokenizer.encode(prefix, text);
         if let [text] = texts {
             return vec![one(text)];
         }
@@ -277,7 +295,8 @@ impl Encoder {
         tokens.into_iter().flatten().collect()
     }
 
-    /// `prompts` cut into batches that the device takes at once: by tokens, and at most `most_prompts`.
+    /// `prompts` cut into batches that the device takes at once: by tokens, and at most
+    /// `most_prompts`.
     pub(crate) fn batches<'t, T: Borrow<Tokens>>(
         &self,
         prompts: &'t [T],
@@ -325,66 +344,66 @@ impl Encoder {
         #[cfg(test)]
         ENCODED.with(|count| count.set(count.get() + batch.len()));
         let prompts = batch.iter().map(|tokens| tokens.borrow().ids.as_slice());
-        PackedBatch::new(prompts, self.bert.config.first_position)
+        PackedBatch::new(prompts, self.config().first_position)
     }
 
-    /// Errors: this is a forked child, and what computes stayed in its parent.
+    /// Errors: this is a forked child, where the parent's threads and GPU do not exist.
     pub(crate) fn check_process(&self) -> Result<()> {
         self.host
             .check_process(matches!(self.device, Device::Gpu(_)))
     }
 
-    /// Share of the tokens, special ones left out, that stand for text which the tokenizer does not
-    /// know, 0 to 1.
+    /// Share of the tokens, special ones left out, that are the tokenizer's unknown token, 0 to 1.
     pub(crate) fn unknown_share(&self, tokens: &Tokens) -> f32 {
-        let own = tokens.ids.len() - self.tokenizer.added();
+        let own = tokens.ids.len() - self.bundle.tokenizer.added();
         tokens.unknown as f32 / own.max(1) as f32
     }
 
     /// Elements of a vector.
     pub fn width(&self) -> usize {
-        self.bert.config.hidden
+        self.config().hidden
     }
 
     /// Tokens of a text, special ones included; longer texts are cut.
     pub fn max_tokens(&self) -> usize {
-        self.tokenizer.max_tokens()
+        self.bundle.tokenizer.max_tokens()
     }
 
     /// The bundle's name.
     pub fn name(&self) -> &str {
-        &self.manifest.name
+        &self.bundle.manifest.name
     }
 
     /// SHA-256 of the bundle's manifest, which holds the hashes of all its files.
     pub fn revision(&self) -> &str {
-        &self.revision
+        &self.bundle.revision
     }
 
     /// SHA-256 of the tokenizer's file.
     pub fn tokenizer_revision(&self) -> &str {
-        self.manifest
+        self.bundle
+            .manifest
             .files
             .get(bundle::TOKENIZER)
             .map_or("", |digest| &digest.sha256)
     }
 
-    /// What computes: `cpu`, or an adapter's name.
+    /// The device that computes: `cpu`, or an adapter's name.
     pub fn device_name(&self) -> &str {
         self.device.name()
     }
 
-    /// Why this device computes.
+    /// Why this device was chosen.
     pub fn device_reason(&self) -> &str {
         &self.reason
     }
 
-    /// Why the encoder stepped down to the CPU, if it did.
+    /// Why the CPU computes instead of the device asked for, if it does.
     pub fn degraded(&self) -> Option<&str> {
         self.degraded.as_deref()
     }
 
-    /// Notes why this encoder computes instead of another one.
+    /// Records why this encoder replaces another one.
     pub(crate) fn degrade(&mut self, error: &Error) {
         self.degraded = Some(error.to_string());
     }
@@ -401,42 +420,70 @@ impl Encoder {
         &self.ops
     }
 
-    pub(crate) fn bert(&self) -> &Bert {
-        &self.bert
+    /// The network as the bundle has it.
+    pub(crate) fn bert(&self) -> Result<&Arc<Bert>> {
+        if let Some(bert) = self.bert.get() {
+            return Ok(bert);
+        }
+        let bert = self.network(Parameters::open)?;
+        Ok(self.bert.get_or_init(|| Arc::new(bert)))
+    }
+
+    /// `bert`, or else the network as the bundle has it.
+    pub(crate) fn or_own<'b>(&'b self, bert: Option<&'b Bert>) -> Result<&'b Bert> {
+        match bert {
+            Some(bert) => Ok(bert),
+            None => Ok(self.bert()?),
+        }
     }
 
     /// The network with trained factors added to its weights, for this encoder's device.
     pub(crate) fn merged(&self, factors: &Factors) -> Result<Bert> {
-        let (weights, config) = (&self.weights, &self.bert.config);
-        let own = &self.bert.parameters;
-        self.network(|| own.open_merged(&self.device, weights, config, factors))
+        self.network(|device, weights, config, words| {
+            Parameters::open_merged(device, weights, config, words, factors)
+        })
     }
 
     /// The network with weights that gradients go back through.
     pub(crate) fn for_learning(&self) -> Result<Bert> {
-        let (weights, config) = (&self.weights, &self.bert.config);
-        let own = &self.bert.parameters;
-        self.network(|| own.open_for_learning(&self.device, weights, config))
+        self.network(Parameters::open_for_learning)
     }
 
-    fn network(&self, open: impl FnOnce() -> Result<Parameters> + Send) -> Result<Bert> {
-        self.weights.check_unchanged()?;
+    fn network(
+        &self,
+        open: impl FnOnce(&Device, &Weights, &Config, &Arc<WordRows>) -> Result<Parameters> + Send,
+    ) -> Result<Bert> {
+        let Bundle {
+            weights, config, ..
+        } = &*self.bundle;
+        weights.check_unchanged()?;
+        let open = || open(&self.device, weights, config, &self.words);
         let parameters = self.host.run(open);
-        self.weights.release();
+        weights.release();
         Ok(Bert {
-            config: self.bert.config.clone(),
+            config: config.clone(),
             parameters: parameters?,
-            pooling: self.bert.pooling,
+            pooling: self.bundle.manifest.pooling,
         })
     }
 
     pub(crate) fn config(&self) -> &Config {
-        &self.bert.config
+        &self.bundle.config
     }
 }
 
-/// Runs `all` on the good items together: its answers in these items' places, and the others' errors in
-/// theirs.
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoder")
+            .field("name", &self.name())
+            .field("revision", &self.revision())
+            .field("device", &self.device_name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs `all` on the good items together: its answers in these items' places, and the others'
+/// errors in theirs.
 pub(crate) fn for_each_good<T, R>(
     items: Vec<Result<T>>,
     all: impl FnOnce(Vec<T>) -> Vec<Result<R>>,

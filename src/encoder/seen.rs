@@ -1,4 +1,4 @@
-//! What a router sees of a prompt in one pass of its encoder.
+//! The features of a prompt that one pass of the encoder gives.
 
 use crate::device::{Plan, Plans, Sizes};
 use crate::encoder::{Encoder, sizes};
@@ -7,23 +7,23 @@ use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::text::tokenizer::Tokens;
 
-/// Steps of an element of a unit vector, from 0 to 1.
+/// Quantisation steps between 0 and 1 of an element of a unit vector.
 pub(crate) const STEPS: i64 = 64;
 
-/// What is left of a prompt behind its encoder.
+/// The features of a prompt: all that learning and routing need of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Seen {
     /// The pooled vector, [H].
     pub(crate) pooled: Vec<f32>,
-    /// The means over its tokens of some layers' outputs as unit vectors, in steps: [L H], each from
-    /// -[`STEPS`] to [`STEPS`].
+    /// [L H]: the mean over its tokens of each remembered layer's output, as a unit vector in steps
+    /// from -[`STEPS`] to [`STEPS`].
     pub(crate) layers: Vec<i16>,
     /// Hashes of its words (`text::words`).
     pub(crate) words: Vec<u32>,
 }
 
-/// The layers that are remembered unless others are asked for: the upper two thirds of `count`, or as
-/// many of them, evenly spread, as make a vector of at most 2,304 elements.
+/// The layers that are remembered by default: the upper two thirds of `count`. If their vector
+/// would have more than 2,304 elements, fewer of them, evenly spread.
 pub(crate) fn usual_layers(count: usize, hidden: usize) -> Vec<usize> {
     let upper = count - count / 3;
     let most = (2304 / hidden.max(1)).clamp(1, upper);
@@ -31,7 +31,7 @@ pub(crate) fn usual_layers(count: usize, hidden: usize) -> Vec<usize> {
     places.collect()
 }
 
-/// Looks at prompts with `bert`, which is the encoder's network or another of its shape.
+/// The features of `prompts`. `bert`: the encoder's network, or another of its shape.
 ///
 /// Errors: a vector is not finite; the device failed.
 pub(crate) fn look(
@@ -56,7 +56,7 @@ pub(crate) fn look(
         let ((pooled, means), outcome) = plans.with(sizes(&batch), make, |plan| {
             device.run(plan, |pass, a| {
                 a.upload(pass, &batch);
-                bert.forward(encoder.ops(), pass, a, None);
+                bert.forward(encoder.ops(), pass, a, None, None);
                 let means = a.layers.as_ref().map(|layers| pass.read(&layers.units));
                 (pass.read(&a.pooled), means)
             })

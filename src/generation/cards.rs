@@ -1,21 +1,23 @@
-//! Card vectors of a hub: what a memory's prior means are made of (`memory/solve.rs`), and what newcomers are
-//! compared with when their rows are mixed from old ones (carve.md section 3, `card_mix`).
+//! Card vectors: a unit vector of each model's cards.
 //!
-//! The registry keeps no card text, so a generation that is to compare keeps a vector of each model:
-//! of the frozen encoder, since those of one that learns would have to be made anew with every
-//! update, of all models. A generation that was built and never learned needs none: its W is the
-//! identity and its rows are these vectors. Others have the part once they were learned with
-//! `memory` or `init.rows = card_mix`; their children then keep it up.
+//! The memory's prior means are made of them (`memory/solve.rs`), and rows of new models are mixed
+//! from old rows by comparing them (carve.md section 3, `card_mix`). The registry keeps no card
+//! text, so a generation keeps the vectors. They are those of the frozen encoder: an encoder that
+//! learns would need all of them again after every update.
+//!
+//! A generation that was never learned needs no such part: its W is the identity and its rows are
+//! these vectors. Others get the part when they are learned with `memory` or `init.rows =
+//! card_mix`, and their children keep it up to date.
 
 use safetensors::Dtype;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::Contents;
-use crate::generation::rows::{NewModel, Progress, card_vector, encoded};
+use crate::generation::rows::{NewModel, card_vector, encoded};
 use crate::weights::{Tensors, half_bytes, to_safetensors};
 
-/// Its name in a generation.
+/// The part's name in a generation.
 pub(crate) const CARDS: &str = "cards.safetensors";
 const VECTORS: &str = "card_vectors";
 
@@ -47,12 +49,12 @@ impl Contents {
         &self,
         encoder: &Encoder,
         new: &[NewModel],
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<f32>> {
         let mut all = self.cards()?;
         for (model, vectors) in new
             .iter()
-            .zip(encoded(encoder, encoder.bert(), new, progress)?)
+            .zip(encoded(encoder, encoder.bert()?, new, progress)?)
         {
             all.extend(card_vector(model, vectors)?);
         }

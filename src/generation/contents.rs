@@ -1,4 +1,4 @@
-//! What is in a generation: the hub, the head, and how a child of it is written.
+//! The contents of a generation (hub, head, other parts), and how they are read and written.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-use crate::encoder::Digest;
 use crate::error::{Result, bail};
-use crate::files::{self, Staged};
+use crate::files::{self, FileDigest, Staged};
 use crate::generation::manifest::{ADAPTER, GenerationId, HEAD, HUB, MANIFEST, Manifest};
 use crate::hub::Hub;
 use crate::model::Config;
@@ -36,7 +35,7 @@ pub(crate) struct Contents {
     pub(crate) projection: Vec<f32>,
     /// E [M, D]
     pub(crate) embeddings: Vec<f32>,
-    /// The other parts by name, as they are: LoRA factors, what learning keeps for the next time.
+    /// The other parts by name, unparsed: LoRA factors, and the parts that learning keeps.
     pub(crate) parts: BTreeMap<String, Vec<u8>>,
 }
 
@@ -46,7 +45,7 @@ impl Contents {
         Self::read_as(folder, folder.file_name())
     }
 
-    /// As [`Contents::read`] where the generation is to have the name `name`.
+    /// As [`Contents::read`], for a folder with a temporary name; `name`: the generation's.
     fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
         let manifest = Manifest::read_as(folder, name)?;
         let mut parts = BTreeMap::new();
@@ -102,8 +101,8 @@ impl Contents {
         })
     }
 
-    /// Errors: a part that serving needs cannot be opened; learning checks its own. The adapter's shapes
-    /// are the encoder's to check.
+    /// Errors: a part that serving needs cannot be opened. Learning checks its own parts. The
+    /// adapter's shapes are checked against the encoder later.
     pub(crate) fn check_parts(&self) -> Result<()> {
         self.recall()?;
         match (&self.manifest.adapter, self.parts.get(ADAPTER)) {
@@ -159,7 +158,7 @@ impl Contents {
     fn seal(&self, parts: &[(&str, &[u8])]) -> Result<(GenerationId, Vec<u8>)> {
         let files = parts
             .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), Digest::of(bytes)));
+            .map(|(name, bytes)| ((*name).to_owned(), FileDigest::of(bytes)));
         Manifest {
             models: self.hub.len(),
             files: files.collect(),
@@ -168,9 +167,10 @@ impl Contents {
         .seal()
     }
 
-    /// Writes the generation into `root`, whole or not at all; also says whether it is new there.
+    /// Writes the generation into `root`, completely or not at all. The result says whether it is
+    /// new there.
     ///
-    /// It is read back under its temporary name and has to pass `ask` before it gets its own.
+    /// It is read back under its temporary name and must pass `ask` before it gets its own.
     pub(crate) fn write(
         &self,
         root: &Path,
@@ -181,8 +181,7 @@ impl Contents {
         let (id, sealed) = self.seal(&parts)?;
         let folder = root.join(id.as_str());
         if folder.exists() {
-            // The same content was written before: the name is its hash. It may have been damaged
-            // since.
+            // The name is a hash, so the same content was written before. It may be damaged by now.
             match Self::read(&folder).and_then(|contents| ask(&id, &contents)) {
                 Ok(()) => return Ok((id, false)),
                 Err(error) if error.is_damage() => log::warn!("{error}; {id} is written anew"),
@@ -192,7 +191,7 @@ impl Contents {
         }
         let staged = Staged::new(root)?;
         for (name, bytes) in &parts {
-            // A part that the parent has already is the same file under two names.
+            // A part that the parent has too becomes a hard link to the parent's file.
             let parent = self.manifest.parent.as_ref();
             let inherited = parent.map(|parent| root.join(parent.as_str()).join(name));
             match inherited.filter(|path| same(path, bytes)) {
@@ -236,8 +235,8 @@ impl Contents {
     }
 }
 
-/// Errors: W [D, H] or a row of E [M, D] has no direction in f32: not finite, zero, or so long or short
-/// that its squares are.
+/// Errors: W [D, H] or a row of E [M, D] has no direction in f32: not finite, zero, or so long or
+/// short that its squares are.
 fn check_rows(projection: &[f32], embeddings: &[f32], width: usize) -> Result<()> {
     check_length(projection).map_err(|e| e.at(PROJECTION))?;
     let rows = embeddings.chunks_exact(width.max(1)).enumerate();

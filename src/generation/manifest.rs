@@ -9,9 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoder::Digest;
 use crate::error::{Error, Result, bail};
-use crate::files;
+use crate::files::{self, FileDigest};
 use crate::model::lora::Lora;
 
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -19,14 +18,14 @@ pub(crate) const HEAD: &str = "head.safetensors";
 pub(crate) const HUB: &str = "hub.json";
 pub(crate) const ADAPTER: &str = "adapter.safetensors";
 const KIND: &str = "hubrouter-generation";
-/// Largest manifest that is read; of every other file it says how long it is.
+/// Largest manifest that is read. The manifest states the length of every other file.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 
-/// Temperatures with which cosines make scores that a softmax can tell apart.
+/// Temperatures for which a softmax of cosines is neither flat nor infinite in f32.
 pub(crate) const TAU: RangeInclusive<f32> = 1e-4..=1e4;
 
-/// Names a generation: its place in the line, and the beginning of its manifest's hash. Ids are
-/// ordered by that place, then by the hash.
+/// The name of a generation: its place in the line of descent and the beginning of its manifest's
+/// hash. Ids are ordered by place, then by hash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GenerationId {
@@ -94,7 +93,7 @@ impl From<GenerationId> for String {
     }
 }
 
-/// What a generation is made of and what it belongs to.
+/// The manifest of a generation: its parts, its encoder and its parent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -105,7 +104,7 @@ pub struct Manifest {
     pub kind: String,
     /// Place in the line of descent, from 1.
     pub sequence: u32,
-    /// What it grew from.
+    /// The generation that it was made from.
     pub parent: Option<GenerationId>,
     /// How it was made, for people: `hub build`, `hub retire gpt2`, ...
     pub made_by: String,
@@ -124,10 +123,10 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Learned>,
     /// Every other file of the generation.
-    pub(crate) files: BTreeMap<String, Digest>,
+    pub(crate) files: BTreeMap<String, FileDigest>,
 }
 
-/// The last update of a generation's weights: enough to make it again from its parent.
+/// The last update of a generation's weights: all that is needed to repeat it from its parent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -140,14 +139,15 @@ pub struct Learned {
     pub settings: BTreeMap<String, String>,
     /// SHA-256 over the examples, in order.
     pub examples_sha256: String,
-    /// What computed: draws are the same on every device, sums are not.
+    /// The device that computed. Random draws are the same on every device; sums differ by
+    /// rounding.
     pub device: String,
     /// Some update has trained the encoder's adapters, W and E.
     #[serde(default = "trained")]
     pub trained: bool,
 }
 
-/// Every update did before there were memories.
+/// Before memories existed, every update trained.
 fn trained() -> bool {
     true
 }
@@ -168,7 +168,7 @@ pub struct EncoderPin {
 }
 
 impl Manifest {
-    /// Of the first generation of a store; `models` and `files` are known when it is written.
+    /// The manifest of a store's first generation; `models` and `files` are set when it is written.
     pub(crate) fn first(encoder: EncoderPin, width: usize, tau: f32, made_by: &str) -> Self {
         Self {
             schema_version: 1,
@@ -204,7 +204,7 @@ impl Manifest {
         Self::read_as(folder, folder.file_name())
     }
 
-    /// As [`Manifest::read`] where the generation is to have the name `name`.
+    /// As [`Manifest::read`], for a folder with a temporary name; `name`: the generation's.
     pub(crate) fn read_as(folder: &Path, name: Option<&OsStr>) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let bytes = files::read_bytes(&path, MANIFEST_LIMIT)?;

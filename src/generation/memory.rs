@@ -1,12 +1,12 @@
-//! A generation's memory on disk: what learning adds to, and what serving reads.
+//! The parts of a generation's memory on disk.
 //!
-//! | part | read by | what it is |
+//! | part | read by | content |
 //! |---|---|---|
 //! | `memory.safetensors` | learning | sums, counts and digests of the prompts (`memory/mod.rs`) |
 //! | `words.safetensors` | both | prompts by word and domain |
 //! | `cards.safetensors` | learning | a vector of each model's cards |
 //! | `recall.safetensors` | serving | projection and keys, solved when the generation is published |
-//! | `memory.json` | both | how much each part of a score counts, how the sums are solved |
+//! | `memory.json` | both | the weights of a score's parts, the settings of the solver |
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ use crate::generation::Contents;
 use crate::hub::{Domains, Hub};
 use crate::memory::Strengths;
 use crate::memory::served::{Bayes, Recall};
-use crate::memory::{MEMORY, Memory, Solved, Solving, WORDS, Words, domain_keys, solve};
+use crate::memory::{MEMORY, Memory, Solved, Solving, WORDS, domain_keys, entries, solve};
 use crate::weights::{ANY, Tensors, half_bytes, to_safetensors};
 
 /// Names in a generation.
 const RECALL: &str = "recall.safetensors";
 const SERVED: &str = "memory.json";
 
-/// Of what came before memories, and encoded each prompt twice.
+/// A part of the version before memories, which encoded each prompt twice.
 const CALIBRATION: &str = "calibration.json";
 
 const LAYERS: &str = "layers";
@@ -37,19 +37,19 @@ const KEYS: &str = "keys";
 const OFFSETS: &str = "offsets";
 const PROMPTS: &str = "prompt_counts";
 
-/// Largest strength: a part times this is still exact enough beside the others in f32.
+/// Largest strength for which the sum of a score's parts is still exact enough in f32.
 const STRONGEST: f64 = 1e3;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct MemoryFile {
     /// Version of this form; 1.
     schema_version: u32,
     strengths: Strengths,
     solving: Solving,
 }
 
-/// How a memory is served.
+/// The settings of a memory's served form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct How {
     pub(crate) strengths: Strengths,
@@ -59,7 +59,7 @@ pub(crate) struct How {
 /// Errors: a strength is out of range.
 pub(crate) fn check_strengths(s: &Strengths) -> Result<()> {
     for (name, value, least) in [
-        // A cosine is read back from this part.
+        // The cosine is computed from this part.
         ("learned", s.learned, 1e-6),
         ("memory", s.memory, 0.0),
         ("words", s.words, 0.0),
@@ -88,11 +88,11 @@ pub(crate) fn remember(
 ) -> Result<()> {
     let How { strengths, solving } = how;
     check_strengths(&strengths)?;
-    // As they are kept, so that a later solve of the same sums has the same bits.
+    // Rounded as on disk, so that solving the same sums later gives the same bits.
     let kept = |card: &f32| half::f16::from_f32(*card).to_f32();
     let cards: Vec<f32> = cards.iter().map(kept).collect();
     let solved = solve(cpu, memory, hub, &cards, solving).map_err(|e| e.at(MEMORY))?;
-    let file = File {
+    let file = MemoryFile {
         schema_version: 1,
         strengths,
         solving,
@@ -152,7 +152,7 @@ impl Contents {
 
     /// How the memory is served, if the generation has one.
     ///
-    /// Errors: the file is malformed; the generation has what came before memories.
+    /// Errors: the file is malformed; the generation is of the version before memories.
     pub(crate) fn how(&self) -> Result<Option<How>> {
         if self.parts.contains_key(CALIBRATION) {
             bail!(
@@ -166,7 +166,7 @@ impl Contents {
         let Some(bytes) = self.parts.get(SERVED) else {
             return Ok(None);
         };
-        let file: File = files::parse_form(SERVED.as_ref(), bytes, "")?;
+        let file: MemoryFile = files::parse_form(SERVED.as_ref(), bytes, "")?;
         check_strengths(&file.strengths).map_err(|e| e.at(SERVED))?;
         Ok(Some(How {
             strengths: file.strengths,
@@ -174,7 +174,7 @@ impl Contents {
         }))
     }
 
-    /// What is served of the memory, if the generation has one.
+    /// The served form of the memory, if the generation has one.
     ///
     /// Errors: as [`Contents::how`]; a part is missing or malformed.
     pub(crate) fn recall(&self) -> Result<Option<Recall>> {
@@ -184,10 +184,10 @@ impl Contents {
         let (Some(recall), Some(words)) = (self.parts.get(RECALL), self.parts.get(WORDS)) else {
             bail!(Format, "{SERVED}: expected {RECALL} and {WORDS} beside it");
         };
-        let words = Words::read(words, domain_keys(&self.hub)).map_err(|e| e.at(WORDS))?;
+        let words = entries(words, &domain_keys(&self.hub)).map_err(|e| e.at(WORDS))?;
         let read = read(
             recall,
-            &words,
+            words,
             &self.hub,
             strengths,
             self.manifest.encoder.width,
@@ -198,7 +198,7 @@ impl Contents {
 
 fn read(
     bytes: &[u8],
-    words: &Words,
+    words: Vec<(u32, u32, u32)>,
     hub: &Hub,
     strengths: Strengths,
     hidden: usize,
@@ -235,7 +235,7 @@ fn read(
         bias: file.f32(BIAS, &[rank])?,
         keys: file.f16(KEYS, [models, rank])?.bytes().to_vec(),
         offsets: file.f32(OFFSETS, &[models])?,
-        words: Bayes::new(&by_domain, words.each()),
+        words: Bayes::new(&by_domain, words.into_iter()),
         of: domains.of,
         prompts,
         layers,

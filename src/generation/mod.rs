@@ -9,4 +9,4 @@ pub(crate) mod rows;
 pub(crate) use contents::Contents;
 pub(crate) use manifest::{ADAPTER, HUB};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
-pub use rows::{NewModel, Progress};
+pub use rows::NewModel;

@@ -1,4 +1,6 @@
-//! Rows of E of models that nothing was learned of: from their cards (carve.md section 3, `card`).
+//! Rows of E from model cards, for models without learned prompts (carve.md section 3, `card`).
+
+use serde::{Deserialize, Serialize};
 
 use crate::encoder::Encoder;
 use crate::error::{Result, error};
@@ -10,12 +12,12 @@ use crate::ops::normalize::unit;
 const STRIDE: usize = 64;
 
 /// A model to add, with the texts of its cards.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct NewModel {
     /// Its record in the registry.
     pub model: Model,
-    /// Texts that are encoded into its row.
+    /// Texts whose encodings make its row.
     pub cards: Vec<String>,
 }
 
@@ -37,9 +39,6 @@ impl From<&ModelCard> for NewModel {
     }
 }
 
-/// Called with the number of cards done and of all.
-pub type Progress<'p> = &'p mut dyn FnMut(usize, usize);
-
 /// norm(sum over a model's cards of norm(W h(card))) for each model: [N, D]; `bert`: the network of
 /// `encoder`, with the generation's adapter where it has one.
 pub(crate) fn rows(
@@ -48,7 +47,7 @@ pub(crate) fn rows(
     models: &[NewModel],
     projection: &[f32],
     width: usize,
-    progress: Progress<'_>,
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<f32>> {
     let mut rows = Vec::with_capacity(models.len() * width);
     let cards = encoded(encoder, bert, models, progress)?;
@@ -63,7 +62,7 @@ pub(crate) fn encoded(
     encoder: &Encoder,
     bert: &Bert,
     models: &[NewModel],
-    progress: Progress<'_>,
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Vec<Vec<f32>>>> {
     let texts: Vec<&str> = models
         .iter()

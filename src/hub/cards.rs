@@ -1,10 +1,10 @@
-//! Model cards: what is known of a model before any labelled prompt, one JSON object a line.
+//! Model cards: descriptions of models, known before any labelled prompt; one JSON object per line.
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result, bail};
@@ -12,7 +12,7 @@ use crate::hub::Model;
 use crate::text::lines::{Lines, json_line};
 
 /// One line of a `models.jsonl` (cmrbench.md section 10).
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ModelCard {
     /// The model's name.
@@ -20,16 +20,24 @@ pub struct ModelCard {
     /// The task of the model.
     pub domain: String,
     /// The lineage of the model, if known.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
     /// What the model does, in words.
-    #[serde(default, deserialize_with = "text_or_list")]
+    #[serde(
+        default,
+        deserialize_with = "text_or_list",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub functionality: Option<String>,
     /// More words.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Unix milliseconds; a file may also give an ISO 8601 date or time.
-    #[serde(default, deserialize_with = "time")]
+    #[serde(
+        default,
+        deserialize_with = "time",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub created_at: Option<i64>,
     /// Every other key of the line.
     #[serde(flatten)]

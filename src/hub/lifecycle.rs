@@ -1,4 +1,4 @@
-//! A hub in, a new hub out: add, retire, rename, alias.
+//! Changes of a hub, each of which makes a new one: add, retire, rename, alias.
 
 use std::sync::Arc;
 
@@ -59,8 +59,8 @@ impl Hub {
     }
 }
 
-/// Most values inside one another of an attribute: of what is nested more deeply, readers of JSON may
-/// refuse the whole file.
+/// Greatest nesting depth of an attribute. JSON readers may refuse a whole file whose values are
+/// nested more deeply.
 const DEEPEST: usize = 32;
 
 fn check_depth(model: &Model) -> Result<()> {

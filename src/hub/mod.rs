@@ -1,4 +1,4 @@
-//! The hub: which models there are, their names, domains, families and cards.
+//! The hub: the models with their names, domains, families and cards.
 
 pub(crate) mod cards;
 mod domains;

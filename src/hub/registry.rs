@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail};
 use crate::files;
 
-/// Most models of a hub: ids are 32 bits, one value marks nobody.
+/// Most models of a hub: ids are 32 bits, and one value means no model.
 const MOST: usize = u32::MAX as usize - 1;
 
 /// A model's place in the registry and its row in the table E; never changes, never reused.
@@ -50,7 +50,7 @@ pub struct Model {
 }
 
 /// The changing set of models to choose from.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "HubFile", into = "HubFile")]
 pub struct Hub {
     models: Vec<Model>,
@@ -103,7 +103,7 @@ impl Hub {
         self.models.get(id.0 as usize)
     }
 
-    /// The id behind a name or an alias.
+    /// The id of the model with this name or alias.
     pub fn find(&self, name: &str) -> Option<ModelId> {
         self.by_name.get(name).copied()
     }
@@ -122,7 +122,9 @@ impl Hub {
         self.models.iter().filter(|model| !model.retired).count()
     }
 
-    /// The id behind `name`, or an error that says what is close to it.
+    /// The id of the model called `name`.
+    ///
+    /// Errors: there is none; the text suggests similar names.
     pub fn resolve(&self, name: &str) -> Result<ModelId> {
         if let Some(id) = self.find(name) {
             return Ok(id);

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::hub::{Hub, ModelId, domain_key};
 use crate::learn::data::rows::PromptRow;
 
-/// Percent of held-out prompts that get the right model, family and domain. Updates with at least 64
-/// held-out prompts have equal weight; smaller ones are weighted by their prompts.
+/// Percent of held-out prompts that get the right model, family and domain. Updates with at least
+/// 64 held-out prompts have equal weight; smaller ones are weighted by their prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Accuracy {

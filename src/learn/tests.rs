@@ -562,7 +562,8 @@ fn rate(step: usize) -> f64 {
     5e-3 * step as f64 / STEPS as f64
 }
 
-/// Four lists of five of the first twenty models, or of twenty-eight from the middle of the steps on.
+/// Four lists of five of the first twenty models, or of twenty-eight from the middle of the steps
+/// on.
 fn lists(step: usize) -> Vec<Vec<u32>> {
     let models = if step < STEPS / 2 { 20 } else { 28 };
     let list = |i: usize| {
@@ -957,8 +958,9 @@ fn a_memory_takes_one_encoding() {
     }
 }
 
-/// What an update encodes besides its steps: its own prompts once by the router's encoder, once more
-/// by the encoder as it came where it chooses a coreset by that, and earlier ones where it trains.
+/// What an update encodes besides its steps: its own prompts once by the router's encoder, once
+/// more by the encoder as it came where it chooses a coreset by that, and earlier ones where it
+/// trains.
 #[test]
 fn an_update_encodes_no_prompt_twice() {
     let options = Options::default().device("cpu").threads(1);

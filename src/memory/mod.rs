@@ -1,12 +1,15 @@
-//! What a generation remembers of the prompts that it was learned with: sums, whatever their order.
+//! The memory of a generation: sums over the prompts that it was learned with.
 //!
-//! Of each prompt the means over its tokens of some layers' outputs are taken, as unit vectors of
-//! 1/64 steps (`encoder/seen.rs`). Kept are, for each model, how many prompts it has and the sum of
-//! their vectors q; for all of them the sum of q q^T; for each domain how many prompts have a word;
-//! and the digest of each prompt with its model. All are integers. So a prompt that is added and
-//! taken out again leaves nothing, and experiences in another order leave the same.
+//! A prompt's vector q is made of the means over its tokens of some layers' outputs, as unit
+//! vectors in steps of 1/64 (`encoder/seen.rs`). The memory keeps, all as integers:
 //!
-//! `solve.rs` makes of it what is served (`served.rs`).
+//! - for each model the number of its prompts and the sum of their q;
+//! - for all prompts together the sum of q q^T;
+//! - for each domain and word the number of prompts with that word;
+//! - the digest of each prompt with its model.
+//!
+//! Integer sums do not depend on the order of experiences, and a prompt that is added and removed
+//! again leaves no trace. `solve.rs` turns the sums into the served form (`served.rs`).
 
 mod packing;
 pub(crate) mod served;
@@ -19,8 +22,8 @@ use self::packing::{pack, unpack};
 pub use self::served::{Parts, Strengths};
 pub use self::solve::PriorMean;
 pub(crate) use self::solve::{Solved, Solving, solve};
-pub(crate) use self::words::{WORDS, Words};
-use crate::device::cpu::dense::{self, Part, View as View64};
+pub(crate) use self::words::{WORDS, Words, entries};
+use crate::device::cpu::dense::{self, DenseView, Region};
 use crate::device::cpu::gemm::{self, Finish, Packed};
 use crate::device::cpu::{Cpu, RowsMut};
 use crate::encoder::seen::{STEPS, Seen};
@@ -46,18 +49,18 @@ const EXACT: usize = (1 << 24) / (STEPS * STEPS) as usize;
 const WIDEST: usize = 1 << 14;
 
 /// The first 16 bytes of a prompt's SHA-256 (`text::query::query_digest`).
-pub(crate) type Digest = [u8; 16];
+pub(crate) type PromptDigest = [u8; 16];
 
-/// A prompt to be added or taken out.
+/// A prompt to be added or removed.
 pub(crate) struct Prompt<'s> {
     pub(crate) model: u32,
-    /// Of the model.
+    /// The model's domain.
     pub(crate) domain: u32,
-    pub(crate) digest: Digest,
+    pub(crate) digest: PromptDigest,
     pub(crate) seen: &'s Seen,
 }
 
-/// What of a matrix [width, width] is on and below its diagonal, by rows.
+/// The elements on and below the diagonal of a matrix [width, width], by rows.
 fn lower<T>(matrix: &[T], width: usize) -> impl Iterator<Item = &T> {
     let rows = matrix.chunks_exact(width).enumerate();
     rows.flat_map(|(i, row)| &row[..=i])
@@ -68,7 +71,7 @@ fn nearest(value: f64) -> i64 {
     value.round_ties_even() as i64
 }
 
-/// By number, as they are compared.
+/// The keys of the hub's domains, by number.
 pub(crate) fn domain_keys(hub: &Hub) -> Vec<String> {
     let names = Domains::new(hub).names;
     names.iter().map(|name| domain_key(name)).collect()
@@ -87,12 +90,12 @@ pub(crate) struct Memory {
     /// The lower triangle of the sum of q q^T, by rows.
     squares: Vec<i64>,
     pub(crate) words: Words,
-    /// Of every prompt, sorted.
-    learned: Vec<(Digest, u32)>,
+    /// The digest and model of every prompt, sorted.
+    learned: Vec<(PromptDigest, u32)>,
 }
 
 impl Memory {
-    /// Of a hub without prompts.
+    /// An empty memory of `hub`.
     pub(crate) fn new(layers: Vec<usize>, hidden: usize, hub: &Hub) -> Result<Self> {
         let width = layers.len() * hidden;
         if width == 0 || width > WIDEST {
@@ -133,7 +136,7 @@ impl Memory {
         self.learned.len()
     }
 
-    /// Of a hub that has grown: its new models have no prompts.
+    /// Extends the memory to a hub with more models; the new ones have no prompts.
     pub(crate) fn grow(&mut self, hub: &Hub) -> Result<()> {
         self.counts.resize(hub.len(), 0);
         self.sums.resize(hub.len(), Vec::new());
@@ -141,7 +144,7 @@ impl Memory {
     }
 
     /// The models that a prompt with this digest was learned for.
-    pub(crate) fn owners(&self, digest: &Digest) -> impl Iterator<Item = u32> {
+    pub(crate) fn owners(&self, digest: &PromptDigest) -> impl Iterator<Item = u32> {
         let first = self.learned.partition_point(|(other, _)| other < digest);
         let same = self.learned[first..].iter();
         same.take_while(move |(other, _)| other == digest)
@@ -160,15 +163,15 @@ impl Memory {
         Ok(())
     }
 
-    /// Takes out prompts that were added.
+    /// Removes prompts that were added.
     ///
-    /// Errors: one was not.
+    /// Errors: one was never added.
     pub(crate) fn subtract(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>]) -> Result<()> {
         for prompt in prompts {
             let Ok(place) = self.learned.binary_search(&(prompt.digest, prompt.model)) else {
                 bail!(
                     InvalidRequest,
-                    "expected a prompt that was learned, found another"
+                    "expected a prompt that was learned, found one that was not"
                 );
             };
             self.learned.remove(place);
@@ -190,8 +193,8 @@ impl Memory {
             }
             self.counts[model] = u32::try_from(count).unwrap_or(0);
             self.sums[model].clear();
-            // Rounding on another device, or the encoder's training, may leave a trace where prompts are
-            // taken out.
+            // After training of the encoder, or on another device, the removed vector differs a
+            // little from the added one.
             if self.counts[model] > 0 {
                 let most = STEPS * count;
                 let sum = sum.into_iter().map(|sum| sum.clamp(-most, most));
@@ -202,7 +205,8 @@ impl Memory {
             self.add_squares(cpu, some, sign)?;
         }
         if sign < 0 {
-            // The same trace: it must not be taken for damage, and of nothing nothing is left.
+            // The same difference: clamped, so that it does not look like damage and an empty
+            // memory is all zero.
             let most = self.largest_square();
             let squares = self.squares.iter_mut();
             squares.for_each(|square| *square = (*square).clamp(-most, most));
@@ -239,16 +243,16 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes q T of every prompt's q, to the nearest integers of sums and squares; `map`: T [L H, L H].
-    /// What is kept is then near to the sums of the moved vectors and not exactly these.
+    /// Replaces every prompt's q by q T, with sums and squares rounded to integers; `map`: T [L H,
+    /// L H]. The result approximates the sums of the moved vectors.
     pub(crate) fn transform(&mut self, cpu: &Cpu, map: &[f64]) -> Result<()> {
         let width = self.width();
-        let map = View64::rows(map, width);
+        let map = DenseView::rows(map, width);
         let with_prompts: Vec<usize> = (0..self.counts.len())
             .filter(|model| self.counts[*model] > 0)
             .collect();
-        // Of prompts about their models' means, and of these means: sums are rounded before the means'
-        // part is made of them, or what is left within models could be less than nothing.
+        // Squares within models and squares of their means. The sums are rounded before the second
+        // part is made of them, or the part within models could become negative.
         let (mut within, mut between) = (self.square_rows(), vec![0.0; width * width]);
         for models in with_prompts.chunks(256) {
             let counts = models.iter().map(|model| self.counts[*model]);
@@ -261,9 +265,9 @@ impl Memory {
             dense::add_product(
                 cpu,
                 1.0,
-                View64::rows(&sums, width),
+                DenseView::rows(&sums, width),
                 map,
-                Part::All,
+                Region::All,
                 &mut moved,
             );
             for (row, count) in moved.chunks_exact_mut(width).zip(&counts) {
@@ -287,8 +291,8 @@ impl Memory {
                 for (row, count) in rows.chunks_exact_mut(width).zip(&counts) {
                     row.iter_mut().for_each(|value| *value /= count.sqrt());
                 }
-                let rows = View64::rows(rows, width);
-                dense::add_product(cpu, sign, rows.transposed(), rows, Part::Lower, squares);
+                let rows = DenseView::rows(rows, width);
+                dense::add_product(cpu, sign, rows.transposed(), rows, Region::Lower, squares);
             }
         }
         for i in 0..width {
@@ -301,13 +305,20 @@ impl Memory {
         dense::add_product(
             cpu,
             1.0,
-            View64::rows(&within, width),
+            DenseView::rows(&within, width),
             map,
-            Part::All,
+            Region::All,
             &mut half,
         );
-        let half = View64::rows(&half, width);
-        dense::add_product(cpu, 1.0, map.transposed(), half, Part::Lower, &mut between);
+        let half = DenseView::rows(&half, width);
+        dense::add_product(
+            cpu,
+            1.0,
+            map.transposed(),
+            half,
+            Region::Lower,
+            &mut between,
+        );
         let most = self.largest_square() as f64;
         self.squares = lower(&between, width)
             .map(|value| nearest(value.clamp(-most, most)))
@@ -328,7 +339,7 @@ impl Memory {
         rows
     }
 
-    /// What no element of the squares is beyond, of so many unit vectors.
+    /// The largest magnitude that an element of the squares can have.
     fn largest_square(&self) -> i64 {
         STEPS * STEPS * self.learned.len() as i64
     }
@@ -341,7 +352,7 @@ impl Memory {
         }
     }
 
-    /// The bytes of the part; those of the words are [`Memory::write_words`].
+    /// The bytes of the part; [`Memory::write_words`] gives those of the words.
     pub(crate) fn write(&self) -> Result<Vec<u8>> {
         let layers: Vec<u32> = self
             .layers
@@ -383,9 +394,9 @@ impl Memory {
         self.words.write()
     }
 
-    /// Of this hub, and an encoder of width `hidden`.
+    /// Reads the memory of `hub` and an encoder of width `hidden`.
     ///
-    /// Errors: a part is malformed, or of another hub or encoder.
+    /// Errors: a part is malformed, or belongs to another hub or encoder.
     pub(crate) fn read(bytes: &[u8], words: &[u8], hub: &Hub, hidden: usize) -> Result<Self> {
         let words = Words::read(words, domain_keys(hub)).map_err(|e| e.at(WORDS))?;
         Self::read_sums(bytes, words, hub, hidden).map_err(|e| e.at(MEMORY))
@@ -525,7 +536,7 @@ mod tests {
         models: BTreeMap<String, (u32, Vec<i64>)>,
         squares: Vec<i64>,
         words: Vec<(u32, String, u32)>,
-        learned: Vec<(Digest, String)>,
+        learned: Vec<(PromptDigest, String)>,
     }
 
     fn held(memory: &Memory, hub: &Hub) -> Held {

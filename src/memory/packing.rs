@@ -1,7 +1,7 @@
-//! Integers in as few bits as their block needs.
+//! Integers packed into as few bits as their block needs.
 //!
-//! Blocks of 32 values: a byte w, then w bits for each value, the lowest first. A negative number -n is
-//! 2n - 1, another n is 2n.
+//! A block has 32 values: a byte w, then w bits for each value, lowest bit first. A negative number
+//! -n is stored as 2n - 1, any other n as 2n (zigzag encoding).
 
 use crate::error::{Result, bail};
 
@@ -35,7 +35,7 @@ pub(super) fn pack(values: impl IntoIterator<Item = i64>, bytes: &mut Vec<u8>) {
 
 /// Takes `count` values from the beginning of `bytes`.
 ///
-/// Errors: they are not there.
+/// Errors: `bytes` are too short or malformed.
 pub(super) fn unpack(bytes: &mut &[u8], count: usize) -> Result<Vec<i64>> {
     let mut values = Vec::new();
     while values.len() < count {

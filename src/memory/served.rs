@@ -1,38 +1,41 @@
-//! What is served of a memory: a Gaussian for each model on the encoder's layers, and naive Bayes over
-//! the words of a prompt.
+//! The served form of a memory: a Gaussian for each model over the encoder's layers, and naive
+//! Bayes over the words of a prompt.
 //!
 //! ```text
-//! score = learned cos(u, e_m) / tau + memory (k_m . y - |k_m|^2 / 2) + words ln P(d | words) + newcomer
+//! score = learned cos(u, e_m) / tau + memory (k_m . y - |k_m|^2 / 2)
+//!         + words ln P(d | words) + newcomer
 //! y     = P x + b
 //! ```
 //!
-//! x [L H] has the means over the prompt's tokens of some layers, as unit vectors; P, b and k_m are made
-//! of sums when a generation is published (`generation/memory/solve.rs`). P(d | words) is that of the
-//! model's domain by which words the prompt has, up to what is the same for all domains. `newcomer` is
-//! for models without a prompt.
+//! x [L H] is the mean over the prompt's tokens of each remembered layer's output, as unit vectors.
+//! P, b and k_m are solved from sums when a generation is published (`memory/solve.rs`). P(d |
+//! words) is the probability of the model's domain given the prompt's words, up to a factor that is
+//! the same for all domains. `newcomer` applies to models without a prompt.
 //!
-//! Everything comes of one pass of the encoder, and nothing but the first part was trained.
+//! One pass of the encoder gives everything, and only the first part was trained by gradients.
 
 use serde::{Deserialize, Serialize};
 
-/// How much each part of a score counts.
+/// The weight of each part of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Strengths {
-    /// Of the learned score.
+    /// Weight of the learned score.
     pub learned: f64,
-    /// Of the log-likelihood by the memory's Gaussians.
+    /// Weight of the log-likelihood under the memory's Gaussians.
     pub memory: f64,
-    /// Of the log-probability of the model's domain by the prompt's words.
+    /// Weight of the log-probability of the model's domain given the prompt's words.
     pub words: f64,
-    /// What is added for a model without a learned prompt, which would lose to those that have some.
+    /// Added to the score of a model without a learned prompt, which would otherwise lose to the
+    /// others.
     pub newcomer: f64,
 }
 
 impl Default for Strengths {
-    /// Chosen on the development split of CMRBench (benches/README.md), level from half to twice their
-    /// values. Log-likelihoods are far too sure, since neither elements nor words are independent.
+    /// Chosen on the development split of CMRBench (benches/README.md), where accuracy is level
+    /// from half to twice these values. Log-likelihoods are overconfident, since neither elements
+    /// nor words are independent; hence the small weights.
     fn default() -> Self {
         Self {
             learned: 0.2,
@@ -43,23 +46,23 @@ impl Default for Strengths {
     }
 }
 
-/// What a score is the sum of.
+/// The three parts that add up to a score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Parts {
-    /// The learned score, with its strength.
+    /// The learned score times its strength.
     pub learned: f32,
-    /// How well the prompt fits what the model was asked before, with its strength.
+    /// How well the prompt fits the model's earlier prompts, times its strength.
     pub memory: f32,
-    /// How well its words fit the model's domain, 0 for the best domain, with its strength.
+    /// How well its words fit the model's domain, 0 for the best domain, times its strength.
     pub words: f32,
 }
 
-/// How many prompts of a domain must not have a word to make it impossible: of the counts, as if each
-/// word had been in so many more prompts of each domain.
+/// Additive smoothing: each word counts as if so many more prompts of each domain had it, so that
+/// no word makes a domain impossible.
 const SMOOTHING: f64 = 0.05;
 
-/// What a generation serves of its memory, ready for a device.
+/// The served form of a generation's memory, ready for a device.
 #[derive(Clone, Debug)]
 pub(crate) struct Recall {
     pub(crate) strengths: Strengths,
@@ -85,7 +88,7 @@ pub(crate) struct Recall {
 }
 
 impl Recall {
-    /// What is added to each model's score whatever the prompt, [M].
+    /// The part of each model's score that does not depend on the prompt, [M].
     #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
     pub(crate) fn offsets(&self) -> Vec<f32> {
         let Strengths {
@@ -100,12 +103,12 @@ impl Recall {
     }
 }
 
-/// Naive Bayes over domains: which words a prompt has, as learned prompts had them.
+/// Naive Bayes over domains by the words of learned prompts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bayes {
     /// Hashes, ascending.
     words: Vec<u32>,
-    /// Where each word's entries begin, and where they end.
+    /// The index of each word's first entry, and at last the number of entries.
     starts: Vec<u32>,
     /// Domains that have a word, with ln((prompts + SMOOTHING) / SMOOTHING).
     entries: Vec<(u32, f32)>,
@@ -142,8 +145,8 @@ impl Bayes {
         bayes
     }
 
-    /// ln P(d | words) of each domain, [N], up to what is the same for all; 0 for the largest. Words that
-    /// no learned prompt has tell nothing.
+    /// ln P(d | words) of each domain, [N], shifted so that the largest is 0. Words that no learned
+    /// prompt has are ignored.
     pub(crate) fn scores(&self, words: &[u32]) -> Vec<f64> {
         let mut scores = self.prior.clone();
         let mut known = 0.0;

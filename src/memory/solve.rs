@@ -1,7 +1,7 @@
 //! From sums to what is served: a Gaussian for each model, with one covariance for all.
 //!
-//! With x = q / STEPS / sqrt(L) a prompt's vector, of length 1, n and s a model's count and sum of x, c
-//! its card vector and d its domain:
+//! With x = q / STEPS / sqrt(L) a prompt's vector, of length 1, n and s a model's count and sum of
+//! x, c its card vector and d its domain:
 //!
 //! ```text
 //! S    = (1 - A) S_within + A tr(S_within) / width I
@@ -12,19 +12,19 @@
 //! score(x) = mu^T S^-1 x - mu^T S^-1 mu / 2       up to what is the same for all models
 //! ```
 //!
-//! That is linear discriminant analysis with an empirical Bayes prior of each class's mean. S_within is
-//! over prompts about their own model's mean. With L L^T = S and D the rows mu - mean of mu, scores are
-//! those between D L^-T and (x - mean of mu) L^-T; both are projected on the R orthonormal rows
-//! V that [`POWERS`] steps of subspace iteration find for the largest variance of D L^-T (Halko,
-//! Martinsson and Tropp, "Finding structure with randomness", 2011), from rows of fixed signs. So
-//! P = V L^-1, and a model's key is P (mu - mean of mu).
+//! That is linear discriminant analysis with an empirical Bayes prior of each class's mean.
+//! S_within is over prompts about their own model's mean. With L L^T = S and D the rows mu - mean
+//! of mu, scores are those between D L^-T and (x - mean of mu) L^-T; both are projected on the R
+//! orthonormal rows V that [`POWERS`] steps of subspace iteration find for the largest variance of
+//! D L^-T (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011), from rows of
+//! fixed signs. So P = V L^-1, and a model's key is P (mu - mean of mu).
 
 use serde::{Deserialize, Serialize};
 
 use super::Memory;
 use crate::device::cpu::Cpu;
 use crate::device::cpu::dense::{
-    self, Part, View, cholesky, orthonormal, solve_lower, solve_lower_transposed,
+    self, DenseView, Region, cholesky, orthonormal, solve_lower, solve_lower_transposed,
 };
 use crate::encoder::seen::STEPS;
 use crate::error::Result;
@@ -141,14 +141,14 @@ impl<'p> Problem<'p> {
             0 => (1, vec![0.0; width]),
             rank => (rank, whitened),
         };
-        let columns = View::rows(&whitened, rank);
+        let columns = DenseView::rows(&whitened, rank);
         let mut keys = vec![0.0; models * rank];
         dense::add_product(
             cpu,
             1.0,
-            View::rows(&rows, width),
+            DenseView::rows(&rows, width),
             columns,
-            Part::All,
+            Region::All,
             &mut keys,
         );
         let mut bias = vec![0.0; rank];
@@ -189,8 +189,9 @@ impl<'p> Problem<'p> {
 
     /// L of S = L L^T, [width, width].
     ///
-    /// Where sums and squares are not of the same vectors any more, by roundings, what is left within
-    /// models may be less than nothing in some direction: S is drawn to the sphere until it is not.
+    /// Where sums and squares are not of the same vectors any more, by roundings, what is left
+    /// within models may be less than nothing in some direction: S is drawn to the sphere until it
+    /// is not.
     fn factor(&self, sums: &[f64]) -> Result<Vec<f64>> {
         let (s, mut sphere) = self.covariance(sums);
         for _ in 1..WIDENED {
@@ -209,7 +210,8 @@ impl<'p> Problem<'p> {
         Ok(s)
     }
 
-    /// The lower triangle of S without the sphere, [width, width], and what that adds to its diagonal.
+    /// The lower triangle of S without the sphere, [width, width], and what that adds to its
+    /// diagonal.
     fn covariance(&self, sums: &[f64]) -> (Vec<f64>, f64) {
         let (width, square) = (self.width, self.scale().powi(2));
         let mut s = self.memory.square_rows();
@@ -224,13 +226,13 @@ impl<'p> Problem<'p> {
                 scaled.extend(row.iter().map(|value| value / share));
             }
         }
-        let scaled = View::rows(&scaled, width);
+        let scaled = DenseView::rows(&scaled, width);
         dense::add_product(
             self.cpu,
             -1.0,
             scaled.transposed(),
             scaled,
-            Part::Lower,
+            Region::Lower,
             &mut s,
         );
         let free = self.memory.prompts() - with_prompts;
@@ -270,18 +272,21 @@ impl<'p> Problem<'p> {
             );
             b.extend(row.iter().zip(domain).map(|(sum, g)| (sum / n - g) * root));
         }
-        let (a, b) = (View::rows(&a, inputs), View::rows(&b, width));
+        let (a, b) = (DenseView::rows(&a, inputs), DenseView::rows(&b, width));
         let mut normal = vec![0.0; inputs * inputs];
-        dense::add_product(cpu, 1.0, a.transposed(), a, Part::Lower, &mut normal);
+        dense::add_product(cpu, 1.0, a.transposed(), a, Region::Lower, &mut normal);
         (0..inputs).for_each(|i| normal[i * inputs + i] += RIDGE);
         let mut map = vec![0.0; inputs * width];
-        dense::add_product(cpu, 1.0, a.transposed(), b, Part::All, &mut map);
+        dense::add_product(cpu, 1.0, a.transposed(), b, Region::All, &mut map);
         cholesky(cpu, &mut normal, inputs)?;
         solve_lower(cpu, &normal, &mut map, inputs);
         solve_lower_transposed(cpu, &normal, &mut map, inputs);
         // s + KAPPA p, over n + KAPPA
-        let (centred, map) = (View::rows(&centred, inputs), View::rows(&map, width));
-        dense::add_product(cpu, KAPPA, centred, map, Part::All, rows);
+        let (centred, map) = (
+            DenseView::rows(&centred, inputs),
+            DenseView::rows(&map, width),
+        );
+        dense::add_product(cpu, KAPPA, centred, map, Region::All, rows);
         for (model, row) in rows.chunks_exact_mut(width).enumerate() {
             let whole = counts[model] + KAPPA;
             for (value, g) in row.iter_mut().zip(&domains[of(model) * width..]) {
@@ -339,7 +344,7 @@ impl<'p> Problem<'p> {
         let (cpu, width, models) = (self.cpu, self.width, self.models);
         let rank = self.how.rank.min(width).min(models.saturating_sub(1));
         let mut v: Vec<f64> = (0..width * rank).map(sign).collect();
-        let d = View::rows(rows, width);
+        let d = DenseView::rows(rows, width);
         for _ in 0..POWERS {
             let rank = v.len() / width;
             if rank == 0 {
@@ -347,10 +352,17 @@ impl<'p> Problem<'p> {
             }
             solve_lower_transposed(cpu, factor, &mut v, width);
             let mut shares = vec![0.0; models * rank];
-            dense::add_product(cpu, 1.0, d, View::rows(&v, rank), Part::All, &mut shares);
+            dense::add_product(
+                cpu,
+                1.0,
+                d,
+                DenseView::rows(&v, rank),
+                Region::All,
+                &mut shares,
+            );
             v.fill(0.0);
-            let shares = View::rows(&shares, rank);
-            dense::add_product(cpu, 1.0, d.transposed(), shares, Part::All, &mut v);
+            let shares = DenseView::rows(&shares, rank);
+            dense::add_product(cpu, 1.0, d.transposed(), shares, Region::All, &mut v);
             solve_lower(cpu, factor, &mut v, width);
             let q = orthonormal(cpu, transposed(&v, rank), width)?;
             v = transposed(&q, width);
@@ -826,7 +838,8 @@ mod tests {
         );
     }
 
-    /// What moved with an encoder is rounded, in few prompts of a wide encoder more than they lie apart.
+    /// What moved with an encoder is rounded, in few prompts of a wide encoder more than they lie
+    /// apart.
     #[test]
     fn a_moved_memory_of_few_prompts_is_solved() {
         let (layers, hidden, models) = (4, 64, 9);

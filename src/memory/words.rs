@@ -1,4 +1,4 @@
-//! How many prompts of each domain have a word: what naive Bayes is made of.
+//! Counts of prompts by word and domain, for naive Bayes.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +15,16 @@ const ENTRIES: &str = "entries";
 const PACKED: &str = "word_domain_count";
 const DOMAINS: &str = "domains";
 
-/// Prompts by word (its hash) and domain (its number in the hub).
+/// Numbers of prompts by word (its hash) and domain (its number in the hub).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Words {
-    /// By number, as they are compared.
+    /// Keys of the hub's domains, by number.
     domains: Vec<String>,
     counts: BTreeMap<(u32, u32), u32>,
 }
 
 impl Words {
-    /// Of a hub with these domains.
+    /// No counts, for a hub with these domains.
     pub(super) fn new(domains: Vec<String>) -> Self {
         Self {
             domains,
@@ -32,20 +32,11 @@ impl Words {
         }
     }
 
-    /// Of a hub that has these domains now, the old ones among them.
+    /// Changes the numbers to those of a hub that has grown.
     ///
-    /// Errors: an old one is not.
+    /// Errors: an old domain is not among `domains`.
     pub(super) fn renumber(&mut self, domains: Vec<String>) -> Result<()> {
-        let mut numbers = Vec::with_capacity(self.domains.len());
-        for old in &self.domains {
-            let Some(number) = domains.iter().position(|domain| domain == old) else {
-                bail!(
-                    Mismatch,
-                    "{DOMAINS}: expected those of the hub, found {old:?}"
-                );
-            };
-            numbers.push(to_u32(number));
-        }
+        let numbers = numbers_in(&domains, &self.domains)?;
         let counts = std::mem::take(&mut self.counts).into_iter();
         self.counts = counts
             .map(|((word, domain), count)| ((word, numbers[domain as usize]), count))
@@ -62,7 +53,7 @@ impl Words {
         }
     }
 
-    /// Takes one out that was added.
+    /// Removes a prompt that was added.
     pub(super) fn subtract(&mut self, domain: u32, words: &[u32]) {
         for word in words {
             if let Some(count) = self.counts.get_mut(&(*word, domain)) {
@@ -93,7 +84,7 @@ impl Words {
         pack(self.each().map(|entry| i64::from(entry.1)), &mut packed);
         pack(self.each().map(|entry| i64::from(entry.2)), &mut packed);
         let count = (self.counts.len() as u64).to_le_bytes();
-        // No domain has a line's end in it.
+        // A domain's key contains no line break.
         let names = self.domains.join("\n");
         let tensors = [
             (ENTRIES, Dtype::U64, vec![1], &count[..]),
@@ -103,55 +94,83 @@ impl Words {
         to_safetensors(WORDS, &tensors, None)
     }
 
-    /// Of a hub with `domains`.
+    /// Reads the part of a hub with `domains`.
     ///
-    /// Errors: the part is malformed, or has a domain that is none of these.
+    /// Errors: as [`entries`].
     pub(crate) fn read(bytes: &[u8], domains: Vec<String>) -> Result<Self> {
-        let file = Tensors::parse(bytes)?;
-        let [count] = file.numbers::<u64>(ENTRIES, Dtype::U64, &[1])?[..] else {
-            unreachable!("its shape was checked");
-        };
-        let mut packed = file.bytes(PACKED, Dtype::U8, &[ANY])?;
-        // An entry takes at least three bits of a byte in its blocks.
-        let most = packed.len().saturating_mul(32);
-        let count = match usize::try_from(count) {
-            Ok(count) if count <= most => count,
-            _ => bail!(Format, "{ENTRIES}: expected at most {most}, found {count}"),
-        };
-        let mut numbers = || unpack(&mut packed, count);
-        let [steps, of, prompts] = [numbers()?, numbers()?, numbers()?];
-        let names = file.bytes(DOMAINS, Dtype::U8, &[ANY])?;
-        let names = String::from_utf8_lossy(names).into_owned();
-        let names: Vec<String> = names.lines().map(str::to_owned).collect();
-        let mut counts = BTreeMap::new();
-        let mut word = 0u32;
-        for ((step, of), prompts) in steps.into_iter().zip(of).zip(prompts) {
-            let next = u32::try_from(step)
-                .ok()
-                .and_then(|step| word.checked_add(step));
-            let of = u32::try_from(of)
-                .ok()
-                .filter(|of| (*of as usize) < names.len());
-            let prompts = u32::try_from(prompts).ok().filter(|prompts| *prompts > 0);
-            let (Some(next), Some(of), Some(prompts)) = (next, of, prompts) else {
-                bail!(
-                    Format,
-                    "{PACKED}: expected words in order, domains below {} and counts, found others",
-                    names.len()
-                );
-            };
-            word = next;
-            if counts.insert((word, of), prompts).is_some() {
-                bail!(Format, "{PACKED}: a word is twice in a domain");
-            }
-        }
-        let mut words = Self {
-            domains: names,
-            counts,
-        };
-        words.renumber(domains)?;
-        Ok(words)
+        let entries = entries(bytes, &domains)?.into_iter();
+        let counts = entries.map(|(word, domain, prompts)| ((word, domain), prompts));
+        Ok(Self {
+            counts: counts.collect(),
+            domains,
+        })
     }
+}
+
+/// The place among `domains` of each of `old`.
+///
+/// Errors: one is not there.
+fn numbers_in(domains: &[String], old: &[String]) -> Result<Vec<u32>> {
+    let number = |old: &String| match domains.iter().position(|domain| domain == old) {
+        Some(number) => Ok(to_u32(number)),
+        None => bail!(
+            Mismatch,
+            "{DOMAINS}: expected those of the hub, found {old:?}"
+        ),
+    };
+    old.iter().map(number).collect()
+}
+
+/// The entries of the part, ascending: word, domain and number of prompts.
+///
+/// Errors: the part is malformed; one of its domains is not among `domains`.
+pub(crate) fn entries(bytes: &[u8], domains: &[String]) -> Result<Vec<(u32, u32, u32)>> {
+    let file = Tensors::parse(bytes)?;
+    let count = file.numbers::<u64>(ENTRIES, Dtype::U64, &[1])?[0];
+    let mut packed = file.bytes(PACKED, Dtype::U8, &[ANY])?;
+    // An entry takes at least three bits of a byte in its blocks.
+    let most = packed.len().saturating_mul(32);
+    let count = match usize::try_from(count) {
+        Ok(count) if count <= most => count,
+        _ => bail!(Format, "{ENTRIES}: expected at most {most}, found {count}"),
+    };
+    let mut numbers = || unpack(&mut packed, count);
+    let [steps, of, prompts] = [numbers()?, numbers()?, numbers()?];
+    let names = file.bytes(DOMAINS, Dtype::U8, &[ANY])?;
+    let names: Vec<String> = String::from_utf8_lossy(names)
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let numbers = numbers_in(domains, &names)?;
+    let mut entries = Vec::with_capacity(count);
+    let mut word = 0u32;
+    for ((step, of), prompts) in steps.into_iter().zip(of).zip(prompts) {
+        let step = u32::try_from(step).ok();
+        let next = step.and_then(|step| word.checked_add(step));
+        let of = usize::try_from(of).ok().and_then(|of| numbers.get(of));
+        let prompts = u32::try_from(prompts).ok().filter(|prompts| *prompts > 0);
+        let (Some(next), Some(of), Some(prompts)) = (next, of, prompts) else {
+            bail!(
+                Format,
+                "{PACKED}: expected words in order, domains below {} and counts, found others",
+                names.len()
+            );
+        };
+        word = next;
+        entries.push((word, *of, prompts));
+    }
+    // By word already; domains have other numbers in a hub that has grown.
+    entries.sort_unstable();
+    if entries
+        .windows(2)
+        .any(|two| (two[0].0, two[0].1) == (two[1].0, two[1].1))
+    {
+        bail!(
+            Format,
+            "{PACKED}: expected each word once in a domain, found one twice"
+        );
+    }
+    Ok(entries)
 }
 
 #[cfg(test)]

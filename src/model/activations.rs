@@ -3,37 +3,79 @@
 use crate::device::{Device, Pass, Place, Sizes, Tensor};
 use crate::error::{Result, bail};
 use crate::model::Config;
+use crate::model::adapted::AdapterActivations;
 use crate::ops::attention::{self, query_tiles};
 use crate::ops::{Ops, normalize};
 use crate::text::batch::PackedBatch;
 
+/// A batch and the network's tensors for it.
 pub(crate) struct Activations {
     /// [T]
-    pub(crate) ids: Tensor,
+    pub(super) ids: Tensor,
     /// [T]
-    pub(crate) positions: Tensor,
+    pub(super) positions: Tensor,
     /// [B + 1]
-    pub(crate) offsets: Tensor,
+    pub(super) offsets: Tensor,
     /// [J, 2]: first row and prompt of each query tile.
-    pub(crate) tiles: Tensor,
-    /// [T, H]: what enters and leaves a layer.
-    pub(crate) x: Tensor,
-    /// [T, H]: after attention's residual and norm.
-    pub(crate) middle: Tensor,
-    /// [T, 3H]
-    pub(crate) qkv: Tensor,
-    /// [T, H]
-    pub(crate) context: Tensor,
-    /// [T, H]: what is added to the residual stream.
-    pub(crate) branch: Tensor,
-    /// [T, F]: before GELU.
-    pub(crate) wide: Tensor,
-    /// [T, F]: after GELU.
-    pub(crate) activated: Tensor,
+    pub(super) tiles: Tensor,
+    /// [T, H] each: the first layer's input and every layer's output. For serving there is one
+    /// tensor, which each layer overwrites.
+    pub(super) states: Vec<Tensor>,
+    /// The tensors inside each layer; for serving one set, which each layer overwrites.
+    pub(super) kept: Vec<LayerActivations>,
     /// [B, H]
     pub(crate) pooled: Tensor,
-    /// What each layer says of a prompt, where it is asked for.
+    /// Each prompt's means of some layers' outputs, where they are wanted.
     pub(crate) layers: Option<Layers>,
+    /// The products of an adapter, where one is trained.
+    pub(super) adapter: Option<AdapterActivations>,
+}
+
+/// The tensors inside one layer.
+pub(super) struct LayerActivations {
+    /// [T, 3H]
+    pub(super) qkv: Tensor,
+    /// [T, H]
+    pub(super) context: Tensor,
+    /// [T, H]: attention's addition to the residual stream.
+    pub(super) attention_branch: Tensor,
+    /// [T, H]: after attention's residual and norm.
+    pub(super) middle: Tensor,
+    /// [T, F]: before GELU.
+    pub(super) wide: Tensor,
+    /// [T, F]: after GELU.
+    pub(super) activated: Tensor,
+    /// [T, H]: the feed-forward part's addition.
+    pub(super) output_branch: Tensor,
+}
+
+impl LayerActivations {
+    fn new(device: &Device, config: &Config, tokens: usize) -> Result<Self> {
+        let (h, f) = (config.hidden, config.feed_forward);
+        Ok(Self {
+            qkv: device.scratch("qkv", tokens, 3 * h)?,
+            context: device.scratch("context", tokens, h)?,
+            attention_branch: device.scratch("attention branch", tokens, h)?,
+            middle: device.scratch("middle", tokens, h)?,
+            wide: device.scratch("wide", tokens, f)?,
+            activated: device.scratch("activated", tokens, f)?,
+            output_branch: device.scratch("output branch", tokens, h)?,
+        })
+    }
+
+    fn resize(&mut self, tokens: usize) {
+        for tensor in [
+            &mut self.qkv,
+            &mut self.context,
+            &mut self.attention_branch,
+            &mut self.middle,
+            &mut self.wide,
+            &mut self.activated,
+            &mut self.output_branch,
+        ] {
+            tensor.resize(tokens);
+        }
+    }
 }
 
 /// Means over a prompt's tokens of some layers' outputs.
@@ -94,14 +136,14 @@ impl Layers {
 
     /// Makes unit vectors of the means.
     pub(crate) fn finish(&mut self, ops: &Ops, pass: &mut Pass<'_>) {
-        let (z, u) = (&self.means, &mut self.units);
+        let (z, u) = (self.means.part(self.means.place()), &mut self.units);
         ops.normalize.forward(pass, normalize::Forward { z, u });
         self.units.regroup(self.which.len() * self.means.columns());
     }
 }
 
 /// Query tiles that `sizes` may need: each prompt can leave one unfinished.
-pub(crate) fn most_tiles(sizes: Sizes) -> usize {
+fn most_tiles(sizes: Sizes) -> usize {
     sizes.tokens / attention::QUERIES + sizes.prompts
 }
 
@@ -111,24 +153,55 @@ impl Activations {
         4 * (2 * sizes.tokens + sizes.prompts + 1 + 2 * most_tiles(sizes))
     }
 
+    /// For serving: one layer's tensors.
     pub(crate) fn new(device: &Device, config: &Config, sizes: Sizes) -> Result<Self> {
+        Self::of_layers(device, config, sizes, [1, 1])
+    }
+
+    /// For learning: the tensors of every layer, and those of an adapter.
+    pub(super) fn for_learning(
+        device: &Device,
+        config: &Config,
+        sizes: Sizes,
+        adapter: AdapterActivations,
+    ) -> Result<Self> {
+        let counts = [config.layers + 1, config.layers];
+        Ok(Self {
+            adapter: Some(adapter),
+            ..Self::of_layers(device, config, sizes, counts)?
+        })
+    }
+
+    fn of_layers(
+        device: &Device,
+        config: &Config,
+        sizes: Sizes,
+        [states, kept]: [usize; 2],
+    ) -> Result<Self> {
         let Sizes { tokens, prompts } = sizes;
-        let (h, f) = (config.hidden, config.feed_forward);
+        let state = |_| device.scratch("state", tokens, config.hidden);
+        let layer = |_| LayerActivations::new(device, config, tokens);
         Ok(Self {
             ids: device.ids("ids", tokens, 1)?,
             positions: device.ids("positions", tokens, 1)?,
             offsets: device.ids("offsets", prompts + 1, 1)?,
             tiles: device.ids("tiles", most_tiles(sizes), 2)?,
-            x: device.scratch("x", tokens, h)?,
-            middle: device.scratch("middle", tokens, h)?,
-            qkv: device.scratch("qkv", tokens, 3 * h)?,
-            context: device.scratch("context", tokens, h)?,
-            branch: device.scratch("branch", tokens, h)?,
-            wide: device.scratch("wide", tokens, f)?,
-            activated: device.scratch("activated", tokens, f)?,
-            pooled: device.scratch("pooled", prompts, h)?,
+            states: (0..states).map(state).collect::<Result<_>>()?,
+            kept: (0..kept).map(layer).collect::<Result<_>>()?,
+            pooled: device.scratch("pooled", prompts, config.hidden)?,
             layers: None,
+            adapter: None,
         })
+    }
+
+    /// Which of `states` is the input of layer `index` and the output of the one before.
+    pub(super) fn state_place(&self, index: usize) -> usize {
+        index % self.states.len()
+    }
+
+    /// Which of `kept` layer `index` uses.
+    pub(super) fn kept_place(&self, index: usize) -> usize {
+        index % self.kept.len()
     }
 
     /// Sends `batch` and gives every tensor its rows.
@@ -137,20 +210,17 @@ impl Activations {
         pass.upload(&mut self.positions, &batch.positions);
         pass.upload(&mut self.offsets, &batch.offsets);
         pass.upload(&mut self.tiles, &query_tiles(&batch.offsets));
-        for tensor in [
-            &mut self.x,
-            &mut self.middle,
-            &mut self.qkv,
-            &mut self.context,
-            &mut self.branch,
-            &mut self.wide,
-            &mut self.activated,
-        ] {
-            tensor.resize(batch.tokens());
-        }
+        let tokens = batch.tokens();
+        self.states
+            .iter_mut()
+            .for_each(|state| state.resize(tokens));
+        self.kept.iter_mut().for_each(|layer| layer.resize(tokens));
         self.pooled.resize(batch.prompts());
         if let Some(layers) = &mut self.layers {
             layers.resize(batch.prompts());
+        }
+        if let Some(adapter) = &mut self.adapter {
+            adapter.resize(tokens);
         }
     }
 }

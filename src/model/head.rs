@@ -55,7 +55,7 @@ impl Head {
         ops.normalize.forward(
             pass,
             normalize::Forward {
-                z: &room.z,
+                z: room.z.part(room.z.place()),
                 u: &mut room.u,
             },
         );

@@ -1,8 +1,8 @@
 //! LoRA: y = x W^T + b + s (x La^T) Lb^T, s = alpha / r (carve.md section 2).
 //!
-//! Where the factors lie in the flat buffer of trained parameters, what they are called on disk.
-//! Both are kept as [r, .]: La [r, in], and Lb transposed [r, out]. With dropout, x is thinned out on its
-//! way into La; query, key and value share one mask, as they share their x.
+//! The places of the factors in the flat buffer of trained parameters, and their names on disk.
+//! Both are stored as [r, .]: La [r, in], and Lb transposed [r, out]. With dropout, elements of
+//! La's input x are dropped; query, key and value share one mask, as they share x.
 
 use std::fmt;
 
@@ -125,14 +125,14 @@ impl Lora {
 pub(crate) struct Adapter {
     pub(crate) lora: Lora,
     /// In the order of the network.
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<LayerMaps>,
     /// Elements of all factors.
     pub(crate) len: usize,
 }
 
 /// The adapters of one layer's four linear maps; query, key and value are one.
 #[derive(Clone, Debug)]
-pub(crate) struct Layer {
+pub(crate) struct LayerMaps {
     pub(crate) qkv: Map,
     pub(crate) attention_output: Map,
     pub(crate) intermediate: Map,
@@ -163,7 +163,7 @@ pub(crate) struct Branch {
 }
 
 impl Lora {
-    /// Errors: `bytes` are no `adapter.safetensors` of this rank, whatever the encoder.
+    /// Errors: `bytes` are no `adapter.safetensors` of this rank. The encoder does not matter.
     pub(crate) fn check(&self, bytes: &[u8]) -> Result<()> {
         let file = Tensors::parse(bytes)?;
         for name in file.names() {
@@ -215,7 +215,7 @@ impl Adapter {
                 offset = next;
                 map
             };
-            layers.push(Layer {
+            layers.push(LayerMaps {
                 qkv: map(&[Target::Query, Target::Key, Target::Value]),
                 attention_output: map(&[Target::AttentionOutput]),
                 intermediate: map(&[Target::Intermediate]),
@@ -279,7 +279,7 @@ impl Factors {
     ///
     /// Errors: it is malformed; a factor is missing, has another shape or is not finite.
     pub(crate) fn read(lora: &Lora, bytes: &[u8], config: &Config) -> Result<Self> {
-        // Before room is made for it.
+        // Before memory is allocated for it.
         let one = Adapter::new(
             &Lora {
                 r: 1,
@@ -423,7 +423,7 @@ mod tests {
             "{error}"
         );
         assert!(Factors::read(&lora, &bytes[..bytes.len() - 1], &Config::toy()).is_err());
-        // No room is made for factors that cannot be there.
+        // No memory is allocated for factors that cannot be there.
         for r in [0, usize::MAX] {
             let other = Lora { r, ..lora.clone() };
             let error = Factors::read(&other, &bytes, &Config::toy()).unwrap_err();

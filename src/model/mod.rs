@@ -1,6 +1,7 @@
 //! The networks: configuration, parameters, activations, forward pass.
 
 pub(crate) mod activations;
+pub(crate) mod adapted;
 pub(crate) mod bert;
 pub(crate) mod head;
 pub(crate) mod lora;
@@ -30,7 +31,7 @@ pub(crate) struct Config {
     pub(crate) eps: f32,
 }
 
-/// The fields of `config.json` that decide what is computed.
+/// The fields of `config.json` that decide the computation.
 #[derive(Deserialize)]
 struct Raw {
     model_type: String,
@@ -52,10 +53,70 @@ struct Raw {
     is_decoder: bool,
 }
 
+impl Raw {
+    /// Errors: something that this crate does not compute.
+    fn check_kinds(&self) -> Result<()> {
+        if self.hidden_act != "gelu" {
+            bail!(
+                Unsupported,
+                "hidden_act: expected \"gelu\" (with erf), found {:?}",
+                self.hidden_act
+            );
+        }
+        match self.position_embedding_type.as_deref() {
+            None | Some("absolute") => {}
+            Some(other) => bail!(
+                Unsupported,
+                "position_embedding_type: expected \"absolute\", found {other:?}"
+            ),
+        }
+        if self.is_decoder {
+            bail!(Unsupported, "is_decoder: expected false, found true");
+        }
+        Ok(())
+    }
+
+    /// Errors: a size that no checkpoint has, or sizes that do not fit together.
+    fn check_sizes(&self) -> Result<()> {
+        for (name, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            let most = match name {
+                "num_hidden_layers" => MOST_LAYERS,
+                _ => LARGEST,
+            };
+            if value == 0 || value > most {
+                bail!(Format, "{name}: expected 1 to {most}, found {value}");
+            }
+        }
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            bail!(
+                Format,
+                "hidden_size: expected a multiple of num_attention_heads ({}), found {}",
+                self.num_attention_heads,
+                self.hidden_size
+            );
+        }
+        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
+            bail!(
+                Format,
+                "layer_norm_eps: expected between 0 and 1, found {}",
+                self.layer_norm_eps
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Larger sizes are taken for damage.
 const LARGEST: usize = 1 << 24;
 
-/// More layers are taken for damage: room is made for each before any is read.
+/// More layers are taken for damage: memory is allocated for all before one is read.
 const MOST_LAYERS: usize = 1024;
 
 #[cfg(test)]
@@ -77,7 +138,9 @@ impl Config {
 }
 
 impl Config {
-    /// Reads `config.json`; whatever this crate does not compute is refused by name.
+    /// Reads `config.json`.
+    ///
+    /// Errors: the field that this crate does not compute, by name.
     pub(crate) fn from_json(json: &[u8]) -> Result<Self> {
         let raw: Raw = serde_json::from_slice(json).map_err(|e| error!(Format, "{e}"))?;
         let first_position = match raw.model_type.as_str() {
@@ -94,59 +157,13 @@ impl Config {
                 "model_type: expected bert, roberta or xlm-roberta, found {other:?}"
             ),
         };
-        if raw.hidden_act != "gelu" {
-            bail!(
-                Unsupported,
-                "hidden_act: expected \"gelu\" (with erf), found {:?}",
-                raw.hidden_act
-            );
-        }
-        match raw.position_embedding_type.as_deref() {
-            None | Some("absolute") => {}
-            Some(other) => bail!(
-                Unsupported,
-                "position_embedding_type: expected \"absolute\", found {other:?}"
-            ),
-        }
-        if raw.is_decoder {
-            bail!(Unsupported, "is_decoder: expected false, found true");
-        }
-        for (name, value) in [
-            ("vocab_size", raw.vocab_size),
-            ("hidden_size", raw.hidden_size),
-            ("num_hidden_layers", raw.num_hidden_layers),
-            ("num_attention_heads", raw.num_attention_heads),
-            ("intermediate_size", raw.intermediate_size),
-            ("max_position_embeddings", raw.max_position_embeddings),
-        ] {
-            let most = match name {
-                "num_hidden_layers" => MOST_LAYERS,
-                _ => LARGEST,
-            };
-            if value == 0 || value > most {
-                bail!(Format, "{name}: expected 1 to {most}, found {value}");
-            }
-        }
-        if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
-            bail!(
-                Format,
-                "hidden_size: expected a multiple of num_attention_heads ({}), found {}",
-                raw.num_attention_heads,
-                raw.hidden_size
-            );
-        }
+        raw.check_kinds()?;
+        raw.check_sizes()?;
         if raw.max_position_embeddings <= first_position {
             bail!(
                 Format,
                 "max_position_embeddings: expected more than {first_position}, found {}",
                 raw.max_position_embeddings
-            );
-        }
-        if !(raw.layer_norm_eps > 0.0 && raw.layer_norm_eps < 1.0) {
-            bail!(
-                Format,
-                "layer_norm_eps: expected between 0 and 1, found {}",
-                raw.layer_norm_eps
             );
         }
         Ok(Self {

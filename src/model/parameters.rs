@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use half::f16;
-
 use crate::device::{Device, Tensor};
 use crate::error::{Result, bail};
 use crate::model::Config;
 use crate::model::lora::{Factors, Target};
-use crate::ops::embed::Words;
+use crate::ops::embed::WordRows;
 use crate::ops::linear::Weight;
-use crate::weights::{Dtype, View, Weights};
+use crate::weights::{Dtype, View, Weights, half_bytes};
 
 pub(crate) struct Parameters {
     pub(crate) embeddings: Embeddings,
@@ -19,7 +17,7 @@ pub(crate) struct Parameters {
 
 pub(crate) struct Embeddings {
     /// [V, H]; no adapter touches them, so the networks of an encoder share them.
-    pub(crate) words: Arc<Words>,
+    pub(crate) words: Arc<WordRows>,
     /// [P, H]: position rows with the row of token type 0 added.
     pub(crate) places: Tensor,
     pub(crate) norm: Norm,
@@ -87,24 +85,40 @@ impl Parameters {
     /// Brings `weights` to `device`.
     ///
     /// Errors: a tensor is missing, has another shape or dtype, or is not finite.
-    pub(crate) fn open(device: &Device, weights: &Arc<Weights>, config: &Config) -> Result<Self> {
+    pub(crate) fn open(
+        device: &Device,
+        weights: &Weights,
+        config: &Config,
+        words: &Arc<WordRows>,
+    ) -> Result<Self> {
         Self::read(&Reader {
             device,
             weights,
             config,
             weight: Weight::new,
             factors: None,
-            words: None,
+            words,
         })
     }
 
-    /// As [`Parameters::open`], with `factors` added to the weights: W + s Lb La, in the
-    /// checkpoint's dtype where that is f16, so that it is served as fast. `self`: without them.
-    pub(crate) fn open_merged(
-        &self,
+    /// The rows of tokens, which the networks of an encoder share.
+    pub(crate) fn words(
         device: &Device,
-        weights: &Arc<Weights>,
+        weights: &Weights,
         config: &Config,
+    ) -> Result<Arc<WordRows>> {
+        let name = "embeddings.word_embeddings.weight";
+        let table = weights.table(name, config.vocabulary, config.hidden)?;
+        Ok(Arc::new(WordRows::new(device, table)?))
+    }
+
+    /// As [`Parameters::open`], with `factors` added to the weights: W + s Lb La, in the
+    /// checkpoint's dtype where that is f16, so that it is served as fast.
+    pub(crate) fn open_merged(
+        device: &Device,
+        weights: &Weights,
+        config: &Config,
+        words: &Arc<WordRows>,
         factors: &Factors,
     ) -> Result<Self> {
         Self::read(&Reader {
@@ -113,16 +127,16 @@ impl Parameters {
             config,
             weight: Weight::new,
             factors: Some(factors),
-            words: Some(&self.embeddings.words),
+            words,
         })
     }
 
     /// As [`Parameters::open`], with linear maps that gradients go back through.
     pub(crate) fn open_for_learning(
-        &self,
         device: &Device,
-        weights: &Arc<Weights>,
+        weights: &Weights,
         config: &Config,
+        words: &Arc<WordRows>,
     ) -> Result<Self> {
         Self::read(&Reader {
             device,
@@ -130,17 +144,12 @@ impl Parameters {
             config,
             weight: Weight::for_learning,
             factors: None,
-            words: Some(&self.embeddings.words),
+            words,
         })
     }
 
     fn read(read: &Reader<'_>) -> Result<Self> {
-        let Reader {
-            device,
-            weights,
-            config,
-            ..
-        } = *read;
+        let Reader { device, config, .. } = *read;
         let h = config.hidden;
         let mut places = read.finite(
             "embeddings.position_embeddings.weight",
@@ -157,36 +166,38 @@ impl Parameters {
                 }
             }
         }
-        let words = match read.words {
-            Some(words) => Arc::clone(words),
-            None => {
-                let name = "embeddings.word_embeddings.weight";
-                let table = weights.table(name, config.vocabulary, h)?;
-                Arc::new(Words::new(device, table)?)
-            }
-        };
         let embeddings = Embeddings {
-            words,
+            words: Arc::clone(read.words),
             places: device.upload("places", h, &places)?,
             norm: read.norm("embeddings.LayerNorm")?,
         };
-        let layers = (0..config.layers)
-            .map(|layer| read.layer(layer))
-            .collect::<Result<_>>()?;
+        let mut layers: Vec<Option<Result<Layer>>> = (0..config.layers).map(|_| None).collect();
+        let each = |layer: usize, place: &mut [Option<Result<Layer>>]| {
+            place.fill_with(|| Some(read.layer(layer)));
+        };
+        match device {
+            // Work that is worth a thread for each layer.
+            Device::Cpu(cpu) => cpu.each(&mut layers, 1, h * h * h, each),
+            Device::Gpu(_) => layers
+                .chunks_mut(1)
+                .enumerate()
+                .for_each(|(n, l)| each(n, l)),
+        }
+        let layers = layers.into_iter().flatten().collect::<Result<_>>()?;
         Ok(Self { embeddings, layers })
     }
 }
 
 struct Reader<'r> {
     device: &'r Device,
-    weights: &'r Arc<Weights>,
+    weights: &'r Weights,
     config: &'r Config,
-    /// What linear maps are made by.
+    /// The constructor of linear maps.
     weight: MakeWeight,
-    /// What is added to them.
+    /// The adapter that is merged into them.
     factors: Option<&'r Factors>,
     /// Rows of tokens that are there already.
-    words: Option<&'r Arc<Words>>,
+    words: &'r Arc<WordRows>,
 }
 
 type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;
@@ -227,12 +238,7 @@ impl Reader<'_> {
                 let mut values = view.to_f32();
                 factors.merge(layer, *target, &mut values);
                 match view.dtype {
-                    Dtype::F16 => Merged::Half(
-                        values
-                            .iter()
-                            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
-                            .collect(),
-                    ),
+                    Dtype::F16 => Merged::Half(half_bytes(&values)),
                     _ => Merged::Full(values),
                 }
             });

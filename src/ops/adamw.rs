@@ -3,12 +3,16 @@
 //!
 //! Of one matrix it may move some rows alone, at a cost that does not depend on the others.
 
+use std::sync::Arc;
+
 use std::ops::Range;
 
 use crate::device::cpu::{Cpu, math, pick_rows};
 use crate::device::{Device, Kernel, Pass, Place, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("adamw", "reduce");
 
@@ -49,7 +53,7 @@ pub(crate) struct AdamW {
     shrink: Kernel,
 }
 
-/// Parameters with a rate of their own; those of no segment stay as they are.
+/// Parameters that share a rate. Parameters outside of all segments do not change.
 #[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) range: Range<usize>,
@@ -70,7 +74,7 @@ pub(crate) struct Clip {
 /// Some rows of a matrix in the flat buffers.
 #[derive(Clone, Copy)]
 pub(crate) struct Listed<'t> {
-    /// Consecutive rows; a segment of its own, and the end of a clipped range that it is in.
+    /// Consecutive rows: one segment, and the end of a clipped range that contains it.
     pub(crate) matrix: Place,
     /// [R, 1], different ones, ascending.
     pub(crate) ids: &'t Tensor,
@@ -86,7 +90,7 @@ struct Span<'t> {
 }
 
 /// The norm of the clipped gradients, before they are.
-pub(crate) struct Room {
+pub(crate) struct NormWorkspace {
     partials: Tensor,
     /// Stands for ids where none are listed.
     none: Tensor,
@@ -94,7 +98,7 @@ pub(crate) struct Room {
     pub(crate) norm: Tensor,
 }
 
-impl Room {
+impl NormWorkspace {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             partials: device.scratch("partials", SPANS, PARTS)?,
@@ -104,8 +108,9 @@ impl Room {
     }
 }
 
-/// `theta`, `m`, `v`: [1, N], changed in place; `grad`: [1, N], zeroed in the segments. With `listed`
-/// the other rows of its matrix are in no segment, and have no gradient that counts for a norm.
+/// `theta`, `m`, `v`: [1, N], changed in place; `grad`: [1, N], zeroed in the segments. With
+/// `listed` the other rows of its matrix are in no segment, and have no gradient that counts for a
+/// norm.
 pub(crate) struct Step<'t> {
     pub(crate) theta: &'t mut Tensor,
     pub(crate) grad: &'t mut Tensor,
@@ -114,7 +119,7 @@ pub(crate) struct Step<'t> {
     pub(crate) segments: &'t [Segment],
     pub(crate) listed: Option<Listed<'t>>,
     pub(crate) clip: Option<Clip>,
-    pub(crate) room: &'t mut Room,
+    pub(crate) workspace: &'t mut NormWorkspace,
 }
 
 impl AdamW {
@@ -147,8 +152,11 @@ impl AdamW {
         match pass {
             Pass::Gpu(gpu) => {
                 let grad = ("grad", &*s.grad);
-                let (partials, norm) = (("partials", &s.room.partials), ("norm", &s.room.norm));
-                let none = &s.room.none;
+                let (partials, norm) = (
+                    ("partials", &s.workspace.partials),
+                    ("norm", &s.workspace.norm),
+                );
+                let none = &s.workspace.none;
                 for (place, span) in clipped.iter().enumerate() {
                     let mut dims = span.dims(Dims::default());
                     dims.part = to_u32(place * PARTS);
@@ -173,13 +181,13 @@ impl AdamW {
                 let cpu = pass.cpu;
                 let grad = s.grad.f32_mut();
                 if clip.is_some() {
-                    s.room.norm.f32_mut()[0] = norm(cpu, grad, &clipped);
+                    s.workspace.norm.f32_mut()[0] = norm(cpu, grad, &clipped);
                 }
-                let norm = s.room.norm.f32()[0];
+                let norm = s.workspace.norm.f32()[0];
                 let (theta, m, v) = (s.theta.f32_mut(), s.m.f32_mut(), s.v.f32_mut());
                 for (dims, span) in segments {
                     let all = [&mut *theta, &mut *grad, &mut *m, &mut *v];
-                    step_cpu(cpu, all, &span, Update::new(dims, norm));
+                    step_cpu(cpu, all, &span, ElementStep::new(dims, norm));
                 }
             }
         }
@@ -227,7 +235,7 @@ impl<'t> Listed<'t> {
     }
 }
 
-/// What there is of `range`: all, or what is before a matrix and its listed rows.
+/// The spans of `range`: one, or the part before a matrix and the listed rows of the matrix.
 fn spans<'t>(range: &Range<usize>, listed: Option<Listed<'t>>) -> Vec<Span<'t>> {
     let whole = |range: Range<usize>| Span {
         offset: range.start,
@@ -303,7 +311,7 @@ impl Segment {
         }
     }
 
-    /// What weight decay multiplies a parameter by.
+    /// The factor of weight decay.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "f32 is what is computed in"
@@ -313,7 +321,7 @@ impl Segment {
     }
 }
 
-/// In partial sums of [`CHUNK`] elements or a listed row, whatever the number of threads.
+/// Partial sums are of [`CHUNK`] elements or of a listed row, for any number of threads.
 #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
 fn norm(cpu: &Cpu, grad: &[f32], spans: &[Span<'_>]) -> f32 {
     let pieces: Vec<&[f32]> = spans.iter().flat_map(|span| span.pieces(grad)).collect();
@@ -337,13 +345,13 @@ fn norm(cpu: &Cpu, grad: &[f32], spans: &[Span<'_>]) -> f32 {
 
 /// The step of one element.
 #[derive(Clone, Copy)]
-struct Update {
+struct ElementStep {
     dims: Dims,
     /// Of the gradient.
     scale: f32,
 }
 
-impl Update {
+impl ElementStep {
     fn new(dims: Dims, norm: f32) -> Self {
         let scale = match dims.limit > 0.0 {
             true => (dims.limit / (norm + 1e-6)).min(1.0),
@@ -372,7 +380,7 @@ impl Update {
 }
 
 /// `all`: theta, grad, m, v.
-fn step_cpu(cpu: &Cpu, all: [&mut [f32]; 4], span: &Span<'_>, update: Update) {
+fn step_cpu(cpu: &Cpu, all: [&mut [f32]; 4], span: &Span<'_>, update: ElementStep) {
     let Some(ids) = span.ids else {
         let parts = all.map(|values| &mut values[span.offset..][..span.len]);
         return cpu.lockstep(parts, [1; 4], 8, |_, parts| {
@@ -400,61 +408,146 @@ fn step_cpu(cpu: &Cpu, all: [&mut [f32]; 4], span: &Span<'_>, update: Update) {
     });
 }
 
+/// A step of some parameters and a matrix behind them, for each of `sizes`: elements before the
+/// matrix, its rows and their width. First all rows move, then every third alone, with gradients
+/// clipped before the matrix and everywhere.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(AdamW::new(device)?);
+    each(sizes, |(before, rows, width)| {
+        let matrix = Place::flat(before, rows, width);
+        let third = || Some((0..to_u32(rows)).step_by(3).collect());
+        let case = |listed: Option<Vec<u32>>, clip_all| -> Result<Case> {
+            let moved = listed.as_ref().map_or(rows, Vec::len);
+            let case = StepInputs::of_noise(matrix, listed, clip_all).case(device, &op)?;
+            Ok(case.of(&format!("{moved} of {rows} rows")))
+        };
+        Ok([
+            case(None, false)?,
+            case(third(), false)?,
+            case(third(), true)?,
+        ])
+    })
+}
+
+/// theta, grad, m and v [N] before a step, of which `matrix` is the end.
+#[derive(Clone)]
+struct StepInputs {
+    state: [Vec<f32>; 4],
+    segments: Vec<Segment>,
+    matrix: Place,
+    /// Rows that move; None: all.
+    listed: Option<Vec<u32>>,
+    clip: Option<Clip>,
+}
+
+impl StepInputs {
+    /// The third step of both segments; rows that do not move have no gradient.
+    fn of_noise(matrix: Place, listed: Option<Vec<u32>>, clip_all: bool) -> Self {
+        let (before, n) = (matrix.offset, matrix.end());
+        let [theta, mut grad, m] = [1, 2, 3].map(|seed| noise(n, seed));
+        let v = noise(n, 4).iter().map(|v| 0.1 + v * v).collect();
+        for (row, grad) in grad[before..].chunks_exact_mut(matrix.columns).enumerate() {
+            let moves = |ids: &Vec<u32>| ids.contains(&to_u32(row));
+            if !listed.as_ref().is_none_or(moves) {
+                grad.fill(0.0);
+            }
+        }
+        let segment = |range, rate, decay| Segment {
+            range,
+            rate,
+            decay,
+            count: 3,
+        };
+        Self {
+            state: [theta, grad, m, v],
+            segments: vec![segment(0..before, 0.2, 0.1), segment(before..n, 0.1, 0.01)],
+            matrix,
+            listed,
+            clip: Some(Clip {
+                range: 0..if clip_all { n } else { before },
+                limit: 0.5,
+            }),
+        }
+    }
+
+    /// Outputs: theta, grad, m, v and the norm.
+    fn case(&self, device: &Device, op: &Arc<AdamW>) -> Result<Case> {
+        let [theta, grad, m, v] = self.state.each_ref().map(|values| {
+            let n = values.len();
+            device.upload("state", n, values)
+        });
+        let (theta, grad, m, v) = (theta?, grad?, m?, v?);
+        let listed = self.listed.as_ref();
+        let ids = listed.map(|ids| device.upload_ids("ids", 1, ids));
+        let ids = ids.transpose()?;
+        let mut workspace = NormWorkspace::new(device)?;
+        let norm = device.upload("norm", 1, &[0.0])?;
+        let (op, inputs) = (Arc::clone(op), self.clone());
+        let run = move |pass: &mut Pass<'_>, outputs: &mut [Tensor; 5]| {
+            let [theta, grad, m, v, norm] = outputs;
+            std::mem::swap(&mut workspace.norm, norm);
+            let s = Step {
+                theta,
+                grad,
+                m,
+                v,
+                segments: &inputs.segments,
+                listed: ids.as_ref().map(|ids| Listed {
+                    matrix: inputs.matrix,
+                    ids,
+                }),
+                clip: inputs.clip.clone(),
+                workspace: &mut workspace,
+            };
+            op.step(pass, s);
+            std::mem::swap(&mut workspace.norm, norm);
+        };
+        let inputs = self.clone();
+        let outputs = [theta, grad, m, v, norm];
+        let case = Case::new("adamw", outputs, run, move || inputs.in_f64());
+        let rows = listed.map_or(self.matrix.rows, Vec::len);
+        let moved = (self.matrix.offset + rows * self.matrix.columns) as f64;
+        Ok(case.work(15.0 * moved, 32.0 * moved).within(1e-6))
+    }
+
+    fn moves(&self, i: usize) -> bool {
+        let row = |matrix: Place| to_u32((i - matrix.offset) / matrix.columns);
+        let listed = self.listed.as_ref().filter(|_| i >= self.matrix.offset);
+        listed.is_none_or(|ids| ids.contains(&row(self.matrix)))
+    }
+
+    fn in_f64(&self) -> [Vec<f64>; 5] {
+        let [mut theta, mut grad, mut m, mut v] = self.state.each_ref().map(|x| wide(x));
+        let clip = self.clip.as_ref();
+        let clipped = clip.map_or(&[][..], |clip| &grad[clip.range.clone()]);
+        let norm = reference::dot(clipped, clipped).sqrt();
+        for segment in &self.segments {
+            let Segment { range, rate, .. } = segment;
+            let count = segment.count as f64;
+            let (c1, c2) = (1.0 - B1.powf(count), 1.0 - B2.powf(count));
+            let inside = |c: &&Clip| c.range.start <= range.start && range.end <= c.range.end;
+            let scale = match clip.filter(inside) {
+                Some(clip) => (f64::from(clip.limit) / (norm + 1e-6)).min(1.0),
+                None => 1.0,
+            };
+            for i in range.clone().filter(|i| self.moves(*i)) {
+                let g = scale * grad[i];
+                grad[i] = 0.0;
+                m[i] = B1 * m[i] + (1.0 - B1) * g;
+                v[i] = B2 * v[i] + (1.0 - B2) * g * g;
+                theta[i] *= 1.0 - rate * segment.decay;
+                theta[i] -= rate * (m[i] / c1) / ((v[i] / c2).sqrt() + 1e-8);
+            }
+        }
+        [theta, grad, m, v, vec![norm]]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::testing::{assert_close, devices, noise, run, wide, worst};
-
-    struct State {
-        theta: Tensor,
-        grad: Tensor,
-        m: Tensor,
-        v: Tensor,
-        room: Room,
-    }
-
-    fn state(device: &Device, theta: &[f32]) -> State {
-        let n = theta.len();
-        let zeros = vec![0.0; n];
-        let upload = |label, values: &[f32]| device.upload(label, n, values).unwrap();
-        State {
-            theta: upload("theta", theta),
-            grad: upload("grad", &zeros),
-            m: upload("m", &zeros),
-            v: upload("v", &zeros),
-            room: Room::new(device).unwrap(),
-        }
-    }
-
-    /// theta, grad, m, v and the norm after a step with gradient `g`.
-    fn step(
-        device: &Device,
-        s: &mut State,
-        g: &[f32],
-        segments: &[Segment],
-        clip: Option<Clip>,
-    ) -> [Vec<f32>; 5] {
-        let op = AdamW::new(device).unwrap();
-        s.grad = device.upload("grad", g.len(), g).unwrap();
-        let (reads, outcome) = run(device, |pass| {
-            op.step(
-                pass,
-                Step {
-                    theta: &mut s.theta,
-                    grad: &mut s.grad,
-                    m: &mut s.m,
-                    v: &mut s.v,
-                    segments,
-                    listed: None,
-                    clip,
-                    room: &mut s.room,
-                },
-            );
-            [&s.theta, &s.grad, &s.m, &s.v, &s.room.norm].map(|tensor| pass.read(tensor))
-        });
-        reads.map(|read| outcome.f32(read).to_vec())
-    }
+    use crate::ops::testing::{assert_close, check, devices, outputs, run};
 
     fn segment(range: Range<usize>, rate: f64, decay: f64, count: usize) -> Segment {
         Segment {
@@ -465,38 +558,56 @@ mod tests {
         }
     }
 
+    /// theta, grad, m, v and the norm after a step from `state` without a matrix.
+    fn step(state: [&[f32]; 4], segments: &[Segment], clip: Option<Clip>) -> Vec<[Vec<f32>; 5]> {
+        let inputs = StepInputs {
+            state: state.map(<[f32]>::to_vec),
+            segments: segments.to_vec(),
+            matrix: Place::flat(state[0].len(), 0, 1),
+            listed: None,
+            clip,
+        };
+        outputs(|device| inputs.case(device, &AdamW::new(device)?.into()))
+    }
+
     #[test]
     fn steps_match_hand_values_v21() {
-        for device in devices() {
-            let mut s = state(&device, &[1.0, -2.0]);
-            let segments = |count| [segment(0..2, 0.1, 0.01, count)];
-            let [theta, grad, ..] = step(&device, &mut s, &[0.5, -1.0], &segments(1), None);
+        let segments = |count| [segment(0..2, 0.1, 0.01, count)];
+        let zeros = &[0.0; 2][..];
+        for [theta, grad, m, v, _] in step(
+            [&[1.0, -2.0], &[0.5, -1.0], zeros, zeros],
+            &segments(1),
+            None,
+        ) {
             assert_close("V21", &theta, &[0.899_000_002, -1.898_000_001], 1e-6);
             assert_eq!(grad, [0.0, 0.0]);
-            let [theta, _, m, v, _] = step(&device, &mut s, &[0.25, 1.0], &segments(2), None);
-            assert_close("V21", &theta, &[0.804_883_04, -1.901_365_16], 1e-6);
-            assert_close("V21 m", &m, &[0.07, 0.01], 1e-6);
-            assert_close("V21 v", &v, &[0.000_312_25, 0.001_999], 1e-6);
-
-            // Momentum and decay act without a gradient.
-            let mut s = state(&device, &[1.0, -2.0]);
-            step(&device, &mut s, &[0.5, 0.0], &segments(1), None);
-            let [theta, ..] = step(&device, &mut s, &[0.0, 0.0], &segments(2), None);
-            assert_close("V21 still", &theta, &[0.831_095_18, -1.996_002], 1e-6);
+            for [theta, _, m, v, _] in step([&theta, &[0.25, 1.0], &m, &v], &segments(2), None) {
+                assert_close("V21", &theta, &[0.804_883_04, -1.901_365_16], 1e-6);
+                assert_close("V21 m", &m, &[0.07, 0.01], 1e-6);
+                assert_close("V21 v", &v, &[0.000_312_25, 0.001_999], 1e-6);
+            }
+        }
+        // Momentum and decay act without a gradient.
+        for [theta, _, m, v, _] in step(
+            [&[1.0, -2.0], &[0.5, 0.0], zeros, zeros],
+            &segments(1),
+            None,
+        ) {
+            for [theta, ..] in step([&theta, zeros, &m, &v], &segments(2), None) {
+                assert_close("V21 still", &theta, &[0.831_095_18, -1.996_002], 1e-6);
+            }
         }
     }
 
     #[test]
     fn clip_matches_hand_values_and_spares_the_rest_v22() {
-        for device in devices() {
-            let mut s = state(&device, &[0.0; 5]);
-            let clip = Some(Clip {
-                range: 1..3,
-                limit: 1.0,
-            });
-            let segments = [segment(1..3, 0.1, 0.0, 1), segment(3..4, 0.1, 0.0, 1)];
-            let g = [7.0, 3.0, 4.0, 5.0, 6.0];
-            let [theta, grad, m, _, norm] = step(&device, &mut s, &g, &segments, clip);
+        let clip = Some(Clip {
+            range: 1..3,
+            limit: 1.0,
+        });
+        let segments = [segment(1..3, 0.1, 0.0, 1), segment(3..4, 0.1, 0.0, 1)];
+        let (zeros, g) = (&[0.0; 5][..], [7.0, 3.0, 4.0, 5.0, 6.0]);
+        for [theta, grad, m, _, norm] in step([zeros, &g, zeros, zeros], &segments, clip.clone()) {
             assert_close("norm", &norm, &[5.0], 1e-6);
             let want = [0.0, 0.059_999_988, 0.079_999_984, 0.5, 0.0];
             assert_close("V22", &m, &want, 1e-6);
@@ -505,89 +616,12 @@ mod tests {
         }
     }
 
-    /// theta, m, v after a step in f64, of the elements that `moves` says; the norm is `scale`d away.
-    struct Reference {
-        theta: Vec<f64>,
-        m: Vec<f64>,
-        v: Vec<f64>,
-    }
-
-    impl Reference {
-        fn step(
-            &mut self,
-            g: &[f64],
-            segment: &Segment,
-            scale: f64,
-            moves: impl Fn(usize) -> bool,
-        ) {
-            let (c1, c2) = (
-                1.0 - B1.powf(segment.count as f64),
-                1.0 - B2.powf(segment.count as f64),
-            );
-            for i in segment.range.clone().filter(|i| moves(*i)) {
-                let g = scale * g[i];
-                self.m[i] = B1 * self.m[i] + (1.0 - B1) * g;
-                self.v[i] = B2 * self.v[i] + (1.0 - B2) * g * g;
-                self.theta[i] *= 1.0 - segment.rate * segment.decay;
-                self.theta[i] -= segment.rate * (self.m[i] / c1) / ((self.v[i] / c2).sqrt() + 1e-8);
-            }
-        }
-    }
-
     /// Elements before the matrix.
     const BEFORE: usize = 5;
 
-    /// Two steps with gradients on the rows `ids` alone; the second with another list.
-    fn listed_steps(
-        device: &Device,
-        matrix: Place,
-        lists: [Option<&[u32]>; 2],
-        gradients: &[Vec<f32>; 2],
-        clip_all: bool,
-    ) -> [Vec<f32>; 5] {
-        let op = AdamW::new(device).unwrap();
-        let n = matrix.end();
-        let mut s = state(device, &noise(n, 1));
-        let mut ids = device.ids("ids", matrix.rows, 1).unwrap();
-        let clip = Clip {
-            range: if clip_all { 0..n } else { 0..BEFORE },
-            limit: 0.5,
-        };
-        let mut last = None;
-        for (count, (list, g)) in lists.into_iter().zip(gradients).enumerate() {
-            s.grad = device.upload("grad", n, g).unwrap();
-            let segments = [
-                segment(0..BEFORE, 0.2, 0.1, count + 1),
-                segment(matrix.offset..n, 0.1, 0.01, count + 1),
-            ];
-            let (reads, outcome) = run(device, |pass| {
-                if let Some(list) = list {
-                    pass.upload(&mut ids, list);
-                }
-                let ids = &ids;
-                op.step(
-                    pass,
-                    Step {
-                        theta: &mut s.theta,
-                        grad: &mut s.grad,
-                        m: &mut s.m,
-                        v: &mut s.v,
-                        segments: &segments,
-                        listed: list.map(|_| Listed { matrix, ids }),
-                        clip: Some(clip.clone()),
-                        room: &mut s.room,
-                    },
-                );
-                [&s.theta, &s.grad, &s.m, &s.v, &s.room.norm].map(|tensor| pass.read(tensor))
-            });
-            last = Some(reads.map(|read| outcome.f32(read).to_vec()));
-        }
-        last.unwrap()
-    }
-
     #[test]
-    fn listed_rows_match_f64_and_the_others_stay() {
-        for (rows, width) in [
+    fn steps_match_f64_and_rows_that_are_not_listed_stay() {
+        let shapes = [
             (1, 1),
             (9, 1),
             (7, 63),
@@ -595,66 +629,14 @@ mod tests {
             (5, 65),
             (33, 257),
             (4, 384),
-        ] {
+        ];
+        check(|device| cases(device, &shapes.map(|(rows, width)| (BEFORE, rows, width))));
+        for (rows, width) in shapes {
             let matrix = Place::flat(BEFORE, rows, width);
-            let every: Vec<u32> = (0..to_u32(rows)).collect();
-            let third: Vec<u32> = (0..to_u32(rows)).step_by(3).collect();
-            let last = vec![to_u32(rows) - 1];
-            for (first, second) in [(&third, &last), (&every, &third), (&vec![], &third)] {
-                let lists = [first, second];
-                let gradient = |step: usize| -> Vec<f32> {
-                    let noise = noise(matrix.end(), 7 + step as u64);
-                    let listed = |i: usize| {
-                        i < BEFORE || lists[step].contains(&to_u32((i - BEFORE) / width))
-                    };
-                    let values = noise.into_iter().enumerate();
-                    values
-                        .map(|(i, g)| if listed(i) { g } else { 0.0 })
-                        .collect()
-                };
-                let gradients = [gradient(0), gradient(1)];
+            for listed in [vec![], vec![to_u32(rows) - 1]] {
                 for clip_all in [false, true] {
-                    let want = |lists: [&Vec<u32>; 2]| {
-                        let n = matrix.end();
-                        let mut want = Reference {
-                            theta: wide(&noise(n, 1)),
-                            m: vec![0.0; n],
-                            v: vec![0.0; n],
-                        };
-                        let mut norm = 0.0;
-                        for (step, list) in lists.into_iter().enumerate() {
-                            let g = wide(&gradients[step]);
-                            let clipped = if clip_all { &g[..] } else { &g[..BEFORE] };
-                            norm = clipped.iter().map(|g| g * g).sum::<f64>().sqrt();
-                            let scale = (0.5 / (norm + 1e-6)).min(1.0);
-                            let before = segment(0..BEFORE, 0.2, 0.1, step + 1);
-                            want.step(&g, &before, scale, |_| true);
-                            let matrix = segment(BEFORE..n, 0.1, 0.01, step + 1);
-                            let scale = if clip_all { scale } else { 1.0 };
-                            want.step(&g, &matrix, scale, |i| {
-                                list.contains(&to_u32((i - BEFORE) / width))
-                            });
-                        }
-                        (want, norm)
-                    };
-                    let (right, norm) = want(lists);
-                    let lists = lists.map(|list| Some(list.as_slice()));
-                    let mut seen: Vec<[Vec<f32>; 5]> = Vec::new();
-                    for device in devices() {
-                        let found = listed_steps(&device, matrix, lists, &gradients, clip_all);
-                        let [theta, grad, m, v, length] = &found;
-                        assert_close("theta", theta, &right.theta, 1e-5);
-                        assert_close("m", m, &right.m, 1e-6);
-                        assert_close("v", v, &right.v, 1e-6);
-                        assert_close("norm", length, &[norm], 1e-5);
-                        assert!(grad.iter().all(|g| *g == 0.0));
-                        seen.push(found);
-                    }
-                    assert_eq!(seen[0], seen[1], "threads show");
-                    // Not what a step of all rows gives, unless all are listed.
-                    let (dense, _) = want([&every, &every]);
-                    let differs = worst(&seen[0][0], &dense.theta) > 1e-5;
-                    assert_eq!(differs, [first, second] != [&every, &every]);
+                    let inputs = StepInputs::of_noise(matrix, Some(listed.clone()), clip_all);
+                    check(|device| Ok(vec![inputs.case(device, &AdamW::new(device)?.into())?]));
                 }
             }
         }
@@ -663,13 +645,15 @@ mod tests {
     #[test]
     fn a_list_of_all_rows_has_the_bits_of_none() {
         let matrix = Place::flat(BEFORE, 37, 65);
-        let every: Vec<u32> = (0..37).collect();
-        let gradients = [noise(matrix.end(), 7), noise(matrix.end(), 8)];
-        for device in devices() {
-            let steps = |list| listed_steps(&device, matrix, [list; 2], &gradients, false);
-            assert_eq!(steps(Some(&every[..])), steps(None));
-            assert_ne!(steps(Some(&every[1..])), steps(None));
-        }
+        let step = |listed: Option<Vec<u32>>| {
+            let inputs = StepInputs {
+                listed,
+                ..StepInputs::of_noise(matrix, None, false)
+            };
+            outputs::<5>(|device| inputs.case(device, &AdamW::new(device)?.into()))
+        };
+        assert_eq!(step(Some((0..37).collect())), step(None));
+        assert_ne!(step(Some((1..37).collect())), step(None));
     }
 
     #[test]
@@ -699,28 +683,24 @@ mod tests {
     }
 
     #[test]
-    fn long_buffers_match_f64_and_threads_do_not_show() {
+    fn long_buffers_match_f64() {
         let n = 100_001;
-        let (theta, g) = (noise(n, 1), noise(n, 2));
-        let clip = Some(Clip {
-            range: 0..n,
-            limit: 1.0,
+        check(|device| {
+            let inputs = StepInputs {
+                state: [noise(n, 1), noise(n, 2), vec![0.0; n], vec![0.0; n]],
+                segments: vec![segment(0..n, 0.01, 0.1, 1)],
+                matrix: Place::flat(n, 0, 1),
+                listed: None,
+                clip: Some(Clip {
+                    range: 0..n,
+                    limit: 1.0,
+                }),
+            };
+            Ok(vec![
+                inputs
+                    .case(device, &AdamW::new(device)?.into())?
+                    .within(1e-5),
+            ])
         });
-        let norm: f64 = g.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        let mut first: Option<Vec<f32>> = None;
-        for (i, device) in devices().into_iter().enumerate() {
-            let mut s = state(&device, &theta);
-            let segments = [segment(0..n, 0.01, 0.1, 1)];
-            let [got, _, m, _, found] = step(&device, &mut s, &g, &segments, clip.clone());
-            assert_close("norm", &found, &[norm], 1e-5);
-            let want: Vec<f64> = g
-                .iter()
-                .map(|g| 0.1 * f64::from(*g) / (norm + 1e-6))
-                .collect();
-            assert_close("m", &m, &want, 1e-6);
-            if i < 2 {
-                assert_eq!(*first.get_or_insert_with(|| got.clone()), got);
-            }
-        }
     }
 }

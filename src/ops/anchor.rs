@@ -1,12 +1,18 @@
-//! Anchors: the pull of parameters back to the parent's (carve.md section 6), added to the gradient.
+//! Anchors: the pull of parameters back to the parent's (carve.md section 6), added to the
+//! gradient.
 //!
 //! Rows by direction, in the form that is exactly zero where nothing moved (6.5); rows of E or W by
 //! value; any parameters by value with Fisher weights, which is EWC (section 7).
+
+use std::sync::Arc;
 
 use crate::device::cpu::{Cpu, math};
 use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each, framed};
+use crate::ops::normalize::length_of;
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("anchor", "reduce");
 
@@ -35,9 +41,9 @@ pub(crate) struct Anchor {
     weighted: Kernel,
 }
 
-/// What distance a pull lessens.
+/// The distance that a pull reduces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum Distance {
     /// 1 - cos(e, r) of a row.
     Normalized,
     /// |e - r|^2 of a row.
@@ -48,7 +54,7 @@ pub(crate) enum Form {
 /// hold, or all; `grad`: as `rows`, `strength` times the distance's gradient is added; `losses`:
 /// [touched or R, 1], overwritten with each row's distance.
 pub(crate) struct Pull<'t> {
-    pub(crate) form: Form,
+    pub(crate) form: Distance,
     pub(crate) rows: Part<'t>,
     pub(crate) reference: &'t Tensor,
     pub(crate) touched: Option<&'t Tensor>,
@@ -57,8 +63,8 @@ pub(crate) struct Pull<'t> {
     pub(crate) losses: &'t mut Tensor,
 }
 
-/// `theta`, `reference`, `weights`: [1, n] of flat buffers; `grad`: as `theta`, `strength` times the
-/// gradient of sum f (theta - reference)^2 is added; `losses`: [[`Weighted::losses`], 1],
+/// `theta`, `reference`, `weights`: [1, n] of flat buffers; `grad`: as `theta`, `strength` times
+/// the gradient of sum f (theta - reference)^2 is added; `losses`: [[`Weighted::losses`], 1],
 /// overwritten with parts of that sum.
 pub(crate) struct Weighted<'t> {
     pub(crate) theta: Part<'t>,
@@ -157,8 +163,8 @@ impl Anchor {
                     ..Dims::default()
                 };
                 let kernel = match p.form {
-                    Form::Normalized => &self.normalized,
-                    Form::Raw => &self.raw,
+                    Distance::Normalized => &self.normalized,
+                    Distance::Raw => &self.raw,
                 };
                 let tensors = [
                     ("theta", p.rows.tensor),
@@ -173,7 +179,7 @@ impl Anchor {
             Pass::Cpu(pass) => {
                 let (e, r) = (p.rows.f32(), p.reference.f32());
                 let (grad, losses) = (p.grad.f32_mut(), p.losses.f32_mut());
-                let step = Row {
+                let step = RowPull {
                     form: p.form,
                     strength: p.strength,
                 };
@@ -194,7 +200,7 @@ impl Anchor {
 
 fn all_rows(
     cpu: &Cpu,
-    step: Row,
+    step: RowPull,
     width: usize,
     e: &[f32],
     r: &[f32],
@@ -220,7 +226,7 @@ fn all_rows(
     );
 }
 
-/// In chunks of [`CHUNK`] elements, whatever the number of threads; the last may be shorter.
+/// Runs in chunks of [`CHUNK`] elements for any number of threads; the last may be shorter.
 fn weighted_cpu(
     cpu: &Cpu,
     strength: f32,
@@ -261,18 +267,18 @@ fn weighted_cpu(
 }
 
 #[derive(Clone, Copy)]
-struct Row {
-    form: Form,
+struct RowPull {
+    form: Distance,
     strength: f32,
 }
 
-impl Row {
+impl RowPull {
     /// Adds to `grad`; the distance.
     #[inline(always)]
     fn pull(self, e: &[f32], r: &[f32], grad: &mut [f32]) -> f32 {
         let strength = self.strength;
         match self.form {
-            Form::Raw => {
+            Distance::Raw => {
                 let mut square = 0.0;
                 for ((g, e), r) in grad.iter_mut().zip(e).zip(r) {
                     let d = e - r;
@@ -281,9 +287,8 @@ impl Row {
                 }
                 square
             }
-            Form::Normalized => {
-                let length = |x: &[f32]| math::sum(x, |v| v * v).sqrt().max(1e-12);
-                let (e_length, r_length) = (length(e), length(r));
+            Distance::Normalized => {
+                let (e_length, r_length) = (length_of(e), length_of(r));
                 let (mut dd, mut de) = ([0.0f32; math::LANES], [0.0f32; math::LANES]);
                 for (n, (e, r)) in e.iter().zip(r).enumerate() {
                     let unit = e / e_length;
@@ -303,79 +308,204 @@ impl Row {
     }
 }
 
+/// Both forms of a pull and the weighted one, for each of `sizes`: rows, their width and elements
+/// before them. One pull is of every third row alone.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(Anchor::new(device)?);
+    each(sizes, |(rows, width, before)| {
+        let n = rows * width;
+        let all = PullInputs {
+            form: Distance::Normalized,
+            width,
+            e: noise(n, 1),
+            r: noise(n, 2),
+            touched: None,
+            strength: 3.0,
+            before,
+        };
+        let third = PullInputs {
+            touched: Some((0..to_u32(rows)).step_by(3).collect()),
+            ..all.clone()
+        };
+        let raw = PullInputs {
+            form: Distance::Raw,
+            ..all.clone()
+        };
+        let weights: Vec<f32> = noise(n, 5).iter().map(|f| f * f).collect();
+        let weighted = weighted_case(device, &op, [&all.e, &all.r, &weights], 3.0, before)?;
+        let label = |rows: usize| format!("{rows} of {n}x{width}", n = all.e.len() / width);
+        Ok([
+            all.case(device, &op)?.of(&label(rows)),
+            third.case(device, &op)?.of(&label(rows.div_ceil(3))),
+            raw.case(device, &op)?.of(&format!("raw {}", label(rows))),
+            weighted.of("weighted"),
+        ])
+    })
+}
+
+/// Rows `e` at an offset and their references `r`, [R, width].
+#[derive(Clone)]
+struct PullInputs {
+    form: Distance,
+    width: usize,
+    e: Vec<f32>,
+    r: Vec<f32>,
+    touched: Option<Vec<u32>>,
+    strength: f32,
+    before: usize,
+}
+
+impl PullInputs {
+    /// Outputs: the gradient and the distances.
+    fn case(&self, device: &Device, op: &Arc<Anchor>) -> Result<Case> {
+        let (form, width, strength) = (self.form, self.width, self.strength);
+        let gap = (self.before, 0);
+        let (theta, place) = framed(device, "theta", width, &self.e, gap)?;
+        let (grad, _) = framed(device, "grad", width, &vec![0.0; self.e.len()], gap)?;
+        let reference = device.upload("reference", width, &self.r)?;
+        let touched = self.touched.as_ref();
+        let touched = touched.map(|ids| device.upload_ids("ids", 1, ids));
+        let touched = touched.transpose()?;
+        let losses = device.scratch("losses", place.rows, 1)?;
+        let pulled = touched.as_ref().map_or(place.rows, Tensor::rows);
+        let op = Arc::clone(op);
+        let run = move |pass: &mut Pass<'_>, [grad, losses]: &mut [Tensor; 2]| {
+            let p = Pull {
+                form,
+                rows: theta.part(place),
+                reference: &reference,
+                touched: touched.as_ref(),
+                strength,
+                grad: grad.part_mut(place),
+                losses,
+            };
+            op.pull(pass, p);
+        };
+        let inputs = self.clone();
+        let case = Case::new("anchor", [grad, losses], run, move || inputs.in_f64());
+        let n = (pulled * width) as f64;
+        Ok(case.at(0, place).work(17.0 * n, 16.0 * n))
+    }
+
+    /// A row's distance is |e - r|^2 / 2 of unit rows or |e - r|^2 of the rows as they are.
+    fn in_f64(&self) -> [Vec<f64>; 2] {
+        let (e, r, width) = (wide(&self.e), wide(&self.r), self.width);
+        let all = || (0..to_u32(e.len() / width)).collect();
+        let (mut grad, mut losses) = (vec![0.0; e.len()], Vec::new());
+        let length = |row: &[f64]| reference::dot(row, row).sqrt().max(1e-12);
+        for id in self.touched.clone().unwrap_or_else(all) {
+            let row = id as usize * width..(id as usize + 1) * width;
+            let (e, r, grad) = (&e[row.clone()], &r[row.clone()], &mut grad[row]);
+            let (e_by, r_by) = match self.form {
+                Distance::Normalized => (length(e), length(r)),
+                Distance::Raw => (1.0, 1.0),
+            };
+            let d: Vec<f64> = e.iter().zip(r).map(|(e, r)| r / r_by - e / e_by).collect();
+            let (factor, along) = match self.form {
+                Distance::Normalized => (1.0, reference::dot(&d, e) / e_by),
+                Distance::Raw => (2.0, 0.0),
+            };
+            losses.push(0.5 * factor * reference::dot(&d, &d));
+            for ((g, d), e) in grad.iter_mut().zip(&d).zip(e) {
+                *g -= f64::from(self.strength) * factor * (d - along * e / e_by) / e_by;
+            }
+        }
+        [grad, losses]
+    }
+}
+
+/// `theta`, the reference and its weights [n]; onto halves. Outputs: the gradient and parts of the
+/// sum.
+fn weighted_case(
+    device: &Device,
+    op: &Arc<Anchor>,
+    inputs: [&[f32]; 3],
+    strength: f32,
+    before: usize,
+) -> Result<Case> {
+    let n = inputs[0].len();
+    let (theta, place) = framed(device, "theta", n, inputs[0], (before, 0))?;
+    let (grad, _) = framed(device, "grad", n, &vec![0.5; n], (before, 0))?;
+    // The reference stands at another offset.
+    let gap = (before * 2, 0);
+    let (reference, held) = framed(device, "reference", n, inputs[1], gap)?;
+    let (weights, _) = framed(device, "weights", n, inputs[2], gap)?;
+    let losses = device.scratch("losses", Weighted::losses(n) + 1, 1)?;
+    let op = Arc::clone(op);
+    let run = move |pass: &mut Pass<'_>, [grad, losses]: &mut [Tensor; 2]| {
+        let w = Weighted {
+            theta: theta.part(place),
+            reference: reference.part(held),
+            weights: weights.part(held),
+            strength,
+            grad: grad.part_mut(place),
+            losses,
+        };
+        op.weighted(pass, w);
+    };
+    let [theta, held, weights] = inputs.map(wide);
+    let case = Case::new("anchor", [grad, losses], run, move || {
+        let strength = f64::from(strength);
+        let d: Vec<f64> = theta.iter().zip(&held).map(|(e, r)| e - r).collect();
+        let pulls = d.iter().zip(&weights);
+        let grad = pulls.map(|(d, f)| 0.5 + 2.0 * strength * f * d).collect();
+        let parts = d.chunks(CHUNK).zip(weights.chunks(CHUNK));
+        let part = |(d, f): (&[f64], &[f64])| d.iter().zip(f).map(|(d, f)| f * d * d).sum();
+        [grad, parts.map(part).collect()]
+    });
+    let n = n as f64;
+    Ok(case.at(0, place).work(6.0 * n, 20.0 * n))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::device::Place;
-    use crate::ops::testing::{assert_close, devices, finite_differences, noise, run, wide};
+    use crate::ops::testing::{assert_close, check, finite_differences, outputs};
 
-    /// Gradient and distances on every device; `e` stands at an offset.
+    /// Gradient and distances on every device.
     fn pull(
-        form: Form,
+        form: Distance,
         width: usize,
         e: &[f32],
         r: &[f32],
         touched: Option<&[u32]>,
         strength: f32,
-    ) -> Vec<(Vec<f32>, Vec<f32>)> {
-        const BEFORE: usize = 3;
-        let each = |device: &Device| {
-            let op = Anchor::new(device).unwrap();
-            let n = BEFORE + e.len();
-            let theta = [vec![9.0; BEFORE], e.to_vec()].concat();
-            let theta = device.upload("theta", n, &theta).unwrap();
-            let mut grad = device.upload("grad", n, &vec![0.0; n]).unwrap();
-            let reference = device.upload("reference", width, r).unwrap();
-            let ids = touched.map(|ids| device.upload_ids("ids", 1, ids).unwrap());
-            let rows = e.len() / width;
-            let mut losses = device.scratch("losses", rows, 1).unwrap();
-            let place = Place::flat(BEFORE, rows, width);
-            let (reads, outcome) = run(device, |pass| {
-                op.pull(
-                    pass,
-                    Pull {
-                        form,
-                        rows: theta.part(place),
-                        reference: &reference,
-                        touched: ids.as_ref(),
-                        strength,
-                        grad: grad.part_mut(place),
-                        losses: &mut losses,
-                    },
-                );
-                (pass.read(&grad), pass.read(&losses))
-            });
-            let grad = outcome.f32(reads.0);
-            assert_eq!(grad[..BEFORE], [0.0; BEFORE]);
-            (grad[BEFORE..].to_vec(), outcome.f32(reads.1).to_vec())
+    ) -> Vec<[Vec<f32>; 2]> {
+        let inputs = PullInputs {
+            form,
+            width,
+            e: e.to_vec(),
+            r: r.to_vec(),
+            touched: touched.map(<[u32]>::to_vec),
+            strength,
+            before: 3,
         };
-        devices().iter().map(each).collect()
+        outputs(|device| inputs.case(device, &Anchor::new(device)?.into()))
     }
 
     #[test]
     fn both_anchors_match_hand_values_v11() {
         let r = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0];
         let e = [2.0, 1.0, 0.0, 0.0, 3.0, 3.0];
-        for (grad, losses) in pull(Form::Normalized, 3, &e, &r, None, 0.5) {
+        for [grad, losses] in pull(Distance::Normalized, 3, &e, &r, None, 0.5) {
             let want = [-0.044_721_4, 0.089_442_7, 0.0, 0.0, 0.0, 0.0];
             assert_close("V11 dE", &grad, &want, 1e-6);
             assert_close("V11", &losses, &[0.105_572_8, 0.0], 1e-6);
         }
-        for (grad, losses) in pull(Form::Normalized, 3, &e, &r, Some(&[0]), 1.0) {
+        for [grad, losses] in pull(Distance::Normalized, 3, &e, &r, Some(&[0]), 1.0) {
             let want = [-0.089_442_7, 0.178_885_4, 0.0, 0.0, 0.0, 0.0];
             assert_close("V11 touched", &grad, &want, 1e-6);
             assert_close("V11 touched", &losses, &[0.105_572_8], 1e-6);
         }
-        for (grad, losses) in pull(Form::Raw, 3, &e, &r, None, 1.0 / 6.0) {
+        for [grad, losses] in pull(Distance::Raw, 3, &e, &r, None, 1.0 / 6.0) {
             let want = [0.333_333_3, 0.333_333_3, 0.0, 0.0, 0.666_666_7, 0.666_666_7];
             assert_close("V11 raw", &grad, &want, 1e-6);
             let loss: f32 = losses.iter().sum::<f32>() / 6.0;
             assert_close("V11 raw", &[loss], &[1.666_666_7], 1e-6);
         }
         // L_proj: W ((1,2),(3,4)), W0 ((1,1),(3,2)).
-        for (grad, losses) in pull(
-            Form::Raw,
+        for [grad, losses] in pull(
+            Distance::Raw,
             2,
             &[1., 2., 3., 4.],
             &[1., 1., 3., 2.],
@@ -390,88 +520,65 @@ mod tests {
     #[test]
     fn a_row_that_did_not_move_has_no_gradient_at_all() {
         let e = noise(40 * 384, 7);
-        for (grad, losses) in pull(Form::Normalized, 384, &e, &e, None, 1e4) {
+        for [grad, losses] in pull(Distance::Normalized, 384, &e, &e, None, 1e4) {
             assert!(grad.iter().chain(&losses).all(|value| *value == 0.0));
         }
     }
 
     #[test]
-    fn gradients_match_finite_differences() {
-        for (rows, width) in [(1, 1), (7, 63), (3, 257)] {
-            let (e, r) = (noise(rows * width, 1), noise(rows * width, 2));
-            for form in [Form::Normalized, Form::Raw] {
-                if form == Form::Normalized && width == 1 {
-                    continue;
-                }
-                let distance = |e: &[f64]| -> f64 {
-                    let pairs = e.chunks(width).zip(r.chunks(width));
-                    let of = |(e, r): (&[f64], &[f32])| -> f64 {
-                        let r = wide(r);
-                        let dot =
-                            |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-                        match form {
-                            Form::Normalized => 1.0 - dot(e, &r) / (dot(e, e) * dot(&r, &r)).sqrt(),
-                            Form::Raw => e.iter().zip(&r).map(|(e, r)| (e - r).powi(2)).sum(),
-                        }
-                    };
-                    pairs.map(of).sum()
+    fn gradients_match_f64() {
+        check(|device| cases(device, &[(1, 1, 3), (7, 63, 3), (3, 257, 3), (13, 257, 3)]));
+    }
+
+    #[test]
+    fn the_gradients_in_f64_are_those_of_the_distances() {
+        let (e, r) = (noise(3 * 9, 1), noise(3 * 9, 2));
+        for form in [Distance::Normalized, Distance::Raw] {
+            let distance = |e: &[f64]| -> f64 {
+                let pairs = e.chunks(9).zip(r.chunks(9));
+                let of = |(e, r): (&[f64], &[f32])| -> f64 {
+                    let r = wide(r);
+                    let (ee, rr) = (reference::dot(e, e), reference::dot(&r, &r));
+                    match form {
+                        Distance::Normalized => 1.0 - reference::dot(e, &r) / (ee * rr).sqrt(),
+                        Distance::Raw => e.iter().zip(&r).map(|(e, r)| (e - r).powi(2)).sum(),
+                    }
                 };
-                let want = finite_differences(&wide(&e), distance);
-                for (grad, _) in pull(form, width, &e, &r, None, 1.0) {
-                    assert_close("anchor", &grad, &want, 1e-4);
-                }
+                pairs.map(of).sum()
+            };
+            let inputs = PullInputs {
+                form,
+                width: 9,
+                e: e.clone(),
+                r: r.clone(),
+                touched: None,
+                strength: 1.0,
+                before: 0,
+            };
+            let [grad, losses] = inputs.in_f64();
+            assert!((losses.iter().sum::<f64>() - distance(&wide(&e))).abs() < 1e-12);
+            for (g, want) in grad.iter().zip(finite_differences(&wide(&e), distance)) {
+                assert!((g - want).abs() < 1e-8, "{g}, not {want}");
             }
         }
     }
 
-    /// Gradient and loss of the weighted form on every device; theta stands at an offset, and so
-    /// do reference and weights at another.
-    fn weighted(
-        theta: &[f32],
-        reference: &[f32],
-        f: &[f32],
-        strength: f32,
-    ) -> Vec<(Vec<f32>, f64)> {
-        const BEFORE: usize = 3;
-        const SKIP: usize = 5;
-        let n = theta.len();
-        let each = |device: &Device| {
-            let op = Anchor::new(device).unwrap();
-            let flat = |label, before: usize, values: &[f32]| {
-                let values = [vec![9.0; before], values.to_vec(), vec![8.0]].concat();
-                device.upload(label, values.len(), &values).unwrap()
-            };
-            let theta = flat("theta", BEFORE, theta);
-            let mut grad = flat("grad", BEFORE, &vec![0.5; n]);
-            let (reference, weights) = (flat("reference", SKIP, reference), flat("f", SKIP, f));
-            let mut losses = device
-                .scratch("losses", Weighted::losses(n) + 1, 1)
-                .unwrap();
-            let (place, held) = (Place::flat(BEFORE, 1, n), Place::flat(SKIP, 1, n));
-            let (reads, outcome) = run(device, |pass| {
-                op.weighted(
-                    pass,
-                    Weighted {
-                        theta: theta.part(place),
-                        reference: reference.part(held),
-                        weights: weights.part(held),
-                        strength,
-                        grad: grad.part_mut(place),
-                        losses: &mut losses,
-                    },
-                );
-                (pass.read(&grad), pass.read(&losses))
-            });
-            let grad = outcome.f32(reads.0);
-            assert_eq!(
-                (&grad[..BEFORE], grad[BEFORE + n]),
-                (&[9.0; BEFORE][..], 8.0)
-            );
-            let added = grad[BEFORE..BEFORE + n].iter().map(|g| g - 0.5).collect();
-            let losses = outcome.f32(reads.1).iter().map(|loss| f64::from(*loss));
-            (added, f64::from(strength) * losses.sum::<f64>())
-        };
-        devices().iter().map(each).collect()
+    /// Gradient, less what it was added to, and the sum on every device.
+    fn weighted(theta: &[f32], r: &[f32], f: &[f32], strength: f32) -> Vec<(Vec<f32>, f64)> {
+        let all = outputs(|device| {
+            weighted_case(
+                device,
+                &Anchor::new(device)?.into(),
+                [theta, r, f],
+                strength,
+                3,
+            )
+        });
+        let sum = |losses: Vec<f32>| f64::from(strength) * wide(&losses).iter().sum::<f64>();
+        let less = |grad: Vec<f32>| grad.iter().map(|g| g - 0.5).collect();
+        let all = all.into_iter();
+        all.map(|[grad, losses]| (less(grad), sum(losses)))
+            .collect()
     }
 
     #[test]
@@ -483,37 +590,14 @@ mod tests {
     }
 
     #[test]
-    fn weighted_gradients_match_f64_and_finite_differences() {
+    fn weighted_gradients_match_f64() {
         for n in [1, 63, 1024, 1025, 3 * 1024 + 257] {
             let (theta, r) = (noise(n, 3), noise(n, 4));
             let f: Vec<f32> = noise(n, 5).iter().map(|f| f * f).collect();
-            let (reference, weights) = (wide(&r), wide(&f));
-            let total = |theta: &[f64]| -> f64 {
-                let held = reference.iter().zip(&weights).zip(theta);
-                3.0 * held.map(|((r, f), e)| f * (e - r).powi(2)).sum::<f64>()
-            };
-            let held = reference.iter().zip(&weights).zip(wide(&theta));
-            let exact: Vec<f64> = held.map(|((r, f), e)| 6.0 * f * (e - r)).collect();
-            let mut first: Option<Vec<f32>> = None;
-            for (device, (grad, loss)) in weighted(&theta, &r, &f, 3.0).into_iter().enumerate() {
-                assert_close("weighted", &grad, &exact, 1e-5);
-                if n <= 1025 {
-                    let differences = finite_differences(&wide(&theta), total);
-                    assert_close("weighted differences", &grad, &differences, 1e-4);
-                }
-                let want = total(&wide(&theta));
-                assert!(
-                    (loss - want).abs() < 1e-5 * (1.0 + want),
-                    "{loss}, not {want}"
-                );
-                if device < 2 {
-                    assert_eq!(
-                        *first.get_or_insert_with(|| grad.clone()),
-                        grad,
-                        "threads show"
-                    );
-                }
-            }
+            check(|device| {
+                let op = Anchor::new(device)?.into();
+                Ok(vec![weighted_case(device, &op, [&theta, &r, &f], 3.0, 3)?])
+            });
         }
     }
 

@@ -1,9 +1,13 @@
-//! What is known of its domain, added to a model's score: s [B, M] += strength domains [B, N] of each.
+//! Adds the score of its domain to each model's score: s [B, M] += strength domains [B, N].
+
+use std::sync::Arc;
 
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
 use crate::ops::LOWEST;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("by_domain");
 
@@ -89,48 +93,56 @@ fn forward_cpu(
     });
 }
 
+/// Every seventh model is retired, for each of `sizes`: prompts, models and domains.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(ByDomain::new(device)?);
+    each(sizes, |(prompts, models, domains)| {
+        let mut scores = noise(prompts * models, 21);
+        let retired = |n: &usize| n % models % 7 == 5;
+        (0..scores.len())
+            .filter(retired)
+            .for_each(|n| scores[n] = LOWEST);
+        let own: Vec<u32> = (0..models).map(|m| to_u32(m * 13 % domains)).collect();
+        let of_prompts = noise(prompts * domains, 22);
+        let case = |strength: f32| -> Result<Case> {
+            let s = device.upload("s", models, &scores)?;
+            let added = device.upload("domains", domains, &of_prompts)?;
+            let own_list = device.upload_ids("own", 1, &own)?;
+            let op = Arc::clone(&op);
+            let run = move |pass: &mut Pass<'_>, [s]: &mut [Tensor; 1]| {
+                let f = Forward {
+                    domains: &added,
+                    own: &own_list,
+                    strength,
+                    s,
+                };
+                op.forward(pass, f);
+            };
+            let (scores, of_prompts, own) = (wide(&scores), wide(&of_prompts), own.clone());
+            let n = scores.len() as f64;
+            let case = Case::new("by_domain", [s], run, move || {
+                let strength = f64::from(strength);
+                [reference::by_domain(
+                    &scores,
+                    &of_prompts,
+                    &own,
+                    domains,
+                    strength,
+                )]
+            });
+            Ok(case.work(2.0 * n, 12.0 * n))
+        };
+        Ok([case(0.6)?, case(-0.3)?])
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::check;
 
     #[test]
     fn models_get_their_domains_and_retired_ones_stay_lowest() {
-        for (prompts, models, domains) in [(1, 1, 1), (3, 65, 4), (5, 700, 9)] {
-            let mut s = noise(prompts * models, 21);
-            for m in (0..s.len()).filter(|n| n % models % 7 == 5) {
-                s[m] = LOWEST;
-            }
-            let own: Vec<u32> = (0..models).map(|m| to_u32(m * 13 % domains)).collect();
-            let of_prompts = noise(prompts * domains, 22);
-            for strength in [0.6, -0.3] {
-                let want = reference::by_domain(
-                    &wide(&s),
-                    &wide(&of_prompts),
-                    &own,
-                    domains,
-                    strength.into(),
-                );
-                for device in &devices() {
-                    let op = ByDomain::new(device).unwrap();
-                    let domains = device.upload("domains", domains, &of_prompts).unwrap();
-                    let own = device.upload_ids("own", 1, &own).unwrap();
-                    let mut s = device.upload("s", models, &s).unwrap();
-                    let (read, outcome) = run(device, |pass| {
-                        let f = Forward {
-                            domains: &domains,
-                            own: &own,
-                            strength,
-                            s: &mut s,
-                        };
-                        op.forward(pass, f);
-                        pass.read(&s)
-                    });
-                    assert_close("by_domain", outcome.f32(read), &want, BOUND);
-                }
-            }
-        }
+        check(|device| cases(device, &[(1, 1, 1), (3, 65, 4), (5, 700, 9)]));
     }
 }

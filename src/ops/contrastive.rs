@@ -1,16 +1,20 @@
-//! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz, dE.
-//! A prior [M] is added to the logits.
+//! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz,
+//! dE. A prior [M] is added to the logits.
 //!
-//! The candidates of an example are a list of its own, or all models. What is computed for a list
-//! does not depend on M.
+//! An example's candidates are a list, or all models. The cost of a list does not depend on M.
 
-use crate::device::cpu::blocks::{self, Factors, dot};
+use std::sync::Arc;
+
+use crate::device::cpu::blocks::{self, Multipliers};
 use crate::device::cpu::{Cpu, math, pick_rows};
 use crate::device::gpu::pass::GpuPass;
 use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
 use crate::ops::LOWEST;
+use crate::ops::case::{Case, each, framed};
+use crate::ops::normalize::length_of;
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("contrastive", "reduce");
 
@@ -55,8 +59,8 @@ pub(crate) struct Contrastive {
     de_all: Kernel,
 }
 
-/// What the op keeps between its kernels.
-pub(crate) struct Room {
+/// Scratch tensors between the kernels.
+pub(crate) struct LossWorkspace {
     /// Unit queries [B, D] and the lengths of z [B, 1].
     u: Tensor,
     lengths: Tensor,
@@ -67,8 +71,8 @@ pub(crate) struct Room {
     row_lengths: Tensor,
 }
 
-impl Room {
-    /// Room for `examples` lists of `candidates` ids; `width`: D.
+impl LossWorkspace {
+    /// LossWorkspace for `examples` lists of `candidates` ids; `width`: D.
     pub(crate) fn sampled(
         device: &Device,
         examples: usize,
@@ -79,7 +83,7 @@ impl Room {
         Self::new(device, examples, candidates, width, row_lengths)
     }
 
-    /// Room for `examples` with all of `models` as candidates; `width`: D.
+    /// LossWorkspace for `examples` with all of `models` as candidates; `width`: D.
     pub(crate) fn all(
         device: &Device,
         examples: usize,
@@ -107,7 +111,8 @@ impl Room {
     }
 }
 
-/// Where each row of E stands among the candidates of a batch; in tensors [R, 1], [R + 1, 1], [L, 1].
+/// For each row of E its places among the candidates of a batch, in tensors [R, 1], [R + 1, 1] and
+/// [L, 1].
 pub(crate) struct Inverse {
     rows: Tensor,
     starts: Tensor,
@@ -115,7 +120,7 @@ pub(crate) struct Inverse {
 }
 
 impl Inverse {
-    /// Room for `examples` lists of `candidates` ids.
+    /// LossWorkspace for `examples` lists of `candidates` ids.
     pub(crate) fn new(device: &Device, examples: usize, candidates: usize) -> Result<Self> {
         let most = examples * candidates;
         Ok(Self {
@@ -166,7 +171,7 @@ pub(crate) fn invert(candidates: &[u32]) -> InverseList {
 
 /// The models that a softmax runs over.
 #[derive(Clone, Copy)]
-pub(crate) enum Candidates<'t> {
+pub(crate) enum CandidateSet<'t> {
     /// The whole table.
     All,
     /// `ids`: [B, K], different ids in each row, [`NONE`] fills up; `inverse` is of the same ids.
@@ -176,7 +181,7 @@ pub(crate) enum Candidates<'t> {
     },
 }
 
-/// What the softmax should be. A target that is no candidate is left out.
+/// The target distribution of the softmax. A target that is no candidate is left out.
 #[derive(Clone, Copy)]
 pub(crate) struct Targets<'t> {
     /// [B, S]; [`NONE`] fills up.
@@ -187,16 +192,16 @@ pub(crate) struct Targets<'t> {
     pub(crate) weights: &'t Tensor,
 }
 
-/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `priors`: [M, 1]; `losses`: [B, 1], overwritten with
-/// w l, so that their sum is the batch's loss; `d_rows`: dE [M, D], added to.
+/// `z`, `dz`: [B, D], `dz` overwritten; `rows`: E [M, D]; `priors`: [M, 1]; `losses`: [B, 1],
+/// overwritten with w l, so that their sum is the batch's loss; `d_rows`: dE [M, D], added to.
 pub(crate) struct LossAndGradients<'t> {
     pub(crate) z: &'t Tensor,
     pub(crate) rows: Part<'t>,
     pub(crate) tau: f32,
     pub(crate) priors: &'t Tensor,
-    pub(crate) candidates: Candidates<'t>,
+    pub(crate) candidates: CandidateSet<'t>,
     pub(crate) targets: Targets<'t>,
-    pub(crate) room: &'t mut Room,
+    pub(crate) workspace: &'t mut LossWorkspace,
     pub(crate) losses: &'t mut Tensor,
     pub(crate) dz: &'t mut Tensor,
     pub(crate) d_rows: PartMut<'t>,
@@ -247,23 +252,23 @@ impl Contrastive {
             .weights
             .expect("contrastive", "targets.weights", examples, 1);
 
-        let Room {
+        let LossWorkspace {
             u,
             lengths,
             cosines,
             slopes,
             row_lengths,
-        } = &mut *f.room;
+        } = &mut *f.workspace;
         for tensor in [&mut *u, lengths, cosines, slopes] {
             tensor.resize(examples);
         }
         u.expect("contrastive", "room", examples, width);
         let columns = match f.candidates {
-            Candidates::All => {
+            CandidateSet::All => {
                 row_lengths.expect("contrastive", "room of all", models, 1);
                 models
             }
-            Candidates::Sampled { ids, inverse } => {
+            CandidateSet::Sampled { ids, inverse } => {
                 ids.expect("contrastive", "candidates", examples, ids.columns());
                 let listed = inverse.rows.rows();
                 inverse
@@ -283,7 +288,7 @@ impl Contrastive {
 
     fn record(&self, gpu: &mut GpuPass<'_>, f: LossAndGradients<'_>) {
         let (examples, models) = (to_u32(f.z.rows()), f.rows.place.rows);
-        let (room, targets) = (&*f.room, f.targets);
+        let (room, targets) = (&*f.workspace, f.targets);
         let mut dims = Dims {
             examples,
             width: to_u32(f.z.columns()),
@@ -309,7 +314,7 @@ impl Contrastive {
 
         gpu.dispatch(&self.unit_queries, every_example, &dims, &[z, u, lengths]);
         match f.candidates {
-            Candidates::All => {
+            CandidateSet::All => {
                 let grid = [every_row, 1, 1];
                 gpu.dispatch(&self.length_of_rows, grid, &dims, &[theta, row_lengths]);
                 let by_eight = [every_row, groups(f.z.rows(), EXAMPLES), 1];
@@ -332,7 +337,7 @@ impl Contrastive {
                     &[u, theta, cosines, slopes, grad],
                 );
             }
-            Candidates::Sampled { ids: list, inverse } => {
+            CandidateSet::Sampled { ids: list, inverse } => {
                 dims.length_step = dims.columns;
                 let list = ("candidates", list);
                 let places = [dims.columns, examples, 1];
@@ -356,141 +361,203 @@ impl Contrastive {
 
 /// The kernels of the shader, one after the other.
 fn compute(cpu: &Cpu, mut f: LossAndGradients<'_>) {
-    let (width, columns) = (f.z.columns(), f.room.cosines.columns());
-    let (e, inverse_tau) = (f.rows.f32(), 1.0 / f.tau);
-    let (u, lengths) = (f.room.u.f32_mut(), f.room.lengths.f32_mut());
-    let (cosines, slopes) = (f.room.cosines.f32_mut(), f.room.slopes.f32_mut());
-    let (row_lengths, dz) = (f.room.row_lengths.f32_mut(), f.dz.f32_mut());
-    let ids = match f.candidates {
-        Candidates::All => None,
-        Candidates::Sampled { ids, .. } => Some(ids.u32()),
+    let (width, columns) = (f.z.columns(), f.workspace.cosines.columns());
+    let e = f.rows.f32();
+    let LossWorkspace {
+        u,
+        lengths,
+        cosines,
+        slopes,
+        row_lengths,
+    } = &mut *f.workspace;
+    let (u, lengths) = (u.f32_mut(), lengths.f32_mut());
+    let (cosines, slopes) = (cosines.f32_mut(), slopes.f32_mut());
+    let row_lengths = row_lengths.f32_mut();
+    let lists = match f.candidates {
+        CandidateSet::All => None,
+        CandidateSet::Sampled { ids, .. } => Some(ids.u32()),
     };
 
     unit_queries(cpu, f.z.f32(), u, lengths);
-    match ids {
+    match lists {
         None => {
-            cpu.rows(row_lengths, 1, width, |first, lengths| {
-                cpu.simd(
-                    #[inline(always)]
-                    || {
-                        for (length, e) in lengths
-                            .iter_mut()
-                            .zip(e[first * width..].chunks_exact(width))
-                        {
-                            *length = length_of(e);
-                        }
-                    },
-                );
-            });
+            lengths_of_rows(cpu, e, width, row_lengths);
             blocks::dots(cpu, u, e, width, cosines);
         }
-        Some(ids) => {
-            let rows = cosines.chunks_exact_mut(columns);
-            let mut rows: Vec<_> = rows.zip(row_lengths.chunks_exact_mut(columns)).collect();
-            cpu.rows(&mut rows, 1, 2 * columns * width, |first, rows| {
-                for (b, (products, lengths)) in (first..).zip(rows) {
-                    let (u, ids) = (&u[b * width..][..width], &ids[b * columns..][..columns]);
-                    products_of_list(cpu, u, e, ids, products, lengths);
-                }
-            });
-        }
+        Some(lists) => products_of_lists(cpu, [u, e], lists, columns, [cosines, row_lengths]),
     }
-
-    let rows = cosines
-        .chunks_exact_mut(columns)
-        .zip(slopes.chunks_exact_mut(columns));
-    let mut rows: Vec<_> = rows.zip(f.losses.f32_mut()).collect();
-    let (targets, slots) = (f.targets, f.targets.ids.columns());
-    let priors = f.priors.f32();
-    cpu.rows(&mut rows, 1, 16 * columns, |first, rows| {
-        for (b, ((cosines, slopes), loss)) in (first..).zip(rows) {
-            let ids = ids.map(|ids| &ids[b * columns..][..columns]);
-            let wanted = targets.ids.u32()[b * slots..][..slots].iter();
-            spread(ids, wanted.zip(&targets.mass.f32()[b * slots..]), slopes);
-            let lengths = match ids {
-                None => &*row_lengths,
-                Some(_) => &row_lengths[b * columns..][..columns],
-            };
-            let weight = targets.weights.f32()[b];
-            **loss = match ids {
-                None => loss_of(cpu, cosines, lengths, priors, slopes, weight, inverse_tau),
-                Some(ids) => {
-                    let prior = |id: &u32| priors.get(*id as usize).copied().unwrap_or_default();
-                    let priors: Vec<f32> = ids.iter().map(prior).collect();
-                    loss_of(cpu, cosines, lengths, &priors, slopes, weight, inverse_tau)
-                }
-            };
-        }
-    });
-
-    let by_place = Factors {
-        values: slopes,
-        row_step: columns,
-        step: 1,
+    let softmax = Softmax {
+        lists,
+        targets: f.targets,
+        priors: f.priors.f32(),
+        inverse_tau: 1.0 / f.tau,
+        columns,
     };
-    if ids.is_none() {
-        blocks::combine(cpu, by_place, e, width, dz);
+    softmax.losses(cpu, cosines, row_lengths, slopes, f.losses.f32_mut());
+
+    let dz = f.dz.f32_mut();
+    match lists {
+        None => {
+            let by_place = Multipliers {
+                values: slopes,
+                row_step: columns,
+                step: 1,
+            };
+            blocks::combine(cpu, by_place, e, width, dz);
+        }
+        Some(lists) => sums_of_lists(cpu, lists, [slopes, e], width, dz),
     }
-    cpu.rows(dz, width, columns * width, |first, rows| {
+    cpu.rows(dz, width, 4 * width, |first, rows| {
         for (b, dz) in (first..).zip(rows.chunks_exact_mut(width)) {
-            if let Some(ids) = ids {
-                let list = ids[b * columns..][..columns]
-                    .iter()
-                    .zip(&slopes[b * columns..]);
-                let list = list.filter(|(id, _)| **id != NONE);
-                weighted_sum(
-                    cpu,
-                    list.map(|(id, slope)| (*slope, &e[*id as usize * width..])),
-                    dz,
-                );
-            }
             finish_dz(cpu, &u[b * width..][..width], lengths[b], dz);
         }
     });
-
-    let d_rows = f.d_rows.f32_mut();
     match f.candidates {
-        Candidates::All => {
-            let work = lengths.len() * width;
-            cpu.rows(d_rows, width, work, |first, d_rows| {
-                let mut sums = vec![0.0; ROWS * width];
-                for (block, d_rows) in d_rows.chunks_mut(ROWS * width).enumerate() {
-                    let first = first + block * ROWS;
-                    let by_example = Factors {
-                        values: &slopes[first..],
-                        row_step: 1,
-                        step: columns,
-                    };
-                    let sums = &mut sums[..d_rows.len()];
-                    let mut rows: Vec<_> = sums.chunks_exact_mut(width).collect();
-                    blocks::combine_rows(cpu, by_example, u, width, 0, &mut rows);
-                    let pairs = d_rows.chunks_exact_mut(width).zip(sums.chunks_exact(width));
-                    for ((d_row, sum), e) in pairs.zip(e[first * width..].chunks_exact(width)) {
-                        add_across(cpu, e, sum, d_row);
-                    }
-                }
-            });
-        }
-        Candidates::Sampled { inverse, .. } => {
-            let (starts, entries) = (inverse.starts.u32(), inverse.entries.u32());
-            let mut rows = pick_rows(d_rows, inverse.rows.u32(), width);
-            cpu.rows(&mut rows, 1, 4 * width, |first, rows| {
-                let mut sum = vec![0.0; width];
-                for (i, (j, d_row)) in (first..).zip(rows) {
-                    let list = entries[starts[i] as usize..starts[i + 1] as usize].iter();
-                    let list = list.map(|entry| *entry as usize);
-                    let list = list.map(|entry| (slopes[entry], &u[entry / columns * width..]));
-                    weighted_sum(cpu, list, &mut sum);
-                    add_across(cpu, &e[*j * width..][..width], &sum, d_row);
-                }
-            });
+        CandidateSet::All => de_of_all(cpu, [slopes, u, e], width, f.d_rows.f32_mut()),
+        CandidateSet::Sampled { inverse, .. } => {
+            de_of_lists(cpu, inverse, [slopes, u, e], width, f.d_rows.f32_mut());
         }
     }
 }
 
-#[inline(always)]
-fn length_of(row: &[f32]) -> f32 {
-    math::sum(row, |v| v * v).sqrt().max(LEAST)
+fn lengths_of_rows(cpu: &Cpu, e: &[f32], width: usize, lengths: &mut [f32]) {
+    cpu.rows(lengths, 1, width, |first, lengths| {
+        cpu.simd(
+            #[inline(always)]
+            || {
+                let rows = e[first * width..].chunks_exact(width);
+                for (length, e) in lengths.iter_mut().zip(rows) {
+                    *length = length_of(e);
+                }
+            },
+        );
+    });
+}
+
+/// u . E[j] and the lengths of E[j] for the models of each list.
+fn products_of_lists(
+    cpu: &Cpu,
+    [u, e]: [&[f32]; 2],
+    lists: &[u32],
+    columns: usize,
+    [products, lengths]: [&mut [f32]; 2],
+) {
+    let width = u.len() / (products.len() / columns).max(1);
+    let rows = products.chunks_exact_mut(columns);
+    let mut rows: Vec<_> = rows.zip(lengths.chunks_exact_mut(columns)).collect();
+    cpu.rows(&mut rows, 1, 2 * columns * width, |first, rows| {
+        for (b, (products, lengths)) in (first..).zip(rows) {
+            let (u, ids) = (&u[b * width..][..width], &lists[b * columns..][..columns]);
+            products_of_list(cpu, u, e, ids, products, lengths);
+        }
+    });
+}
+
+/// The softmax over candidates and its target distribution.
+struct Softmax<'s> {
+    /// [B, C]; None: all models.
+    lists: Option<&'s [u32]>,
+    targets: Targets<'s>,
+    priors: &'s [f32],
+    inverse_tau: f32,
+    /// C
+    columns: usize,
+}
+
+impl Softmax<'_> {
+    /// Turns products in `cosines` into cosines; overwrites `slopes` and `losses`.
+    fn losses(
+        &self,
+        cpu: &Cpu,
+        cosines: &mut [f32],
+        row_lengths: &[f32],
+        slopes: &mut [f32],
+        losses: &mut [f32],
+    ) {
+        let (columns, targets) = (self.columns, self.targets);
+        let rows = cosines
+            .chunks_exact_mut(columns)
+            .zip(slopes.chunks_exact_mut(columns));
+        let mut rows: Vec<_> = rows.zip(losses).collect();
+        let slots = targets.ids.columns();
+        cpu.rows(&mut rows, 1, 16 * columns, |first, rows| {
+            for (b, ((cosines, slopes), loss)) in (first..).zip(rows) {
+                let ids = self.lists.map(|ids| &ids[b * columns..][..columns]);
+                let wanted = targets.ids.u32()[b * slots..][..slots].iter();
+                spread(ids, wanted.zip(&targets.mass.f32()[b * slots..]), slopes);
+                let weight = targets.weights.f32()[b];
+                let prior = |id: &u32| self.priors.get(*id as usize).copied().unwrap_or_default();
+                let of_list: Vec<f32>;
+                let (lengths, priors) = match ids {
+                    None => (row_lengths, self.priors),
+                    Some(ids) => {
+                        of_list = ids.iter().map(prior).collect();
+                        (&row_lengths[b * columns..][..columns], &of_list[..])
+                    }
+                };
+                let inverse_tau = self.inverse_tau;
+                **loss = loss_of(cpu, cosines, lengths, priors, slopes, weight, inverse_tau);
+            }
+        });
+    }
+}
+
+/// `dz` = the rows of E in each list by their slopes.
+fn sums_of_lists(cpu: &Cpu, lists: &[u32], [slopes, e]: [&[f32]; 2], width: usize, dz: &mut [f32]) {
+    let columns = lists.len() / (dz.len() / width).max(1);
+    cpu.rows(dz, width, columns * width, |first, rows| {
+        for (b, dz) in (first..).zip(rows.chunks_exact_mut(width)) {
+            let ids = lists[b * columns..][..columns].iter();
+            let list = ids.zip(&slopes[b * columns..]);
+            let list = list.filter(|(id, _)| **id != NONE);
+            let list = list.map(|(id, slope)| (*slope, &e[*id as usize * width..]));
+            weighted_sum(cpu, list, dz);
+        }
+    });
+}
+
+fn de_of_all(cpu: &Cpu, [slopes, u, e]: [&[f32]; 3], width: usize, d_rows: &mut [f32]) {
+    let columns = d_rows.len() / width;
+    cpu.rows(d_rows, width, u.len(), |first, d_rows| {
+        let mut sums = vec![0.0; ROWS * width];
+        for (block, d_rows) in d_rows.chunks_mut(ROWS * width).enumerate() {
+            let first = first + block * ROWS;
+            let by_example = Multipliers {
+                values: &slopes[first..],
+                row_step: 1,
+                step: columns,
+            };
+            let sums = &mut sums[..d_rows.len()];
+            let mut rows: Vec<_> = sums.chunks_exact_mut(width).collect();
+            blocks::combine_rows(cpu, by_example, u, width, 0, &mut rows);
+            let pairs = d_rows.chunks_exact_mut(width).zip(sums.chunks_exact(width));
+            for ((d_row, sum), e) in pairs.zip(e[first * width..].chunks_exact(width)) {
+                add_across(cpu, e, sum, d_row);
+            }
+        }
+    });
+}
+
+fn de_of_lists(
+    cpu: &Cpu,
+    inverse: &Inverse,
+    [slopes, u, e]: [&[f32]; 3],
+    width: usize,
+    d_rows: &mut [f32],
+) {
+    let (starts, entries) = (inverse.starts.u32(), inverse.entries.u32());
+    let columns = slopes.len() / (u.len() / width).max(1);
+    let mut rows = pick_rows(d_rows, inverse.rows.u32(), width);
+    cpu.rows(&mut rows, 1, 4 * width, |first, rows| {
+        let mut sum = vec![0.0; width];
+        for (i, (j, d_row)) in (first..).zip(rows) {
+            let list = entries[starts[i] as usize..starts[i + 1] as usize].iter();
+            let list = list.map(|entry| *entry as usize);
+            let list = list.map(|entry| (slopes[entry], &u[entry / columns * width..]));
+            weighted_sum(cpu, list, &mut sum);
+            add_across(cpu, &e[*j * width..][..width], &sum, d_row);
+        }
+    });
 }
 
 fn unit_queries(cpu: &Cpu, z: &[f32], u: &mut [f32], lengths: &mut [f32]) {
@@ -528,7 +595,7 @@ fn products_of_list(
                     NONE => (0.0, 1.0),
                     id => {
                         let e = &e[id as usize * u.len()..][..u.len()];
-                        (dot(u, e), length_of(e))
+                        (math::dot(u, e), length_of(e))
                     }
                 };
             }
@@ -561,7 +628,8 @@ fn spread<'t>(
     }
 }
 
-/// Turns products in `cosines` and target mass in `slopes` into cosines and slopes; the weighted loss.
+/// Turns products in `cosines` and target mass in `slopes` into cosines and slopes; the weighted
+/// loss.
 fn loss_of(
     cpu: &Cpu,
     cosines: &mut [f32],
@@ -626,7 +694,11 @@ fn finish_dz(cpu: &Cpu, u: &[f32], length: f32, dz: &mut [f32]) {
     cpu.simd(
         #[inline(always)]
         || {
-            let along = if length > LEAST { dot(dz, u) } else { 0.0 };
+            let along = if length > LEAST {
+                math::dot(dz, u)
+            } else {
+                0.0
+            };
             for (dz, u) in dz.iter_mut().zip(u) {
                 *dz = (*dz - along * u) / length;
             }
@@ -641,7 +713,7 @@ fn add_across(cpu: &Cpu, e: &[f32], sum: &[f32], d_row: &mut [f32]) {
         || {
             let length = length_of(e);
             let along = if length > LEAST {
-                dot(sum, e) / length / length
+                math::dot(sum, e) / length / length
             } else {
                 0.0
             };
@@ -650,6 +722,225 @@ fn add_across(cpu: &Cpu, e: &[f32], sum: &[f32], d_row: &mut [f32]) {
             }
         },
     );
+}
+
+/// Losses and gradients over lists of candidates and over all models, for each of `sizes`.
+pub(crate) fn cases(device: &Device, sizes: &[LossSize]) -> Result<Vec<Case>> {
+    let op = Arc::new(Contrastive::new(device)?);
+    each(sizes, |size| {
+        let LossSize {
+            examples,
+            models,
+            width,
+            candidates,
+            ..
+        } = size;
+        let label = |columns| format!("{columns} of {models}x{width} for {examples}");
+        let sampled = LossInputs::of_noise(size);
+        let all = LossInputs {
+            lists: None,
+            ..sampled.clone()
+        };
+        Ok([
+            sampled.case(device, &op)?.of(&label(candidates)),
+            all.case(device, &op)?.of(&label(models)),
+        ])
+    })
+}
+
+/// A batch: `candidates` of each example's list, at most; `models` is no multiple of 5.
+#[derive(Clone, Copy)]
+pub(crate) struct LossSize {
+    pub(crate) examples: usize,
+    pub(crate) models: usize,
+    /// D
+    pub(crate) width: usize,
+    pub(crate) candidates: usize,
+    /// Elements before E in its tensor.
+    pub(crate) before: usize,
+}
+
+/// One batch: z [B, D], E [M, D], priors [M], lists [B, K] or None for all models, targets [B, S].
+#[derive(Clone)]
+struct LossInputs {
+    width: usize,
+    z: Vec<f32>,
+    e: Vec<f32>,
+    tau: f32,
+    priors: Vec<f32>,
+    lists: Option<Vec<u32>>,
+    ids: Vec<u32>,
+    mass: Vec<f32>,
+    weights: Vec<f32>,
+    /// Elements before E.
+    before: usize,
+}
+
+impl LossInputs {
+    /// Lists of different ids with the gold first and some places empty, soft targets, and every
+    /// fourth example left out.
+    fn of_noise(size: LossSize) -> Self {
+        let LossSize {
+            examples,
+            models,
+            width,
+            candidates: k,
+            before,
+        } = size;
+        let (mut lists, mut ids, mut mass) = (Vec::new(), Vec::new(), Vec::new());
+        for b in 0..examples {
+            let list: Vec<u32> = (0..k).map(|i| to_u32((b * 31 + i * 5) % models)).collect();
+            let filled = k - b % k.min(3);
+            lists.extend_from_slice(&list[..filled]);
+            lists.resize((b + 1) * k, NONE);
+            let neighbour = if filled > 1 { list[filled - 1] } else { NONE };
+            ids.extend([list[0], neighbour, NONE]);
+            mass.extend([0.98, if neighbour == NONE { 0.0 } else { 0.02 }, 0.0]);
+        }
+        let weight = |b: usize| match b % 4 {
+            3 => 0.0,
+            _ => (1 + b % 2 * 4) as f32 / examples as f32,
+        };
+        Self {
+            width,
+            z: noise(examples * width, 21),
+            e: noise(models * width, 22),
+            tau: 0.2,
+            priors: noise(models, 23),
+            lists: Some(lists),
+            ids,
+            mass,
+            weights: (0..examples).map(weight).collect(),
+            before,
+        }
+    }
+
+    fn examples(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// K, or None for all models.
+    fn candidates(&self) -> Option<usize> {
+        self.lists
+            .as_ref()
+            .map(|lists| lists.len() / self.examples())
+    }
+
+    /// Outputs: losses, dz, and dE added to ones.
+    fn case(&self, device: &Device, op: &Arc<Contrastive>) -> Result<Case> {
+        let (examples, models, width) = (self.examples(), self.priors.len(), self.width);
+        let z = device.upload("z", width, &self.z)?;
+        let (theta, rows) = framed(device, "theta", width, &self.e, (self.before, 0))?;
+        // The parts begin at different places.
+        let gap = (self.before - self.before.min(2), 0);
+        let (grad, d_rows) = framed(device, "grad", width, &vec![1.0; models * width], gap)?;
+        let slots = self.ids.len() / examples;
+        let ids = device.upload_ids("ids", slots, &self.ids)?;
+        let mass = device.upload("mass", slots, &self.mass)?;
+        let weights = device.upload("weights", 1, &self.weights)?;
+        let priors = device.upload("priors", 1, &self.priors)?;
+        let losses = device.scratch("losses", examples, 1)?;
+        let dz = device.scratch("dz", examples, width)?;
+        // The workspace is larger than the batch.
+        let k = self.candidates().unwrap_or(1);
+        let mut workspace = match self.candidates() {
+            None => LossWorkspace::all(device, examples + 2, models, width)?,
+            Some(k) => LossWorkspace::sampled(device, examples + 2, k, width)?,
+        };
+        let mut inverse = Inverse::new(device, examples + 2, k)?;
+        let mut list = device.ids("candidates", examples + 2, k)?;
+        let (sampled, mut fresh) = (self.lists.is_some(), self.lists.clone());
+        let (op, tau) = (Arc::clone(op), self.tau);
+        let run = move |pass: &mut Pass<'_>, [losses, dz, grad]: &mut [Tensor; 3]| {
+            if let Some(ids) = fresh.take() {
+                pass.upload(&mut list, &ids);
+                inverse.upload(pass, &invert(&ids));
+            }
+            let (list, inverse) = (&list, &inverse);
+            let f = LossAndGradients {
+                z: &z,
+                rows: theta.part(rows),
+                tau,
+                priors: &priors,
+                candidates: match sampled {
+                    true => CandidateSet::Sampled { ids: list, inverse },
+                    false => CandidateSet::All,
+                },
+                targets: Targets {
+                    ids: &ids,
+                    mass: &mass,
+                    weights: &weights,
+                },
+                workspace: &mut workspace,
+                losses,
+                dz,
+                d_rows: grad.part_mut(d_rows),
+            };
+            op.loss_and_gradients(pass, f);
+        };
+        let inputs = self.clone();
+        let case = Case::new("contrastive", [losses, dz, grad], run, move || {
+            let [losses, dz, mut de] = inputs.in_f64(&wide(&inputs.z), &wide(&inputs.e));
+            de.iter_mut().for_each(|d| *d += 1.0);
+            [losses, dz, de]
+        });
+        let columns = self.candidates().unwrap_or(models);
+        let flops = 6.0 * (examples * columns * width) as f64;
+        let bytes = 12.0 * (models.min(examples * columns) * width) as f64;
+        Ok(case.at(2, d_rows).work(flops, bytes))
+    }
+
+    /// The weighted losses, dz and dE: dz_b = sum_j g_bj (v_j - c_bj u_b) / |z_b| and
+    /// dE_j = sum_b g_bj (u_b - c_bj v_j) / |e_j| with g = w (mass p - q) / tau.
+    fn in_f64(&self, z: &[f64], e: &[f64]) -> [Vec<f64>; 3] {
+        let (width, tau) = (self.width, f64::from(self.tau));
+        let (u, v) = (
+            reference::normalize(z, width),
+            reference::normalize(e, width),
+        );
+        let row = |table: &[f64], i: usize| table[i * width..][..width].to_vec();
+        let length = |table: &[f64], i: usize| {
+            let row = row(table, i);
+            reference::dot(&row, &row).sqrt()
+        };
+        let slots = self.ids.len() / self.examples();
+        let (mut losses, mut dz, mut de) = (Vec::new(), vec![0.0; z.len()], vec![0.0; e.len()]);
+        for b in 0..self.examples() {
+            let list: Vec<u32> = match (&self.lists, self.candidates()) {
+                (Some(lists), Some(k)) => {
+                    let list = lists[b * k..][..k].iter().copied();
+                    list.filter(|id| *id != NONE).collect()
+                }
+                _ => (0..to_u32(e.len() / width)).collect(),
+            };
+            let unit = row(&u, b);
+            let cosine = |id: &u32| reference::dot(&unit, &row(&v, *id as usize));
+            let cosines: Vec<f64> = list.iter().map(cosine).collect();
+            let logit = |(id, c): (&u32, &f64)| c / tau + f64::from(self.priors[*id as usize]);
+            let logits: Vec<f64> = list.iter().zip(&cosines).map(logit).collect();
+            let total = logits.iter().map(|s| s.exp()).sum::<f64>().ln();
+            let mut wanted = vec![0.0; list.len()];
+            for slot in b * slots..(b + 1) * slots {
+                if let Some(place) = list.iter().position(|id| *id == self.ids[slot]) {
+                    wanted[place] += f64::from(self.mass[slot]);
+                }
+            }
+            let (mass, weight) = (wanted.iter().sum::<f64>(), f64::from(self.weights[b]));
+            let terms = wanted.iter().zip(&logits).map(|(q, s)| q * (total - s));
+            losses.push(weight * terms.sum::<f64>());
+            for (place, id) in list.iter().enumerate() {
+                let (j, c) = (*id as usize, cosines[place]);
+                let g = weight * (mass * (logits[place] - total).exp() - wanted[place]) / tau;
+                let (z_length, e_length) = (length(z, b), length(e, j));
+                for d in 0..width {
+                    let (u, v) = (unit[d], v[j * width + d]);
+                    dz[b * width + d] += g * (v - c * u) / z_length;
+                    de[j * width + d] += g * (u - c * v) / e_length;
+                }
+            }
+        }
+        [losses, dz, de]
+    }
 }
 
 #[cfg(test)]
@@ -661,21 +952,7 @@ mod tests {
     )]
     use super::*;
     use crate::device::Place;
-    use crate::ops::testing::{assert_close, devices, noise, run, wide};
-
-    /// One batch; `lists` None: all models.
-    #[derive(Clone)]
-    struct Batch {
-        width: usize,
-        z: Vec<f32>,
-        e: Vec<f32>,
-        tau: f32,
-        priors: Vec<f32>,
-        lists: Option<Vec<u32>>,
-        ids: Vec<u32>,
-        mass: Vec<f32>,
-        weights: Vec<f32>,
-    }
+    use crate::ops::testing::{assert_close, check, devices, finite_differences, outputs, run};
 
     #[derive(Debug, PartialEq)]
     struct Answer {
@@ -684,199 +961,44 @@ mod tests {
         de: Vec<f32>,
     }
 
-    /// Elements before E in theta, and before dE in grad: the parts begin at different places.
-    const BEFORE: (usize, usize) = (5, 3);
-
-    impl Batch {
-        fn examples(&self) -> usize {
-            self.weights.len()
-        }
-
-        /// On one device; dE is added to ones.
-        fn on(&self, device: &Device) -> Answer {
-            let (examples, models) = (self.examples(), self.e.len() / self.width);
-            let op = Contrastive::new(device).unwrap();
-            let z = device.upload("z", self.width, &self.z).unwrap();
-            let mut theta = vec![7.0; BEFORE.0];
-            theta.extend(&self.e);
-            theta.push(9.0);
-            let theta = device.upload("theta", theta.len(), &theta).unwrap();
-            let mut grad = vec![1.0; BEFORE.1];
-            grad.resize(BEFORE.1 + self.e.len() + 2, 1.0);
-            let mut grad = device.upload("grad", grad.len(), &grad).unwrap();
-            let slots = self.ids.len() / examples;
-            let ids = device.upload_ids("ids", slots, &self.ids).unwrap();
-            let mass = device.upload("mass", slots, &self.mass).unwrap();
-            let weights = device.upload("weights", 1, &self.weights).unwrap();
-            let priors = device.upload("priors", 1, &self.priors).unwrap();
-            let mut losses = device.scratch("losses", examples, 1).unwrap();
-            let mut dz = device.scratch("dz", examples, self.width).unwrap();
-            // Rooms are larger than the batch.
-            let k = self
-                .lists
-                .as_ref()
-                .map_or(1, |lists| lists.len() / examples);
-            let mut room = match &self.lists {
-                None => Room::all(device, examples + 2, models, self.width),
-                Some(_) => Room::sampled(device, examples + 2, k, self.width),
-            }
-            .unwrap();
-            let mut inverse = Inverse::new(device, examples + 2, k).unwrap();
-            let mut lists = device.ids("candidates", examples + 2, k).unwrap();
-            let (reads, outcome) = run(device, |pass| {
-                if let Some(ids) = &self.lists {
-                    pass.upload(&mut lists, ids);
-                    inverse.upload(pass, &invert(ids));
-                }
-                let candidates = match self.lists {
-                    None => Candidates::All,
-                    Some(_) => Candidates::Sampled {
-                        ids: &lists,
-                        inverse: &inverse,
-                    },
-                };
-                op.loss_and_gradients(
-                    pass,
-                    LossAndGradients {
-                        z: &z,
-                        rows: theta.part(Place::flat(BEFORE.0, models, self.width)),
-                        tau: self.tau,
-                        priors: &priors,
-                        candidates,
-                        targets: Targets {
-                            ids: &ids,
-                            mass: &mass,
-                            weights: &weights,
-                        },
-                        room: &mut room,
-                        losses: &mut losses,
-                        dz: &mut dz,
-                        d_rows: grad.part_mut(Place::flat(BEFORE.1, models, self.width)),
-                    },
-                );
-                (pass.read(&losses), pass.read(&dz), pass.read(&grad))
-            });
-            let grad = outcome.f32(reads.2);
-            let end = BEFORE.1 + self.e.len();
-            assert_eq!(
-                (&grad[..BEFORE.1], &grad[end..]),
-                (&[1.0; 3][..], &[1.0; 2][..])
-            );
-            Answer {
-                losses: outcome.f32(reads.0).to_vec(),
-                dz: outcome.f32(reads.1).to_vec(),
-                de: grad[BEFORE.1..end].iter().map(|g| g - 1.0).collect(),
-            }
-        }
-
+    impl LossInputs {
         fn answers(&self) -> Vec<Answer> {
-            let answers: Vec<Answer> = devices().iter().map(|device| self.on(device)).collect();
-            assert_eq!(answers[0], answers[1], "threads");
-            assert_eq!(answers[2], answers[3], "workgroup memory");
-            answers
-        }
-
-        /// The weighted losses in f64.
-        fn losses(&self, z: &[f64], e: &[f64]) -> Vec<f64> {
-            let (examples, models) = (self.examples(), to_u32(e.len() / self.width));
-            let row = |table: &[f64], i: usize| table[i * self.width..][..self.width].to_vec();
-            let unit = |row: Vec<f64>| {
-                let length = row.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
-                row.into_iter().map(|v| v / length).collect::<Vec<_>>()
-            };
-            (0..examples)
-                .map(|b| {
-                    let list: Vec<u32> = match &self.lists {
-                        None => (0..models).collect(),
-                        Some(lists) => {
-                            let k = lists.len() / examples;
-                            lists[b * k..][..k]
-                                .iter()
-                                .copied()
-                                .filter(|id| *id != NONE)
-                                .collect()
-                        }
-                    };
-                    let u = unit(row(z, b));
-                    let logit = |id: u32| {
-                        let v = unit(row(e, id as usize));
-                        let cosine = u.iter().zip(v).map(|(u, v)| u * v).sum::<f64>();
-                        cosine / f64::from(self.tau) + f64::from(self.priors[id as usize])
-                    };
-                    let s: Vec<f64> = list.iter().map(|id| logit(*id)).collect();
-                    let total = s.iter().map(|s| s.exp()).sum::<f64>().ln();
-                    let slots = self.ids.len() / examples;
-                    let mut loss = 0.0;
-                    for t in b * slots..(b + 1) * slots {
-                        if let Some(k) = list.iter().position(|id| *id == self.ids[t]) {
-                            loss += f64::from(self.mass[t]) * (total - s[k]);
-                        }
-                    }
-                    f64::from(self.weights[b]) * loss
-                })
-                .collect()
+            let all = outputs(|device| self.case(device, &Contrastive::new(device)?.into()));
+            let answers = all.into_iter().map(|[losses, dz, de]| Answer {
+                losses,
+                dz,
+                de: de.into_iter().map(|d| d - 1.0).collect(),
+            });
+            answers.collect()
         }
     }
 
-    /// Central differences of `f` in every element of `x`.
-    fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
-        const STEP: f64 = 1e-5;
-        let mut x = x.to_vec();
-        (0..x.len())
-            .map(|i| {
-                let value = x[i];
-                x[i] = value + STEP;
-                let above = f(&x);
-                x[i] = value - STEP;
-                let below = f(&x);
-                x[i] = value;
-                (above - below) / (2.0 * STEP)
-            })
-            .collect()
-    }
-
-    /// Lists of `k` different ids with the gold first and, if `pad`, a few places empty. `models`
-    /// is no multiple of 5.
-    fn batch(examples: usize, models: usize, width: usize, k: usize, pad: bool) -> Batch {
-        let mut lists = Vec::new();
-        let (mut ids, mut mass) = (Vec::new(), Vec::new());
-        for b in 0..examples {
-            let list: Vec<u32> = (0..k).map(|i| to_u32((b * 31 + i * 5) % models)).collect();
-            let filled = if pad { k - b % k.min(3) } else { k };
-            lists.extend(
-                list.iter()
-                    .enumerate()
-                    .map(|(i, id)| if i < filled { *id } else { NONE }),
-            );
-            let neighbour = if filled > 1 { list[filled - 1] } else { NONE };
-            ids.extend([list[0], neighbour, NONE]);
-            mass.extend([0.98, if neighbour == NONE { 0.0 } else { 0.02 }, 0.0]);
-        }
-        let weights = (0..examples)
-            .map(|b| {
-                if b % 4 == 3 {
-                    0.0
-                } else {
-                    (1 + b % 2 * 4) as f32 / examples as f32
-                }
-            })
-            .collect();
-        Batch {
+    /// A batch whose lists have no empty places.
+    fn full(examples: usize, models: usize, width: usize, k: usize) -> LossInputs {
+        let size = LossSize {
+            examples,
+            models,
             width,
-            z: noise(examples * width, 21),
-            e: noise(models * width, 22),
-            tau: 0.2,
-            priors: noise(models, 23),
-            lists: Some(lists),
-            ids,
-            mass,
-            weights,
+            candidates: k,
+            before: 5,
+        };
+        let list = |b: usize| (0..k).map(move |i| to_u32((b * 31 + i * 5) % models));
+        LossInputs {
+            lists: Some((0..examples).flat_map(list).collect()),
+            ..LossInputs::of_noise(size)
         }
     }
 
     const V2_E: [f32; 12] = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5];
 
-    fn check(what: &str, batch: &Batch, losses: &[f64], dz: &[f64], de: &[f64], bound: f64) {
+    fn check_one(
+        what: &str,
+        batch: &LossInputs,
+        losses: &[f64],
+        dz: &[f64],
+        de: &[f64],
+        bound: f64,
+    ) {
         for answer in batch.answers() {
             assert_close(what, &answer.losses, losses, bound);
             assert_close(what, &answer.dz, dz, bound);
@@ -886,9 +1008,52 @@ mod tests {
         }
     }
 
+    const SIZES: [[usize; 4]; 5] = [
+        [1, 1, 1, 1],
+        [3, 7, 5, 4],
+        [5, 13, 17, 9],
+        [9, 66, 63, 65],
+        [33, 257, 65, 7],
+    ];
+
+    fn size([examples, models, width, candidates]: [usize; 4]) -> LossSize {
+        LossSize {
+            examples,
+            models,
+            width,
+            candidates,
+            before: 5,
+        }
+    }
+
+    #[test]
+    fn losses_and_gradients_match_f64() {
+        check(|device| cases(device, &SIZES.map(size)));
+    }
+
+    #[test]
+    fn the_gradients_in_f64_are_those_of_the_losses() {
+        for shape in &SIZES[..3] {
+            let mut batch = LossInputs::of_noise(size(*shape));
+            for _ in 0..2 {
+                let (z, e) = (wide(&batch.z), wide(&batch.e));
+                let loss = |z: &[f64], e: &[f64]| batch.in_f64(z, e)[0].iter().sum::<f64>();
+                let [_, dz, de] = batch.in_f64(&z, &e);
+                for (found, differences) in [
+                    (dz, finite_differences(&z, |z| loss(z, &e))),
+                    (de, finite_differences(&e, |e| loss(&z, e))),
+                ] {
+                    let found: Vec<f32> = found.iter().map(|d| *d as f32).collect();
+                    assert_close("differences", &found, &differences, 1e-6);
+                }
+                batch.lists = None;
+            }
+        }
+    }
+
     #[test]
     fn loss_and_gradients_match_hand_values_v9() {
-        let hard = Batch {
+        let hard = LossInputs {
             width: 3,
             z: vec![1.0, 2.0, -1.0],
             e: V2_E.to_vec(),
@@ -898,6 +1063,7 @@ mod tests {
             ids: vec![0, NONE, NONE],
             mass: vec![1.0, 0.0, 0.0],
             weights: vec![1.0],
+            before: 5,
         };
         let dz = [-4.4060778, 1.8559306, -0.6942167];
         let de = [
@@ -914,9 +1080,9 @@ mod tests {
             0.0001121,
             -0.0000701,
         ];
-        check("V9 hard", &hard, &[7.4935844], &dz, &de, 2e-6);
+        check_one("V9 hard", &hard, &[7.4935844], &dz, &de, 2e-6);
 
-        let soft = Batch {
+        let soft = LossInputs {
             ids: vec![0, 1, 3],
             mass: vec![0.98, 0.01, 0.01],
             ..hard.clone()
@@ -926,33 +1092,33 @@ mod tests {
             0.0, -9.9964019, 4.9982009, 0.4163400, 0.0, -0.4163400, 0.0, 0.0, 0.0, -0.0415038,
             -0.0603691, 0.0377307,
         ];
-        check("V9 soft", &soft, &[7.4765741], &dz, &de, 2e-6);
+        check_one("V9 soft", &soft, &[7.4765741], &dz, &de, 2e-6);
 
-        let drop = Batch {
+        let drop = LossInputs {
             mass: vec![0.98, 0.0, 0.0],
             ..hard.clone()
         };
         let dz = [-4.3179563, 1.8188120, -0.6803324];
-        check("V9 drop", &drop, &[7.3437127], &dz, &[], 2e-6);
+        check_one("V9 drop", &drop, &[7.3437127], &dz, &[], 2e-6);
 
         // A neighbour that is no candidate takes no part, as if its mass had been dropped.
-        let absent = Batch {
+        let absent = LossInputs {
             ids: vec![0, 77, NONE],
             mass: vec![0.98, 0.02, 0.0],
             ..hard.clone()
         };
-        check("V9 absent", &absent, &[7.3437127], &dz, &[], 2e-6);
+        check_one("V9 absent", &absent, &[7.3437127], &dz, &[], 2e-6);
 
-        let all = Batch {
+        let all = LossInputs {
             lists: None,
             ids: vec![2, 0, 3],
             mass: vec![0.98, 0.01, 0.01],
             ..hard
         };
-        let losses = all.losses(&wide(&all.z), &wide(&all.e));
+        let [losses, ..] = all.in_f64(&wide(&all.z), &wide(&all.e));
         assert!((losses[0] - 0.2786467).abs() < 1e-7);
         let g = [-0.0094434, 0.0915856, -0.0721608, -0.0099815];
-        check(
+        check_one(
             "V9 all",
             &all,
             &[0.2786467],
@@ -963,7 +1129,7 @@ mod tests {
     }
 
     /// The formula of dz for one example, from the derivatives `g` by the logits.
-    fn dz_of(batch: &Batch, g: &[f64]) -> Vec<f64> {
+    fn dz_of(batch: &LossInputs, g: &[f64]) -> Vec<f64> {
         let z = wide(&batch.z);
         let tau = f64::from(batch.tau);
         let length = z.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -979,7 +1145,7 @@ mod tests {
     }
 
     /// The formula of dE for one example, from the derivatives `g` by the logits.
-    fn de_of(batch: &Batch, g: &[f64]) -> Vec<f64> {
+    fn de_of(batch: &LossInputs, g: &[f64]) -> Vec<f64> {
         let z = wide(&batch.z);
         let tau = f64::from(batch.tau);
         let length = z.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -1000,8 +1166,8 @@ mod tests {
     const H: [[f64; 2]; 2] = [[1.0, 1.0], [2.0, -1.0]];
 
     /// The batch of V10 with replay weight `mu`; `soft` targets or hard ones.
-    fn v10_batch(mu: f32, soft: bool) -> Batch {
-        Batch {
+    fn v10_batch(mu: f32, soft: bool) -> LossInputs {
+        LossInputs {
             width: 3,
             z: vec![1.5, 1.5, -0.75, 1.5, -3.0, 1.5],
             e: vec![1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5],
@@ -1014,6 +1180,7 @@ mod tests {
                 false => vec![1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
             },
             weights: vec![0.5, mu / 2.0],
+            before: 5,
         }
     }
 
@@ -1074,65 +1241,9 @@ mod tests {
     }
 
     #[test]
-    fn gradients_match_differences_of_the_f64_loss() {
-        let sizes = [(1, 1, 1, 1), (3, 7, 5, 4), (5, 13, 17, 9)];
-        for (examples, models, width, k) in sizes {
-            for all in [false, true] {
-                let mut batch = batch(examples, models, width, k, true);
-                if all {
-                    batch.lists = None;
-                }
-                let (z, e) = (wide(&batch.z), wide(&batch.e));
-                let losses = batch.losses(&z, &e);
-                let dz = differences(&z, |z| batch.losses(z, &e).iter().sum());
-                let de = differences(&e, |e| batch.losses(&z, e).iter().sum());
-                check("contrastive", &batch, &losses, &dz, &de, 1e-4);
-            }
-        }
-    }
-
-    #[test]
-    fn larger_shapes_match_f64() {
-        for (examples, models, width, k) in [(9, 66, 63, 65), (33, 257, 65, 7)] {
-            let sampled = batch(examples, models, width, k, true);
-            let all = Batch {
-                lists: None,
-                ..sampled.clone()
-            };
-            for batch in [sampled, all] {
-                let (z, e) = (wide(&batch.z), wide(&batch.e));
-                let losses = batch.losses(&z, &e);
-                // A few directions instead of every element.
-                let along = |x: &[f64], seed, f: &dyn Fn(&[f64]) -> f64| {
-                    let way = wide(&noise(x.len(), seed));
-                    let moved = |step: f64| -> Vec<f64> {
-                        x.iter().zip(&way).map(|(x, way)| x + step * way).collect()
-                    };
-                    (f(&moved(1e-5)) - f(&moved(-1e-5))) / 2e-5
-                };
-                let dot = |g: &[f32], seed| -> f64 {
-                    let way = wide(&noise(g.len(), seed));
-                    wide(g).iter().zip(way).map(|(g, way)| g * way).sum()
-                };
-                for answer in batch.answers() {
-                    assert_close("losses", &answer.losses, &losses, 1e-5);
-                    for seed in 31..33 {
-                        let want = along(&z, seed, &|z| batch.losses(z, &e).iter().sum());
-                        let got = dot(&answer.dz, seed) as f32;
-                        assert_close("dz", &[got], &[want], 1e-4);
-                        let want = along(&e, seed, &|e| batch.losses(&z, e).iter().sum());
-                        let got = dot(&answer.de, seed) as f32;
-                        assert_close("dE", &[got], &[want], 1e-4);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
     fn length_of_rows_changes_no_loss_v28() {
-        let sampled = batch(4, 13, 17, 13, false);
-        let scaled = Batch {
+        let sampled = full(4, 13, 17, 13);
+        let scaled = LossInputs {
             e: sampled
                 .e
                 .iter()
@@ -1141,7 +1252,7 @@ mod tests {
                 .collect(),
             ..sampled.clone()
         };
-        let all = Batch {
+        let all = LossInputs {
             lists: None,
             ..sampled.clone()
         };
@@ -1169,8 +1280,8 @@ mod tests {
 
     #[test]
     fn length_of_queries_changes_no_loss_v28() {
-        let plain = batch(4, 13, 17, 13, false);
-        let longer = Batch {
+        let plain = full(4, 13, 17, 13);
+        let longer = LossInputs {
             z: plain.z.iter().map(|z| 3.0 * z).collect(),
             ..plain.clone()
         };
@@ -1185,7 +1296,7 @@ mod tests {
 
     #[test]
     fn an_example_of_weight_zero_is_left_out() {
-        let mut batch = batch(4, 13, 17, 5, false);
+        let mut batch = full(4, 13, 17, 5);
         batch.lists.as_mut().unwrap()[15..].fill(NONE);
         assert_eq!(batch.weights[3], 0.0);
         for answer in batch.answers() {
@@ -1202,7 +1313,7 @@ mod tests {
         let tau = 0.5;
         let cosine = (0.6 + 2.0 * 0.8) / 5.0f64.sqrt();
         let wrong = 1.0 / (1.0 + (-2.0 * cosine / tau).exp());
-        let batch = Batch {
+        let batch = LossInputs {
             width: 2,
             z: vec![3.0, 4.0],
             e: vec![-1.0, -2.0, 1.0, 2.0],
@@ -1212,6 +1323,7 @@ mod tests {
             ids: vec![0],
             mass: vec![1.0],
             weights: vec![(5.0f64.sqrt() * tau / (2.0 * wrong)) as f32],
+            before: 5,
         };
         for answer in batch.answers() {
             assert_close("V12 dx", &answer.dz, &[-0.064, 0.048], 1e-6);
@@ -1242,7 +1354,7 @@ mod tests {
         let place = grad.place();
         let mut losses = device.scratch("losses", 2, 1).unwrap();
         let priors = device.upload("priors", 1, &[0.0; 2]).unwrap();
-        let mut room = Room::all(device, 2, 2, 3).unwrap();
+        let mut workspace = LossWorkspace::all(device, 2, 2, 3).unwrap();
         run(device, |pass| {
             op.loss_and_gradients(
                 pass,
@@ -1251,13 +1363,13 @@ mod tests {
                     rows: x.part(x.place()),
                     tau: 1.0,
                     priors: &priors,
-                    candidates: Candidates::All,
+                    candidates: CandidateSet::All,
                     targets: Targets {
                         ids: &ids,
                         mass: &x,
                         weights: &x,
                     },
-                    room: &mut room,
+                    workspace: &mut workspace,
                     losses: &mut losses,
                     dz: &mut out,
                     d_rows: grad.part_mut(place),
@@ -1270,7 +1382,7 @@ mod tests {
     #[test]
     fn a_whole_step_of_phase_1_matches_hand_values_v27() {
         use crate::ops::adamw::{self, AdamW, Segment, Step};
-        use crate::ops::anchor::{Anchor, Form, Pull};
+        use crate::ops::anchor::{Anchor, Distance, Pull};
 
         let batch = v10_batch(5.0, false);
         let w: Vec<f32> = W.as_flattened().iter().map(|w| *w as f32).collect();
@@ -1295,12 +1407,12 @@ mod tests {
             let w0 = device.upload("w0", 2, &w0).unwrap();
             let mut rows = device.scratch("rows", 2, 1).unwrap();
             let mut sums = device.scratch("sums", 3, 1).unwrap();
-            let mut room = adamw::Room::new(device).unwrap();
+            let mut room = adamw::NormWorkspace::new(device).unwrap();
             let (anchor, op) = (Anchor::new(device).unwrap(), AdamW::new(device).unwrap());
             let (reads, outcome) = run(device, |pass| {
                 for (form, place, reference, strength, losses) in [
-                    (Form::Normalized, old, &r, emb, &mut rows),
-                    (Form::Raw, at_w, &w0, proj, &mut sums),
+                    (Distance::Normalized, old, &r, emb, &mut rows),
+                    (Distance::Raw, at_w, &w0, proj, &mut sums),
                 ] {
                     anchor.pull(
                         pass,
@@ -1326,7 +1438,7 @@ mod tests {
                         segments: &[segment(at_w, 1e-4), segment(at_e, 5e-5)],
                         listed: None,
                         clip: None,
-                        room: &mut room,
+                        workspace: &mut room,
                     },
                 );
                 [

@@ -3,9 +3,13 @@
 //! An element's fate is a hash of its token's key, of the use's salt and of its column: the same on
 //! every device, for any number of threads, in any batch.
 
+use std::sync::Arc;
+
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{noise, wide};
 
 const SHADER: Shader = shader!("dropout");
 
@@ -70,7 +74,7 @@ impl Dims {
         }
     }
 
-    /// What elements of the token with this key are multiplied by, column by column.
+    /// The factors of the token with this key, column by column.
     #[inline(always)]
     fn factors(self, key: u32) -> impl Iterator<Item = f32> {
         let base = hash(key ^ self.salt);
@@ -83,7 +87,7 @@ impl Dims {
     }
 }
 
-/// What every element is multiplied by, [T, F], for who compares with it.
+/// The factor of every element, [T, F], for comparisons.
 pub(crate) fn factors(keys: &[u32], using: u32, rate: f32, columns: usize) -> Vec<f32> {
     let dims = Dims::new(using, rate, columns);
     keys.iter().flat_map(|key| dims.factors(*key)).collect()
@@ -171,37 +175,83 @@ fn hash(value: u32) -> u32 {
     (word >> 22) ^ word
 }
 
+/// Forward, and backward onto ones, for each of `sizes` [T, F].
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(Dropout::new(device)?);
+    each(sizes, |(rows, columns)| {
+        let keys: Vec<u32> = (0..to_u32(rows)).map(hash).collect();
+        let values = noise(rows * columns, 2);
+        Ok([
+            forward_case(device, &op, &keys, (5, 0.25), &values)?,
+            backward_case(device, &op, &keys, (5, 0.25), &values)?.of("backward"),
+        ])
+    })
+}
+
+fn forward_case(
+    device: &Device,
+    op: &Arc<Dropout>,
+    keys: &[u32],
+    (using, rate): (u32, f32),
+    values: &[f32],
+) -> Result<Case> {
+    let columns = values.len() / keys.len();
+    let key_list = device.upload_ids("keys", 1, keys)?;
+    let x = device.upload("x", columns, values)?;
+    let y = device.scratch("y", x.rows(), columns)?;
+    let (op, n) = (Arc::clone(op), x.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
+        let keys = &key_list;
+        let mask = Mask { keys, using, rate };
+        op.forward(pass, Forward { mask, x: &x, y });
+    };
+    let (keys, values) = (keys.to_vec(), wide(values));
+    let case = Case::new("dropout", [y], run, move || {
+        [masked_in_f64(&keys, (using, rate), &values)]
+    });
+    Ok(case.work(12.0 * n, 8.0 * n).within(1e-6))
+}
+
+fn backward_case(
+    device: &Device,
+    op: &Arc<Dropout>,
+    keys: &[u32],
+    (using, rate): (u32, f32),
+    values: &[f32],
+) -> Result<Case> {
+    let columns = values.len() / keys.len();
+    let key_list = device.upload_ids("keys", 1, keys)?;
+    let dy = device.upload("dy", columns, values)?;
+    let dx = device.upload("dx", columns, &vec![1.0; values.len()])?;
+    let (op, n) = (Arc::clone(op), dy.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [dx]: &mut [Tensor; 1]| {
+        let keys = &key_list;
+        let mask = Mask { keys, using, rate };
+        op.backward(pass, Backward { mask, dy: &dy, dx });
+    };
+    let (keys, values) = (keys.to_vec(), wide(values));
+    let case = Case::new("dropout", [dx], run, move || {
+        let masked = masked_in_f64(&keys, (using, rate), &values);
+        [masked.iter().map(|v| 1.0 + v).collect()]
+    });
+    Ok(case.work(12.0 * n, 12.0 * n).within(1e-6))
+}
+
+/// x / (1 - rate) of the elements that are kept, 0 of the others.
+fn masked_in_f64(keys: &[u32], (using, rate): (u32, f32), x: &[f64]) -> Vec<f64> {
+    let factors = factors(keys, using, rate, x.len() / keys.len());
+    let scaled = x.iter().map(|x| x / (1.0 - f64::from(rate)));
+    let pairs = scaled.zip(factors);
+    pairs
+        .map(|(x, factor)| if factor == 0.0 { 0.0 } else { x })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::testing::{assert_close, devices, noise, run};
-
-    /// Forward, and backward onto ones, on every device.
-    fn both(keys: &[u32], using: u32, rate: f32, x: &[f32]) -> Vec<[Vec<f32>; 2]> {
-        let columns = x.len() / keys.len();
-        let each = |device: &Device| {
-            let op = Dropout::new(device).unwrap();
-            let keys = device.upload_ids("keys", 1, keys).unwrap();
-            let x = device.upload("x", columns, x).unwrap();
-            let mut y = device.scratch("y", x.rows(), columns).unwrap();
-            let ones = vec![1.0; x.len()];
-            let mut dx = device.upload("dx", columns, &ones).unwrap();
-            let mask = Mask {
-                keys: &keys,
-                using,
-                rate,
-            };
-            let (reads, outcome) = run(device, |pass| {
-                let (dy, y, dx) = (&x, &mut y, &mut dx);
-                op.forward(pass, Forward { mask, x: &x, y });
-                op.backward(pass, Backward { mask, dy, dx });
-                [pass.read(y), pass.read(dx)]
-            });
-            reads.map(|read| outcome.f32(read).to_vec())
-        };
-        devices().iter().map(each).collect()
-    }
+    use crate::ops::testing::{check, outputs};
 
     fn keys(count: usize, seed: u32) -> Vec<u32> {
         (0..to_u32(count)).map(|i| hash(hash(seed) ^ i)).collect()
@@ -214,21 +264,15 @@ mod tests {
 
     #[test]
     fn devices_and_directions_share_one_mask() {
-        for (rows, columns) in [(1, 1), (7, 63), (3, 257), (65, 384)] {
-            let (keys, x) = (keys(rows, 1), noise(rows * columns, 2));
-            let found = both(&keys, 5, 0.25, &x);
-            let want: Vec<f64> = kept(&keys, 5, 0.25, columns)
-                .iter()
-                .zip(&x)
-                .map(|(kept, x)| if *kept { f64::from(*x) / 0.75 } else { 0.0 })
-                .collect();
-            for [y, dx] in &found {
-                assert_eq!(*y, found[0][0], "the same bits everywhere");
-                assert_close("dropout", y, &want, 1e-6);
-                let added: Vec<f64> = want.iter().map(|d| 1.0 + d).collect();
-                assert_close("dropout backward", dx, &added, 1e-6);
-            }
-        }
+        check(|device| cases(device, &[(1, 1), (7, 63), (3, 257), (65, 384)]));
+        let (keys, x) = (keys(7, 1), noise(7 * 63, 2));
+        let all: Vec<[Vec<f32>; 1]> =
+            outputs(|device| forward_case(device, &op(device), &keys, (5, 0.25), &x));
+        assert!(all.iter().all(|y| *y == all[0]), "the same bits everywhere");
+    }
+
+    fn op(device: &Device) -> Arc<Dropout> {
+        Dropout::new(device).unwrap().into()
     }
 
     #[test]
@@ -275,7 +319,8 @@ mod tests {
     #[test]
     fn nothing_is_dropped_at_zero() {
         let x = noise(7 * 65, 6);
-        for [y, _] in both(&keys(7, 7), 2, 0.0, &x) {
+        let keys = keys(7, 7);
+        for [y] in outputs(|device| forward_case(device, &op(device), &keys, (2, 0.0), &x)) {
             assert_eq!(y, x, "bit for bit");
         }
     }

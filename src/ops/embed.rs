@@ -1,8 +1,12 @@
 //! Token rows plus position rows: ids, positions [T] -> x [T, H].
 
+use std::sync::Arc;
+
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::{Result, bail};
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{self, noise, wide};
 use crate::weights::Table;
 
 const SHADER: Shader = shader!("embed");
@@ -18,12 +22,12 @@ pub(crate) struct Embed {
 }
 
 /// Rows of tokens [V, H]: on the CPU they are widened one by one, as they are needed.
-pub(crate) enum Words {
+pub(crate) enum WordRows {
     Cpu(Table),
     Gpu(Tensor),
 }
 
-impl Words {
+impl WordRows {
     /// The rows of `table`, brought to `device`.
     ///
     /// Errors: [`crate::ErrorKind::Limits`] where the adapter takes no buffer of this size,
@@ -45,11 +49,12 @@ impl Words {
     }
 }
 
-/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H], overwritten.
+/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H],
+/// overwritten.
 pub(crate) struct Forward<'t> {
     pub(crate) ids: &'t Tensor,
     pub(crate) positions: &'t Tensor,
-    pub(crate) words: &'t Words,
+    pub(crate) words: &'t WordRows,
     pub(crate) places: &'t Tensor,
     pub(crate) x: &'t mut Tensor,
 }
@@ -66,7 +71,7 @@ impl Embed {
         f.positions.expect("embed", "positions", tokens, 1);
         f.x.expect("embed", "x", tokens, hidden);
         match (pass, f.words) {
-            (Pass::Gpu(gpu), Words::Gpu(words)) => gpu.dispatch(
+            (Pass::Gpu(gpu), WordRows::Gpu(words)) => gpu.dispatch(
                 &self.forward,
                 [to_u32(tokens), 1, 1],
                 &Dims {
@@ -80,7 +85,7 @@ impl Embed {
                     ("x", f.x),
                 ],
             ),
-            (Pass::Cpu(cpu), Words::Cpu(words)) => {
+            (Pass::Cpu(cpu), WordRows::Cpu(words)) => {
                 forward_cpu(
                     cpu,
                     hidden,
@@ -117,45 +122,53 @@ fn forward_cpu(
     });
 }
 
+/// Some of 500 words at some of 64 places, for each of `sizes` [T, H].
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>> {
+    const WORDS: usize = 500;
+    const PLACES: usize = 64;
+    let op = Arc::new(Embed::new(device)?);
+    each(sizes, |(tokens, hidden)| {
+        let (rows, place_rows) = (noise(WORDS * hidden, 1), noise(PLACES * hidden, 2));
+        let ids: Vec<u32> = (0..tokens).map(|t| to_u32(t * 17 % WORDS)).collect();
+        let positions: Vec<u32> = (0..tokens).map(|t| to_u32(t * 5 % PLACES)).collect();
+        let words = WordRows::new(device, Table::of_f32(&rows, hidden))?;
+        let places = device.upload("places", hidden, &place_rows)?;
+        let id_list = device.upload_ids("ids", 1, &ids)?;
+        let position_list = device.upload_ids("positions", 1, &positions)?;
+        let x = device.scratch("x", tokens, hidden)?;
+        let op = Arc::clone(&op);
+        let run = move |pass: &mut Pass<'_>, [x]: &mut [Tensor; 1]| {
+            let f = Forward {
+                ids: &id_list,
+                positions: &position_list,
+                words: &words,
+                places: &places,
+                x,
+            };
+            op.forward(pass, f);
+        };
+        let case = Case::new("embed", [x], run, move || {
+            let (rows, place_rows) = (wide(&rows), wide(&place_rows));
+            [reference::embed(
+                &ids,
+                &positions,
+                &rows,
+                &place_rows,
+                hidden,
+            )]
+        });
+        let n = (tokens * hidden) as f64;
+        Ok([case.work(n, 12.0 * n)])
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::check;
 
     #[test]
     fn rows_are_gathered_and_added() {
-        for (tokens, hidden) in [(1, 1), (7, 65), (64, 384), (257, 12)] {
-            let (vocabulary, places) = (50, 9);
-            let words = noise(vocabulary * hidden, 1);
-            let place_rows = noise(places * hidden, 2);
-            let ids: Vec<u32> = (0..tokens).map(|t| to_u32(t * 17 % vocabulary)).collect();
-            let positions: Vec<u32> = (0..tokens).map(|t| to_u32(t * 5 % places)).collect();
-            let want =
-                reference::embed(&ids, &positions, &wide(&words), &wide(&place_rows), hidden);
-            for device in devices() {
-                let op = Embed::new(&device).unwrap();
-                let words = Words::new(&device, Table::of_f32(&words, hidden)).unwrap();
-                let ids = device.upload_ids("ids", 1, &ids).unwrap();
-                let positions = device.upload_ids("positions", 1, &positions).unwrap();
-                let places = device.upload("places", hidden, &place_rows).unwrap();
-                let mut x = device.scratch("x", tokens, hidden).unwrap();
-                let (read, outcome) = run(&device, |pass| {
-                    op.forward(
-                        pass,
-                        Forward {
-                            ids: &ids,
-                            positions: &positions,
-                            words: &words,
-                            places: &places,
-                            x: &mut x,
-                        },
-                    );
-                    pass.read(&x)
-                });
-                assert_close("embed", outcome.f32(read), &want, BOUND);
-            }
-        }
+        check(|device| cases(device, &[(1, 1), (7, 65), (64, 384), (257, 12)]));
     }
 }

@@ -1,9 +1,13 @@
 //! GELU with erf: x [T, F] -> y [T, F], and its gradient.
 
+use std::sync::Arc;
+
 use crate::device::cpu::math;
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("gelu", "math");
 
@@ -110,100 +114,81 @@ fn backward_cpu(pass: &CpuPass<'_>, columns: usize, x: &[f32], dy: &[f32], dx: &
     });
 }
 
+/// Forward and backward for each of `sizes` [T, F], where erf is steep and where it is flat.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(Gelu::new(device)?);
+    each(sizes, |(rows, columns)| {
+        let n = rows * columns;
+        let x: Vec<f32> = noise(n, 8).iter().map(|v| v * 5.9).collect();
+        Ok([
+            forward_case(device, &op, columns, &x)?,
+            backward_case(device, &op, columns, &x, &noise(n, 11))?.of("backward"),
+        ])
+    })
+}
+
+fn forward_case(device: &Device, op: &Arc<Gelu>, columns: usize, values: &[f32]) -> Result<Case> {
+    let x = device.upload("x", columns, values)?;
+    let y = device.scratch("y", x.rows(), columns)?;
+    let (op, n, values) = (Arc::clone(op), x.len() as f64, values.to_vec());
+    let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
+        op.forward(pass, Forward { x: &x, y });
+    };
+    let case = Case::new("gelu", [y], run, move || [reference::gelu(&wide(&values))]);
+    Ok(case.work(27.0 * n, 8.0 * n))
+}
+
+fn backward_case(
+    device: &Device,
+    op: &Arc<Gelu>,
+    columns: usize,
+    values: &[f32],
+    slopes: &[f32],
+) -> Result<Case> {
+    let x = device.upload("x", columns, values)?;
+    let dy = device.upload("dy", columns, slopes)?;
+    let dx = device.scratch("dx", x.rows(), columns)?;
+    let (op, n) = (Arc::clone(op), x.len() as f64);
+    let (values, slopes) = (values.to_vec(), slopes.to_vec());
+    let run = move |pass: &mut Pass<'_>, [dx]: &mut [Tensor; 1]| {
+        let (x, dy) = (&x, &dy);
+        op.backward(pass, Backward { x, dy, dx });
+    };
+    let case = Case::new("gelu", [dx], run, move || {
+        [reference::gelu_backward(&wide(&values), &wide(&slopes))]
+    });
+    Ok(case.work(45.0 * n, 12.0 * n))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::{assert_close, check, outputs};
 
-    fn outputs(columns: usize, x: &[f32]) -> Vec<Vec<f32>> {
-        devices()
-            .iter()
-            .map(|device| {
-                let op = Gelu::new(device).unwrap();
-                let x = device.upload("x", columns, x).unwrap();
-                let mut y = device.scratch("y", x.rows(), columns).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    op.forward(pass, Forward { x: &x, y: &mut y });
-                    pass.read(&y)
-                });
-                outcome.f32(read).to_vec()
-            })
-            .collect()
+    #[test]
+    fn values_and_gradients_match_f64() {
+        check(|device| cases(device, &[(1, 1), (7, 65), (33, 257)]));
+    }
+
+    fn gradients(x: &[f32], dy: &[f32]) -> Vec<[Vec<f32>; 1]> {
+        outputs(|device| backward_case(device, &Gelu::new(device)?.into(), x.len(), x, dy))
     }
 
     #[test]
-    fn forward_matches_hand_values_v15() {
-        for y in outputs(3, &[1.0, -0.5, 2.0]) {
+    fn both_ways_match_hand_values_v15() {
+        let x = [1.0, -0.5, 2.0];
+        for [y] in outputs(|device| forward_case(device, &Gelu::new(device)?.into(), 3, &x)) {
             assert_close("V15", &y, &[0.8413447, -0.1542688, 1.9544997], 1e-6);
         }
-    }
-
-    #[test]
-    fn matches_f64() {
-        for (rows, columns) in [(1, 1), (7, 65), (33, 257)] {
-            let x: Vec<f32> = noise(rows * columns, 8).iter().map(|v| v * 5.9).collect();
-            let want = reference::gelu(&wide(&x));
-            for y in outputs(columns, &x) {
-                assert_close("gelu", &y, &want, BOUND);
-            }
-        }
-    }
-
-    fn gradients(columns: usize, x: &[f32], dy: &[f32]) -> Vec<Vec<f32>> {
-        devices()
-            .iter()
-            .map(|device| {
-                let op = Gelu::new(device).unwrap();
-                let x = device.upload("x", columns, x).unwrap();
-                let dy = device.upload("dy", columns, dy).unwrap();
-                let mut dx = device.scratch("dx", x.rows(), columns).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    let (x, dy, dx) = (&x, &dy, &mut dx);
-                    op.backward(pass, Backward { x, dy, dx });
-                    pass.read(dx)
-                });
-                outcome.f32(read).to_vec()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn backward_matches_hand_values_v15() {
-        for dx in gradients(3, &[1.0, -0.5, 2.0], &[1.0, 1.0, -2.0]) {
+        for [dx] in gradients(&x, &[1.0, 1.0, -2.0]) {
             assert_close("V15", &dx, &[1.0833155, 0.1325049, -2.1704636], 1e-6);
-        }
-    }
-
-    #[test]
-    fn gradients_match_f64() {
-        for (rows, columns) in [(1, 1), (7, 65), (33, 257)] {
-            let n = rows * columns;
-            let x: Vec<f32> = noise(n, 8).iter().map(|v| v * 5.9).collect();
-            let dy = noise(n, 11);
-            let want = reference::gelu_backward(&wide(&x), &wide(&dy));
-            // Each element depends on its own alone: all are moved at once.
-            let moved = |by: f64| -> Vec<f64> {
-                reference::gelu(&wide(&x).iter().map(|x| x + by).collect::<Vec<_>>())
-            };
-            let differences: Vec<f64> = moved(1e-5)
-                .iter()
-                .zip(&moved(-1e-5))
-                .zip(&dy)
-                .map(|((more, less), dy)| (more - less) / 2e-5 * f64::from(*dy))
-                .collect();
-            for dx in gradients(columns, &x, &dy) {
-                assert_close("gelu backward", &dx, &want, BOUND);
-                assert_close("gelu differences", &dx, &differences, 1e-4);
-            }
         }
     }
 
     #[test]
     fn far_from_zero_the_gradient_is_that_of_relu() {
         let x = [-30.0, 30.0, -1e4, 1e4, -1e18, 1e18];
-        for dx in gradients(6, &x, &[1.0; 6]) {
+        for [dx] in gradients(&x, &[1.0; 6]) {
             assert_close("gelu backward", &dx, &[0.0, 1.0, 0.0, 1.0, 0.0, 1.0], 1e-6);
         }
     }

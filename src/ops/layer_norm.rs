@@ -1,10 +1,14 @@
 //! Layer norm of each row, after an optional residual branch: x, branch [T, H] -> y [T, H]; and its
 //! gradient, for gamma and beta that are not trained.
 
+use std::sync::Arc;
+
 use crate::device::cpu::math;
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{BOUND, Case, each};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("layer_norm", "reduce");
 
@@ -218,164 +222,157 @@ fn backward_cpu(
     });
 }
 
+/// Forward and backward with and without a branch, for each of `sizes`: [T, H] and a shift of x. A
+/// mean far from zero shows a variance that is computed as E[x^2] - E[x]^2.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, f32)]) -> Result<Vec<Case>> {
+    let op = Arc::new(LayerNorm::new(device)?);
+    each(sizes, |(rows, hidden, shift)| {
+        let n = rows * hidden;
+        let x: Vec<f32> = noise(n, 3).iter().map(|v| v + shift).collect();
+        let (gamma, beta) = (noise(hidden, 5), noise(hidden, 6));
+        let branch = Some(noise(n, 4));
+        let forward = |branch| forward_case(device, &op, [&x, &gamma, &beta], branch, 1e-5);
+        let dy = noise(n, 6);
+        let backward = |branch| backward_case(device, &op, [&x, &gamma, &dy], branch, 1e-5);
+        Ok([
+            forward(branch.clone())?,
+            forward(None)?.of("alone"),
+            backward(branch)?.of("backward"),
+            backward(None)?.of("backward alone"),
+        ])
+    })
+}
+
+/// x + branch, rounded as the op rounds it.
+fn summed(x: &[f32], branch: Option<&[f32]>) -> Vec<f64> {
+    match branch {
+        None => wide(x),
+        Some(branch) => x
+            .iter()
+            .zip(branch)
+            .map(|(x, b)| f64::from(x + b))
+            .collect(),
+    }
+}
+
+fn forward_case(
+    device: &Device,
+    op: &Arc<LayerNorm>,
+    inputs: [&[f32]; 3],
+    branch: Option<Vec<f32>>,
+    eps: f32,
+) -> Result<Case> {
+    let hidden = inputs[1].len();
+    let [x, gamma, beta] = inputs.map(|values| device.upload("input", hidden, values));
+    let (x, gamma, beta) = (x?, gamma?, beta?);
+    let added = branch
+        .as_deref()
+        .map(|b| device.upload("branch", hidden, b));
+    let added = added.transpose()?;
+    let y = device.scratch("y", x.rows(), hidden)?;
+    let (op, n) = (Arc::clone(op), x.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
+        let f = Forward {
+            x: &x,
+            branch: added.as_ref(),
+            gamma: &gamma,
+            beta: &beta,
+            eps,
+            y,
+        };
+        op.forward(pass, f);
+    };
+    let [x, gamma, beta] = inputs.map(<[f32]>::to_vec);
+    let case = Case::new("layer_norm", [y], run, move || {
+        let x = summed(&x, branch.as_deref());
+        [reference::layer_norm(
+            &x,
+            &wide(&gamma),
+            &wide(&beta),
+            eps.into(),
+        )]
+    });
+    Ok(case.work(9.0 * n, 12.0 * n).within(3.0 * BOUND))
+}
+
+fn backward_case(
+    device: &Device,
+    op: &Arc<LayerNorm>,
+    inputs: [&[f32]; 3],
+    branch: Option<Vec<f32>>,
+    eps: f32,
+) -> Result<Case> {
+    let hidden = inputs[1].len();
+    let [x, gamma, dy] = inputs.map(|values| device.upload("input", hidden, values));
+    let (x, gamma, dy) = (x?, gamma?, dy?);
+    let added = branch
+        .as_deref()
+        .map(|b| device.upload("branch", hidden, b));
+    let added = added.transpose()?;
+    let dx = device.scratch("dx", x.rows(), hidden)?;
+    let (op, n) = (Arc::clone(op), x.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [dx]: &mut [Tensor; 1]| {
+        let b = Backward {
+            x: &x,
+            branch: added.as_ref(),
+            gamma: &gamma,
+            eps,
+            dy: &dy,
+            dx,
+        };
+        op.backward(pass, b);
+    };
+    let [x, gamma, dy] = inputs.map(<[f32]>::to_vec);
+    let case = Case::new("layer_norm", [dx], run, move || {
+        let x = summed(&x, branch.as_deref());
+        [reference::layer_norm_backward(
+            &x,
+            &wide(&gamma),
+            eps.into(),
+            &wide(&dy),
+        )]
+    });
+    Ok(case.work(16.0 * n, 16.0 * n).within(3.0 * BOUND))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, finite_differences, noise, run, wide};
+    use crate::ops::testing::{assert_close, check, outputs};
 
-    fn outputs(
-        x: &[f32],
-        branch: Option<&[f32]>,
-        gamma: &[f32],
-        beta: &[f32],
-        eps: f32,
-    ) -> Vec<Vec<f32>> {
-        let hidden = gamma.len();
-        devices()
-            .iter()
-            .map(|device| {
-                let op = LayerNorm::new(device).unwrap();
-                let x = device.upload("x", hidden, x).unwrap();
-                let branch = branch.map(|branch| device.upload("branch", hidden, branch).unwrap());
-                let gamma = device.upload("gamma", hidden, gamma).unwrap();
-                let beta = device.upload("beta", hidden, beta).unwrap();
-                let mut y = device.scratch("y", x.rows(), hidden).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    let branch = branch.as_ref();
-                    op.forward(
-                        pass,
-                        Forward {
-                            x: &x,
-                            branch,
-                            gamma: &gamma,
-                            beta: &beta,
-                            eps,
-                            y: &mut y,
-                        },
-                    );
-                    pass.read(&y)
-                });
-                outcome.f32(read).to_vec()
-            })
-            .collect()
+    #[test]
+    fn rows_and_gradients_match_f64_with_and_without_a_branch() {
+        let sizes = [(1, 2, 0.0), (7, 63, 100.0), (64, 384, 0.0), (65, 257, 10.0)];
+        check(|device| cases(device, &sizes));
     }
 
     #[test]
-    fn forward_matches_hand_values_v14() {
+    fn both_ways_match_hand_values_v14() {
+        let (x, ones, zeros) = ([1.0, 2.0, 3.0, 4.0], [1.0; 4], [0.0; 4]);
         let want = [-1.3416408, -0.4472136, 0.4472136, 1.3416408];
-        for y in outputs(&[1.0, 2.0, 3.0, 4.0], None, &[1.0; 4], &[0.0; 4], 1e-12) {
+        for [y] in outputs(|device| {
+            let op = LayerNorm::new(device)?.into();
+            forward_case(device, &op, [&x, &ones, &zeros], None, 1e-12)
+        }) {
             assert_close("V14", &y, &want, 1e-6);
         }
-    }
-
-    #[test]
-    fn rows_match_f64_with_and_without_a_branch() {
-        // A mean far from zero shows a variance taken as E[x^2] - E[x]^2.
-        for (rows, hidden, offset) in [(1, 2, 0.0), (7, 63, 100.0), (64, 384, 0.0), (65, 257, 10.0)]
-        {
-            let x: Vec<f32> = noise(rows * hidden, 3).iter().map(|v| v + offset).collect();
-            let branch = noise(rows * hidden, 4);
-            let (gamma, beta) = (noise(hidden, 5), noise(hidden, 6));
-            let alone = wide(&x);
-            let both: Vec<f64> = x
-                .iter()
-                .zip(&branch)
-                .map(|(x, b)| f64::from(x + b))
-                .collect();
-            for (branch, input) in [(None, alone), (Some(branch.as_slice()), both)] {
-                let want = reference::layer_norm(&input, &wide(&gamma), &wide(&beta), 1e-5);
-                for y in outputs(&x, branch, &gamma, &beta, 1e-5) {
-                    assert_close("layer_norm", &y, &want, 3.0 * BOUND);
-                }
-            }
-        }
-    }
-
-    fn gradients(
-        x: &[f32],
-        branch: Option<&[f32]>,
-        gamma: &[f32],
-        eps: f32,
-        dy: &[f32],
-    ) -> Vec<Vec<f32>> {
-        let hidden = gamma.len();
-        devices()
-            .iter()
-            .map(|device| {
-                let op = LayerNorm::new(device).unwrap();
-                let x = device.upload("x", hidden, x).unwrap();
-                let branch = branch.map(|branch| device.upload("branch", hidden, branch).unwrap());
-                let gamma = device.upload("gamma", hidden, gamma).unwrap();
-                let dy = device.upload("dy", hidden, dy).unwrap();
-                let mut dx = device.scratch("dx", x.rows(), hidden).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    let branch = branch.as_ref();
-                    op.backward(
-                        pass,
-                        Backward {
-                            x: &x,
-                            branch,
-                            gamma: &gamma,
-                            eps,
-                            dy: &dy,
-                            dx: &mut dx,
-                        },
-                    );
-                    pass.read(&dx)
-                });
-                outcome.f32(read).to_vec()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn backward_matches_hand_values_v14() {
+        let dy = [1.0, 0.0, 0.0, 0.0];
         let want = [0.2683282, -0.3577709, -0.0894427, 0.1788854];
-        let (x, dy) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.0]);
-        for dx in gradients(&x, None, &[1.0; 4], 1e-12, &dy) {
+        for [dx] in outputs(|device| {
+            let op = LayerNorm::new(device)?.into();
+            backward_case(device, &op, [&x, &ones, &dy], None, 1e-12)
+        }) {
             assert_close("V14", &dx, &want, 1e-6);
         }
     }
 
     #[test]
-    fn gradients_match_f64_with_and_without_a_branch() {
-        for (rows, hidden, offset) in [(1, 2, 0.0), (7, 63, 100.0), (5, 384, 0.0), (65, 257, 10.0)]
-        {
-            let n = rows * hidden;
-            let x: Vec<f32> = noise(n, 3).iter().map(|v| v + offset).collect();
-            let (branch, gamma, dy) = (noise(n, 4), noise(hidden, 5), noise(n, 6));
-            let both: Vec<f32> = x.iter().zip(&branch).map(|(x, b)| x + b).collect();
-            for (branch, input) in [(None, &x), (Some(branch.as_slice()), &both)] {
-                let (input, gamma64, dy64) = (wide(input), wide(&gamma), wide(&dy));
-                let want = reference::layer_norm_backward(&input, &gamma64, 1e-5, &dy64);
-                for dx in gradients(&x, branch, &gamma, 1e-5, &dy) {
-                    assert_close("layer_norm backward", &dx, &want, 3.0 * BOUND);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_match_differences() {
-        let (rows, hidden) = (3, 65);
-        let (x, gamma, dy) = (noise(195, 3), noise(hidden, 5), noise(rows * hidden, 6));
-        let want = finite_differences(&wide(&x), |x| {
-            let y = reference::layer_norm(x, &wide(&gamma), &vec![0.0; hidden], 1e-5);
-            reference::dot(&y, &wide(&dy))
-        });
-        for dx in gradients(&x, None, &gamma, 1e-5, &dy) {
-            assert_close("layer_norm differences", &dx, &want, 1e-4);
-        }
-    }
-
-    #[test]
     fn a_row_of_equal_values_has_a_finite_gradient() {
-        let dy = [1.0, 2.0, 4.0];
-        let want = reference::layer_norm_backward(&[5.0; 3], &[1.0; 3], 1e-2, &wide(&dy));
-        for dx in gradients(&[5.0; 3], None, &[1.0; 3], 1e-2, &dy) {
-            assert_close("layer_norm backward", &dx, &want, BOUND);
-        }
+        check(|device| {
+            let op = LayerNorm::new(device)?.into();
+            let inputs: [&[f32]; 3] = [&[5.0; 3], &[1.0; 3], &[1.0, 2.0, 4.0]];
+            let case = backward_case(device, &op, inputs, None, 1e-2)?;
+            Ok(vec![case.within(BOUND)])
+        });
     }
 }

@@ -4,11 +4,15 @@
 //! One shader; forward has two pipelines: tiles of 64 rows, and of 16 for batches of at most
 //! [`NARROW`] rows, where the taller tile would mostly compute rows that are not there.
 
+use std::sync::Arc;
+
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::{Result, bail};
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{self, noise, wide};
 use crate::weights::View;
 
 const SHADER: Shader = shader!("linear", "tile");
@@ -36,13 +40,13 @@ pub(crate) struct Linear {
 
 /// `W` and `b` where a device wants them.
 pub(crate) struct Weight {
-    values: Values,
+    values: WeightValues,
     bias: Tensor,
     inputs: usize,
     outputs: usize,
 }
 
-enum Values {
+enum WeightValues {
     Cpu {
         forward: Packed,
         /// `W` the other way round, where the map is learned through.
@@ -58,7 +62,7 @@ impl Weight {
         let outputs: usize = parts.iter().map(|(_, view)| view.rows()).sum();
         assert_eq!(bias.len(), outputs, "linear: bias is not [{outputs}]");
         let values = match device {
-            Device::Cpu(cpu) => Values::Cpu {
+            Device::Cpu(cpu) => WeightValues::Cpu {
                 forward: cpu.run(|| Packed::new(cpu, parts))?,
                 backward: None,
             },
@@ -73,7 +77,7 @@ impl Weight {
                         );
                     }
                 }
-                Values::Gpu(device.upload("w", inputs, &values)?)
+                WeightValues::Gpu(device.upload("w", inputs, &values)?)
             }
         };
         Ok(Self {
@@ -92,7 +96,8 @@ impl Weight {
         bias: &[f32],
     ) -> Result<Self> {
         let mut weight = Self::new(device, parts, bias)?;
-        if let (Device::Cpu(cpu), Values::Cpu { backward, .. }) = (device, &mut weight.values) {
+        if let (Device::Cpu(cpu), WeightValues::Cpu { backward, .. }) = (device, &mut weight.values)
+        {
             *backward = Some(cpu.run(|| Packed::transposed(cpu, parts)));
         }
         Ok(weight)
@@ -137,7 +142,7 @@ impl Linear {
         f.x.expect("linear", "x", rows, f.w.inputs);
         f.y.expect("linear", "y", rows, f.w.outputs);
         match (pass, &f.w.values) {
-            (Pass::Gpu(gpu), Values::Gpu(w)) => {
+            (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
                 let (kernel, high) = if rows <= narrow {
                     (&self.narrow, 16)
                 } else {
@@ -154,7 +159,7 @@ impl Linear {
                     &[("x", f.x), ("w", w), ("bias", &f.w.bias), ("y", f.y)],
                 );
             }
-            (Pass::Cpu(pass), Values::Cpu { forward, .. }) => {
+            (Pass::Cpu(pass), WeightValues::Cpu { forward, .. }) => {
                 let x = Matrix::of_rows(f.x.f32(), f.w.inputs);
                 let y = RowsMut::whole(f.y.f32_mut(), f.w.outputs);
                 gemm::multiply(pass.cpu, x, forward, Finish::Bias(f.w.bias.f32()), y);
@@ -184,7 +189,7 @@ impl Linear {
         b.dy.expect("linear", "dy", rows, b.w.outputs);
         b.dx.expect("linear", "dx", rows, b.w.inputs);
         match (pass, &b.w.values) {
-            (Pass::Gpu(gpu), Values::Gpu(w)) => gpu.dispatch(
+            (Pass::Gpu(gpu), WeightValues::Gpu(w)) => gpu.dispatch(
                 kernel,
                 [groups(b.w.inputs, ACROSS), groups(rows, 64), 1],
                 &Dims {
@@ -194,7 +199,7 @@ impl Linear {
                 },
                 &[("dy", b.dy), ("w", w), ("dx", b.dx)],
             ),
-            (Pass::Cpu(pass), Values::Cpu { backward, .. }) => {
+            (Pass::Cpu(pass), WeightValues::Cpu { backward, .. }) => {
                 let Some(w) = backward else {
                     panic!("linear: backward through a weight that is not for learning");
                 };
@@ -207,95 +212,148 @@ impl Linear {
     }
 }
 
+/// Forward and backward with a weight of two parts, for each of `sizes`: a label, T, in and out.
+pub(crate) fn cases(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(Linear::new(device)?);
+    each(sizes, |(label, rows, inputs, outputs)| {
+        let (x, w, b) = (
+            noise(rows * inputs, 1),
+            noise(outputs * inputs, 2),
+            noise(outputs, 3),
+        );
+        let dy = noise(rows * outputs, 4);
+        let forward = forward_case(device, &op, [&x, &w, &b], NARROW)?;
+        let backward = |add| backward_case(device, &op, [&dy, &w], inputs, add);
+        let at = format!("{label} {rows}x{inputs} . {outputs}x{inputs}");
+        let back = format!("{label} {rows}x{outputs} . {outputs}x{inputs}");
+        Ok([
+            forward.of(&at),
+            backward(false)?.of(&format!("backward {back}")),
+            backward(true)?.of(&format!("backward, added {back}")),
+        ])
+    })
+}
+
+/// `w` [out, in] in two parts, as query, key and value are three.
+fn two_parts(w: &[f32], inputs: usize) -> [(&'static str, View<'_>); 2] {
+    let (top, rest) = w.split_at(w.len() / inputs / 2 * inputs);
+    [("top", top), ("rest", rest)].map(|(name, part)| (name, View::of_f32(part, inputs)))
+}
+
+/// `inputs`: x [T, in], W [out, in], b [out]; at most `narrow` rows take the narrow tile.
+fn forward_case(
+    device: &Device,
+    op: &Arc<Linear>,
+    [x, w, b]: [&[f32]; 3],
+    narrow: usize,
+) -> Result<Case> {
+    let (outputs, columns) = (b.len(), w.len() / b.len());
+    let weight = Weight::new(device, &two_parts(w, columns), b)?;
+    let input = device.upload("x", columns, x)?;
+    let y = device.scratch("y", input.rows(), outputs)?;
+    let flops = 2.0 * (x.len() * outputs) as f64;
+    let bytes = 4.0 * (y.len() + w.len() + x.len()) as f64;
+    let op = Arc::clone(op);
+    let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
+        let (x, w) = (&input, &weight);
+        op.forward_at(pass, Forward { x, w, y }, narrow);
+    };
+    let [x, w, b] = [x, w, b].map(<[f32]>::to_vec);
+    let want = move || [reference::linear(&wide(&x), &wide(&w), &wide(&b))];
+    Ok(Case::new("linear", [y], run, want).work(flops, bytes))
+}
+
+/// `inputs`: dy [T, out], W [out, in]; onto ones with `add`.
+fn backward_case(
+    device: &Device,
+    op: &Arc<Linear>,
+    [dy, w]: [&[f32]; 2],
+    inputs: usize,
+    add: bool,
+) -> Result<Case> {
+    let outputs = w.len() / inputs;
+    let weight = Weight::for_learning(device, &two_parts(w, inputs), &vec![9.0; outputs])?;
+    let slopes = device.upload("dy", outputs, dy)?;
+    let dx = match add {
+        true => device.upload("dx", inputs, &vec![1.0; slopes.rows() * inputs])?,
+        false => device.scratch("dx", slopes.rows(), inputs)?,
+    };
+    let flops = 2.0 * (dy.len() * inputs) as f64;
+    let bytes = 4.0 * (dy.len() + w.len() + dx.len()) as f64;
+    let op = Arc::clone(op);
+    let run = move |pass: &mut Pass<'_>, [dx]: &mut [Tensor; 1]| {
+        let (dy, w) = (&slopes, &weight);
+        match add {
+            true => op.backward_add(pass, Backward { dy, w, dx }),
+            false => op.backward(pass, Backward { dy, w, dx }),
+        }
+    };
+    let [dy, w] = [dy, w].map(<[f32]>::to_vec);
+    let case = Case::new("linear", [dx], run, move || {
+        let mut dx = reference::product(&wide(&dy), &wide(&w), inputs);
+        if add {
+            dx.iter_mut().for_each(|dx| *dx += 1.0);
+        }
+        [dx]
+    });
+    Ok(case.work(flops, bytes))
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::{check, devices, outputs, run};
 
-    /// `dx = dy . W`, then `dx += dy . W`.
-    fn gradients(device: &Device, dy: &[f32], w: &[f32], inputs: usize) -> [Vec<f32>; 2] {
-        let op = Linear::new(device).unwrap();
-        let outputs = w.len() / inputs;
-        // Two parts, as query, key and value are.
-        let (top, rest) = w.split_at(outputs / 2 * inputs);
-        let parts = [
-            ("top", View::of_f32(top, inputs)),
-            ("rest", View::of_f32(rest, inputs)),
+    #[test]
+    fn forward_and_backward_match_f64() {
+        let sizes = [
+            ("", 1, 1, 1),
+            ("", 7, 65, 63),
+            ("", 33, 130, 17),
+            ("", 65, 64, 257),
+            ("", 65, 128, 64),
         ];
-        let weight = Weight::for_learning(device, &parts, &vec![9.0; outputs]).unwrap();
-        let dy = device.upload("dy", outputs, dy).unwrap();
-        let mut dx = device.scratch("dx", dy.rows(), inputs).unwrap();
-        let (reads, outcome) = run(device, |pass| {
-            let (dy, w) = (&dy, &weight);
-            let first = Backward { dy, w, dx: &mut dx };
-            op.backward(pass, first);
-            let once = pass.read(&dx);
-            let second = Backward { dy, w, dx: &mut dx };
-            op.backward_add(pass, second);
-            [once, pass.read(&dx)]
-        });
-        reads.map(|read| outcome.f32(read).to_vec())
+        check(|device| cases(device, &sizes));
     }
 
     #[test]
-    fn backward_matches_f64_and_adds() {
-        for (rows, inputs, outputs) in [(1, 1, 1), (7, 65, 63), (33, 130, 17), (65, 64, 257)] {
-            let (dy, w) = (noise(rows * outputs, 4), noise(outputs * inputs, 5));
-            let want = reference::product(&wide(&dy), &wide(&w), inputs);
-            let twice: Vec<f64> = want.iter().map(|v| 2.0 * v).collect();
-            for device in devices() {
-                let [once, sum] = gradients(&device, &dy, &w, inputs);
-                assert_close("linear backward", &once, &want, BOUND);
-                assert_close("linear backward_add", &sum, &twice, 2.0 * BOUND);
-            }
-        }
-    }
-
-    #[test]
-    fn backward_is_the_derivative_of_the_forward_reference() {
-        let (rows, inputs, outputs) = (3, 5, 7);
-        let (x, w, dy) = (
-            wide(&noise(rows * inputs, 1)),
-            noise(outputs * inputs, 2),
-            noise(rows * outputs, 3),
-        );
-        let loss = |x: &[f64]| {
-            let y = reference::linear(x, &wide(&w), &vec![0.5; outputs]);
-            let terms = y.iter().zip(&dy).map(|(y, dy)| y * f64::from(*dy));
-            terms.sum::<f64>()
-        };
-        let want: Vec<f64> = (0..x.len())
-            .map(|i| {
-                let at = |step: f64| {
-                    let mut x = x.clone();
-                    x[i] += step;
-                    loss(&x)
+    fn both_tiles_match_f64_and_each_other() {
+        for (rows, inputs, outs) in [(1, 1, 1), (7, 63, 65), (33, 17, 130), (65, 128, 64)] {
+            let (x, w, b) = (
+                noise(rows * inputs, 1),
+                noise(outs * inputs, 2),
+                noise(outs, 3),
+            );
+            let at = |narrow| {
+                let make = |device: &Device| {
+                    forward_case(device, &Linear::new(device)?.into(), [&x, &w, &b], narrow)
                 };
-                (at(1e-4) - at(-1e-4)) / 2e-4
-            })
-            .collect();
-        for device in devices() {
-            let [dx, _] = gradients(&device, &dy, &w, inputs);
-            assert_close("linear backward", &dx, &want, 1e-4);
+                check(|device| Ok(vec![make(device)?]));
+                outputs::<1>(make)
+            };
+            assert_eq!(at(usize::MAX), at(0), "the tile shows in the bits");
         }
     }
 
     #[test]
     fn a_gradient_is_the_same_alone_and_in_company_and_with_any_threads() {
-        let (rows, inputs, outputs) = (230, 48, 100);
-        let (dy, w) = (noise(rows * outputs, 6), noise(outputs * inputs, 7));
+        let (rows, inputs, outs) = (230, 48, 100);
+        let (dy, w) = (noise(rows * outs, 6), noise(outs * inputs, 7));
+        let of = |device: &Device, dy: &[f32]| {
+            let op = Linear::new(device).unwrap().into();
+            let mut case = backward_case(device, &op, [dy, &w], inputs, false).unwrap();
+            case.check(device).unwrap().remove(0).got
+        };
         for device in devices() {
-            let [all, _] = gradients(&device, &dy, &w, inputs);
-            let [first, _] = gradients(&device, &dy[..outputs], &w, inputs);
-            let [some, _] = gradients(&device, &dy[64 * outputs..130 * outputs], &w, inputs);
-            assert_eq!(first, all[..inputs]);
+            let all = of(&device, &dy);
+            assert_eq!(of(&device, &dy[..outs]), all[..inputs]);
+            let some = of(&device, &dy[64 * outs..130 * outs]);
             assert_eq!(some, all[64 * inputs..130 * inputs]);
         }
         let with = |threads| {
             let cpu = crate::device::cpu::Cpu::open(Some(threads)).unwrap();
-            gradients(&Device::Cpu(cpu.into()), &dy, &w, inputs)
+            of(&Device::Cpu(cpu.into()), &dy)
         };
         assert_eq!(with(1), with(2));
         assert_eq!(with(1), with(3));
@@ -313,50 +371,5 @@ mod tests {
             let (w, dx) = (&weight, &mut dx);
             op.backward(pass, Backward { dy: &dy, w, dx });
         });
-    }
-
-    fn output(
-        device: &Device,
-        x: &[f32],
-        w: &[f32],
-        bias: &[f32],
-        inputs: usize,
-        narrow: usize,
-    ) -> Vec<f32> {
-        let op = Linear::new(device).unwrap();
-        let weight = Weight::new(device, &[("w", View::of_f32(w, inputs))], bias).unwrap();
-        let x = device.upload("x", inputs, x).unwrap();
-        let mut y = device.scratch("y", x.rows(), bias.len()).unwrap();
-        let (read, outcome) = run(device, |pass| {
-            op.forward_at(
-                pass,
-                Forward {
-                    x: &x,
-                    w: &weight,
-                    y: &mut y,
-                },
-                narrow,
-            );
-            pass.read(&y)
-        });
-        outcome.f32(read).to_vec()
-    }
-
-    #[test]
-    fn both_tiles_match_f64_and_each_other() {
-        for (rows, inputs, outputs) in [(1, 1, 1), (7, 63, 65), (33, 17, 130), (65, 128, 64)] {
-            let (x, w, b) = (
-                noise(rows * inputs, 1),
-                noise(outputs * inputs, 2),
-                noise(outputs, 3),
-            );
-            let want = reference::linear(&wide(&x), &wide(&w), &wide(&b));
-            for device in devices() {
-                let narrow = output(&device, &x, &w, &b, inputs, usize::MAX);
-                let wide = output(&device, &x, &w, &b, inputs, 0);
-                assert_close("linear", &narrow, &want, BOUND);
-                assert_eq!(narrow, wide, "the tile shows in the bits");
-            }
-        }
     }
 }

@@ -1,12 +1,17 @@
-//! Products of matrices that change: y [M, N] = or += scale * a [M, K] . b [K, N], with a or b transposed.
+//! Products of matrices that change: y [M, N] = or += scale * a [M, K] . b [K, N], with a or b
+//! transposed.
 //!
 //! Operands are matrices inside tensors: columns of one, or a parameter of a flat one.
 
+use std::sync::Arc;
+
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix};
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Place, Shader, groups, shader};
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Place, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{BOUND, Case, each, framed};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("matmul", "tile");
 
@@ -80,7 +85,7 @@ pub(crate) struct Product<'t> {
 
 /// Which factor stands transposed in memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Transposed {
+pub(crate) enum Transposed {
     Neither,
     A,
     B,
@@ -187,120 +192,135 @@ impl Matmul {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-    use std::sync::Arc;
+/// Products of noise, for each of `sizes`.
+pub(crate) fn cases(device: &Device, sizes: &[ProductSize<'_>]) -> Result<Vec<Case>> {
+    let op = Arc::new(Matmul::new(device)?);
+    each(sizes, |size| {
+        let [rows, inner, columns] = size.shape;
+        let case = ProductInputs::of_noise(size).case(device, &op)?;
+        Ok([case.of(&format!(
+            "{} {rows}x{inner} . {inner}x{columns}",
+            size.label
+        ))])
+    })
+}
 
-    use super::*;
-    use crate::device::cpu::Cpu;
-    use crate::device::cpu::gemm::Level;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+/// One product: [M, K, N], which factor is transposed, and elements before each matrix and between
+/// its rows.
+#[derive(Clone, Copy)]
+pub(crate) struct ProductSize<'l> {
+    pub(crate) label: &'l str,
+    pub(crate) shape: [usize; 3],
+    pub(crate) turned: Transposed,
+    pub(crate) gap: (usize, usize),
+    pub(crate) add: bool,
+}
 
-    const ALL: [Transposed; 3] = [Transposed::Neither, Transposed::A, Transposed::B];
+/// The matrices of a product, neither factor transposed, and `y` before it.
+struct ProductInputs<'l> {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    y: Vec<f32>,
+    size: ProductSize<'l>,
+    scale: f32,
+    narrow: usize,
+}
 
-    /// Fills what is around a matrix: must neither be read nor written.
-    const AROUND: f32 = f32::NAN;
+/// The transpose of rows of `columns`.
+fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns.max(1);
+    (0..rows * columns)
+        .map(|i| values[i % rows * columns + i / rows])
+        .collect()
+}
 
-    struct Case {
-        a: Vec<f32>,
-        b: Vec<f32>,
-        y: Vec<f32>,
-        shape: [usize; 3],
-        turned: Transposed,
-        /// Elements before a matrix, and between its rows.
-        gap: (usize, usize),
-        scale: f32,
-        add: bool,
-    }
-
-    fn case(shape: [usize; 3], turned: Transposed, gap: (usize, usize), add: bool) -> Case {
-        let [rows, inner, columns] = shape;
-        Case {
+impl<'l> ProductInputs<'l> {
+    fn of_noise(size: ProductSize<'l>) -> Self {
+        let [rows, inner, columns] = size.shape;
+        Self {
             a: noise(rows * inner, 1),
             b: noise(inner * columns, 2),
             y: noise(rows * columns, 3),
+            size,
+            scale: 0.75,
+            narrow: NARROW,
+        }
+    }
+
+    fn case(&self, device: &Device, op: &Arc<Matmul>) -> Result<Case> {
+        let ProductSize {
+            shape: [rows, inner, columns],
+            turned,
+            gap,
+            add,
+            ..
+        } = self.size;
+        let (left, a) = match turned {
+            Transposed::A => framed(device, "a", rows, &transpose(&self.a, inner), gap)?,
+            _ => framed(device, "a", inner, &self.a, gap)?,
+        };
+        let (right, b) = match turned {
+            Transposed::B => framed(device, "b", inner, &transpose(&self.b, columns), gap)?,
+            _ => framed(device, "b", columns, &self.b, gap)?,
+        };
+        let (y, place) = framed(device, "y", columns, &self.y, gap)?;
+        let (op, scale, narrow) = (Arc::clone(op), self.scale, self.narrow);
+        let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
+            let p = Product {
+                a: left.part(a),
+                b: right.part(b),
+                scale,
+                y: y.part_mut(place),
+                add,
+            };
+            op.multiply(pass, p, turned, narrow);
+        };
+        let (a, b, before) = (wide(&self.a), wide(&self.b), wide(&self.y));
+        let want = move || {
+            let mut y = reference::product(&a, &b, columns);
+            for (y, before) in y.iter_mut().zip(&before) {
+                *y = f64::from(scale) * *y + if add { *before } else { 0.0 };
+            }
+            [y]
+        };
+        let flops = 2.0 * (rows * inner * columns) as f64;
+        let bytes = 4.0 * (rows * inner + inner * columns + rows * columns) as f64;
+        let case = Case::new("matmul", [y], run, want).at(0, place);
+        Ok(case.work(flops, bytes).within(3.0 * BOUND))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::device::cpu::Cpu;
+    use crate::device::cpu::gemm::Level;
+    use crate::ops::testing::{assert_close, check, devices, outputs, run};
+
+    const ALL: [Transposed; 3] = [Transposed::Neither, Transposed::A, Transposed::B];
+
+    fn size(
+        shape: [usize; 3],
+        turned: Transposed,
+        gap: (usize, usize),
+        add: bool,
+    ) -> ProductSize<'static> {
+        ProductSize {
+            label: "",
             shape,
             turned,
             gap,
-            scale: 0.75,
             add,
         }
     }
 
-    fn turn(values: &[f32], columns: usize) -> Vec<f32> {
-        let rows = values.len() / columns.max(1);
-        (0..rows * columns)
-            .map(|i| values[i % rows * columns + i / rows])
-            .collect()
-    }
-
-    impl Case {
-        fn want(&self) -> Vec<f64> {
-            let products = reference::product(&wide(&self.a), &wide(&self.b), self.shape[2]);
-            let before = |i: usize| {
-                if self.add { f64::from(self.y[i]) } else { 0.0 }
-            };
-            let scaled = products.iter().enumerate();
-            scaled
-                .map(|(i, sum)| before(i) + f64::from(self.scale) * sum)
-                .collect()
-        }
-
-        /// `values` with gaps, as rows of one element, and where the matrix is in them.
-        fn spread(&self, values: &[f32], columns: usize) -> (Vec<f32>, Place) {
-            let (offset, between) = self.gap;
-            let place = Place {
-                offset,
-                stride: columns + between,
-                rows: values.len() / columns,
-                columns,
-            };
-            let mut spread = vec![AROUND; place.end() + offset];
-            for (r, row) in values.chunks_exact(columns).enumerate() {
-                spread[offset + r * place.stride..][..columns].copy_from_slice(row);
-            }
-            (spread, place)
-        }
-
-        fn run(&self, device: &Device, narrow: usize) -> Vec<f32> {
-            let [rows, inner, columns] = self.shape;
-            let a = match self.turned {
-                Transposed::A => self.spread(&turn(&self.a, inner), rows),
-                _ => self.spread(&self.a, inner),
-            };
-            let b = match self.turned {
-                Transposed::B => self.spread(&turn(&self.b, columns), inner),
-                _ => self.spread(&self.b, columns),
-            };
-            let before = self.spread(&self.y, columns);
-            let op = Matmul::new(device).unwrap();
-            let tensors =
-                [&a, &b, &before].map(|(values, _)| device.upload("m", 1, values).unwrap());
-            let [left, right, mut y] = tensors;
-            let (read, outcome) = run(device, |pass| {
-                let p = Product {
-                    a: left.part(a.1),
-                    b: right.part(b.1),
-                    scale: self.scale,
-                    y: y.part_mut(before.1),
-                    add: self.add,
-                };
-                op.multiply(pass, p, self.turned, narrow);
-                pass.read(&y)
-            });
-            let (mut spread, place) = (outcome.f32(read).to_vec(), before.1);
-            let mut inside = Vec::new();
-            for r in 0..rows {
-                let row = &mut spread[place.offset + r * place.stride..][..columns];
-                inside.extend_from_slice(row);
-                row.fill(AROUND);
-            }
-            let untouched = spread.iter().all(|v| v.to_bits() == AROUND.to_bits());
-            assert!(untouched, "matmul writes around its result");
-            inside
-        }
+    fn on(device: &Device, inputs: &ProductInputs<'_>) -> Vec<f32> {
+        let op = Matmul::new(device).unwrap().into();
+        let mut case = inputs.case(device, &op).unwrap();
+        let [y] = case.check(device).unwrap().try_into().ok().unwrap();
+        assert!(y.intact);
+        y.got
     }
 
     #[test]
@@ -312,40 +332,43 @@ mod tests {
             [16, 65, 130],
             [65, 16, 257],
         ];
-        for device in devices() {
-            for shape in shapes {
-                for turned in ALL {
-                    for (gap, add) in [((0, 0), false), ((5, 3), true), ((2, 9), false)] {
-                        let case = case(shape, turned, gap, add);
-                        let got = case.run(&device, NARROW);
-                        assert_close("matmul", &got, &case.want(), 3.0 * BOUND);
-                    }
+        let mut sizes = Vec::new();
+        for shape in shapes {
+            for turned in ALL {
+                for (gap, add) in [((0, 0), false), ((5, 3), true), ((2, 9), false)] {
+                    sizes.push(size(shape, turned, gap, add));
                 }
             }
         }
+        check(|device| cases(device, &sizes));
     }
 
     #[test]
     fn both_tiles_have_the_same_bits() {
-        for device in devices() {
-            let case = case([20, 33, 70], Transposed::B, (3, 4), true);
-            assert_eq!(case.run(&device, 0), case.run(&device, usize::MAX));
-        }
+        let at = |narrow| {
+            let size = size([20, 33, 70], Transposed::B, (3, 4), true);
+            let inputs = ProductInputs {
+                narrow,
+                ..ProductInputs::of_noise(size)
+            };
+            outputs::<1>(|device| inputs.case(device, &Matmul::new(device)?.into()))
+        };
+        assert_eq!(at(0), at(usize::MAX));
     }
 
     #[test]
     fn a_row_is_the_same_alone_and_in_company() {
         for device in devices() {
             for turned in ALL {
-                let all = case([150, 40, 50], turned, (1, 2), false);
-                let row = |r: usize| Case {
+                let all = ProductInputs::of_noise(size([150, 40, 50], turned, (1, 2), false));
+                let row = |r: usize| ProductInputs {
                     a: all.a[r * 40..][..40].to_vec(),
                     y: all.y[r * 50..][..50].to_vec(),
-                    ..case([1, 40, 50], turned, (0, 0), false)
+                    ..ProductInputs::of_noise(size([1, 40, 50], turned, (0, 0), false))
                 };
-                let together = all.run(&device, NARROW);
+                let together = on(&device, &all);
                 for r in [0, 77, 149] {
-                    assert_eq!(row(r).run(&device, NARROW), together[r * 50..][..50]);
+                    assert_eq!(on(&device, &row(r)), together[r * 50..][..50]);
                 }
             }
         }
@@ -361,19 +384,24 @@ mod tests {
             [32, 100, 1000],
         ] {
             for (turned, add) in ALL.into_iter().zip([true, false, true]) {
-                let case = case(shape, turned, (7, 5), add);
+                let inputs = ProductInputs::of_noise(size(shape, turned, (7, 5), add));
                 let mut fused = None;
                 for level in Level::available() {
-                    let on = |threads| {
+                    let with = |threads| {
                         let cpu = Cpu::with_level(Some(threads), level).unwrap();
-                        case.run(&Device::Cpu(Arc::new(cpu)), NARROW)
+                        let device = Device::Cpu(Arc::new(cpu));
+                        let op = Matmul::new(&device).unwrap().into();
+                        let mut case = inputs.case(&device, &op).unwrap();
+                        case.check(&device).unwrap().remove(0)
                     };
-                    let one = on(1);
-                    assert_close("matmul", &one, &case.want(), 30.0 * BOUND);
-                    assert_eq!(one, on(2));
-                    assert_eq!(one, on(3));
+                    let one = with(1);
+                    assert!(one.intact);
+                    assert_close("matmul", &one.got, &one.want, 30.0 * BOUND);
+                    assert_eq!(one.got, with(2).got);
+                    assert_eq!(one.got, with(3).got);
                     if level != Level::Portable {
-                        assert_eq!(*fused.get_or_insert_with(|| one.clone()), one, "{level:?}");
+                        let fused = fused.get_or_insert_with(|| one.got.clone());
+                        assert_eq!(*fused, one.got, "{level:?}");
                     }
                 }
             }
@@ -387,13 +415,13 @@ mod tests {
         let (x, la, lb, g) = ([1.0, 2.0], [0.5, -1.0], [2.0, 1.0], [1.0, 1.0]);
         for device in devices() {
             let product = |shape, turned, scale, a: &[f32], b: &[f32]| {
-                let case = Case {
+                let inputs = ProductInputs {
                     a: a.to_vec(),
                     b: b.to_vec(),
                     scale,
-                    ..case(shape, turned, (2, 1), false)
+                    ..ProductInputs::of_noise(size(shape, turned, (2, 1), false))
                 };
-                case.run(&device, NARROW)
+                on(&device, &inputs)
             };
             let thin = product([1, 2, 1], Transposed::B, 1.0, &x, &la);
             let y = product([1, 1, 2], Transposed::B, 2.0, &thin, &lb);
@@ -405,45 +433,6 @@ mod tests {
             assert_close("V13 dLa", &dla, &[6.0, 12.0], 1e-6);
             let dx = product([1, 1, 2], Transposed::Neither, 1.0, &d_thin, &la);
             assert_close("V13 dx", &dx, &[3.0, -6.0], 1e-6);
-        }
-    }
-
-    #[test]
-    fn gradients_match_finite_differences() {
-        // y = s x w^T; loss = sum of y g: dx = s g w (nn), dw = s g^T x (tn).
-        let (rows, inner, columns) = (5, 4, 3);
-        let (x, w) = (noise(rows * inner, 1), noise(columns * inner, 2));
-        let g = noise(rows * columns, 3);
-        let s = 0.5;
-        let loss = |x: &[f64], w: &[f64]| {
-            let y = reference::linear(x, w, &vec![0.0; columns]);
-            let terms = y.iter().zip(&g).map(|(y, g)| s * y * f64::from(*g));
-            terms.sum::<f64>()
-        };
-        let slope = |at: &dyn Fn(f64) -> f64| (at(1e-4) - at(-1e-4)) / 2e-4;
-        let (wide_x, wide_w) = (wide(&x), wide(&w));
-        let moved = |values: &[f64], i: usize, step: f64| {
-            let mut values = values.to_vec();
-            values[i] += step;
-            values
-        };
-        let want_dx: Vec<f64> = (0..x.len())
-            .map(|i| slope(&|step| loss(&moved(&wide_x, i, step), &wide_w)))
-            .collect();
-        let want_dw: Vec<f64> = (0..w.len())
-            .map(|i| slope(&|step| loss(&wide_x, &moved(&wide_w, i, step))))
-            .collect();
-        for device in devices() {
-            let plain = |shape, turned, a: Vec<f32>, b: &[f32]| Case {
-                a,
-                b: b.to_vec(),
-                scale: 0.5,
-                ..case(shape, turned, (2, 1), false)
-            };
-            let dx = plain([rows, columns, inner], Transposed::Neither, g.clone(), &w);
-            assert_close("dx", &dx.run(&device, NARROW), &want_dx, 1e-4);
-            let dw = plain([columns, rows, inner], Transposed::A, turn(&g, columns), &x);
-            assert_close("dw", &dw.run(&device, NARROW), &want_dw, 1e-4);
         }
     }
 

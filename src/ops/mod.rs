@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod by_domain;
+pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
 pub(crate) mod dropout;
@@ -26,7 +27,7 @@ pub(crate) mod top_k;
 use crate::device::Device;
 use crate::error::Result;
 
-/// What a score is for a model that may not be returned; no finite cosine comes near.
+/// The score of a model that may not be returned; no finite cosine is near it.
 pub(crate) const LOWEST: f32 = -3.0e38;
 
 /// All ops, compiled for one device.
@@ -45,7 +46,6 @@ pub(crate) struct Ops {
     pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
-    pub(crate) peak: peak::Peak,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
     pub(crate) square: square::Square,
@@ -70,7 +70,6 @@ impl Ops {
             log_sum_exp: log_sum_exp::LogSumExp::new(device)?,
             matmul: matmul::Matmul::new(device)?,
             normalize: normalize::Normalize::new(device)?,
-            peak: peak::Peak::new(device)?,
             pool: pool::Pool::new(device)?,
             score: score::Score::new(device)?,
             square: square::Square::new(device)?,

@@ -1,8 +1,12 @@
-//! What a device can do at most: copies and multiply-adds, for benches to compare with.
+//! The peaks of a device: copies and multiply-adds, for benches to compare with.
+
+use std::sync::Arc;
 
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{noise, wide};
 
 const SHADER: Shader = shader!("peak");
 
@@ -131,30 +135,43 @@ impl pulp::WithSimd for Chains<'_> {
     }
 }
 
+/// A copy and nine multiply-adds, for each of `sizes`.
+pub(crate) fn cases(device: &Device, sizes: &[usize]) -> Result<Vec<Case>> {
+    const TURNS: usize = 9;
+    let op = Arc::new(Peak::new(device)?);
+    each(sizes, |n| {
+        let values = noise(n, 17);
+        let x = device.upload("x", 1, &values)?;
+        let same = device.upload("x", 1, &vec![0.5; n])?;
+        let (copier, adder) = (Arc::clone(&op), Arc::clone(&op));
+        let copy = Case::new(
+            "peak",
+            [device.scratch("y", n, 1)?],
+            move |pass, [y]| copier.copy(pass, &x, y),
+            move || [wide(&values)],
+        );
+        let add = Case::new(
+            "peak",
+            [device.scratch("y", n, 1)?],
+            move |pass, [y]| adder.multiply_add(pass, &same, TURNS, y),
+            move || [vec![(0..TURNS).fold(0.5, |v, _| v * 0.999 + 0.001); n]],
+        );
+        let flops = 2.0 * (n * TURNS * CHAINS) as f64;
+        let bytes = 8.0 * n as f64;
+        Ok([
+            copy.of("copy").work(0.0, bytes),
+            add.of("multiply-add").work(flops, bytes),
+        ])
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
+    use crate::ops::testing::check;
 
     #[test]
     fn the_work_is_done() {
-        let x = noise(300, 17);
-        let constant = vec![0.5f32; 300];
-        let want: f64 = (0..9).fold(0.5, |v, _| v * 0.999 + 0.001);
-        for device in devices() {
-            let op = Peak::new(&device).unwrap();
-            let input = device.upload("x", 1, &x).unwrap();
-            let same = device.upload("x", 1, &constant).unwrap();
-            let mut copied = device.scratch("copied", 300, 1).unwrap();
-            let mut stepped = device.scratch("stepped", 300, 1).unwrap();
-            let (reads, outcome) = run(&device, |pass| {
-                op.copy(pass, &input, &mut copied);
-                op.multiply_add(pass, &same, 9, &mut stepped);
-                (pass.read(&copied), pass.read(&stepped))
-            });
-            assert_close("copy", outcome.f32(reads.0), &wide(&x), BOUND);
-            assert_close("multiply_add", outcome.f32(reads.1), &[want; 300], BOUND);
-        }
+        check(|device| cases(device, &[300]));
     }
 }

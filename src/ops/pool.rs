@@ -1,8 +1,12 @@
 //! One row of each prompt's rows: x [T, H], offsets -> h [B, H]; and its gradient.
 
+use std::sync::Arc;
+
 use crate::device::{CpuPass, Device, Kernel, PartMut, Pass, Place, Shader, Tensor, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each, framed};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("pool");
 
@@ -175,121 +179,105 @@ fn backward_cpu(
     });
 }
 
+/// Forward and backward of both poolings, for each of `sizes`: offsets of prompts, and H. A
+/// prompt's row is the middle one of three.
+pub(crate) fn cases(device: &Device, sizes: &[(&[u32], usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(Pool::new(device)?);
+    each(sizes, |(offsets, hidden)| {
+        let prompts = offsets.len() - 1;
+        let x = noise(offsets[prompts] as usize * hidden, 9);
+        let dh = noise(prompts * hidden, 12);
+        let forward = |pooling| forward_case(device, &op, pooling, hidden, &x, offsets);
+        let backward = |pooling| backward_case(device, &op, pooling, hidden, &dh, offsets);
+        Ok([
+            forward(Pooling::Mean)?.of("mean"),
+            forward(Pooling::Cls)?.of("first"),
+            backward(Pooling::Mean)?.of("backward mean"),
+            backward(Pooling::Cls)?.of("backward first"),
+        ])
+    })
+}
+
+fn forward_case(
+    device: &Device,
+    op: &Arc<Pool>,
+    pooling: Pooling,
+    hidden: usize,
+    values: &[f32],
+    offsets: &[u32],
+) -> Result<Case> {
+    let x = device.upload("x", hidden, values)?;
+    let offset_list = device.upload_ids("offsets", 1, offsets)?;
+    let before = vec![0.0; (offsets.len() - 1) * hidden];
+    let (h, place) = framed(device, "h", hidden, &before, (hidden, 2 * hidden))?;
+    let (op, n, rows) = (Arc::clone(op), x.len() as f64, before.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [h]: &mut [Tensor; 1]| {
+        let f = Forward {
+            pooling,
+            x: &x,
+            offsets: &offset_list,
+            h: h.part_mut(place),
+        };
+        op.forward(pass, f);
+    };
+    let (values, offsets) = (wide(values), offsets.to_vec());
+    let want = move || [reference::pool(pooling, &values, &offsets, hidden)];
+    let case = Case::new("pool", [h], run, want).at(0, place);
+    Ok(case.work(n, 4.0 * (n + rows)))
+}
+
+fn backward_case(
+    device: &Device,
+    op: &Arc<Pool>,
+    pooling: Pooling,
+    hidden: usize,
+    slopes: &[f32],
+    offsets: &[u32],
+) -> Result<Case> {
+    let dh = device.upload("dh", hidden, slopes)?;
+    let offset_list = device.upload_ids("offsets", 1, offsets)?;
+    let tokens = offsets[offsets.len() - 1] as usize;
+    let dx = device.scratch("dx", tokens, hidden)?;
+    let (op, n) = (Arc::clone(op), dx.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [dx]: &mut [Tensor; 1]| {
+        let b = Backward {
+            pooling,
+            dh: &dh,
+            offsets: &offset_list,
+            dx,
+        };
+        op.backward(pass, b);
+    };
+    let (slopes, offsets) = (wide(slopes), offsets.to_vec());
+    let want = move || [reference::pool_backward(pooling, &slopes, &offsets, hidden)];
+    Ok(Case::new("pool", [dx], run, want).work(n, 4.0 * n))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, finite_differences, noise, run, wide};
-
-    /// Into the middle one of three places a row.
-    fn outputs(pooling: Pooling, hidden: usize, x: &[f32], offsets: &[u32]) -> Vec<Vec<f32>> {
-        devices()
-            .iter()
-            .map(|device| {
-                let op = Pool::new(device).unwrap();
-                let x = device.upload("x", hidden, x).unwrap();
-                let offsets = device.upload_ids("offsets", 1, offsets).unwrap();
-                let prompts = offsets.rows() - 1;
-                let mut h = device.upload("h", 3 * hidden, &vec![7.0; 3 * hidden * prompts]);
-                let h = h.as_mut().unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    let middle = h.columns_at(hidden, hidden);
-                    op.forward(
-                        pass,
-                        Forward {
-                            pooling,
-                            x: &x,
-                            offsets: &offsets,
-                            h: h.part_mut(middle),
-                        },
-                    );
-                    pass.read(h)
-                });
-                let mut middle = Vec::new();
-                for row in outcome.f32(read).chunks_exact(3 * hidden) {
-                    middle.extend_from_slice(&row[hidden..2 * hidden]);
-                    let mut around = row[..hidden].iter().chain(&row[2 * hidden..]);
-                    assert!(around.all(|value| *value == 7.0), "nothing else is written");
-                }
-                middle
-            })
-            .collect()
-    }
+    use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
     fn mean_matches_hand_values_v16() {
-        for h in outputs(Pooling::Mean, 2, &[1.0, 2.0, 3.0, 4.0], &[0, 2]) {
+        for [h] in outputs(|device| {
+            let op = Pool::new(device)?.into();
+            forward_case(
+                device,
+                &op,
+                Pooling::Mean,
+                2,
+                &[1.0, 2.0, 3.0, 4.0],
+                &[0, 2],
+            )
+        }) {
             assert_close("V16 pooling", &h, &[2.0, 3.0], 1e-6);
         }
     }
 
     #[test]
-    fn each_prompt_has_its_own_rows() {
-        let offsets = [0u32, 1, 8, 71, 72];
-        for hidden in [1, 65, 384] {
-            let x = noise(72 * hidden, 9);
-            for pooling in [Pooling::Mean, Pooling::Cls] {
-                let want = reference::pool(pooling, &wide(&x), &offsets, hidden);
-                for h in outputs(pooling, hidden, &x, &offsets) {
-                    assert_close("pool", &h, &want, BOUND);
-                }
-            }
-        }
-    }
-
-    fn gradients(pooling: Pooling, hidden: usize, dh: &[f32], offsets: &[u32]) -> Vec<Vec<f32>> {
-        devices()
-            .iter()
-            .map(|device| {
-                let op = Pool::new(device).unwrap();
-                let dh = device.upload("dh", hidden, dh).unwrap();
-                let tokens = offsets[offsets.len() - 1] as usize;
-                let offsets = device.upload_ids("offsets", 1, offsets).unwrap();
-                let mut dx = device.scratch("dx", tokens, hidden).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    op.backward(
-                        pass,
-                        Backward {
-                            pooling,
-                            dh: &dh,
-                            offsets: &offsets,
-                            dx: &mut dx,
-                        },
-                    );
-                    pass.read(&dx)
-                });
-                outcome.f32(read).to_vec()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn gradients_match_f64() {
-        let offsets = [0u32, 1, 8, 71, 72];
-        for hidden in [1, 65, 384] {
-            let dh = noise(4 * hidden, 12);
-            for pooling in [Pooling::Mean, Pooling::Cls] {
-                let want = reference::pool_backward(pooling, &wide(&dh), &offsets, hidden);
-                for dx in gradients(pooling, hidden, &dh, &offsets) {
-                    assert_close("pool backward", &dx, &want, BOUND);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_match_differences() {
-        let (offsets, hidden) = ([0u32, 2, 3, 10], 7);
-        let (x, dh) = (noise(10 * hidden, 9), noise(3 * hidden, 12));
-        for pooling in [Pooling::Mean, Pooling::Cls] {
-            let want = finite_differences(&wide(&x), |x| {
-                let h = reference::pool(pooling, x, &offsets, hidden);
-                reference::dot(&h, &wide(&dh))
-            });
-            for dx in gradients(pooling, hidden, &dh, &offsets) {
-                assert_close("pool differences", &dx, &want, 1e-4);
-            }
-        }
+    fn each_prompt_has_its_own_rows_and_gradients() {
+        let offsets = &[0u32, 1, 8, 71, 72][..];
+        check(|device| cases(device, &[1, 65, 384].map(|hidden| (offsets, hidden))));
     }
 }

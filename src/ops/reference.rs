@@ -1,4 +1,4 @@
-//! Every op in f64, written for reading: what tests and `doctor` compare with.
+//! Every op in f64, written to be read. Cases compare with these.
 
 use crate::ops::LOWEST;
 use crate::ops::pool::Pooling;
@@ -86,7 +86,6 @@ pub(crate) fn layer_norm(x: &[f64], gamma: &[f64], beta: &[f64], eps: f64) -> Ve
 }
 
 /// `x`, `dy` [T, H] -> dx [T, H]
-#[cfg(test)]
 pub(crate) fn layer_norm_backward(x: &[f64], gamma: &[f64], eps: f64, dy: &[f64]) -> Vec<f64> {
     let hidden = gamma.len();
     let mean = |row: &[f64]| row.iter().sum::<f64>() / hidden as f64;
@@ -121,7 +120,6 @@ pub(crate) fn linear(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
 }
 
 /// `a` [M, K] . `b` [K, N]
-#[cfg(test)]
 pub(crate) fn product(a: &[f64], b: &[f64], columns: usize) -> Vec<f64> {
     let inner = b.len() / columns;
     let mut y = Vec::new();
@@ -170,7 +168,6 @@ pub(crate) fn attention(qkv: &[f64], offsets: &[u32], hidden: usize, width: usiz
 }
 
 /// `qkv` [T, 3H], `dy` [T, H] -> dqkv [T, 3H]
-#[cfg(test)]
 pub(crate) fn attention_backward(
     qkv: &[f64],
     offsets: &[u32],
@@ -207,7 +204,6 @@ pub(crate) fn attention_backward(
 }
 
 /// `q`, `dy` [n, w], `k`, `v` [m, w] -> dq, dk, dv of one head
-#[cfg(test)]
 pub(crate) fn head_backward(
     q: &[f64],
     k: &[f64],
@@ -249,7 +245,6 @@ pub(crate) fn gelu(x: &[f64]) -> Vec<f64> {
 }
 
 /// `x`, `dy` [T, F] -> dx [T, F]
-#[cfg(test)]
 pub(crate) fn gelu_backward(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let slope = |x: f64| {
         let below = 0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2));
@@ -277,7 +272,6 @@ pub(crate) fn pool(pooling: Pooling, x: &[f64], offsets: &[u32], hidden: usize) 
 }
 
 /// `dh` [B, H] -> dx [T, H]
-#[cfg(test)]
 pub(crate) fn pool_backward(
     pooling: Pooling,
     dh: &[f64],
@@ -307,6 +301,18 @@ pub(crate) fn normalize(z: &[f64], width: usize) -> Vec<f64> {
         u.extend(row.iter().map(|v| v / length));
     }
     u
+}
+
+/// `x`, `du` [B, D] -> dx [B, D]
+pub(crate) fn normalize_backward(x: &[f64], width: usize, du: &[f64]) -> Vec<f64> {
+    let mut dx = Vec::new();
+    for (x, du) in x.chunks_exact(width).zip(du.chunks_exact(width)) {
+        let (length, u) = (dot(x, x).sqrt(), normalize(x, width));
+        let along = if length > 1e-12 { dot(&u, du) } else { 0.0 };
+        let across = u.iter().zip(du).map(|(u, du)| du - along * u);
+        dx.extend(across.map(|d| d / length.max(1e-12)));
+    }
+    dx
 }
 
 /// Offsets of [`score`] for `models`, every fifth of which may not be returned.
@@ -372,6 +378,14 @@ pub(crate) fn log_sum_exp(s: &[f64], models: usize, members: &[u32], offsets: &[
     out
 }
 
+/// Softmax of `scores` / T.
+pub(crate) fn softmax(scores: &[f64], temperature: f64) -> Vec<f64> {
+    let peak = scores.iter().copied().fold(f64::MIN, f64::max);
+    let weights = scores.iter().map(|s| ((s - peak) / temperature).exp());
+    let total: f64 = weights.clone().sum();
+    weights.map(|weight| weight / total).collect()
+}
+
 /// KL(a, b) of the softmax of `teacher` / T and that of `student` / T.
 pub(crate) fn divergence(teacher: &[f64], student: &[f64], temperature: f64) -> f64 {
     let logs = |scores: &[f64]| -> Vec<f64> {
@@ -396,4 +410,49 @@ pub(crate) fn top_k(s: &[f32], models: usize, k: usize) -> (Vec<u32>, Vec<f32>) 
         }
     }
     (ids, scores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::finite_differences;
+
+    /// `found` is the gradient of dy . y at `x`.
+    fn is_derivative(found: &[f64], x: &[f64], dy: &[f64], y: impl Fn(&[f64]) -> Vec<f64>) {
+        let want = finite_differences(x, |x| dot(&y(x), dy));
+        assert_eq!(found.len(), want.len());
+        for (found, want) in found.iter().zip(&want) {
+            assert!(
+                (found - want).abs() < 1e-7 * (1.0 + want.abs()),
+                "{found}, not {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_values() {
+        let of = |n: usize, seed| wide(&noise(n, seed));
+        let (x, dy, gamma) = (of(3 * 65, 3), of(3 * 65, 6), of(65, 5));
+        let dx = layer_norm_backward(&x, &gamma, 1e-5, &dy);
+        is_derivative(&dx, &x, &dy, |x| layer_norm(x, &gamma, &[0.5; 65], 1e-5));
+        let dx = normalize_backward(&x, 65, &dy);
+        is_derivative(&dx, &x, &dy, |x| normalize(x, 65));
+        let x: Vec<f64> = of(65, 8).iter().map(|x| 5.0 * x).collect();
+        is_derivative(&gelu_backward(&x, &dy[..65]), &x, &dy[..65], gelu);
+        let (x, w, dy) = (of(3 * 5, 1), of(7 * 5, 2), of(3 * 7, 3));
+        is_derivative(&product(&dy, &w, 5), &x, &dy, |x| linear(x, &w, &[0.5; 7]));
+    }
+
+    #[test]
+    fn gradients_of_ragged_prompts_are_those_of_the_values() {
+        let offsets = [0, 7, 8, 17];
+        let (qkv, dy) = (wide(&noise(17 * 30, 7)), wide(&noise(17 * 10, 14)));
+        let dqkv = attention_backward(&qkv, &offsets, 10, 5, &dy);
+        is_derivative(&dqkv, &qkv, &dy, |qkv| attention(qkv, &offsets, 10, 5));
+        let dh = &dy[..30];
+        for pooling in [Pooling::Mean, Pooling::Cls] {
+            let dx = pool_backward(pooling, dh, &offsets, 10);
+            is_derivative(&dx, &dy, dh, |x| pool(pooling, x, &offsets, 10));
+        }
+    }
 }

@@ -1,11 +1,16 @@
 //! Scores of all models: scale u [B, D] . keys [M, D]^T + offsets [M] -> s [B, M].
 
+use std::sync::Arc;
+
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::{Result, bail};
 use crate::num::to_u32;
 use crate::ops::LOWEST;
+use crate::ops::case::{Case, each};
+use crate::ops::normalize;
+use crate::ops::reference::{self, noise, wide};
 use crate::weights::View;
 
 const SHADER: Shader = shader!("score");
@@ -30,14 +35,14 @@ pub(crate) struct Score {
     forward_add: Kernel,
 }
 
-/// The models' rows, and what is added to their scores.
+/// The models' rows and the offsets of their scores.
 pub(crate) struct Keys {
-    values: Values,
+    values: KeyValues,
     models: usize,
     width: usize,
 }
 
-enum Values {
+enum KeyValues {
     /// And the offsets, [M].
     Cpu(Packed, Vec<f32>),
     /// Transposed [D, M], and the offsets [M].
@@ -54,7 +59,7 @@ impl Keys {
             "score: keys are not [{models}, {width}]"
         );
         let values = match device {
-            Device::Cpu(cpu) => Values::Cpu(
+            Device::Cpu(cpu) => KeyValues::Cpu(
                 cpu.run(|| Packed::new(cpu, &[("model_embeddings", rows)]))?,
                 offsets.to_vec(),
             ),
@@ -81,7 +86,7 @@ impl Keys {
                     }
                 }
                 let keys = device.upload("keys", models.max(1), &transposed)?;
-                Values::Gpu(keys, device.upload("offsets", 1, offsets)?)
+                KeyValues::Gpu(keys, device.upload("offsets", 1, offsets)?)
             }
         };
         Ok(Self {
@@ -128,7 +133,7 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
     f.u.expect("score", "u", prompts, f.keys.width);
     f.s.expect("score", "s", prompts, models);
     match (pass, &f.keys.values) {
-        (Pass::Gpu(gpu), Values::Gpu(keys, offsets)) => gpu.dispatch(
+        (Pass::Gpu(gpu), KeyValues::Gpu(keys, offsets)) => gpu.dispatch(
             kernel,
             [groups(models, WG), groups(prompts, PROMPTS), 1],
             &Dims {
@@ -139,7 +144,7 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
             },
             &[("u", f.u), ("keys", keys), ("offsets", offsets), ("s", f.s)],
         ),
-        (Pass::Cpu(pass), Values::Cpu(keys, offsets)) => {
+        (Pass::Cpu(pass), KeyValues::Cpu(keys, offsets)) => {
             let s = f.s.f32_mut();
             let u = Matrix::of_rows(f.u.f32(), f.keys.width);
             let y = RowsMut::whole(s, models);
@@ -160,124 +165,117 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
     }
 }
 
+/// For each of `sizes`, prompts, models and two widths: the scores of unit rows, and a second call
+/// that adds to them.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, [usize; 2])]) -> Result<Vec<Case>> {
+    let op = Arc::new(Score::new(device)?);
+    each(sizes, |(prompts, models, [width, second])| {
+        let (u, keys) = (noise(prompts * width, 11), noise(models * width, 12));
+        let first = ScoreInputs {
+            u: unit_rows(&u, width),
+            keys: unit_rows(&keys, width),
+            scale: 12.5,
+        };
+        let added = ScoreInputs {
+            u: noise(prompts * second, 14),
+            keys: noise(models * second, 15),
+            scale: 0.5,
+        };
+        let offsets = reference::offsets(models);
+        let alone = case(device, &op, &offsets, vec![first.clone()])?;
+        let both = case(device, &op, &offsets, vec![first, added])?;
+        let label = format!("{prompts} of {models}x{width}");
+        Ok([alone.of(&label), both.of(&format!("{label}, added"))])
+    })
+}
+
+/// `u` [B, D] and `keys` [M, D].
+#[derive(Clone)]
+struct ScoreInputs {
+    u: Vec<f32>,
+    keys: Vec<f32>,
+    scale: f32,
+}
+
+fn unit_rows(rows: &[f32], width: usize) -> Vec<f32> {
+    let mut rows = rows.to_vec();
+    rows.chunks_exact_mut(width).for_each(normalize::unit);
+    rows
+}
+
+/// The sum of the scores of all `inputs`.
+fn case(
+    device: &Device,
+    op: &Arc<Score>,
+    offsets: &[f32],
+    inputs: Vec<ScoreInputs>,
+) -> Result<Case> {
+    let models = offsets.len();
+    let mut calls = Vec::new();
+    for ScoreInputs { u, keys, scale } in &inputs {
+        let width = keys.len() / models;
+        let keys = Keys::new(device, View::of_f32(keys, width), offsets)?;
+        calls.push((device.upload("u", width, u)?, keys, *scale));
+    }
+    let s = device.scratch("s", calls[0].0.rows(), models)?;
+    let (op, n) = (Arc::clone(op), s.len() as f64);
+    let width: usize = calls.iter().map(|(u, ..)| u.columns()).sum();
+    let run = move |pass: &mut Pass<'_>, [s]: &mut [Tensor; 1]| {
+        for (number, (u, keys, scale)) in calls.iter().enumerate() {
+            let (scale, s) = (*scale, &mut *s);
+            let f = Forward { u, keys, scale, s };
+            match number {
+                0 => op.forward(pass, f),
+                _ => op.forward_add(pass, f),
+            }
+        }
+    };
+    let offsets = wide(offsets);
+    let case = Case::new("score", [s], run, move || {
+        let scores = inputs.iter().map(|ScoreInputs { u, keys, scale }| {
+            let (width, tau) = (keys.len() / models, 1.0 / f64::from(*scale));
+            reference::score(&wide(u), &wide(keys), width, &offsets, tau)
+        });
+        let sum = scores.reduce(|a, b| {
+            let pairs = a.iter().zip(&b);
+            pairs.map(|(a, b)| (a + b).max(LOWEST.into())).collect()
+        });
+        [sum.unwrap_or_default()]
+    });
+    let bytes = 4.0 * (n + (models * width) as f64);
+    Ok(case.work(2.0 * width as f64 * n, bytes))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::normalize::unit;
-    use crate::ops::reference;
-    use crate::ops::testing::{BOUND, assert_close, devices, noise, run, wide};
-
-    fn unit_rows(rows: &[f32], width: usize) -> Vec<f32> {
-        let mut rows = rows.to_vec();
-        rows.chunks_exact_mut(width).for_each(unit);
-        rows
-    }
-
-    fn outputs(u: &[f32], keys: &[f32], width: usize, offsets: &[f32]) -> Vec<Vec<f32>> {
-        devices()
-            .iter()
-            .map(|device| {
-                let op = Score::new(device).unwrap();
-                let keys = Keys::new(device, View::of_f32(keys, width), offsets).unwrap();
-                let u = device.upload("u", width, u).unwrap();
-                let mut s = device.scratch("s", u.rows(), offsets.len()).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    op.forward(
-                        pass,
-                        Forward {
-                            u: &u,
-                            keys: &keys,
-                            scale: 12.5,
-                            s: &mut s,
-                        },
-                    );
-                    pass.read(&s)
-                });
-                outcome.f32(read).to_vec()
-            })
-            .collect()
-    }
+    use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
     fn scores_match_hand_values_v2() {
-        let z = unit_rows(&[1.0, 2.0, -1.0], 3);
-        let e = unit_rows(
-            &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5],
-            3,
-        );
+        let keys = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, -1.0, -1.0, 1.0, 0.5];
+        let inputs = ScoreInputs {
+            u: unit_rows(&[1.0, 2.0, -1.0], 3),
+            keys: unit_rows(&keys, 3),
+            scale: 12.5,
+        };
         let want = [5.1031036, 10.2062073, 12.5, 1.7010345];
-        for s in outputs(&z, &e, 3, &[0.0; 4]) {
+        for [s] in outputs(|device| {
+            let op = Score::new(device)?.into();
+            case(device, &op, &[0.0; 4], vec![inputs.clone()])
+        }) {
             assert_close("V2", &s, &want, 1e-6);
         }
     }
 
     #[test]
     fn all_models_match_f64_and_ineligible_ones_are_lowest() {
-        for (prompts, models, width) in [(1, 1, 1), (3, 65, 17), (9, 257, 64), (17, 100, 384)] {
-            let u = unit_rows(&noise(prompts * width, 11), width);
-            let keys = unit_rows(&noise(models * width, 12), width);
-            let offsets = reference::offsets(models);
-            let want = reference::score(&wide(&u), &wide(&keys), width, &wide(&offsets), 0.08);
-            for s in outputs(&u, &keys, width, &offsets) {
-                assert_close("score", &s, &want, BOUND);
-            }
-        }
-    }
-
-    #[test]
-    fn a_second_call_adds_and_ineligible_models_stay_lowest() {
-        for (prompts, models, widths) in [(1, 1, [1, 3]), (3, 65, [17, 5]), (9, 257, [64, 40])] {
-            let offsets = reference::offsets(models);
-            let parts = widths.map(|width| {
-                let seed = width as u64;
-                (
-                    noise(prompts * width, seed),
-                    noise(models * width, seed + 100),
-                )
-            });
-            let scales = [12.5, 0.5];
-            let each = |(u, keys): &(Vec<f32>, Vec<f32>), width: usize, scale: f64| {
-                reference::score(&wide(u), &wide(keys), width, &wide(&offsets), 1.0 / scale)
-            };
-            let first = each(&parts[0], widths[0], 12.5);
-            let second = each(&parts[1], widths[1], 0.5);
-            let want: Vec<f64> = first
-                .iter()
-                .zip(&second)
-                .map(|(a, b)| (a + b).max(LOWEST.into()))
-                .collect();
-            for device in &devices() {
-                let op = Score::new(device).unwrap();
-                let keys = parts
-                    .each_ref()
-                    .map(|(_, keys)| keys)
-                    .iter()
-                    .zip(widths)
-                    .map(|(keys, width)| {
-                        Keys::new(device, View::of_f32(keys, width), &offsets).unwrap()
-                    })
-                    .collect::<Vec<_>>();
-                let u = [0, 1].map(|i| device.upload("u", widths[i], &parts[i].0).unwrap());
-                let mut s = device.scratch("s", prompts, models).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    for i in [0, 1] {
-                        let f = Forward {
-                            u: &u[i],
-                            keys: &keys[i],
-                            scale: scales[i],
-                            s: &mut s,
-                        };
-                        if i == 0 {
-                            op.forward(pass, f);
-                        } else {
-                            op.forward_add(pass, f);
-                        }
-                    }
-                    pass.read(&s)
-                });
-                assert_close("score, added", outcome.f32(read), &want, BOUND);
-            }
-        }
+        let sizes = [
+            (1, 1, [1, 3]),
+            (3, 65, [17, 5]),
+            (9, 257, [64, 40]),
+            (17, 100, [384, 7]),
+        ];
+        check(|device| cases(device, &sizes));
     }
 }

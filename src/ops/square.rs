@@ -1,10 +1,14 @@
 //! Sums of squared gradients: sums [1, n] from n elements of grad [1, N], which are zeroed: Fisher
 //! weights, batch by batch (carve.md section 7).
 
+use std::sync::Arc;
+
 use crate::device::cpu::Cpu;
 use crate::device::{Device, Kernel, PartMut, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each, framed};
+use crate::ops::reference::{noise, wide};
 
 const SHADER: Shader = shader!("square");
 
@@ -77,62 +81,68 @@ fn accumulate_cpu(cpu: &Cpu, scale: f32, grad: &mut [f32], sums: &mut [f32]) {
     });
 }
 
+/// Onto sums of before, for each of `sizes`.
+pub(crate) fn cases(device: &Device, sizes: &[usize]) -> Result<Vec<Case>> {
+    let op = Arc::new(Square::new(device)?);
+    each(sizes, |n| {
+        let before: Vec<f32> = noise(n, 1).iter().map(|v| v.abs()).collect();
+        Ok([case(device, &op, &noise(n, 2), &before, 1.0 / 3.0)?])
+    })
+}
+
+/// `gradient` and the sums `before`, [n] each.
+fn case(
+    device: &Device,
+    op: &Arc<Square>,
+    gradient: &[f32],
+    before: &[f32],
+    scale: f32,
+) -> Result<Case> {
+    let n = gradient.len();
+    let (grad, place) = framed(device, "grad", n, gradient, (3, 0))?;
+    let sums = device.upload("sums", n, before)?;
+    let op = Arc::clone(op);
+    let run = move |pass: &mut Pass<'_>, [grad, sums]: &mut [Tensor; 2]| {
+        let grad = grad.part_mut(place);
+        op.accumulate(pass, Accumulate { grad, scale, sums });
+    };
+    let (gradient, before) = (wide(gradient), wide(before));
+    let case = Case::new("square", [grad, sums], run, move || {
+        let pairs = gradient.iter().zip(&before);
+        let sums = pairs.map(|(g, sum)| sum + f64::from(scale) * g * g);
+        [vec![0.0; n], sums.collect()]
+    });
+    let n = n as f64;
+    Ok(case.at(0, place).work(3.0 * n, 16.0 * n).within(1e-6))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::device::Place;
-    use crate::ops::testing::{assert_close, devices, noise, run};
-
-    /// Sums over `batches` of gradients on every device; they stand at an offset.
-    fn sums(batches: &[Vec<f32>], scale: f32) -> Vec<Vec<f32>> {
-        const BEFORE: usize = 3;
-        let n = batches[0].len();
-        let each = |device: &Device| {
-            let op = Square::new(device).unwrap();
-            let mut sums = device.upload("sums", n, &vec![0.0; n]).unwrap();
-            for batch in batches {
-                let g = [vec![9.0; BEFORE], batch.clone(), vec![8.0]].concat();
-                let mut grad = device.upload("grad", g.len(), &g).unwrap();
-                let (read, outcome) = run(device, |pass| {
-                    let a = Accumulate {
-                        grad: grad.part_mut(Place::flat(BEFORE, 1, n)),
-                        scale,
-                        sums: &mut sums,
-                    };
-                    op.accumulate(pass, a);
-                    pass.read(&grad)
-                });
-                let left = [vec![9.0; BEFORE], vec![0.0; n], vec![8.0]].concat();
-                assert_eq!(outcome.f32(read), left, "zeroed, and nothing else is");
-            }
-            let (read, outcome) = run(device, |pass| pass.read(&sums));
-            outcome.f32(read).to_vec()
-        };
-        devices().iter().map(each).collect()
-    }
+    use crate::ops::testing::{assert_close, check, outputs};
 
     #[test]
     fn sums_of_squares_match_hand_values_v17() {
-        for sums in sums(&[vec![1.0, -2.0], vec![3.0, 0.0]], 0.5) {
-            assert_close("V17 Fisher", &sums, &[5.0, 2.0], 1e-6);
+        for (gradient, before, after) in [
+            ([1.0, -2.0], [0.0, 0.0], [0.5, 2.0]),
+            ([3.0, 0.0], [0.5, 2.0], [5.0, 2.0]),
+        ] {
+            for [_, sums] in outputs(|device| {
+                case(
+                    device,
+                    &Square::new(device)?.into(),
+                    &gradient,
+                    &before,
+                    0.5,
+                )
+            }) {
+                assert_close("V17 Fisher", &sums, &after, 1e-6);
+            }
         }
     }
 
     #[test]
-    fn sums_match_f64_and_threads_do_not_show() {
-        for n in [1, 65, 100_001] {
-            let batches: Vec<Vec<f32>> = (0..3).map(|seed| noise(n, seed)).collect();
-            let square = |i: usize| -> f64 {
-                let squares = batches.iter().map(|batch| f64::from(batch[i]).powi(2));
-                squares.sum::<f64>() / 3.0
-            };
-            let want: Vec<f64> = (0..n).map(square).collect();
-            let found = sums(&batches, 1.0 / 3.0);
-            for sums in &found {
-                assert_close("square", sums, &want, 1e-6);
-            }
-            assert_eq!(found[0], found[1], "one thread and two");
-        }
+    fn sums_match_f64() {
+        check(|device| cases(device, &[1, 65, 100_001]));
     }
 }

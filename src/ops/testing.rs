@@ -6,10 +6,9 @@ use std::sync::{Arc, OnceLock};
 use crate::device::cpu::Cpu;
 use crate::device::gpu::Gpu;
 use crate::device::{Device, Outcome, Pass, Plan};
+use crate::error::Result;
+use crate::ops::case::Case;
 pub(crate) use crate::ops::reference::{noise, wide, worst};
-
-/// Bound of an f32 op against f64, per element: `BOUND * (1 + |want|)`.
-pub(crate) const BOUND: f64 = 1e-5;
 
 /// The adapter that tests run on; missing, they fail.
 ///
@@ -24,7 +23,7 @@ pub(crate) fn adapter_name() -> String {
     std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
 }
 
-/// A device of its own, for tests that harm it.
+/// A new device, for tests that damage it.
 pub(crate) fn open_gpu() -> Gpu {
     let name = adapter_name();
     let adapters = crate::device::gpu::adapters();
@@ -58,6 +57,50 @@ pub(crate) fn run<R: Send>(
 ) -> (R, Outcome) {
     let mut plan = Plan::new(device, (), 1 << 20, 1 << 22).unwrap();
     device.run(&mut plan, |pass, ()| body(pass)).unwrap()
+}
+
+/// The outputs of a case on each of [`devices`]. Two threads give the bits of one, and zeroed
+/// workgroup memory those of any other.
+pub(crate) fn outputs<const N: usize>(
+    make: impl Fn(&Device) -> Result<Case>,
+) -> Vec<[Vec<f32>; N]> {
+    let on = |device: &Device| {
+        let checked = make(device).unwrap().check(device).unwrap();
+        assert!(checked.iter().all(|output| output.intact));
+        let outputs: Vec<Vec<f32>> = checked.into_iter().map(|output| output.got).collect();
+        outputs.try_into().unwrap()
+    };
+    let all: Vec<[Vec<f32>; N]> = devices().iter().map(on).collect();
+    for (one, other, what) in [(0, 1, "threads"), (2, 3, "workgroup memory")] {
+        let of = |i: usize| all[i].each_ref().map(|values| bits(values));
+        assert_eq!(of(one), of(other), "{what}");
+    }
+    all
+}
+
+/// Every case is within its bound on each of [`devices`]; two threads give the bits of one, and
+/// zeroed workgroup memory those of any other.
+pub(crate) fn check(make: impl Fn(&Device) -> Result<Vec<Case>>) {
+    let on = |device: &Device| {
+        let mut seen = Vec::new();
+        for case in &mut make(device).unwrap() {
+            for output in case.check(device).unwrap() {
+                let label = format!("{} on {}", case.label, device.name());
+                assert!(output.intact, "{label}: something else is written");
+                assert_close(&label, &output.got, &output.want, case.bound);
+                seen.push((case.label.clone(), bits(&output.got)));
+            }
+        }
+        assert!(!seen.is_empty());
+        seen
+    };
+    let all: Vec<_> = devices().iter().map(on).collect();
+    assert_eq!(all[0], all[1], "threads");
+    assert_eq!(all[2], all[3], "workgroup memory");
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// The gradient of `loss` at `x` by central differences.

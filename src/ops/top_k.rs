@@ -1,8 +1,12 @@
 //! The k best of each row, exact: s [B, M] -> ids, scores [B, k].
 
+use std::sync::Arc;
+
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
+use crate::ops::case::{Case, each};
+use crate::ops::reference::{self, noise, wide};
 
 const SHADER: Shader = shader!("top_k");
 
@@ -26,13 +30,13 @@ pub(crate) struct TopK {
 }
 
 /// The best of each chunk, between the two kernels; empty on the CPU.
-pub(crate) struct Found {
+pub(crate) struct TopKWorkspace {
     scores: Tensor,
     ids: Tensor,
 }
 
-impl Found {
-    /// Room for `prompts` rows of `models` scores.
+impl TopKWorkspace {
+    /// For `prompts` rows of `models` scores.
     pub(crate) fn new(device: &Device, prompts: usize, models: usize) -> Result<Self> {
         let room = match device {
             Device::Cpu(_) => 0,
@@ -49,7 +53,7 @@ impl Found {
 pub(crate) struct Forward<'t> {
     pub(crate) s: &'t Tensor,
     pub(crate) k: usize,
-    pub(crate) found: &'t mut Found,
+    pub(crate) found: &'t mut TopKWorkspace,
     pub(crate) scores: &'t mut Tensor,
     pub(crate) ids: &'t mut Tensor,
 }
@@ -147,59 +151,78 @@ pub(crate) fn best(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
     best
 }
 
+/// The best of noise, for each of `sizes`: prompts, models and k.
+pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
+    let op = Arc::new(TopK::new(device)?);
+    each(sizes, |(prompts, models, k)| {
+        let case = case(device, &op, models, k, noise(prompts * models, 14))?;
+        Ok([case.of(&format!("{k} of {models}"))])
+    })
+}
+
+/// Exact, ids and scores.
+fn case(
+    device: &Device,
+    op: &Arc<TopK>,
+    models: usize,
+    k: usize,
+    scores: Vec<f32>,
+) -> Result<Case> {
+    let s = device.upload("s", models, &scores)?;
+    let prompts = s.rows();
+    let mut found = TopKWorkspace::new(device, prompts, models)?;
+    let best = device.scratch("scores", prompts * k, 1)?;
+    let ids = device.ids("ids", prompts * k, 1)?;
+    let (op, n) = (Arc::clone(op), s.len() as f64);
+    let run = move |pass: &mut Pass<'_>, [scores, ids]: &mut [Tensor; 2]| {
+        let (s, found) = (&s, &mut found);
+        let f = Forward {
+            s,
+            k,
+            found,
+            scores,
+            ids,
+        };
+        op.forward(pass, f);
+    };
+    let case = Case::new("top_k", [best, ids], run, move || {
+        let (ids, best) = reference::top_k(&scores, models, k);
+        [wide(&best), ids.into_iter().map(f64::from).collect()]
+    });
+    Ok(case.ids(1).work(n, 4.0 * n).within(1e-12))
+}
+
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ops::LOWEST;
-    use crate::ops::reference;
-    use crate::ops::testing::{devices, noise, run};
-
-    fn check(prompts: usize, models: usize, k: usize, s: &[f32]) {
-        for device in devices() {
-            let op = TopK::new(&device).unwrap();
-            let scores = device.upload("s", models, s).unwrap();
-            let mut found = Found::new(&device, prompts, models).unwrap();
-            let mut best = device.scratch("scores", prompts * k, 1).unwrap();
-            let mut ids = device.ids("ids", prompts * k, 1).unwrap();
-            let (reads, outcome) = run(&device, |pass| {
-                op.forward(
-                    pass,
-                    Forward {
-                        s: &scores,
-                        k,
-                        found: &mut found,
-                        scores: &mut best,
-                        ids: &mut ids,
-                    },
-                );
-                (pass.read(&ids), pass.read(&best))
-            });
-            let want = reference::top_k(s, models, k);
-            let got = (outcome.u32(reads.0).to_vec(), outcome.f32(reads.1).to_vec());
-            assert_eq!(got, want, "{k} of {models} on {}", device.name());
-        }
-    }
+    use crate::ops::testing::check;
 
     #[test]
     fn ranks_match_a_stable_sort() {
-        for (prompts, models, k) in [
+        let sizes = [
             (1, 1, 1),
             (2, 7, 7),
             (3, 65, 10),
             (2, 1024, 3),
             (2, 1025, 65),
             (1, 2500, MOST),
-        ] {
-            check(prompts, models, k, &noise(prompts * models, 14));
-        }
+        ];
+        check(|device| cases(device, &sizes));
+    }
+
+    fn check_one(k: usize, s: &[f32]) {
+        check(|device| {
+            let op = TopK::new(device)?.into();
+            Ok(vec![case(device, &op, s.len(), k, s.to_vec())?])
+        });
     }
 
     #[test]
     fn ties_go_to_the_smaller_id() {
         let s: Vec<f32> = noise(2100, 15).iter().map(|v| (v * 3.0).round()).collect();
-        check(1, 2100, 20, &s);
-        check(1, 2100, 5, &[1.0; 2100]);
+        check_one(20, &s);
+        check_one(5, &[1.0; 2100]);
     }
 
     #[test]
@@ -207,6 +230,6 @@ mod tests {
         let mut s = noise(70, 16);
         s[3] = LOWEST;
         s[69] = LOWEST;
-        check(1, 70, 70, &s);
+        check_one(70, &s);
     }
 }

@@ -11,8 +11,8 @@ use crate::memory::Parts;
 /// Version of the JSON form of a [`Decision`].
 const SCHEMA_VERSION: u32 = 1;
 
-/// Which models should take a prompt, and why one may believe it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The models that should take a prompt, with scores and provenance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Decision {
     /// Version of this form; 1.
@@ -23,21 +23,21 @@ pub struct Decision {
     pub ranked: Vec<Ranked>,
     /// Best domain first; domains without an eligible model are left out.
     pub domains: Vec<DomainScore>,
-    /// Best score minus the runner-up's; none with a single eligible model.
+    /// Best score minus the runner-up's; `None` with a single eligible model.
     pub margin: Option<f32>,
     /// Tokens that were encoded, special ones included.
     pub tokens: usize,
     /// True when the prompt was longer than the encoder's limit and was cut on the right.
     pub truncated: bool,
-    /// Share of the prompt's tokens, special ones left out, that the tokenizer does not know, 0 to 1.
-    /// Where it is large the answer says little: emoji and scripts that the encoder never saw.
+    /// Share of the prompt's tokens, special ones left out, that the tokenizer does not know, 0 to
+    /// 1. If it is large, the answer means little: emoji, and scripts that the encoder never saw.
     #[serde(default)]
     pub unknown: f32,
-    /// Why something else than asked for answered: another device, another generation.
+    /// Why another device or generation answered than the one asked for, if one did.
     pub degraded: Option<String>,
-    /// What computed: `cpu`, or the adapter's name.
+    /// The device that computed: `cpu`, or the adapter's name.
     pub device: String,
-    /// What answered.
+    /// The generation, encoder and tokenizer that answered.
     #[serde(flatten)]
     pub revisions: Revisions,
     /// How long it took, in microseconds.
@@ -46,16 +46,17 @@ pub struct Decision {
 }
 
 /// One ranked model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Ranked {
     /// Its id in the registry.
     pub id: ModelId,
     /// Its name.
     pub model: Arc<str>,
-    /// s = cosine / tau (carve.md section 2); of a generation with a memory the sum of its parts.
+    /// s = cosine / tau (carve.md section 2) or, if the generation has a memory, the sum of
+    /// `parts`.
     pub score: f32,
-    /// What the score is the sum of, where the generation has a memory of the prompts that it was learned
+    /// The parts of the score, if the generation has a memory of the prompts that it was learned
     /// with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parts: Option<Parts>,
@@ -69,8 +70,8 @@ pub struct Ranked {
     pub family: Option<Arc<str>>,
 }
 
-/// A domain's share.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The score of a domain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DomainScore {
     /// The domain, as first spelled in the hub.
@@ -81,7 +82,7 @@ pub struct DomainScore {
     pub probability: f32,
 }
 
-/// What answered: with these three the answer can be had again.
+/// The versions that answered; with these three the answer can be reproduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Revisions {

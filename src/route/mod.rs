@@ -1,4 +1,4 @@
-//! Requests in, decisions out: the router that a host holds.
+//! The router that a host holds, its requests and its decisions.
 
 mod decision;
 mod request;

@@ -1,11 +1,11 @@
-//! What a host asks.
+//! A request: a prompt and the size of the answer.
 
 use serde::{Deserialize, Serialize};
 
-/// Ranked models of a request that says nothing else.
+/// Ranked models of a request by default.
 const TOP: usize = 10;
 
-/// A prompt, and how much of an answer is wanted.
+/// A prompt, and how many ranked models the answer should have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Request {
@@ -14,7 +14,7 @@ pub struct Request {
     /// Comes back in the decision.
     #[serde(default)]
     pub prompt_id: String,
-    /// Ranked models wanted; more than the hub has gives the whole hub.
+    /// Ranked models of the answer; if the hub has fewer, all of them.
     #[serde(default = "top")]
     pub top: usize,
 }

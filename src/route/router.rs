@@ -1,12 +1,12 @@
-//! The router: open, route, install, roll back. Orchestration only.
+//! The router: it opens a generation, routes prompts, installs another generation or rolls back.
+#![expect(clippy::disallowed_types, reason = "times of a request, for Timing")]
 
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -16,20 +16,20 @@ use crate::device::cpu::Cpu;
 use crate::encoder::{Encoder, for_each_good};
 use crate::error::{Error, Result, caught, error};
 use crate::files::short;
-use crate::generation::{Contents, EncoderPin, GenerationId};
+use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
+use crate::memory::Strengths;
 use crate::options::Options;
 use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::serve::Serving;
 use crate::serve::index::Ranking;
-use crate::store::Store;
-use crate::store::open_encoder;
+use crate::store::{Store, find_encoder};
 use crate::text::tokenizer::Tokens;
 
 /// Picks the right model of a hub for a prompt.
 ///
-/// `Send + Sync`: share one in an `Arc`. Every call takes the served generation once and finishes
-/// on it, so [`Router::install`] and [`Router::rollback`] never disturb a call under way.
+/// `Send + Sync`: share one in an `Arc`. Every call uses the generation that is served when it
+/// begins, so [`Router::install`] and [`Router::rollback`] never disturb a call under way.
 ///
 /// ```
 /// use hubrouter::{Options, Request, Router};
@@ -47,15 +47,15 @@ pub struct Router {
     serving: ArcSwap<Serving>,
 }
 
-/// Where generations to serve come from: a store, and the encoders that are open.
-struct Source<'s> {
+/// Opens generations of a store, and shares their encoder where it is the same.
+struct GenerationSource<'s> {
     store: &'s Store,
     options: &'s Options,
     host: Arc<Cpu>,
-    open: RefCell<Option<Arc<Encoder>>>,
+    open: Mutex<Option<Arc<Encoder>>>,
 }
 
-impl<'s> Source<'s> {
+impl<'s> GenerationSource<'s> {
     fn new(store: &'s Store, options: &'s Options, encoder: Option<Arc<Encoder>>) -> Result<Self> {
         let host = match &encoder {
             Some(encoder) => Arc::clone(encoder.host()),
@@ -65,31 +65,55 @@ impl<'s> Source<'s> {
             store,
             options,
             host,
-            open: RefCell::new(encoder),
+            open: Mutex::new(encoder),
         })
     }
 
     /// The current generation or, when it is damaged, one made before it.
     fn current(&self) -> Result<Serving> {
         let open = |id, contents: Contents, note| self.serving(id, &contents, note);
-        self.store.open_current(open)
+        let read = |id: &GenerationId| {
+            let folder = self.store.folder(id);
+            self.reading(&folder, || Contents::read(&folder))
+        };
+        self.store.open_current(read, open)
+    }
+
+    /// The generation `id`.
+    fn of(&self, id: &GenerationId) -> Result<Serving> {
+        let read = || self.store.contents(id);
+        let contents = self.reading(&self.store.folder(id), read)?;
+        self.serving(id.clone(), &contents, None)?
+    }
+
+    /// Calls `read`, which reads the generation in `folder`, and opens the generation's encoder
+    /// meanwhile. An error of the encoder is reported when it is needed.
+    fn reading(
+        &self,
+        folder: &Path,
+        read: impl FnOnce() -> Result<Contents> + Send,
+    ) -> Result<Contents> {
+        let open = || Manifest::read(folder).and_then(|manifest| self.encoder(&manifest.encoder));
+        let (contents, _) = self.host.join(read, open);
+        contents
     }
 
     /// The encoder of `pin`: the one that is open, if it is that.
     fn encoder(&self, pin: &EncoderPin) -> Result<Arc<Encoder>> {
-        let mut open = self.open.borrow_mut();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(encoder) = open.as_ref().filter(|e| e.revision() == pin.sha256) {
             return Ok(Arc::clone(encoder));
         }
         let host = Arc::clone(&self.host);
-        let encoder = Arc::new(open_encoder(self.store.root(), pin, host, self.options)?);
+        let folder = find_encoder(self.store.root(), pin, self.options)?;
+        let encoder = Arc::new(Encoder::open_lazily(&folder, host, self.options)?);
         *open = Some(Arc::clone(&encoder));
         Ok(encoder)
     }
 
     /// The generation on the encoder's device or, with fallback, on the CPU.
     ///
-    /// The inner error is the generation's own fault.
+    /// The inner error means that the generation is damaged or does not fit its encoder.
     fn serving(
         &self,
         id: GenerationId,
@@ -116,7 +140,8 @@ impl<'s> Source<'s> {
     ) -> Result<Serving> {
         let options = self.options.clone().device(DeviceChoice::Cpu);
         let (pin, host) = (&contents.manifest.encoder, Arc::clone(&self.host));
-        let mut encoder = open_encoder(self.store.root(), pin, host, &options)?;
+        let folder = find_encoder(self.store.root(), pin, &options)?;
+        let mut encoder = Encoder::open_lazily(&folder, host, &options)?;
         encoder.degrade(error);
         Serving::new(id, contents, Arc::new(encoder), passed_over)
     }
@@ -125,15 +150,15 @@ impl<'s> Source<'s> {
 impl Router {
     /// Opens the current generation of the store in the folder `store`.
     ///
-    /// When that generation is damaged one that was made before it opens, its ancestors first, and
-    /// every decision says so.
+    /// If that generation is damaged, an earlier one opens instead, its ancestors first, and every
+    /// decision says so.
     ///
     /// Errors: no generation is whole; its encoder is not found; the device cannot be opened and
     /// the options allow no fallback; the process lacks memory, file handles or permission.
     pub fn open(store: impl AsRef<Path>, options: Options) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, None)?;
+            let source = GenerationSource::new(&store, &options, None)?;
             let serving = source.current()?;
             Ok((source.host, serving, store, options))
         })
@@ -150,8 +175,8 @@ impl Router {
     ) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, None)?;
-            let serving = source.serving(id.clone(), &store.contents(id)?, None)??;
+            let source = GenerationSource::new(&store, &options, None)?;
+            let serving = source.of(id)?;
             Ok((source.host, serving, store, options))
         })
     }
@@ -167,7 +192,7 @@ impl Router {
     ) -> Result<Self> {
         let store = Store::open(store)?;
         Self::opened(|| {
-            let source = Source::new(&store, &options, Some(encoder))?;
+            let source = GenerationSource::new(&store, &options, Some(encoder))?;
             let serving = source.current()?;
             Ok((source.host, serving, store, options))
         })
@@ -197,9 +222,9 @@ impl Router {
 
     /// The best models for each prompt, computed together; a bad prompt spoils only itself.
     ///
-    /// An answer is the same alone and in any batch. Every request has one: a panic inside becomes an
-    /// error of kind [`crate::ErrorKind::Panic`], and in a forked child, where the threads or the GPU of
-    /// its parent are not, all are errors of kind [`crate::ErrorKind::Unsupported`].
+    /// An answer does not depend on the other prompts of its batch. A panic inside becomes an error
+    /// of kind [`crate::ErrorKind::Panic`]. In a forked child, where the parent's threads and GPU
+    /// do not exist, all answers are errors of kind [`crate::ErrorKind::Unsupported`].
     pub fn route_batch(&self, requests: &[Request]) -> Vec<Result<Decision>> {
         let all = |error: Error| requests.iter().map(|_| Err(error.clone())).collect();
         caught("the router", || self.route_all(requests)).unwrap_or_else(all)
@@ -261,13 +286,13 @@ impl Router {
         }
         let (id, passed_over) = (failed.id.clone(), failed.passed_over.clone());
         let encoder = Some(Arc::clone(&failed.encoder));
-        let source = Source::new(&self.store, &self.options, encoder)?;
+        let source = GenerationSource::new(&self.store, &self.options, encoder)?;
         let contents = self.store.contents(&id)?;
         let serving = source.on_cpu(id, &contents, passed_over, error)?;
         Ok(self.replaced(failed, Arc::new(serving)))
     }
 
-    /// Serves `by` in place of `failed`, if that is served still; what is served now.
+    /// Serves `by` in place of `failed`, if that is still served. Returns what is served now.
     fn replaced(&self, failed: &Arc<Serving>, by: Arc<Serving>) -> Arc<Serving> {
         let before = self.serving.compare_and_swap(failed, Arc::clone(&by));
         if Arc::ptr_eq(&before, failed) {
@@ -290,10 +315,8 @@ impl Router {
         let old = self.serving.load_full();
         old.encoder.check_process()?;
         caught("installing a generation", || {
-            let contents = self.store.contents(id)?;
             let encoder = Some(Arc::clone(&old.encoder));
-            let source = Source::new(&self.store, &self.options, encoder)?;
-            source.serving(id.clone(), &contents, None)?
+            GenerationSource::new(&self.store, &self.options, encoder)?.of(id)
         })
     }
 
@@ -302,8 +325,8 @@ impl Router {
         self.serving.store(Arc::new(serving));
     }
 
-    /// Serves the store's current generation, if it is another one than is served: after another
-    /// process has learned, or went back. True when something changed.
+    /// Serves the store's current generation, if it is not served already: after another process
+    /// has learned or rolled back. True if something changed.
     ///
     /// Errors: it cannot be opened; the served generation stays then.
     pub fn refresh(&self) -> Result<bool> {
@@ -317,8 +340,8 @@ impl Router {
 
     /// Makes the parent of the served generation current in the store and serves it.
     ///
-    /// Errors: it has no parent, or that cannot be opened; the store is read-only. Store and router stay
-    /// as they are then.
+    /// Errors: it has no parent, or that cannot be opened; the store is read-only. Store and router
+    /// stay as they are then.
     pub fn rollback(&self) -> Result<GenerationId> {
         let parent = self.store.parent(&self.generation())?;
         let serving = self.open_beside(&parent)?;
@@ -337,12 +360,12 @@ impl Router {
         Arc::clone(&self.serving.load().hub)
     }
 
-    /// What computes: `cpu`, or an adapter's name.
+    /// The device that computes: `cpu`, or an adapter's name.
     pub fn device_name(&self) -> String {
         self.serving.load().encoder.device_name().to_owned()
     }
 
-    /// Why this device computes.
+    /// Why this device was chosen.
     pub fn device_reason(&self) -> String {
         self.serving.load().encoder.device_reason().to_owned()
     }
@@ -355,6 +378,12 @@ impl Router {
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub fn max_tokens(&self) -> usize {
         self.serving.load().encoder.max_tokens()
+    }
+
+    /// How much each part of a score counts, where the served generation has a memory.
+    pub(crate) fn strengths(&self) -> Option<Strengths> {
+        let serving = self.serving.load();
+        serving.index.recall().map(|recall| recall.strengths)
     }
 
     /// The store that the router was opened on.

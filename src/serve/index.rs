@@ -1,4 +1,4 @@
-//! The scoring index: the models' keys on a device, exact top-k, scores of domains.
+//! The scoring index: the models' keys on a device, exact top-k, and scores of domains.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::memory::served::{Parts, Recall};
 use crate::num::to_u32;
 use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
-use crate::ops::top_k::{self, Found};
+use crate::ops::top_k::{self, TopKWorkspace};
 use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, normalize};
 use crate::weights::View;
 
@@ -23,17 +23,17 @@ pub(crate) struct Index {
     /// [N + 1]
     offsets: Tensor,
     domains: Vec<Arc<str>>,
-    recalled: Option<Recalled>,
+    recalled: Option<DeviceRecall>,
     tau: f32,
     eligible: usize,
 }
 
-/// What a memory adds to the learned scores.
-struct Recalled {
+/// The memory on a device, whose scores are added to the learned ones.
+struct DeviceRecall {
     recall: Recall,
     projection: Weight,
     keys: Keys,
-    /// What is added to each model's score, [M].
+    /// The part of each model's score that does not depend on the prompt, [M].
     offsets: Vec<f32>,
     /// Domain of each model, [M].
     own: Tensor,
@@ -45,24 +45,24 @@ pub(crate) struct IndexWorkspace {
     s: Tensor,
     /// [B, N]
     domains: Tensor,
-    found: Found,
+    found: TopKWorkspace,
     /// [B k, 1]
     scores: Tensor,
     /// [B k, 1]
     ids: Tensor,
-    recalled: Option<Looked>,
+    recalled: Option<MemoryWorkspace>,
 }
 
-/// What a memory makes of a batch.
-struct Looked {
+/// The memory's tensors of one batch.
+struct MemoryWorkspace {
     /// [B, R]
     y: Tensor,
     /// ln P(d | words), [B, N].
     words: Tensor,
 }
 
-/// What to read when the pass is over.
-pub(crate) struct Reads {
+/// The reads to resolve when the pass is over.
+pub(crate) struct RankingReads {
     k: usize,
     best: Best,
     domains: Read,
@@ -87,7 +87,7 @@ pub(crate) struct Ranking {
     pub(crate) domains: Vec<Option<f32>>,
     /// The log-sum-exp of all eligible models' scores.
     pub(crate) total: f64,
-    /// What each of the best models' scores is the sum of; empty without a memory.
+    /// The parts of each of the best models' scores; empty without a memory.
     pub(crate) parts: Vec<Parts>,
 }
 
@@ -122,7 +122,7 @@ impl Index {
             offsets.push(offsets.last().copied().unwrap_or(0) + to_u32(ids.len()));
         }
         let recalled = recall
-            .map(|recall| Recalled::new(device, recall, &retired))
+            .map(|recall| DeviceRecall::new(device, recall, &retired))
             .transpose()?;
         Ok(Self {
             keys: Keys::new(device, View::of_f32(&keys, width), &floor)?,
@@ -145,7 +145,7 @@ impl Index {
         parts.map_or(score, |parts| parts.learned) / self.scale()
     }
 
-    /// What is served of the memory.
+    /// The served form of the memory.
     pub(crate) fn recall(&self) -> Option<&Recall> {
         self.recalled.as_ref().map(|recalled| &recalled.recall)
     }
@@ -160,19 +160,19 @@ impl Index {
         scores.map(|score| score as f32).collect()
     }
 
-    /// Prompts of a batch.
+    /// Most prompts of a batch.
     pub(crate) fn most_prompts(&self) -> usize {
         (MOST_SCORES / self.keys.models().max(1)).clamp(1, 256)
     }
 
-    /// Bytes that a batch brings back at most.
+    /// Most bytes that a batch reads back.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
         let ranks = self.keys.models().max(2 * top_k::MOST);
         let recalled = self.recall().map_or(0, |r| r.rank + self.domains.len());
         4 * prompts * (ranks + self.domains.len() + recalled)
     }
 
-    /// Bytes that [`Index::upload`] sends at most.
+    /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
         4 * prompts * self.domains.len()
     }
@@ -182,13 +182,13 @@ impl Index {
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
             domains: device.scratch("domain scores", prompts, self.domains.len())?,
-            found: Found::new(device, prompts, models)?,
+            found: TopKWorkspace::new(device, prompts, models)?,
             scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
             ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
             recalled: self
                 .recall()
-                .map(|recall| -> Result<Looked> {
-                    Ok(Looked {
+                .map(|recall| -> Result<MemoryWorkspace> {
+                    Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
                         words: device.scratch("words", prompts, self.domains.len())?,
                     })
@@ -197,14 +197,15 @@ impl Index {
         })
     }
 
-    /// Sends what [`Index::by_words`] made of the batch.
+    /// Uploads the scores that [`Index::by_words`] gave for the batch.
     pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], w: &mut IndexWorkspace) {
         if let Some(looked) = &mut w.recalled {
             pass.upload_f32(&mut looked.words, by_words);
         }
     }
 
-    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a memory.
+    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a
+    /// memory.
     pub(crate) fn forward(
         &self,
         ops: &Ops,
@@ -213,7 +214,7 @@ impl Index {
         x: Option<&Tensor>,
         k: usize,
         w: &mut IndexWorkspace,
-    ) -> Reads {
+    ) -> RankingReads {
         let prompts = u.rows();
         let k = k.min(self.eligible);
         w.s.resize(prompts);
@@ -244,7 +245,7 @@ impl Index {
         );
         let domains = pass.read(&w.domains);
         if k > top_k::MOST {
-            return Reads {
+            return RankingReads {
                 k,
                 best: Best::All(pass.read(&w.s)),
                 domains,
@@ -267,7 +268,7 @@ impl Index {
             ids: pass.read(&w.ids),
             scores: pass.read(&w.scores),
         };
-        Reads {
+        RankingReads {
             k,
             best,
             domains,
@@ -280,7 +281,7 @@ impl Index {
     /// Errors: a score is not finite.
     pub(crate) fn rankings(
         &self,
-        reads: &Reads,
+        reads: &RankingReads,
         outcome: &Outcome,
         prompts: usize,
     ) -> Result<Vec<Ranking>> {
@@ -308,15 +309,15 @@ impl Index {
             .collect()
     }
 
-    /// What the learned cosine is multiplied with.
+    /// The factor of the learned cosine.
     fn scale(&self) -> f32 {
-        let strength = self.recalled.as_ref().map_or(1.0, Recalled::learned);
+        let strength = self.recalled.as_ref().map_or(1.0, DeviceRecall::learned);
         strength / self.tau
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-impl Recalled {
+impl DeviceRecall {
     fn new(device: &Device, recall: Recall, retired: &[bool]) -> Result<Self> {
         let offsets = recall.offsets();
         let eligible = offsets.iter().zip(retired);
@@ -338,13 +339,13 @@ impl Recalled {
         self.recall.strengths.learned as f32
     }
 
-    /// Adds what the memory says to `s` [B, M].
+    /// Adds the memory's scores to `s` [B, M].
     fn forward(
         &self,
         ops: &Ops,
         pass: &mut Pass<'_>,
         x: &Tensor,
-        looked: &mut Looked,
+        looked: &mut MemoryWorkspace,
         s: &mut Tensor,
     ) {
         let (w, y) = (&self.projection, &mut looked.y);
@@ -366,8 +367,9 @@ impl Recalled {
         ops.by_domain.forward(pass, f);
     }
 
-    /// What each of the `best` scores is the sum of; `y`: [R]; `words`: [N]; `scale`: of cosines, beyond
-    /// which a learned part is rounding, of a memory that is far stronger.
+    /// The parts of each of the `best` scores; `y`: [R]; `words`: [N]. `scale`: the factor of
+    /// cosines. A learned part beyond it is rounding of a memory that is far stronger, and is
+    /// clamped.
     fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32], scale: f32) -> Vec<Parts> {
         let Recall {
             strengths,

@@ -1,4 +1,4 @@
-//! A generation on a device: what a route computes.
+//! A generation on a device, ready to rank prompts.
 
 pub(crate) mod index;
 mod serving;

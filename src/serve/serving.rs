@@ -1,4 +1,4 @@
-//! Serving: a generation opened for reading, its head and keys on a device.
+//! A generation opened for routing: its network, head and keys on a device.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
 use crate::files::short;
-use crate::generation::{Contents, GenerationId};
+use crate::generation::{Contents, GenerationId, Manifest};
 use crate::hub::Hub;
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
-use crate::serve::index::{Index, IndexWorkspace, Ranking, Reads};
+use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads};
 use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
@@ -21,23 +21,23 @@ pub(crate) struct Serving {
     pub(crate) hub: Arc<Hub>,
     pub(crate) encoder: Arc<Encoder>,
     pub(crate) index: Index,
-    /// Why another generation than the current one is served, if so.
+    /// Why this generation is served instead of the current one, if it is.
     pub(crate) passed_over: Option<String>,
-    /// The encoder's network with the generation's adapter merged in; none: as it is.
-    merged: Option<Bert>,
+    /// The encoder's network, with the generation's adapter where it has one.
+    bert: Arc<Bert>,
     head: Head,
-    plans: Plans<Tensors>,
+    plans: Plans<RouteWorkspace>,
 }
 
 /// The tensors of one batch, from tokens to ranks.
-struct Tensors {
+struct RouteWorkspace {
     activations: Activations,
     projected: Projected,
     workspace: IndexWorkspace,
 }
 
 /// The answer for one prompt, with its batch's times in microseconds.
-pub(crate) struct Answer {
+pub(crate) struct PromptRanking {
     pub(crate) ranking: Ranking,
     pub(crate) encode: f64,
     pub(crate) score: f64,
@@ -82,32 +82,28 @@ impl Serving {
             );
         }
         let (device, host) = (encoder.device(), encoder.host());
-        let recall = contents.recall()?;
-        let (head, index) = host.run(|| {
-            let head = Head::new(device, &contents.projection, encoder.width());
-            let manifest = &contents.manifest;
-            let index = Index::new(
-                device,
-                &contents.hub,
-                &contents.embeddings,
-                manifest.width,
-                manifest.tau,
-                recall,
-            );
-            (head, index)
-        });
-        let (head, index) = (head?, index?);
-        let factors = contents.factors(encoder.config())?;
-        let merged = factors
-            .map(|factors| encoder.merged(&factors))
-            .transpose()?;
+        // The two slow parts side by side.
+        let (tables, bert) = host.join(
+            || -> Result<(Head, Index)> {
+                let recall = contents.recall()?;
+                let head = Head::new(device, &contents.projection, encoder.width())?;
+                let (hub, rows) = (&contents.hub, &contents.embeddings);
+                let Manifest { width, tau, .. } = contents.manifest;
+                Ok((head, Index::new(device, hub, rows, width, tau, recall)?))
+            },
+            || match contents.factors(encoder.config())? {
+                Some(factors) => encoder.merged(&factors).map(Arc::new),
+                None => encoder.bert().cloned(),
+            },
+        );
+        let ((head, index), bert) = (tables?, bert?);
         Ok(Self {
             id,
             hub: Arc::clone(&contents.hub),
             encoder,
             index,
             passed_over,
-            merged,
+            bert,
             head,
             plans: Plans::new(),
         })
@@ -124,7 +120,7 @@ impl Serving {
     }
 
     /// Ranks the hub for each prompt, the `k` best.
-    pub(crate) fn rank_all(&self, prompts: &[Tokens], k: usize) -> Vec<Result<Answer>> {
+    pub(crate) fn rank_all(&self, prompts: &[Tokens], k: usize) -> Vec<Result<PromptRanking>> {
         let batch = |batch: &[Tokens]| {
             let BatchRanking {
                 rankings,
@@ -134,7 +130,7 @@ impl Serving {
             } = self.rank(batch, k)?;
             log::debug!("{} prompts, {dispatches} dispatches", batch.len());
             let answer = |ranking| {
-                Ok(Answer {
+                Ok(PromptRanking {
                     ranking,
                     encode,
                     score,
@@ -164,7 +160,7 @@ impl Serving {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None);
+                    bert.forward(encoder.ops(), pass, &mut t.activations, None, None);
                     pass.stage();
                     self.score(pass, t, k)
                 })?;
@@ -179,8 +175,8 @@ impl Serving {
         )
     }
 
-    /// Ranks the hub by what is in `t.activations`.
-    fn score(&self, pass: &mut Pass<'_>, t: &mut Tensors, k: usize) -> Reads {
+    /// Ranks the hub by the vectors in `t.activations`.
+    fn score(&self, pass: &mut Pass<'_>, t: &mut RouteWorkspace, k: usize) -> RankingReads {
         let ops = self.encoder.ops();
         let a = &t.activations;
         self.head.forward(ops, pass, &a.pooled, &mut t.projected);
@@ -191,11 +187,10 @@ impl Serving {
 
     /// The encoder's network, with the generation's adapter where it has one.
     pub(crate) fn network(&self) -> &Bert {
-        self.merged.as_ref().unwrap_or(self.encoder.bert())
+        &self.bert
     }
 
-    /// As [`Serving::best`] for prompts that were looked at before, by the same network and the same
-    /// layers.
+    /// As [`Serving::best`], for prompts whose features are known, by the same network and layers.
     pub(crate) fn best_of(&self, prompts: &[&Seen]) -> Result<Vec<u32>> {
         let mut best = Vec::with_capacity(prompts.len());
         for chunk in prompts.chunks(self.index.most_prompts().min(64)) {
@@ -259,19 +254,19 @@ impl Serving {
         Ok(best)
     }
 
-    fn plan(&self, sizes: Sizes) -> Result<Plan<Tensors>> {
+    fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
         let mut activations = Activations::new(device, config, sizes)?;
         if let Some(recall) = self.index.recall() {
             let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
             activations.layers = Some(layers);
         }
-        let tensors = Tensors {
+        let tensors = RouteWorkspace {
             activations,
             projected: self.head.room(device, sizes.prompts)?,
             workspace: self.index.workspace(device, sizes.prompts)?,
         };
-        // Prompts may come as what was seen of them.
+        // Prompts may come as their features.
         let seen = self.index.recall().map_or(0, |recall| recall.width) + config.hidden;
         let uploads = Activations::upload_bytes(sizes).max(4 * sizes.prompts * seen);
         let uploads = uploads + self.index.upload_bytes(sizes.prompts);
@@ -280,7 +275,7 @@ impl Serving {
     }
 }
 
-/// What a generation is asked before it becomes current.
+/// The prompt that a generation must answer before it becomes current.
 const QUESTION: &str = "Which model is right for this?";
 
 /// Opens `contents` as a router would and asks it once, before it becomes current.

@@ -1,11 +1,11 @@
-//! Changes of a store that need no learning: the first generation, models added, retired, renamed.
+//! Changes of a store in one call: its first generation, and models added, retired or renamed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
-use crate::generation::rows::{NewModel, Progress, rows};
+use crate::generation::rows::{NewModel, rows};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
 use crate::store::Store;
@@ -25,7 +25,7 @@ impl Store {
         encoder: &Arc<Encoder>,
         models: &[NewModel],
         made_by: &str,
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
         let there = self.ids()?;
@@ -52,7 +52,7 @@ impl Store {
         let hub = Hub::default().with(models.iter().map(|new| new.model.clone()))?;
         let embeddings = rows(
             encoder,
-            encoder.bert(),
+            encoder.bert()?,
             models,
             &projection,
             width,
@@ -71,7 +71,7 @@ impl Store {
             embeddings,
             parts: BTreeMap::new(),
         };
-        // Killed before it was made current, or before it could say so, the same call goes on there.
+        // An earlier call that was killed before its end is completed by the same call.
         if !there.is_empty() {
             let own = first.id()?;
             if let Some(other) = there.iter().find(|id| **id != own) {
@@ -98,7 +98,7 @@ impl Store {
         &self,
         encoder: &Arc<Encoder>,
         models: &[NewModel],
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<GenerationId> {
         let mut edit = self.edit(false)?;
         edit.add(encoder, models, progress)?;

@@ -1,4 +1,4 @@
-//! A change of a store's current generation that needs no learning.
+//! Changes of a store's current generation that need no learning.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::cards::{self, CARDS};
 use crate::generation::memory::remember;
-use crate::generation::rows::{NewModel, Progress, rows};
+use crate::generation::rows::{NewModel, rows};
 use crate::generation::{Contents, GenerationId};
 use crate::hub::Hub;
 use crate::options::Options;
@@ -16,7 +16,8 @@ use crate::store::{Lock, Store};
 /// A change under way: the current generation in memory, to be published as its child.
 ///
 /// Until the value is dropped no other writer can change the store: two changes at once would both
-/// start from the same parent, and one would be lost. A dry run takes no lock and publishes nothing.
+/// start from the same parent, and one would be lost. A dry run takes no lock and publishes
+/// nothing.
 ///
 /// ```no_run
 /// let store = hubrouter::Store::open("my-store")?;
@@ -38,8 +39,8 @@ pub struct Edit {
 }
 
 impl Store {
-    /// Begins a change of the current generation: reads it, every part checked, and keeps other writers
-    /// out, unless it is a dry run.
+    /// Begins a change of the current generation: reads it, every part checked, and keeps other
+    /// writers out, unless it is a dry run.
     ///
     /// Errors: the current generation is damaged; another process writes for too long; the store is
     /// read-only and this is no dry run.
@@ -89,7 +90,7 @@ impl Edit {
         &mut self,
         encoder: &Arc<Encoder>,
         models: &[NewModel],
-        progress: Progress<'_>,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
         let contents = &mut self.contents;
         let pin = &contents.manifest.encoder;
@@ -124,7 +125,7 @@ impl Edit {
         let adapted = adapted
             .map(|factors| encoder.merged(&factors))
             .transpose()?;
-        let bert = adapted.as_ref().unwrap_or(encoder.bert());
+        let bert = encoder.or_own(adapted.as_ref())?;
         let new = rows(encoder, bert, models, &contents.projection, width, progress)?;
         contents.embeddings.extend(new);
         self.encoder = Some(Arc::clone(encoder));
@@ -159,8 +160,8 @@ impl Edit {
 
     /// Publishes the child and makes it current; on an error the store is as it was.
     ///
-    /// Errors: this is a dry run; nothing was changed; the store cannot be written; the child cannot be
-    /// opened.
+    /// Errors: this is a dry run; nothing was changed; the store cannot be written; the child
+    /// cannot be opened.
     pub fn commit(self) -> Result<GenerationId> {
         if self.made_by.is_empty() {
             bail!(InvalidRequest, "{}: nothing was changed", self.parent);

@@ -1,4 +1,4 @@
-//! Where the encoder of a generation is looked for.
+//! The search for the encoder of a generation.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(crate) fn find_encoder(store: &Path, pin: &EncoderPin, options: &Options) ->
             Ok((_, revision)) => {
                 seen.push(format!("{} (hash {})", folder.display(), short(&revision)))
             }
-            // Named, and not there: nothing else was to be looked for.
+            // The host named this folder, so no other is tried.
             Err(error) if options.encoder.is_some() => return Err(error),
             Err(error) => seen.push(error.to_string()),
         }

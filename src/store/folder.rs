@@ -1,4 +1,5 @@
 //! A store: a folder of generations and one line that names the current one.
+#![expect(clippy::disallowed_types, reason = "when a generation was published")]
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
@@ -22,7 +23,7 @@ use crate::store::lock::{LEARNING, Lock, WRITING};
 /// Names the current generation; replaced by rename.
 const CURRENT: &str = "current";
 
-/// Where an interrupted update left off; of no meaning to readers.
+/// The state of an interrupted update; readers ignore it.
 pub(crate) const RESUME: &str = "resume.safetensors";
 
 /// A folder of generations.
@@ -37,14 +38,14 @@ pub struct Store {
 }
 
 /// A generation as `generation list` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GenerationReport {
     /// The generation.
     pub id: GenerationId,
     /// True for the one that `current` names.
     pub current: bool,
-    /// What is wrong with it, if anything: it is never opened then.
+    /// What is damaged, if anything. A damaged generation is never opened.
     pub damage: Option<String>,
     /// Its manifest, where that can be read.
     pub manifest: Option<Manifest>,
@@ -52,8 +53,8 @@ pub struct GenerationReport {
     pub published: Option<u64>,
 }
 
-/// What changed between two generations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// The difference of two generations.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Difference {
     /// Models that only the second has.
@@ -74,13 +75,13 @@ pub struct Difference {
     pub encoder_changed: bool,
 }
 
-/// What `prune` removed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// The result of [`Store::prune`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Generations.
     pub generations: Vec<GenerationId>,
-    /// Left-overs of writers that did not finish.
+    /// Unfinished files and folders of dead writers.
     pub leftovers: usize,
 }
 
@@ -102,6 +103,7 @@ impl Store {
     /// is refused.
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref().to_owned();
+        #[expect(clippy::disallowed_methods, reason = "makes the store's folder")]
         fs::create_dir_all(&root).map_err(|e| Error::io(&root, "create the folder", e))?;
         let store = Self::at(root);
         if store.root.join(CURRENT).is_file() {
@@ -167,8 +169,8 @@ impl Store {
         open_encoder(&self.root, pin, host, options)
     }
 
-    /// What generation `id` grew from. Its manifest says so: one can go back from a generation
-    /// with other damage.
+    /// The parent of generation `id`. Only the manifest is read, so one can go back from a
+    /// generation whose other parts are damaged.
     pub fn parent(&self, id: &GenerationId) -> Result<GenerationId> {
         self.exists(id)?;
         match Manifest::read(&self.folder(id))?.parent {
@@ -213,26 +215,28 @@ impl Store {
         self.root.join(id.as_str())
     }
 
-    /// The generation that `current` names, whether it is whole or not.
+    /// The generation that the file `current` names, damaged or not.
     pub fn current(&self) -> Result<GenerationId> {
         let path = self.root.join(CURRENT);
         let text = files::read_text(&path, 1024)?;
         text.trim().parse().map_err(|e: Error| e.at(path.display()))
     }
 
-    /// Opens the current generation with `open` or, when it is damaged, what it grew from.
+    /// Opens the current generation with `open` or, if it is damaged, an earlier one.
     ///
-    /// `open` gets a generation and why the current one was passed over; its inner error is the
-    /// generation's own fault, its outer one is not. A fallback goes back only: to the ancestors of
-    /// the current generation, then to those made before it; where `current` itself is lost, to the
-    /// newest. What passes, such as a lack of file handles or of permission, is no damage.
+    /// `read` reads a generation. `open` gets it and why the current one was passed over; its inner
+    /// error is the generation's own fault, its outer one is not. A fallback goes back only: to the
+    /// ancestors of the current generation, then to those made before it; where `current` itself is
+    /// lost, to the newest. What passes, such as a lack of file handles or of permission, is no
+    /// damage.
     ///
     /// Errors: none is whole, or the first error that is no damage.
     pub(crate) fn open_current<T>(
         &self,
+        read: impl Fn(&GenerationId) -> Result<Contents>,
         mut open: impl FnMut(GenerationId, Contents, Option<String>) -> Result<Result<T>>,
     ) -> Result<T> {
-        let mut attempt = |id: &GenerationId, note| match Contents::read(&self.folder(id)) {
+        let mut attempt = |id: &GenerationId, note| match read(id) {
             Ok(contents) => open(id.clone(), contents, note),
             Err(error) => Ok(Err(error)),
         };
@@ -255,7 +259,7 @@ impl Store {
         };
         let passing = match &named {
             Ok(_) => !first.is_damage(),
-            // What `current` says may be anything; that it cannot be read is another matter.
+            // The text in `current` may be damaged; a file that cannot be read now is no damage.
             Err(error) => error.kind() == ErrorKind::Io && !error.is_missing(),
         };
         if passing {
@@ -282,7 +286,7 @@ impl Store {
         Err(first)
     }
 
-    /// Where to go from `current` when it is damaged, the nearest first.
+    /// The generations to try if `current` is damaged, nearest first.
     fn fallbacks(&self, current: Option<&GenerationId>) -> Result<Vec<GenerationId>> {
         let mut ids = self.ids()?;
         ids.reverse();
@@ -295,7 +299,7 @@ impl Store {
         Ok(chain)
     }
 
-    /// What `id` grew from, its parent first, as far as manifests say.
+    /// The ancestors of `id`, its parent first, as far as their manifests can be read.
     fn ancestors(&self, id: &GenerationId) -> Vec<GenerationId> {
         let mut chain = Vec::new();
         let mut last = id.clone();
@@ -340,16 +344,16 @@ impl Store {
 
     /// Checks every part of `id` against its manifest, and whether each can be opened.
     ///
-    /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked once,
-    /// as before it was published.
+    /// Where its encoder is found (see [`Store::look_in`]), the generation is also opened and asked
+    /// once, as before it was published.
     pub fn check(&self, id: &GenerationId) -> Result<Manifest> {
         let contents = self.contents(id)?;
         self.check_contents(id, &contents)?;
         Ok(contents.manifest)
     }
 
-    /// As [`Store::check`], of what was read already: [`ask`] with the generation's encoder, where that
-    /// is found.
+    /// As [`Store::check`], of what was read already: [`ask`] with the generation's encoder, where
+    /// that is found.
     pub(crate) fn check_contents(&self, id: &GenerationId, contents: &Contents) -> Result<()> {
         contents.check_parts()?;
         let mut options = Options::default().device("cpu").threads(1);
@@ -383,14 +387,14 @@ impl Store {
         Ok(self.ids()?.into_iter().map(report).collect())
     }
 
-    /// What is wrong with the files of `id`, if anything.
+    /// The damage of the files of `id`, if there is some.
     fn damage(&self, id: &GenerationId) -> Option<Error> {
         let contents = Contents::read(&self.folder(id));
         contents.and_then(|contents| contents.check_parts()).err()
     }
 
-    /// Makes `id` the current generation; it is checked first, as by [`Store::check`]. What is current
-    /// now need not be good, nor be there.
+    /// Makes `id` the current generation; it is checked first, as by [`Store::check`]. The
+    /// generation that is current now may be damaged or missing.
     pub fn set_current(&self, id: &GenerationId) -> Result<()> {
         let _lock = self.lock()?;
         self.check(id)?;
@@ -410,8 +414,8 @@ impl Store {
         Ok(parent)
     }
 
-    /// Writes `child`, reads it back, opens it, asks it once, and makes it current; whatever goes
-    /// wrong, nothing has changed.
+    /// Writes `child`, reads it back, opens it, asks it once, and makes it current. On an error the
+    /// store is unchanged.
     pub(crate) fn publish(
         &self,
         lock: &Lock,
@@ -436,7 +440,7 @@ impl Store {
         Ok(id)
     }
 
-    /// Writes `child` as a generation that is whole, and does not make it current.
+    /// Writes `child` as a complete generation, and does not make it current.
     pub(crate) fn publish_beside(
         &self,
         child: &Contents,
@@ -457,11 +461,11 @@ impl Store {
         })
     }
 
-    /// Publishes what took long to make, from when `base` was current. Where another generation is by
-    /// now, `carry` makes of it what grew from that one, if it can.
+    /// Publishes a child that took long to make, begun when `base` was current. If another
+    /// generation has become current since, `carry` may rebase the child on it.
     ///
-    /// Errors: another generation has become current since, and nothing was carried over. The child is
-    /// published beside it then, and nothing of either is lost.
+    /// Errors: another generation has become current since, and nothing was carried over. The child
+    /// is published beside it then, and nothing of either is lost.
     pub(crate) fn publish_after(
         &self,
         base: Option<&GenerationId>,
@@ -490,14 +494,14 @@ impl Store {
         }
     }
 
-    /// Finds out whether a generation of so many bytes can be published.
+    /// Checks that a generation of so many bytes can be published.
     pub(crate) fn check_writable(&self, bytes: u64) -> Result<()> {
         let _lock = self.lock()?;
         files::try_writing(&self.root, bytes)
     }
 
-    /// Takes away what an interrupted update left, if there is something; it is of no use, and of
-    /// no harm, once the update is published.
+    /// Deletes the state of an interrupted update, if there is one. Once the update is published it
+    /// is useless, and harmless if it stays.
     pub(crate) fn clear_resume(&self) {
         let path = self.root.join(RESUME);
         match fs::remove_file(&path) {
@@ -508,7 +512,7 @@ impl Store {
         }
     }
 
-    /// What changed from `old` to `new`.
+    /// The difference from `old` to `new`.
     pub fn diff(&self, old: &GenerationId, new: &GenerationId) -> Result<Difference> {
         let (a, b) = (self.contents(old)?, self.contents(new)?);
         let mut difference = Difference {
@@ -547,8 +551,8 @@ impl Store {
         Ok(difference)
     }
 
-    /// Removes generations, keeping the current one and its `keep` newest ancestors, and whatever
-    /// writers that are dead left unfinished. A dry run only says what that would be.
+    /// Removes all generations but the current one and its `keep` newest ancestors, and the
+    /// unfinished files of dead writers. A dry run only reports what it would remove.
     pub fn prune(&self, keep: usize, dry_run: bool) -> Result<Pruned> {
         let _lock = if dry_run { None } else { Some(self.lock()?) };
         let current = self.current()?;
@@ -576,13 +580,14 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Keeps other writers out; waits for those that are at work, with a word in the log, and an end.
+    /// Keeps other writers out. Waits for those at work, for a limited time, and says so in the
+    /// log.
     pub(crate) fn lock(&self) -> Result<Lock> {
         Lock::in_turn(&self.root)
     }
 
-    /// Keeps others from learning into this store: they share the file of an interrupted update.
-    /// None where nothing can be written, and so nothing can meet.
+    /// Keeps other processes from learning into this store, since they would share the file of an
+    /// interrupted update. `None` if the store is read-only: then none can write it.
     pub(crate) fn lock_learning(&self) -> Result<Option<Lock>> {
         let does = "learns into this store; try again when it has ended";
         match Lock::at_once(&self.root, LEARNING, does) {

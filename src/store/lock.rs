@@ -1,7 +1,8 @@
-//! Locks of a store: files that a process holds, for as long as it lives, through the file system.
+//! Locks of a store: file locks, which end with the process that holds them.
 //!
-//! Readers need none. A lock is made so that only whoever may write to the store by its group can
-//! open it: on Unix whoever can read a file can also lock it.
+//! Readers need none. On Unix any process that can read a file can lock it. So a lock file is
+//! created readable only for its owner and group, who may write to the store.
+#![expect(clippy::disallowed_types, reason = "how long to wait for a lock")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, bail};
 
-/// Held by whoever writes.
+/// Held by a process that writes.
 pub(super) const WRITING: &str = "lock";
 
-/// Held by whoever learns, for as long as that takes: other changes go on beside it.
+/// Held by a process that learns, for as long as that takes. Other changes are possible meanwhile.
 pub(super) const LEARNING: &str = "lock-learning";
 
-/// A writer is done within a second or so; who has waited this long says so.
+/// A writer needs about a second. After this time a waiting process logs that it waits.
 const WORD: Duration = Duration::from_secs(1);
 
-/// Who has waited this long gives up.
+/// After this time a waiting process gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two tries.
@@ -29,13 +30,13 @@ pub(crate) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // To close the file is not enough while a process that the host is just starting has it too.
+        // Closing the file is not enough while a process that the host is just starting has it too.
         let _ = self.0.unlock();
     }
 }
 
 impl Lock {
-    /// Takes the lock `name` of the store in `root`; none: another process holds it.
+    /// Locks `file`; the inner error gives it back if another process holds the lock.
     fn take(file: File, path: &Path) -> Result<Result<Self, File>> {
         match file.try_lock() {
             Ok(()) => Ok(Ok(Self(file))),
@@ -44,7 +45,7 @@ impl Lock {
         }
     }
 
-    /// Errors: another process holds the lock, and `does` what the text says.
+    /// Errors: another process holds the lock; `does`: what it does, for the text.
     pub(super) fn at_once(root: &Path, name: &str, does: &str) -> Result<Self> {
         let (file, path) = open(root, name)?;
         Self::take(file, &path)?
@@ -85,9 +86,10 @@ impl Lock {
     }
 }
 
-/// The lock file, made if missing. A link is not followed: it might lead anywhere.
+/// The lock file, created if missing. Links are not followed, since they could lead anywhere.
 fn open(root: &Path, name: &str) -> Result<(File, PathBuf)> {
     let path = root.join(name);
+    #[expect(clippy::disallowed_methods, reason = "makes the lock's file")]
     let mut options = File::options();
     options.create(true).truncate(false).write(true);
     #[cfg(unix)]

@@ -35,7 +35,7 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// The next line that is not blank; none at the end.
+    /// The next line that is not blank; `None` at the end.
     ///
     /// Errors: the input cannot be read, or is marked as UTF-16.
     pub(crate) fn next(&mut self) -> Result<Option<Line<'_>>> {
@@ -62,7 +62,7 @@ impl<R: BufRead> Lines<R> {
                 self.line.drain(..mark);
             }
             Err(error) if marked => return Err(error),
-            // What only looks like UTF-16 spoils the line, and not the input.
+            // Bytes that only look like UTF-16 spoil the line, and not the whole input.
             Err(_) => (),
         }
         Ok(())

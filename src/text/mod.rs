@@ -1,4 +1,4 @@
-//! Prompts to tokens to one packed batch; texts as they are compared.
+//! Prompts to tokens to one packed batch; the normal forms in which texts are compared.
 
 pub(crate) mod batch;
 pub(crate) mod encoding;

@@ -1,4 +1,4 @@
-//! Texts as they are routed and compared (cmrbench.md section 1.4).
+//! The normal forms of texts that are routed and compared (cmrbench.md section 1.4).
 
 use crate::files;
 

@@ -1,4 +1,4 @@
-//! The checkpoint's own tokenizer: special tokens, truncation, and nothing in parallel.
+//! The checkpoint's own tokenizer: special tokens and truncation, single-threaded.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,8 @@ use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams};
 use crate::error::{ErrorKind, Result, bail, caught, error};
 use crate::text::words::words;
 
-/// Bytes that a token takes at most in ordinary text; only a first guess, see [`Tokenizer::encode`].
+/// Bytes that a token takes at most in ordinary text; only a first guess, see
+/// [`Tokenizer::encode`].
 const BYTES_PER_TOKEN: usize = 16;
 
 /// Bytes that are read of a text for each token of the limit.
@@ -29,7 +30,7 @@ pub(crate) struct Tokenizer {
     vocabulary: usize,
     /// Special tokens that every prompt gets.
     added: usize,
-    /// What stands for text that the vocabulary does not have.
+    /// The token for text that is not in the vocabulary.
     unknown: Option<u32>,
     /// By id: the token goes on with the word before it.
     continues: Vec<bool>,
@@ -108,7 +109,7 @@ impl Tokenizer {
         self.added
     }
 
-    /// Bytes that are read of a text; what lies behind them is cut.
+    /// Bytes that are read of a text; the rest is cut.
     fn most_bytes(&self) -> usize {
         let read = (self.max_tokens * READ_PER_TOKEN).min(READ_AT_MOST);
         read.max(self.max_tokens * BYTES_PER_TOKEN)
@@ -149,7 +150,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The tokens of a beginning of `text` that stands for the whole; none: it takes the whole.
+    /// The tokens of a beginning of `text` that gives the same tokens as the whole; `None` if the
+    /// whole is needed.
     fn encode_beginning(&self, text: &str) -> Result<Option<Tokens>> {
         let mut limit = self.max_tokens * BYTES_PER_TOKEN;
         while limit + 1 < text.len() {
@@ -178,7 +180,7 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of `text`; none: it has none but special ones.
+    /// The tokens of `text`; `None` if it has only special ones.
     fn encode_some(&self, text: &str) -> Result<Option<Tokens>> {
         let encoding = caught("the tokenizer", || {
             self.inner
@@ -213,7 +215,7 @@ impl Tokenizer {
     }
 }
 
-/// The id that stands for text that the vocabulary does not have.
+/// The id of the token for text that is not in the vocabulary.
 fn unknown_token(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
     let token = match tokenizer.get_model() {
         ModelWrapper::WordPiece(model) => model.unk_token.clone(),
@@ -225,8 +227,8 @@ fn unknown_token(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
     tokenizer.token_to_id(&token)
 }
 
-/// By id, whether a token goes on with the word before it: WordPiece marks those that do, others those
-/// that begin a word.
+/// By id, whether a token goes on with the word before it: WordPiece marks those that do, others
+/// those that begin a word.
 fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> {
     let piece = match tokenizer.get_model() {
         ModelWrapper::WordPiece(model) => Some(model.continuing_subword_prefix.as_str()),
@@ -249,11 +251,11 @@ fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> 
 /// bounds: each `Replace` of one letter by ten makes ten times as much.
 fn check_growth(json: &[u8]) -> Result<()> {
     #[derive(serde::Deserialize)]
-    struct File {
+    struct TokenizerFile {
         #[serde(default)]
         normalizer: Value,
     }
-    let file: File =
+    let file: TokenizerFile =
         serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
     let growth = growth_of(&file.normalizer);
     if growth > GROWTH {

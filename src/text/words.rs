@@ -1,12 +1,12 @@
-//! The words of a prompt, and its pairs of words, as hashes: what naive Bayes over domains counts.
+//! Hashes of a prompt's words and pairs of words: the features of naive Bayes over domains.
 //!
-//! A word is what the tokenizer made of it: a token that begins one, with those that continue it. So
-//! its case and its accents are as the tokenizer sees them, a mark of punctuation is a word, and
-//! what was cut off is not looked at.
+//! A word is a token that begins one, with the tokens that continue it. So case and accents are
+//! those that the tokenizer sees, a punctuation mark is a word, and text that was cut off does not
+//! count.
 
 use std::collections::BTreeSet;
 
-/// What stands between the two words of a pair while they are hashed; no token has this id.
+/// Separates the two words of a pair while they are hashed; no token has this id.
 const BETWEEN: u32 = u32::MAX;
 
 /// Hashes of the words among `ids` and of each two that follow each other, each once, ascending;

@@ -39,6 +39,45 @@ pub fn run(arguments: &[&str]) -> Output {
     hubrouter(arguments).output().unwrap()
 }
 
+/// One command line, with the folder as its working folder: `route --router store 'a prompt'`.
+pub fn command_in(folder: &Folder, line: &str) -> Command {
+    let words = words(line);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut command = hubrouter(&words);
+    command.current_dir(&folder.0);
+    command
+}
+
+pub fn run_in(folder: &Folder, line: &str) -> Output {
+    command_in(folder, line).output().unwrap()
+}
+
+/// The JSON of a command line that succeeds with one line of it.
+#[track_caller]
+pub fn json_in(folder: &Folder, line: &str) -> Value {
+    let [value] = lines(&succeeded(run_in(folder, line))).try_into().unwrap();
+    value
+}
+
+/// The words of a command line; `'a b'` and `"a b"` are one.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            None if c == '\'' || c == '"' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    assert!(quote.is_none(), "a quote is open in {line:?}");
+    words.extend(word);
+    words
+}
+
 pub fn with_input(arguments: &[&str], input: &[u8]) -> Output {
     let mut child = hubrouter(arguments)
         .stdin(Stdio::piped())

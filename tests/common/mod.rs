@@ -10,6 +10,8 @@
 #[cfg(feature = "cli")]
 pub mod command;
 pub mod toy;
+#[cfg(all(feature = "cli", unix))]
+pub mod transcript;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -71,8 +73,8 @@ impl Drop for Folder {
     }
 }
 
-/// The zero-shot generation that the bundled one grew from, copied, with its encoder beside it: to be
-/// changed or harmed.
+/// The zero-shot generation that the bundled one grew from, copied, with its encoder beside it: to
+/// be changed or harmed.
 pub fn copied_store(folder: &Folder) -> PathBuf {
     let target = folder.join("cmrbench");
     std::fs::create_dir(&target).unwrap();

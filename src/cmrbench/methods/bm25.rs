@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 const K1: f64 = 1.5;
 const B: f64 = 0.75;
-/// What a negative idf becomes, as a share of the mean idf.
+/// Replaces a negative idf, as a share of the mean idf.
 const FLOOR: f64 = 0.25;
 
-/// Documents, to be scored for queries; texts are split at single spaces and case counts.
+/// An index of documents. Texts are split at single spaces, and case matters.
 pub(crate) struct Bm25 {
-    /// Of each word its idf and the documents that have it, with what they add per unit of idf.
+    /// For each word its idf, and the documents that contain it with their weight per unit of idf.
     postings: HashMap<String, (f64, Vec<(u32, f64)>)>,
     documents: usize,
 }
@@ -33,7 +33,7 @@ impl Bm25 {
         let all = documents.len() as f64;
         let average = lengths.iter().sum::<f64>() / all.max(1.0);
         let idf = |places: usize| (all - places as f64 + 0.5).ln() - (places as f64 + 0.5).ln();
-        // A sum in the order of the words: a map's own order differs from run to run.
+        // Summed in the order of the words, since the order of a map differs from run to run.
         let mut words: Vec<(&str, Vec<(u32, f64)>)> = counts.into_iter().collect();
         words.sort_unstable_by_key(|(word, _)| *word);
         let sum: f64 = words.iter().map(|(_, places)| idf(places.len())).sum();

@@ -1,16 +1,16 @@
-//! The continual floor: what a router without a network keeps when models only ever arrive
-//! (cmrbench.md section 7).
+//! The continual floor: a router without a network (cmrbench.md section 7).
 //!
 //! A model's score is the cosine of the prompt with the centroid of its training prompts plus the
 //! cosine with its nearest card, both over TF-IDF of words, pairs of words and runs of letters.
 //! Vocabulary and idf are those of the first experience; centroids of new models are appended, an
-//! old one changes only by new rows of its model. Whatever it loses is what a growing hub takes.
+//! old one changes only by new rows of its model. Its forgetting is the work of the growing hub
+//! alone.
 
 use std::collections::BTreeMap;
 
 use super::retrieval::{Owners, card_text};
 use super::tfidf::{Postings, Sparse, Terms, TfIdf, normalize};
-use super::{Common, Learned, Method, Named, Progressed, Watching};
+use super::{Common, Method, Named, Progressed, StepReport, Watching};
 use crate::error::Result;
 use crate::learn::Control;
 
@@ -19,7 +19,7 @@ pub(super) struct Centroids<'c> {
     learned: usize,
     models: Vec<TfIdf>,
     owners: Owners,
-    /// Of each model, by id, the sum of its rows' vectors.
+    /// The sum of the rows' vectors of each model, by id.
     sums: Vec<BTreeMap<u32, f64>>,
     centroids: Postings,
     cards: Postings,
@@ -38,7 +38,7 @@ impl<'c> Centroids<'c> {
         }
     }
 
-    /// The vectors of all vocabularies, one behind the other, of length 1 together.
+    /// The concatenated vectors of all vocabularies, scaled to length 1.
     fn vector(&self, text: &str) -> Sparse {
         let mut joined = Sparse::new();
         let mut first = 0;
@@ -86,7 +86,7 @@ impl Method for Centroids<'_> {
             self.cards.push(&vector);
         }
         self.learned = step;
-        Ok(Progressed::Done(Learned::nothing("cpu")))
+        Ok(Progressed::Done(StepReport::nothing("cpu")))
     }
 
     fn resume(&mut self, step: usize, _state: &str) -> Result<()> {

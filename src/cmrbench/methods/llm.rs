@@ -1,15 +1,15 @@
-//! A language model that names the domain of each prompt, in the manner of Shen et al., "HuggingGPT"
-//! (2023): no training, no example, no model of the hub (carve.md section 12.9).
+//! A language model that names the domain of each prompt, after Shen et al., "HuggingGPT" (2023).
+//! It sees no training row, no example and no model of the hub (carve.md section 12.9).
 //!
-//! Requests are many and may cost money: every answer is kept as it comes, in `answers.jsonl` of the
-//! cell's folder, under the digest of its request, and no request is sent twice. Prompts are not kept.
+//! Requests may cost money. Every answer is kept in `answers.jsonl` of the cell's folder under the
+//! digest of its request, and no request is sent twice. Prompts are not kept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Common, Learned, Method, Named, Progressed, Watching};
+use super::{Answer, Common, Method, Named, Progressed, StepReport, Watching};
 use crate::cmrbench::{Chat, DomainList, Tables};
 use crate::error::{Result, bail, error};
 use crate::files;
@@ -21,8 +21,8 @@ pub(super) struct Controller<'c> {
     common: &'c Common<'c>,
     chat: &'c Chat,
     seed: u64,
-    answers: Answers,
-    /// Those of the hub at the step, sorted.
+    answers: AnswerFile,
+    /// The domains of the hub at the step, sorted.
     domains: BTreeSet<String>,
 }
 
@@ -31,19 +31,19 @@ impl<'c> Controller<'c> {
         let Some(chat) = common.chat else {
             bail!(
                 InvalidRequest,
-                "llm: expected a chat endpoint, found none: say --llm-endpoint URL"
+                "llm: expected a chat endpoint, found none; name one with --llm-endpoint URL"
             );
         };
         Ok(Self {
             common,
             chat,
             seed,
-            answers: Answers::open(folder.join(ANSWERS))?,
+            answers: AnswerFile::open(folder.join(ANSWERS))?,
             domains: BTreeSet::new(),
         })
     }
 
-    /// What is chosen from for the eval rows of experience `test`, from 1.
+    /// The domains to choose from for the eval rows of experience `test`, from 1.
     fn choices(&self, test: usize) -> BTreeSet<&str> {
         match self.chat.domains {
             DomainList::Hub => self.domains.iter().map(String::as_str).collect(),
@@ -60,7 +60,7 @@ impl Method for Controller<'_> {
         let tables = Tables::new(self.common.data, step);
         let domains = tables.models().filter_map(|model| tables.domain(model));
         self.domains = domains.map(str::to_owned).collect();
-        let learned = Learned::nothing(&self.chat.description());
+        let learned = StepReport::nothing(&self.chat.description());
         Ok(Progressed::Done(learned))
     }
 
@@ -97,20 +97,20 @@ impl Method for Controller<'_> {
 }
 
 /// Answers by the digest of their request, in a file that grows.
-struct Answers {
+struct AnswerFile {
     path: PathBuf,
     known: HashMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct AnswerLine {
     request: String,
     answer: String,
 }
 
-impl Answers {
-    /// Those that an earlier run kept. A last line that was cut off is dropped.
+impl AnswerFile {
+    /// Reads the answers of an earlier run. A last line that was cut off is dropped.
     fn open(path: PathBuf) -> Result<Self> {
         let mut known = HashMap::new();
         if path.exists() {
@@ -123,7 +123,7 @@ impl Answers {
                 if line.is_empty() {
                     continue;
                 }
-                let line: Line = serde_json::from_slice(line)
+                let line: AnswerLine = serde_json::from_slice(line)
                     .map_err(|e| error!(Format, "{}:{}: {e}", path.display(), number + 1))?;
                 known.insert(line.request, line.answer);
             }
@@ -139,7 +139,7 @@ impl Answers {
     }
 
     fn keep(&mut self, request: String, answer: String) -> Result<String> {
-        let line = Line { request, answer };
+        let line = AnswerLine { request, answer };
         let mut text =
             serde_json::to_string(&line).map_err(|e| error!(Format, "cannot write JSON: {e}"))?;
         text.push('\n');
@@ -159,20 +159,20 @@ mod tests {
         let name = format!("hubrouter-answers-{}.jsonl", std::process::id());
         let path = std::env::temp_dir().join(name);
         let _ = std::fs::remove_file(&path);
-        let mut answers = Answers::open(path.clone()).unwrap();
+        let mut answers = AnswerFile::open(path.clone()).unwrap();
         answers.keep("a".into(), "Audio\n".into()).unwrap();
         answers.keep("b".into(), "Text".into()).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.truncate(bytes.len() - 4);
         std::fs::write(&path, &bytes).unwrap();
-        let mut answers = Answers::open(path.clone()).unwrap();
+        let mut answers = AnswerFile::open(path.clone()).unwrap();
         assert_eq!(answers.get("a").as_deref(), Some("Audio\n"));
         assert_eq!(answers.get("b"), None);
         answers.keep("b".into(), "Text".into()).unwrap();
-        let again = Answers::open(path.clone()).unwrap();
+        let again = AnswerFile::open(path.clone()).unwrap();
         assert_eq!(again.get("b").as_deref(), Some("Text"));
         std::fs::write(&path, "{}\n{\"request\":\"a\",\"answer\":\"b\"}\n").unwrap();
-        let error = Answers::open(path.clone()).err().unwrap().to_string();
+        let error = AnswerFile::open(path.clone()).err().unwrap().to_string();
         assert!(error.contains(".jsonl:1: missing field"), "{error}");
         std::fs::remove_file(path).unwrap();
     }

@@ -13,15 +13,15 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cmrbench::registry::Kept;
+use crate::cmrbench::registry::LastStep;
 use crate::cmrbench::{Chat, Data};
 use crate::error::{Result, bail};
 use crate::learn::{Control, Settings};
 use crate::options::Options;
 pub(crate) use retrieval::Frozen;
-pub(crate) use trained::Recipe;
+pub(crate) use trained::{Recipe, rank_by};
 
-/// A model that a method names, with its score.
+/// A predicted model with its score.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Named {
@@ -31,21 +31,21 @@ pub struct Named {
     pub score: f64,
 }
 
-/// What a method says about the step it just learned.
+/// A method's report on the step that it has learned.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Learned {
+pub(crate) struct StepReport {
     /// Optimiser steps.
     pub(crate) updates: usize,
     /// Rows that were learned, replayed ones included.
     pub(crate) rows: usize,
-    /// What [`Method::resume`] wants to go on behind this step.
+    /// Passed to [`Method::resume`] to go on from this step.
     pub(crate) state: String,
-    /// What computed.
+    /// The device that computed.
     pub(crate) device: String,
 }
 
-impl Learned {
-    /// Without an optimiser, on this device.
+impl StepReport {
+    /// A step without an optimiser, on this device.
     pub(crate) fn nothing(device: &str) -> Self {
         Self {
             updates: 0,
@@ -59,20 +59,20 @@ impl Learned {
 /// How learning ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Progressed {
-    Done(Learned),
-    /// The callback asked for it; the same call goes on from there.
+    Done(StepReport),
+    /// The callback stopped it; the same call goes on from there.
     Stopped,
 }
 
-/// Called while a method learns, with what it does and how far it is, from 0 to 1.
+/// Called while a method learns, with the stage and the share that is done, from 0 to 1.
 pub(crate) type Watching<'w> = &'w mut dyn FnMut(&str, f64) -> Control;
 
-/// What a method says to a prompt.
+/// A method's answer to a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     /// The ten best models, best first.
     Models(Vec<Named>),
-    /// Words that are the name of a domain, or not.
+    /// Text that may be the name of a domain.
     Domain(String),
 }
 
@@ -81,13 +81,13 @@ pub(crate) trait Method {
     /// Learns the experience of `step`, from 1, after all earlier ones.
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed>;
 
-    /// Is again as it was after `step`, at which `state` was returned.
+    /// Restores the state after `step`, which returned `state`.
     fn resume(&mut self, step: usize, state: &str) -> Result<()>;
 
-    /// The ten best models of the hub for each prompt, best first; of equals the lower id first.
+    /// The ten best models of the hub for each prompt, best first; ties go by id.
     fn rank(&mut self, prompts: &[&str]) -> Result<Vec<Vec<Named>>>;
 
-    /// What it says to `prompts`, eval rows of the experience `test`, from 1.
+    /// The answers to `prompts`, eval rows of the experience `test`, from 1.
     fn answers(&mut self, _test: usize, prompts: &[&str]) -> Result<Vec<Answer>> {
         Ok(self
             .rank(prompts)?
@@ -96,58 +96,58 @@ pub(crate) trait Method {
             .collect())
     }
 
-    /// What is left of the last step, where there is a generation.
-    fn kept(&self) -> Result<Option<Kept>> {
+    /// The state after the last step, where there is a generation.
+    fn kept(&self) -> Result<Option<LastStep>> {
         Ok(None)
     }
 }
 
-/// Models that are named for a prompt.
+/// Models that are predicted for a prompt.
 pub(crate) const NAMED: usize = 10;
 
-/// What a method is compared with.
+/// The group of methods that a method is compared within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Group {
-    /// By cards, or by a language model that knows no model: what the poster has beside BGE-M3.
+    /// Retrieval by cards, or a language model that knows no model of the hub.
     Retrieval,
-    /// One experience after the other.
+    /// Learns one experience after the other.
     Continual,
-    /// All rows of the past are there.
+    /// Learns all rows of the past again.
     Bound,
     /// CARvE with one thing changed.
     Ablation,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+enum MethodKind {
     Bm25,
     TfIdf,
     Dense,
     Hybrid,
     Centroid,
     Trained(Recipe),
-    Ties(ties::Form),
-    Augmented(rar::Update),
+    Ties(ties::MergeForm),
+    Augmented(rar::RarUpdate),
     Llm,
 }
 
 /// A row of the table of methods.
 #[derive(Clone, Copy, Debug)]
 pub struct MethodInfo {
-    /// As it is asked for, and as its files are called.
+    /// Its name on the command line and in file names.
     pub name: &'static str,
-    /// As it is shown.
+    /// Its name in tables and figures.
     pub label: &'static str,
-    /// What it is compared with.
+    /// The group that it is compared within.
     pub group: Group,
     /// Share of every earlier experience that is learned again.
     pub replay: f64,
-    kind: Kind,
+    kind: MethodKind,
 }
 
-/// What all methods of one benchmark share.
+/// The inputs that all methods of a benchmark share.
 pub(crate) struct Common<'c> {
     pub(crate) data: &'c Data,
     /// The encoder's bundle.
@@ -164,11 +164,11 @@ pub(crate) struct Common<'c> {
 }
 
 impl MethodInfo {
-    /// One run says all: nothing is drawn.
+    /// Whether the method draws nothing, so that one run is enough.
     pub fn deterministic(&self) -> bool {
         match self.kind {
-            Kind::Trained(recipe) => recipe.draws_nothing(),
-            Kind::Ties(_) | Kind::Augmented(_) | Kind::Llm => false,
+            MethodKind::Trained(recipe) => recipe.draws_nothing(),
+            MethodKind::Ties(_) | MethodKind::Augmented(_) | MethodKind::Llm => false,
             _ => true,
         }
     }
@@ -181,70 +181,77 @@ impl MethodInfo {
         step: usize,
     ) -> Result<Option<Settings>> {
         match self.kind {
-            Kind::Trained(recipe) => recipe.settings(common, seed, step).map(Some),
-            Kind::Ties(_) => ties::settings(common, seed, step).map(Some),
-            Kind::Augmented(update) => update.settings(common, seed, step),
+            MethodKind::Trained(recipe) => recipe.settings(common, seed, step).map(Some),
+            MethodKind::Ties(_) => ties::settings(common, seed, step).map(Some),
+            MethodKind::Augmented(update) => update.settings(common, seed, step),
             _ => Ok(None),
         }
     }
 
-    /// Prompts pass through the encoder.
+    /// Whether prompts pass through the encoder.
     pub(crate) fn encodes(&self) -> bool {
-        let without = [Kind::Bm25, Kind::TfIdf, Kind::Centroid, Kind::Llm];
+        let without = [
+            MethodKind::Bm25,
+            MethodKind::TfIdf,
+            MethodKind::Centroid,
+            MethodKind::Llm,
+        ];
         !without.contains(&self.kind)
     }
 
-    /// The encoder reads a card behind every prompt.
+    /// Whether the encoder reads a card behind every prompt.
     pub(crate) fn reads_cards(&self) -> bool {
-        matches!(self.kind, Kind::Augmented(_))
+        matches!(self.kind, MethodKind::Augmented(_))
     }
 
-    /// Only the last step is there: nothing can be forgotten.
+    /// Whether only the last step is run, so that nothing can be forgotten.
     pub(crate) fn last_step_alone(&self) -> bool {
         match self.kind {
-            Kind::Trained(recipe) => recipe.is_joint(),
-            Kind::Llm => true,
+            MethodKind::Trained(recipe) => recipe.is_joint(),
+            MethodKind::Llm => true,
             _ => false,
         }
     }
 
-    /// It names domains and no models, and asks a language model ([`Chat`]) for them.
+    /// Whether it asks a language model ([`Chat`]), which names domains and no models.
     pub fn asks_a_model(&self) -> bool {
-        matches!(self.kind, Kind::Llm)
+        matches!(self.kind, MethodKind::Llm)
     }
 
-    /// No group takes it in: a language model has to be there for it, or it takes hours.
+    /// Whether no group includes it: it needs a language model, or hours.
     fn by_name_alone(&self) -> bool {
-        self.asks_a_model() || self.kind == Kind::Augmented(rar::Update::Each)
+        self.asks_a_model() || self.kind == MethodKind::Augmented(rar::RarUpdate::Each)
     }
 
-    /// Prompts that are answered between two reports of progress.
+    /// Prompts between two reports of progress.
     pub(crate) fn stride(&self) -> usize {
         if self.asks_a_model() { 1 } else { 64 }
     }
 
-    /// Rows that pass through an encoder or a table in `step`, to tell how long it takes: a guess.
+    /// Rows that pass through an encoder or a table in `step`: an estimate of its time.
     pub(crate) fn work(&self, common: &Common<'_>, step: usize) -> f64 {
         let rows = |of: usize| common.data.experiences[of].train.len() as f64;
         let own = rows(step - 1);
         let earlier: f64 = (0..step - 1).map(rows).sum();
         let epochs = common.epochs[step - 1] as f64;
         match self.kind {
-            Kind::Bm25 | Kind::TfIdf | Kind::Centroid | Kind::Llm => 1.0,
-            Kind::Dense | Kind::Hybrid => common.data.experiences[step - 1].cards.len() as f64,
-            Kind::Trained(recipe) if recipe.is_joint() => {
+            MethodKind::Bm25 | MethodKind::TfIdf | MethodKind::Centroid | MethodKind::Llm => 1.0,
+            MethodKind::Dense | MethodKind::Hybrid => {
+                common.data.experiences[step - 1].cards.len() as f64
+            }
+            MethodKind::Trained(recipe) if recipe.is_joint() => {
                 recipe.epochs(common, step) as f64 * (own + earlier)
             }
-            Kind::Trained(_) | Kind::Ties(_) => epochs * (own + self.replay * earlier),
-            Kind::Augmented(update) => update.work(common, step),
+            MethodKind::Trained(_) | MethodKind::Ties(_) => epochs * (own + self.replay * earlier),
+            MethodKind::Augmented(update) => update.work(common, step),
         }
     }
 
-    /// What an answer costs of what a prompt alone does.
+    /// The cost of an answer as a multiple of that of a prompt.
     pub(crate) fn longer(&self) -> f64 {
         match self.kind {
-            Kind::Augmented(_) => rar::LONGER as f64,
-            Kind::Llm => 1e4,
+            MethodKind::Augmented(_) => rar::LONGER as f64,
+            MethodKind::Llm => 1e4,
             _ => 1.0,
         }
     }
@@ -258,15 +265,19 @@ impl MethodInfo {
     ) -> Result<Box<dyn Method + 'c>> {
         let retrieval = |scorer| Box::new(retrieval::Retrieval::new(common, scorer));
         Ok(match self.kind {
-            Kind::Bm25 => retrieval(retrieval::Scorer::Bm25),
-            Kind::TfIdf => retrieval(retrieval::Scorer::TfIdf),
-            Kind::Dense => retrieval(retrieval::Scorer::Dense),
-            Kind::Hybrid => retrieval(retrieval::Scorer::Hybrid),
-            Kind::Centroid => Box::new(centroid::Centroids::new(common)),
-            Kind::Trained(recipe) => Box::new(trained::Trained::new(common, recipe, seed, folder)),
-            Kind::Ties(form) => Box::new(ties::Ties::new(common, form, seed, folder)),
-            Kind::Augmented(update) => Box::new(rar::Augmented::new(common, update, seed, folder)),
-            Kind::Llm => Box::new(llm::Controller::new(common, seed, folder)?),
+            MethodKind::Bm25 => retrieval(retrieval::CardScorer::Bm25),
+            MethodKind::TfIdf => retrieval(retrieval::CardScorer::TfIdf),
+            MethodKind::Dense => retrieval(retrieval::CardScorer::Dense),
+            MethodKind::Hybrid => retrieval(retrieval::CardScorer::Hybrid),
+            MethodKind::Centroid => Box::new(centroid::Centroids::new(common)),
+            MethodKind::Trained(recipe) => {
+                Box::new(trained::TrainedMethod::new(common, recipe, seed, folder))
+            }
+            MethodKind::Ties(form) => Box::new(ties::Ties::new(common, form, seed, folder)),
+            MethodKind::Augmented(update) => {
+                Box::new(rar::Augmented::new(common, update, seed, folder))
+            }
+            MethodKind::Llm => Box::new(llm::Controller::new(common, seed, folder)?),
         })
     }
 }
@@ -276,7 +287,7 @@ const fn row(
     label: &'static str,
     group: Group,
     replay: f64,
-    kind: Kind,
+    kind: MethodKind,
 ) -> MethodInfo {
     MethodInfo {
         name,
@@ -292,7 +303,7 @@ const fn ablation(
     label: &'static str,
     change: &'static [(&'static str, &'static str)],
 ) -> MethodInfo {
-    let kind = Kind::Trained(Recipe::carve("0.1", change));
+    let kind = MethodKind::Trained(Recipe::carve("0.1", change));
     row(name, label, Group::Ablation, 0.1, kind)
 }
 
@@ -302,7 +313,7 @@ const fn memory(
     label: &'static str,
     changes: &'static [(&'static str, &'static str)],
 ) -> MethodInfo {
-    let kind = Kind::Trained(Recipe::memory(changes));
+    let kind = MethodKind::Trained(Recipe::memory(changes));
     row(name, label, Group::Ablation, 0.0, kind)
 }
 
@@ -317,155 +328,161 @@ const EWC: &[(&str, &str)] = &[
 /// The same in place of CARvE's anchors, where replay does most of the holding.
 const CARVE_EWC: &[(&str, &str)] = &[("regulariser", "ewc"), ("ewc.lambda", "1e3")];
 
-/// Every method, in the order of the tables. A baseline is a line here.
+/// Every method, in the order of the tables. A new baseline is an entry here.
 const METHODS: &[MethodInfo] = &[
-    row("bm25", "BM25 over cards", Group::Retrieval, 0.0, Kind::Bm25),
+    row(
+        "bm25",
+        "BM25 over cards",
+        Group::Retrieval,
+        0.0,
+        MethodKind::Bm25,
+    ),
     row(
         "tfidf",
         "TF-IDF, nearest card",
         Group::Retrieval,
         0.0,
-        Kind::TfIdf,
+        MethodKind::TfIdf,
     ),
     row(
         "dense",
         "Dense, frozen encoder",
         Group::Retrieval,
         0.0,
-        Kind::Dense,
+        MethodKind::Dense,
     ),
     row(
         "hybrid",
         "Hybrid, 0.7 dense + 0.3 BM25",
         Group::Retrieval,
         0.0,
-        Kind::Hybrid,
+        MethodKind::Hybrid,
     ),
     row(
         "rar-frozen",
         "Retrieval-augmented, learned once",
         Group::Retrieval,
         0.0,
-        Kind::Augmented(rar::Update::Frozen),
+        MethodKind::Augmented(rar::RarUpdate::Frozen),
     ),
     row(
         "rar-each",
         "Retrieval-augmented, learned at each step",
         Group::Retrieval,
         0.0,
-        Kind::Augmented(rar::Update::Each),
+        MethodKind::Augmented(rar::RarUpdate::Each),
     ),
     row(
         "llm",
         "LLM controller, domains alone",
         Group::Retrieval,
         0.0,
-        Kind::Llm,
+        MethodKind::Llm,
     ),
     row(
         "centroid",
         "Continual floor: centroids + cards",
         Group::Continual,
         0.0,
-        Kind::Centroid,
+        MethodKind::Centroid,
     ),
     row(
         "sequential",
         "Sequential fine-tuning",
         Group::Continual,
         0.0,
-        Kind::Trained(Recipe::plain("0")),
+        MethodKind::Trained(Recipe::plain("0")),
     ),
     row(
         "replay-5",
         "Random replay (5 %)",
         Group::Continual,
         0.05,
-        Kind::Trained(Recipe::plain("0.05")),
+        MethodKind::Trained(Recipe::plain("0.05")),
     ),
     row(
         "replay-10",
         "Random replay (10 %)",
         Group::Continual,
         0.1,
-        Kind::Trained(Recipe::plain("0.1")),
+        MethodKind::Trained(Recipe::plain("0.1")),
     ),
     row(
         "replay-20",
         "Random replay (20 %)",
         Group::Continual,
         0.2,
-        Kind::Trained(Recipe::plain("0.2")),
+        MethodKind::Trained(Recipe::plain("0.2")),
     ),
     row(
         "ties-factors",
         "TIES merging of factors",
         Group::Continual,
         0.0,
-        Kind::Ties(ties::Form::Factors),
+        MethodKind::Ties(ties::MergeForm::Factors),
     ),
     row(
         "ties-product",
         "TIES merging of products",
         Group::Continual,
         0.0,
-        Kind::Ties(ties::Form::Product),
+        MethodKind::Ties(ties::MergeForm::Product),
     ),
     row(
         "lwf",
         "LwF",
         Group::Continual,
         0.0,
-        Kind::Trained(Recipe::plain("0").with(&[("lwf.alpha", "1")])),
+        MethodKind::Trained(Recipe::plain("0").with(&[("lwf.alpha", "1")])),
     ),
     row(
         "ewc",
         "EWC",
         Group::Continual,
         0.0,
-        Kind::Trained(Recipe::plain("0").with(EWC)),
+        MethodKind::Trained(Recipe::plain("0").with(EWC)),
     ),
     row(
         "carve-ewc",
         "CARvE EWC (10 %)",
         Group::Continual,
         0.1,
-        Kind::Trained(Recipe::carve("0.1", CARVE_EWC)),
+        MethodKind::Trained(Recipe::carve("0.1", CARVE_EWC)),
     ),
     row(
         "carve-5",
         "CARvE (5 %)",
         Group::Continual,
         0.05,
-        Kind::Trained(Recipe::carve("0.05", &[])),
+        MethodKind::Trained(Recipe::carve("0.05", &[])),
     ),
     row(
         "carve-10",
         "CARvE (10 %)",
         Group::Continual,
         0.1,
-        Kind::Trained(Recipe::carve("0.1", &[])),
+        MethodKind::Trained(Recipe::carve("0.1", &[])),
     ),
     row(
         "carve-20",
         "CARvE (20 %)",
         Group::Continual,
         0.2,
-        Kind::Trained(Recipe::carve("0.2", &[])),
+        MethodKind::Trained(Recipe::carve("0.2", &[])),
     ),
     row(
         "memory",
         "Memory, nothing trained",
         Group::Continual,
         0.0,
-        Kind::Trained(Recipe::memory(&[])),
+        MethodKind::Trained(Recipe::memory(&[])),
     ),
     row(
         "first-session",
         "CARvE on E1, then memory",
         Group::Continual,
         0.0,
-        Kind::Trained(Recipe::carve(
+        MethodKind::Trained(Recipe::carve(
             "0",
             &[("train", "first"), ("train.least", "1"), ("memory", "true")],
         )),
@@ -475,35 +492,35 @@ const METHODS: &[MethodInfo] = &[
         "CARvE (10 %) + memory",
         Group::Continual,
         0.1,
-        Kind::Trained(Recipe::carve("0.1", &[("memory", "true")])),
+        MethodKind::Trained(Recipe::carve("0.1", &[("memory", "true")])),
     ),
     row(
         "cumulative",
         "Cumulative",
         Group::Bound,
         1.0,
-        Kind::Trained(Recipe::plain("1")),
+        MethodKind::Trained(Recipe::plain("1")),
     ),
     row(
         "carve-100",
         "CARvE (100 %)",
         Group::Bound,
         1.0,
-        Kind::Trained(Recipe::carve("1", &[])),
+        MethodKind::Trained(Recipe::carve("1", &[])),
     ),
     row(
         "joint",
         "Joint training",
         Group::Bound,
         0.0,
-        Kind::Trained(Recipe::joint()),
+        MethodKind::Trained(Recipe::joint()),
     ),
     row(
         "joint-memory",
         "Joint training + memory",
         Group::Bound,
         0.0,
-        Kind::Trained(Recipe::joint().with(&[("memory", "true")])),
+        MethodKind::Trained(Recipe::joint().with(&[("memory", "true")])),
     ),
     ablation(
         "no-embedding-anchor",
@@ -555,7 +572,7 @@ const METHODS: &[MethodInfo] = &[
         "No replay",
         Group::Ablation,
         0.0,
-        Kind::Trained(Recipe::carve("0", &[])),
+        MethodKind::Trained(Recipe::carve("0", &[])),
     ),
     ablation(
         "anchors-throughout",
@@ -622,16 +639,17 @@ pub fn method(name: &str) -> Result<&'static MethodInfo> {
             let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
             bail!(
                 InvalidRequest,
-                "{name:?}: expected a method, retrieval, continual, bound, ablation, main or all; methods are {}",
+                "{name:?}: expected a method, retrieval, continual, bound, ablation, main or all; \
+                 methods are {}",
                 known.join(", ")
             )
         }
     }
 }
 
-/// The methods that `names` (methods, groups, `main` for all but ablations, `all`) name, each once,
-/// in the order of the tables. A group's ablation that changes nothing of CARvE's settings is left
-/// out: CARvE's row is its result. So is what asks a language model: that is there by name alone.
+/// The methods of `names` (methods, groups, `main` for all but ablations, `all`), each once, in the
+/// order of the tables. Groups leave out an ablation that changes no setting of CARvE, since
+/// CARvE's row is its result, and the method that asks a language model.
 pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
     let mut chosen = vec![false; METHODS.len()];
     for name in names {
@@ -668,7 +686,7 @@ pub fn select(names: &[String]) -> Result<Vec<&'static MethodInfo>> {
 impl MethodInfo {
     fn changes_something(&self) -> bool {
         match self.kind {
-            Kind::Trained(recipe) if self.group == Group::Ablation => {
+            MethodKind::Trained(recipe) if self.group == Group::Ablation => {
                 recipe.effective() != Recipe::carve("0.1", &[]).effective()
             }
             _ => true,
@@ -726,7 +744,7 @@ mod tests {
     #[test]
     fn rows_with_a_regulariser_change_nothing_else() {
         let base = |name: &str| match method(name).unwrap().kind {
-            Kind::Trained(recipe) => recipe.base().unwrap(),
+            MethodKind::Trained(recipe) => recipe.base().unwrap(),
             kind => panic!("{kind:?}"),
         };
         let changed = |name: &str, from: &str| -> Vec<String> {
@@ -755,7 +773,7 @@ mod tests {
     #[test]
     fn every_recipe_is_valid() {
         for method in METHODS {
-            if let Kind::Trained(recipe) = method.kind {
+            if let MethodKind::Trained(recipe) = method.kind {
                 let settings = recipe.base().unwrap();
                 settings.validate().unwrap();
                 let replay = match settings.replay_strategy {

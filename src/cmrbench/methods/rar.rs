@@ -2,17 +2,18 @@
 //! section 12.8), in the manner of Patil et al., "Gorilla: Large Language Model Connected with
 //! Massive APIs" (2023), without a generator.
 //!
-//! The card is that of the hybrid row (`retrieval.rs`), whose vectors are shared: 0.7 times the frozen
-//! encoder's cosine and 0.3 times BM25, over the card rows known at the step. Training and routing see
-//! the same text, cut at [`MAX_TOKENS`]: the prompt stands in front, so it is the card that is cut.
+//! The card is that of the hybrid row (`retrieval.rs`), whose vectors are shared: 0.7 times the
+//! frozen encoder's cosine and 0.3 times BM25, over the card rows known at the step. Training and
+//! routing see the same text, cut at [`MAX_TOKENS`]: the prompt stands in front, so it is the card
+//! that is cut.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::retrieval::{Retrieval, Scorer};
+use super::retrieval::{CardScorer, Retrieval};
 use super::trained::{self, Recipe};
-use super::{Common, Learned, Method, Named, Progressed, Watching};
-use crate::cmrbench::registry::Kept;
+use super::{Common, Method, Named, Progressed, StepReport, Watching};
+use crate::cmrbench::registry::LastStep;
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::learn::{Control, Settings};
@@ -20,25 +21,25 @@ use crate::options::Options;
 use crate::route::Router;
 use crate::store::Store;
 
-/// Stands between a prompt and its card.
+/// Separates a prompt from its card.
 const REFERENCE: &str = "\n<Reference API>: ";
 
 /// Tokens of a prompt with its card; fewer where the encoder has no positions for so many.
 const MAX_TOKENS: usize = 256;
 
-/// Prompts whose cards are looked for between two reports of progress.
+/// Prompts between two reports of progress while cards are looked up.
 const STRIDE: usize = 64;
 
-/// What later experiences change.
+/// The parts that later experiences update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Update {
-    /// The index, and rows of new models by card: only the first experience is learned.
+pub(crate) enum RarUpdate {
+    /// The index, and the rows of new models by card; only the first experience is learned.
     Frozen,
-    /// All: the plain step on each experience.
+    /// Everything: the plain step on each experience.
     Each,
 }
 
-impl Update {
+impl RarUpdate {
     fn learns(self, step: usize) -> bool {
         self == Self::Each || step == 1
     }
@@ -67,30 +68,30 @@ impl Update {
     }
 }
 
-/// About how many times a prompt's time its text with a card takes.
+/// The time of a prompt with its card as a multiple of that of the prompt, about.
 pub(super) const LONGER: usize = 8;
 
 pub(super) struct Augmented<'c> {
     common: &'c Common<'c>,
-    update: Update,
+    update: RarUpdate,
     seed: u64,
     /// The store of its generations.
     store: PathBuf,
     /// The cards of the step.
     index: Retrieval<'c>,
-    /// Those of all, with the longer limit; none before the encoder was asked for its own.
+    /// The common options with the longer limit; `None` until the encoder's own limit is known.
     options: Option<Options>,
     router: Option<Router>,
 }
 
 impl<'c> Augmented<'c> {
-    pub(super) fn new(common: &'c Common<'c>, update: Update, seed: u64, folder: &Path) -> Self {
+    pub(super) fn new(common: &'c Common<'c>, update: RarUpdate, seed: u64, folder: &Path) -> Self {
         Self {
             common,
             update,
             seed,
             store: folder.join("store"),
-            index: Retrieval::new(common, Scorer::Hybrid),
+            index: Retrieval::new(common, CardScorer::Hybrid),
             options: None,
             router: None,
         }
@@ -107,7 +108,7 @@ impl<'c> Augmented<'c> {
         Ok(options)
     }
 
-    /// `prompts` with the nearest card behind each; none: the callback stopped it.
+    /// `prompts` with the nearest card behind each; `None`: the callback stopped it.
     fn augmented(&self, prompts: &[&str], watch: Watching<'_>) -> Result<Option<Vec<String>>> {
         let mut texts = Vec::with_capacity(prompts.len());
         for prompts in prompts.chunks(STRIDE) {
@@ -121,14 +122,14 @@ impl<'c> Augmented<'c> {
         Ok(Some(texts))
     }
 
-    /// Learns the experience of `step`; none: the callback stopped it.
+    /// Learns the experience of `step`; `None`: the callback stopped it.
     fn train(
         &self,
         common: &Common<'_>,
         settings: Settings,
         step: usize,
         watch: Watching<'_>,
-    ) -> Result<Option<Learned>> {
+    ) -> Result<Option<StepReport>> {
         let mut experience = trained::experience(common.data, step - 1, step);
         let prompts: Vec<&str> = experience
             .examples
@@ -145,7 +146,7 @@ impl<'c> Augmented<'c> {
     }
 
     /// Gives the models that are new at `step` rows by their cards.
-    fn add(&self, encoder: &Arc<Encoder>, step: usize) -> Result<Learned> {
+    fn add(&self, encoder: &Arc<Encoder>, step: usize) -> Result<StepReport> {
         let data = self.common.data;
         let known = data.hub(step - 1).len();
         let new = &data.hub(step)[known..];
@@ -154,9 +155,9 @@ impl<'c> Augmented<'c> {
             [] => store.current()?,
             new => store.add(encoder, new, &mut |_, _| {})?,
         };
-        Ok(Learned {
+        Ok(StepReport {
             state: id.to_string(),
-            ..Learned::nothing(encoder.device_name())
+            ..StepReport::nothing(encoder.device_name())
         })
     }
 }
@@ -207,7 +208,7 @@ impl Method for Augmented<'_> {
         trained::rank(self.router.as_ref(), &texts)
     }
 
-    fn kept(&self) -> Result<Option<Kept>> {
+    fn kept(&self) -> Result<Option<LastStep>> {
         trained::kept(&self.store).map(Some)
     }
 }

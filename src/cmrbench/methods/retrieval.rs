@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::bm25::Bm25;
 use super::tfidf::{Postings, Terms, TfIdf};
-use super::{Common, Learned, Method, NAMED, Named, Progressed, Watching};
+use super::{Common, Method, NAMED, Named, Progressed, StepReport, Watching};
 use crate::cmrbench::Data;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
@@ -24,7 +24,7 @@ const DENSE: f64 = 0.7;
 pub(super) struct Owners {
     names: Vec<String>,
     ids: HashMap<String, usize>,
-    /// Of each document of the step.
+    /// The owner of each document of the step.
     owners: Vec<usize>,
 }
 
@@ -55,7 +55,7 @@ impl Owners {
         self.names.len()
     }
 
-    /// The best score among the documents of each model; models without one have the lowest.
+    /// The best score among the documents of each model; negative infinity for a model without one.
     pub(super) fn of_models(&self, documents: &[f64]) -> Vec<f64> {
         let mut scores = vec![f64::NEG_INFINITY; self.names.len()];
         for (owner, score) in self.owners.iter().zip(documents) {
@@ -64,7 +64,7 @@ impl Owners {
         scores
     }
 
-    /// The best models, of equals the lower id first.
+    /// The best models; ties go by id.
     pub(super) fn best(&self, scores: &[f64]) -> Vec<Named> {
         let mut order: Vec<usize> = (0..scores.len())
             .filter(|id| scores[*id].is_finite())
@@ -79,7 +79,7 @@ impl Owners {
     }
 }
 
-/// Name, domain and what a card says, as one text.
+/// Domain, functionality, name and description of a card as one text.
 pub(super) fn card_text(card: &ModelCard) -> String {
     let parts = [
         Some(card.domain.as_str()),
@@ -95,35 +95,35 @@ pub(super) fn card_text(card: &ModelCard) -> String {
     parts.join(" ")
 }
 
-/// What documents are compared with a prompt by.
+/// The score that compares documents with a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scorer {
+pub(super) enum CardScorer {
     Bm25,
     TfIdf,
     Dense,
     Hybrid,
 }
 
-/// The cards of the first experiences, ready to be compared.
+/// An index of the cards of the first experiences.
 #[derive(Default)]
-struct Index<'c> {
+struct CardIndex<'c> {
     owners: Owners,
     bm25: Option<Bm25>,
     words: Option<(TfIdf, Postings)>,
     vectors: Option<Vec<Vec<f32>>>,
-    /// As they stand in the file.
+    /// The cards as in the file.
     documents: Vec<&'c str>,
 }
 
 pub(super) struct Retrieval<'c> {
     common: &'c Common<'c>,
-    scorer: Scorer,
-    index: Index<'c>,
+    scorer: CardScorer,
+    index: CardIndex<'c>,
 }
 
 impl<'c> Retrieval<'c> {
-    pub(super) fn new(common: &'c Common<'c>, scorer: Scorer) -> Self {
-        let index = Index::default();
+    pub(super) fn new(common: &'c Common<'c>, scorer: CardScorer) -> Self {
+        let index = CardIndex::default();
         Self {
             common,
             scorer,
@@ -131,7 +131,7 @@ impl<'c> Retrieval<'c> {
         }
     }
 
-    /// The documents that are nearest to the prompts, each; of equals the first.
+    /// The nearest document to each prompt; ties go to the first.
     pub(super) fn nearest(&self, prompts: &[&str]) -> Result<Vec<&'c str>> {
         let best = |scores: Vec<f64>| {
             let scored = scores.into_iter().enumerate().rev();
@@ -151,7 +151,9 @@ impl<'c> Retrieval<'c> {
     /// The score of every document for each prompt.
     fn all_scores(&self, prompts: &[&str]) -> Result<Vec<Vec<f64>>> {
         let vectors = match self.scorer {
-            Scorer::Dense | Scorer::Hybrid => self.common.frozen.queries(self.common, prompts)?,
+            CardScorer::Dense | CardScorer::Hybrid => {
+                self.common.frozen.queries(self.common, prompts)?
+            }
             _ => Vec::new(),
         };
         let score = |(place, prompt): (usize, &&str)| self.scores(prompt, vectors.get(place));
@@ -174,10 +176,10 @@ impl<'c> Retrieval<'c> {
             _ => Vec::new(),
         };
         match self.scorer {
-            Scorer::Bm25 => sparse(),
-            Scorer::Dense => dense(),
-            Scorer::Hybrid => hybrid(&dense(), &sparse()),
-            Scorer::TfIdf => match &index.words {
+            CardScorer::Bm25 => sparse(),
+            CardScorer::Dense => dense(),
+            CardScorer::Hybrid => hybrid(&dense(), &sparse()),
+            CardScorer::TfIdf => match &index.words {
                 Some((model, postings)) => postings.scores(&model.vector(prompt)),
                 None => Vec::new(),
             },
@@ -188,23 +190,23 @@ impl<'c> Retrieval<'c> {
 impl Method for Retrieval<'_> {
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed> {
         let experiences = &self.common.data.experiences[..step];
-        let mut index = Index {
+        let mut index = CardIndex {
             owners: Owners::new(self.common.data, step)?,
-            ..Index::default()
+            ..CardIndex::default()
         };
         let documents = experiences.iter().flat_map(|e| &e.documents);
         let documents: Vec<&str> = documents.map(String::as_str).collect();
-        if matches!(self.scorer, Scorer::Bm25 | Scorer::Hybrid) {
+        if matches!(self.scorer, CardScorer::Bm25 | CardScorer::Hybrid) {
             index.bm25 = Some(Bm25::new(&documents));
         }
-        if self.scorer == Scorer::TfIdf {
+        if self.scorer == CardScorer::TfIdf {
             let cards = experiences.iter().flat_map(|e| &e.cards);
             let texts: Vec<String> = cards.map(card_text).collect();
             let model = TfIdf::fit(Terms::Words, texts.iter().map(String::as_str));
             let vectors: Vec<_> = texts.iter().map(|text| model.vector(text)).collect();
             index.words = Some((model, Postings::new(&vectors)));
         }
-        if matches!(self.scorer, Scorer::Dense | Scorer::Hybrid) {
+        if matches!(self.scorer, CardScorer::Dense | CardScorer::Hybrid) {
             let vectors = self
                 .common
                 .frozen
@@ -219,7 +221,7 @@ impl Method for Retrieval<'_> {
         let encoder = self.common.frozen.encoder.borrow();
         let device = encoder.as_ref().filter(|_| self.index.vectors.is_some());
         let device = device.map_or("cpu", |encoder| encoder.device_name());
-        Ok(Progressed::Done(Learned::nothing(device)))
+        Ok(Progressed::Done(StepReport::nothing(device)))
     }
 
     fn resume(&mut self, step: usize, _state: &str) -> Result<()> {
@@ -240,8 +242,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
         .sum()
 }
 
-/// Both scaled to [0, 1] over the documents, then mixed; sparse scores that are all equal say
-/// nothing.
+/// Both scores scaled to [0, 1] over the documents, then mixed. Equal sparse scores are ignored.
 fn hybrid(dense: &[f64], sparse: &[f64]) -> Vec<f64> {
     let scaled = |scores: &[f64]| -> (Vec<f64>, bool) {
         let low = scores.iter().copied().fold(f64::INFINITY, f64::min);
@@ -282,7 +283,7 @@ impl Frozen {
         Ok(self.encoder(common)?.config().max_tokens())
     }
 
-    /// None: the callback stopped it.
+    /// `None`: the callback stopped it.
     fn documents(
         &self,
         common: &Common<'_>,

@@ -9,7 +9,8 @@ pub(crate) type Sparse = Vec<(u32, f64)>;
 /// Words that say nothing about a task.
 static STOP_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| STOPS.split(' ').collect());
 
-const STOPS: &str = "a about above across after again against all almost alone along already also although always am \
+const STOPS: &str = "a about above across after again against all almost alone along already also \
+ although always am \
 among an and another any anyone anything anywhere are around as at back be became because been before behind being below \
 between both but by can cannot could did do does doing done down during each either else enough etc even ever every everyone \
 everything everywhere except few for former from further get give go had has have having he hence her here hers herself him \
@@ -21,7 +22,7 @@ them themselves then there therefore these they this those through throughout th
 up upon us very was we well were what whatever when where whereas whether which while who whoever whole whom whose why will \
 with within without would yet you your yours yourself yourselves";
 
-/// What a text is taken apart into.
+/// The terms that a text is split into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Terms {
     /// Words of two letters or more that are no stop words, and pairs of neighbours among them.
@@ -32,10 +33,10 @@ pub(crate) enum Terms {
     Letters,
 }
 
-/// Terms with their idf, as texts taught them; never changed afterwards.
+/// Terms with their idf, fitted to texts once.
 pub(crate) struct TfIdf {
     terms: Terms,
-    /// Of each term its place and its idf.
+    /// Place and idf of each term.
     vocabulary: HashMap<String, (u32, f64)>,
 }
 

@@ -1,5 +1,4 @@
-//! TIES merging: a router of its own for each experience, merged at every step (carve.md section
-//! 12.6).
+//! TIES merging: one router for each experience, merged at every step (carve.md section 12.6).
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -7,7 +6,7 @@ use std::sync::Arc;
 
 use super::trained::{self, Recipe};
 use super::{Common, Method, Named, Progressed, Watching};
-use crate::cmrbench::registry::Kept;
+use crate::cmrbench::registry::LastStep;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::{ADAPTER, Contents, GenerationId, NewModel};
@@ -19,20 +18,20 @@ use crate::ops::normalize::unit;
 use crate::route::Router;
 use crate::store::Store;
 
-/// Share of a tensor's entries that stay.
+/// Share of a tensor's entries that are kept.
 const KEEP: f64 = 0.3;
 
-/// What is merged of the adapters.
+/// The parts of the adapters that are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// La's with La's and Lb's with Lb's, as the reference does: a product of merged factors is no
+pub(crate) enum MergeForm {
+    /// La with La and Lb with Lb, as in the reference. The product of merged factors is not the
     /// merge of products.
     Factors,
     /// The products s Lb La.
     Product,
 }
 
-/// The settings of each experience's own router.
+/// The settings of each experience's router.
 pub(super) fn settings(common: &Common<'_>, seed: u64, step: usize) -> Result<Settings> {
     let settings = Recipe::plain("0").settings(common, seed, step)?;
     if settings.init_profile != InitProfile::Card {
@@ -46,14 +45,14 @@ pub(super) fn settings(common: &Common<'_>, seed: u64, step: usize) -> Result<Se
 
 pub(super) struct Ties<'c> {
     common: &'c Common<'c>,
-    form: Form,
+    form: MergeForm,
     seed: u64,
     folder: PathBuf,
     router: Option<Router>,
 }
 
 impl<'c> Ties<'c> {
-    pub(super) fn new(common: &'c Common<'c>, form: Form, seed: u64, folder: &Path) -> Self {
+    pub(super) fn new(common: &'c Common<'c>, form: MergeForm, seed: u64, folder: &Path) -> Self {
         Self {
             common,
             form,
@@ -150,7 +149,7 @@ impl Method for Ties<'_> {
         trained::rank(self.router.as_ref(), prompts)
     }
 
-    fn kept(&self) -> Result<Option<Kept>> {
+    fn kept(&self) -> Result<Option<LastStep>> {
         trained::kept(&self.merged()).map(Some)
     }
 }
@@ -170,7 +169,7 @@ fn merge(tensors: &[Vec<f32>], keep: f64) -> Vec<f32> {
     (0..size).map(place).collect()
 }
 
-/// Zero but for the largest by magnitude; of equals the first stay.
+/// Keeps the entries of largest magnitude, the first ones among ties; the others become 0.
 fn trim(tensor: &[f32], keep: f64) -> Vec<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "a share of a count")]
     let count = (keep * tensor.len() as f64).floor() as usize;
@@ -184,7 +183,11 @@ fn trim(tensor: &[f32], keep: f64) -> Vec<f32> {
 }
 
 /// One adapter for all; a single member's stays as it is.
-fn merge_factors(members: &[Contents], config: &Config, form: Form) -> Result<Option<Factors>> {
+fn merge_factors(
+    members: &[Contents],
+    config: &Config,
+    form: MergeForm,
+) -> Result<Option<Factors>> {
     let factors: Vec<Factors> = members
         .iter()
         .filter_map(|member| member.factors(config).transpose())
@@ -193,8 +196,8 @@ fn merge_factors(members: &[Contents], config: &Config, form: Form) -> Result<Op
         [] => Ok(None),
         [one] => Ok(Some(one.clone())),
         all => Ok(Some(match form {
-            Form::Factors => merged_factors(all, KEEP),
-            Form::Product => merged_products(all, config, KEEP),
+            MergeForm::Factors => merged_factors(all, KEEP),
+            MergeForm::Product => merged_products(all, config, KEEP),
         })),
     }
 }
@@ -265,7 +268,7 @@ fn merged_products(all: &[Factors], config: &Config, keep: f64) -> Factors {
     Factors { adapter, values }
 }
 
-/// The identity, with which all began, and the merge of what each added to it.
+/// The identity, which all members start from, plus the merge of their changes.
 fn merge_projections(members: &[Contents], width: usize) -> Vec<f32> {
     if let [one] = members {
         return one.projection.clone();
@@ -286,7 +289,7 @@ fn merge_projections(members: &[Contents], width: usize) -> Vec<f32> {
     merged.map(|(i, x)| x + identity(i)).collect()
 }
 
-/// Of each model of `hub` the unit mean of its unit rows in the members that trained it.
+/// For each model of `hub`, the unit mean of its unit rows in the members that trained it.
 fn merge_rows(members: &[Contents], hub: &Hub, width: usize) -> Result<Vec<f32>> {
     let mut rows: HashMap<&str, Vec<f32>> = HashMap::new();
     for member in members {

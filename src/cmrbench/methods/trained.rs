@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Common, Learned, Method, NAMED, Named, Progressed, Watching};
-use crate::cmrbench::registry::Kept;
-use crate::cmrbench::{Data, Row};
+use super::{Common, Method, NAMED, Named, Progressed, StepReport, Watching};
+use crate::cmrbench::registry::LastStep;
+use crate::cmrbench::{BenchRow, Data};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::generation::{GenerationId, NewModel};
@@ -17,8 +17,8 @@ use crate::{Decision, Request};
 /// Prompts that are routed together.
 const BATCH: usize = 32;
 
-/// The plain step of all learned baselines: one phase, nothing that holds what was learned, all
-/// rows weighted alike (carve.md section 12).
+/// The plain step of all learned baselines: one phase, no regulariser, all rows with the same
+/// weight (carve.md section 12).
 const PLAIN: &[(&str, &str)] = &[
     ("phase_split", "0"),
     ("anchor.embedding", "0"),
@@ -27,7 +27,7 @@ const PLAIN: &[(&str, &str)] = &[
     ("prior.old", "0"),
 ];
 
-/// What methods differ in, or the plan says: no change for all of them.
+/// Settings that the method or the plan decides, which no common change may touch.
 const FIXED: [&str; 7] = [
     "replay.ratio",
     "replay.strategy",
@@ -41,11 +41,11 @@ const FIXED: [&str; 7] = [
 /// Rows that a step learns, replayed ones apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// Those of its experience.
+    /// Rows of its experience.
     Current,
-    /// Those of all experiences so far.
+    /// Rows of all experiences so far.
     Past,
-    /// As `Past`, at the last step alone, from the beginning.
+    /// The same as `Past`, at the last step alone and from scratch.
     Joint,
 }
 
@@ -53,16 +53,16 @@ enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Recipe {
     plain: bool,
-    /// Nothing is trained: a memory takes the rows, on the encoder as it is.
+    /// Nothing is trained: a memory takes the rows, and the encoder stays as it is.
     frozen: bool,
     scope: Scope,
-    /// `replay.ratio`; `0`: none.
+    /// `replay.ratio`; `0`: no replay.
     replay: &'static str,
     changes: &'static [(&'static str, &'static str)],
 }
 
 impl Recipe {
-    /// The plain step with random replay; the whole of the past is learned as if it were new.
+    /// The plain step with random replay; with `1` the whole past is learned as if it were new.
     pub(crate) const fn plain(replay: &'static str) -> Self {
         let whole = matches!(replay.as_bytes(), b"1");
         Self {
@@ -85,7 +85,7 @@ impl Recipe {
         }
     }
 
-    /// CARvE, which is what [`Settings::edge`] says, with this replay and these changes.
+    /// CARvE as in [`Settings::edge`], with this replay and these changes.
     pub(crate) const fn carve(
         replay: &'static str,
         changes: &'static [(&'static str, &'static str)],
@@ -112,7 +112,7 @@ impl Recipe {
         Self { changes, ..self }
     }
 
-    /// Nothing is drawn: no step trains.
+    /// Whether nothing is drawn, because no step trains.
     pub(crate) fn draws_nothing(self) -> bool {
         self.frozen
     }
@@ -150,23 +150,22 @@ impl Recipe {
         Ok(settings)
     }
 
-    /// The same with what `auto` means written out, to be compared.
+    /// The same with `auto` resolved, for comparison.
     pub(crate) fn effective(self) -> Option<Settings> {
         let mut settings = self.base().ok()?;
         settings.init_rows = settings.rows();
         Some(settings)
     }
 
-    /// The settings of `step`, from 1. What the benchmark changes for all methods comes before what
-    /// makes this one.
+    /// The settings of `step`, from 1. The method's own changes override those for all methods.
     pub(crate) fn settings(self, common: &Common<'_>, seed: u64, step: usize) -> Result<Settings> {
         let mut settings = self.base()?;
         for (key, value) in common.changes {
             if FIXED.contains(&key.as_str()) {
                 bail!(
                     InvalidRequest,
-                    "{key}: expected a setting that all methods can share: this one is said by the \
-                     method, the seeds or the epochs"
+                    "{key}: expected a setting that all methods can share; this one is decided by \
+                     the method, the seeds or the epochs"
                 );
             }
             let own = self.changes.iter().any(|(own, _)| own == key)
@@ -181,7 +180,7 @@ impl Recipe {
         Ok(settings)
     }
 
-    /// Joint training passes over as many rows as a sequence does.
+    /// Joint training passes over as many rows as sequential training does.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -211,14 +210,14 @@ impl Recipe {
     }
 }
 
-/// A row as the learner wants it.
-pub(super) fn example(row: &Row) -> Example {
+/// A row as an example for the learner.
+pub(super) fn example(row: &BenchRow) -> Example {
     let mut example = Example::new(row.instruction.as_str(), row.model_name.as_str());
     example.domain = Some(row.domain.clone());
     example
 }
 
-pub(super) struct Trained<'c> {
+pub(super) struct TrainedMethod<'c> {
     common: &'c Common<'c>,
     recipe: Recipe,
     seed: u64,
@@ -227,7 +226,7 @@ pub(super) struct Trained<'c> {
     router: Option<Router>,
 }
 
-impl<'c> Trained<'c> {
+impl<'c> TrainedMethod<'c> {
     pub(super) fn new(common: &'c Common<'c>, recipe: Recipe, seed: u64, folder: &Path) -> Self {
         Self {
             common,
@@ -239,7 +238,7 @@ impl<'c> Trained<'c> {
     }
 }
 
-impl Method for Trained<'_> {
+impl Method for TrainedMethod<'_> {
     fn learn(&mut self, step: usize, watch: Watching<'_>) -> Result<Progressed> {
         let Common { data, .. } = self.common;
         let settings = self.recipe.settings(self.common, self.seed, step)?;
@@ -267,17 +266,17 @@ impl Method for Trained<'_> {
         rank(self.router.as_ref(), prompts)
     }
 
-    fn kept(&self) -> Result<Option<Kept>> {
+    fn kept(&self) -> Result<Option<LastStep>> {
         kept(&self.store).map(Some)
     }
 }
 
 /// The current generation of `store`.
-pub(super) fn kept(store: &Path) -> Result<Kept> {
+pub(super) fn kept(store: &Path) -> Result<LastStep> {
     let store = Store::open(store)?;
     let contents = store.contents(&store.current()?)?;
     let models = contents.hub.iter();
-    Ok(Kept {
+    Ok(LastStep {
         models: models.map(|(_, model)| model.name.to_string()).collect(),
         width: contents.manifest.width,
         stored_bytes: contents.manifest.files().map(|(_, bytes, _)| bytes).sum(),
@@ -285,8 +284,8 @@ pub(super) fn kept(store: &Path) -> Result<Kept> {
     })
 }
 
-/// Points the store at its zero-shot generation of `models`, which is made if missing: a run that
-/// was killed before it could note its first step learns it again.
+/// Points the store at its zero-shot generation of `models` and makes it if missing. A run that was
+/// killed before its first step was noted learns that step again.
 pub(super) fn start(encoder: &Arc<Encoder>, store: &Path, models: &[NewModel]) -> Result<()> {
     let store = Store::create(store)?;
     match store.ids()?.first() {
@@ -306,14 +305,14 @@ pub(super) fn experience(data: &Data, first: usize, step: usize) -> Experience {
     }
 }
 
-/// Learns in `store` and publishes; none: the callback stopped it.
+/// Learns in `store` and publishes; `None`: the callback stopped it.
 pub(super) fn learn(
     common: &Common<'_>,
     store: &Path,
     settings: Settings,
     experience: &Experience,
     watch: Watching<'_>,
-) -> Result<Option<Learned>> {
+) -> Result<Option<StepReport>> {
     let options = common.options.clone().encoder(common.encoder);
     let mut learner = Learner::open(store, None, settings, options)?
         .recipe("cmrbench")
@@ -330,7 +329,7 @@ pub(super) fn learn(
     let Outcome::Learned(report) = outcome else {
         return Ok(None);
     };
-    Ok(Some(Learned {
+    Ok(Some(StepReport {
         updates: report.steps,
         rows: report.examples + report.replayed,
         state: learner.commit()?.to_string(),
@@ -350,14 +349,19 @@ pub(super) fn resume(common: &Common<'_>, store: &Path, state: &str) -> Result<R
     open(common, store)
 }
 
-/// The best models by `router`; none: nothing was learned yet.
+/// The best models by `router`; `None`: nothing was learned yet.
 pub(super) fn rank(router: Option<&Router>, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
-    let Some(router) = router else {
-        bail!(
+    match router {
+        Some(router) => rank_by(router, prompts),
+        None => bail!(
             InvalidRequest,
             "a method that has learned nothing names no model"
-        );
-    };
+        ),
+    }
+}
+
+/// The best models by `router` for each prompt, best first.
+pub(crate) fn rank_by(router: &Router, prompts: &[&str]) -> Result<Vec<Vec<Named>>> {
     let named = |decision: Decision| {
         let of = |ranked: &crate::Ranked| Named {
             model: ranked.model.to_string(),

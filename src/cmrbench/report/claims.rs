@@ -1,13 +1,14 @@
-//! The claims that the report makes about two methods, each with its interval.
+//! Differences between pairs of methods, each with its interval.
 
-use super::number;
+use super::{CsvText, fields, number};
 use crate::cmrbench::{Comparison, DRAWS, MethodOutcome, Metric, Quantity, Results, compare};
+use crate::error::Result;
 
-/// The row that all others are compared with.
+/// The method that all others are compared with.
 pub(super) const OURS: &str = "carve-10";
 
-/// Pairs on the same budget of replay, or on none: the first is claimed to be the better one. A
-/// pair of which a method was not run is left out.
+/// Pairs with the same budget of replay, the one expected to be better first. A pair is left out
+/// where one of its methods was not run.
 const PAIRS: [(&str, &str); 14] = [
     ("first-session", OURS),
     ("first-session", "replay-10"),
@@ -38,7 +39,7 @@ type Compared<'r> = (
     [Option<Comparison>; 4],
 );
 
-/// The pairs, then ours with whatever is not in one of them; each once.
+/// The pairs, then ours with all methods that no pair has it with.
 pub(super) struct Claims<'r> {
     pairs: Vec<Compared<'r>>,
     others: Vec<Compared<'r>>,
@@ -66,19 +67,24 @@ impl<'r> Claims<'r> {
         }
     }
 
-    pub(super) fn csv(&self) -> String {
-        let mut text = "first,second,quantity,difference,low,high,share_above_0\n".to_owned();
+    pub(super) fn csv(&self) -> Result<String> {
+        let mut csv = CsvText::new("first,second,quantity,difference,low,high,share_above_0")?;
         for (first, second, comparisons) in self.pairs.iter().chain(&self.others) {
-            for ((_, _, name), comparison) in CLAIMS.iter().zip(comparisons) {
-                if let Some(c) = comparison {
-                    text += &format!(
-                        "{},{},{name},{},{},{},{}\n",
-                        first.info.name, second.info.name, c.difference, c.low, c.high, c.positive
-                    );
-                }
+            let named = CLAIMS.iter().zip(comparisons);
+            for ((_, _, name), c) in named.filter_map(|(claim, c)| Some((claim, (*c)?))) {
+                let (first, second) = (first.info.name, second.info.name);
+                csv.row(fields![
+                    first,
+                    second,
+                    name,
+                    c.difference,
+                    c.low,
+                    c.high,
+                    c.positive
+                ])?;
             }
         }
-        text
+        csv.finish()
     }
 
     pub(super) fn section(&self) -> String {
@@ -87,7 +93,10 @@ impl<'r> Claims<'r> {
         }
         let heads = CLAIMS.map(|(_, _, name)| name).join(" | ");
         let mut text = format!(
-            "\n## Differences between methods\n\nThe first's value minus the second's, in points, with 95 % intervals of a paired bootstrap over eval rows ({DRAWS} draws, stratified by experience; hits are means over seeds). Bold: the interval has no 0 in it. More Acc is better, less Fgt is.\n"
+            "\n## Differences between methods\n\nThe first's value minus the second's, in points, \
+             with 95 % intervals of a paired bootstrap over eval rows ({DRAWS} draws, stratified \
+             by experience; hits are means over seeds). Bold: the interval does not contain 0. \
+             More Acc is better, and less Fgt.\n"
         );
         for (what, compared) in [
             ("first, second", &self.pairs),
@@ -110,7 +119,7 @@ impl<'r> Claims<'r> {
     }
 }
 
-/// `+3.2 [1.0, 5.4]`, bold where all of the interval is on one side of 0.
+/// `+3.2 [1.0, 5.4]`; bold where the interval does not contain 0.
 fn interval(comparison: Option<Comparison>) -> String {
     comparison.map_or("–".to_owned(), |c| {
         let text = format!(

@@ -1,11 +1,13 @@
-//! Which domains are taken for which others: after the last step, by the tables of that step.
+//! Confusion between domains after the last step, by the tables of that step.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::figures::{Figure, Kind, WIDTH, shade};
+use super::figures::{Figure, FigureKind, WIDTH, shade};
+use super::labels::fitted;
 use super::svg::{Anchor, Svg};
-use super::{chosen, number, quoted, short};
+use super::{CsvText, chosen, fields, number, short};
 use crate::cmrbench::{MethodOutcome, Results, Tables};
+use crate::error::Result;
 
 /// Domains of the heat map.
 const LARGEST: usize = 20;
@@ -33,7 +35,7 @@ const SYNONYMS: [[&str; 2]; 7] = [
     ],
 ];
 
-/// Where an answer has no domain.
+/// Stands for the domain of an answer that has none.
 const NONE: &str = "none";
 
 fn same_meaning(a: &str, b: &str) -> bool {
@@ -42,10 +44,10 @@ fn same_meaning(a: &str, b: &str) -> bool {
         .any(|pair| a != b && pair.contains(&a) && pair.contains(&b))
 }
 
-/// What one method took for what, summed over its seeds.
+/// The confusions of one method, summed over its seeds.
 pub(super) struct Confusion<'r> {
     method: &'r MethodOutcome,
-    /// Rows by gold domain and domain that was named.
+    /// Rows by gold domain and named domain.
     counts: BTreeMap<(String, String), usize>,
     /// Rows by gold domain.
     golds: HashMap<String, usize>,
@@ -86,7 +88,7 @@ impl<'r> Confusion<'r> {
         100.0 * rows as f64 / all.max(1) as f64
     }
 
-    /// The domains with most rows, of equals the first by name.
+    /// The domains with most rows; ties go by name.
     fn largest(&self) -> Vec<&str> {
         let mut names: Vec<(&str, usize)> = self
             .golds
@@ -101,7 +103,7 @@ impl<'r> Confusion<'r> {
             .collect()
     }
 
-    /// What was not its gold, most first.
+    /// Pairs of a gold and another domain, the most frequent first.
     fn confused(&self) -> Vec<(&str, &str, usize)> {
         let mut all: Vec<(&str, &str, usize)> = self
             .counts
@@ -114,7 +116,7 @@ impl<'r> Confusion<'r> {
     }
 }
 
-/// A mean of counts: with a decimal where it has one.
+/// A mean of counts, with a decimal only where it has one.
 fn count_of(mean: f64) -> String {
     if mean.fract() == 0.0 {
         format!("{mean:.0}")
@@ -143,23 +145,22 @@ pub(super) fn all(results: &Results) -> Vec<Confusion<'_>> {
         .collect()
 }
 
-pub(super) fn csv(all: &[Confusion<'_>]) -> String {
-    let mut text = "method,seeds,gold,named,rows,percent_of_gold,same_meaning\n".to_owned();
+pub(super) fn csv(all: &[Confusion<'_>]) -> Result<String> {
+    let mut csv = CsvText::new("method,seeds,gold,named,rows,percent_of_gold,same_meaning")?;
     for confusion in all {
         for ((gold, named), rows) in &confusion.counts {
-            text += &format!(
-                "{},{},{},{},{},{},{}\n",
+            csv.row(fields![
                 confusion.method.info.name,
                 confusion.method.runs.len(),
-                quoted(gold),
-                quoted(named),
+                gold,
+                named,
                 confusion.mean(*rows),
                 confusion.share(gold, *rows),
                 gold == named || same_meaning(gold, named)
-            );
+            ])?;
         }
     }
-    text
+    csv.finish()
 }
 
 pub(super) fn section(all: &[Confusion<'_>]) -> String {
@@ -167,7 +168,10 @@ pub(super) fn section(all: &[Confusion<'_>]) -> String {
         return String::new();
     }
     let mut text = format!(
-        "\n## Confusion between domains\n\nAfter the last step, over all eval rows: the row's own domain, and the domain of the model that was named, by the tables of that step; rows are means over seeds. \"Same\" marks pairs of domains that mean the same: they cap D and look like forgetting, and no table counts them as hits. The figures have the {LARGEST} largest domains; confusion.csv has all.\n"
+        "\n## Confusion between domains\n\nThe domain of each eval row beside the domain of the \
+         model that was named for it, after the last step; rows are means over seeds. \"Same\" \
+         marks two names of one domain: they cap D and look like forgetting, and no table counts \
+         them as hits. The figures have the {LARGEST} largest domains; confusion.csv has all.\n"
     );
     for confusion in all {
         let confused = confusion.confused();
@@ -177,7 +181,9 @@ pub(super) fn section(all: &[Confusion<'_>]) -> String {
             alike += if same_meaning(gold, named) { *rows } else { 0 };
         }
         text += &format!(
-            "\n{}: {} of {} rows got a model of another domain, {} of them of one that means the same.\n\n| its domain → the one that was named | rows | % of its rows | |\n|---|---|---|---|\n",
+            "\n{}: {} of {} rows got a model of another domain, {} of them one that means the \
+             same.\n\n| domain of the row → domain that was named | rows | % of its rows | \
+             |\n|---|---|---|---|\n",
             confusion.method.info.label,
             count_of(confusion.mean(missed)),
             count_of(confusion.mean(confusion.golds.values().sum())),
@@ -205,12 +211,13 @@ pub(super) fn figures(all: &[Confusion<'_>]) -> Vec<Figure> {
     all.iter()
         .map(|confusion| {
             let title = format!(
-                "{}: percent of each domain's rows (down) by the domain that was named (across); last column: any other",
+                "{}: percent of the rows of each domain (down) by the domain that was named \
+                 (across); last column: all others",
                 confusion.method.info.label
             );
             Figure {
                 name: format!("confusion-{}", confusion.method.info.name),
-                kind: Kind::Confusion,
+                kind: FigureKind::Confusion,
                 svg: heat(confusion, &title),
                 title,
             }
@@ -218,7 +225,7 @@ pub(super) fn figures(all: &[Confusion<'_>]) -> Vec<Figure> {
         .collect()
 }
 
-/// Gold down, named across, both numbered; the numbers' meaning below.
+/// Gold down, named across, both numbered; the names of the numbers are below.
 fn heat(confusion: &Confusion<'_>, title: &str) -> String {
     let names = confusion.largest();
     let (cell, left, top) = (15.6, 22.0, 18.0);
@@ -258,7 +265,8 @@ fn heat(confusion: &Confusion<'_>, title: &str) -> String {
         }
         let y = top + size + 22.0 + 15.0 * place as f64;
         svg.text((left - 4.0, y), Anchor::End, "", &label);
-        svg.text((left + 2.0, y), Anchor::Start, "", &short(gold));
+        let name = fitted(&short(gold), WIDTH - left - 80.0);
+        svg.text((left + 2.0, y), Anchor::Start, "", &name);
         let rows = confusion.golds.get(*gold).copied().unwrap_or(0);
         svg.text(
             (WIDTH - 2.0, y),

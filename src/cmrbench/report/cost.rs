@@ -1,11 +1,13 @@
-//! What a method costs: what was counted and measured, and an estimate of its arithmetic from token
-//! counts and shapes (carve.md section 15).
+//! The cost of a method: counts, measurements, and an estimate of its arithmetic from token counts
+//! and shapes (carve.md section 15).
 
-use super::figures::{Figure, Kind, Labels, lettered, points};
-use crate::cmrbench::grid::Step;
+use super::figures::{Figure, FigureKind, Labels, lettered, points};
+use super::{CsvText, fields, plain};
+use crate::cmrbench::grid::StepNote;
 use crate::cmrbench::methods::Frozen;
 use crate::cmrbench::{
-    Experience, Matrix, MethodOutcome, Metric, Outcome, Plan, Results, mean_and_deviation,
+    AccuracyMatrix, BenchExperience, BenchPlan, MethodOutcome, Metric, Results, SeedOutcome,
+    mean_and_deviation,
 };
 use crate::encoder::Encoder;
 use crate::encoder::seen::usual_layers;
@@ -14,18 +16,18 @@ use crate::learn::{CandidateMode, EwcScope, Regulariser, ReplayStrategy, Setting
 use crate::options::Options;
 
 /// The encoder's shape and the prompts' lengths.
-pub(super) struct Sizes {
-    shape: Shape,
-    /// Of each experience's training rows.
+pub(super) struct Workload {
+    shape: EncoderShape,
+    /// Lengths of each experience's training rows.
     train: Vec<Lengths>,
-    /// Of all eval rows.
+    /// Lengths of all eval rows.
     eval: Lengths,
     /// Models after each step.
     models: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+struct EncoderShape {
     layers: f64,
     /// H
     hidden: f64,
@@ -38,7 +40,7 @@ struct Shape {
 struct Lengths {
     rows: f64,
     tokens: f64,
-    /// Of tokens squared: attention looks from each to each.
+    /// Sum of squared token counts, for attention.
     squares: f64,
 }
 
@@ -56,7 +58,7 @@ impl Lengths {
     }
 }
 
-impl Shape {
+impl EncoderShape {
     /// Frozen linear maps, forward, over `n` tokens.
     fn linear(self, n: f64) -> f64 {
         let (h, f) = (self.hidden, self.feed_forward);
@@ -93,18 +95,18 @@ fn head(width: f64, hidden: f64, k: f64) -> f64 {
     3.0 * (2.0 * width * hidden + 2.0 * k * width)
 }
 
-impl Sizes {
+impl Workload {
     /// Tokenizes all rows of the plan.
     ///
     /// Errors: the encoder cannot be opened.
-    pub(super) fn read(plan: &Plan) -> Result<Self> {
+    pub(super) fn read(plan: &BenchPlan) -> Result<Self> {
         let options = Options {
             threads: plan.options.threads,
             ..Options::default().device("cpu")
         };
         let encoder = Encoder::open(&plan.encoder, &options)?;
         let config = encoder.config();
-        let lengths = |rows: &[crate::cmrbench::Row]| {
+        let lengths = |rows: &[crate::cmrbench::BenchRow]| {
             let texts: Vec<&str> = rows.iter().map(|row| row.instruction.as_str()).collect();
             let mut lengths = Lengths::default();
             // A prompt without tokens spoils only itself.
@@ -125,7 +127,7 @@ impl Sizes {
             eval.add(lengths(&experience.eval), 1.0);
         }
         Ok(Self {
-            shape: Shape {
+            shape: EncoderShape {
                 layers: config.layers as f64,
                 hidden: config.hidden as f64,
                 feed_forward: config.feed_forward as f64,
@@ -140,7 +142,7 @@ impl Sizes {
 
     /// Parameters of the adapters that `settings` ask for.
     fn adapters(&self, settings: &Settings) -> f64 {
-        let Shape {
+        let EncoderShape {
             layers,
             hidden,
             feed_forward,
@@ -195,7 +197,7 @@ impl Sizes {
         }
         let adapters = self.adapters(settings);
         let forward = shape.forward(mean) + 2.0 * mean.0 * adapters;
-        // While the encoder is frozen, its vectors are made once.
+        // A frozen encoder computes its vectors once.
         let frozen = match settings.lora_train {
             true if step == 1 || joint => 0.0,
             true => settings.phase_split,
@@ -240,7 +242,7 @@ impl Sizes {
         (width, width.min(settings.memory_rank as f64))
     }
 
-    /// What the memory adds to a route.
+    /// The arithmetic that the memory adds to a route.
     fn recall(&self, settings: &Settings, keys: f64) -> f64 {
         let (width, rank) = self.memory(settings);
         2.0 * rank * (width + keys)
@@ -263,7 +265,7 @@ impl Sizes {
     }
 }
 
-/// A method's cost: means over its seeds, or the most of them where it is a peak.
+/// A method's cost: means over its seeds; of peaks the highest.
 struct Cost<'r> {
     method: &'r MethodOutcome,
     /// By step, of the first seed.
@@ -280,7 +282,7 @@ struct Cost<'r> {
 }
 
 /// Prompts that a run was evaluated on.
-fn predicted(run: &Outcome) -> usize {
+fn predicted(run: &SeedOutcome) -> usize {
     let steps = run.cell.steps.iter().map(|step| step.step);
     let cells = steps.flat_map(|step| (0..step).map(move |test| (step - 1, test)));
     cells
@@ -290,10 +292,10 @@ fn predicted(run: &Outcome) -> usize {
 }
 
 impl<'r> Cost<'r> {
-    fn new(results: &Results, sizes: &Sizes, method: &'r MethodOutcome) -> Result<Self> {
+    fn new(results: &Results, sizes: &Workload, method: &'r MethodOutcome) -> Result<Self> {
         let plan = &results.plan;
         let steps = || method.runs.iter().flat_map(|run| &run.cell.steps);
-        let mean = |of: fn(&Step) -> f64| {
+        let mean = |of: fn(&StepNote) -> f64| {
             let sums = method.runs.iter();
             let sums: Vec<f64> = sums
                 .map(|run| run.cell.steps.iter().map(of).sum())
@@ -322,7 +324,7 @@ impl<'r> Cost<'r> {
             route_flops = Some(sizes.route(width, keys, true) + memory);
         }
         if info.encodes() && route_flops.is_none() {
-            let cards = |e: &Experience| e.cards.len() as f64;
+            let cards = |e: &BenchExperience| e.cards.len() as f64;
             let keys = plan.data.experiences.iter().map(cards).sum();
             route_flops = Some(sizes.route(sizes.shape.hidden, keys, false));
         }
@@ -330,7 +332,7 @@ impl<'r> Cost<'r> {
             // `Sizes` knows the tokens of prompts alone.
             (learn_flops, route_flops) = (None, None);
         }
-        // A peak that other methods may have caused says nothing of this one.
+        // A peak that other methods may have caused is not shown.
         let own = || steps().filter(|step| step.peak_of_step);
         let whole = steps().all(|step| step.peak_of_step);
         let (prompts, seconds): (usize, f64) = (
@@ -356,7 +358,7 @@ impl<'r> Cost<'r> {
     }
 }
 
-/// Three digits that count.
+/// Three significant digits.
 fn three(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
@@ -371,7 +373,7 @@ pub(super) struct Costs<'r>(Vec<Cost<'r>>);
 
 impl<'r> Costs<'r> {
     pub(super) fn new(results: &'r Results) -> Result<Self> {
-        let sizes = Sizes::read(&results.plan)?;
+        let sizes = Workload::read(&results.plan)?;
         let methods = results.methods.iter();
         let all: Result<_> = methods
             .map(|method| Cost::new(results, &sizes, method))
@@ -379,18 +381,18 @@ impl<'r> Costs<'r> {
         all.map(Self)
     }
 
-    pub(super) fn csv(&self) -> String {
-        let mut text = "method,seeds,updates,rows,learn_seconds,predict_seconds,prompts_per_second,trained_parameters,stored_bytes,peak_memory_bytes,learn_flops,route_flops\n".to_owned();
-        fn plain<T: ToString>(value: Option<T>) -> String {
-            value.map_or_else(String::new, |value| value.to_string())
-        }
+    pub(super) fn csv(&self) -> Result<String> {
+        let mut csv = CsvText::new(
+            "method,seeds,updates,rows,learn_seconds,predict_seconds,prompts_per_second,\
+             trained_parameters,stored_bytes,peak_memory_bytes,learn_flops,route_flops",
+        )?;
         for cost in &self.0 {
             let updates: Vec<String> = cost.updates.iter().map(ToString::to_string).collect();
-            let cells = [
-                cost.method.info.name.to_owned(),
-                cost.method.runs.len().to_string(),
+            csv.row(fields![
+                cost.method.info.name,
+                cost.method.runs.len(),
                 updates.join(" "),
-                cost.rows.to_string(),
+                cost.rows,
                 format!("{:.1}", cost.learn_seconds),
                 format!("{:.1}", cost.predict_seconds),
                 format!("{:.1}", cost.prompts_per_second),
@@ -398,16 +400,22 @@ impl<'r> Costs<'r> {
                 plain(cost.stored_bytes),
                 plain(cost.peak_bytes),
                 plain(cost.learn_flops.map(f64::round)),
-                plain(cost.route_flops.map(f64::round)),
-            ];
-            text += &(cells.join(",") + "\n");
+                plain(cost.route_flops.map(f64::round))
+            ])?;
         }
-        text
+        csv.finish()
     }
 
     pub(super) fn section(&self) -> String {
         let mut text = String::from(
-            "\n## Cost\n\nMeans over seeds; updates of the first seed, step by step. Parameters are those trained at the last step; \"stored\" is its generation on disk, without the encoder. \"Peak\" is the most memory that the process held while a step was learned and predicted, counted anew for each step, with the encoder and the data in it; cells of versions that did not count so have a dash. Methods that retrieve share the vectors of cards: the first that needs them makes them.\n\n| | updates | rows | learning, s | prompts/s | parameters | stored, MiB | peak, MiB | learning, TFLOP | a prompt, GFLOP |\n|---|---|---|---|---|---|---|---|---|---|\n",
+            "\n## Cost\n\nMeans over seeds; updates are those of the first seed, step by step. \
+             Parameters are those trained at the last step. \"Stored\" is the generation of the \
+             last step on disk, without the encoder. \"Peak\" is the most memory that the process \
+             held in any one step, with the encoder and the data in it; cells of versions that \
+             did not measure it so have a dash. Retrieval methods share the vectors of cards: the \
+             first one computes them.\n\n| | updates | rows | learning, s | prompts/s | \
+             parameters | stored, MiB | peak, MiB | learning, TFLOP | a prompt, GFLOP \
+             |\n|---|---|---|---|---|---|---|---|---|---|\n",
         );
         let dash = || "–".to_owned();
         let mib = |bytes: Option<u64>| bytes.map_or_else(dash, |b| three(b as f64 / 1_048_576.0));
@@ -430,7 +438,15 @@ impl<'r> Costs<'r> {
             ];
             text += &format!("| {} |\n", cells.join(" | "));
         }
-        text + "\nFLOPs are estimates from token counts and shapes, a multiply-add being two. Encoder forward over n tokens: L (2n (4H² + 2HF) + 4n²H). A row that trains: twice its linear maps, three times its attention and its adapters (2n for each of their parameters). A row whose encoder is frozen: one forward. The head: 3 (2DH + 2KD) for K candidates. A coreset: one forward for each new row. A prompt: one forward, 2DH, and 2D for each of the models or cards. None where cards are read with the prompts. Left out, because they are small: the optimiser, anchors, mining, and the cards that new rows begin from.\n"
+        text + "\nFLOPs are estimates from token counts and shapes; a multiply-add is two. One \
+         forward pass of the encoder over n tokens costs layers × (2n (4 hidden² + 2 hidden × \
+         inner) + 4n² hidden). A row that trains costs twice its linear maps, three times its \
+         attention and three times its adapters (2n for each of their parameters). A row with a \
+         frozen encoder costs one forward pass. The head costs 3 (2 width × hidden + 2 candidates \
+         × width). A coreset costs one forward pass for each new row. A prompt costs one forward \
+         pass, 2 width × hidden, and 2 width for each model or card. Methods that read cards with \
+         the prompts have no estimate. Small parts are left out: the optimiser, anchors, mining, \
+         and the cards of new rows.\n"
     }
 
     pub(super) fn figures(&self, results: &Results) -> Vec<Figure> {
@@ -442,7 +458,7 @@ impl<'r> Costs<'r> {
             .into_iter()
             .filter_map(|entry| {
                 let flops = spent(entry.0)?;
-                let (acc, _) = entry.0.over_seeds(Metric::Domain, Matrix::acc)?;
+                let (acc, _) = entry.0.over_seeds(Metric::Domain, AccuracyMatrix::acc)?;
                 Some((entry, (flops / 1e12, acc)))
             })
             .collect();
@@ -457,7 +473,7 @@ impl<'r> Costs<'r> {
         };
         vec![Figure {
             name: "cost".to_owned(),
-            kind: Kind::Cost,
+            kind: FigureKind::Cost,
             svg: points(&entries, &labels),
             title,
         }]
@@ -471,8 +487,8 @@ mod tests {
     /// The numbers of carve.md section 15: MiniLM, rank 16 on all maps, 32 tokens, 2127 models.
     #[test]
     fn flops_of_the_table() {
-        let sizes = Sizes {
-            shape: Shape {
+        let sizes = Workload {
+            shape: EncoderShape {
                 layers: 6.0,
                 hidden: 384.0,
                 feed_forward: 1536.0,
@@ -506,7 +522,8 @@ mod tests {
         near(sizes.route(384.0, 2127.0, true), 0.69e9);
         near(sizes.shape.training((32.0, 1024.0), 663_552.0), 1.51e9);
         near(head(384.0, 384.0, 64.0), 1.03e6);
-        // Ten rows, two epochs, and a coreset's one forward; with a frozen encoder one forward more.
+        // Ten rows, two epochs, and a coreset's one forward; with a frozen encoder one forward
+        // more.
         settings.epochs = 2;
         let learning = |settings: &Settings| sizes.learning(settings, 1, 10.0, 0.1, false);
         near(

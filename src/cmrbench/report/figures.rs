@@ -1,21 +1,22 @@
-//! Figures of accuracies, each readable in grey; their numbers are in `matrix.csv`, `summary.csv` and
-//! `poster.csv`.
+//! Figures of accuracy and forgetting. All are readable in grey. Their numbers are in `matrix.csv`,
+//! `summary.csv` and `poster.csv`.
 
+use super::labels::{around, columns};
 use super::number;
 use super::poster;
 use super::svg::{Anchor, Scale, Svg};
-use crate::cmrbench::{Group, Matrix, MethodOutcome, Metric, Quantity, Results};
+use crate::cmrbench::{AccuracyMatrix, Group, MethodOutcome, Metric, Quantity, Results};
 
-/// Wide enough for a phone, so that nothing is ever scaled down.
+/// Width in pixels: that of a phone, so that no figure is scaled down.
 pub(super) const WIDTH: f64 = 360.0;
 
-/// The row whose value is drawn as a dashed line.
+/// The method whose value is drawn as a dashed line.
 const FLOOR: &str = "centroid";
 
-/// Text that is read over lines and marks.
+/// Style of a text that lies over lines and marks.
 pub(super) const HALO: &str = "stroke=\"#fff\" stroke-width=\"3\" paint-order=\"stroke\"";
 
-/// Told apart in grey by the letters beside them.
+/// Colours of methods. In grey the letters beside them tell them apart.
 const COLOURS: [&str; 8] = [
     "#0b5394", "#b45309", "#166534", "#9d174d", "#5b21b6", "#0f766e", "#7f1d1d", "#374151",
 ];
@@ -24,26 +25,26 @@ const COLOURS: [&str; 8] = [
 pub(super) struct Figure {
     pub(super) name: String,
     pub(super) title: String,
-    pub(super) kind: Kind,
+    pub(super) kind: FigureKind,
     pub(super) svg: String,
 }
 
-/// Where on the page a figure stands.
+/// The section of the page that a figure belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FigureKind {
     /// With the main table.
     Summary,
-    /// Instead of a matrix of domain accuracy.
+    /// A matrix of domain accuracy.
     Heat,
-    /// The same of another metric.
+    /// A matrix of model or family accuracy.
     OtherHeat,
     /// With the table of costs.
     Cost,
-    /// What is taken for what.
+    /// Confusion between domains.
     Confusion,
     /// Coverage against risk.
     Risk,
-    /// The registry.
+    /// The map of the registry.
     Map,
 }
 
@@ -56,7 +57,7 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
         figures.push(Figure {
             name: format!("{name}-{}", metric.letter()),
             title,
-            kind: Kind::Summary,
+            kind: FigureKind::Summary,
             svg,
         });
     };
@@ -87,9 +88,9 @@ pub(super) fn all(results: &Results) -> Vec<Figure> {
             figures.push(Figure {
                 name: format!("heat-{}-{}", method.info.name, metric.letter()),
                 kind: if metric == Metric::Domain {
-                    Kind::Heat
+                    FigureKind::Heat
                 } else {
-                    Kind::OtherHeat
+                    FigureKind::OtherHeat
                 },
                 svg: heat(results, method, metric, &title),
                 title,
@@ -157,8 +158,8 @@ fn heat(results: &Results, method: &MethodOutcome, metric: Metric, title: &str) 
 /// One bar a method, with its deviation, and a ring where the poster's value is.
 fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) -> String {
     let of = match quantity {
-        Quantity::Accuracy => Matrix::acc,
-        Quantity::Forgetting => Matrix::forgetting,
+        Quantity::Accuracy => AccuracyMatrix::acc,
+        Quantity::Forgetting => AccuracyMatrix::forgetting,
     };
     let value = |method: &MethodOutcome| method.over_seeds(metric, of);
     let poster =
@@ -237,61 +238,58 @@ fn bars(results: &Results, (metric, quantity): (Metric, Quantity), title: &str) 
 }
 
 /// A method with its letter and colour.
-pub(super) type Entry<'r> = (&'r MethodOutcome, String, &'static str);
+pub(super) type Lettered<'r> = (&'r MethodOutcome, String, &'static str);
 
-/// The methods of figures with letters, each with its letter and colour: those that forget, and the
-/// bounds.
-pub(super) fn lettered(results: &Results) -> Vec<Entry<'_>> {
+/// The methods that figures mark with letters: all but ablations. Each has its own letter and
+/// colour, the same in every figure.
+pub(super) fn lettered(results: &Results) -> Vec<Lettered<'_>> {
     let shown = results
         .methods
         .iter()
         .filter(|method| method.info.group != Group::Ablation);
-    let letters = ('a'..='z').chain('A'..='Z');
     shown
-        .zip(letters)
         .enumerate()
-        .map(|(place, (method, letter))| {
-            (method, letter.to_string(), COLOURS[place % COLOURS.len()])
-        })
+        .map(|(place, method)| (method, letters(place), COLOURS[place % COLOURS.len()]))
         .collect()
 }
 
-/// Letters and what they stand for.
-pub(super) fn legend(svg: &mut Svg, top: f64, entries: &[Entry<'_>]) {
+/// `a` to `z`, then `aa`, `ab`: lower case alone, so that no two differ in case only.
+fn letters(place: usize) -> String {
+    let letter = char::from(b'a' + (place % 26) as u8);
+    match place / 26 {
+        0 => letter.to_string(),
+        before => letters(before - 1) + &letter.to_string(),
+    }
+}
+
+/// A line for each letter with its method.
+pub(super) fn legend(svg: &mut Svg, top: f64, entries: &[Lettered<'_>]) {
     for (place, (method, letter, colour)) in entries.iter().enumerate() {
         let y = top + 16.0 * place as f64;
         svg.circle((18.0, y - 4.0), 3.5, colour);
         let style = format!("font-weight=\"bold\" fill=\"{colour}\"");
         svg.text((28.0, y), Anchor::Start, &style, letter);
-        svg.text((44.0, y), Anchor::Start, "", method.info.label);
+        svg.text((48.0, y), Anchor::Start, "", method.info.label);
     }
 }
 
-/// Places at least `apart` apart, as near as can be to those wanted (least squares), in their order.
-pub(super) fn spread(wanted: &[f64], apart: f64) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..wanted.len()).collect();
-    order.sort_by(|a, b| wanted[*a].total_cmp(&wanted[*b]));
-    // Without the distances the places only have to ascend: neighbours that do not share their mean.
-    let mut blocks: Vec<(f64, usize)> = Vec::new();
-    for (rank, place) in order.iter().enumerate() {
-        let mut block = (wanted[*place] - rank as f64 * apart, 1);
-        while let Some((mean, count)) = blocks.pop_if(|(mean, _)| *mean > block.0) {
-            let all = count + block.1;
-            let sum = mean * count as f64 + block.0 * block.1 as f64;
-            block = (sum / all as f64, all);
-        }
-        blocks.push(block);
+/// Letters behind the ends of lines, from `x` on and between the heights of `range`; in a second
+/// column where one is too short.
+pub(super) fn letters_at_ends(
+    svg: &mut Svg,
+    x: f64,
+    ends: &[(&Lettered<'_>, f64)],
+    range: (f64, f64),
+) {
+    let wanted: Vec<f64> = ends.iter().map(|(_, y)| *y).collect();
+    for (((_, letter, colour), _), (column, y)) in ends.iter().zip(columns(&wanted, range)) {
+        let at = (x + 15.0 * column as f64, y + 4.0);
+        let style = format!("font-weight=\"bold\" fill=\"{colour}\"");
+        svg.text(at, Anchor::Start, &style, letter);
     }
-    let means = blocks
-        .iter()
-        .flat_map(|(mean, count)| std::iter::repeat_n(*mean, *count));
-    let mut places = wanted.to_vec();
-    for ((rank, place), mean) in order.iter().enumerate().zip(means) {
-        places[*place] = mean + rank as f64 * apart;
-    }
-    places
 }
 
+/// Horizontal grid lines with their values.
 pub(super) fn axis(svg: &mut Svg, scale: &Scale, (left, right): (f64, f64)) {
     for mark in scale.marks() {
         let y = scale.at(mark);
@@ -309,8 +307,8 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
     let entries: Vec<_> = lettered(results)
         .into_iter()
         .filter_map(|entry| {
-            let acc = entry.0.over_seeds(metric, Matrix::acc)?.0;
-            let forgotten = entry.0.over_seeds(metric, Matrix::forgetting)?.0;
+            let acc = entry.0.over_seeds(metric, AccuracyMatrix::acc)?.0;
+            let forgotten = entry.0.over_seeds(metric, AccuracyMatrix::forgetting)?.0;
             Some((entry, (forgotten, acc)))
         })
         .collect();
@@ -322,15 +320,18 @@ fn scatter(results: &Results, metric: Metric, title: &str) -> String {
     points(&entries, &labels)
 }
 
-/// Words around [`points`].
+/// The words of a figure of [`points`].
 pub(super) struct Labels<'t> {
     pub(super) title: &'t str,
     pub(super) across: &'t str,
     pub(super) up: &'t str,
 }
 
-/// A lettered point a method.
-pub(super) fn points(entries: &[(Entry<'_>, (f64, f64))], labels: &Labels<'_>) -> String {
+/// Radius of a method's point.
+const RADIUS: f64 = 4.5;
+
+/// A point with its letter for each method.
+pub(super) fn points(entries: &[(Lettered<'_>, (f64, f64))], labels: &Labels<'_>) -> String {
     let range = |of: fn(&(f64, f64)) -> f64| {
         let values = entries.iter().map(|(_, point)| of(point));
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
@@ -358,110 +359,114 @@ pub(super) fn points(entries: &[(Entry<'_>, (f64, f64))], labels: &Labels<'_>) -
     }
     svg.text((left, 12.0), Anchor::Start, "", labels.up);
     svg.text((right, bottom + 32.0), Anchor::End, "", labels.across);
-    for ((_, letter, colour), (x, y)) in entries {
-        let (x, y) = (across.at(*x), up.at(*y));
-        svg.circle((x, y), 4.5, colour);
-        svg.text(
-            (x + 7.0, y + 4.0),
-            Anchor::Start,
-            "font-weight=\"bold\"",
-            letter,
-        );
+    let marks: Vec<(f64, f64)> = entries
+        .iter()
+        .map(|(_, (x, y))| (across.at(*x), up.at(*y)))
+        .collect();
+    let texts: Vec<String> = entries.iter().map(|((_, l, _), _)| l.clone()).collect();
+    let places = around(&marks, &texts, RADIUS, (WIDTH, bottom));
+    for (((_, _, colour), _), (mark, place)) in entries.iter().zip(marks.iter().zip(&places)) {
+        if (place.0 - mark.0).hypot(place.1 - mark.1) > RADIUS + 9.0 {
+            svg.line(&[*mark, *place], colour, "stroke-width=\"0.8\"");
+        }
     }
-    let entries: Vec<Entry<'_>> = entries.iter().map(|(entry, _)| entry.clone()).collect();
+    for (((_, letter, colour), _), (mark, place)) in entries.iter().zip(marks.iter().zip(&places)) {
+        svg.circle(*mark, RADIUS, colour);
+        let style = format!("font-weight=\"bold\" fill=\"{colour}\" {HALO}");
+        svg.text((place.0, place.1 + 4.0), Anchor::Middle, &style, letter);
+    }
+    let entries: Vec<Lettered<'_>> = entries.iter().map(|(entry, _)| entry.clone()).collect();
     legend(&mut svg, bottom + 52.0, &entries);
     svg.finish()
 }
 
-/// One panel a test, a line and a band a method.
+/// Height of one panel of [`curves`].
+const PANEL: f64 = 230.0;
+
+/// One panel for each experience; in it a line for each method, with a band of one deviation.
 fn curves(results: &Results, metric: Metric, title: &str) -> String {
     let steps = results.plan.steps();
-    let entries: Vec<_> = lettered(results)
+    let entries: Vec<Lettered<'_>> = lettered(results)
         .into_iter()
         .filter(|(method, ..)| method.info.group != Group::Retrieval)
         .collect();
-    let cells = || {
-        let places = (0..steps).flat_map(|step| (0..=step).map(move |test| (step, test)));
-        let of = |(step, test)| {
-            entries
-                .iter()
-                .filter_map(move |(method, ..)| method.cell(metric, step, test))
-        };
-        places.flat_map(of).map(|(mean, _)| mean)
-    };
-    let range = cells().fold((100.0, 0.0), |(low, high): (f64, f64), x| {
-        (low.min(x), high.max(x))
+    let places = (0..steps).flat_map(|step| (0..=step).map(move |test| (step, test)));
+    let cells = places.flat_map(|(step, test)| {
+        let cell = move |entry: &Lettered<'_>| entry.0.cell(metric, step, test);
+        entries.iter().filter_map(cell)
     });
-    let (left, right, panel) = (38.0, WIDTH - 34.0, 230.0);
-    let height = panel * steps as f64 + 26.0 + 16.0 * entries.len() as f64;
+    let range = cells.fold((100.0, 0.0), |(low, high): (f64, f64), (mean, _)| {
+        (low.min(mean), high.max(mean))
+    });
+    let height = PANEL * steps as f64 + 26.0 + 16.0 * entries.len() as f64;
     let mut svg = Svg::new(WIDTH, height, title);
     for test in 0..steps {
-        let top = panel * test as f64 + 24.0;
-        let bottom = top + panel - 54.0;
-        let scale = Scale::new(range, (bottom, top));
-        let label = |step: usize| results.plan.data.experiences[step].label.as_str();
-        svg.text(
-            (left, top - 9.0),
-            Anchor::Start,
-            "font-weight=\"bold\"",
-            &format!("on {}", label(test)),
-        );
-        axis(&mut svg, &scale, (left, right));
-        let x = |step: usize| {
-            let span = (steps - 1).max(1) as f64;
-            left + 14.0 + (right - left - 28.0) * step as f64 / span
-        };
-        for step in test..steps {
-            svg.text(
-                (x(step), bottom + 20.0),
-                Anchor::Middle,
-                "",
-                &format!("after {}", label(step)),
-            );
-        }
-        let mut ends = Vec::new();
-        for (place, (method, _, colour)) in entries.iter().enumerate() {
-            let cells: Vec<(f64, f64, f64)> = (test..steps)
-                .filter_map(|step| {
-                    let (mean, sd) = method.cell(metric, step, test)?;
-                    Some((x(step), mean, sd.unwrap_or(0.0)))
-                })
-                .collect();
-            let up = cells.iter().map(|(x, mean, sd)| (*x, scale.at(mean + sd)));
-            let down = cells
-                .iter()
-                .rev()
-                .map(|(x, mean, sd)| (*x, scale.at(mean - sd)));
-            if cells.iter().any(|(_, _, sd)| *sd > 0.0) {
-                svg.band(&up.chain(down).collect::<Vec<_>>(), colour);
-            }
-            let points: Vec<(f64, f64)> = cells
-                .iter()
-                .map(|(x, mean, _)| (*x, scale.at(*mean)))
-                .collect();
-            let floor = method.info.name == FLOOR;
-            let style = if floor {
-                "stroke-width=\"2\" stroke-dasharray=\"5 4\""
-            } else {
-                "stroke-width=\"2\""
-            };
-            svg.line(&points, colour, style);
-            points
-                .iter()
-                .for_each(|point| svg.circle(*point, 2.5, colour));
-            if let Some((_, y)) = points.last() {
-                ends.push((place, *y));
-            }
-        }
-        let wanted: Vec<f64> = ends.iter().map(|(_, y)| *y).collect();
-        for ((place, _), y) in ends.iter().zip(spread(&wanted, 11.0)) {
-            let (_, letter, colour) = &entries[*place];
-            let style = format!("font-weight=\"bold\" fill=\"{colour}\"");
-            svg.text((right + 4.0, y + 4.0), Anchor::Start, &style, letter);
-        }
+        panel(&mut svg, results, (metric, test), &entries, range);
     }
-    legend(&mut svg, panel * steps as f64 + 22.0, &entries);
+    legend(&mut svg, PANEL * steps as f64 + 22.0, &entries);
     svg.finish()
+}
+
+/// The panel of the experience `test`, from 0; `range`: the accuracies of all panels.
+fn panel(
+    svg: &mut Svg,
+    results: &Results,
+    (metric, test): (Metric, usize),
+    entries: &[Lettered<'_>],
+    range: (f64, f64),
+) {
+    let steps = results.plan.steps();
+    let (left, right) = (38.0, WIDTH - 40.0);
+    let top = PANEL * test as f64 + 24.0;
+    let bottom = top + PANEL - 54.0;
+    let scale = Scale::new(range, (bottom, top));
+    let x = |step: usize| {
+        let span = (steps - 1).max(1) as f64;
+        left + 14.0 + (right - left - 28.0) * step as f64 / span
+    };
+    let label = |step: usize| results.plan.data.experiences[step].label.as_str();
+    let title = format!("on {}", label(test));
+    svg.text(
+        (left, top - 9.0),
+        Anchor::Start,
+        "font-weight=\"bold\"",
+        &title,
+    );
+    axis(svg, &scale, (left, right));
+    // The last step has a mark whichever are left out.
+    let every = steps.div_ceil(8);
+    for step in (test..steps).filter(|step| (steps - 1 - step).is_multiple_of(every)) {
+        let after = if steps > 5 { "" } else { "after " };
+        let text = format!("{after}{}", label(step));
+        svg.text((x(step), bottom + 20.0), Anchor::Middle, "", &text);
+    }
+    let mut ends = Vec::new();
+    for entry in entries {
+        let (method, _, colour) = entry;
+        let cells: Vec<(f64, f64, f64)> = (test..steps)
+            .filter_map(|step| {
+                let (mean, sd) = method.cell(metric, step, test)?;
+                Some((x(step), mean, sd.unwrap_or(0.0)))
+            })
+            .collect();
+        let up = cells.iter().map(|(x, mean, sd)| (*x, scale.at(mean + sd)));
+        let down = cells.iter().map(|(x, mean, sd)| (*x, scale.at(mean - sd)));
+        if cells.iter().any(|(_, _, sd)| *sd > 0.0) {
+            svg.band(&up.chain(down.rev()).collect::<Vec<_>>(), colour);
+        }
+        let points = cells.iter().map(|(x, mean, _)| (*x, scale.at(*mean)));
+        let points: Vec<(f64, f64)> = points.collect();
+        let dashes = match method.info.name {
+            FLOOR => "stroke-width=\"2\" stroke-dasharray=\"5 4\"",
+            _ => "stroke-width=\"2\"",
+        };
+        svg.line(&points, colour, dashes);
+        for point in &points {
+            svg.circle(*point, 2.5, colour);
+        }
+        ends.extend(points.last().map(|(_, y)| (entry, *y)));
+    }
+    letters_at_ends(svg, right + 4.0, &ends, (top, bottom));
 }
 
 #[cfg(test)]
@@ -469,21 +474,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_keep_their_distance_and_their_order() {
-        let places = spread(&[50.0, 10.0, 12.0, 11.0], 10.0);
-        let mut sorted = places.clone();
-        sorted.sort_by(f64::total_cmp);
-        assert!(
-            sorted
-                .windows(2)
-                .all(|pair| pair[1] - pair[0] >= 10.0 - 1e-9),
-            "{places:?}"
+    fn no_two_methods_share_a_letter() {
+        let all: Vec<String> = (0..800).map(letters).collect();
+        assert_eq!(
+            [&all[0], &all[25], &all[26], &all[702]],
+            ["a", "z", "aa", "aaa"]
         );
-        assert!(places[1] < places[3] && places[3] < places[2] && places[2] < places[0]);
-        // Three around 11, and one that nothing pushes.
-        for (found, want) in places.iter().zip([50.0, 1.0, 21.0, 11.0]) {
-            assert!((found - want).abs() < 1e-9, "{places:?}");
-        }
+        let different: std::collections::BTreeSet<String> =
+            all.iter().map(|text| text.to_uppercase()).collect();
+        assert_eq!(different.len(), all.len());
     }
 
     #[test]

@@ -1,11 +1,17 @@
-//! What is forgotten, and what a growing hub takes.
+//! The two parts of forgetting: lost, and taken by newer models.
 
 use super::number;
 use crate::cmrbench::{Metric, Results, mean_and_deviation};
 
 /// A table of all methods that learn one experience after the other.
 pub(super) fn section(results: &Results) -> String {
-    let mut text = "\n## Forgotten, or outgrown\n\nA row of an earlier experience can be lost in two ways: among the models that were there when it was learned, or to models that came later. The first is forgetting proper. Of each row the best among its ten that the hub had then is taken; both columns together are the forgetting of the table above.\n\n| method | M lost | M to newer models | D lost | D to newer models |\n|---|---|---|---|---|\n".to_owned();
+    let mut text = "\n## Forgotten, or outgrown\n\nA row of an earlier experience can be lost in \
+     two ways: among the models that were there when it was learned, or to models that came \
+     later. Only the first is forgetting proper. It is measured by the best of the row's ten \
+     predictions that the hub had then. Both columns together are the Fgt of the table \
+     above.\n\n| method | M lost | M to newer models | D lost | D to newer models \
+     |\n|---|---|---|---|---|\n"
+        .to_owned();
     let mut any = false;
     for method in &results.methods {
         let cell = |metric: Metric| {

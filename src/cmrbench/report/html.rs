@@ -1,43 +1,61 @@
-//! One page with everything in it: tables, figures as SVG; no scripts, nothing fetched.
+//! The page: tables, and figures as SVG. It has no scripts and fetches nothing.
 
-use super::figures::{Figure, Kind};
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
+
+use super::figures::{Figure, FigureKind};
 use super::svg::escaped;
 
-const STYLE: &str = "body{font:16px/1.45 sans-serif;color:#222;background:#fff;margin:0 auto;max-width:1240px;padding:0 16px 48px}\
-h1{font-size:1.6rem}h2{font-size:1.25rem;margin-top:2.2em}\
-.scroll{overflow-x:auto;margin:1em 0}table{border-collapse:collapse;font-size:.9rem;white-space:nowrap}\
-th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff;white-space:normal;min-width:8em}\
-.figures{display:flex;flex-wrap:wrap;gap:28px;align-items:flex-start}figure{margin:0;max-width:100%}\
-figcaption{font-size:.85rem;max-width:360px;min-height:2.9em;margin-bottom:.4em}.heat figcaption{max-width:240px}\
-svg{max-width:100%;height:auto;display:block}summary{cursor:pointer;margin:1em 0;color:#0b5394}";
+const STYLE: &str = include_str!("page.css");
 
-/// `markdown`: all sections; a figure stands in the section of its kind.
+/// The first section has no heading of its own.
+const GLOSSARY: &str = "Glossary";
+const SETTINGS: &str = "Settings";
+
+/// Characters behind the first column that a table has on a phone of 400 pixels.
+const NARROW: usize = 30;
+
+/// The page of all sections of `markdown`; a figure stands in the section of its kind.
 pub(super) fn page(markdown: &str, figures: &[Figure]) -> String {
     let mut body = String::new();
     for section in markdown.split("\n## ") {
         let (title, rest) = section.split_once('\n').unwrap_or((section, ""));
-        body += &match title.strip_prefix("# ") {
-            Some(title) => format!("<h1>{}</h1>\n", inline(title)),
-            None => format!("<h2>{}</h2>\n", inline(title)),
-        };
+        if let Some(title) = title.strip_prefix("# ") {
+            let title = escaped(title);
+            body += &format!("<header>\n<h1>{title}</h1>\n{}</header>\n", blocks(rest));
+            continue;
+        }
+        if [GLOSSARY, SETTINGS].contains(&title) {
+            body += &folded(title, &blocks(rest));
+            continue;
+        }
+        body += &format!("<h2>{}</h2>\n", escaped(title));
         body += &match title {
-            "Methods" => blocks(rest) + &shown(figures, Kind::Summary),
-            "Cost" => blocks(rest) + &shown(figures, Kind::Cost),
-            "Confusion between domains" => behind_intro(rest, &shown(figures, Kind::Confusion)),
-            "Coverage against risk" => behind_intro(rest, &shown(figures, Kind::Risk)),
-            "Map of the registry" => blocks(rest) + &shown(figures, Kind::Map),
-            "Matrices" => format!(
-                "{}<details><summary>The same for families and models, and all numbers</summary>\n{}{}</details>\n",
-                shown(figures, Kind::Heat),
-                shown(figures, Kind::OtherHeat),
-                blocks(rest)
-            ),
+            "Methods" => blocks(rest) + &shown(figures, FigureKind::Summary),
+            "Cost" => blocks(rest) + &shown(figures, FigureKind::Cost),
+            "Confusion between domains" => {
+                behind_intro(rest, &shown(figures, FigureKind::Confusion))
+            }
+            "Coverage against risk" => behind_intro(rest, &shown(figures, FigureKind::Risk)),
+            "Map of the registry" => blocks(rest) + &shown(figures, FigureKind::Map),
+            "Matrices" => {
+                let others = shown(figures, FigureKind::OtherHeat) + &blocks(rest);
+                let title = "The same for families and models, and all numbers";
+                shown(figures, FigureKind::Heat) + &folded(title, &others)
+            }
             _ => blocks(rest),
         };
     }
     format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>CMRBench</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>CMRBench</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     )
+}
+
+/// A part of the page that opens on a click.
+fn folded(title: &str, html: &str) -> String {
+    let title = escaped(title);
+    format!("<details>\n<summary>{title}</summary>\n{html}</details>\n")
 }
 
 /// The first paragraph, the figures, the rest.
@@ -47,9 +65,9 @@ fn behind_intro(markdown: &str, figures: &str) -> String {
     [&blocks(intro), figures, &blocks(rest)].concat()
 }
 
-fn shown(figures: &[Figure], kind: Kind) -> String {
+fn shown(figures: &[Figure], kind: FigureKind) -> String {
     let class = match kind {
-        Kind::Heat | Kind::OtherHeat => "figures heat",
+        FigureKind::Heat | FigureKind::OtherHeat => "figures heat",
         _ => "figures",
     };
     let mut text = format!("<div class=\"{class}\">\n");
@@ -63,62 +81,38 @@ fn shown(figures: &[Figure], kind: Kind) -> String {
     text + "</div>\n"
 }
 
-/// Paragraphs, lists and tables of our own Markdown.
+/// Markdown as HTML. Names of models and domains are in it, so no HTML of theirs passes, no link
+/// and no picture: only `<u>`, which the tables underline with.
 fn blocks(markdown: &str) -> String {
+    let events = Parser::new_ext(markdown, Options::ENABLE_TABLES).into_offset_iter();
+    let events = events.flat_map(|(event, place)| match event {
+        Event::Start(Tag::Table(_)) => {
+            vec![Event::Html(scroll(&markdown[place]).into()), event]
+        }
+        Event::End(TagEnd::Table) => vec![event, Event::Html("</div>\n".into())],
+        Event::Start(Tag::Link { .. } | Tag::Image { .. })
+        | Event::End(TagEnd::Link | TagEnd::Image) => Vec::new(),
+        Event::InlineHtml(text) | Event::Html(text) if !["<u>", "</u>"].contains(&&*text) => {
+            vec![Event::Text(text)]
+        }
+        event => vec![event],
+    });
     let mut text = String::new();
-    for block in markdown
-        .split("\n\n")
-        .map(|block| block.trim_matches('\n'))
-        .filter(|block| !block.is_empty())
-    {
-        if block.starts_with('|') {
-            text += &table(block);
-        } else if block.starts_with("- ") {
-            let items = block
-                .lines()
-                .map(|line| format!("<li>{}</li>\n", inline(line.trim_start_matches("- "))));
-            text += &format!("<ul>\n{}</ul>\n", items.collect::<String>());
-        } else {
-            text += &format!("<p>{}</p>\n", inline(block));
-        }
-    }
+    html::push_html(&mut text, events);
     text
 }
 
-fn table(block: &str) -> String {
-    let mut text = String::from("<div class=\"scroll\"><table>\n");
-    for (place, line) in block.lines().enumerate() {
-        if line.starts_with("|---") {
-            continue;
-        }
-        let tag = if place == 0 { "th" } else { "td" };
-        let cells = line
-            .trim_matches('|')
-            .split('|')
-            .map(|cell| format!("<{tag}>{}</{tag}>", inline(cell.trim())));
-        text += &format!("<tr>{}</tr>\n", cells.collect::<String>());
+/// The frame that a table scrolls in; of a wide one it says so on a phone.
+fn scroll(table: &str) -> &'static str {
+    let behind_first = |line: &str| {
+        let cells = line.trim_start_matches('|').split_once('|');
+        cells.map_or(0, |(_, rest)| rest.chars().count())
+    };
+    let rows = table.lines().filter(|line| !line.starts_with("|---"));
+    match rows.map(behind_first).max() {
+        Some(width) if width > NARROW => "<div class=\"scroll wide\" tabindex=\"0\">\n",
+        _ => "<div class=\"scroll\" tabindex=\"0\">\n",
     }
-    text + "</table></div>\n"
-}
-
-/// Bold, emphasis, underline.
-fn inline(text: &str) -> String {
-    let mut text = escaped(text)
-        .replace("&lt;u&gt;", "<u>")
-        .replace("&lt;/u&gt;", "</u>");
-    for (mark, tag) in [("**", "b"), ("*", "i")] {
-        let mut out = String::new();
-        for (place, part) in text.split(mark).enumerate() {
-            match place % 2 {
-                _ if place == 0 => {}
-                1 => out += &format!("<{tag}>"),
-                _ => out += &format!("</{tag}>"),
-            }
-            out += part;
-        }
-        text = out;
-    }
-    text
 }
 
 #[cfg(test)]
@@ -133,12 +127,40 @@ mod tests {
         for part in [
             "<ul>\n<li>a &lt; b</li>\n</ul>",
             "<th></th><th>x</th>",
-            "<td><i>g</i></td><td><b>1.0</b></td>",
+            "<td><em>g</em></td><td><strong>1.0</strong></td>",
             "<td>m</td><td><u>2</u></td>",
             "<p>Words.</p>",
+            "<div class=\"scroll\" tabindex=\"0\">\n<table>",
+            "</table>\n</div>",
         ] {
             assert!(html.contains(part), "{part:?} is not in {html}");
         }
         assert!(!html.contains("---"));
+        let wide = blocks("| a | b |\n|---|---|\n| c | 0123456789 0123456789 0123456789 |\n");
+        assert!(wide.contains("class=\"scroll wide\""), "{wide}");
+    }
+
+    /// A model may be called anything.
+    #[test]
+    fn names_bring_no_html_and_no_links() {
+        let html = blocks(
+            "a <script>x</script> [b](javascript:y) ![c](http://z/p.png)\n\n<img src=q>\n\n| \
+             <b>d</b> |\n|---|\n",
+        );
+        for absent in [
+            "<script",
+            "<img",
+            "<b>",
+            "<a ",
+            "href",
+            "src=\"",
+            "javascript",
+        ] {
+            assert!(!html.contains(absent), "{absent} in {html}");
+        }
+        assert!(
+            html.contains("&lt;script&gt;") && html.contains("&lt;b&gt;d"),
+            "{html}"
+        );
     }
 }

@@ -1,21 +1,23 @@
-//! The registry as a trained router sees it: a mark for each model, near those it is taken for.
+//! The map of the registry: a mark for each model, near the models that it is mistaken for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::figures::{Figure, HALO, Kind, WIDTH};
+use super::figures::{Figure, FigureKind, HALO, WIDTH};
+use super::labels::{around, fitted};
 use super::svg::{Anchor, Svg};
-use super::{chosen, quoted, short};
-use crate::cmrbench::{Group, MethodOutcome, Outcome, RegistryMap, Results, Tables};
+use super::{CsvText, chosen, fields, short};
+use crate::cmrbench::{Group, MethodOutcome, RegistryMap, Results, SeedOutcome, Tables};
+use crate::error::Result;
 use crate::hub::{domain_key, parent_group};
 
 /// Domains that are named.
 const NAMED: usize = 12;
 
-/// Hues of parent groups, the largest first; what is beyond has no hue.
+/// Hues of parent groups, the largest first. Further groups are grey.
 const HUES: [f64; 8] = [212.0, 24.0, 135.0, 285.0, 345.0, 48.0, 185.0, 95.0];
 
 /// A model on the map.
-struct Place<'r> {
+struct ModelPoint<'r> {
     model: &'r str,
     domain: &'r str,
     group: String,
@@ -24,18 +26,18 @@ struct Place<'r> {
     at: (f64, f64),
 }
 
-/// A name with how many models have it.
+/// A name with its number of models.
 type Counted<'c> = (&'c str, usize);
 
 /// The map that is shown.
-struct Map<'r> {
+struct RegistryPlot<'r> {
     method: &'r MethodOutcome,
     seed: u64,
-    places: Vec<Place<'r>>,
+    points: Vec<ModelPoint<'r>>,
 }
 
-/// The first method that has a map: those that are looked at closely, then the others.
-fn find(results: &Results) -> Option<(&MethodOutcome, &Outcome, &RegistryMap)> {
+/// The first method with a map: those of the detailed figures, then the others.
+fn find(results: &Results) -> Option<(&MethodOutcome, &SeedOutcome, &RegistryMap)> {
     let others = results.methods.iter().rev();
     let main = others.filter(|method| method.info.group != Group::Ablation);
     let with_map = |method| {
@@ -46,11 +48,11 @@ fn find(results: &Results) -> Option<(&MethodOutcome, &Outcome, &RegistryMap)> {
     chosen(results).into_iter().chain(main).find_map(with_map)
 }
 
-impl<'r> Map<'r> {
+impl<'r> RegistryPlot<'r> {
     fn new(
         results: &Results,
         tables: &'r Tables,
-        found: (&'r MethodOutcome, &Outcome, &'r RegistryMap),
+        found: (&'r MethodOutcome, &SeedOutcome, &'r RegistryMap),
     ) -> Self {
         let (method, run, map) = found;
         let mut experiences: HashMap<&str, usize> = HashMap::new();
@@ -62,7 +64,7 @@ impl<'r> Map<'r> {
         let coordinates = map.x.iter().zip(&map.y);
         let places = map.models.iter().zip(coordinates).map(|(model, (x, y))| {
             let domain = tables.domain(model).unwrap_or("unknown");
-            Place {
+            ModelPoint {
                 model,
                 domain,
                 group: parent_group(&domain_key(domain)).to_owned(),
@@ -73,14 +75,14 @@ impl<'r> Map<'r> {
         Self {
             method,
             seed: run.seed,
-            places: places.collect(),
+            points: places.collect(),
         }
     }
 
-    /// Names with how many models have them, most first, of equals the first by name.
-    fn counted<'p>(&'p self, of: impl Fn(&'p Place<'r>) -> &'p str) -> Vec<Counted<'p>> {
+    /// Names with their numbers of models, most first; ties go by name.
+    fn counted<'p>(&'p self, of: impl Fn(&'p ModelPoint<'r>) -> &'p str) -> Vec<Counted<'p>> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for place in &self.places {
+        for place in &self.points {
             *counts.entry(of(place)).or_insert(0) += 1;
         }
         let mut counts: Vec<Counted<'_>> = counts.into_iter().collect();
@@ -90,42 +92,49 @@ impl<'r> Map<'r> {
 
     /// The model of `domain` that is nearest to all others of it.
     fn medoid(&self, domain: &str) -> Option<(f64, f64)> {
-        let of = self.places.iter().filter(|place| place.domain == domain);
+        let of = self.points.iter().filter(|place| place.domain == domain);
         let of: Vec<(f64, f64)> = of.map(|place| place.at).collect();
         let far = |a: &(f64, f64)| of.iter().map(|b| (a.0 - b.0).hypot(a.1 - b.1)).sum::<f64>();
         of.iter().copied().min_by(|a, b| far(a).total_cmp(&far(b)))
     }
 }
 
-pub(super) fn csv(results: &Results) -> String {
-    let mut text = "method,seed,id,model,domain,group,first_experience,x,y\n".to_owned();
+pub(super) fn csv(results: &Results) -> Result<String> {
+    let mut csv = CsvText::new("method,seed,id,model,domain,group,first_experience,x,y")?;
     let tables = Tables::new(&results.plan.data, results.plan.steps());
-    let Some(found) = find(results) else {
-        return text;
-    };
-    let map = Map::new(results, &tables, found);
-    for (id, place) in map.places.iter().enumerate() {
-        text += &format!(
-            "{},{},{id},{},{},{},E{},{},{}\n",
-            map.method.info.name,
-            map.seed,
-            quoted(place.model),
-            quoted(place.domain),
-            quoted(&place.group),
-            place.experience + 1,
-            place.at.0,
-            place.at.1
-        );
+    if let Some(found) = find(results) {
+        let plot = RegistryPlot::new(results, &tables, found);
+        for (id, point) in plot.points.iter().enumerate() {
+            let first = format!("E{}", point.experience + 1);
+            csv.row(fields![
+                plot.method.info.name,
+                plot.seed,
+                id,
+                point.model,
+                point.domain,
+                point.group,
+                first,
+                point.at.0,
+                point.at.1
+            ])?;
+        }
     }
-    text
+    csv.finish()
 }
 
 pub(super) fn section(results: &Results) -> String {
     let mut text = String::from("\n## Map of the registry\n\n");
     text += &match find(results) {
-        None => "There is none: rows of models are noted when a trained method's last step is done, and no such cell here was run by this version or a later one.\n".to_owned(),
+        None => "There is no map: the rows of models are noted when the last step of a trained \
+         method is done, and no such cell here was run by this version or a later \
+         one.\n"
+            .to_owned(),
         Some((method, run, map)) => format!(
-            "Rows of E after the last step, each of length 1, on their first two principal axes, which have {:.0} % and {:.0} % of the variance: {}, seed {}, {} models. Models that lie apart are told apart; models on one heap may still differ along other axes. Hue: parent group; shade: domain; shape: the experience that taught the model first. The {NAMED} largest domains are numbered where their medoids are.\n",
+            "The embeddings of all models after the last step, scaled to length 1, on their first \
+             two principal axes, which hold {:.0} % and {:.0} % of the variance: {}, seed {}, {} \
+             models. Models that lie apart are told apart; models on one heap may still differ \
+             along other axes. Hue: parent group; shade: domain; shape: the experience that the \
+             model came with. Numbers stand beside the medoids of the {NAMED} largest domains.\n",
             100.0 * map.explained[0],
             100.0 * map.explained[1],
             method.info.label,
@@ -141,15 +150,15 @@ pub(super) fn figures(results: &Results) -> Vec<Figure> {
     let Some(found) = find(results) else {
         return Vec::new();
     };
-    let map = Map::new(results, &tables, found);
+    let plot = RegistryPlot::new(results, &tables, found);
     let title = format!(
         "Map of the registry: {}, seed {}",
-        map.method.info.label, map.seed
+        plot.method.info.label, plot.seed
     );
     vec![Figure {
         name: "map".to_owned(),
-        kind: Kind::Map,
-        svg: draw(results, &map, &title),
+        kind: FigureKind::Map,
+        svg: draw(results, &plot, &title),
         title,
     }]
 }
@@ -175,161 +184,145 @@ fn colour(hue: Option<f64>, place: usize, of: usize) -> String {
     )
 }
 
-fn draw(results: &Results, map: &Map<'_>, title: &str) -> String {
-    let (domains, groups) = (map.counted(|p| p.domain), map.counted(|p| &p.group));
-    let named: Vec<&str> = domains.iter().take(NAMED).map(|(name, _)| *name).collect();
-    let experiences: BTreeSet<usize> = map.places.iter().map(|p| p.experience).collect();
-    let (left, right, top, bottom) = (8.0, WIDTH - 8.0, 8.0, WIDTH - 8.0);
-    let legends = groups.len().min(HUES.len()) + named.len() + 1;
-    let mut svg = Svg::new(WIDTH, bottom + 26.0 + 16.0 * legends as f64, title);
-    svg.line(
-        &[
-            (left, top),
-            (right, top),
-            (right, bottom),
-            (left, bottom),
-            (left, top),
-        ],
-        "#ddd",
-        "",
-    );
-    // One scale for both axes: distances mean the same in every direction.
-    let range = |of: fn(&Place<'_>) -> f64| {
-        let values = map.places.iter().map(of);
+fn draw(results: &Results, plot: &RegistryPlot<'_>, title: &str) -> String {
+    let (domains, groups) = (plot.counted(|p| p.domain), plot.counted(|p| &p.group));
+    let experiences: BTreeSet<usize> = plot.points.iter().map(|p| p.experience).collect();
+    let keys = Keys {
+        domains: &domains,
+        groups: &groups,
+        experiences: &experiences,
+    };
+    let lines = experiences.len().div_ceil(EXPERIENCES_A_LINE);
+    let lines = lines + groups.len().min(HUES.len()) + domains.len().min(NAMED);
+    let (near, far) = (8.0, WIDTH - 8.0);
+    let mut svg = Svg::new(WIDTH, far + 26.0 + 16.0 * lines as f64, title);
+    let frame = [
+        (near, near),
+        (far, near),
+        (far, far),
+        (near, far),
+        (near, near),
+    ];
+    svg.line(&frame, "#ddd", "");
+    let on = on_plane(plot, far - near - 16.0);
+    models(&mut svg, plot, &keys, &on);
+    // Every domain that is named has a model, and so a medoid.
+    let named = domains.iter().take(NAMED);
+    let medoids: Vec<(f64, f64)> = named
+        .filter_map(|(domain, _)| plot.medoid(domain))
+        .map(&on)
+        .collect();
+    let numbers: Vec<String> = (1..=medoids.len()).map(|n| n.to_string()).collect();
+    let style = format!("font-size=\"13\" font-weight=\"bold\" {HALO}");
+    let places = around(&medoids, &numbers, 0.0, (WIDTH, far));
+    for ((x, y), number) in places.iter().zip(&numbers) {
+        svg.text((*x, y + 4.0), Anchor::Middle, &style, number);
+    }
+    legend(results, &mut svg, far + 22.0, &keys);
+    svg.finish()
+}
+
+/// The pixel of a place. Both axes have one scale, so that a distance means the same in every
+/// direction; `size`: pixels of the longer one.
+fn on_plane(plot: &RegistryPlot<'_>, size: f64) -> impl Fn((f64, f64)) -> (f64, f64) + use<> {
+    let range = |of: fn(&ModelPoint<'_>) -> f64| {
+        let values = plot.points.iter().map(of);
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
             (f64::min(low, x), f64::max(high, x))
         })
     };
     let (across, up) = (range(|p| p.at.0), range(|p| p.at.1));
     let span = (across.1 - across.0).max(up.1 - up.0).max(1e-9);
-    let scale = (right - left - 16.0) / span;
+    let scale = size / span;
     let middle = |range: (f64, f64)| (range.0 + range.1) / 2.0;
-    let on = |(x, y): (f64, f64)| {
-        (
-            (left + right) / 2.0 + (x - middle(across)) * scale,
-            (top + bottom) / 2.0 - (y - middle(up)) * scale,
-        )
-    };
-    let hue = |group: &str| {
-        let place = groups.iter().position(|(name, _)| *name == group)?;
-        HUES.get(place).copied()
-    };
-    // One path for each domain and experience: a mark is little more than its place. The rarest
-    // domains come last, on top.
-    for (domain, _) in &domains {
+    let centre = (middle(across), middle(up));
+    move |(x, y)| {
+        let from_centre = ((x - centre.0) * scale, (y - centre.1) * scale);
+        (WIDTH / 2.0 + from_centre.0, WIDTH / 2.0 - from_centre.1)
+    }
+}
+
+/// One path for each domain and experience: a mark takes little more than its place. The rarest
+/// domains come last, on top.
+fn models(
+    svg: &mut Svg,
+    plot: &RegistryPlot<'_>,
+    keys: &Keys<'_>,
+    on: impl Fn((f64, f64)) -> (f64, f64),
+) {
+    for (domain, _) in keys.domains {
         let group = parent_group(&domain_key(domain)).to_owned();
         let same = |name: &&str| parent_group(&domain_key(name)) == group;
-        let peers: Vec<&str> = domains.iter().map(|(name, _)| *name).filter(same).collect();
+        let peers = keys.domains.iter().map(|(name, _)| *name).filter(same);
+        let peers: Vec<&str> = peers.collect();
         let place = peers.iter().position(|name| name == domain).unwrap_or(0);
-        let fill = colour(hue(&group), place, peers.len());
-        for experience in &experiences {
-            let marks: String = map
-                .places
-                .iter()
-                .filter(|p| p.domain == *domain && p.experience == *experience)
-                .map(|p| {
-                    let (x, y) = on(p.at);
-                    format!("M{x:.1} {y:.1}{}", shape(*experience))
-                })
-                .collect();
+        let fill = colour(keys.hue(&group), place, peers.len());
+        for experience in keys.experiences {
+            let own = |p: &&ModelPoint<'_>| p.domain == *domain && p.experience == *experience;
+            let mark = |p: &ModelPoint<'_>| {
+                let (x, y) = on(p.at);
+                format!("M{x:.1} {y:.1}{}", shape(*experience))
+            };
+            let marks: String = plot.points.iter().filter(own).map(mark).collect();
             if !marks.is_empty() {
                 svg.path(&marks, &fill);
             }
         }
     }
-    let style = format!("font-size=\"13\" font-weight=\"bold\" {HALO}");
-    // Every domain that is named has a model, hence a medoid; its number stands above it.
-    let medoids = named.iter().filter_map(|domain| map.medoid(domain));
-    let wanted: Vec<(f64, f64)> = medoids.map(on).collect();
-    for (place, (x, y)) in apart(&wanted).into_iter().enumerate() {
-        svg.text(
-            (x, y - 4.0),
-            Anchor::Middle,
-            &style,
-            &(place + 1).to_string(),
-        );
-    }
-    legend(
-        results,
-        &mut svg,
-        bottom + 22.0,
-        (&groups, &domains, &experiences),
-        hue,
-    );
-    svg.finish()
 }
 
-/// The places, each moved down until no label lies on one before it.
-fn apart(wanted: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let mut order: Vec<usize> = (0..wanted.len()).collect();
-    order.sort_by(|a, b| wanted[*a].1.total_cmp(&wanted[*b].1));
-    let mut places = wanted.to_vec();
-    for (rank, this) in order.iter().enumerate() {
-        while let Some(other) = order[..rank].iter().find(|other| {
-            let (a, b) = (places[*this], places[**other]);
-            // As a label is put below another: with (a.1 - b.1).abs() it may be a rounding error too
-            // near, for ever.
-            (a.0 - b.0).abs() < 16.0 && a.1 < b.1 + 12.0 && b.1 < a.1 + 12.0
-        }) {
-            places[*this].1 = places[*other].1 + 12.0;
+/// The meaning of a map's marks.
+struct Keys<'k> {
+    /// The most frequent first.
+    domains: &'k [Counted<'k>],
+    groups: &'k [Counted<'k>],
+    experiences: &'k BTreeSet<usize>,
+}
+
+impl Keys<'_> {
+    fn hue(&self, group: &str) -> Option<f64> {
+        let place = self.groups.iter().position(|(name, _)| *name == group)?;
+        HUES.get(place).copied()
+    }
+}
+
+/// Experiences in one line of the legend.
+const EXPERIENCES_A_LINE: usize = 8;
+
+/// Shapes with their experiences, hues with their groups, numbers with their domains.
+fn legend(results: &Results, svg: &mut Svg, top: f64, keys: &Keys<'_>) {
+    let mut y = top;
+    for (place, experience) in keys.experiences.iter().enumerate() {
+        let column = place % EXPERIENCES_A_LINE;
+        if place > 0 && column == 0 {
+            y += 16.0;
         }
-    }
-    places
-}
-
-/// What shapes, hues and numbers mean.
-fn legend(
-    results: &Results,
-    svg: &mut Svg,
-    mut y: f64,
-    (groups, domains, experiences): (&[Counted<'_>], &[Counted<'_>], &BTreeSet<usize>),
-    hue: impl Fn(&str) -> Option<f64>,
-) {
-    let mut x = 14.0;
-    for experience in experiences {
-        svg.path(
-            &format!("M{x:.1} {:.1}{}", y - 4.0, shape(*experience)),
-            "#222",
-        );
+        let x = 14.0 + 42.0 * column as f64;
+        let mark = format!("M{x:.1} {:.1}{}", y - 4.0, shape(*experience));
+        svg.path(&mark, "#222");
         let label = results.plan.data.experiences.get(*experience);
-        let label = label.map_or_else(String::new, |experience| experience.label.to_string());
-        svg.text((x + 8.0, y), Anchor::Start, "", &label);
-        x += 24.0 + 7.5 * label.chars().count() as f64;
+        let label = label.map_or("", |experience| experience.label.as_str());
+        svg.text((x + 8.0, y), Anchor::Start, "", label);
     }
-    for (group, models) in groups.iter().take(HUES.len()) {
+    let line = |svg: &mut Svg, y: f64, name: &str, models: &usize| {
+        let name = fitted(name, WIDTH - 120.0);
+        svg.text((26.0, y), Anchor::Start, "", &name);
+        let models = format!("{models} models");
+        svg.text((WIDTH - 4.0, y), Anchor::End, "", &models);
+    };
+    for (group, models) in keys.groups.iter().take(HUES.len()) {
         y += 16.0;
-        svg.rect((8.0, y - 10.0), (12.0, 12.0), &colour(hue(group), 1, 4));
-        svg.text((26.0, y), Anchor::Start, "", group);
-        svg.text(
-            (WIDTH - 4.0, y),
-            Anchor::End,
-            "",
-            &format!("{models} models"),
+        svg.rect(
+            (8.0, y - 10.0),
+            (12.0, 12.0),
+            &colour(keys.hue(group), 1, 4),
         );
+        line(svg, y, group, models);
     }
-    for (place, (domain, models)) in domains.iter().take(NAMED).enumerate() {
+    for (place, (domain, models)) in keys.domains.iter().take(NAMED).enumerate() {
         y += 16.0;
         let bold = "font-weight=\"bold\"";
         svg.text((20.0, y), Anchor::End, bold, &(place + 1).to_string());
-        svg.text((26.0, y), Anchor::Start, "", &short(domain));
-        svg.text(
-            (WIDTH - 4.0, y),
-            Anchor::End,
-            "",
-            &format!("{models} models"),
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_do_not_lie_on_each_other() {
-        let places = apart(&[(0.0, 5.0), (3.0, 0.0), (40.0, 1.0), (1.0, 4.0)]);
-        assert_eq!(places, [(0.0, 24.0), (3.0, 0.0), (40.0, 1.0), (1.0, 12.0)]);
-        // 4.4 + 12 - 4.4 is less than 12: it took no end.
-        assert_eq!(apart(&[(0.0, 4.4); 2])[1].1, 16.4);
+        line(svg, y, &short(domain), models);
     }
 }

@@ -1,7 +1,6 @@
-//! What of the official data was not there: said before anything else, because it decides what the
-//! numbers can be compared with.
+//! The official data that is missing, which decides what the numbers can be compared with.
 
-use crate::cmrbench::{EvalRows, Experience, Results};
+use crate::cmrbench::{BenchExperience, EvalRows, Results};
 
 /// Stem of an experience's files, then its official training rows, about, and eval rows
 /// (cmrbench.md section 1.1).
@@ -13,22 +12,33 @@ const OFFICIAL: [(&str, usize, usize); 4] = [
 ];
 
 /// Official rows of the experiences, where they are CMRBench's.
-fn official(experiences: &[Experience]) -> Option<Vec<(usize, usize)>> {
-    let of = |experience: &Experience| {
+fn official(experiences: &[BenchExperience]) -> Option<Vec<(usize, usize)>> {
+    let of = |experience: &BenchExperience| {
         let same = |row: &&(&str, usize, usize)| experience.name == row.0;
         OFFICIAL.iter().find(same).map(|row| (row.1, row.2))
     };
     experiences.iter().map(of).collect()
 }
 
-/// `1174 of 7824, 688 of 4583`, of those that have less.
-fn less(experiences: &[Experience], pairs: impl Iterator<Item = (usize, usize)>) -> Vec<String> {
+/// `E1 1174 of 7824`, for each experience with fewer rows.
+fn less(
+    experiences: &[BenchExperience],
+    pairs: impl Iterator<Item = (usize, usize)>,
+) -> Vec<String> {
     experiences
         .iter()
         .zip(pairs)
         .filter(|(_, (here, all))| here < all)
         .map(|(experience, (here, all))| format!("{} {here} of {all}", experience.label))
         .collect()
+}
+
+/// Training rows that are there and that the official data has, where some are missing.
+pub(super) fn training(results: &Results) -> Option<(usize, usize)> {
+    let experiences = &results.plan.data.experiences;
+    let all = official(experiences)?.iter().map(|(train, _)| train).sum();
+    let here = experiences.iter().map(|e| e.train.len()).sum();
+    (here < all).then_some((here, all))
 }
 
 /// A paragraph; empty where nothing is known to be missing.
@@ -50,7 +60,7 @@ pub(super) fn paragraph(results: &Results) -> String {
         let train = less(&data.experiences, train.zip(official.iter().map(|o| o.0)));
         if !train.is_empty() {
             parts.push(format!(
-                "Training rows: {} (official numbers estimated from the split)",
+                "Training rows: {} (the official numbers are estimated from the split)",
                 train.join(", ")
             ));
         }
@@ -58,13 +68,12 @@ pub(super) fn paragraph(results: &Results) -> String {
         let eval = less(&data.experiences, eval.zip(official.iter().map(|o| o.1)));
         match results.plan.eval {
             EvalRows::Development => parts.push(
-                "Eval rows: none was used; these are training rows held out for choosing settings"
+                "Eval rows: none; these are training rows that were held out for choosing settings"
                     .to_owned(),
             ),
-            EvalRows::Public if !eval.is_empty() => parts.push(format!(
-                "Eval rows, the public half alone: {}",
-                eval.join(", ")
-            )),
+            EvalRows::Public if !eval.is_empty() => {
+                parts.push(format!("Eval rows, the public half: {}", eval.join(", ")))
+            }
             _ if !eval.is_empty() => parts.push(format!("Eval rows: {}", eval.join(", "))),
             _ => {}
         }
@@ -73,7 +82,8 @@ pub(super) fn paragraph(results: &Results) -> String {
         return String::new();
     }
     format!(
-        "**Missing data.** {}. Levels are therefore not the poster's; compare orderings and forgetting.\n\n",
+        "**Missing data.** {}. Levels cannot be compared with the poster's; orderings and \
+         forgetting can.\n\n",
         parts.join(". ")
     )
 }
@@ -82,11 +92,11 @@ pub(super) fn paragraph(results: &Results) -> String {
 mod tests {
     use super::*;
 
-    fn experience(label: &'static str, name: &'static str) -> Experience {
-        Experience {
+    fn experience(label: &'static str, name: &'static str) -> BenchExperience {
+        BenchExperience {
             label: label.to_owned(),
             name: name.to_owned(),
-            ..Experience::default()
+            ..BenchExperience::default()
         }
     }
 

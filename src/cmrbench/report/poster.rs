@@ -1,10 +1,12 @@
-//! The poster's results, to be shown beside ours and never mixed with them: official train and eval
-//! data, language models as encoders.
+//! The poster's results, shown beside ours and never mixed with them: they have the official train
+//! and eval data, and language models as encoders.
 //!
-//! Source: Bell, Carfi, Gramaglia, Lomonaco, "Continual Model Routing in Evolving Model Hubs", poster
-//! at ICML 2026.
+//! Source: Bell, Carfi, Gramaglia, Lomonaco, "Continual Model Routing in Evolving Model Hubs",
+//! poster at ICML 2026.
 
+use super::{CsvText, fields, plain};
 use crate::cmrbench::{Metric, Quantity, Results};
+use crate::error::Result;
 
 /// Setting, then M, F, D accuracy, then M, F, D forgetting.
 pub(super) const MAIN: [[&str; 7]; 18] = [
@@ -181,7 +183,7 @@ pub(super) const ABLATIONS: [[&str; 4]; 5] = [
     ["Sequential FT", "64.3", "35.7", "+29.8"],
 ];
 
-/// Methods here and their settings on the poster; what has no analogue is not there
+/// Methods here and their settings on the poster, where it has one
 /// (cmrbench.md section 8.2).
 const SAME: [(&str, &str); 14] = [
     ("hybrid", "BGE-M3"),
@@ -207,8 +209,7 @@ const SAME_ABLATIONS: [(&str, &str); 3] = [
     ("domain-rows", "Domain emb. initialisation"),
 ];
 
-/// The poster's mean that stands beside the method called `method`; none where it gives none, and
-/// beside another hub's results.
+/// The poster's mean for the method called `method`; `None` where it has none, and for another hub.
 pub(super) fn beside(
     results: &Results,
     method: &str,
@@ -245,29 +246,28 @@ fn value(method: &str, metric: Metric, quantity: Quantity) -> Option<f64> {
     cell.split(' ').next()?.parse().ok()
 }
 
-/// The poster's numbers that stand beside a method of ours; none beside another hub's results.
-pub(super) fn csv(results: &Results) -> String {
-    let rows = if results.plan.data.own {
-        String::new()
-    } else {
-        rows()
-    };
-    format!("method,setting,metric,acc,fgt\n{rows}")
-}
-
-fn rows() -> String {
-    let mut text = String::new();
-    let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-    for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
-        for metric in Metric::ALL {
-            let of = |quantity| plain(value(method, metric, quantity));
-            let (acc, fgt) = (of(Quantity::Accuracy), of(Quantity::Forgetting));
-            if !(acc.is_empty() && fgt.is_empty()) {
-                text += &format!("{method},{setting},{},{acc},{fgt}\n", metric.letter());
-            }
+/// The poster's numbers for our methods; no rows for another hub.
+pub(super) fn csv(results: &Results) -> Result<String> {
+    let mut csv = CsvText::new("method,setting,metric,acc,fgt")?;
+    if !results.plan.data.own {
+        for row in rows() {
+            csv.row(row)?;
         }
     }
-    text
+    csv.finish()
+}
+
+fn rows() -> impl Iterator<Item = [String; 5]> {
+    let pairs = SAME.iter().chain(&SAME_ABLATIONS);
+    pairs.flat_map(|(method, setting)| {
+        let row = move |metric: Metric| {
+            let of = |quantity| plain(value(method, metric, quantity));
+            let (acc, fgt) = (of(Quantity::Accuracy), of(Quantity::Forgetting));
+            let row = fields![method, setting, metric.letter(), acc, fgt];
+            (!(acc.is_empty() && fgt.is_empty())).then_some(row)
+        };
+        Metric::ALL.into_iter().filter_map(row)
+    })
 }
 
 #[cfg(test)]
@@ -287,10 +287,10 @@ mod tests {
             Some(26.6)
         );
         // Every name on the right is a row.
-        let rows = rows();
+        let rows: Vec<[String; 5]> = rows().collect();
         for (method, setting) in SAME.iter().chain(&SAME_ABLATIONS) {
             assert!(
-                rows.contains(&format!("\n{method},{setting},D,")),
+                rows.iter().any(|row| row[..3] == [*method, *setting, "D"]),
                 "{method}"
             );
         }

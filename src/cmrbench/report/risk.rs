@@ -1,10 +1,11 @@
-//! How far a router's own confidence can be trusted: the error among the prompts that it is surest
-//! of, against their share.
+//! How far a router's confidence can be trusted: the error among the prompts that it is surest of,
+//! against their share.
 
-use super::figures::{Figure, Kind, WIDTH, axis, legend, lettered, spread};
-use super::number;
+use super::figures::{Figure, FigureKind, WIDTH, axis, legend, lettered, letters_at_ends};
 use super::svg::{Anchor, Scale, Svg};
-use crate::cmrbench::{Group, MethodOutcome, Metric, Outcome, Results, mean_and_deviation};
+use super::{CsvText, fields, number};
+use crate::cmrbench::{Group, MethodOutcome, Metric, Results, SeedOutcome, mean_and_deviation};
+use crate::error::Result;
 
 /// Coverages in percent at which the risk is noted: every fifth.
 const STEP: usize = 5;
@@ -32,7 +33,7 @@ struct Answered {
     weight: f64,
 }
 
-/// Rows of equal scores are one block, whose errors lie evenly in it.
+/// Rows of equal scores are one block, in which the errors are spread evenly.
 fn curve(mut rows: Vec<Answered>) -> Option<Curve> {
     let all: f64 = rows.iter().map(|row| row.weight).sum();
     if all <= 0.0 {
@@ -61,8 +62,8 @@ fn curve(mut rows: Vec<Answered>) -> Option<Curve> {
     Some(curve)
 }
 
-/// Experiences weigh the same, so that the error of all rows is 100 - Acc.
-fn of_run(results: &Results, run: &Outcome, metric: Metric) -> Option<Curve> {
+/// All experiences have the same weight, so that the error of all rows is 100 - Acc.
+fn of_run(results: &Results, run: &SeedOutcome, metric: Metric) -> Option<Curve> {
     let steps = results.plan.steps();
     let mut rows = Vec::new();
     for test in 0..steps {
@@ -99,7 +100,7 @@ impl Risk<'_> {
 pub(super) fn all(results: &Results) -> Vec<Risk<'_>> {
     let of = |method, metric| {
         let method: &MethodOutcome = method;
-        let run = |run: &Outcome| Some((run.seed, of_run(results, run, metric)?));
+        let run = |run: &SeedOutcome| Some((run.seed, of_run(results, run, metric)?));
         let runs: Vec<(u64, Curve)> = method.runs.iter().filter_map(run).collect();
         (!runs.is_empty()).then_some(Risk {
             method,
@@ -115,29 +116,30 @@ pub(super) fn all(results: &Results) -> Vec<Risk<'_>> {
     METRICS.into_iter().flat_map(of_metric).collect()
 }
 
-/// Those of one metric.
+/// The curves of one metric.
 fn of<'a, 'r>(risks: &'a [Risk<'r>], metric: Metric) -> Vec<&'a Risk<'r>> {
     risks.iter().filter(|risk| risk.metric == metric).collect()
 }
 
-pub(super) fn csv(all: &[Risk<'_>]) -> String {
-    let mut text = "method,seed,metric,aurc".to_owned();
-    for point in 1..=POINTS {
-        text += &format!(",risk_{}", point * STEP);
-    }
-    text.push('\n');
+pub(super) fn csv(all: &[Risk<'_>]) -> Result<String> {
+    let points = (1..=POINTS).map(|point| format!(",risk_{}", point * STEP));
+    let heads = "method,seed,metric,aurc".to_owned() + &points.collect::<String>();
+    let mut csv = CsvText::new(&heads)?;
     for risk in all {
         for (seed, curve) in &risk.runs {
-            let risks: String = curve.risk.iter().map(|risk| format!(",{risk}")).collect();
-            text += &format!(
-                "{},{seed},{},{}{risks}\n",
+            let head = fields![
                 risk.method.info.name,
+                seed,
                 risk.metric.letter(),
                 curve.area
-            );
+            ];
+            csv.row(
+                head.into_iter()
+                    .chain(curve.risk.map(|risk| risk.to_string())),
+            )?;
         }
     }
-    text
+    csv.finish()
 }
 
 pub(super) fn section(risks: &[Risk<'_>]) -> String {
@@ -148,10 +150,16 @@ pub(super) fn section(risks: &[Risk<'_>]) -> String {
             continue;
         }
         if text.is_empty() {
-            text += "\n## Coverage against risk\n\nPrompts are answered in the order of the score of the model that is named, highest first: a score is the method's own (a cosine, a similarity of words, a sum of both), and nothing is calibrated for this. Risk is the error among those answered, percent, mean over seeds, all experiences weighted alike, so that at 100 % it is 100 minus Acc. AURC is the area under it: lower is better. After the last step.\n";
+            text += "\n## Coverage against risk\n\nAfter the last step, prompts are answered in \
+             the order of the score of the named model, the highest first. The score is the \
+             method's own (a cosine, a similarity of words, a sum of both) and is not calibrated \
+             for this. Risk is the error among the answered prompts in percent, the mean over \
+             seeds with the same weight for each experience, so at 100 % it is 100 minus Acc. \
+             AURC is the area under it; lower is better.\n";
         }
         text += &format!(
-            "\n| error of the {} | AURC | at 20 % | at 50 % | at 80 % | at 100 % |\n|---|---|---|---|---|---|\n",
+            "\n| error of the {} | AURC | at 20 % | at 50 % | at 80 % | at 100 % \
+             |\n|---|---|---|---|---|---|\n",
             metric.name()
         );
         for risk in all {
@@ -176,7 +184,7 @@ pub(super) fn figures(results: &Results, risks: &[Risk<'_>]) -> Vec<Figure> {
         );
         (!all.is_empty()).then(|| Figure {
             name: format!("coverage-{}", metric.letter()),
-            kind: Kind::Risk,
+            kind: FigureKind::Risk,
             svg: lines(results, &all, &title),
             title,
         })
@@ -204,7 +212,7 @@ fn lines(results: &Results, all: &[&Risk<'_>], title: &str) -> String {
     let range = risks.iter().flatten().fold((100.0, 0.0), |(low, high), x| {
         (f64::min(low, *x), f64::max(high, *x))
     });
-    let (left, right, top, bottom) = (38.0, WIDTH - 22.0, 22.0, 300.0);
+    let (left, right, top, bottom) = (38.0, WIDTH - 40.0, 22.0, 300.0);
     let height = bottom + 54.0 + 16.0 * entries.len() as f64;
     let mut svg = Svg::new(WIDTH, height, title);
     let up = Scale::new(range, (bottom, top));
@@ -229,14 +237,11 @@ fn lines(results: &Results, all: &[&Risk<'_>], title: &str) -> String {
             .collect();
         svg.line(&points, colour, "stroke-width=\"1.6\"");
     }
-    let ends: Vec<f64> = risks
+    let heights = risks
         .iter()
-        .map(|risks| risks.last().map_or(bottom, |risk| up.at(*risk)))
-        .collect();
-    for ((_, letter, colour), y) in entries.iter().zip(spread(&ends, 11.0)) {
-        let style = format!("font-weight=\"bold\" fill=\"{colour}\"");
-        svg.text((right + 5.0, y + 4.0), Anchor::Start, &style, letter);
-    }
+        .map(|risks| risks.last().map_or(bottom, |risk| up.at(*risk)));
+    let ends: Vec<_> = entries.iter().zip(heights).collect();
+    letters_at_ends(&mut svg, right + 5.0, &ends, (top, bottom));
     legend(&mut svg, bottom + 54.0, &entries);
     svg.finish()
 }

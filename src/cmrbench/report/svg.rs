@@ -1,15 +1,15 @@
-//! A small writer of SVG: shapes and text on white, no scripts, no fonts of its own.
+//! A small writer of SVG: shapes and text on white, without scripts or fonts.
 
 use std::fmt::Write as _;
 
-/// A picture under construction; lengths in pixels, origin at the top left.
+/// A picture under construction. Lengths are in pixels, the origin is at the top left.
 pub(super) struct Svg {
     width: f64,
     height: f64,
     body: String,
 }
 
-/// Which part of a text is at its place.
+/// Which part of a text lies at the given place.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Anchor {
     Start,
@@ -77,7 +77,7 @@ impl Svg {
         ));
     }
 
-    /// `outline` as SVG's paths have it; what lies below shines through.
+    /// A translucent path; `outline` is in the syntax of SVG's `d`.
     pub(super) fn path(&mut self, outline: &str, fill: &str) {
         self.add(format_args!(
             r#"<path d="{outline}" fill="{fill}" fill-opacity="0.8"/>"#
@@ -103,7 +103,9 @@ impl Svg {
             body,
         } = self;
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">\n{body}</svg>\n"
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
+             width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" \
+             fill=\"#222\">\n{body}</svg>\n"
         )
     }
 }
@@ -129,11 +131,13 @@ impl Scale {
     /// From the values `low..=high`, widened to round numbers, to the pixels `from..to`.
     pub(super) fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
         let span = (high - low).max(1.0);
-        let steps = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0];
-        let step = steps
-            .into_iter()
-            .find(|step| span / step <= 6.0)
-            .unwrap_or(100.0);
+        let mut step = 1.0;
+        for factor in [2.0, 2.5, 2.0].into_iter().cycle() {
+            if span / step <= 6.0 {
+                break;
+            }
+            step *= factor;
+        }
         let low = (low / step).floor() * step;
         let high = ((high / step).ceil() * step).max(low + step);
         Self {
@@ -174,6 +178,10 @@ mod tests {
         );
         let scale = Scale::new((-3.0, -3.0), (0.0, 10.0));
         assert!(scale.low <= -3.0 && scale.high > scale.low);
+        for (high, step) in [(6.5, 2.0), (13.0, 5.0), (1500.0, 500.0), (7100.0, 2000.0)] {
+            let marks = Scale::new((0.0, high), (0.0, 1.0)).marks();
+            assert_eq!((marks[1], marks.len() <= 8), (step, true), "{high}");
+        }
     }
 
     #[test]

@@ -1,106 +1,112 @@
 //! Tables: Markdown for people, CSV for programs.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::claims::OURS;
-use super::{COLUMNS, missing, number, poster, ranked, with_deviation};
-use crate::cmrbench::{
-    Group, Matrix, MethodOutcome, Metric, Quantity, Results, mean_and_deviation,
+use super::{
+    COLUMNS, CsvText, fields, headline, missing, number, plain, poster, ranked, runs,
+    with_deviation,
 };
+use crate::cmrbench::grid::StepNote;
+use crate::cmrbench::{
+    AccuracyMatrix, BenchExperience, CellSettings, Group, MethodOutcome, Metric, Percent, Quantity,
+    Results, mean_and_deviation,
+};
+use crate::error::Result;
 
-/// Those that are made elsewhere.
+/// Parts of `tables.md` that are made elsewhere.
 pub(super) struct Sections {
+    /// Threads and processors.
+    pub(super) hardware: String,
     /// Behind the main table.
     pub(super) claims: String,
     /// Behind the ablations.
     pub(super) others: String,
 }
 
-pub(super) fn matrix_csv(results: &Results) -> String {
-    let mut text = "method,seed,step,test,metric,hits,rows,accuracy\n".to_owned();
+pub(super) fn matrix_csv(results: &Results) -> Result<String> {
+    let mut csv = CsvText::new("method,seed,step,test,metric,hits,rows,accuracy")?;
     let steps = results.plan.steps();
     for method in &results.methods {
         for run in &method.runs {
             for metric in Metric::ALL {
-                for (step, test) in
-                    (0..steps).flat_map(|step| (0..=step).map(move |test| (step, test)))
-                {
-                    if let Some((hits, rows)) = run.hits(metric, step, test) {
-                        let percent = 100.0 * hits as f64 / rows.max(1) as f64;
-                        text += &format!(
-                            "{},{},{},E{},{},{hits},{rows},{percent}\n",
-                            method.info.name,
-                            run.seed,
-                            step + 1,
-                            test + 1,
-                            metric.letter(),
-                        );
-                    }
+                let places = (0..steps).flat_map(|step| (0..=step).map(move |test| (step, test)));
+                for (step, test) in places {
+                    let Some((hits, rows)) = run.hits(metric, step, test) else {
+                        continue;
+                    };
+                    csv.row(fields![
+                        method.info.name,
+                        run.seed,
+                        step + 1,
+                        format!("E{}", test + 1),
+                        metric.letter(),
+                        hits,
+                        rows,
+                        100.0 * hits as f64 / rows.max(1) as f64
+                    ])?;
                 }
             }
         }
     }
-    text
+    csv.finish()
 }
 
-pub(super) fn summary_csv(results: &Results) -> String {
+pub(super) fn summary_csv(results: &Results) -> Result<String> {
     let steps = results.plan.steps();
     let transfers: String = (2..=steps).map(|step| format!("bwt{step},")).collect();
-    let mut text = format!(
-        "method,metric,acc_mean,acc_sd,fgt_mean,fgt_sd,fgt_max_mean,{transfers}seeds,updates,seconds\n"
-    );
-    let plain = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let mut csv = CsvText::new(&format!(
+        "method,metric,acc_mean,acc_sd,fgt_mean,fgt_sd,fgt_max_mean,{transfers}seeds,updates,seconds"
+    ))?;
     for method in &results.methods {
-        let cost = |of: fn(&crate::cmrbench::Step) -> f64| {
-            let runs: Vec<f64> = method
-                .runs
-                .iter()
+        let cost = |of: fn(&StepNote) -> f64| {
+            let sums = method.runs.iter();
+            let sums: Vec<f64> = sums
                 .map(|run| run.cell.steps.iter().map(of).sum())
                 .collect();
-            mean_and_deviation(&runs).map_or(0.0, |(mean, _)| mean)
+            mean_and_deviation(&sums).map_or(0.0, |(mean, _)| mean)
         };
-        for metric in Metric::ALL
-            .into_iter()
-            .filter(|metric| method.measures(*metric))
-        {
-            let (acc, fgt) = (
-                method.over_seeds(metric, Matrix::acc),
-                method.over_seeds(metric, Matrix::forgetting),
-            );
+        let measured = Metric::ALL.into_iter().filter(|m| method.measures(*m));
+        for metric in measured {
+            let of = |of: fn(&AccuracyMatrix) -> Option<f64>| method.over_seeds(metric, of);
             let mean = |value: Option<(f64, Option<f64>)>| plain(value.map(|(mean, _)| mean));
-            let deviation = |value: Option<(f64, Option<f64>)>| {
-                plain(value.and_then(|(_, deviation)| deviation))
-            };
-            let best = method.over_seeds(metric, Matrix::forgetting_from_best);
-            let bwt = |step: usize| {
-                mean(method.over_seeds(metric, |matrix| matrix.backward_transfer(step)))
-            };
-            let mut cells = vec![
-                method.info.name.to_owned(),
-                metric.letter().to_owned(),
+            let deviation = |value: Option<(f64, Option<f64>)>| plain(value.and_then(|(_, sd)| sd));
+            let (acc, fgt) = (of(AccuracyMatrix::acc), of(AccuracyMatrix::forgetting));
+            let best = of(AccuracyMatrix::forgetting_from_best);
+            let transfers = (1..steps)
+                .map(|step| mean(method.over_seeds(metric, |m| m.backward_transfer(step))));
+            let head = fields![
+                method.info.name,
+                metric.letter(),
                 mean(acc),
                 deviation(acc),
                 mean(fgt),
                 deviation(fgt),
-                mean(best),
+                mean(best)
             ];
-            cells.extend((1..steps).map(bwt));
-            cells.extend([
-                method.runs.len().to_string(),
-                format!("{}", cost(|step| step.updates as f64)),
-                format!("{:.1}", cost(|step| step.seconds)),
-            ]);
-            text += &cells.join(",");
-            text.push('\n');
+            let tail = fields![
+                method.runs.len(),
+                cost(|step| step.updates as f64),
+                format!("{:.1}", cost(|step| step.seconds))
+            ];
+            csv.row(head.into_iter().chain(transfers).chain(tail))?;
         }
     }
-    text
+    csv.finish()
 }
 
 /// `tables.md`; `sections` stand between the main tables and the matrices.
 pub(super) fn markdown(results: &Results, about: &Value, sections: &Sections) -> String {
-    let mut text = format!("# CMRBench\n\n{}", missing::paragraph(results));
-    for line in head(results, about) {
+    let mut text = format!(
+        "# CMRBench\n\n{}{}",
+        headline::banner(results),
+        headline::lines(results)
+    );
+    text += &headline::glossary(results);
+    text += &format!("\n## Settings\n\n{}", missing::paragraph(results));
+    for line in settings(results, about, &sections.hardware) {
         text += &format!("- {line}\n");
     }
     text += "\n## Methods\n\n";
@@ -109,12 +115,11 @@ pub(super) fn markdown(results: &Results, about: &Value, sections: &Sections) ->
     text += &sections.claims;
     text += &ablations(results);
     text += &sections.others;
-    text += "\n## Matrices\n\nPercent, mean over seeds; after learning the experience of the row, on the eval rows of the column, among all models known by then.\n";
+    text += "\n## Matrices\n\nPercent, mean over seeds: after learning the experience of the row, \
+     on the eval rows of the column, among all models known by then.\n";
     for method in &results.methods {
-        for metric in Metric::ALL
-            .into_iter()
-            .filter(|metric| method.measures(*metric))
-        {
+        let measured = Metric::ALL.into_iter().filter(|m| method.measures(*m));
+        for metric in measured {
             text += &format!(
                 "\n{}, {} accuracy:\n\n{}",
                 method.info.label,
@@ -130,49 +135,31 @@ pub(super) fn markdown(results: &Results, about: &Value, sections: &Sections) ->
     text
 }
 
-/// What stands above every table.
-fn head(results: &Results, about: &Value) -> Vec<String> {
+/// What the numbers of the tables depend on, one line each.
+fn settings(results: &Results, about: &Value, hardware: &str) -> Vec<String> {
     let plan = &results.plan;
     let word = |name: &str| match &about[name] {
         Value::String(text) => text.clone(),
         Value::Null => "unknown".to_owned(),
         other => other.to_string(),
     };
-    let rows = |of: fn(&crate::cmrbench::Experience) -> usize| {
-        let rows: Vec<String> = plan
-            .data
-            .experiences
-            .iter()
-            .map(|e| of(e).to_string())
-            .collect();
-        rows.join(" / ")
-    };
-    let devices: std::collections::BTreeSet<&str> = results
-        .methods
-        .iter()
-        .flat_map(|method| &method.runs)
-        .flat_map(|run| &run.cell.steps)
-        .map(|step| step.device.as_str())
-        .collect();
-    let devices: Vec<&str> = devices.into_iter().collect();
+    let digest = &word("data_sha256")[..12];
     let mut lines = vec![
         match plan.data.own {
-            true => format!(
-                "data: a hub of one's own, sha256 {}",
-                &word("data_sha256")[..12]
-            ),
-            false => format!(
-                "data: commit {}, sha256 {}",
-                word("commit"),
-                &word("data_sha256")[..12]
-            ),
+            true => format!("data: a hub of your own, sha256 {digest}"),
+            false => format!("data: commit {}, sha256 {digest}", word("commit")),
         },
         format!(
             "eval rows: {} ({}); training rows: {}",
-            rows(|e| e.eval.len()),
+            rows(results, |e| e.eval.len()),
             word("eval"),
-            rows(|e| e.train.len())
+            rows(results, |e| e.train.len())
         ),
+    ];
+    if let Some(most) = plan.data.limit {
+        lines.push(format!("eval rows of each experience: at most {most}"));
+    }
+    lines.extend([
         format!("prefix: {}; rule: {}", word("prefix"), word("rule")),
         format!(
             "encoder: {}; head: {}; epochs: {}",
@@ -181,23 +168,21 @@ fn head(results: &Results, about: &Value) -> Vec<String> {
             word("epochs")
         ),
         format!(
-            "seeds: {} (± is the sample standard deviation over them; deterministic methods run once)",
+            "seeds: {} (± is the sample standard deviation over them; a method that draws nothing \
+             has 1 run)",
             word("seeds")
         ),
         format!(
-            "hardware: {} ({}), threads {}; hubrouter {}",
-            devices.join(", "),
-            word("processor"),
-            about["threads"]
-                .as_u64()
-                .map_or("as many as cores, at most 4".to_owned(), |threads| threads
-                    .to_string()),
+            "hardware: {}; {hardware}; hubrouter {}",
+            devices(results),
             word("version")
         ),
-    ];
+    ]);
     if let Some(chat) = &plan.chat {
         lines.push(format!(
-            "LLM controller: {}, choosing from the domains of the {}; temperature 0.6, top-p 0.95, thinking off; domains alone, at the last step",
+            "LLM controller: {}, choosing from the domains of the {}; temperature 0.6, top-p \
+             0.95, thinking off; \
+             domains alone, at the last step",
             chat.description(),
             chat.domains.name()
         ));
@@ -206,13 +191,46 @@ fn head(results: &Results, about: &Value) -> Vec<String> {
     for (method, reason) in &plan.left_out {
         lines.push(format!("not run: {} ({reason})", method.label));
     }
-    if about["changes"]
-        .as_array()
-        .is_some_and(|changes| !changes.is_empty())
-    {
+    if !plan.changes.is_empty() {
         lines.push(format!("changed settings: {}", word("changes")));
     }
     lines
+}
+
+/// `443 / 388`: a count of rows of each experience.
+fn rows(results: &Results, of: fn(&BenchExperience) -> usize) -> String {
+    let experiences = results.plan.data.experiences.iter();
+    let rows: Vec<String> = experiences.map(|e| of(e).to_string()).collect();
+    rows.join(" / ")
+}
+
+/// The devices that computed, each once.
+fn devices(results: &Results) -> String {
+    let runs = results.methods.iter().flat_map(|method| &method.runs);
+    let steps = runs.flat_map(|run| &run.cell.steps);
+    let devices: BTreeSet<&str> = steps.map(|step| step.device.as_str()).collect();
+    devices.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// Threads and processors of the runs that are shown, each once.
+pub(super) fn hardware(noted: &[Option<&CellSettings>]) -> String {
+    let of = |settings: &Option<&CellSettings>| {
+        let Some(settings) = settings else {
+            return "threads and processor not noted".to_owned();
+        };
+        let threads = match settings.threads {
+            None => "as many threads as cores, at most 4".to_owned(),
+            Some(1) => "1 thread".to_owned(),
+            Some(threads) => format!("{threads} threads"),
+        };
+        let processor = settings.processor.as_deref();
+        format!(
+            "{threads} of {}",
+            processor.unwrap_or("an unknown processor")
+        )
+    };
+    let all: BTreeSet<String> = noted.iter().map(of).collect();
+    all.into_iter().collect::<Vec<_>>().join(", or ")
 }
 
 /// The groups of the main table.
@@ -230,7 +248,7 @@ fn of_group(results: &Results, group: Group) -> Vec<&MethodOutcome> {
         .collect()
 }
 
-/// What of the poster stands beside a method's own numbers.
+/// Columns of the main table with the poster's values.
 const BESIDE: [(&str, Metric, Quantity); 3] = [
     ("M-Acc", Metric::Model, Quantity::Accuracy),
     ("D-Acc", Metric::Domain, Quantity::Accuracy),
@@ -244,51 +262,89 @@ fn beside(results: &Results, method: &MethodOutcome, metric: Metric, quantity: Q
 }
 
 fn main(results: &Results) -> String {
-    let heads = COLUMNS.iter().map(|(_, name, _)| (*name).to_owned());
-    let columns = if results.plan.data.own {
-        0
-    } else {
-        BESIDE.len()
+    let beside_ours = match results.plan.data.own {
+        true => &BESIDE[..0],
+        false => &BESIDE[..],
     };
-    let posters = BESIDE.iter().take(columns);
-    let posters = posters.map(|(name, ..)| format!("*poster {name}*"));
-    let heads: Vec<String> = heads.chain(posters).collect();
+    let heads = COLUMNS.iter().map(|(_, name, _)| (*name).to_owned());
+    let posters = beside_ours
+        .iter()
+        .map(|(name, ..)| format!("*poster {name}*"));
+    let heads: Vec<String> = ["runs".to_owned()]
+        .into_iter()
+        .chain(heads)
+        .chain(posters)
+        .collect();
     let mut text = format!(
         "| | {} |\n|---|{}\n",
         heads.join(" | "),
         "---|".repeat(heads.len())
     );
+    let title = |name: &str| format!("| *{name}* |{}\n", " |".repeat(heads.len()));
     for (group, name) in GROUPS {
         let methods = of_group(results, group);
         if methods.is_empty() {
             continue;
         }
-        text += &format!("| *{name}* |{}\n", " |".repeat(heads.len()));
+        text += &title(name);
         for (method, cells) in methods.iter().zip(ranked(&methods)) {
             let cells = cells.into_iter().map(|(cell, place)| match place {
                 1 => format!("**{cell}**"),
                 2 => format!("<u>{cell}</u>"),
                 _ => cell,
             });
-            let posters = BESIDE.iter().take(columns);
-            let cells = cells.chain(
-                posters.map(|(_, metric, quantity)| beside(results, method, *metric, *quantity)),
-            );
+            let posters = beside_ours
+                .iter()
+                .map(|(_, metric, quantity)| beside(results, method, *metric, *quantity));
+            let cells: Vec<String> = cells.chain(posters).collect();
             text += &format!(
-                "| {} | {} |\n",
+                "| {} | {} | {} |\n",
                 method.info.label,
-                cells.collect::<Vec<_>>().join(" | ")
+                runs(method),
+                cells.join(" | ")
             );
         }
     }
-    let posters = if columns > 0 {
-        " The poster's columns have other data and larger encoders."
-    } else {
-        ""
-    };
-    text + &format!(
-        "\nBest bold, second underlined, within a group.{posters} What exceeds the continual floor's Fgt is forgotten by the method itself; the rest is the growing hub's.\n"
-    )
+    if let Some(bundled) = &results.bundled {
+        let Percent {
+            model,
+            family,
+            domain,
+        } = bundled.accuracy();
+        text += &title("Bundled");
+        text += &format!(
+            "| Bundled router | 1 run | {} | {} | {} | – | – | – |{}\n",
+            number(model),
+            number(family),
+            number(domain),
+            " |".repeat(beside_ours.len())
+        );
+    }
+    text + &notes(results)
+}
+
+/// How the main table is read.
+fn notes(results: &Results) -> String {
+    let mut text = "\nBest bold, second underlined, within a group.".to_owned();
+    if !results.plan.data.own {
+        text += " The poster's columns have other data and larger encoders.";
+    }
+    text += " Fgt beyond that of the continual floor is forgotten by the method itself; the rest \
+     is the growing hub's work.";
+    match &results.bundled {
+        Some(bundled) => {
+            text += &format!(
+                " The bundled router ({}, {} models) was made beforehand from the training rows \
+                 of all experiences at once: read it beside the bounds.",
+                bundled.generation, bundled.models
+            );
+        }
+        None if !results.plan.data.own => {
+            text += " The bundled router was not measured on these rows."
+        }
+        None => {}
+    }
+    text + "\n"
 }
 
 fn ablations(results: &Results) -> String {
@@ -309,9 +365,12 @@ fn ablations(results: &Results) -> String {
         )
     };
     let mut text = format!(
-        "\n## Ablations\n\nCARvE with 10 % replay and one thing changed{note}.\n\n| | M-Acc | D-Acc | D-Fgt | change of D-Fgt |{heads}\n|---|---|---|---|---|{lines}\n",
+        "\n## Ablations\n\nCARvE with 10 % replay, and each time one thing changed{note}.\n\n| | \
+         runs | M-Acc | D-Acc | D-Fgt | change of D-Fgt \
+         |{heads}\n|---|---|---|---|---|---|{lines}\n",
     );
-    let forgotten = |method: &MethodOutcome| method.over_seeds(Metric::Domain, Matrix::forgetting);
+    let forgotten =
+        |method: &MethodOutcome| method.over_seeds(Metric::Domain, AccuracyMatrix::forgetting);
     for method in [full]
         .into_iter()
         .chain(ablations)
@@ -323,11 +382,12 @@ fn ablations(results: &Results) -> String {
             _ => "–".to_owned(),
         };
         text += &format!(
-            "| {} | {} | {} | {} | {change} |",
+            "| {} | {} | {} | {} | {} | {change} |",
             method.info.label,
-            with_deviation(method, method.over_seeds(Metric::Model, Matrix::acc)),
-            with_deviation(method, method.over_seeds(Metric::Domain, Matrix::acc)),
-            with_deviation(method, forgotten(method)),
+            runs(method),
+            with_deviation(method.over_seeds(Metric::Model, AccuracyMatrix::acc)),
+            with_deviation(method.over_seeds(Metric::Domain, AccuracyMatrix::acc)),
+            with_deviation(forgotten(method)),
         );
         if !own {
             let posters = [Quantity::Accuracy, Quantity::Forgetting]
@@ -361,10 +421,14 @@ fn matrix(results: &Results, method: &MethodOutcome, metric: Metric) -> String {
 
 fn by_carve_rule(results: &Results) -> String {
     let mut text = String::from(
-        "\n## The same predictions by the reference's rule for CARvE\n\nNot comparable with the tables above: names that differ in case alone are one, rows whose gold is not registered are left out, and F-cond leaves out the rows whose prediction is no gold of the eval file, which flatters weak routers.\n\n| | M-Acc | D-Acc | F-cond Acc | F-all Acc | M-Fgt | D-Fgt |\n|---|---|---|---|---|---|---|\n",
+        "\n## The same predictions by the reference's rule for CARvE\n\nThese cannot be compared \
+         with the tables above: names that differ in case alone count as one, rows whose gold is \
+         not registered are left out, and F-cond leaves out the rows whose prediction is no gold \
+         of the eval file, which flatters weak routers.\n\n| | M-Acc | D-Acc | F-cond Acc | F-all \
+         Acc | M-Fgt | D-Fgt |\n|---|---|---|---|---|---|---|\n",
     );
     for method in &results.methods {
-        let mean = |place: usize, of: fn(&Matrix) -> Option<f64>| {
+        let mean = |place: usize, of: fn(&AccuracyMatrix) -> Option<f64>| {
             let values: Option<Vec<f64>> = method
                 .runs
                 .iter()
@@ -375,12 +439,12 @@ fn by_carve_rule(results: &Results) -> String {
                 .map_or("–".to_owned(), |(mean, _)| number(mean))
         };
         let cells = [
-            mean(0, Matrix::acc),
-            mean(1, Matrix::acc),
-            mean(2, Matrix::acc),
-            mean(3, Matrix::acc),
-            mean(0, Matrix::forgetting),
-            mean(1, Matrix::forgetting),
+            mean(0, AccuracyMatrix::acc),
+            mean(1, AccuracyMatrix::acc),
+            mean(2, AccuracyMatrix::acc),
+            mean(3, AccuracyMatrix::acc),
+            mean(0, AccuracyMatrix::forgetting),
+            mean(1, AccuracyMatrix::forgetting),
         ];
         text += &format!("| {} | {} |\n", method.info.label, cells.join(" | "));
     }
@@ -390,7 +454,9 @@ fn by_carve_rule(results: &Results) -> String {
 fn poster_table() -> String {
     let heads: Vec<&str> = COLUMNS.iter().map(|(_, name, _)| *name).collect();
     let mut text = format!(
-        "\n## poster, other data\n\nOfficial train and eval data, routers with 4 to 7 billion parameters: orderings and forgetting can be compared, levels cannot.\n\n| setting | {} |\n|---|{}\n",
+        "\n## The poster, on other data\n\nOfficial train and eval data, routers with 4 to 7 \
+         billion parameters: orderings and forgetting can be compared, levels cannot.\n\n| \
+         setting | {} |\n|---|{}\n",
         heads.join(" | "),
         "---|".repeat(heads.len())
     );

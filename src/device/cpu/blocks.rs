@@ -16,23 +16,6 @@ const COLUMNS: usize = 2;
 /// Rows of `x` that [`combine`] keeps in cache for all rows of `y`.
 const DEPTH: usize = 128;
 
-/// a . b, in lanes.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0; math::LANES];
-    let (a_blocks, b_blocks) = (a.chunks_exact(math::LANES), b.chunks_exact(math::LANES));
-    let rest = a_blocks.remainder().iter().zip(b_blocks.remainder());
-    for (a, b) in a_blocks.zip(b_blocks) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
-        }
-    }
-    for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
-        *lane += a * b;
-    }
-    math::sum(&lanes, |v| v)
-}
-
 /// `y` [R, C] = `a` [R, W] . `b` [C, W]^T
 pub(crate) fn dots(cpu: &Cpu, a: &[f32], b: &[f32], width: usize, y: &mut [f32]) {
     let (rows, columns) = (a.len() / width, b.len() / width);
@@ -123,16 +106,17 @@ fn dot_tile<S: Simd>(simd: S, a: [&[f32]; ROWS], b: [&[f32]; COLUMNS]) -> [[f32;
     out
 }
 
-/// Factors of rows of `x` for rows of `y`: element `r * row_step + k * step` for row `r` and `k`.
+/// Multipliers of rows of `x` for rows of `y`: element `r * row_step + k * step` for row `r` and
+/// `k`.
 #[derive(Clone, Copy)]
-pub(crate) struct Factors<'a> {
+pub(crate) struct Multipliers<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) row_step: usize,
     pub(crate) step: usize,
 }
 
 /// `y` [R, W] = sum over k of factor(r, k) `x` [K, W]; threads split the columns.
-pub(crate) fn combine(cpu: &Cpu, factors: Factors<'_>, x: &[f32], width: usize, y: &mut [f32]) {
+pub(crate) fn combine(cpu: &Cpu, factors: Multipliers<'_>, x: &[f32], width: usize, y: &mut [f32]) {
     let work = x.len() * (y.len() / width);
     cpu.tiles(y, width, usize::MAX, 32, work, |mut tile| {
         let first_column = tile.first_column;
@@ -143,7 +127,7 @@ pub(crate) fn combine(cpu: &Cpu, factors: Factors<'_>, x: &[f32], width: usize, 
 /// As [`combine`], on this thread: `rows` are the columns from `first_column` on of rows of `y`.
 pub(crate) fn combine_rows(
     cpu: &Cpu,
-    factors: Factors<'_>,
+    factors: Multipliers<'_>,
     x: &[f32],
     width: usize,
     first_column: usize,
@@ -160,7 +144,7 @@ pub(crate) fn combine_rows(
 }
 
 struct Combine<'a, 'y> {
-    factors: Factors<'a>,
+    factors: Multipliers<'a>,
     x: &'a [f32],
     width: usize,
     first_column: usize,
@@ -250,6 +234,22 @@ mod tests {
     use crate::ops::reference::noise;
     use crate::ops::testing::{assert_close, wide};
 
+    /// a . b, in lanes.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0; math::LANES];
+        let (a_blocks, b_blocks) = (a.chunks_exact(math::LANES), b.chunks_exact(math::LANES));
+        let rest = a_blocks.remainder().iter().zip(b_blocks.remainder());
+        for (a, b) in a_blocks.zip(b_blocks) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
+            }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
+            *lane += a * b;
+        }
+        math::sum(&lanes, |v| v)
+    }
+
     #[test]
     fn products_match_f64_and_do_not_depend_on_threads() {
         for (rows, depth, width) in [
@@ -283,13 +283,13 @@ mod tests {
                 let mut other = sum.clone();
                 cpu.run(|| {
                     dots(&cpu, &a, &b, width, &mut y);
-                    let mut factors = Factors {
+                    let mut factors = Multipliers {
                         values: &f,
                         row_step: depth,
                         step: 1,
                     };
                     combine(&cpu, factors, &b, width, &mut sum);
-                    factors = Factors {
+                    factors = Multipliers {
                         values: &turned,
                         row_step: 1,
                         step: rows,

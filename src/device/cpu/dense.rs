@@ -1,17 +1,17 @@
-//! Dense linear algebra in f64 on the CPU: products, Cholesky factors, triangular solves, orthonormal
-//! rows.
+//! Dense linear algebra in f64 on the CPU: products, Cholesky factors, triangular solves,
+//! orthonormal rows.
 //!
-//! Products are blocked (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication",
-//! 2008). Every sum has one order, whatever the number of threads, and no multiplication is fused
-//! with an addition, so the bits are the same on every CPU.
+//! Products are blocked (Goto and van de Geijn, "Anatomy of high-performance matrix
+//! multiplication", 2008). Every sum has one order for any number of threads, and no multiplication
+//! is fused with an addition, so the bits are the same on every CPU.
 
 use pulp::{Simd, WithSimd};
 
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
 
-/// Rows and columns of C that are computed together, products that are added before the next, rows of
-/// which one thread has a copy.
+/// Rows and columns of C that are computed together, products that are added before the next, rows
+/// of which one thread has a copy.
 const MR: usize = 4;
 const NR: usize = 16;
 const KC: usize = 256;
@@ -25,7 +25,7 @@ const DEPENDENT: f64 = 1e-12;
 
 /// A matrix to be read: element (i, j) is `values[i * row + j * column]`.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'v> {
+pub(crate) struct DenseView<'v> {
     values: &'v [f64],
     rows: usize,
     columns: usize,
@@ -33,7 +33,7 @@ pub(crate) struct View<'v> {
     column: usize,
 }
 
-impl<'v> View<'v> {
+impl<'v> DenseView<'v> {
     /// Row-major rows of `columns`.
     pub(crate) fn rows(values: &'v [f64], columns: usize) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl<'v> View<'v> {
 
 /// Which elements of C are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum Region {
     All,
     /// Those on and below the diagonal; others may hold anything.
     Lower,
@@ -72,9 +72,9 @@ pub(crate) enum Part {
 pub(crate) fn add_product(
     cpu: &Cpu,
     alpha: f64,
-    a: View<'_>,
-    b: View<'_>,
-    part: Part,
+    a: DenseView<'_>,
+    b: DenseView<'_>,
+    part: Region,
     c: &mut [f64],
 ) {
     let columns = b.columns;
@@ -86,9 +86,9 @@ pub(crate) fn add_product(
 fn add_inside(
     cpu: &Cpu,
     alpha: f64,
-    a: View<'_>,
-    b: View<'_>,
-    part: Part,
+    a: DenseView<'_>,
+    b: DenseView<'_>,
+    part: Region,
     c: &mut [f64],
     stride: usize,
     first: usize,
@@ -135,10 +135,10 @@ fn add_inside(
                 let j = p * NR;
                 for (quad, left) in left.chunks_exact(MR * depth).enumerate() {
                     let i = quad * MR;
-                    if part == Part::Lower && j >= begin + i + MR {
+                    if part == Region::Lower && j >= begin + i + MR {
                         continue;
                     }
-                    let sums = cpu.dispatch(Tile { left, right });
+                    let sums = cpu.dispatch(DenseTile { left, right });
                     let width = NR.min(n - j);
                     let rows = rows[i * stride..].chunks_mut(stride);
                     for (row, sums) in rows.zip(&sums).take(height - i) {
@@ -154,12 +154,12 @@ fn add_inside(
 }
 
 /// The product of `left` [k, MR], transposed, and `right` [k, NR].
-struct Tile<'t> {
+struct DenseTile<'t> {
     left: &'t [f64],
     right: &'t [f64],
 }
 
-impl WithSimd for Tile<'_> {
+impl WithSimd for DenseTile<'_> {
     type Output = [[f64; NR]; MR];
 
     /// Two vectors of each row at a time: their sums stay in registers.
@@ -192,7 +192,7 @@ impl WithSimd for Tile<'_> {
     }
 }
 
-/// What becomes of a pivot that is not positive.
+/// The treatment of a pivot that is not positive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pivot {
     /// An error.
@@ -201,8 +201,8 @@ enum Pivot {
     Dropped,
 }
 
-/// The lower factor L of a symmetric positive definite matrix, L L^T = `a` [n, n], in its place; what is
-/// above the diagonal is zero. Of `a` the lower triangle is read.
+/// The lower factor L of a symmetric positive definite matrix, L L^T = `a` [n, n], in its place;
+/// what is above the diagonal is zero. Of `a` the lower triangle is read.
 ///
 /// Errors: `a` is not positive definite.
 pub(crate) fn cholesky(cpu: &Cpu, a: &mut [f64], n: usize) -> Result<()> {
@@ -237,7 +237,8 @@ fn factor(cpu: &Cpu, a: &mut [f64], n: usize, pivot: Pivot) -> Result<Vec<bool>>
             } else {
                 bail!(
                     Numeric,
-                    "a covariance: expected a positive definite matrix, found a pivot of {left:e} in row {j}"
+                    "a covariance: expected a positive definite matrix, \
+                     found a pivot of {left:e} in row {j}"
                 );
             }
         }
@@ -264,13 +265,13 @@ fn factor(cpu: &Cpu, a: &mut [f64], n: usize, pivot: Pivot) -> Result<Vec<bool>>
             .flat_map(|row| &row[begin..below])
             .copied()
             .collect();
-        let panel = View::rows(&panel, width);
+        let panel = DenseView::rows(&panel, width);
         add_inside(
             cpu,
             -1.0,
             panel,
             panel.transposed(),
-            Part::Lower,
+            Region::Lower,
             rest,
             n,
             below,
@@ -303,14 +304,21 @@ pub(crate) fn solve_lower(cpu: &Cpu, l: &[f64], x: &mut [f64], n: usize) {
         let width = NB.min(n - begin);
         let (above, rest) = x.split_at_mut(begin * m);
         let block = &mut rest[..width * m];
-        let left = View {
+        let left = DenseView {
             values: &l[begin * n..],
             rows: width,
             columns: begin,
             row: n,
             column: 1,
         };
-        add_product(cpu, -1.0, left, View::rows(above, m), Part::All, block);
+        add_product(
+            cpu,
+            -1.0,
+            left,
+            DenseView::rows(above, m),
+            Region::All,
+            block,
+        );
         for i in 0..width {
             let (before, row) = block.split_at_mut(i * m);
             let row = &mut row[..m];
@@ -334,7 +342,7 @@ pub(crate) fn solve_lower_transposed(cpu: &Cpu, l: &[f64], x: &mut [f64], n: usi
         let (upper, below) = x.split_at_mut((begin + width) * m);
         let block = &mut upper[begin * m..];
         if begin + width < n {
-            let left = View {
+            let left = DenseView {
                 values: &l[(begin + width) * n + begin..],
                 rows: n - begin - width,
                 columns: width,
@@ -342,7 +350,14 @@ pub(crate) fn solve_lower_transposed(cpu: &Cpu, l: &[f64], x: &mut [f64], n: usi
                 column: 1,
             };
             let left = left.transposed();
-            add_product(cpu, -1.0, left, View::rows(below, m), Part::All, block);
+            add_product(
+                cpu,
+                -1.0,
+                left,
+                DenseView::rows(below, m),
+                Region::All,
+                block,
+            );
         }
         for i in (0..width).rev() {
             let (row, after) = block[i * m..].split_at_mut(m);
@@ -358,8 +373,8 @@ pub(crate) fn solve_lower_transposed(cpu: &Cpu, l: &[f64], x: &mut [f64], n: usi
     }
 }
 
-/// Rows that are orthonormal and span what those of `v` [r, n] do: at most r, fewer where some depend
-/// on others.
+/// Rows that are orthonormal and span what those of `v` [r, n] do: at most r, fewer where some
+/// depend on others.
 ///
 /// By Cholesky factors of their products, twice (Yamamoto et al., "Roundoff error analysis of the
 /// CholeskyQR2 algorithm", 2015).
@@ -367,13 +382,13 @@ pub(crate) fn orthonormal(cpu: &Cpu, mut v: Vec<f64>, n: usize) -> Result<Vec<f6
     for _ in 0..2 {
         let r = v.len() / n.max(1);
         let mut products = vec![0.0; r * r];
-        let rows = View::rows(&v, n);
+        let rows = DenseView::rows(&v, n);
         add_product(
             cpu,
             1.0,
             rows,
             rows.transposed(),
-            Part::Lower,
+            Region::Lower,
             &mut products,
         );
         let kept = factor(cpu, &mut products, r, Pivot::Dropped)?;
@@ -401,7 +416,7 @@ mod tests {
             .collect()
     }
 
-    fn product(a: View<'_>, b: View<'_>) -> Vec<f64> {
+    fn product(a: DenseView<'_>, b: DenseView<'_>) -> Vec<f64> {
         let mut c = Vec::new();
         for i in 0..a.rows {
             for j in 0..b.columns {
@@ -432,12 +447,12 @@ mod tests {
             (5, 0, 3),
         ] {
             let (a, b) = (values(m, k, 1), values(n, k, 2));
-            let (a, b) = (View::rows(&a, k), View::rows(&b, k).transposed());
-            let (a, b) = (View { rows: m, ..a }, View { columns: n, ..b });
+            let (a, b) = (DenseView::rows(&a, k), DenseView::rows(&b, k).transposed());
+            let (a, b) = (DenseView { rows: m, ..a }, DenseView { columns: n, ..b });
             let want: Vec<f64> = product(a, b).iter().map(|c| 2.0 - 0.5 * c).collect();
             let found = cpus().map(|cpu| {
                 let mut c = vec![2.0; m * n];
-                add_product(&cpu, -0.5, a, b, Part::All, &mut c);
+                add_product(&cpu, -0.5, a, b, Region::All, &mut c);
                 c
             });
             close(&found[0], &want, 1e-10);
@@ -448,10 +463,10 @@ mod tests {
     #[test]
     fn the_lower_part_is_that_of_the_whole() {
         let a = values(50, 30, 1);
-        let a = View::rows(&a, 30);
+        let a = DenseView::rows(&a, 30);
         let cpu = Cpu::open(Some(2)).unwrap();
         let mut c = vec![0.0; 50 * 50];
-        add_product(&cpu, 1.0, a, a.transposed(), Part::Lower, &mut c);
+        add_product(&cpu, 1.0, a, a.transposed(), Region::Lower, &mut c);
         let want = product(a, a.transposed());
         for i in 0..50 {
             close(&c[i * 50..=i * 51], &want[i * 50..=i * 51], 1e-10);
@@ -461,7 +476,7 @@ mod tests {
     /// [n, n], symmetric, positive definite.
     fn definite(n: usize) -> Vec<f64> {
         let a = values(n, n + 5, 3);
-        let a = View::rows(&a, n + 5);
+        let a = DenseView::rows(&a, n + 5);
         let mut c = product(a, a.transposed());
         (0..n).for_each(|i| c[i * n + i] += 0.1);
         c
@@ -478,15 +493,19 @@ mod tests {
             });
             assert_eq!(found[0], found[1]);
             let l = &found[0];
-            let factor = View::rows(l, n);
+            let factor = DenseView::rows(l, n);
             close(&product(factor, factor.transposed()), &a, 1e-9);
             let (cpu, b) = (Cpu::open(Some(2)).unwrap(), values(n, 7, 4));
             let mut x = b.clone();
             solve_lower(&cpu, l, &mut x, n);
-            close(&product(factor, View::rows(&x, 7)), &b, 1e-8);
+            close(&product(factor, DenseView::rows(&x, 7)), &b, 1e-8);
             let mut x = b.clone();
             solve_lower_transposed(&cpu, l, &mut x, n);
-            close(&product(factor.transposed(), View::rows(&x, 7)), &b, 1e-8);
+            close(
+                &product(factor.transposed(), DenseView::rows(&x, 7)),
+                &b,
+                1e-8,
+            );
         }
     }
 
@@ -510,12 +529,12 @@ mod tests {
         }
         let q = orthonormal(&cpu, v.clone(), n).unwrap();
         assert_eq!(q.len(), 3 * n);
-        let q = View::rows(&q, n);
+        let q = DenseView::rows(&q, n);
         let want: Vec<f64> = (0..9).map(|i| f64::from(u8::from(i % 4 == 0))).collect();
         close(&product(q, q.transposed()), &want, 1e-12);
         // v Q^T Q = v
-        let v = View::rows(&v, n);
+        let v = DenseView::rows(&v, n);
         let shares = product(v, q.transposed());
-        close(&product(View::rows(&shares, 3), q), v.values, 1e-9);
+        close(&product(DenseView::rows(&shares, 3), q), v.values, 1e-9);
     }
 }

@@ -5,13 +5,14 @@
 //! front to back. A checkpoint's f16 stays f16 in the panels and is widened in registers: the
 //! values are the same and half the bytes come from memory, which bounds short prompts.
 //!
-//! Every output is one chain of fused multiply-adds over ascending `k`, whatever the number of
+//! Every output is one chain of fused multiply-adds over ascending `k` for any number of
 //! rows, the tile that the row falls into, the thread, or the SIMD level: a prompt's numbers are
 //! the same alone and in any batch.
 //!
-//! The kernels are safe functions of `std::arch`; `unsafe` is only the step into code compiled
-//! for a SIMD level, and a prefetch. `pulp`, which makes that step safely, has no f16 load below AVX-512: with f32
-//! panels a pass over MiniLM's weights at 18 rows took 3.2 ms instead of 2.5 (benches/README.md).
+//! The kernels are safe functions of `std::arch`; `unsafe` is only the step into code compiled for
+//! a SIMD level, and a prefetch. `pulp`, which makes that step safely, has no f16 load below
+//! AVX-512: with f32 panels a pass over MiniLM's weights at 18 rows took 3.2 ms instead of 2.5
+//! (benches/README.md).
 
 mod pack;
 
@@ -21,8 +22,8 @@ use std::thread::LocalKey;
 use pulp::{Simd, WithSimd};
 
 use crate::device::cpu::{Cpu, RowsMut, Tile};
-use pack::{Layout, Line};
 pub(crate) use pack::{Matrix, Packed};
+use pack::{PanelLayout, PanelLine};
 
 /// Elements of a row that the kernels take together.
 const KB: usize = 16;
@@ -33,14 +34,14 @@ const ROW_BLOCK: usize = 112;
 /// Lines of panels that stay in the L2 cache while rows pass by.
 const FEW: usize = 2048;
 
-/// What the kernels are compiled for.
+/// The instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     /// 14 x 32 tiles in 512-bit registers.
     Avx512,
     /// 6 x 16 tiles in 256-bit registers, with FMA and F16C.
     Avx2,
-    /// 4 x 16 tiles in whatever the target has; NEON on 64-bit Arm.
+    /// 4 x 16 tiles in the target's baseline; NEON on 64-bit Arm.
     Portable,
 }
 
@@ -87,7 +88,7 @@ impl Level {
     }
 }
 
-/// What becomes of the sums.
+/// The last step of an output: from its sum to `y`.
 #[derive(Clone, Copy)]
 pub(crate) enum Finish<'f> {
     /// `y = sum + bias`, [N].
@@ -101,14 +102,14 @@ pub(crate) enum Finish<'f> {
 /// `B`: packed, or a matrix whose panels each task packs for itself.
 #[derive(Clone, Copy)]
 enum Right<'r> {
-    Packed(&'r [Line]),
+    Packed(&'r [PanelLine]),
     Loose(Matrix<'r>),
 }
 
-// What threads pack into is kept: fresh pages cost more than a small product.
+// Each thread keeps its panels: fresh pages cost more than a small product.
 thread_local! {
     static ROWS: Cell<Vec<[f32; KB]>> = const { Cell::new(Vec::new()) };
-    static PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static PANELS: Cell<Vec<PanelLine>> = const { Cell::new(Vec::new()) };
 }
 
 fn with_scratch<T>(scratch: &'static LocalKey<Cell<Vec<T>>>, f: impl FnOnce(&mut Vec<T>)) {
@@ -128,7 +129,7 @@ pub(crate) fn multiply(cpu: &Cpu, a: Matrix<'_>, w: &Packed, finish: Finish<'_>,
 pub(crate) fn product(cpu: &Cpu, a: Matrix<'_>, b: Matrix<'_>, finish: Finish<'_>, y: RowsMut<'_>) {
     assert_eq!(a.columns, b.rows, "gemm: B is not [{}, N]", a.columns);
     assert_eq!(y.columns, b.columns, "gemm: y is not [M, {}]", b.columns);
-    let layout = Layout::full(cpu.level(), b.columns);
+    let layout = PanelLayout::full(cpu.level(), b.columns);
     if a.rows <= ROW_BLOCK {
         return multiply_all(cpu, a, layout, Right::Loose(b), finish, y);
     }
@@ -142,7 +143,7 @@ pub(crate) fn product(cpu: &Cpu, a: Matrix<'_>, b: Matrix<'_>, finish: Finish<'_
 fn multiply_all(
     cpu: &Cpu,
     a: Matrix<'_>,
-    layout: Layout,
+    layout: PanelLayout,
     b: Right<'_>,
     finish: Finish<'_>,
     y: RowsMut<'_>,
@@ -166,12 +167,12 @@ fn multiply_all(
 fn multiply_part(
     cpu: &Cpu,
     a: Matrix<'_>,
-    layout: Layout,
+    layout: PanelLayout,
     b: Right<'_>,
     finish: Finish<'_>,
     mut tile: Tile<'_>,
     packed: &mut Vec<[f32; KB]>,
-    panels: &mut Vec<Line>,
+    panels: &mut Vec<PanelLine>,
 ) {
     let heights = tile_heights(tile.rows.len(), layout.level.tile().0);
     let columns = tile.rows.first().map_or(0, |row| row.len());
@@ -215,7 +216,7 @@ fn multiply_part(
                 let y;
                 (y, rows) = rows.split_at_mut(height);
                 multiply_tile(layout, height, &x[..height * blocks], panel, &mut out);
-                cpu.dispatch(Store {
+                cpu.dispatch(StoreTile {
                     finish,
                     sums: &out,
                     rows: y,
@@ -229,7 +230,7 @@ fn multiply_part(
 }
 
 /// `finish` of a tile's `sums` into the columns `start..start + count` of `rows`.
-struct Store<'s, 'y> {
+struct StoreTile<'s, 'y> {
     finish: Finish<'s>,
     sums: &'s [[f32; 32]; 14],
     rows: &'s mut [&'y mut [f32]],
@@ -237,7 +238,7 @@ struct Store<'s, 'y> {
     count: usize,
 }
 
-impl WithSimd for Store<'_, '_> {
+impl WithSimd for StoreTile<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -289,10 +290,10 @@ fn tile_heights(rows: usize, tallest: usize) -> Vec<usize> {
 
 /// One tile of sums: `out[row][column]`, complete over all inputs.
 fn multiply_tile(
-    layout: Layout,
+    layout: PanelLayout,
     height: usize,
     x: &[[f32; KB]],
-    panel: &[Line],
+    panel: &[PanelLine],
     out: &mut [[f32; 32]; 14],
 ) {
     macro_rules! by_height {
@@ -300,7 +301,7 @@ fn multiply_tile(
             match height {
                 $($n => $kernel(
                     bytemuck::cast_slice::<[f32; KB], [[f32; KB]; $n]>(x),
-                    bytemuck::cast_slice::<Line, $row>(panel),
+                    bytemuck::cast_slice::<PanelLine, $row>(panel),
                     out,
                 ),)*
                 _ => unreachable!("a tile of {height} rows"),
@@ -310,7 +311,7 @@ fn multiply_tile(
     match layout.level {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
-        // SAFETY: a `Layout` carries the level of a `Cpu`; levels come from
+        // SAFETY: a `PanelLayout` carries the level of a `Cpu`; levels come from
         // `Level::available`, which has detected avx512f.
         Level::Avx512 => unsafe {
             macro_rules! kernel {

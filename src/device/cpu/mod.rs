@@ -83,6 +83,7 @@ impl Cpu {
                 "threads: expected 1 to {MOST}, found {threads}"
             );
         }
+        #[expect(clippy::disallowed_methods, reason = "makes the pool")]
         let pool = match threads {
             1 => None,
             _ => Some(
@@ -135,9 +136,9 @@ impl Cpu {
 
     /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.
     ///
-    /// A worker of the host's own rayon pool runs it alone. It may not wait here: a worker that waits
-    /// for another pool takes up more of its host's jobs meanwhile, and so might come here again with
-    /// the turn already its own.
+    /// A worker of the host's own rayon pool runs it alone. It may not wait here: a worker that
+    /// waits for another pool takes up more of its host's jobs meanwhile, and so might come here
+    /// again with the turn already its own.
     pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) if rayon::current_thread_index().is_none() => {
@@ -183,8 +184,8 @@ impl Cpu {
         self.tiles_of(RowsMut::whole(y, columns), height, grain, work, f);
     }
 
-    /// `f` on tiles of `y`, side by side: blocks of at most `height` rows, and of each block as many
-    /// groups of whole `grain` columns as give every thread work.
+    /// `f` on tiles of `y`, side by side: blocks of at most `height` rows, and of each block as
+    /// many groups of whole `grain` columns as give every thread work.
     ///
     /// `work`: multiply-adds in all, or about; it only decides whether threads are worth it.
     pub(crate) fn tiles_of(

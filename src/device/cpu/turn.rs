@@ -14,7 +14,7 @@ pub(super) struct Turns {
 
 #[derive(Default)]
 struct Tickets {
-    /// What the next comer draws.
+    /// The next number to be drawn.
     next: usize,
     /// Whose turn it is.
     now: usize,

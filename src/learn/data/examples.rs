@@ -52,8 +52,8 @@ impl Example {
 /// The examples of the JSON Lines file at `path`, in its order. Unknown keys are ignored. A leading
 /// `###Instruction:` is removed, as `eval` does: prompts of users do not have it.
 ///
-/// Errors name the file and the line: a line is no object with `instruction` and `model_name`, one of
-/// them is empty, or the file has no example.
+/// Errors name the file and the line: a line is no object with `instruction` and `model_name`, one
+/// of them is empty, or the file has no example.
 pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
     for_each_example(path.as_ref(), |mut example| {
@@ -72,8 +72,8 @@ pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
     Ok(examples)
 }
 
-/// Calls `each` with the examples of the file at `path`, as [`read_examples`] reads them. Its errors
-/// get the file and the line.
+/// Calls `each` with the examples of the file at `path`, as [`read_examples`] reads them. Its
+/// errors get the file and the line.
 pub(crate) fn for_each_example(
     path: &Path,
     mut each: impl FnMut(Example) -> Result<()>,
@@ -140,9 +140,9 @@ const HELD_OUT: std::ops::RangeInclusive<usize> = 8..=512;
 
 /// Which examples are held out: not learned, but used to measure.
 ///
-/// One in eight within the bounds of [`HELD_OUT`], those whose query has the smallest SHA-256. Every
-/// model that is not `known` from earlier updates keeps an example to learn from, and no query is on
-/// both sides.
+/// One in eight within the bounds of [`HELD_OUT`], those whose query has the smallest SHA-256.
+/// Every model that is not `known` from earlier updates keeps an example to learn from, and no
+/// query is on both sides.
 pub(crate) fn held_out(examples: &[Example], known: impl Fn(&str) -> bool) -> Vec<bool> {
     let all = examples.len();
     let (least, most) = (*HELD_OUT.start(), *HELD_OUT.end());

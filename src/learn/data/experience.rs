@@ -32,8 +32,8 @@ pub(crate) struct Extended {
 /// The hub with the experience's new models. `introduce`: examples may name new models and domains
 /// that differ from known ones by no more than a typing error.
 ///
-/// Errors name the example: its model is retired, is unknown and has no domain, or is probably a known
-/// one misspelt; its domain is probably a known one misspelt.
+/// Errors name the example: its model is retired, is unknown and has no domain, or is probably a
+/// known one misspelt; its domain is probably a known one misspelt.
 pub(crate) fn extend(hub: &Hub, experience: &Experience, introduce: bool) -> Result<Extended> {
     let mut new: BTreeMap<String, NewModel> = BTreeMap::new();
     for model in &experience.models {
@@ -108,8 +108,8 @@ impl<'h> Registered<'h> {
         match self.domains.near_domain(domain) {
             Some(near) => bail!(
                 InvalidRequest,
-                "domain {domain:?} is no model's in the hub; did you mean {near:?}? --introduce adds it as a \
-                 new domain"
+                "domain {domain:?} is no model's in the hub; did you mean {near:?}? --introduce adds \
+                 it as a new domain"
             ),
             None => Ok(()),
         }
@@ -123,8 +123,8 @@ impl<'h> Registered<'h> {
             (None, Some(domain)) => Ok(Model::new(name, domain)),
             (Some(near), Some(_)) => bail!(
                 InvalidRequest,
-                "model {name:?} is not in the hub; did you mean {near:?}? --introduce adds it as a new \
-                 model"
+                "model {name:?} is not in the hub; did you mean {near:?}? --introduce adds it as a \
+                 new model"
             ),
             (near, None) => {
                 let hint = near.map_or(String::new(), |near| {
@@ -132,8 +132,8 @@ impl<'h> Registered<'h> {
                 });
                 bail!(
                     InvalidRequest,
-                    "model {name:?} is not in the hub: {hint}introduce it with --models, or give the \
-                     example a domain"
+                    "model {name:?} is not in the hub: {hint}introduce it with --models, or give \
+                     the example a domain"
                 )
             }
         }

@@ -1,4 +1,5 @@
-//! Finds the known name that a misspelt one probably meant: a typing error must not become a new model.
+//! Finds the known name that a misspelt one probably meant: a typing error must not become a new
+//! model.
 
 use crate::hub::domain_key;
 
@@ -93,8 +94,8 @@ impl Name {
     }
 }
 
-/// Typing errors between two names; `None` if they are too many. They are counted word by word, since
-/// other short words (`xl`, `en`) are meant as they are.
+/// Typing errors between two names; `None` if they are too many. They are counted word by word,
+/// since other short words (`xl`, `en`) are meant as they are.
 fn close(a: &[char], b: &[char]) -> Option<usize> {
     let words = |name: &[char]| -> Vec<Vec<char>> {
         let words = name.split(|c| "-_. ".contains(*c));

@@ -86,8 +86,8 @@ pub(crate) fn rows(
     Ok(rows)
 }
 
-/// Rows of the prompts that a generation keeps, without those that are only hashes or whose model is
-/// retired.
+/// Rows of the prompts that a generation keeps, without those that are only hashes or whose model
+/// is retired.
 pub(crate) fn kept_rows(encoder: &Encoder, kept: &Replay, hub: &Hub) -> Result<Vec<PromptRow>> {
     let retired: HashSet<u32> = hub
         .iter()

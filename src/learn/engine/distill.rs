@@ -1,13 +1,14 @@
-//! Learning without forgetting in the head: the distillation loss T^2 KL(teacher || student) over the
-//! scores of old models, and its gradients (carve.md section 12.5).
+//! Learning without forgetting in the head: the distillation loss T^2 KL(teacher || student) over
+//! the scores of old models, and its gradients (carve.md section 12.5).
 
 use crate::device::{Device, Pass, Place, Read, Tensor};
 use crate::error::Result;
 use crate::learn::engine::Capacity;
 use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
-use crate::ops::distill::{Across, Slopes, UnitRows};
+use crate::ops::distill::Slopes;
 use crate::ops::matmul::{Matmul, Product};
+use crate::ops::normalize;
 
 /// How scores are distilled.
 #[derive(Clone, Copy, Debug)]
@@ -97,10 +98,10 @@ impl DistillWorkspace {
         ] {
             tensor.resize(z.rows());
         }
-        let (x, unit) = (z.part(z.place()), &mut self.u);
-        ops.distill.unit_rows(pass, UnitRows { x, unit });
-        let (x, unit) = (theta.part(self.rows(student.e)), &mut self.v);
-        ops.distill.unit_rows(pass, UnitRows { x, unit });
+        let e = theta.part(self.rows(student.e));
+        for (z, u) in [(z.part(z.place()), &mut self.u), (e, &mut self.v)] {
+            ops.normalize.forward(pass, normalize::Forward { z, u });
+        }
         let place = self.scores.place();
         ops.matmul.nt(
             pass,
@@ -125,8 +126,8 @@ impl DistillWorkspace {
         pass.read(&self.scores)
     }
 
-    /// Adds the gradients of the loss to `dz` [B, D] and to E's in `grad`. Returns the examples' parts
-    /// of the loss, `None` if none is distilled.
+    /// Adds the gradients of the loss to `dz` [B, D] and to E's in `grad`. Returns the examples'
+    /// parts of the loss, `None` if none is distilled.
     pub(super) fn gradients(
         &mut self,
         pass: &mut Pass<'_>,
@@ -169,12 +170,13 @@ impl DistillWorkspace {
         product(Matmul::nn, &self.v, &mut self.du);
         product(Matmul::tn, &self.u, &mut self.dv);
         let place = z.place();
-        for (x, place, unit, g, grad) in [
+        for (z, place, u, du, grad) in [
             (z, place, &self.u, &self.du, dz),
             (theta, rows, &self.v, &self.dv, grad),
         ] {
-            let (x, grad) = (x.part(place), grad.part_mut(place));
-            ops.distill.across(pass, Across { x, unit, g, grad });
+            let (z, dz) = (z.part(place), grad.part_mut(place));
+            let b = normalize::Backward { z, u, du, dz };
+            ops.normalize.backward(pass, b);
         }
         Some(pass.read(&self.losses))
     }

@@ -13,7 +13,7 @@ use crate::learn::method::draws::Draws;
 use crate::learn::method::layout::ParameterLayout;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
-use crate::model::training::{Kept, Training};
+use crate::model::training::{Training, TrainingTensors};
 use crate::ops::contrastive::NONE;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::Tokens;
@@ -41,7 +41,7 @@ pub(super) struct Gradients {
 
 /// The tensors of a micro-batch through the encoder.
 struct EncoderPass {
-    kept: Kept,
+    tensors: TrainingTensors,
     head: HeadWorkspace,
 }
 
@@ -99,8 +99,8 @@ impl Gradients {
         self.distill.map_or(0, |config| config.models)
     }
 
-    /// Scores of the teacher's models at temperature `tau`, by the parameters as they are: a row for
-    /// each of `pooled`, the encoder's vectors [H].
+    /// Scores of the teacher's models at temperature `tau`, by the parameters as they are: a row
+    /// for each of `pooled`, the encoder's vectors [H].
     pub(super) fn teacher_scores(
         &mut self,
         parameters: &TrainedParameters,
@@ -142,9 +142,9 @@ impl Gradients {
             let batch = pack(&encoder, &rows[done..done + count]);
             let training = self.training(&encoder, parameters, 0.0);
             let (read, outcome) = encoder.device().run(&mut plan, |pass, t| {
-                t.kept.upload(pass, &batch);
-                training.forward(pass, theta, &mut t.kept);
-                pass.read(&t.kept.pooled)
+                t.tensors.upload(pass, &batch);
+                training.forward(pass, theta, &mut t.tensors);
+                pass.read(&t.tensors.activations.pooled)
             })?;
             vectors.extend_from_slice(outcome.f32(read));
             done += count;
@@ -179,7 +179,7 @@ impl Gradients {
         };
         let inputs = encoder.width();
         let tensors = EncoderPass {
-            kept: Kept::new(
+            tensors: TrainingTensors::new(
                 encoder.device(),
                 encoder.config(),
                 &layout.adapter,
@@ -297,16 +297,20 @@ impl Gradients {
         let keys = (dropout > 0.0).then(|| dropout_keys(items, places, rows));
         let (theta, grad) = (&parameters.theta, &mut parameters.grad);
         let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
-            let EncoderPass { kept, head: room } = t;
-            kept.upload(pass, &batch);
+            let EncoderPass {
+                tensors,
+                head: workspace,
+            } = t;
+            tensors.upload(pass, &batch);
             if let Some(keys) = &keys {
-                kept.upload_keys(pass, keys);
+                tensors.upload_keys(pass, keys);
             }
-            room.upload(pass, &packed);
-            training.forward(pass, theta, kept);
-            let dh = Some(&mut kept.d_pooled);
-            let reads = head.gradients(pass, theta, grad, &kept.pooled, dh, room);
-            training.backward(pass, theta, grad, kept);
+            workspace.upload(pass, &packed);
+            training.forward(pass, theta, tensors);
+            let dh = Some(&mut tensors.d_pooled);
+            let h = &tensors.activations.pooled;
+            let reads = head.gradients(pass, theta, grad, h, dh, workspace);
+            training.backward(pass, theta, grad, tensors);
             reads
         })?;
         self.through_encoder = Some(plan);

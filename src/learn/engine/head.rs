@@ -6,7 +6,9 @@ use crate::learn::engine::Capacity;
 use crate::learn::engine::distill::{DistillConfig, DistillPass, DistillWorkspace};
 use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
-use crate::ops::contrastive::{Candidates, Inverse, LossAndGradients, Room, Targets, invert};
+use crate::ops::contrastive::{
+    CandidateSet, Inverse, LossAndGradients, LossWorkspace, Targets, invert,
+};
 use crate::ops::matmul::Product;
 
 /// The tensors between pooled vectors and the loss.
@@ -25,7 +27,7 @@ pub(super) struct HeadWorkspace {
     pub(super) losses: Tensor,
     /// [B, K] and its inverse.
     pub(super) candidates: Option<(Tensor, Inverse)>,
-    pub(super) room: Room,
+    pub(super) workspace: LossWorkspace,
     /// `None` without a teacher.
     distill: Option<DistillWorkspace>,
 }
@@ -53,15 +55,15 @@ impl HeadWorkspace {
             examples, targets, ..
         } = capacity;
         let (width, models) = (layout.w.rows, layout.e.rows);
-        let (candidates, room) = match capacity.candidates {
+        let (candidates, workspace) = match capacity.candidates {
             Some(k) => (
                 Some((
                     device.ids("candidates", examples, k)?,
                     Inverse::new(device, examples, k)?,
                 )),
-                Room::sampled(device, examples, k, width)?,
+                LossWorkspace::sampled(device, examples, k, width)?,
             ),
-            None => (None, Room::all(device, examples, models, width)?),
+            None => (None, LossWorkspace::all(device, examples, models, width)?),
         };
         Ok(Self {
             z: device.scratch("z", examples, width)?,
@@ -71,7 +73,7 @@ impl HeadWorkspace {
             weights: device.scratch("weights", examples, 1)?,
             losses: device.scratch("losses", examples, 1)?,
             candidates,
-            room,
+            workspace,
             distill: distill
                 .map(|config| DistillWorkspace::new(device, capacity, layout, config))
                 .transpose()?,
@@ -158,8 +160,8 @@ impl<'o> HeadPass<'o> {
         self.project(pass, theta, h, &mut head.z);
         let z = head.z.place();
         let candidates = match &head.candidates {
-            Some((ids, inverse)) => Candidates::Sampled { ids, inverse },
-            None => Candidates::All,
+            Some((ids, inverse)) => CandidateSet::Sampled { ids, inverse },
+            None => CandidateSet::All,
         };
         self.ops.contrastive.loss_and_gradients(
             pass,
@@ -174,7 +176,7 @@ impl<'o> HeadPass<'o> {
                     mass: &head.target_mass,
                     weights: &head.weights,
                 },
-                room: &mut head.room,
+                workspace: &mut head.workspace,
                 losses: &mut head.losses,
                 dz: &mut head.dz,
                 d_rows: grad.part_mut(self.e),

@@ -1,9 +1,9 @@
 //! Lazy weight decay: the rows of E that a step of AdamW need not touch (carve.md section 10).
 //!
-//! A row without a gradient so far has moments of 0, so a step only decays it. Such a row is *lazy*:
-//! the device keeps its old value, and one factor, the same for all lazy rows, collects the decay. A
-//! row that gets its first gradient, or that is read, is multiplied by the factor once. From its
-//! first gradient on it is *active*, and every step moves it.
+//! A row without a gradient so far has moments of 0, so a step only decays it. Such a row is
+//! *lazy*: the device keeps its old value, and one factor, the same for all lazy rows, collects the
+//! decay. A row that gets its first gradient, or that is read, is multiplied by the factor once.
+//! From its first gradient on it is *active*, and every step moves it.
 //!
 //! ```text
 //! step            1        2        3        4

@@ -1,9 +1,9 @@
-//! The router on a device while it learns, in three parts: the trained parameters with their moments
-//! ([`parameters`]), the gradients of micro-batches ([`gradients`]), and the end of a step, which are
-//! penalties, clipping and AdamW ([`optimiser`]).
+//! The router on a device while it learns, in three parts: the trained parameters with their
+//! moments ([`parameters`]), the gradients of micro-batches ([`gradients`]), and the end of a step,
+//! which are penalties, clipping and AdamW ([`optimiser`]).
 //!
-//! A step looks only at the rows of E that have had a gradient, so that its cost need not depend on M
-//! ([`lazy_rows`]).
+//! A step looks only at the rows of E that have had a gradient, so that its cost need not depend on
+//! M ([`lazy_rows`]).
 
 mod distill;
 mod gradients;
@@ -40,8 +40,8 @@ pub(crate) struct Item<'i> {
     pub(crate) target: SoftTarget,
     /// Models that it is scored against, the gold first; `None`: all.
     pub(crate) candidates: Option<Vec<u32>>,
-    /// Weight in the step's loss: w_i over the valid examples of its micro-batch and over the step's
-    /// micro-batches.
+    /// Weight in the step's loss: w_i over the valid examples of its micro-batch and over the
+    /// step's micro-batches.
     pub(crate) weight: f32,
     /// The key of its dropout: of the step and the row, not of its place in a batch.
     pub(crate) key: u64,
@@ -244,8 +244,8 @@ impl Engine {
         self.activate(None, false)
     }
 
-    /// Fisher weights of the parameters from `first` on: the mean over `count` batches of the square
-    /// of a batch's gradient, without dropout. Parameters stay as they are.
+    /// Fisher weights of the parameters from `first` on: the mean over `count` batches of the
+    /// square of a batch's gradient, without dropout. Parameters stay as they are.
     ///
     /// Errors: a loss is not finite.
     pub(crate) fn fisher<'i>(

@@ -29,7 +29,7 @@ pub(super) struct Optimiser {
 
 /// The tensors of a step's end.
 pub(super) struct StepEnd {
-    adamw: adamw::Room,
+    adamw: adamw::NormWorkspace,
     /// Distances of E's anchored rows, and of W's.
     pub(super) row_losses: Tensor,
     pub(super) w_losses: Tensor,
@@ -48,7 +48,7 @@ impl StepEnd {
         let (models, width) = (layout.e.rows, layout.w.rows);
         let parts = Weighted::losses(layout.len());
         let end = Self {
-            adamw: adamw::Room::new(device)?,
+            adamw: adamw::NormWorkspace::new(device)?,
             row_losses: device.scratch("row losses", models, 1)?,
             w_losses: device.scratch("w losses", width, 1)?,
             anchored: device.ids("anchored rows", models, 1)?,
@@ -171,7 +171,7 @@ impl Optimiser {
                     segments: &segments,
                     listed,
                     clip,
-                    room: &mut end.adamw,
+                    workspace: &mut end.adamw,
                 },
             );
             let norm = pass.read(&end.adamw.norm);

@@ -1,11 +1,12 @@
-//! What keeps parameters near earlier ones: anchors, or EWC in their place (carve.md sections 6 and 7).
+//! What keeps parameters near earlier ones: anchors, or EWC in their place (carve.md sections 6 and
+//! 7).
 
 use crate::device::{Pass, Place, Read, Tensor};
 use crate::learn::engine::optimiser::StepEnd;
 use crate::learn::engine::parameters::TrainedParameters;
 use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
-use crate::ops::anchor::{Form, Pull, Weighted};
+use crate::ops::anchor::{Distance, Pull, Weighted};
 
 /// What keeps parameters near earlier ones in a step.
 #[derive(Clone, Copy)]
@@ -99,9 +100,9 @@ impl References {
             pass,
             Pull {
                 form: if anchors.raw {
-                    Form::Raw
+                    Distance::Raw
                 } else {
-                    Form::Normalized
+                    Distance::Normalized
                 },
                 rows: theta.part(rows),
                 reference: &self.rows,
@@ -114,7 +115,7 @@ impl References {
         ops.anchor.pull(
             pass,
             Pull {
-                form: Form::Raw,
+                form: Distance::Raw,
                 rows: theta.part(layout.w),
                 reference: &self.w,
                 touched: None,

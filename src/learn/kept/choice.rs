@@ -1,5 +1,5 @@
-//! Which prompts of an update the child keeps: some that were learned, to replay them, and those that
-//! were held out, to measure later updates.
+//! Which prompts of an update the child keeps: some that were learned, to replay them, and those
+//! that were held out, to measure later updates.
 
 use crate::encoder::Encoder;
 use crate::encoder::seen::Seen;
@@ -11,7 +11,8 @@ use crate::learn::kept::replay::ReplayEntry;
 use crate::learn::settings::{Privacy, Settings};
 use crate::ops::normalize::unit;
 
-/// Pooled vectors of the encoder without adapters, by which an update that trains chooses its coreset.
+/// Pooled vectors of the encoder without adapters, by which an update that trains chooses its
+/// coreset.
 pub(crate) fn frozen_vectors(encoder: &Encoder, examples: &[Example]) -> Result<Vec<Vec<f32>>> {
     let prompts: Vec<&str> = examples.iter().map(|e| e.prompt.as_str()).collect();
     encoder.embed(&prompts).into_iter().collect()
@@ -57,8 +58,8 @@ pub(crate) fn choose(
     chosen.into_iter().map(entry).collect()
 }
 
-/// The held-out rows, as far as privacy allows to keep them. `seen`: what the child's encoder sees of
-/// each; empty without a memory.
+/// The held-out rows, as far as privacy allows to keep them. `seen`: what the child's encoder sees
+/// of each; empty without a memory.
 pub(crate) fn keep(
     examples: &[Example],
     rows: &[PromptRow],

@@ -130,8 +130,9 @@ impl<'i> Fps<'i> {
         Self { items, scales }
     }
 
-    /// `k` of `rows`, far from each other and from `existing`, in the order in which they are picked;
-    /// all of them, in their order, if there are no more. Rows without a vector come last, at random.
+    /// `k` of `rows`, far from each other and from `existing`, in the order in which they are
+    /// picked; all of them, in their order, if there are no more. Rows without a vector come last,
+    /// at random.
     fn pick(
         &self,
         rows: &[usize],

@@ -55,15 +55,16 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
     Ok(contents.manifest)
 }
 
-/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps and
-/// from its memory: a child without it becomes current. Its ancestors keep it until they are pruned.
+/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps
+/// and from its memory: a child without it becomes current. Its ancestors keep it until they are
+/// pruned.
 ///
-/// The memory is then as if it had never had the prompt, if the encoder was not trained since and the
-/// device is the one that learned it. On another device the sum of squares keeps a rounding error.
-/// Adapters, W and E keep their training.
+/// The memory is then as if it had never had the prompt, if the encoder was not trained since and
+/// the device is the one that learned it. On another device the sum of squares keeps a rounding
+/// error. Adapters, W and E keep their training.
 ///
-/// Errors: no such prompt is kept or remembered; the memory has it, it was named by its SHA-256, and
-/// its text is not kept; the encoder cannot be opened.
+/// Errors: no such prompt is kept or remembered; the memory has it, it was named by its SHA-256,
+/// and its text is not kept; the encoder cannot be opened.
 pub fn forget(store: &Store, prompt: &str, options: &Options) -> Result<GenerationId> {
     let mut edit = store.edit(false)?;
     let taken = take_out(edit.contents(), prompt)?;
@@ -140,8 +141,8 @@ fn subtract(
     let Some(text) = &taken.text else {
         bail!(
             InvalidRequest,
-            "the memory has a sum with this prompt, and its text is not kept: give the prompt itself in \
-             place of its SHA-256"
+            "the memory has a sum with this prompt, and its text is not kept: give the prompt \
+             itself in place of its SHA-256"
         );
     };
     let (Some(mut memory), Some(how)) = (contents.memory()?, contents.how()?) else {
@@ -153,7 +154,7 @@ fn subtract(
     let merged = factors
         .map(|factors| encoder.merged(&factors))
         .transpose()?;
-    let bert = merged.as_ref().unwrap_or(encoder.bert());
+    let bert = encoder.or_own(merged.as_ref())?;
     let tokens = encoder.tokenize_prompts(&[text]).pop();
     let tokens = tokens.ok_or_else(|| error!(Tokenizer, "no tokens"))??;
     let seen = look(&encoder, bert, memory.layers(), &[&tokens], &mut |_| {})?;

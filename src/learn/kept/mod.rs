@@ -1,4 +1,5 @@
-//! What a generation keeps of prompts: some to replay, some to measure with, and how they are removed.
+//! What a generation keeps of prompts: some to replay, some to measure with, and how they are
+//! removed.
 
 pub(crate) mod choice;
 pub(crate) mod coreset;

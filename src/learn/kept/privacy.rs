@@ -29,8 +29,8 @@ impl Withheld {
 }
 
 /// Removes what `privacy` does not allow. A text is replaced by its vector, of the encoder without
-/// adapters, or both by a hash. A held-out prompt loses its text, and stays if vectors may be kept and
-/// it has one.
+/// adapters, or both by a hash. A held-out prompt loses its text, and stays if vectors may be kept
+/// and it has one.
 pub(crate) fn withhold(
     replay: &mut Replay,
     held_out: &mut Replay,

@@ -37,8 +37,8 @@ pub struct ReplayEntry {
     /// The prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Its pooled vector, [H]: by the encoder as it came, or by the router's encoder where the update
-    /// trained nothing.
+    /// Its pooled vector, [H]: by the encoder as it came, or by the router's encoder where the
+    /// update trained nothing.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
     pub(crate) embedding: Option<Vec<f16>>,
     /// What the generation's router sees of it.

@@ -23,8 +23,8 @@ impl Base {
     /// The child as a child of `now`, as if the changes that led there had been made to it.
     ///
     /// `None` if they are more than retired models, new names and aliases: a row that the parent's
-    /// router made of a card does not fit the child, and the card is not kept. `None` too if a new name
-    /// is that of a new model of the child.
+    /// router made of a card does not fit the child, and the card is not kept. `None` too if a new
+    /// name is that of a new model of the child.
     pub(super) fn carry(
         &self,
         child: &Contents,

@@ -1,4 +1,5 @@
-//! Elastic weight consolidation around an update: the parent's snapshots before it, a new one after it.
+//! Elastic weight consolidation around an update: the parent's snapshots before it, a new one after
+//! it.
 
 use super::steps::{Draw, features, items};
 use super::update::Update;
@@ -22,8 +23,8 @@ impl Update<'_> {
             None => {
                 if self.task.experience > 1 {
                     log::warn!(
-                        "{}: no {FISHER}: it was learned without regulariser = ewc; in this update EWC \
-                         protects no parameter",
+                        "{}: no {FISHER}: it was learned without regulariser = ewc; EWC protects no \
+                         parameter in this update",
                         self.config.parent
                     );
                 }

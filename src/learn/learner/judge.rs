@@ -93,8 +93,8 @@ impl Update<'_> {
         Serving::new(id, contents, encoder, None)
     }
 
-    /// The report without the steps. `measured`: the parent on earlier held-out prompts, the child on
-    /// the same, and the child on new ones.
+    /// The report without the steps. `measured`: the parent on earlier held-out prompts, the child
+    /// on the same, and the child on new ones.
     fn report(&self, kept: &KeptPrompts, measured: [&Measurement; 3]) -> Report {
         let [before, after, gained] = measured;
         let lost = before.lost(after);

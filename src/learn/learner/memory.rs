@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::device::cpu::Cpu;
-use crate::device::cpu::dense::{self, Part, View, cholesky, solve_lower, solve_lower_transposed};
+use crate::device::cpu::dense::{
+    self, DenseView, Region, cholesky, solve_lower, solve_lower_transposed,
+};
 use crate::encoder::Encoder;
 use crate::encoder::seen::{STEPS, Seen, usual_layers};
 use crate::error::{Result, bail};
@@ -13,15 +15,17 @@ use crate::hub::{Domains, Hub};
 use crate::learn::data::examples::Example;
 use crate::learn::data::rows::PromptRow;
 use crate::learn::settings::Settings;
-use crate::memory::{Digest, Memory, Prompt, Solving};
+use crate::memory::{Memory, Prompt, PromptDigest, Solving};
 use crate::text::query::query_digest;
 
-/// Ridge that pulls the map between two encoders to the identity, in prompts of one unit vector each.
+/// Ridge that pulls the map between two encoders to the identity, in prompts of one unit vector
+/// each.
 const RIDGE: f64 = 0.1;
 
 /// The parent's memory with the models of `hub`, or an empty one.
 ///
-/// Errors: the settings name layers that the encoder does not have, or other layers than the parent's.
+/// Errors: the settings name layers that the encoder does not have, or other layers than the
+/// parent's.
 pub(super) fn inherited(
     contents: &Contents,
     settings: &Settings,
@@ -79,7 +83,7 @@ pub(super) fn add(
 }
 
 /// The first 16 bytes of a SHA-256 in hexadecimal digits.
-pub(crate) fn digest(sha256: &str) -> Digest {
+pub(crate) fn digest(sha256: &str) -> PromptDigest {
     let mut bytes = [0; 16];
     for (byte, digits) in bytes.iter_mut().zip(sha256.as_bytes().chunks_exact(2)) {
         let digits = std::str::from_utf8(digits).unwrap_or_default();
@@ -107,8 +111,9 @@ pub(super) fn publish(
     remember(cpu, parts, memory, hub, cards, how)
 }
 
-/// Moves `memory` to an encoder that was trained, by the linear map near the identity that best moves
-/// what the encoder saw of some prompts before to what it sees of them now (ridge regression).
+/// Moves `memory` to an encoder that was trained, by the linear map near the identity that best
+/// moves what the encoder saw of some prompts before to what it sees of them now (ridge
+/// regression).
 pub(super) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) -> Result<()> {
     if memory.prompts() == 0 {
         return Ok(());
@@ -127,14 +132,14 @@ pub(super) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) 
     };
     let x = rows(was);
     let change: Vec<f64> = rows(is).iter().zip(&x).map(|(is, was)| is - was).collect();
-    let (x, change) = (View::rows(&x, width), View::rows(&change, width));
+    let (x, change) = (DenseView::rows(&x, width), DenseView::rows(&change, width));
     cpu.run(|| -> Result<()> {
         let mut normal = vec![0.0; width * width];
-        dense::add_product(cpu, 1.0, x.transposed(), x, Part::Lower, &mut normal);
+        dense::add_product(cpu, 1.0, x.transposed(), x, Region::Lower, &mut normal);
         (0..width).for_each(|i| normal[i * width + i] += RIDGE);
         cholesky(cpu, &mut normal, width)?;
         let mut map = vec![0.0; width * width];
-        dense::add_product(cpu, 1.0, x.transposed(), change, Part::All, &mut map);
+        dense::add_product(cpu, 1.0, x.transposed(), change, Region::All, &mut map);
         solve_lower(cpu, &normal, &mut map, width);
         solve_lower_transposed(cpu, &normal, &mut map, width);
         (0..width).for_each(|i| map[i * width + i] += 1.0);

@@ -2,6 +2,8 @@
 //!
 //! [`Learner::learn`] runs one [`update::Update`]: prepare, train, remember, assemble, judge.
 
+#![expect(clippy::disallowed_types, reason = "a budget, speeds, when to save")]
+
 mod assemble;
 mod blame;
 mod carry;
@@ -18,6 +20,7 @@ mod teacher;
 mod train;
 mod update;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,8 +66,8 @@ pub struct Status {
     pub examples_per_second: Option<f64>,
 }
 
-/// Called after each step and while prompts are measured or encoded. [`Control::Stop`] ends the steps;
-/// in other stages it has no effect.
+/// Called after each step and while prompts are measured or encoded. [`Control::Stop`] ends the
+/// steps; in other stages it has no effect.
 pub type Watch<'w> = &'w mut dyn FnMut(&Status) -> Control;
 
 /// How [`Learner::learn`] ended.
@@ -84,8 +87,8 @@ pub enum Outcome {
 
 /// Learns new models and labelled prompts into a child of a generation.
 ///
-/// It owns its tensors and never blocks a [`crate::Router`], which serves the parent until it is told
-/// to install the child.
+/// It owns its tensors and never blocks a [`crate::Router`], which serves the parent until it is
+/// told to install the child.
 pub struct Learner {
     config: UpdateConfig,
     /// Keeps other learners out of the store.
@@ -103,6 +106,17 @@ struct LearnedChild {
     base: Base,
     /// The gate refused it.
     refused: bool,
+}
+
+impl fmt::Debug for Learner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Learner")
+            .field("store", &self.config.store.root())
+            .field("parent", &self.config.parent)
+            .field("recipe", &self.config.recipe)
+            .field("learned", &self.learned.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Learner {
@@ -155,21 +169,22 @@ impl Learner {
         config.out.check_writable(bytes)
     }
 
-    /// Refuses to publish if old held-out prompts lose more than this many points of domain accuracy.
+    /// Refuses to publish if old held-out prompts lose more than this many points of domain
+    /// accuracy.
     pub fn max_forgetting(mut self, points: f64) -> Self {
         self.config.max_forgetting = Some(points);
         self
     }
 
-    /// Publishes even if earlier prompts were learned and none is kept to measure with. Without this
-    /// such an update is refused.
+    /// Publishes even if earlier prompts were learned and none is kept to measure with. Without
+    /// this such an update is refused.
     pub fn allow_unmeasured(mut self, allow: bool) -> Self {
         self.config.allow_unmeasured = allow;
         self
     }
 
-    /// Adds models and domains that examples name even if they differ from known ones by no more than
-    /// a typing error. Without this they are refused, with the known name.
+    /// Adds models and domains that examples name even if they differ from known ones by no more
+    /// than a typing error. Without this they are refused, with the known name.
     pub fn introduce(mut self, introduce: bool) -> Self {
         self.config.introduce = introduce;
         self
@@ -252,11 +267,12 @@ impl Learner {
 
     /// Publishes the child and makes it current.
     ///
-    /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot
-    /// be written, and its generations stay as they were; another generation has become current since
-    /// the update began. Then the child is published beside it. If only models were retired, renamed
-    /// or given aliases since then, the child takes these changes and becomes current. If the child
-    /// is not published, the state stays, and the same update resumes after its last step.
+    /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store
+    /// cannot be written, and its generations stay as they were; another generation has become
+    /// current since the update began. Then the child is published beside it. If only models were
+    /// retired, renamed or given aliases since then, the child takes these changes and becomes
+    /// current. If the child is not published, the state stays, and the same update resumes after
+    /// its last step.
     pub fn commit(self) -> Result<GenerationId> {
         caught("publishing", || self.committed())
     }
@@ -267,8 +283,8 @@ impl Learner {
         if child.refused {
             bail!(
                 Refused,
-                "{}: the update forgets more than max-forgetting allows, or no kept prompt can measure \
-                 it; nothing was published, and Learner::keep_beside keeps the child for inspection",
+                "{}: the update forgets more than max-forgetting allows, or no kept prompt can \
+                 measure that; nothing was published, and Learner::keep_beside keeps the child",
                 config.parent
             );
         }
@@ -292,9 +308,9 @@ impl Learner {
         }
     }
 
-    /// Publishes the child without making it current, also if the gate refused it. It can be inspected
-    /// and then made current with [`Store::set_current`]. `prune` removes it like any other generation
-    /// that is not current.
+    /// Publishes the child without making it current, also if the gate refused it. It can be
+    /// inspected and then made current with [`Store::set_current`]. `prune` removes it like any
+    /// other generation that is not current.
     ///
     /// Errors: nothing was learned; the store cannot be written.
     pub fn keep_beside(mut self) -> Result<GenerationId> {

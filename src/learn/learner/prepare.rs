@@ -18,7 +18,7 @@ use crate::learn::data::rows::{self, PromptRow};
 use crate::learn::kept::forget::kept;
 use crate::learn::kept::replay::{HELD_OUT, REPLAY};
 use crate::learn::method::batches;
-use crate::learn::method::domains::DomainIndex;
+use crate::learn::method::domains::DomainGroups;
 use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::method::schedule::Schedule;
 use crate::learn::settings::{Batching, InitRows, ReplayStrategy, Settings, Train};
@@ -28,8 +28,8 @@ use crate::store::open_encoder;
 impl<'c> Update<'c> {
     /// Reads the parent, extends the hub, and tokenizes the prompts.
     ///
-    /// Errors: the parent or its encoder cannot be opened; an example cannot be learned; the settings
-    /// do not fit the parent; a state is damaged.
+    /// Errors: the parent or its encoder cannot be opened; an example cannot be learned; the
+    /// settings do not fit the parent; a state is damaged.
     pub(super) fn prepare(config: &'c UpdateConfig, experience: &Experience) -> Result<Self> {
         let (began, settings) = (Instant::now(), &config.settings);
         let parent = config.store.contents(&config.parent)?;
@@ -110,7 +110,7 @@ impl Task {
         let mut task = Self {
             schedule: Schedule::new(settings, experience.into(), 0),
             rows,
-            domains: Arc::new(DomainIndex::new(&hub)),
+            domains: Arc::new(DomainGroups::new(&hub)),
             hub: Arc::new(hub),
             experience,
             epoch: 0,

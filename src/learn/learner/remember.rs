@@ -1,4 +1,5 @@
-//! What a child keeps of an update's prompts: sums in the memory, prompts to replay, held-out prompts.
+//! What a child keeps of an update's prompts: sums in the memory, prompts to replay, held-out
+//! prompts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,8 +44,8 @@ pub(super) struct KeptPrompts {
 }
 
 impl Update<'_> {
-    /// Encodes the prompts with the child's encoder, adds them to the memory, and chooses those that
-    /// the child keeps.
+    /// Encodes the prompts with the child's encoder, adds them to the memory, and chooses those
+    /// that the child keeps.
     pub(super) fn remember(
         &mut self,
         weights: Option<&LearnedWeights>,
@@ -59,7 +60,7 @@ impl Update<'_> {
                 None => self.parent.factors(encoder.config())?,
             };
             let merged = factors.map(|f| encoder.merged(&f)).transpose()?;
-            let network = merged.as_ref().unwrap_or(encoder.bert());
+            let network = encoder.or_own(merged.as_ref())?;
             if self.trains {
                 self.follow(network)?;
             } else {
@@ -87,7 +88,7 @@ impl Update<'_> {
             let encoder = &self.encoder;
             let factors = self.parent.factors(encoder.config())?;
             let before = factors.map(|f| encoder.merged(&f)).transpose()?;
-            let before = before.as_ref().unwrap_or(encoder.bert());
+            let before = encoder.or_own(before.as_ref())?;
             let rows = &self.task.rows;
             let replayed = rows.iter().filter(|row| row.replay);
             let mut tokens: Vec<&Tokens> = replayed.filter_map(PromptRow::tokens).collect();
@@ -110,8 +111,8 @@ impl Update<'_> {
         rows::rows(encoder, network, new, projection, width, &mut |_, _| {})
     }
 
-    /// What `network` sees of the update's prompts. Earlier held-out prompts are not encoded again if
-    /// the encoder stays as it is.
+    /// What `network` sees of the update's prompts. Earlier held-out prompts are not encoded again
+    /// if the encoder stays as it is.
     fn look(&self, network: &Bert, watch: Watch<'_>) -> Result<SeenPrompts> {
         let learned = &self.task.rows[..self.learned.len()];
         let all = learned.iter().chain(&self.new).chain(&self.old);

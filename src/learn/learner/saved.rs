@@ -91,8 +91,8 @@ impl<'u> Saved<'u> {
         }
     }
 
-    /// Writes the state before `step` when it is time. A failure to write is logged once, and learning
-    /// continues.
+    /// Writes the state before `step` when it is time. A failure to write is logged once, and
+    /// learning continues.
     ///
     /// Errors: the device failed.
     pub(super) fn now_and_then(

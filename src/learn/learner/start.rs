@@ -40,8 +40,8 @@ impl Update<'_> {
         Ok(engine)
     }
 
-    /// Initial parameters, in the order of their layout; rows of new models are random. `anew`: W and
-    /// all rows of E are random too.
+    /// Initial parameters, in the order of their layout; rows of new models are random. `anew`: W
+    /// and all rows of E are random too.
     fn initial(&self, anew: bool) -> Result<(ParameterLayout, Vec<f32>)> {
         let (parent, config) = (&self.parent, self.encoder.config());
         let settings = &self.config.settings;

@@ -213,7 +213,8 @@ pub(super) struct Draw<'t> {
     pub(super) teacher: Option<&'t Teacher>,
 }
 
-/// The items of a window's micro-batches. `inputs`: of each row, empty where rows enter as they are.
+/// The items of a window's micro-batches. `inputs`: of each row, empty where rows enter as they
+/// are.
 pub(super) fn items<'t>(
     settings: &Settings,
     task: &Task,

@@ -1,5 +1,5 @@
-//! Learning without forgetting: the parent's scores of the rows that are distilled, taken once before
-//! the first step (carve.md section 12.5).
+//! Learning without forgetting: the parent's scores of the rows that are distilled, taken once
+//! before the first step (carve.md section 12.5).
 
 use super::update::Update;
 use super::{Status, Watch};
@@ -78,8 +78,8 @@ impl Teacher {
         })
     }
 
-    /// The scores of the rows of a micro-batch, one of `window` in a step. The loss is the mean over
-    /// the distilled rows of a micro-batch, and then over the window, as the routing loss is.
+    /// The scores of the rows of a micro-batch, one of `window` in a step. The loss is the mean
+    /// over the distilled rows of a micro-batch, and then over the window, as the routing loss is.
     pub(super) fn distilled(&self, rows: &[usize], window: usize) -> Vec<Option<Distilled<'_>>> {
         let place = |row: &usize| self.places.get(*row).copied().flatten();
         let count = rows.iter().filter_map(place).count();

@@ -5,7 +5,7 @@
 //! | [`Update::prepare`] | `prepare.rs` | parent, hub, rows to learn and to measure, memory |
 //! | [`Update::measure_parent`] | `judge.rs` | the parent's accuracy on earlier held-out prompts |
 //! | [`Update::train`] | `train.rs` | the parameters after the last step, where the update trains |
-//! | [`Update::remember`] | `remember.rs` | memory with the new prompts; prompts that the child keeps |
+//! | [`Update::remember`] | `remember.rs` | the grown memory; prompts that the child keeps |
 //! | [`Update::assemble`] | `assemble.rs` | the child's contents |
 //! | [`Update::judge`] | `judge.rs` | the child's accuracy, the gate, the report |
 
@@ -24,7 +24,7 @@ use crate::learn::accuracy::Measurement;
 use crate::learn::data::examples::Example;
 use crate::learn::data::rows::PromptRow;
 use crate::learn::kept::replay::Replay;
-use crate::learn::method::domains::DomainIndex;
+use crate::learn::method::domains::DomainGroups;
 use crate::learn::method::schedule::Schedule;
 use crate::learn::report::Report;
 use crate::learn::settings::Settings;
@@ -84,7 +84,7 @@ impl UpdateConfig {
 pub(super) struct Task {
     pub(super) rows: Vec<PromptRow>,
     pub(super) hub: Arc<Hub>,
-    pub(super) domains: Arc<DomainIndex>,
+    pub(super) domains: Arc<DomainGroups>,
     /// Number of the update, from 1.
     pub(super) experience: u32,
     pub(super) schedule: Schedule,

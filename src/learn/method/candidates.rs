@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::learn::method::domains::DomainIndex;
+use crate::learn::method::domains::DomainGroups;
 use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::settings::{MiningScore, Settings};
 use crate::num::to_u32;
@@ -18,7 +18,7 @@ pub(crate) type Hard = BTreeMap<String, BTreeMap<u32, Vec<u32>>>;
 
 /// Candidate sets of one experience.
 pub(crate) struct Candidates {
-    domains: Arc<DomainIndex>,
+    domains: Arc<DomainGroups>,
     settings: Settings,
     experience: u64,
     /// By domain of an example.
@@ -45,7 +45,7 @@ enum Pool<'p> {
 }
 
 impl Candidates {
-    pub(crate) fn new(domains: Arc<DomainIndex>, settings: Settings, experience: u64) -> Self {
+    pub(crate) fn new(domains: Arc<DomainGroups>, settings: Settings, experience: u64) -> Self {
         Self {
             domains,
             settings,
@@ -56,8 +56,8 @@ impl Candidates {
 
     /// The candidates of an example of normalised domain `domain`, its gold first.
     ///
-    /// The draws depend on `step` and `row`. The cost does not depend on the registry's size, except
-    /// for the first example of a domain.
+    /// The draws depend on `step` and `row`. The cost does not depend on the registry's size,
+    /// except for the first example of a domain.
     pub(crate) fn set(&mut self, domain: &str, gold: u32, step: u64, row: u64) -> Vec<u32> {
         self.relate(domain);
         let (settings, domains) = (&self.settings, &self.domains);
@@ -149,8 +149,8 @@ impl Candidates {
                     if !ids.iter().all(|id| seen.insert(*id) && *id < models) {
                         bail!(
                             Mismatch,
-                            "hard negatives of model {gold}: expected other models of {models}, each \
-                             once, found {ids:?}"
+                            "hard negatives of model {gold}: expected other models of {models}, \
+                             each once, found {ids:?}"
                         );
                     }
                     related.hard.insert(gold, ids);
@@ -280,7 +280,7 @@ mod tests {
     const TABULAR: &str = "tabular tabular regression";
 
     fn of(hub: &Hub, settings: Settings) -> Candidates {
-        Candidates::new(Arc::new(DomainIndex::new(hub)), settings, 1)
+        Candidates::new(Arc::new(DomainGroups::new(hub)), settings, 1)
     }
 
     fn repeated(parts: &[(&'static str, usize)]) -> Hub {

@@ -6,7 +6,7 @@ use crate::hub::{Hub, domain_key, parent_group};
 use crate::num::to_u32;
 
 /// Made once per update; all lists of ids ascend.
-pub(crate) struct DomainIndex {
+pub(crate) struct DomainGroups {
     /// Normalised, in the order of their first model.
     names: Vec<String>,
     /// Models of each domain.
@@ -20,7 +20,7 @@ pub(crate) struct DomainIndex {
     usable: Vec<u32>,
 }
 
-impl DomainIndex {
+impl DomainGroups {
     pub(crate) fn new(hub: &Hub) -> Self {
         let mut domains = Self {
             names: Vec::new(),
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn models_and_groups() {
         let hub = hub_of(["Audio A", " audio  a", "audio b", "Graph x", ""]);
-        let domains = DomainIndex::new(&hub);
+        let domains = DomainGroups::new(&hub);
         assert_eq!(domains.len(), 5);
         assert_eq!(domains.models("audio a"), [0, 1]);
         assert_eq!(domains.models("unknown"), [4]);
@@ -131,7 +131,7 @@ mod tests {
                     .map(|name| Model::new(name, "d")),
             )
             .unwrap();
-        let domains = DomainIndex::new(&hub.retire("c").unwrap());
+        let domains = DomainGroups::new(&hub.retire("c").unwrap());
         assert_eq!(domains.usable(), [0, 2]);
         assert!(domains.is_usable(2) && !domains.is_usable(1) && !domains.is_usable(3));
     }

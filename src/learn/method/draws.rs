@@ -73,8 +73,8 @@ impl Draws {
 
     /// `count` different numbers below `n`, or all of them, in the order of their draw.
     ///
-    /// A partial Fisher-Yates shuffle of 0..n that stores only moved elements: its cost does not depend
-    /// on `n`.
+    /// A partial Fisher-Yates shuffle of 0..n that stores only moved elements: its cost does not
+    /// depend on `n`.
     pub(crate) fn sample(&mut self, n: usize, count: usize) -> Vec<usize> {
         let mut moved = HashMap::new();
         (0..count.min(n))

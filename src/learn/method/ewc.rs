@@ -1,5 +1,6 @@
 //! Elastic weight consolidation: the parameters that earlier experiences ended with, and how much
-//! each of them mattered there (carve.md section 7). A generation keeps both in `fisher.safetensors`.
+//! each of them mattered there (carve.md section 7). A generation keeps both in
+//! `fisher.safetensors`.
 
 use serde::{Deserialize, Serialize};
 
@@ -152,8 +153,8 @@ impl Ewc {
         if meta.held > MOST_SNAPSHOTS {
             bail!(
                 Limits,
-                "held: expected at most {MOST_SNAPSHOTS} experiences kept apart, found {}: learn on with \
-                 ewc.mode = online",
+                "held: expected at most {MOST_SNAPSHOTS} experiences kept apart, found {}: continue \
+                 with ewc.mode = online",
                 meta.held
             );
         }

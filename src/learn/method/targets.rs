@@ -1,6 +1,6 @@
 //! Target distributions over the candidates of an example (carve.md section 5.1).
 
-use crate::learn::method::domains::DomainIndex;
+use crate::learn::method::domains::DomainGroups;
 use crate::learn::settings::Leftover;
 
 /// The mass of a target that goes to the gold's neighbours.
@@ -25,14 +25,14 @@ pub(crate) struct SoftTarget {
 }
 
 /// The first `k` other models of the registry domain of `gold`.
-pub(crate) fn neighbours(domains: &DomainIndex, gold: u32, k: usize) -> impl Iterator<Item = u32> {
+pub(crate) fn neighbours(domains: &DomainGroups, gold: u32, k: usize) -> impl Iterator<Item = u32> {
     let peers = domains.peers(gold).iter().copied();
     peers.filter(move |id| *id != gold).take(k)
 }
 
 /// The target of an example. `candidates`: of a sampled set; `None` if all models are.
 pub(crate) fn target(
-    domains: &DomainIndex,
+    domains: &DomainGroups,
     gold: u32,
     candidates: Option<&[u32]>,
     softness: Softness,
@@ -73,7 +73,7 @@ mod tests {
     };
 
     /// The target over candidates in their order.
-    fn dense(domains: &DomainIndex, candidates: &[u32], softness: Softness) -> Vec<f32> {
+    fn dense(domains: &DomainGroups, candidates: &[u32], softness: Softness) -> Vec<f32> {
         let target = target(domains, candidates[0], Some(candidates), softness);
         let mass = |id: &u32| target.ids.iter().position(|known| known == id);
         candidates
@@ -85,8 +85,8 @@ mod tests {
     /// The q of carve.md V9: gold 0; neighbours at 1 and 3, or none present.
     #[test]
     fn soft_targets_match_hand_values_v9() {
-        let near = DomainIndex::new(&hub_of(["a", "a", "b", "a"]));
-        let alone = DomainIndex::new(&hub_of(["a", "b", "b", "b", "a"]));
+        let near = DomainGroups::new(&hub_of(["a", "a", "b", "a"]));
+        let alone = DomainGroups::new(&hub_of(["a", "b", "b", "b", "a"]));
         let all = [0, 1, 2, 3];
         assert_eq!(dense(&near, &all, Softness::Hard), [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(dense(&near, &all, SOFT), [0.98, 0.01, 0.0, 0.01]);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_the_first_of_the_registry_domain() {
-        let domains = DomainIndex::new(&hub_of(["A", "a", "b", " a ", "a", "a"]));
+        let domains = DomainGroups::new(&hub_of(["A", "a", "b", " a ", "a", "a"]));
         assert_eq!(
             neighbours(&domains, 3, 3).collect::<Vec<_>>(),
             [0, 1, 4],

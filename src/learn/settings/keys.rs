@@ -54,8 +54,8 @@ const LATER: [&str; 13] = [
 ];
 
 impl Settings {
-    /// Every key with its value, without the [`LATER`] ones that change nothing, in the order of the
-    /// fields. Ids and digests are made of these.
+    /// Every key with its value, without the [`LATER`] ones that change nothing, in the order of
+    /// the fields. Ids and digests are made of these.
     pub(crate) fn written(&self) -> Map<String, Value> {
         let without = Self::base().map();
         let mut map = self.map();
@@ -198,7 +198,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Checks numbers that are used in f32. Within the bounds no product of them leaves f32 at once.
+    /// Checks numbers that are used in f32. Within the bounds no product of them leaves f32 at
+    /// once.
     fn check_ranges(&self) -> Result<()> {
         for (key, value, least, most) in [
             ("tau", self.tau, 1e-4, 1e4),

@@ -34,8 +34,8 @@ pub struct Settings {
     pub train_least: usize,
     /// Keep a memory of the prompts, and add its score to the learned one.
     pub memory: bool,
-    /// Layers of the encoder that the memory uses, from 1, ascending; empty: the upper two thirds, fewer
-    /// of a wide encoder. A store that has a memory keeps its layers.
+    /// Layers of the encoder that the memory uses, from 1, ascending; empty: the upper two thirds,
+    /// fewer of a wide encoder. A store that has a memory keeps its layers.
     #[serde(rename = "memory.layers")]
     pub memory_layers: Vec<usize>,
     /// Dimensions of the memory's keys, at most.
@@ -119,9 +119,9 @@ pub struct Settings {
     /// Where their mass goes if none is a candidate.
     #[serde(rename = "soft.leftover")]
     pub soft_leftover: Leftover,
-    /// Logit adjustment of old models that no current example names, while training: the logarithm of
-    /// the share of their prompts that is left among the training rows. Without it a softmax learns
-    /// that they are rare. 0: CARvE as published.
+    /// Logit adjustment of old models that no current example names, while training: the logarithm
+    /// of the share of their prompts that is left among the training rows. Without it a softmax
+    /// learns that they are rare. 0: CARvE as published.
     ///
     /// Source: logit adjustment, Menon et al., "Long-tail learning via logit adjustment" (2021).
     #[serde(rename = "prior.old")]
@@ -176,9 +176,9 @@ pub struct Settings {
     /// Parameters that EWC protects.
     #[serde(rename = "ewc.scope")]
     pub ewc_scope: EwcScope,
-    /// Strength of learning without forgetting: the parent's scores of its models are distilled into
-    /// the child. 0: off; 1: as published. The scores of all distilled rows are kept in memory, 4
-    /// bytes per row and model.
+    /// Strength of learning without forgetting: the parent's scores of its models are distilled
+    /// into the child. 0: off; 1: as published. The scores of all distilled rows are kept in
+    /// memory, 4 bytes per row and model.
     ///
     /// Source: Li and Hoiem, "Learning without Forgetting" (2016).
     #[serde(rename = "lwf.alpha")]
@@ -219,12 +219,12 @@ pub struct Settings {
     /// How the rates of W and E change with the step.
     #[serde(rename = "lr.router")]
     pub lr_router: RouterRate,
-    /// Which rows of E a step moves. With `touched` and sampled candidates the cost of a step does not
-    /// depend on the hub's size; it needs `anchor.rows = touched`.
+    /// Which rows of E a step moves. With `touched` and sampled candidates the cost of a step does
+    /// not depend on the hub's size; it needs `anchor.rows = touched`.
     ///
-    /// All rows of E share one step counter. A row that is named in a share p of the steps moves about
-    /// sqrt(p) times as far as with `all`, where momentum acts between its gradients and the mean
-    /// square includes zeros.
+    /// All rows of E share one step counter. A row that is named in a share p of the steps moves
+    /// about sqrt(p) times as far as with `all`, where momentum acts between its gradients and the
+    /// mean square includes zeros.
     #[serde(rename = "adamw.rows")]
     pub adamw_rows: AdamwRows,
     /// Decoupled weight decay of all trained parameters, per step and unit of learning rate.

@@ -1,4 +1,4 @@
-//! What needs a look inside: the warm path, and the step down from a lost device.
+//! Tests of the inside: the warm path, and the step down from a lost device.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
@@ -67,9 +67,9 @@ fn a_layer_takes_eight_dispatches() {
         let ranked = serving.rank(&[tokens], 10).unwrap();
         (ranked.dispatches, serving.encoder.config().layers)
     };
-    // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of these,
-    // pool. Then projection, normalize, score; of the memory projection, score, by_domain; log_sum_exp,
-    // and top_k's two.
+    // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of
+    // these, pool. Then projection, normalize, score; of the memory projection, score, by_domain;
+    // log_sum_exp, and top_k's two.
     let router = on_gpu(false);
     let (with_memory, layers) = dispatches(&router);
     let remembered = router.serving.load().index.recall().unwrap().layers.len();

@@ -11,7 +11,7 @@ use crate::weights::{Dtype, View};
 /// Bytes that are loaded together; also the alignment of every panel row.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
+pub(super) struct PanelLine([u8; 64]);
 
 /// A row-major matrix, or the transpose of one: element (r, c) is `values[r * down + c * across]`,
 /// and one of the two steps is 1.
@@ -61,7 +61,7 @@ impl<'m> Matrix<'m> {
 
 /// How panels are laid out.
 #[derive(Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct PanelLayout {
     pub(super) level: Level,
     /// Panels hold f16 bits; otherwise f32.
     pub(super) half: bool,
@@ -69,7 +69,7 @@ pub(super) struct Layout {
     pub(super) width: usize,
 }
 
-impl Layout {
+impl PanelLayout {
     /// f32 panels of a factor of `columns`.
     pub(super) fn full(level: Level, columns: usize) -> Self {
         Self {
@@ -81,11 +81,12 @@ impl Layout {
 
     /// Lines of a panel of `inner` rows.
     pub(super) fn size(self, inner: usize) -> usize {
-        inner.next_multiple_of(KB) * self.width * if self.half { 2 } else { 4 } / size_of::<Line>()
+        inner.next_multiple_of(KB) * self.width * if self.half { 2 } else { 4 }
+            / size_of::<PanelLine>()
     }
 
     /// The panel of `b`'s columns from `first` on. Columns past the last are left as they are.
-    fn pack(self, b: Matrix<'_>, first: usize, panel: &mut [Line]) {
+    fn pack(self, b: Matrix<'_>, first: usize, panel: &mut [PanelLine]) {
         match self.width {
             32 => pack_panel::<32>(b, first, bytemuck::cast_slice_mut(panel)),
             _ => pack_panel::<16>(b, first, bytemuck::cast_slice_mut(panel)),
@@ -97,8 +98,8 @@ impl Layout {
         self,
         b: Matrix<'_>,
         first: usize,
-        lines: &'l mut Vec<Line>,
-    ) -> &'l [Line] {
+        lines: &'l mut Vec<PanelLine>,
+    ) -> &'l [PanelLine] {
         let panel = room(lines, self.size(b.rows));
         self.pack(b, first, panel);
         panel
@@ -109,9 +110,9 @@ impl Layout {
     pub(super) fn widen<'l>(
         self,
         cpu: &Cpu,
-        panel: &[Line],
-        lines: &'l mut Vec<Line>,
-    ) -> (Self, &'l [Line]) {
+        panel: &[PanelLine],
+        lines: &'l mut Vec<PanelLine>,
+    ) -> (Self, &'l [PanelLine]) {
         let wide = room(lines, panel.len() * 2);
         let (from, to) = (bytemuck::cast_slice(panel), bytemuck::cast_slice_mut(wide));
         cpu.simd(
@@ -123,7 +124,7 @@ impl Layout {
     }
 
     /// All panels of `b`, at the beginning of `lines`, which grows as needed.
-    pub(super) fn pack_all(self, cpu: &Cpu, b: Matrix<'_>, lines: &mut Vec<Line>) {
+    pub(super) fn pack_all(self, cpu: &Cpu, b: Matrix<'_>, lines: &mut Vec<PanelLine>) {
         let work = b.rows * self.width;
         self.fill(cpu, b.rows, b.columns, work, lines, |first, panel| {
             self.pack(b, first, panel);
@@ -137,8 +138,8 @@ impl Layout {
         inner: usize,
         columns: usize,
         work: usize,
-        lines: &mut Vec<Line>,
-        f: impl Fn(usize, &mut [Line]) + Sync + Send,
+        lines: &mut Vec<PanelLine>,
+        f: impl Fn(usize, &mut [PanelLine]) + Sync + Send,
     ) {
         let size = self.size(inner);
         let all = room(lines, columns.div_ceil(self.width) * size);
@@ -151,19 +152,19 @@ impl Layout {
 }
 
 /// The first `size` lines, of which there may be too few yet.
-fn room(lines: &mut Vec<Line>, size: usize) -> &mut [Line] {
+fn room(lines: &mut Vec<PanelLine>, size: usize) -> &mut [PanelLine] {
     if lines.len() < size {
-        lines.resize(size, Line([0; 64]));
+        lines.resize(size, PanelLine([0; 64]));
     }
     &mut lines[..size]
 }
 
 /// Weights that stay as they are, in panels: the right factor [inner, columns] of products.
 pub(crate) struct Packed {
-    pub(super) layout: Layout,
+    pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    pub(super) lines: Vec<Line>,
+    pub(super) lines: Vec<PanelLine>,
 }
 
 impl Packed {
@@ -175,7 +176,7 @@ impl Packed {
         let mut packed = Self::empty(cpu, parts);
         let Self { layout, inner, .. } = packed;
         let bad = Mutex::new(None);
-        let pack = |first: usize, panel: &mut [Line]| {
+        let pack = |first: usize, panel: &mut [PanelLine]| {
             let rows = rows_of(parts, first, layout.width);
             let finite = match (layout.half, layout.width) {
                 (true, 32) => pack_half::<32>(&rows, bytemuck::cast_slice_mut(panel)),
@@ -207,7 +208,7 @@ impl Packed {
         let (inner, columns) = (packed.inner, packed.columns);
         let layout = packed.layout;
         if layout.half {
-            let pack = |first: usize, panel: &mut [Line]| match layout.width {
+            let pack = |first: usize, panel: &mut [PanelLine]| match layout.width {
                 32 => copy_half::<32>(parts, first, bytemuck::cast_slice_mut(panel)),
                 _ => copy_half::<16>(parts, first, bytemuck::cast_slice_mut(panel)),
             };
@@ -230,7 +231,7 @@ impl Packed {
         let half = level != Level::Portable && parts.iter().all(|(_, v)| v.dtype == Dtype::F16);
         let width = level.tile().1;
         Self {
-            layout: Layout { level, half, width },
+            layout: PanelLayout { level, half, width },
             inner,
             columns: parts.iter().map(|(_, view)| view.rows()).sum(),
             lines: Vec::new(),
@@ -258,10 +259,10 @@ fn rows_of<'p>(
     rows
 }
 
-type Rows<'r, 'p> = &'r [(View<'p>, usize, &'p str)];
+type PanelRows<'r, 'p> = &'r [(View<'p>, usize, &'p str)];
 
 /// Returns the index of a row that is not finite.
-fn pack_half<const NR: usize>(rows: Rows<'_, '_>, panel: &mut [[u16; NR]]) -> Option<usize> {
+fn pack_half<const NR: usize>(rows: PanelRows<'_, '_>, panel: &mut [[u16; NR]]) -> Option<usize> {
     const EXPONENT: u16 = 0x7c00;
     let mut bad = None;
     for (column, (view, row, _)) in rows.iter().enumerate() {
@@ -279,7 +280,7 @@ fn pack_half<const NR: usize>(rows: Rows<'_, '_>, panel: &mut [[u16; NR]]) -> Op
 }
 
 /// Returns the index of a row that is not finite.
-fn pack_full<const NR: usize>(rows: Rows<'_, '_>, panel: &mut [[f32; NR]]) -> Option<usize> {
+fn pack_full<const NR: usize>(rows: PanelRows<'_, '_>, panel: &mut [[f32; NR]]) -> Option<usize> {
     let mut bad = None;
     let mut values = vec![0.0; rows.first().map_or(0, |(view, ..)| view.columns)];
     for (column, (view, row, _)) in rows.iter().enumerate() {

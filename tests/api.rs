@@ -1,0 +1,87 @@
+//! The public types: which threads may have them, and which of them can be kept as JSON.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fmt::Debug;
+
+use hubrouter::learn;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What every public type is.
+fn usual<T: Debug + Send + Sync + 'static>() {}
+
+/// What data is.
+fn data<T: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static>() {}
+
+#[test]
+fn every_public_type_is_debug_send_and_sync() {
+    usual::<hubrouter::Edit>();
+    usual::<hubrouter::Encoder>();
+    usual::<hubrouter::Error>();
+    usual::<hubrouter::ImportOptions>();
+    usual::<hubrouter::Imported>();
+    usual::<hubrouter::Learner>();
+    usual::<hubrouter::Router>();
+    usual::<hubrouter::Store>();
+    usual::<hubrouter::Trace>();
+    usual::<learn::Accuracy>();
+    usual::<learn::Control>();
+    usual::<learn::Example>();
+    usual::<learn::Experience>();
+    usual::<learn::Outcome>();
+    usual::<learn::Remembered>();
+    usual::<learn::Report>();
+    usual::<learn::Status>();
+    usual::<learn::Withheld>();
+}
+
+#[test]
+fn data_can_be_compared_and_kept_as_json() {
+    data::<hubrouter::Decision>();
+    data::<hubrouter::DeviceChoice>();
+    data::<hubrouter::Difference>();
+    data::<hubrouter::DomainScore>();
+    data::<hubrouter::EncoderPin>();
+    data::<hubrouter::ErrorKind>();
+    data::<hubrouter::GenerationId>();
+    data::<hubrouter::GenerationReport>();
+    data::<hubrouter::Hub>();
+    data::<hubrouter::Learned>();
+    data::<hubrouter::Manifest>();
+    data::<hubrouter::Model>();
+    data::<hubrouter::ModelCard>();
+    data::<hubrouter::ModelId>();
+    data::<hubrouter::NewModel>();
+    data::<hubrouter::Options>();
+    data::<hubrouter::Parts>();
+    data::<hubrouter::Pruned>();
+    data::<hubrouter::Ranked>();
+    data::<hubrouter::Request>();
+    data::<hubrouter::Revisions>();
+    data::<hubrouter::Strengths>();
+    data::<hubrouter::Timing>();
+    data::<learn::Settings>();
+}
+
+#[test]
+fn a_decision_and_a_card_come_back_from_json() {
+    let options = hubrouter::Options::default().device("cpu").threads(1);
+    let router = hubrouter::Router::open("weights/cmrbench", options).unwrap();
+    let decision = router.route(&hubrouter::Request::new("Translate this letter."));
+    let decision = decision.unwrap();
+    let json = serde_json::to_string(&decision).unwrap();
+    let back: hubrouter::Decision = serde_json::from_str(&json).unwrap();
+    assert_eq!(back, decision);
+    assert_eq!(serde_json::to_string(&back).unwrap(), json);
+
+    let card = r#"{"model_name":"m","domain":"d","functionality":["x","y"],"created_at":"1970-01-02","price":0.5}"#;
+    let card: hubrouter::ModelCard = serde_json::from_str(card).unwrap();
+    let json = serde_json::to_string(&card).unwrap();
+    let want = r#"{"model_name":"m","domain":"d","functionality":"x, y","created_at":86400000,"price":0.5}"#;
+    assert_eq!(json, want);
+    assert_eq!(
+        serde_json::from_str::<hubrouter::ModelCard>(&json).unwrap(),
+        card
+    );
+}
