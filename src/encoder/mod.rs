@@ -34,12 +34,6 @@ thread_local! {
     pub(crate) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-#[cfg(test)]
-thread_local! {
-    /// Prompts and cards that this thread gave to an encoder; steps of learning pack their own.
-    pub(crate) static ENCODED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-}
-
 /// A text encoder, opened from a bundle: texts in, pooled vectors out.
 ///
 /// `Send + Sync`; share one in an `Arc`. A [`crate::Router`] holds its own.

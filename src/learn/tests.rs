@@ -875,7 +875,7 @@ fn a_teacher_activates_the_models_that_it_knows() {
         let width = encoder.width();
         let run = |dense: bool, distilled: bool| {
             let mut forty = Forty::new(&encoder, 5);
-            if taught {
+            if distilled {
                 forty.engine.set_distill(OLD, 2.0);
                 forty.teacher = (0..3).map(|i| noise(OLD, 80 + i)).collect();
             }
