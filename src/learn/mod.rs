@@ -2,11 +2,11 @@
 //!
 //! | room | content |
 //! |---|---|
-//! | `data/` | what an update brings: examples, new models, prompts as rows |
+//! | `data/` | the input of an update: examples, new models, prompts as rows |
 //! | `method/` | the method on the host: candidates, targets, schedule, initialisation, EWC |
 //! | `engine/` | the method on a device: parameters, gradients, the end of a step |
 //! | `learner/` | [`Learner`]: one update from its examples to a published child |
-//! | `kept/` | what a generation keeps of prompts: replay, held-out prompts, privacy, forgetting |
+//! | `kept/` | kept prompts: replay, held-out prompts, privacy, forgetting |
 //! | `settings/` | every number of the method, by name |
 
 mod accuracy;

@@ -866,7 +866,7 @@ fn a_teacher_scores_as_the_router_does_and_teaches_itself_nothing() {
     }
 }
 
-/// Distilled, every old row has a gradient, whatever the candidates: none of them sleeps.
+/// With distillation every old row has a gradient, whatever the candidates: none is lazy.
 #[test]
 fn a_teacher_activates_the_models_that_it_knows() {
     let never = never();

@@ -108,8 +108,8 @@ impl<'h> Registered<'h> {
         match self.domains.near_domain(domain) {
             Some(near) => bail!(
                 InvalidRequest,
-                "domain {domain:?} is no model's in the hub; did you mean {near:?}? --introduce adds \
-                 it as a new domain"
+                "domain {domain:?} is no model's in the hub; did you mean {near:?}? --introduce \
+                 adds it as a new domain"
             ),
             None => Ok(()),
         }

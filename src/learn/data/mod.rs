@@ -1,4 +1,4 @@
-//! What an update brings: labelled examples, new models, and the prompts as rows of tokens.
+//! The input of an update: labelled examples, new models, and prompts as rows of tokens.
 
 pub(crate) mod examples;
 pub(crate) mod experience;

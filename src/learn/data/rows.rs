@@ -22,13 +22,13 @@ pub(crate) struct PromptRow {
     pub(crate) replay: bool,
     /// The update that brought it, from 1.
     pub(crate) experience: u64,
-    /// What an encoder saw of it when it was kept.
+    /// Its features, if they were kept.
     pub(crate) seen: Option<Seen>,
     /// Its place among the kept prompts; 0 for an example.
     pub(crate) place: usize,
 }
 
-/// What enters the router: tokens where the encoder runs, or a pooled vector in its place.
+/// The input of a row: tokens for the encoder, or a pooled vector in its place.
 #[derive(Clone)]
 pub(crate) enum RowInput {
     Tokens(Arc<Tokens>),

@@ -75,7 +75,7 @@ impl LazyRows {
         self.decay *= f64::from(keep);
     }
 
-    /// What row `id` on the device is to be multiplied by.
+    /// The factor by which row `id` on the device has yet to be multiplied.
     pub(crate) fn factor(&self, id: u32) -> f32 {
         match self.active.binary_search(&id) {
             Ok(_) => 1.0,
@@ -83,7 +83,7 @@ impl LazyRows {
         }
     }
 
-    /// What lazy rows are to be multiplied by.
+    /// The factor by which lazy rows have yet to be multiplied.
     #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
     pub(crate) fn pending(&self) -> f32 {
         self.decay as f32

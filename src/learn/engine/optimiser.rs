@@ -60,7 +60,7 @@ impl StepEnd {
     }
 }
 
-/// What a step's end brings back.
+/// The reads of a step's end.
 struct EndReads {
     anchors: Option<AnchorReads>,
     ewc: Vec<Read>,

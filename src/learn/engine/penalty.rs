@@ -1,5 +1,5 @@
-//! What keeps parameters near earlier ones: anchors, or EWC in their place (carve.md sections 6 and
-//! 7).
+//! Penalties that keep parameters near earlier ones: anchors, or EWC in their place (carve.md
+//! sections 6 and 7).
 
 use crate::device::{Pass, Place, Read, Tensor};
 use crate::learn::engine::optimiser::StepEnd;
@@ -8,7 +8,7 @@ use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
 use crate::ops::anchor::{Distance, Pull, Weighted};
 
-/// What keeps parameters near earlier ones in a step.
+/// The penalty of a step.
 #[derive(Clone, Copy)]
 pub(crate) enum Penalty {
     Anchors(Anchors),

@@ -1,4 +1,4 @@
-//! What a generation keeps of prompts: some to replay, some to measure with, and how they are
+//! The prompts that a generation keeps: some to replay, some to measure with, and how they are
 //! removed.
 
 pub(crate) mod choice;

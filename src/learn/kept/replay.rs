@@ -41,7 +41,7 @@ pub struct ReplayEntry {
     /// update trained nothing.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
     pub(crate) embedding: Option<Vec<f16>>,
-    /// What the generation's router sees of it.
+    /// Its features by the generation's router.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "seen")]
     pub(crate) seen: Option<Seen>,
 }

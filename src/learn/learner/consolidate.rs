@@ -11,7 +11,8 @@ use crate::learn::method::ewc::{self, Ewc, FISHER, FisherSnapshot};
 use crate::learn::settings::{EwcScope, Regulariser};
 
 impl Update<'_> {
-    /// Has `engine` pull to the parent's snapshots, and returns them; none with anchors.
+    /// Makes `engine` pull to the parent's snapshots, and returns them; with anchors there are
+    /// none.
     pub(super) fn consolidate(&self, engine: &mut Engine) -> Result<Ewc> {
         let (contents, settings) = (&self.parent, &self.config.settings);
         if settings.regulariser == Regulariser::Anchors {
@@ -23,8 +24,8 @@ impl Update<'_> {
             None => {
                 if self.task.experience > 1 {
                     log::warn!(
-                        "{}: no {FISHER}: it was learned without regulariser = ewc; EWC protects no \
-                         parameter in this update",
+                        "{}: no {FISHER}: it was learned without regulariser = ewc; EWC protects \
+                         no parameter in this update",
                         self.config.parent
                     );
                 }

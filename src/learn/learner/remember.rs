@@ -1,5 +1,4 @@
-//! What a child keeps of an update's prompts: sums in the memory, prompts to replay, held-out
-//! prompts.
+//! The prompts of an update in the child: sums in the memory, prompts to replay, held-out prompts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::learn::settings::ReplayStrategy;
 use crate::model::bert::Bert;
 use crate::text::tokenizer::Tokens;
 
-/// What the child's encoder sees of prompts; empty without a memory.
+/// Features of prompts by the child's encoder; empty without a memory.
 #[derive(Default)]
 pub(super) struct SeenPrompts {
     /// Of the examples that are learned.
@@ -30,7 +29,7 @@ pub(super) struct SeenPrompts {
     pub(super) old: Vec<Seen>,
 }
 
-/// What the child keeps of prompts.
+/// The prompts that the child keeps.
 pub(super) struct KeptPrompts {
     /// Parts of the generation by name.
     pub(super) parts: Vec<(&'static str, Vec<u8>)>,
@@ -111,8 +110,8 @@ impl Update<'_> {
         rows::rows(encoder, network, new, projection, width, &mut |_, _| {})
     }
 
-    /// What `network` sees of the update's prompts. Earlier held-out prompts are not encoded again
-    /// if the encoder stays as it is.
+    /// Features of the update's prompts by `network`. Earlier held-out prompts are not encoded
+    /// again if the encoder stays as it is.
     fn look(&self, network: &Bert, watch: Watch<'_>) -> Result<SeenPrompts> {
         let learned = &self.task.rows[..self.learned.len()];
         let all = learned.iter().chain(&self.new).chain(&self.old);
@@ -128,7 +127,7 @@ impl Update<'_> {
         })
     }
 
-    /// What `network` sees of `rows`; with `use_kept` only those are encoded of which an earlier
+    /// Features of `rows` by `network`; with `use_kept` only those are encoded of which an earlier
     /// update kept nothing. Empty without a memory.
     pub(super) fn look_at(
         &self,

@@ -29,7 +29,7 @@ pub(super) struct Saved<'u> {
 
 /// The state that is left of an update after its last step.
 pub(super) enum Left {
-    /// None: no step was made, or it is a dry run.
+    /// Nothing: no step was made, or it is a dry run.
     Nothing,
     /// It is in the store.
     Written,

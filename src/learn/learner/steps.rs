@@ -30,7 +30,7 @@ pub(super) enum StepsEnd {
     Stopped(usize),
 }
 
-/// What the steps were.
+/// The steps in numbers, and the state that they left.
 pub(super) struct StepsDone {
     pub(super) steps: usize,
     /// Examples and losses of this call alone.
@@ -202,7 +202,7 @@ fn window<'o>(
     &order.1[begin..end]
 }
 
-/// What the items of a batch depend on besides their rows.
+/// The inputs of a batch's items besides their rows.
 #[derive(Clone, Copy)]
 pub(super) struct Draw<'t> {
     pub(super) step: usize,

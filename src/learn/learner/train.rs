@@ -40,12 +40,12 @@ pub(super) enum TrainingEnd {
 pub(super) struct TrainingResult {
     pub(super) engine: Engine,
     pub(super) candidates: Candidates,
-    /// What EWC pulled to.
+    /// The snapshots that EWC pulled to.
     pub(super) ewc: Ewc,
     cost: TrainingCost,
 }
 
-/// What the steps of this call were.
+/// The steps of this call in numbers.
 #[derive(Clone, Copy)]
 pub(super) struct TrainingCost {
     /// Time of the steps.

@@ -114,7 +114,7 @@ pub(super) struct Update<'c> {
     /// Examples to measure, with their rows.
     pub(super) measured: Vec<Example>,
     pub(super) new: Vec<PromptRow>,
-    /// What the parent keeps of earlier prompts, with the rows to measure.
+    /// Earlier prompts that the parent keeps, with the rows to measure.
     pub(super) replay: Replay,
     pub(super) held_out: Replay,
     pub(super) old: Vec<PromptRow>,

@@ -153,8 +153,8 @@ impl Ewc {
         if meta.held > MOST_SNAPSHOTS {
             bail!(
                 Limits,
-                "held: expected at most {MOST_SNAPSHOTS} experiences kept apart, found {}: continue \
-                 with ewc.mode = online",
+                "held: expected at most {MOST_SNAPSHOTS} experiences kept apart, found {}: \
+                 continue with ewc.mode = online",
                 meta.held
             );
         }

@@ -101,7 +101,7 @@ pub struct Settings {
     /// Optimiser steps from one mining to the next.
     #[serde(rename = "mining.every")]
     pub mining_every: usize,
-    /// What hard negatives are ranked by.
+    /// The score by which hard negatives are ranked.
     #[serde(rename = "mining.score")]
     pub mining_score: MiningScore,
     /// Models that are ranked for an example, at most.
@@ -141,12 +141,12 @@ pub struct Settings {
     /// Rows of a model that a coreset begins with, at most.
     #[serde(rename = "replay.per_model")]
     pub replay_per_model: usize,
-    /// What is kept of a prompt.
+    /// In which form prompts are kept.
     #[serde(rename = "replay.privacy")]
     pub replay_privacy: Privacy,
     /// Keep one example in eight out, to measure on now and later.
     pub hold_out: bool,
-    /// What keeps W and the old rows of E near the parent's.
+    /// How W and the old rows of E are kept near the parent's.
     pub regulariser: Regulariser,
     /// Strength of the embedding anchor; see [`Settings::embedding_strength`].
     #[serde(rename = "anchor.embedding")]
@@ -158,7 +158,7 @@ pub struct Settings {
     /// Which old rows are anchored.
     #[serde(rename = "anchor.rows")]
     pub anchor_rows: AnchorRows,
-    /// What the embedding anchor measures.
+    /// The distance of the embedding anchor.
     #[serde(rename = "anchor.form")]
     pub anchor_form: AnchorForm,
     /// When anchors, or EWC in their place, act.

@@ -58,7 +58,7 @@ words! {
     }
 }
 words! {
-    /// What hard negatives are ranked by.
+    /// The score by which hard negatives are ranked.
     MiningScore {
         /// The cosine.
         Cosine,
@@ -87,7 +87,7 @@ words! {
     }
 }
 words! {
-    /// What a generation keeps of a prompt to replay.
+    /// In which form a generation keeps a prompt to replay.
     Privacy {
         /// Its text.
         Text,
@@ -98,7 +98,7 @@ words! {
     }
 }
 words! {
-    /// What keeps W and the old rows of E near the parent's.
+    /// How W and the old rows of E are kept near the parent's.
     Regulariser {
         /// The embedding and the projection anchor.
         Anchors,
@@ -116,7 +116,7 @@ words! {
     }
 }
 words! {
-    /// What the embedding anchor measures.
+    /// The distance of the embedding anchor.
     AnchorForm {
         /// 1 - cosine.
         Normalized,
