@@ -1,7 +1,6 @@
 //! What people see of the command: control characters, widths, encodings, the places of stores, short ids,
 //! words instead of riddles.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
-#![cfg(feature = "cli")]
 
 mod common;
 
@@ -906,6 +905,6 @@ fn the_readme_runs_as_it_is_written() {
         assert!(output.status.success(), "{block}\n{said}");
         count += 1;
     }
-    assert!(count >= 3, "{count} blocks");
+    assert!(count >= 2, "{count} blocks");
     assert!(bundle().is_dir());
 }

@@ -37,6 +37,9 @@ pub use settings::{
 pub use crate::memory::PriorMean;
 
 pub use crate::model::lora::Target as LoraTarget;
-pub(crate) use data::examples::for_each_example;
-pub(crate) use method::draws::{Draws, Stream};
-pub(crate) use report::{forget_peak_memory, peak_memory};
+#[cfg(feature = "cmrbench")]
+pub(crate) use {
+    data::examples::for_each_example,
+    method::draws::{Draws, Stream},
+    report::{forget_peak_memory, peak_memory},
+};

@@ -1,11 +1,9 @@
 //! The report of an update: result and cost.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
 
-use crate::files;
 use crate::generation::GenerationId;
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
@@ -176,6 +174,7 @@ pub(crate) fn peak_memory() -> Option<u64> {
 }
 
 /// Resets [`peak_memory`] to the current memory; false if the system cannot.
+#[cfg(feature = "cmrbench")]
 pub(crate) fn forget_peak_memory() -> bool {
-    files::tell_system(Path::new("/proc/self/clear_refs"), "5").is_ok()
+    crate::files::tell_system(std::path::Path::new("/proc/self/clear_refs"), "5").is_ok()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::text::words::mix;
+use crate::num::mix;
 
 /// The purpose of a draw; different streams are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,7 @@ pub(crate) enum Stream {
     Replay = 4,
     Dropout = 5,
     Mining = 6,
+    #[cfg(feature = "cmrbench")]
     Bootstrap = 7,
 }
 
