@@ -187,8 +187,14 @@ fn read_snapshot(
     layout: &ParameterLayout,
     models: usize,
 ) -> Result<FisherSnapshot> {
-    let rows = file.shape(&format!("{k}.model_embeddings.fisher"));
-    let found = rows.and_then(|shape| shape.first().copied()).unwrap_or(0);
+    let rows = format!("{k}.model_embeddings.fisher");
+    let Some(shape) = file.shape(&rows) else {
+        bail!(
+            Mismatch,
+            "{rows}: expected a tensor with a row for each model, found none"
+        );
+    };
+    let found = shape.first().copied().unwrap_or(0);
     let mut snapshot = FisherSnapshot {
         first: match file.shape(&format!("{k}.adapter.fisher")) {
             Some(_) => 0,
