@@ -1,12 +1,16 @@
 //! The order in which the kernels read: panels of the right factor, tiles of the left one's rows.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{KB, Level};
 use crate::device::Part;
 use crate::device::cpu::Cpu;
+use crate::device::cpu::pages::Pages;
 use crate::error::{Result, bail};
 use crate::weights::{Dtype, View};
+
+/// Columns that f16 panels have side by side.
+const SIDE: usize = 16;
 
 /// Bytes that are loaded together; also the alignment of every panel row.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -63,7 +67,7 @@ impl<'m> Matrix<'m> {
 #[derive(Clone, Copy)]
 pub(super) struct PanelLayout {
     pub(super) level: Level,
-    /// Panels hold f16 bits; otherwise f32.
+    /// Panels hold f16 bits, 16 columns after the other; otherwise f32, all columns side by side.
     pub(super) half: bool,
     /// Columns of a panel.
     pub(super) width: usize,
@@ -114,10 +118,19 @@ impl PanelLayout {
         lines: &'l mut Vec<PanelLine>,
     ) -> (Self, &'l [PanelLine]) {
         let wide = room(lines, panel.len() * 2);
-        let (from, to) = (bytemuck::cast_slice(panel), bytemuck::cast_slice_mut(wide));
+        let from = bytemuck::cast_slice::<PanelLine, [u16; SIDE]>(panel);
+        let to = bytemuck::cast_slice_mut::<PanelLine, [f32; SIDE]>(wide);
+        let sides = self.width / SIDE;
         cpu.simd(
             #[inline(always)]
-            || widen_finite(from, to),
+            || {
+                for (side, from) in from.chunks_exact(from.len() / sides).enumerate() {
+                    let to = to.iter_mut().skip(side).step_by(sides);
+                    for (from, to) in from.iter().zip(to) {
+                        widen_finite(from, to);
+                    }
+                }
+            },
         );
         let half = false;
         (Self { half, ..self }, wide)
@@ -164,7 +177,18 @@ pub(crate) struct Packed {
     pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    pub(super) lines: Vec<PanelLine>,
+    lines: Lines,
+}
+
+/// Where panels are.
+enum Lines {
+    Own(Vec<PanelLine>),
+    /// From line `first` on among those of a network.
+    Shared {
+        pages: Arc<Pages>,
+        first: usize,
+        count: usize,
+    },
 }
 
 impl Packed {
@@ -175,12 +199,12 @@ impl Packed {
     pub(crate) fn new(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Result<Self> {
         let mut packed = Self::empty(cpu, parts);
         let Self { layout, inner, .. } = packed;
+        let mut lines = Vec::new();
         let bad = Mutex::new(None);
         let pack = |first: usize, panel: &mut [PanelLine]| {
             let rows = rows_of(parts, first, layout.width);
             let finite = match (layout.half, layout.width) {
-                (true, 32) => pack_half::<32>(&rows, bytemuck::cast_slice_mut(panel)),
-                (true, _) => pack_half::<16>(&rows, bytemuck::cast_slice_mut(panel)),
+                (true, _) => pack_half(&rows, layout.width / SIDE, bytemuck::cast_slice_mut(panel)),
                 (false, 32) => pack_full::<32>(&rows, bytemuck::cast_slice_mut(panel)),
                 (false, _) => pack_full::<16>(&rows, bytemuck::cast_slice_mut(panel)),
             };
@@ -191,13 +215,14 @@ impl Packed {
             }
         };
         let columns = packed.columns;
-        layout.fill(cpu, inner, columns, MUCH, &mut packed.lines, pack);
+        layout.fill(cpu, inner, columns, MUCH, &mut lines, pack);
         if let Some(name) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             bail!(
                 Numeric,
                 "{name}: expected finite weights, found infinity or NaN"
             );
         }
+        packed.lines = Lines::Own(lines);
         Ok(packed)
     }
 
@@ -206,19 +231,68 @@ impl Packed {
         let mut packed = Self::empty(cpu, parts);
         (packed.inner, packed.columns) = (packed.columns, packed.inner);
         let (inner, columns) = (packed.inner, packed.columns);
-        let layout = packed.layout;
+        let (layout, mut lines) = (packed.layout, Vec::new());
         if layout.half {
-            let pack = |first: usize, panel: &mut [PanelLine]| match layout.width {
-                32 => copy_half::<32>(parts, first, bytemuck::cast_slice_mut(panel)),
-                _ => copy_half::<16>(parts, first, bytemuck::cast_slice_mut(panel)),
+            let pack = |first: usize, panel: &mut [PanelLine]| {
+                let size = panel.len() * SIDE / layout.width;
+                for (side, panel) in panel.chunks_exact_mut(size.max(1)).enumerate() {
+                    let first = first + side * SIDE;
+                    copy_half(parts, first, bytemuck::cast_slice_mut(panel));
+                }
             };
-            layout.fill(cpu, inner, columns, MUCH, &mut packed.lines, pack);
+            layout.fill(cpu, inner, columns, MUCH, &mut lines, pack);
         } else {
             let values: Vec<f32> = parts.iter().flat_map(|(_, view)| view.to_f32()).collect();
             let b = Matrix::of_rows(&values, columns);
-            layout.pack_all(cpu, b, &mut packed.lines);
+            layout.pack_all(cpu, b, &mut lines);
         }
+        packed.lines = Lines::Own(lines);
         packed
+    }
+
+    /// Moves the panels of `all` side by side into huge pages: with small ones a product spends
+    /// a twentieth of its time on looking up addresses, if the weights come from memory. Where the
+    /// system has no room for that they stay as they are.
+    pub(crate) fn gather(cpu: &Cpu, all: Vec<&mut Self>) {
+        let sizes: Vec<usize> = all.iter().map(|packed| packed.lines().len()).collect();
+        let bytes = sizes.iter().sum::<usize>() * size_of::<PanelLine>();
+        let mut pages = match Pages::new(bytes) {
+            Ok(pages) => pages,
+            Err(e) => return log::info!("weights are not in huge pages: {bytes} bytes: {e}"),
+        };
+        let mut rest: &mut [PanelLine] = bytemuck::cast_slice_mut(pages.bytes_mut());
+        let mut moves = Vec::with_capacity(all.len());
+        for (packed, size) in all.iter().zip(&sizes) {
+            let to;
+            (to, rest) = rest.split_at_mut(*size);
+            moves.push((packed.lines(), to));
+        }
+        cpu.each(&mut moves, 1, MUCH, |_, moves| {
+            for (from, to) in moves {
+                to.copy_from_slice(from);
+            }
+        });
+        let (pages, mut first) = (Arc::new(pages), 0);
+        for (packed, count) in all.into_iter().zip(sizes) {
+            let pages = Arc::clone(&pages);
+            packed.lines = Lines::Shared {
+                pages,
+                first,
+                count,
+            };
+            first += count;
+        }
+    }
+
+    pub(super) fn lines(&self) -> &[PanelLine] {
+        match &self.lines {
+            Lines::Own(lines) => lines,
+            Lines::Shared {
+                pages,
+                first,
+                count,
+            } => &bytemuck::cast_slice(pages.bytes())[*first..][..*count],
+        }
     }
 
     fn empty(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Self {
@@ -234,7 +308,7 @@ impl Packed {
             layout: PanelLayout { level, half, width },
             inner,
             columns: parts.iter().map(|(_, view)| view.rows()).sum(),
-            lines: Vec::new(),
+            lines: Lines::Own(Vec::new()),
         }
     }
 }
@@ -262,15 +336,17 @@ fn rows_of<'p>(
 type PanelRows<'r, 'p> = &'r [(View<'p>, usize, &'p str)];
 
 /// Returns the index of a row that is not finite.
-fn pack_half<const NR: usize>(rows: PanelRows<'_, '_>, panel: &mut [[u16; NR]]) -> Option<usize> {
+fn pack_half(rows: PanelRows<'_, '_>, sides: usize, panel: &mut [[u16; SIDE]]) -> Option<usize> {
     const EXPONENT: u16 = 0x7c00;
     let mut bad = None;
+    let size = panel.len() / sides;
     for (column, (view, row, _)) in rows.iter().enumerate() {
         let mut finite = true;
-        for (place, bytes) in panel.iter_mut().zip(view.row_bytes(*row).chunks_exact(2)) {
+        let side = &mut panel[column / SIDE * size..][..size];
+        for (place, bytes) in side.iter_mut().zip(view.row_bytes(*row).chunks_exact(2)) {
             let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
             finite &= bits & EXPONENT != EXPONENT;
-            place[column] = bits;
+            place[column % SIDE] = bits;
         }
         if !finite {
             bad = Some(column);
@@ -295,13 +371,14 @@ fn pack_full<const NR: usize>(rows: PanelRows<'_, '_>, panel: &mut [[f32; NR]]) 
     bad
 }
 
-/// The columns of the stacked `parts` from `first` on.
-fn copy_half<const NR: usize>(parts: &[(&str, View<'_>)], first: usize, panel: &mut [[u16; NR]]) {
+/// The columns of the stacked `parts` from `first` on, if there are any.
+fn copy_half(parts: &[(&str, View<'_>)], first: usize, panel: &mut [[u16; SIDE]]) {
     let rows = parts
         .iter()
         .flat_map(|(_, view)| (0..view.rows()).map(|row| view.row_bytes(row)));
     for (place, bytes) in panel.iter_mut().zip(rows) {
-        for (place, bytes) in place.iter_mut().zip(bytes[2 * first..].chunks_exact(2)) {
+        let bytes = bytes.get(2 * first..).unwrap_or_default();
+        for (place, bytes) in place.iter_mut().zip(bytes.chunks_exact(2)) {
             *place = u16::from_le_bytes([bytes[0], bytes[1]]);
         }
     }
@@ -337,7 +414,7 @@ fn pack_panel<const NR: usize>(b: Matrix<'_>, first: usize, panel: &mut [[f32; N
 /// f16 to f32: the same bits at a larger exponent, which a product corrects, exactly. In this form
 /// the compiler makes vectors of it.
 #[inline(always)]
-fn widen_finite(halves: &[u16], values: &mut [f32]) {
+fn widen_finite(halves: &[u16; SIDE], values: &mut [f32; SIDE]) {
     /// 2^(127 - 15), the difference of the exponents' biases.
     const BIAS: f32 = f32::from_bits((127 + 112) << 23);
     for (value, half) in values.iter_mut().zip(halves) {
@@ -352,16 +429,16 @@ fn widen_finite(halves: &[u16], values: &mut [f32]) {
 pub(super) fn pack_rows(
     a: Matrix<'_>,
     mut first: usize,
-    heights: &[usize],
+    heights: impl Iterator<Item = usize> + Clone,
     packed: &mut Vec<[f32; KB]>,
 ) {
     let blocks = a.columns.div_ceil(KB);
-    let all = heights.iter().sum::<usize>() * blocks;
+    let all = heights.clone().sum::<usize>() * blocks;
     if packed.len() < all {
         packed.resize(all, [0.0; KB]);
     }
     let mut rest = &mut packed[..all];
-    for &height in heights {
+    for height in heights {
         let tile;
         (tile, rest) = rest.split_at_mut(height * blocks);
         for (block, rows) in tile.chunks_exact_mut(height).enumerate() {
@@ -408,10 +485,14 @@ mod tests {
         let halves: Vec<u16> = (0..=u16::MAX)
             .filter(|bits| f16::from_bits(*bits).is_finite())
             .collect();
-        let mut values = vec![f32::NAN; halves.len()];
-        widen_finite(&halves, &mut values);
-        for (half, value) in halves.iter().zip(values) {
-            assert_eq!(value.to_bits(), f16::from_bits(*half).to_f32().to_bits());
+        let (blocks, rest) = halves.as_chunks();
+        assert!(rest.is_empty());
+        for halves in blocks {
+            let mut values = [f32::NAN; SIDE];
+            widen_finite(halves, &mut values);
+            for (half, value) in halves.iter().zip(values) {
+                assert_eq!(value.to_bits(), f16::from_bits(*half).to_f32().to_bits());
+            }
         }
     }
 }
