@@ -3,6 +3,7 @@
 
 use crate::device::{Device, Pass, Place, Plan, Read, Tensor};
 use crate::error::Result;
+#[cfg(feature = "cli")]
 use crate::ops::reference;
 
 /// Bound of an f32 op against f64, per element: `BOUND * (1 + |want|)`.
@@ -26,8 +27,10 @@ pub(crate) struct Case {
     /// The op's name and which of its uses this is.
     pub(crate) label: String,
     /// Operations of one run, a multiply-add as two.
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the bench reads it"))]
     pub(crate) flops: f64,
     /// Bytes that one run must read and write at least.
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the bench reads it"))]
     pub(crate) bytes: f64,
     /// Bound of each output over 1 + |want|.
     pub(crate) bound: f64,
@@ -49,6 +52,7 @@ pub(crate) struct Checked {
 
 impl Checked {
     /// The largest error over 1 + |want|; infinite when something else was written.
+    #[cfg(feature = "cli")]
     pub(crate) fn error(&self) -> f64 {
         match self.intact {
             true => reference::worst(&self.got, &self.want),
@@ -119,6 +123,7 @@ impl Case {
     }
 
     /// Runs the op once.
+    #[cfg(feature = "cli")]
     pub(crate) fn run(&mut self, pass: &mut Pass<'_>) {
         (self.run)(pass, false);
     }
