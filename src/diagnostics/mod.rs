@@ -78,7 +78,7 @@ pub struct OpTest {
 pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
     let host = Arc::new(Cpu::open(None)?);
     let adapters = gpu::adapters();
-    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::Adapter::report).collect();
+    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::GpuAdapter::report).collect();
     let (chosen, reason) = match choose(choice, || adapters.clone()) {
         Ok((Some(adapter), reason)) => (adapter.report().name, reason),
         Ok((None, reason)) => ("cpu".into(), reason),

@@ -132,12 +132,12 @@ impl Case {
     pub(crate) fn check(&mut self, device: &Device) -> Result<Vec<Checked>> {
         let mut plan = Plan::new(device, (), UPLOADS, 1 << 22)?;
         let run = &mut self.run;
-        let (reads, outcome) = device.run(&mut plan, |pass, ()| run(pass, true))?;
-        let outputs = reads.into_iter().zip(&self.places).zip((self.want)());
-        let checked = outputs.enumerate().map(|(index, ((read, place), want))| {
+        let (reads, outputs) = device.run(&mut plan, |pass, ()| run(pass, true))?;
+        let each = reads.into_iter().zip(&self.places).zip((self.want)());
+        let checked = each.enumerate().map(|(index, ((read, place), want))| {
             let whole: Vec<f32> = match self.ids == Some(index) {
-                true => outcome.u32(read).iter().map(|id| *id as f32).collect(),
-                false => outcome.f32(read).to_vec(),
+                true => outputs.u32(read).iter().map(|id| *id as f32).collect(),
+                false => outputs.f32(read).to_vec(),
             };
             let (got, intact) = match place {
                 Some(place) => unframe(whole, *place),

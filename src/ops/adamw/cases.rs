@@ -275,11 +275,11 @@ mod tests {
                 let op = AdamW::new();
                 let mut theta = device.upload("theta", start.len(), &start).unwrap();
                 let ids = device.upload_ids("ids", 1, &list).unwrap();
-                let (read, outcome) = run(&device, |pass| {
+                let (read, outputs) = run(&device, |pass| {
                     op.shrink(pass, &mut theta, Listed { matrix, ids: &ids }, 0.75);
                     pass.read(&theta)
                 });
-                assert_eq!(outcome.f32(read), want);
+                assert_eq!(outputs.f32(read), want);
             }
         }
     }

@@ -697,7 +697,7 @@ mod tests {
             let mut sums = device.scratch("sums", 3, 1).unwrap();
             let mut room = adamw::NormWorkspace::new(device).unwrap();
             let (anchor, op) = (Anchor::new(), AdamW::new());
-            let (reads, outcome) = run(device, |pass| {
+            let (reads, outputs) = run(device, |pass| {
                 for (form, place, reference, strength, losses) in [
                     (Distance::Normalized, old, &r, emb, &mut rows),
                     (Distance::Raw, at_w, &w0, proj, &mut sums),
@@ -736,7 +736,7 @@ mod tests {
                     pass.read(&theta),
                 ]
             });
-            let [rows, sums, grad, theta] = reads.map(|read| outcome.f32(read));
+            let [rows, sums, grad, theta] = reads.map(|read| outputs.f32(read));
             let (rows, sums): (f32, f32) = (rows.iter().sum(), sums.iter().sum());
             assert_close("L_emb", &[rows / 2.0], &[0.004_962_809_8], 1e-7);
             assert_close("L_proj", &[sums / 6.0], &[1e-4], 1e-7);

@@ -259,7 +259,7 @@ mod tests {
             let mut y = device.upload("y", 2, &[1.0, 2.0, 3.0, 4.0]).unwrap();
             let a = device.upload("a", 2, &[1.0; 4]).unwrap();
             let op = Matmul::new();
-            let ((sum, set), outcome) = run(&device, |pass| {
+            let ((sum, set), outputs) = run(&device, |pass| {
                 let mut product = |pass: &mut Pass<'_>, add| {
                     let p = Product {
                         a: a.part(Place::flat(0, 0, 2)),
@@ -273,8 +273,8 @@ mod tests {
                 };
                 (product(pass, true), product(pass, false))
             });
-            assert_eq!(outcome.f32(sum), [1.0, 2.0, 3.0, 4.0]);
-            assert_eq!(outcome.f32(set), [0.0; 4]);
+            assert_eq!(outputs.f32(sum), [1.0, 2.0, 3.0, 4.0]);
+            assert_eq!(outputs.f32(set), [0.0; 4]);
         }
     }
 
