@@ -52,7 +52,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Allocations, their bytes and the largest of one call of `f`, which has been called before.
 fn allocated(mut f: impl FnMut()) -> [usize; 3] {
     (0..3).for_each(|_| f());
-    [&COUNT, &BYTES, &LARGEST].map(|counter| counter.store(0, Ordering::Relaxed));
+    for counter in [&COUNT, &BYTES, &LARGEST] {
+        counter.store(0, Ordering::Relaxed);
+    }
     f();
     [&COUNT, &BYTES, &LARGEST].map(|counter| counter.load(Ordering::Relaxed))
 }
