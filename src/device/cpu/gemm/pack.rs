@@ -83,7 +83,7 @@ impl PanelLayout {
         }
     }
 
-    /// Lines of a panel of `inner` rows.
+    /// PanelLines of a panel of `inner` rows.
     pub(super) fn size(self, inner: usize) -> usize {
         inner.next_multiple_of(KB) * self.width * if self.half { 2 } else { 4 }
             / size_of::<PanelLine>()
@@ -177,11 +177,11 @@ pub(crate) struct Packed {
     pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    lines: Lines,
+    lines: PanelLines,
 }
 
 /// Where panels are.
-enum Lines {
+enum PanelLines {
     Own(Vec<PanelLine>),
     /// From line `first` on among those of a network.
     Shared {
@@ -222,7 +222,7 @@ impl Packed {
                 "{name}: expected finite weights, found infinity or NaN"
             );
         }
-        packed.lines = Lines::Own(lines);
+        packed.lines = PanelLines::Own(lines);
         Ok(packed)
     }
 
@@ -246,7 +246,7 @@ impl Packed {
             let b = Matrix::of_rows(&values, columns);
             layout.pack_all(cpu, b, &mut lines);
         }
-        packed.lines = Lines::Own(lines);
+        packed.lines = PanelLines::Own(lines);
         packed
     }
 
@@ -275,7 +275,7 @@ impl Packed {
         let (pages, mut first) = (Arc::new(pages), 0);
         for (packed, count) in all.into_iter().zip(sizes) {
             let pages = Arc::clone(&pages);
-            packed.lines = Lines::Shared {
+            packed.lines = PanelLines::Shared {
                 pages,
                 first,
                 count,
@@ -286,8 +286,8 @@ impl Packed {
 
     pub(super) fn lines(&self) -> &[PanelLine] {
         match &self.lines {
-            Lines::Own(lines) => lines,
-            Lines::Shared {
+            PanelLines::Own(lines) => lines,
+            PanelLines::Shared {
                 pages,
                 first,
                 count,
@@ -308,7 +308,7 @@ impl Packed {
             layout: PanelLayout { level, half, width },
             inner,
             columns: parts.iter().map(|(_, view)| view.rows()).sum(),
-            lines: Lines::Own(Vec::new()),
+            lines: PanelLines::Own(Vec::new()),
         }
     }
 }
