@@ -191,6 +191,19 @@ enum PanelLines {
     },
 }
 
+impl PanelLines {
+    fn as_slice(&self) -> &[PanelLine] {
+        match self {
+            Self::Own(lines) => lines,
+            Self::Shared {
+                pages,
+                first,
+                count,
+            } => &bytemuck::cast_slice(pages.bytes())[*first..][..*count],
+        }
+    }
+}
+
 impl Packed {
     /// Packs `W`^T, where `parts` stacked are `W` [out, in]; all have the same number of columns.
     ///
@@ -253,7 +266,7 @@ impl Packed {
     /// Moves the panels of `all` side by side into huge pages: with small ones a product spends
     /// a twentieth of its time on looking up addresses, if the weights come from memory. Where the
     /// system has no room for that they stay as they are.
-    pub(crate) fn gather(cpu: &Cpu, all: Vec<&mut Self>) {
+    pub(crate) fn gather(cpu: &Cpu, mut all: Vec<&mut Self>) {
         let sizes: Vec<usize> = all.iter().map(|packed| packed.lines().len()).collect();
         let bytes = sizes.iter().sum::<usize>() * size_of::<PanelLine>();
         let mut pages = match Pages::new(bytes) {
@@ -262,14 +275,19 @@ impl Packed {
         };
         let mut rest: &mut [PanelLine] = bytemuck::cast_slice_mut(pages.bytes_mut());
         let mut moves = Vec::with_capacity(all.len());
-        for (packed, size) in all.iter().zip(&sizes) {
+        for (packed, size) in all.iter_mut().zip(&sizes) {
             let to;
             (to, rest) = rest.split_at_mut(*size);
-            moves.push((packed.lines(), to));
+            moves.push((
+                std::mem::replace(&mut packed.lines, PanelLines::Own(Vec::new())),
+                to,
+            ));
         }
         cpu.each(&mut moves, 1, MUCH, |_, moves| {
             for (from, to) in moves {
-                to.copy_from_slice(from);
+                to.copy_from_slice(from.as_slice());
+                // Its memory is free before the next one takes more.
+                *from = PanelLines::Own(Vec::new());
             }
         });
         let (pages, mut first) = (Arc::new(pages), 0);
@@ -285,14 +303,7 @@ impl Packed {
     }
 
     pub(super) fn lines(&self) -> &[PanelLine] {
-        match &self.lines {
-            PanelLines::Own(lines) => lines,
-            PanelLines::Shared {
-                pages,
-                first,
-                count,
-            } => &bytemuck::cast_slice(pages.bytes())[*first..][..*count],
-        }
+        self.lines.as_slice()
     }
 
     fn empty(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Self {
