@@ -156,7 +156,7 @@ impl Serving {
             sizes(&batch),
             |sizes| self.plan(sizes),
             |plan| {
-                let (reads, outcome) = self.device().run(plan, |pass, t| {
+                let (reads, outputs) = self.device().run(plan, |pass, t| {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
@@ -164,12 +164,12 @@ impl Serving {
                     pass.stage();
                     self.score(pass, t, k)
                 })?;
-                let rankings = self.index.rankings(&reads, &outcome, batch.prompts())?;
+                let rankings = self.index.rankings(&reads, &outputs, batch.prompts())?;
                 Ok(BatchRanking {
                     rankings,
-                    encode: outcome.stage(0),
-                    score: outcome.stage(1),
-                    dispatches: outcome.dispatches,
+                    encode: outputs.stage(0),
+                    score: outputs.stage(1),
+                    dispatches: outputs.dispatches,
                 })
             },
         )
@@ -208,7 +208,7 @@ impl Serving {
                 tokens: chunk.len(),
                 prompts: chunk.len(),
             };
-            let (reads, outcome) = self.plans.with(
+            let (reads, outputs) = self.plans.with(
                 sizes,
                 |sizes| self.plan(sizes),
                 |plan| {
@@ -222,7 +222,7 @@ impl Serving {
                     })
                 },
             )?;
-            for ranking in self.index.rankings(&reads, &outcome, chunk.len())? {
+            for ranking in self.index.rankings(&reads, &outputs, chunk.len())? {
                 best.push(self.first(&ranking)?);
             }
         }
