@@ -8,19 +8,20 @@ use hubrouter::cmrbench::{BenchRow, Data, Hits, Percent, Prefix, Tables};
 use hubrouter::{Options, Request, Result, Router};
 use serde_json::{Value, json};
 
-const SYSTEM: &str = "You are an interactive agent that helps people with software engineering. Use \
-    the tools that you are given. Be brief, never guess the name of a file, and run the tests \
+const SYSTEM: &str = "You are an interactive agent that helps people with software engineering. \
+    Use the tools that you are given. Be brief, never guess the name of a file, and run the tests \
     before you say that something works. Follow the conventions of the project.";
 
-const REMINDER: &str = "<system-reminder>\nThe files of the project may have changed since you read \
-    them: src/importer.ts, src/queue/worker.ts. You may take this into account. Do not mention \
+const REMINDER: &str = "<system-reminder>\nThe files of the project may have changed since you \
+    read them: src/importer.ts, src/queue/worker.ts. Take this into account. Do not mention \
     it.\n</system-reminder>";
 
 const RESULT: &str = "src/importer.ts:88:   // the queue is drained before the worker stops\n\
-    src/queue/worker.ts:12: export async function drain(queue: Queue) {\nTests: 3 failed, 41 passed";
+    src/queue/worker.ts:12: export async function drain(queue: Queue) {\n\
+    Tests: 3 failed, 41 passed";
 
-const ENVIRONMENT: &str = "<environment_details>\n# Visible files\nsrc/importer.ts\n# Current time\n\
-    10:14\n# Current mode\nACT\n</environment_details>";
+const ENVIRONMENT: &str = "<environment_details>\n# Visible files\nsrc/importer.ts\n\
+    # Current time\n10:14\n# Current mode\nACT\n</environment_details>";
 
 fn main() -> Result<()> {
     let named = std::env::args().nth(1);
@@ -102,7 +103,7 @@ fn wrap((place, row): (usize, &BenchRow)) -> Value {
             "messages": [
                 {"role": "user", "content": [text(REMINDER), text(ask)]},
                 {"role": "assistant", "content": [text("I search for it."),
-                    {"type": "tool_use", "id": "1", "name": "Grep", "input": {"pattern": "drain"}}]},
+                    {"type": "tool_use", "id": "1", "name": "Grep", "input": {"path": "src"}}]},
                 {"role": "user", "content": [
                     {"type": "tool_result", "tool_use_id": "1", "content": RESULT},
                     text(REMINDER)]},
@@ -115,8 +116,8 @@ fn wrap((place, row): (usize, &BenchRow)) -> Value {
                 user("Why do three tests of the importer fail?".into()),
                 assistant("The worker stops before the queue is drained."),
                 user(ask.into()),
-                {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
-                    "function": {"name": "grep", "arguments": "{\"pattern\": \"drain\"}"}}]},
+                {"role": "assistant", "content": null, "tool_calls": [{
+                    "id": "1", "type": "function", "function": {"name": "grep", "arguments": "{\"pattern\": \"drain\"}"}}]},
                 {"role": "tool", "tool_call_id": "1", "content": RESULT},
             ],
             "tools": [{"type": "function", "function": {"name": "grep", "parameters": {}}}],
@@ -126,7 +127,8 @@ fn wrap((place, row): (usize, &BenchRow)) -> Value {
             "instructions": SYSTEM,
             "input": [
                 user("<environment_context>\n<cwd>/app</cwd>\n</environment_context>".into()),
-                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": ask}]},
+                {"type": "message", "role": "user", "content": [
+                    {"type": "input_text", "text": ask}]},
                 {"type": "function_call", "call_id": "1", "name": "shell", "arguments": "{}"},
                 {"type": "function_call_output", "call_id": "1", "output": RESULT},
             ],
@@ -147,7 +149,7 @@ fn wrap((place, row): (usize, &BenchRow)) -> Value {
         4 => json!({
             "messages": [
                 {"role": "system", "content": SYSTEM},
-                user(format!("<user_info>\nShell: zsh\n</user_info>\nOpen: src/importer.ts\n{RESULT}\n\
+                user(format!("<user_info>\nShell: zsh\n</user_info>\nOpen: a.ts\n{RESULT}\n\
                     <user_query>\n{ask}\n</user_query>")),
             ],
             "tools": [{"type": "function", "function": {"name": "grep", "parameters": {}}}],

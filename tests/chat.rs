@@ -113,7 +113,8 @@ fn what_was_left_out_is_counted() {
         {"role": "assistant", "content": [{"type": "text", "text": "A wren."},
             {"type": "tool_use", "id": "1", "name": "look", "input": {}}]},
         {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "brown"},
+            {"type": "tool_result", "tool_use_id": "1", "content": [
+                {"type": "text", "text": "brown"},
                 {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}]},
             {"type": "text", "text": "<system-reminder>Be kind.</system-reminder>Draw it."}]},
         {"role": "user", "content": "ok"}]});
@@ -145,6 +146,12 @@ fn what_was_left_out_is_counted() {
     let tokens = 5 * 4 + 1000 + u64::try_from(text.div_ceil(4)).unwrap();
     assert_eq!(chat.needs.input_tokens, tokens);
 }
+
+/// A part of a tool's result without a kind.
+const NESTED: &str = concat!(
+    r#"{"messages": [{"role": "user", "content": [{"type": "tool_result", "#,
+    r#""content": [{"type": 1}]}]}]}"#
+);
 
 #[test]
 fn errors_name_the_place_what_was_expected_and_what_was_found() {
@@ -202,7 +209,7 @@ fn errors_name_the_place_what_was_expected_and_what_was_found() {
             "messages[0].content[0].text: expected a string, found a list",
         ),
         (
-            r#"{"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": 1}]}]}]}"#,
+            NESTED,
             ErrorKind::InvalidRequest,
             "messages[0].content[0].content[0].type: expected a string, found a number",
         ),
@@ -256,7 +263,8 @@ fn long_texts_and_large_bodies_are_bounded() {
     assert_eq!(cut.bytes, long.len() - request.prompt.len() + 1);
 
     let image = format!("data:image/png;base64,{}", "A".repeat(20 << 20));
-    let json = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"},
+    let json = json!({"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "What is it?"},
         {"type": "image_url", "image_url": {"url": image}}]}]});
     let request = Request::from_chat(json.to_string()).unwrap();
     assert!(serde_json::to_string(&request).unwrap().len() < 1000);
@@ -444,7 +452,10 @@ proptest! {
     }
 
     #[test]
-    fn a_broken_request_is_answered_or_refused(place in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn a_broken_request_is_answered_or_refused(
+        place in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
         let corpus = corpus();
         let (_, case) = place.get(&corpus);
         let mut json = case["request"].to_string().into_bytes();

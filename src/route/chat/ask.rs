@@ -290,7 +290,8 @@ mod tests {
     #[test]
     fn blocks_of_agents_are_left_out() {
         let text = "<system-reminder>Today is Monday.</system-reminder>\nFix the test.\n\
-                    <system-reminder a=\"b\">x <system-reminder>y</system-reminder></system-reminder>";
+                    <system-reminder a=\"b\">x <system-reminder>y</system-reminder>\
+                    </system-reminder>";
         assert_eq!(words(text), ["Fix the test."]);
         let left = stripped(text, false).left;
         assert_eq!(left.len(), 2);
