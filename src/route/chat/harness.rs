@@ -180,7 +180,7 @@ mod tests {
         for name in ["system-reminder", "system_reminder", "SystemReminder"] {
             assert_eq!(tag(name).map(|(kind, _)| kind), Some(TagKind::Harness));
         }
-        let places = ["userRequest", "USER_REQUEST", "user_query"].map(|name| tag(name));
+        let places = ["userRequest", "USER_REQUEST", "user_query"].map(tag);
         assert!(places[0] == places[1] && places[1] != places[2]);
         assert_eq!(tag("context"), None);
     }
