@@ -176,9 +176,8 @@ impl AnswerWriter {
         output::hanging(stages, EXPLAINED_AT)?;
         let encoder = format!("encoder        {}", decision.revisions.encoder);
         output::hanging(encoder, EXPLAINED_AT)?;
-        let chat = decision.chat.as_ref().map(chat_lines).unwrap_or_default();
-        chat.into_iter()
-            .try_for_each(|line| output::hanging(line, EXPLAINED_AT))
+        let mut chat = decision.chat.iter().flat_map(chat_lines);
+        chat.try_for_each(|line| output::hanging(line, EXPLAINED_AT))
     }
 
     /// Completes the output: a regular file appears now.
