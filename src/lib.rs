@@ -40,10 +40,18 @@ pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
 pub use options::Options;
-pub use route::{Decision, DomainScore, Ranked, Request, Revisions, Router, Timing};
+pub use route::{
+    ChatNeeds, ChatRecord, ChatShape, ChatTaken, Decision, DomainScore, LeftOut, LeftOutCount,
+    Ranked, Request, ResponseFormat, Revisions, Router, TakenFrom, Timing,
+};
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
 /// The examples of `docs/library.md` compile.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/library.md")]
 struct LibraryPage;
+
+/// The example of `docs/chat.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/chat.md")]
+struct ChatPage;

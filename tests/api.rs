@@ -38,6 +38,10 @@ fn every_public_type_is_debug_send_and_sync() {
 
 #[test]
 fn data_can_be_compared_and_kept_as_json() {
+    data::<hubrouter::ChatNeeds>();
+    data::<hubrouter::ChatRecord>();
+    data::<hubrouter::ChatShape>();
+    data::<hubrouter::ChatTaken>();
     data::<hubrouter::Decision>();
     data::<hubrouter::DeviceChoice>();
     data::<hubrouter::Difference>();
@@ -48,6 +52,8 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::GenerationReport>();
     data::<hubrouter::Hub>();
     data::<hubrouter::Learned>();
+    data::<hubrouter::LeftOut>();
+    data::<hubrouter::LeftOutCount>();
     data::<hubrouter::Manifest>();
     data::<hubrouter::Model>();
     data::<hubrouter::ModelCard>();
@@ -58,8 +64,10 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Pruned>();
     data::<hubrouter::Ranked>();
     data::<hubrouter::Request>();
+    data::<hubrouter::ResponseFormat>();
     data::<hubrouter::Revisions>();
     data::<hubrouter::Strengths>();
+    data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();
     data::<learn::Settings>();
 }

@@ -24,6 +24,11 @@ mod transcripts {
     }
 
     #[test]
+    fn chat() {
+        check("chat", &Folder::new("chat"));
+    }
+
+    #[test]
     fn hub() {
         check("hub", &Folder::new("hub"));
     }

@@ -7,7 +7,7 @@ use super::sink::Sink;
 use super::terminal::{columns, cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Parts, Strengths};
-use crate::{Decision, Ranked};
+use crate::{ChatRecord, ChatShape, Decision, LeftOut, Ranked, ResponseFormat, TakenFrom};
 
 /// Above this share of unknown tokens the table warns that the answer means little.
 const MOSTLY_UNKNOWN: f32 = 1.0 / 3.0;
@@ -175,7 +175,9 @@ impl AnswerWriter {
         );
         output::hanging(stages, EXPLAINED_AT)?;
         let encoder = format!("encoder        {}", decision.revisions.encoder);
-        output::hanging(encoder, EXPLAINED_AT)
+        output::hanging(encoder, EXPLAINED_AT)?;
+        let mut chat = decision.chat.iter().flat_map(chat_lines);
+        chat.try_for_each(|line| output::hanging(line, EXPLAINED_AT))
     }
 
     /// Completes the output: a regular file appears now.
@@ -251,6 +253,82 @@ fn strengths_line(strengths: &Strengths) -> String {
          of a model without learned prompts is {} more",
         strengths.learned, strengths.memory, strengths.words, strengths.newcomer
     )
+}
+
+/// What was taken of a chat request, what was left out, and what it demands.
+fn chat_lines(chat: &ChatRecord) -> [String; 3] {
+    let (taken, needs) = (&chat.taken, &chat.needs);
+    let from = match taken.from {
+        TakenFrom::NewestAsk => "the newest ask",
+        TakenFrom::EarlierAsk => "an earlier ask, as the newest says nothing",
+        TakenFrom::Summary => "a summary, as no ask is left",
+        TakenFrom::System => "the system prompt, as no human wrote anything",
+        TakenFrom::SaysNothing => "an ask that says nothing, as there is no other text",
+    };
+    let place = match taken.message {
+        Some(message) => format!("message {message}, {}", taken.role),
+        None => taken.role.clone(),
+    };
+    let bytes = output::counted(taken.bytes, "byte");
+    let left = taken.left_out.iter().map(|(why, count)| {
+        let why = match why {
+            LeftOut::System => "system",
+            LeftOut::Assistant => "assistant",
+            LeftOut::ToolCall => "call of a tool",
+            LeftOut::ToolResult => "result of a tool",
+            LeftOut::Harness => "put there by an agent",
+            LeftOut::SaysNothing => "says nothing",
+            LeftOut::Earlier => "earlier ask",
+            LeftOut::Media => "image, audio, video or file",
+            LeftOut::TooLong => "middle of a long text",
+            LeftOut::Unknown => "unknown",
+        };
+        match count.bytes {
+            0 => format!("{why} {}", count.parts),
+            bytes => format!("{why} {} ({})", count.parts, output::counted(bytes, "byte")),
+        }
+    });
+    let left: Vec<String> = left.collect();
+    let left = match left.is_empty() {
+        true => "nothing".to_owned(),
+        false => left.join(", "),
+    };
+    let flags = [
+        (needs.has_tools, "tools"),
+        (needs.has_images, "images"),
+        (needs.has_audio, "audio"),
+        (needs.has_video, "video"),
+        (needs.has_files, "files"),
+        (needs.wants_audio, "a spoken answer"),
+        (
+            needs.response_format == ResponseFormat::JsonObject,
+            "a JSON object",
+        ),
+        (
+            needs.response_format == ResponseFormat::JsonSchema,
+            "JSON by a schema",
+        ),
+        (
+            needs.response_format == ResponseFormat::Other,
+            "an answer of a form",
+        ),
+    ];
+    let flags = flags.into_iter().filter(|(set, _)| *set);
+    let mut demands: Vec<String> = flags.map(|(_, name)| name.to_owned()).collect();
+    demands.push(format!("about {} tokens in", needs.input_tokens));
+    if let Some(most) = needs.max_output_tokens {
+        demands.push(format!("{most} tokens out"));
+    }
+    let api = match chat.shape {
+        ChatShape::OpenAiChat => "OpenAI chat completions",
+        ChatShape::OpenAiResponses => "OpenAI responses",
+        ChatShape::AnthropicMessages => "Anthropic messages",
+    };
+    [
+        format!("taken          {place}, {bytes}: {from}"),
+        format!("left out       {left}"),
+        format!("demands        {}; {api}", demands.join(", ")),
+    ]
 }
 
 /// The best domains and their probabilities, as many as fit `limit` columns.

@@ -21,11 +21,17 @@ use crate::{Request, Router};
   hubrouter route --json \"Who is speaking in this recording?\" | jq .ranked[0].model
   cat prompts.txt | hubrouter route --json
   hubrouter route --input prompts.jsonl --output routes.jsonl
+  hubrouter route --chat request.json --explain
+  hubrouter route --input requests.jsonl --format chat --json
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
 (or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
 command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
 the others are answered.
+
+Chat requests: the JSON of OpenAI chat completions, OpenAI responses or Anthropic messages. The \
+newest ask of a human is routed, without system reminders and results of tools; --explain shows \
+what was taken and what the request demands of a model.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
@@ -35,6 +41,9 @@ command line is wrong.")]
 pub(super) struct RouteArgs {
     /// Prompts to route
     prompts: Vec<String>,
+    /// File with one chat request as JSON; - for stdin; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompts", "input", "format"])]
+    chat: Vec<PathBuf>,
     /// File of prompts; - for stdin
     #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
     input: Option<PathBuf>,
@@ -72,6 +81,7 @@ impl RouteArgs {
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
             prompts: &self.prompts,
+            chats: &self.chat,
             input: self.input.as_deref(),
             format: self.format,
             top: self.top,
@@ -83,11 +93,14 @@ impl RouteArgs {
         let Some(path) = &self.output else {
             return Ok(Sink::Stdout);
         };
-        let input = match self.prompts.as_slice() {
-            [] => file_of(self.input.as_deref()),
-            _ => None,
+        let inputs: Vec<PathBuf> = match (self.prompts.as_slice(), self.chat.as_slice()) {
+            ([], []) => file_of(self.input.as_deref()).into_iter().collect(),
+            (_, chats) => chats
+                .iter()
+                .filter_map(|path| file_of(Some(path)))
+                .collect(),
         };
-        Sink::open(path, input.as_deref())
+        Sink::open(path, &inputs)
     }
 
     fn form(&self, router: &Router) -> AnswerForm {

@@ -31,8 +31,8 @@ pub(super) enum Sink {
 impl Sink {
     /// Opens `path` for output. From now on a signal leaves no temporary file.
     ///
-    /// Errors: `path` cannot be written, or it is the file `input`, which would be overwritten.
-    pub(super) fn open(path: &Path, input: Option<&Path>) -> Result<Self> {
+    /// Errors: `path` cannot be written, or it is one of `inputs`, which would be overwritten.
+    pub(super) fn open(path: &Path, inputs: &[PathBuf]) -> Result<Self> {
         let target = behind_links(path)?;
         if STDOUT.iter().any(|name| Path::new(name) == target) {
             return Ok(Self::Stdout);
@@ -48,7 +48,7 @@ impl Sink {
             ),
             Ok(data) if !data.is_file() => Self::direct(path),
             Ok(data) => {
-                if input.is_some_and(|input| same_file(input, &target, &data)) {
+                if inputs.iter().any(|input| same_file(input, &target, &data)) {
                     bail!(
                         InvalidRequest,
                         "--output {}: expected another file than the input, which would be \

@@ -1,4 +1,4 @@
-//! The prompts of `route`: arguments, a file or stdin.
+//! The prompts of `route`: arguments, files of chat requests, a file of lines or stdin.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek};
@@ -11,6 +11,8 @@ use serde_json::Value;
 use super::output;
 use crate::Request;
 use crate::error::{Error, Result, bail, error};
+use crate::files::read_bytes;
+use crate::route::LONGEST_REQUEST;
 use crate::text::lines::{LONGEST_LINE, Lines, json_line};
 
 /// Prompts per batch from a file.
@@ -23,11 +25,14 @@ pub(super) enum Format {
     Txt,
     /// One JSON object per line
     Jsonl,
+    /// One chat request per line, as --chat reads them
+    Chat,
 }
 
 /// The arguments that describe the input.
 pub(super) struct Wanted<'w> {
     pub(super) prompts: &'w [String],
+    pub(super) chats: &'w [PathBuf],
     pub(super) input: Option<&'w Path>,
     pub(super) format: Option<Format>,
     pub(super) top: usize,
@@ -47,6 +52,7 @@ pub(super) struct Source<'s> {
 
 enum From<'s> {
     Arguments(std::slice::Iter<'s, String>),
+    Chats(std::slice::Iter<'s, PathBuf>),
     Lines(Box<PromptInput>),
 }
 
@@ -87,6 +93,7 @@ impl<'s> Source<'s> {
         }
         let (from, batch) = match wanted.input.filter(|path| *path != Path::new("-")) {
             _ if !wanted.prompts.is_empty() => (From::Arguments(wanted.prompts.iter()), BATCH),
+            _ if !wanted.chats.is_empty() => (From::Chats(wanted.chats.iter()), BATCH),
             Some(path) => (
                 From::Lines(Box::new(PromptInput::file(path, wanted.format)?)),
                 BATCH,
@@ -123,13 +130,30 @@ impl<'s> Source<'s> {
                 }
                 Ok(batch)
             }
+            From::Chats(files) => {
+                let (mut batch, mut bytes) = (Vec::new(), 0);
+                while batch.len() < self.batch && bytes < LONGEST_LINE {
+                    let Some(path) = files.next() else {
+                        break;
+                    };
+                    self.taken += 1;
+                    let id = self.taken.to_string();
+                    let request = chat_of(path).map(|request| request.top(self.top));
+                    bytes += request.as_ref().map_or(0, |request| request.prompt.len());
+                    batch.push(match request {
+                        Ok(request) => Ok(request.prompt_id(id)),
+                        Err(error) => Err((id, error)),
+                    });
+                }
+                Ok(batch)
+            }
         }
     }
 
     /// Lines of the input, if they are known.
     pub(super) fn total(&self) -> Option<u64> {
         match &self.from {
-            From::Arguments(_) => None,
+            From::Arguments(_) | From::Chats(_) => None,
             From::Lines(input) => input.total,
         }
     }
@@ -137,7 +161,7 @@ impl<'s> Source<'s> {
     /// Lines or arguments that were read so far.
     pub(super) fn done(&self) -> u64 {
         match &self.from {
-            From::Arguments(_) => self.taken,
+            From::Arguments(_) | From::Chats(_) => self.taken,
             From::Lines(input) => input.done as u64,
         }
     }
@@ -145,7 +169,7 @@ impl<'s> Source<'s> {
     /// The source of the prompts, for messages.
     pub(super) fn place(&self) -> &str {
         match &self.from {
-            From::Arguments(_) => "the command line",
+            From::Arguments(_) | From::Chats(_) => "the command line",
             From::Lines(input) => &input.place,
         }
     }
@@ -162,7 +186,7 @@ impl PromptInput {
         let Some(form) = format.or(by_name) else {
             bail!(
                 InvalidRequest,
-                "{}: expected a name ending in .txt or .jsonl; pass --format txt or --format jsonl",
+                "{}: expected a name ending in .txt or .jsonl; pass --format txt, jsonl or chat",
                 path.display()
             );
         };
@@ -234,11 +258,9 @@ impl PromptInput {
             Err(error) => return Ok(Some((0, Err((id.clone(), error.at(at(place, &id))))))),
         };
         let looks = self.format == Format::Txt && !self.named && !self.remarked;
-        if let Some(key) = looks.then(|| key_of_json(text)).flatten() {
-            let what = format!(
-                "expected a prompt, found a JSON object with {key:?}: pass --format jsonl to \
-                 route the value of that key"
-            );
+        if let Some((key, instead)) = looks.then(|| key_of_json(text)).flatten() {
+            let what =
+                format!("expected a prompt, found a JSON object with {key:?}: pass {instead}");
             if first {
                 bail!(
                     InvalidRequest,
@@ -257,6 +279,9 @@ impl PromptInput {
                 prompt_of(text).map(|prompt| Request::new(prompt).top(top).prompt_id(id.clone()))
             }
             Format::Jsonl => json_line(text).map(|line: PromptLine| line.request(top, &id)),
+            Format::Chat => {
+                Request::from_chat(text).map(|request| request.top(top).prompt_id(id.clone()))
+            }
         };
         let parsed = parsed.map_err(|error| (id.clone(), error.at(at(place, &id))));
         Ok(Some((text.len(), parsed)))
@@ -276,15 +301,40 @@ fn at(place: &str, line: &str) -> String {
     format!("{place}:{line}")
 }
 
-/// The key of the prompt, if a line is an object as in a JSON Lines input.
-fn key_of_json(line: &[u8]) -> Option<&'static str> {
+/// The chat request in the file `path`; `-` is stdin.
+fn chat_of(path: &Path) -> Result<Request> {
+    if path != Path::new("-") {
+        let json = read_bytes(path, LONGEST_REQUEST as u64)?;
+        return Request::from_chat(json).map_err(|e| e.at(path.display()));
+    }
+    let mut json = Vec::new();
+    // One more than there should be: the library says what is too much.
+    std::io::stdin()
+        .take(LONGEST_REQUEST as u64 + 1)
+        .read_to_end(&mut json)
+        .map_err(|e| error!(Io, "stdin: cannot read: {e}"))?;
+    Request::from_chat(json).map_err(|e| e.at("stdin"))
+}
+
+/// The key of the prompt or of the messages, and what to pass, if a line is an object as in a JSON
+/// Lines input.
+fn key_of_json(line: &[u8]) -> Option<(&'static str, &'static str)> {
     if !line.trim_ascii_start().starts_with(b"{") {
         return None;
     }
     let value: Value = serde_json::from_slice(line).ok()?;
     let keys = ["prompt", "instruction"].into_iter();
-    keys.into_iter()
-        .find(|key| value.get(key).is_some_and(Value::is_string))
+    let prompt = keys
+        .into_iter()
+        .find(|key| value.get(key).is_some_and(Value::is_string));
+    if let Some(key) = prompt {
+        return Some((key, "--format jsonl to route the value of that key"));
+    }
+    let is_chat = value.get("messages").is_some_and(Value::is_array);
+    is_chat.then_some((
+        "messages",
+        "--format chat to route the newest ask of the conversation",
+    ))
 }
 
 /// Lines of a regular file; `None` for a file that cannot be read twice.

@@ -24,7 +24,7 @@ use crate::ops::Ops;
 use crate::ops::embed::WordRows;
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
-use crate::text::tokenizer::Tokens;
+use crate::text::tokenizer::{Cut, Tokens};
 use crate::weights::Weights;
 use bundle::Bundle;
 
@@ -269,13 +269,28 @@ impl Encoder {
         self.tokenize(&self.bundle.manifest.query_prefix, prompts)
     }
 
+    /// As [`Encoder::tokenize_prompts`]; each prompt says what of it is cut.
+    pub(crate) fn tokenize_cut(&self, prompts: &[(&str, Cut)]) -> Vec<Result<Tokens>> {
+        let (tokenizer, prefix) = (&self.bundle.tokenizer, &self.bundle.manifest.query_prefix);
+        self.tokenize_each(prompts, |(text, cut)| {
+            tokenizer.encode_cut(prefix, text, *cut)
+        })
+    }
+
     pub(crate) fn tokenize_documents(&self, documents: &[&str]) -> Vec<Result<Tokens>> {
         self.tokenize(&self.bundle.manifest.document_prefix, documents)
     }
 
     /// Tokens of `texts`, side by side.
     fn tokenize(&self, prefix: &str, texts: &[&str]) -> Vec<Result<Tokens>> {
-        let one = |text: &str| self.bundle.tokenizer.encode(prefix, text);
+        self.tokenize_each(texts, |text| self.bundle.tokenizer.encode(prefix, text))
+    }
+
+    fn tokenize_each<T: Sync>(
+        &self,
+        texts: &[T],
+        one: impl Fn(&T) -> Result<Tokens> + Sync,
+    ) -> Vec<Result<Tokens>> {
         if let [text] = texts {
             return vec![one(text)];
         }
@@ -284,7 +299,7 @@ impl Encoder {
         self.host.run(|| {
             self.host.rows(&mut tokens, 1, 20_000, |first, block| {
                 for (i, place) in block.iter_mut().enumerate() {
-                    *place = Some(one(texts[first + i]));
+                    *place = Some(one(&texts[first + i]));
                 }
             });
         });

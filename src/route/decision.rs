@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::generation::GenerationId;
 use crate::hub::ModelId;
 use crate::memory::Parts;
+use crate::route::chat::ChatRecord;
 
 /// Version of the JSON form of a [`Decision`].
 const SCHEMA_VERSION: u32 = 1;
@@ -27,12 +28,17 @@ pub struct Decision {
     pub margin: Option<f32>,
     /// Tokens that were encoded, special ones included.
     pub tokens: usize,
-    /// True when the prompt was longer than the encoder's limit and was cut on the right.
+    /// True when the prompt was longer than the encoder's limit and was cut: on the right, or in
+    /// the middle if it is of a chat request.
     pub truncated: bool,
     /// Share of the prompt's tokens, special ones left out, that the tokenizer does not know, 0 to
     /// 1. If it is large, the answer means little: emoji, and scripts that the encoder never saw.
     #[serde(default)]
     pub unknown: f32,
+    /// What the chat request demanded, what of it was routed and what was left out, if the prompt is
+    /// of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatRecord>,
     /// Why another device or generation answered than the one asked for, if one did.
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.

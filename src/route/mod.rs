@@ -1,9 +1,15 @@
 //! The router that a host holds, its requests and its decisions.
 
+mod chat;
 mod decision;
 mod request;
 mod router;
 
+#[cfg(feature = "cli")]
+pub(crate) use chat::LONGEST_REQUEST;
+pub use chat::{
+    ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat, TakenFrom,
+};
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};
 pub use request::Request;
 pub use router::Router;

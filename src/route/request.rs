@@ -1,6 +1,9 @@
-//! A request: a prompt and the size of the answer.
+//! A request: a prompt, or the text of a chat request, and the size of the answer.
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::route::chat::{self, ChatRecord, ChatShape};
 
 /// Ranked models of a request by default.
 const TOP: usize = 10;
@@ -17,6 +20,10 @@ pub struct Request {
     /// Ranked models of the answer; if the hub has fewer, all of them.
     #[serde(default = "top")]
     pub top: usize,
+    /// The chat request that the prompt was taken from, if it was. A prompt over the encoder's
+    /// limit then keeps its head and its tail; others are cut on the right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatRecord>,
 }
 
 fn top() -> usize {
@@ -30,7 +37,46 @@ impl Request {
             prompt: prompt.into(),
             prompt_id: String::new(),
             top: TOP,
+            chat: None,
         }
+    }
+
+    /// Asks for the ten best models for a chat request, given as the JSON that a client sends:
+    /// OpenAI chat completions, OpenAI responses or Anthropic messages. The shape says which.
+    ///
+    /// What is routed is the newest ask of a human, without what agents put around it and without
+    /// results of tools; the ask before it where the newest says nothing ("yes, go on").
+    /// [`Request::chat`] says what was taken and left out, and what the request demands of a model.
+    /// `docs/chat.md` has the rules.
+    ///
+    /// ```
+    /// let json = br#"{"messages": [
+    ///     {"role": "user", "content": "Which bird is singing?"},
+    ///     {"role": "assistant", "content": "Shall I listen to the recording?"},
+    ///     {"role": "user", "content": "Yes, go on."}]}"#;
+    /// let request = hubrouter::Request::from_chat(json)?;
+    /// assert_eq!(request.prompt, "Which bird is singing?");
+    /// # Ok::<(), hubrouter::Error>(())
+    /// ```
+    ///
+    /// Errors: of kind [`crate::ErrorKind::Format`] if it is no JSON; of kind
+    /// [`crate::ErrorKind::InvalidRequest`] if it is no chat request, is longer than 64 MiB, or has
+    /// no text. The message names the path within the JSON.
+    pub fn from_chat(json: impl AsRef<[u8]>) -> Result<Self> {
+        Self::read_chat(json.as_ref(), None)
+    }
+
+    /// As [`Request::from_chat`], for the API `shape` whatever the request looks like.
+    pub fn from_chat_as(json: impl AsRef<[u8]>, shape: ChatShape) -> Result<Self> {
+        Self::read_chat(json.as_ref(), Some(shape))
+    }
+
+    fn read_chat(json: &[u8], named: Option<ChatShape>) -> Result<Self> {
+        let (prompt, record) = chat::read(json, named)?;
+        Ok(Self {
+            chat: Some(record),
+            ..Self::new(prompt)
+        })
     }
 
     /// The request with this many ranked models.

@@ -23,7 +23,7 @@ use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::serve::Serving;
 use crate::serve::index::Ranking;
 use crate::store::{Store, find_encoder};
-use crate::text::tokenizer::Tokens;
+use crate::text::tokenizer::{Cut, Tokens};
 
 /// Picks the right model of a hub for a prompt.
 ///
@@ -245,8 +245,12 @@ impl Router {
 
     fn route_on(serving: &Serving, requests: &[Request]) -> Vec<Result<Decision>> {
         let began = Instant::now();
-        let prompts: Vec<&str> = requests.iter().map(|r| r.prompt.as_str()).collect();
-        let mut tokens = serving.encoder.tokenize_prompts(&prompts);
+        let cut = |request: &Request| match request.chat {
+            Some(_) => Cut::Middle,
+            None => Cut::Right,
+        };
+        let prompts = requests.iter().map(|r| (r.prompt.as_str(), cut(r)));
+        let mut tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
         let tokenize = microseconds(began);
         if serving.hub.active() == 0 {
             let error = error!(NoCandidate, "{}: every model is retired", serving.id);
@@ -471,6 +475,7 @@ fn decide(
         tokens: tokens.ids.len(),
         truncated: tokens.truncated,
         unknown: encoder.unknown_share(tokens),
+        chat: request.chat.clone(),
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
         revisions: Revisions {

@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_json::Value;
-use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams};
+use tokenizers::{
+    Model as _, ModelWrapper, OffsetType, PostProcessor as _, PreTokenizer as _, TruncationParams,
+};
 
-use crate::error::{ErrorKind, Result, bail, caught, error};
+use crate::error::{Error, ErrorKind, Result, bail, caught, error};
 use crate::text::wordpiece::{Encoded, WordPiece};
 use crate::text::words::words;
 
@@ -43,17 +45,28 @@ pub(crate) struct Tokenizer {
     vocabulary: usize,
     /// Special tokens that every prompt gets.
     added: usize,
+    /// How many of them come first; `None` if that is not known.
+    first: Option<usize>,
     /// The token for text that is not in the vocabulary.
     unknown: Option<u32>,
     /// By id: the token goes on with the word before it.
     continues: Vec<bool>,
 }
 
+/// What of a text over the limit is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The end.
+    Right,
+    /// The middle: half of the tokens are of the beginning, half of the end.
+    Middle,
+}
+
 /// The tokens of one prompt, special ones included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub(crate) ids: Vec<u32>,
-    /// True when tokens past the limit were cut off on the right.
+    /// True when tokens past the limit were cut off.
     pub(crate) truncated: bool,
     /// How many of the ids stand for text that the vocabulary does not have.
     pub(crate) unknown: usize,
@@ -107,6 +120,7 @@ impl Tokenizer {
         let fast = caught("trying the tokenizer", || {
             Ok(WordPiece::of(&inner, &pieces, file, max_tokens))
         })?;
+        let first = caught("trying the tokenizer", || Ok(first_special(&inner)))?;
         let unknown = unknown_token(&inner);
         let continues = continues(&inner, &pieces, vocabulary);
         Ok(Self {
@@ -115,6 +129,7 @@ impl Tokenizer {
             max_tokens,
             vocabulary,
             added,
+            first,
             unknown,
             continues,
         })
@@ -171,6 +186,90 @@ impl Tokenizer {
         Ok(tokens)
     }
 
+    /// As [`Tokenizer::encode`]; `cut` says what of a text over the limit is cut off.
+    ///
+    /// Where the middle is, the tokens of the end are those that the text has there, from the
+    /// beginning of a word on. At both ends as many bytes are read as at one without it.
+    pub(crate) fn encode_cut(&self, prefix: &str, text: &str, cut: Cut) -> Result<Tokens> {
+        let tokens = self.encode(prefix, text)?;
+        match (cut, self.first) {
+            (Cut::Middle, Some(first)) if tokens.truncated => self.with_end(tokens, first, text),
+            _ => Ok(tokens),
+        }
+    }
+
+    /// `tokens` of the beginning of `text` with those of its end in place of their second half;
+    /// `first`: special tokens before the text's own.
+    fn with_end(&self, tokens: Tokens, first: usize, text: &str) -> Result<Tokens> {
+        let room = self.max_tokens - self.added;
+        let own = &tokens.ids[first..tokens.ids.len() - (self.added - first)];
+        let head = &own[..own.len().min(room - room / 2)];
+        let tail = self.last_tokens(text, room - head.len())?;
+        let continues = |id: u32| self.continues.get(id as usize) == Some(&true);
+        let mut all = words(head, continues);
+        all.extend(words(&tail, continues));
+        all.sort_unstable();
+        all.dedup();
+        let end = &tokens.ids[first + own.len()..];
+        let ids = [&tokens.ids[..first], head, &tail, end].concat();
+        let unknown = ids.iter().filter(|id| Some(**id) == self.unknown).count();
+        Ok(Tokens {
+            ids,
+            truncated: true,
+            unknown,
+            words: all,
+        })
+    }
+
+    /// At most the last `most` tokens of `text`, from the beginning of a word on if they have one,
+    /// without special ones.
+    fn last_tokens(&self, text: &str, most: usize) -> Result<Vec<u32>> {
+        let text = text.trim();
+        let mut limit = most * BYTES_PER_TOKEN;
+        loop {
+            let limited = limit.min(self.most_bytes());
+            let end = clean(end(text, limited));
+            let ids = self.own_ids(&end)?;
+            let is_whole = limited >= text.len();
+            if ids.len() > most || is_whole || limited < limit {
+                let mut last = &ids[ids.len() - most.min(ids.len())..];
+                let continues = |id: &u32| self.continues.get(*id as usize) == Some(&true);
+                if let Some(word) = last.iter().position(|id| !continues(id)) {
+                    last = &last[word..];
+                }
+                return Ok(last.to_vec());
+            }
+            limit *= 4;
+        }
+    }
+
+    /// All tokens of `text`, special ones left out, whatever the limit.
+    fn own_ids(&self, text: &str) -> Result<Vec<u32>> {
+        let fast = self.fast.as_ref();
+        if let Some(encoded) = fast.and_then(|fast| fast.encode(text, usize::MAX)) {
+            return Ok(encoded.own);
+        }
+        // `encode_fast` stops at the limit: the same steps without it.
+        let inner = &self.inner;
+        let refused = |e: tokenizers::Error| error!(Tokenizer, "cannot tokenize: {e}");
+        let own = caught("the tokenizer", || {
+            let vocabulary = inner.get_added_vocabulary();
+            let mut split = vocabulary.extract_and_normalize(inner.get_normalizer(), text);
+            if let Some(splitter) = inner.get_pre_tokenizer() {
+                splitter.pre_tokenize(&mut split).map_err(refused)?;
+            }
+            let model = inner.get_model();
+            let tokenized = split.tokenize(|part| model.tokenize(part.get()));
+            tokenized.map_err(refused)?;
+            let encoding = split.into_encoding(None, 0, OffsetType::None);
+            Ok(encoding.map_err(refused)?.get_ids().to_vec())
+        })?;
+        match own.iter().find(|id| **id as usize >= self.vocabulary) {
+            Some(id) => Err(self.no_row(*id)),
+            None => Ok(own),
+        }
+    }
+
     /// The tokens of a beginning of `text` that gives the same tokens as the whole; `None` if the
     /// whole is needed.
     fn encode_beginning(&self, text: &str) -> Result<Option<Tokens>> {
@@ -217,11 +316,7 @@ impl Tokenizer {
             return Ok(None);
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
-            bail!(
-                Mismatch,
-                "the tokenizer gave id {id}, the encoder has {} rows: they do not belong together",
-                self.vocabulary
-            );
+            return Err(self.no_row(*id));
         }
         let unknown = ids.iter().filter(|id| Some(**id) == self.unknown).count();
         let continues = |id: u32| self.continues.get(id as usize) == Some(&true);
@@ -231,6 +326,14 @@ impl Tokenizer {
             truncated,
             unknown,
         }))
+    }
+
+    fn no_row(&self, id: u32) -> Error {
+        error!(
+            Mismatch,
+            "the tokenizer gave id {id}, the encoder has {} rows: they do not belong together",
+            self.vocabulary
+        )
     }
 
     fn encode_by_the_crate(&self, text: &str) -> Result<Encoded> {
@@ -260,6 +363,13 @@ fn unknown_token(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
         ModelWrapper::Unigram(_) => "<unk>".to_owned(),
     };
     tokenizer.token_to_id(&token)
+}
+
+/// Special tokens before those of a text; `None` if the tokenizer knows nothing of the probe.
+fn first_special(tokenizer: &tokenizers::Tokenizer) -> Option<usize> {
+    let encoding = tokenizer.encode_fast(PROBE, true).ok()?;
+    let mask = encoding.get_special_tokens_mask();
+    mask.iter().position(|special| *special == 0)
 }
 
 /// By id, whether a token goes on with the word before it: WordPiece marks those that do, others
@@ -335,6 +445,23 @@ fn beginning(text: &str, bytes: usize) -> &str {
     &text[..cut]
 }
 
+/// At most the last `bytes` of `text`: from the first space before an ASCII letter or digit within
+/// the first half of them, else whole characters.
+fn end(text: &str, bytes: usize) -> &str {
+    let Some(mut cut) = text.len().checked_sub(bytes).filter(|cut| *cut > 0) else {
+        return text;
+    };
+    let all = text.as_bytes();
+    let is_boundary = |i: &usize| all[*i] == b' ' && all[i + 1].is_ascii_alphanumeric();
+    if let Some(word) = (cut..cut + bytes / 2).find(is_boundary) {
+        return &text[word..];
+    }
+    while !text.is_char_boundary(cut) {
+        cut += 1;
+    }
+    &text[cut..]
+}
+
 /// The last place up to `limit` where a space is followed by an ASCII letter or digit.
 fn word_boundary(text: &str, limit: usize) -> Option<usize> {
     let bytes = text.as_bytes();
@@ -348,6 +475,8 @@ fn word_boundary(text: &str, limit: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::error::ErrorKind;
     use proptest::prelude::*;
@@ -500,8 +629,71 @@ mod tests {
         }
     }
 
+    static WHOLE: LazyLock<Tokenizer> = LazyLock::new(|| bundled(1 << 20));
+    static LIMITED: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| [4, 9, 16].map(bundled));
+
+    /// The own tokens of `text`, all of them.
+    fn all_own(text: &str) -> Vec<u32> {
+        let ids = WHOLE.encode("", text).unwrap().ids;
+        ids[1..ids.len() - 1].to_vec()
+    }
+
+    #[test]
+    fn both_ends_are_kept_where_the_middle_is_cut() {
+        let tokenizer = bundled(16);
+        for text in [
+            "one two three four five six seven eight nine ten ".repeat(9),
+            "eins zwei, drei (vier) f\u{fc}nf! ".repeat(2_000),
+            "[UNK] goes to the crate, with \u{1f426} and 漢字 ".repeat(2_000),
+            "一二三四五六七八九十".repeat(30_000),
+        ] {
+            let all = all_own(&text);
+            let found = tokenizer.encode_cut("", &text, Cut::Middle).unwrap();
+            assert!(found.truncated);
+            let head = [&[101], &all[..7]].concat();
+            assert_eq!(found.ids[..8], head, "{}", &text[..20]);
+            let tail = &found.ids[8..];
+            let expected = [&all[..], &[102]].concat();
+            assert!(expected.ends_with(tail), "{}", &text[..20]);
+            // Less than a whole word is left away.
+            assert!((6..=8 + 1).contains(&tail.len()), "{}", tail.len());
+            assert_ne!(found.words, tokenizer.encode("", &text).unwrap().words);
+        }
+        let text = "a text that fits";
+        let fits = tokenizer.encode_cut("", text, Cut::Middle).unwrap();
+        assert_eq!(fits, tokenizer.encode("", text).unwrap());
+        // One unknown word of a megabyte is one token, and the end has room for more.
+        let text = format!("{} the last words", "a".repeat(1 << 20));
+        let found = tokenizer.encode_cut("", &text, Cut::Middle).unwrap();
+        assert!(
+            found
+                .ids
+                .ends_with(&[all_own("the last words"), vec![102]].concat())
+        );
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn the_middle_is_cut_exactly(
+            words in prop::collection::vec("[a-zA-Z0-9é漢,.!\u{301}-]{1,9}", 1..300),
+            between in prop::sample::select(vec![" ", "", ",", "\n", "。"]),
+            limited in 0usize..3,
+        ) {
+            let (tokenizer, text) = (&LIMITED[limited], words.join(between));
+            let limit = tokenizer.max_tokens();
+            let Ok(cut) = tokenizer.encode_cut("", &text, Cut::Middle) else {
+                return Ok(());
+            };
+            let all = all_own(&text);
+            prop_assert!(cut.ids.len() <= limit);
+            prop_assert_eq!(cut.truncated, all.len() + 2 > limit);
+            let head = (limit - 2) - (limit - 2) / 2;
+            let own = &cut.ids[1..cut.ids.len() - 1];
+            prop_assert_eq!(&own[..head.min(own.len())], &all[..head.min(own.len())]);
+            prop_assert!(all.ends_with(&own[head.min(own.len())..]));
+        }
+
         #[test]
         fn reading_a_prefix_gives_the_tokens_of_the_whole(
             words in prop::collection::vec("[a-zA-Z0-9é漢,.!\u{301}-]{1,9}", 1..300),
