@@ -373,6 +373,23 @@ fn multiply_tile(
     }
 }
 
+/// An f16 panel of two sides of 16 columns as one of f32, which has all 32 side by side.
+fn widen_sides(level: Level, panel: &[PanelLine], wide: &mut [PanelLine]) {
+    let (left, right) = panel.split_at(panel.len() / 2);
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
+        // SAFETY: as in `multiply_tile`.
+        Level::Avx512 => unsafe {
+            x86::avx512_widen(
+                [left, right].map(bytemuck::cast_slice),
+                bytemuck::cast_slice_mut(wide),
+            );
+        },
+        _ => unreachable!("{level:?} has panels of 32 columns in f16"),
+    }
+}
+
 /// Fused where the target has it at every call; two roundings elsewhere.
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
@@ -518,6 +535,15 @@ mod x86 {
             for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
                 *out = bytemuck::cast(sum);
             }
+        }
+    }
+
+    /// Side by side what is one after the other.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512_widen([left, right]: [&[[u16; 16]]; 2], wide: &mut [[[f32; 16]; 2]]) {
+        for ((left, right), wide) in left.iter().zip(right).zip(wide) {
+            wide[0] = bytemuck::cast(_mm512_cvtph_ps(bytemuck::cast(*left)));
+            wide[1] = bytemuck::cast(_mm512_cvtph_ps(bytemuck::cast(*right)));
         }
     }
 

@@ -118,20 +118,16 @@ impl PanelLayout {
         lines: &'l mut Vec<PanelLine>,
     ) -> (Self, &'l [PanelLine]) {
         let wide = room(lines, panel.len() * 2);
-        let from = bytemuck::cast_slice::<PanelLine, [u16; SIDE]>(panel);
-        let to = bytemuck::cast_slice_mut::<PanelLine, [f32; SIDE]>(wide);
-        let sides = self.width / SIDE;
-        cpu.simd(
-            #[inline(always)]
-            || {
-                for (side, from) in from.chunks_exact(from.len() / sides).enumerate() {
-                    let to = to.iter_mut().skip(side).step_by(sides);
-                    for (from, to) in from.iter().zip(to) {
-                        widen_finite(from, to);
-                    }
-                }
-            },
-        );
+        match self.width {
+            32 => super::widen_sides(self.level, panel, wide),
+            _ => {
+                let (from, to) = (bytemuck::cast_slice(panel), bytemuck::cast_slice_mut(wide));
+                cpu.simd(
+                    #[inline(always)]
+                    || widen_finite(from, to),
+                );
+            }
+        }
         let half = false;
         (Self { half, ..self }, wide)
     }
@@ -425,7 +421,7 @@ fn pack_panel<const NR: usize>(b: Matrix<'_>, first: usize, panel: &mut [[f32; N
 /// f16 to f32: the same bits at a larger exponent, which a product corrects, exactly. In this form
 /// the compiler makes vectors of it.
 #[inline(always)]
-fn widen_finite(halves: &[u16; SIDE], values: &mut [f32; SIDE]) {
+fn widen_finite(halves: &[u16], values: &mut [f32]) {
     /// 2^(127 - 15), the difference of the exponents' biases.
     const BIAS: f32 = f32::from_bits((127 + 112) << 23);
     for (value, half) in values.iter_mut().zip(halves) {
@@ -496,14 +492,10 @@ mod tests {
         let halves: Vec<u16> = (0..=u16::MAX)
             .filter(|bits| f16::from_bits(*bits).is_finite())
             .collect();
-        let (blocks, rest) = halves.as_chunks();
-        assert!(rest.is_empty());
-        for halves in blocks {
-            let mut values = [f32::NAN; SIDE];
-            widen_finite(halves, &mut values);
-            for (half, value) in halves.iter().zip(values) {
-                assert_eq!(value.to_bits(), f16::from_bits(*half).to_f32().to_bits());
-            }
+        let mut values = vec![f32::NAN; halves.len()];
+        widen_finite(&halves, &mut values);
+        for (half, value) in halves.iter().zip(values) {
+            assert_eq!(value.to_bits(), f16::from_bits(*half).to_f32().to_bits());
         }
     }
 }
