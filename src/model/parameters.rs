@@ -36,18 +36,6 @@ pub(crate) struct Layer {
     pub(crate) output_norm: Norm,
 }
 
-impl Layer {
-    /// In the order of a forward pass.
-    fn maps(&mut self) -> [&mut Weight; 4] {
-        [
-            &mut self.qkv,
-            &mut self.attention_output,
-            &mut self.intermediate,
-            &mut self.output,
-        ]
-    }
-}
-
 /// gamma, beta: [1, H] each.
 pub(crate) struct Norm {
     pub(crate) gamma: Tensor,
@@ -195,10 +183,7 @@ impl Parameters {
                 .enumerate()
                 .for_each(|(n, l)| each(n, l)),
         }
-        let mut layers = layers.into_iter().flatten().collect::<Result<Vec<_>>>()?;
-        if let Device::Cpu(cpu) = device {
-            Weight::gather(cpu, layers.iter_mut().flat_map(Layer::maps));
-        }
+        let layers = layers.into_iter().flatten().collect::<Result<_>>()?;
         Ok(Self { embeddings, layers })
     }
 }

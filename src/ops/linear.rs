@@ -7,8 +7,8 @@
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
 
+use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
-use crate::device::cpu::{Cpu, RowsMut};
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::{Result, bail};
 use crate::num::to_u32;
@@ -100,15 +100,6 @@ impl Weight {
             *backward = Some(cpu.run(|| Packed::transposed(cpu, parts)));
         }
         Ok(weight)
-    }
-
-    /// Moves the panels of `all`, which the CPU reads one after the other, into huge pages.
-    pub(crate) fn gather<'w>(cpu: &Cpu, all: impl Iterator<Item = &'w mut Self>) {
-        let panels = all.filter_map(|weight| match &mut weight.values {
-            WeightValues::Cpu { forward, .. } => Some(forward),
-            WeightValues::Gpu(_) => None,
-        });
-        Packed::gather(cpu, panels.collect());
     }
 
     pub(crate) fn outputs(&self) -> usize {

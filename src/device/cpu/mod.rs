@@ -4,7 +4,6 @@ pub(crate) mod blocks;
 pub(crate) mod dense;
 pub(crate) mod gemm;
 pub(crate) mod math;
-mod pages;
 mod turn;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,11 +1,10 @@
 //! The order in which the kernels read: panels of the right factor, tiles of the left one's rows.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::{KB, Level};
 use crate::device::Part;
 use crate::device::cpu::Cpu;
-use crate::device::cpu::pages::Pages;
 use crate::error::{Result, bail};
 use crate::weights::{Dtype, View};
 
@@ -83,7 +82,7 @@ impl PanelLayout {
         }
     }
 
-    /// PanelLines of a panel of `inner` rows.
+    /// Lines of a panel of `inner` rows.
     pub(super) fn size(self, inner: usize) -> usize {
         inner.next_multiple_of(KB) * self.width * if self.half { 2 } else { 4 }
             / size_of::<PanelLine>()
@@ -173,31 +172,7 @@ pub(crate) struct Packed {
     pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    lines: PanelLines,
-}
-
-/// Where panels are.
-enum PanelLines {
-    Own(Vec<PanelLine>),
-    /// From line `first` on among those of a network.
-    Shared {
-        pages: Arc<Pages>,
-        first: usize,
-        count: usize,
-    },
-}
-
-impl PanelLines {
-    fn as_slice(&self) -> &[PanelLine] {
-        match self {
-            Self::Own(lines) => lines,
-            Self::Shared {
-                pages,
-                first,
-                count,
-            } => &bytemuck::cast_slice(pages.bytes())[*first..][..*count],
-        }
-    }
+    lines: Vec<PanelLine>,
 }
 
 impl Packed {
@@ -231,7 +206,7 @@ impl Packed {
                 "{name}: expected finite weights, found infinity or NaN"
             );
         }
-        packed.lines = PanelLines::Own(lines);
+        packed.lines = lines;
         Ok(packed)
     }
 
@@ -255,51 +230,12 @@ impl Packed {
             let b = Matrix::of_rows(&values, columns);
             layout.pack_all(cpu, b, &mut lines);
         }
-        packed.lines = PanelLines::Own(lines);
+        packed.lines = lines;
         packed
     }
 
-    /// Moves the panels of `all` side by side into huge pages: with small ones a product spends
-    /// a twentieth of its time on looking up addresses, if the weights come from memory. Where the
-    /// system has no room for that they stay as they are.
-    pub(crate) fn gather(cpu: &Cpu, mut all: Vec<&mut Self>) {
-        let sizes: Vec<usize> = all.iter().map(|packed| packed.lines().len()).collect();
-        let bytes = sizes.iter().sum::<usize>() * size_of::<PanelLine>();
-        let mut pages = match Pages::new(bytes) {
-            Ok(pages) => pages,
-            Err(e) => return log::info!("weights are not in huge pages: {bytes} bytes: {e}"),
-        };
-        let mut rest: &mut [PanelLine] = bytemuck::cast_slice_mut(pages.bytes_mut());
-        let mut moves = Vec::with_capacity(all.len());
-        for (packed, size) in all.iter_mut().zip(&sizes) {
-            let to;
-            (to, rest) = rest.split_at_mut(*size);
-            moves.push((
-                std::mem::replace(&mut packed.lines, PanelLines::Own(Vec::new())),
-                to,
-            ));
-        }
-        cpu.each(&mut moves, 1, MUCH, |_, moves| {
-            for (from, to) in moves {
-                to.copy_from_slice(from.as_slice());
-                // Its memory is free before the next one takes more.
-                *from = PanelLines::Own(Vec::new());
-            }
-        });
-        let (pages, mut first) = (Arc::new(pages), 0);
-        for (packed, count) in all.into_iter().zip(sizes) {
-            let pages = Arc::clone(&pages);
-            packed.lines = PanelLines::Shared {
-                pages,
-                first,
-                count,
-            };
-            first += count;
-        }
-    }
-
     pub(super) fn lines(&self) -> &[PanelLine] {
-        self.lines.as_slice()
+        &self.lines
     }
 
     fn empty(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Self {
@@ -315,7 +251,7 @@ impl Packed {
             layout: PanelLayout { level, half, width },
             inner,
             columns: parts.iter().map(|(_, view)| view.rows()).sum(),
-            lines: PanelLines::Own(Vec::new()),
+            lines: Vec::new(),
         }
     }
 }
