@@ -38,7 +38,7 @@ pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
-pub use options::Options;
+pub use options::{Options, Precision};
 pub use route::{Decision, DomainScore, Ranked, Request, Revisions, Router, Timing};
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 

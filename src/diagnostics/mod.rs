@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::device::cpu::{self, Cpu};
+use crate::device::cpu::{self, Cpu, int8};
 use crate::device::gpu::{self, Gpu};
 pub use crate::device::gpu::{AdapterReport, LimitsReport};
 use crate::device::{Device, DeviceChoice, choose};
@@ -54,6 +54,8 @@ pub struct CpuReport {
     pub threads: usize,
     /// The instruction set of the GEMM kernels.
     pub kernels: &'static str,
+    /// The kernel of products in int8; none: this CPU has no instruction for them.
+    pub int8: Option<String>,
     /// Instruction set extensions that were found.
     pub features: Vec<&'static str>,
 }
@@ -104,6 +106,7 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
         cpu: CpuReport {
             threads: host.threads(),
             kernels: host.level().name(),
+            int8: int8::Kernel::detect().map(|kernel| kernel.to_string()),
             features: cpu::features(),
         },
         adapters: reports,

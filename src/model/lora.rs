@@ -54,6 +54,14 @@ impl Target {
         }
     }
 
+    /// The layer and the map whose weights a checkpoint names `name`.
+    pub(crate) fn of(name: &str) -> Option<(usize, Self)> {
+        let (layer, path) = name.strip_prefix("encoder.layer.")?.split_once('.')?;
+        let path = path.strip_suffix(".weight")?;
+        let target = Self::ALL.into_iter().find(|target| target.path() == path)?;
+        Some((layer.parse().ok()?, target))
+    }
+
     /// (in, out) of the map.
     pub(crate) fn shape(self, config: &Config) -> (usize, usize) {
         let (h, f) = (config.hidden, config.feed_forward);

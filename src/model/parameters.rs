@@ -8,7 +8,7 @@ use crate::model::Config;
 use crate::model::lora::{Factors, Target};
 use crate::ops::embed::WordRows;
 use crate::ops::linear::Weight;
-use crate::weights::{Dtype, View, Weights};
+use crate::weights::{Dtype, View, Weights, half_bytes};
 
 pub(crate) struct Parameters {
     pub(crate) embeddings: Embeddings,
@@ -202,16 +202,23 @@ struct Reader<'r> {
 
 type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;
 
+/// The tensor `name`, widened to f32.
+///
+/// Errors: it is missing, has another shape or dtype, or is not finite.
+pub(crate) fn finite(weights: &Weights, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let values = weights.view(name, shape)?.to_f32();
+    if !values.iter().all(|value| value.is_finite()) {
+        bail!(
+            Numeric,
+            "{name}: expected finite weights, found infinity or NaN"
+        );
+    }
+    Ok(values)
+}
+
 impl Reader<'_> {
     fn finite(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let values = self.weights.view(name, shape)?.to_f32();
-        if !values.iter().all(|value| value.is_finite()) {
-            bail!(
-                Numeric,
-                "{name}: expected finite weights, found infinity or NaN"
-            );
-        }
-        Ok(values)
+        finite(self.weights, name, shape)
     }
 
     fn norm(&self, name: &str) -> Result<Norm> {

@@ -21,8 +21,8 @@ use crate::hub::Hub;
 use crate::memory::Strengths;
 use crate::options::Options;
 use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
-use crate::serve::Serving;
 use crate::serve::index::Ranking;
+use crate::serve::{Serving, int8_kernel};
 use crate::store::{Store, find_encoder};
 use crate::text::tokenizer::Tokens;
 
@@ -121,7 +121,9 @@ impl<'s> GenerationSource<'s> {
         passed_over: Option<String>,
     ) -> Result<Result<Serving>> {
         let encoder = self.encoder(&contents.manifest.encoder)?;
-        match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
+        let kernel = int8_kernel(self.options.precision, &encoder)?;
+        let note = passed_over.clone();
+        match Serving::with_kernel(id.clone(), contents, encoder, note, kernel) {
             Err(error) if self.options.steps_down(&error) => {
                 Ok(self.on_cpu(id, contents, passed_over, &error))
             }
@@ -143,7 +145,8 @@ impl<'s> GenerationSource<'s> {
         let folder = find_encoder(self.store.root(), pin, &options)?;
         let mut encoder = Encoder::open_lazily(&folder, host, &options)?;
         encoder.degrade(error);
-        Serving::new(id, contents, Arc::new(encoder), passed_over)
+        let kernel = int8_kernel(self.options.precision, &encoder)?;
+        Serving::with_kernel(id, contents, Arc::new(encoder), passed_over, kernel)
     }
 }
 
@@ -473,6 +476,7 @@ fn decide(
         unknown: encoder.unknown_share(tokens),
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
+        precision: serving.precision(),
         revisions: Revisions {
             generation: serving.id.clone(),
             encoder: format!("{}@{}", encoder.name(), short(encoder.revision())),

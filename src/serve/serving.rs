@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
+use crate::device::cpu::int8::Kernel;
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -13,6 +14,8 @@ use crate::hub::Hub;
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
+use crate::model::int8::Int8;
+use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads};
 use crate::text::tokenizer::Tokens;
 
@@ -23,10 +26,15 @@ pub(crate) struct Serving {
     pub(crate) index: Index,
     /// Why this generation is served instead of the current one, if it is.
     pub(crate) passed_over: Option<String>,
-    /// The encoder's network, with the generation's adapter where it has one.
-    bert: Arc<Bert>,
+    network: Network,
     head: Head,
     plans: Plans<RouteWorkspace>,
+}
+
+/// The encoder's network, with the generation's adapter where it has one.
+enum Network {
+    F32(Arc<Bert>),
+    Int8(Int8),
 }
 
 /// The tensors of one batch, from tokens to ranks.
@@ -62,6 +70,17 @@ impl Serving {
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
     ) -> Result<Self> {
+        Self::with_kernel(id, contents, encoder, passed_over, None)
+    }
+
+    /// As [`Serving::new`]; with a kernel in int8, else in f32.
+    pub(crate) fn with_kernel(
+        id: GenerationId,
+        contents: &Contents,
+        encoder: Arc<Encoder>,
+        passed_over: Option<String>,
+        kernel: Option<Kernel>,
+    ) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
             bail!(
@@ -83,7 +102,7 @@ impl Serving {
         }
         let (device, host) = (encoder.device(), encoder.host());
         // The two slow parts side by side.
-        let (tables, bert) = host.join(
+        let (tables, network) = host.join(
             || -> Result<(Head, Index)> {
                 let recall = contents.recall()?;
                 let head = Head::new(device, &contents.projection, encoder.width())?;
@@ -91,19 +110,25 @@ impl Serving {
                 let Manifest { width, tau, .. } = contents.manifest;
                 Ok((head, Index::new(device, hub, rows, width, tau, recall)?))
             },
-            || match contents.factors(encoder.config())? {
-                Some(factors) => encoder.merged(&factors).map(Arc::new),
-                None => encoder.bert().cloned(),
+            || match (kernel, contents.factors(encoder.config())?) {
+                (Some(kernel), factors) => {
+                    encoder.int8(kernel, factors.as_ref()).map(Network::Int8)
+                }
+                (None, Some(factors)) => {
+                    let merged = encoder.merged(&factors)?;
+                    Ok(Network::F32(Arc::new(merged)))
+                }
+                (None, None) => encoder.bert().cloned().map(Network::F32),
             },
         );
-        let ((head, index), bert) = (tables?, bert?);
+        let ((head, index), network) = (tables?, network?);
         Ok(Self {
             id,
             hub: Arc::clone(&contents.hub),
             encoder,
             index,
             passed_over,
-            bert,
+            network,
             head,
             plans: Plans::new(),
         })
@@ -151,7 +176,6 @@ impl Serving {
             .iter()
             .map(|tokens| tokens.borrow().words.as_slice());
         let words = self.index.by_words(words);
-        let bert = self.network();
         self.plans.with(
             sizes(&batch),
             |sizes| self.plan(sizes),
@@ -160,7 +184,7 @@ impl Serving {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None, None);
+                    self.encode(pass, &mut t.activations);
                     pass.stage();
                     self.score(pass, t, k)
                 })?;
@@ -175,6 +199,23 @@ impl Serving {
         )
     }
 
+    /// Encodes the batch that `a` holds.
+    fn encode(&self, pass: &mut Pass<'_>, a: &mut Activations) {
+        let ops = self.encoder.ops();
+        match &self.network {
+            Network::F32(bert) => bert.forward(ops, pass, a, None, None),
+            Network::Int8(int8) => int8.encode(ops, pass, self.encoder.words(), a),
+        }
+    }
+
+    /// The numbers that vectors are computed in.
+    pub(crate) fn precision(&self) -> Precision {
+        match self.network {
+            Network::F32(_) => Precision::F32,
+            Network::Int8(_) => Precision::Int8,
+        }
+    }
+
     /// Ranks the hub by the vectors in `t.activations`.
     fn score(&self, pass: &mut Pass<'_>, t: &mut RouteWorkspace, k: usize) -> RankingReads {
         let ops = self.encoder.ops();
@@ -185,9 +226,13 @@ impl Serving {
             .forward(ops, pass, &t.projected.u, x, k, &mut t.workspace)
     }
 
-    /// The encoder's network, with the generation's adapter where it has one.
+    /// The encoder's network, with the generation's adapter where it has one; only of a generation
+    /// that [`Serving::new`] opened.
     pub(crate) fn network(&self) -> &Bert {
-        &self.bert
+        match &self.network {
+            Network::F32(bert) => bert,
+            Network::Int8(_) => unreachable!("learning opens a generation in f32"),
+        }
     }
 
     /// As [`Serving::best`], for prompts whose features are known, by the same network and layers.
@@ -272,6 +317,31 @@ impl Serving {
         let uploads = uploads + self.index.upload_bytes(sizes.prompts);
         let reads = self.index.read_bytes(sizes.prompts) + 4 * sizes.prompts * self.head.width();
         Plan::new(device, tensors, uploads, reads)
+    }
+}
+
+/// The kernel of maps of bytes, if `precision` means them.
+///
+/// Errors: there is no kernel for `precision` on the encoder's device.
+pub(crate) fn int8_kernel(precision: Precision, encoder: &Encoder) -> Result<Option<Kernel>> {
+    match precision {
+        Precision::Auto | Precision::F32 => Ok(None),
+        Precision::Bf16 => bail!(
+            Unsupported,
+            "precision bf16: expected f32 or int8; no device has a kernel for bf16"
+        ),
+        Precision::Int8 if matches!(encoder.device(), Device::Gpu(_)) => bail!(
+            Unsupported,
+            "precision int8: expected the device cpu, found {}",
+            encoder.device_name()
+        ),
+        Precision::Int8 => match Kernel::detect() {
+            Some(kernel) => Ok(Some(kernel)),
+            None => bail!(
+                Unsupported,
+                "precision int8: expected a CPU with AVX-512 VNNI or AVX-VNNI, found neither"
+            ),
+        },
     }
 }
 

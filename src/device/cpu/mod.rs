@@ -3,6 +3,7 @@
 pub(crate) mod blocks;
 pub(crate) mod dense;
 pub(crate) mod gemm;
+pub(crate) mod int8;
 pub(crate) mod math;
 mod turn;
 
@@ -404,7 +405,7 @@ pub(crate) fn features() -> Vec<&'static str> {
                 $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })*
             };
         }
-        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
+        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avxvnni" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
     }
     #[cfg(target_arch = "aarch64")]
     {

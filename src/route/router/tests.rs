@@ -3,9 +3,12 @@
 
 use super::*;
 use crate::device::Device;
+use crate::device::cpu::int8::Kernel;
 use crate::device::gpu::Gpu;
 use crate::error::ErrorKind;
+use crate::hub::ModelId;
 use crate::ops::testing::adapter_name;
+use crate::options::Precision;
 
 const STORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/cmrbench");
 
@@ -152,5 +155,66 @@ fn a_missing_adapter_is_an_error_or_a_visible_step_down() {
         decision
             .degraded
             .is_some_and(|why| why.contains("nobody makes"))
+    );
+}
+
+#[test]
+fn int8_is_taken_where_it_is_asked_for() {
+    let open = |precision: Precision, threads: usize| {
+        let options = Options::default().device("cpu").threads(threads);
+        Router::open(STORE, options.precision(precision))
+    };
+    let requests = [
+        "Translate this letter into Spanish.",
+        "Who is speaking in this recording?",
+        "I need to caption photographs of birds for a field guide, in two languages, offline.",
+        "Find a model that tells whether a product review is positive or negative.",
+    ]
+    .map(|prompt| Request::new(prompt).top(3));
+    let route = |router: &Router| -> Vec<Decision> {
+        let decisions = router.route_batch(&requests).into_iter();
+        decisions.map(Result::unwrap).collect()
+    };
+    let scores = |decision: &Decision| -> Vec<(ModelId, f32)> {
+        let ranked = decision.ranked.iter();
+        ranked.map(|ranked| (ranked.id, ranked.score)).collect()
+    };
+    let full = route(&open(Precision::Auto, 2).unwrap());
+    assert!(full.iter().all(|d| d.precision == Precision::F32));
+    let refused = |precision: Precision, why: &str| {
+        let error = open(precision, 1).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    refused(Precision::Bf16, "no device has a kernel for bf16");
+    if Kernel::detect().is_none() {
+        return refused(Precision::Int8, "AVX-512 VNNI or AVX-VNNI");
+    }
+    let one = open(Precision::Int8, 1).unwrap();
+    let bytes = route(&one);
+    let again = route(&open(Precision::Int8, 2).unwrap());
+    for ((bytes, again), (full, request)) in
+        bytes.iter().zip(&again).zip(full.iter().zip(&requests))
+    {
+        assert_eq!(bytes.precision, Precision::Int8);
+        assert_eq!(scores(bytes), scores(again), "two threads");
+        assert_eq!(scores(bytes), scores(&one.route(request).unwrap()), "alone");
+        assert_ne!(scores(bytes), scores(full), "f32 was computed");
+        assert_eq!(bytes.domains[0].domain, full.domains[0].domain);
+    }
+    // What opens beside it is in int8 as well.
+    one.install(&one.generation()).unwrap();
+    assert_eq!(scores(&route(&one)[0]), scores(&bytes[0]));
+}
+
+#[test]
+fn int8_is_refused_on_a_gpu() {
+    let options = Options::default().device(adapter_name().as_str());
+    let error = Router::open(STORE, options.precision(Precision::Int8)).err();
+    assert!(
+        error
+            .unwrap()
+            .to_string()
+            .contains("expected the device cpu")
     );
 }
