@@ -32,7 +32,10 @@ fn swap(folder: &std::path::Path) -> Result<()> {
     let answers = std::thread::scope(|threads| -> Result<BTreeMap<String, usize>> {
         let serving = threads.spawn(|| {
             let mut answers = BTreeMap::new();
-            while !done.load(Ordering::Relaxed) {
+            // Once more after the last change, so that the newest generation answers, too.
+            let mut last = false;
+            while !last {
+                last = done.load(Ordering::Relaxed);
                 let decision = router.route(&Request::new("Translate this letter."))?;
                 let generation = decision.revisions.generation.to_string();
                 *answers.entry(generation).or_default() += 1;

@@ -1,12 +1,11 @@
 // adamw: theta = theta (1 - rate decay) - rate (m / c1) / (sqrt(v / c2) + eps), m and v being
 // moving means of g and g^2
 //
-//   shapes   theta, grad, m, v: [N]   ids: [R], rows of a matrix WIDTH wide at OFFSET   partials:
-//            [spans * PARTS]   norm: [1]
+//   shapes   theta, grad, m, v: [N]   ids: [R], rows of a matrix WIDTH wide at OFFSET
+//            partials: [spans * PARTS]   norm: [1]
 //   layout   flat f32; a span is LEN elements from OFFSET on, or, where WIDTH is not 0, those of
 //            the rows in ids
-//   entries  squares   PARTS workgroups        partials   =   (overwrites), sums of grad^2 over a
-//                      span
+//   entries  squares   PARTS workgroups        partials   =   (overwrites), sums of a span's grad^2
 //            length    one workgroup           norm       =   (overwrites), sqrt of their sum
 //            step      256 elements in a turn  theta, m, v   =   (in place); grad   =   (zeroed)
 //            shrink    256 elements in a turn  theta   =   (in place), multiplied by keep

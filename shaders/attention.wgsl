@@ -97,9 +97,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 }
 
-// The backward entries work on pairs of a query and a key: a lane has one of SIDE x SIDE. What
-// belongs to a query, (q / sqrt(width), dy),
-// and to a key, (k, v), are pairs as well, so that a product of the two is (score, dp).
+// The backward entries work on pairs of a query and a key: a lane has one of SIDE x SIDE. A query's
+// values, (q / sqrt(width), dy), and a key's, (k, v), are pairs as well, so that their product is
+// (score, dp).
 
 const SIDE = 8u; // rows of a workgroup, and rows staged at a time
 // Of staged rows: lanes that read one column of several meet different banks.

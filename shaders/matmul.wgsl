@@ -2,11 +2,10 @@
 //
 //   shapes   a: [M, K]   b: [K, N]   y: [M, N]
 //   layout   f32; element (r, c) of each is at offset + r down + c across, so that a transpose,
-//            some
-//            columns of a tensor or a matrix inside a flat one are read in place
-//   entries  product       one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y   =
-//                          (overwrites)
-//            product_add   the same                                                    y   +=
+//            some columns of a tensor or a matrix inside a flat one are read in place
+//   entries  one workgroup per tile of 4 DOWN rows by 4 ACROSS columns
+//            product       y   =   (overwrites)
+//            product_add   y   +=  (adds)
 //   order    k ascending in one sum, whatever the tile; scaled, then added to y
 //   scratch  xs, ws of tile: written before they are read
 //   uses     tile: multiply_tile

@@ -320,6 +320,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Appends `bytes` to a log, which is created if missing. An interrupted write leaves a cut last
 /// line.
+#[cfg(feature = "cmrbench")]
 pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut options = File::options();
     let file = options.append(true).create(true).open(path);
@@ -337,6 +338,7 @@ pub(crate) fn open_to_append(path: &Path) -> Result<File> {
 
 /// Writes to a control file of the system, such as those below `/proc`. It must exist, and nothing
 /// can be renamed over it.
+#[cfg(feature = "cmrbench")]
 pub(crate) fn tell_system(path: &Path, order: &str) -> std::io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     file.write_all(order.as_bytes())

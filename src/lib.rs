@@ -8,7 +8,7 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-#[cfg(feature = "cli")]
+#[cfg(feature = "cmrbench")]
 pub mod cmrbench;
 mod device;
 pub mod diagnostics;

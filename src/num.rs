@@ -1,4 +1,4 @@
-//! Conversions between number types.
+//! Conversions between number types, and a mixer of bits.
 
 /// `n` as a `u32`: for sizes that were checked where they came in.
 ///
@@ -9,4 +9,11 @@ pub(crate) fn to_u32(n: usize) -> u32 {
         Ok(n) => n,
         Err(_) => panic!("size {n} does not fit 32 bits"),
     }
+}
+
+/// The finisher of splitmix64 (Steele et al., 2014).
+pub(crate) fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

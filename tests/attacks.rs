@@ -579,6 +579,32 @@ fn an_encoders_name_leads_nowhere_else() {
     assert!(store.find("g000").is_err() && store.find("").is_err() && store.find("g3").is_err());
 }
 
+/// The store checks a generation whose encoder it does not find by its files alone.
+#[test]
+fn a_rollback_to_what_cannot_be_opened_changes_nothing() {
+    let (setup, store, ids) = generations("rollback", 1);
+    let foreign = forged(&setup, &ids[0], |manifest, _| {
+        manifest["encoder"]["sha256"] = json!("0".repeat(64));
+    });
+    let sha256 = |id: &GenerationId| {
+        let path = setup.store.join(id.as_str()).join("manifest.json");
+        let manifest: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        manifest["encoder"]["sha256"].clone()
+    };
+    let own = sha256(&ids[0]);
+    let child = forged(&setup, &foreign, |manifest, _| {
+        manifest["encoder"]["sha256"] = own
+    });
+    store.check(&foreign).unwrap();
+    let router = Router::open(&setup.store, options(&setup)).unwrap();
+    let error = router.rollback().unwrap_err();
+    assert!(error.to_string().contains("expected encoder"), "{error}");
+    assert_eq!(
+        (store.current().unwrap(), router.generation()),
+        (child.clone(), child)
+    );
+}
+
 /// Cut short, or written over, in place, under a router that serves: what it reads is its own.
 #[test]
 fn files_that_change_in_place_do_not_end_a_serving_router() {

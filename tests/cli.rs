@@ -1,6 +1,5 @@
 //! The command as its users call it: transcripts, and checks that a transcript cannot express.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
-#![cfg(feature = "cli")]
 
 mod common;
 
@@ -115,6 +114,7 @@ fn every_command_has_help_with_an_example() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn doctor_tests_every_op_on_every_device() {
     let output = run(&["doctor", "--json"]);

@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use common::{Folder, copied_store, cpu, gpu, store};
+use common::{Folder, copied_store, cpu, devices, store};
 use hubrouter::{Options, Request, Router, Store};
 
 fn send_and_sync<T: Send + Sync>(_: &T) {}
@@ -94,14 +94,16 @@ fn callers_share_a_router_on_the_cpu() {
     callers_share_a_router(cpu(3), 25);
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn callers_share_a_router_on_the_gpu() {
-    callers_share_a_router(gpu(), 3);
+    callers_share_a_router(common::gpu(), 3);
 }
 
 #[test]
 fn several_routers_live_in_one_process() {
-    let routers: Vec<Router> = [cpu(1), cpu(2), gpu()]
+    let routers: Vec<Router> = [vec![cpu(1)], devices()]
+        .concat()
         .into_iter()
         .map(|options| Router::open(store(), options).unwrap())
         .collect();

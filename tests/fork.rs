@@ -7,7 +7,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{cpu, gpu, store};
+use common::{cpu, devices, store};
 use hubrouter::{ErrorKind, Request, Router};
 
 /// Longer than a route takes on a slow and busy machine.
@@ -56,7 +56,7 @@ fn a_forked_child_routes_or_is_told() {
     assert_eq!(forked(|| same().into()), Some(1));
 
     // A pool's threads, and a GPU, stay with the parent.
-    for options in [cpu(2), gpu()] {
+    for options in devices() {
         let router = Router::open(store(), options).unwrap();
         router.route(&request()).unwrap();
         let told = || {

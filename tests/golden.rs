@@ -12,7 +12,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Folder, bundle, cpu, fixture, gpu, store, worst};
+use common::{Folder, bundle, cpu, fixture, store, worst};
 use hubrouter::{Encoder, ErrorKind, ImportOptions, Options, Request, Router, import_encoder};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -109,9 +109,10 @@ fn minilm_equals_pytorch_at_every_layer_on_the_cpu() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn minilm_equals_pytorch_at_every_layer_on_the_gpu() {
-    let encoder = Encoder::open(bundle(), &gpu()).unwrap();
+    let encoder = Encoder::open(bundle(), &common::gpu()).unwrap();
     let error = Golden::read("minilm").compare(&encoder, "");
     println!("{}: {error:.1e}", encoder.device_name());
     assert!(error < BOUND, "{error:e}");
@@ -132,10 +133,13 @@ fn other_families_equal_pytorch_after_import() {
         let error = golden.compare(&encoder, prefix);
         println!("{name}: {error:.1e}");
         assert!(error < BOUND, "{name}: {error:e}");
-        let on_gpu = Encoder::open(folder.join(name), &gpu()).unwrap();
-        let error = golden.compare(&on_gpu, prefix);
-        println!("{name} on {}: {error:.1e}", on_gpu.device_name());
-        assert!(error < BOUND, "{name}: {error:e}");
+        #[cfg(feature = "gpu")]
+        {
+            let on_gpu = Encoder::open(folder.join(name), &common::gpu()).unwrap();
+            let error = golden.compare(&on_gpu, prefix);
+            println!("{name} on {}: {error:.1e}", on_gpu.device_name());
+            assert!(error < BOUND, "{name}: {error:e}");
+        }
     }
 }
 
@@ -273,9 +277,10 @@ fn ranks_equal_pytorch_on_the_cpu() {
     routes_equal_pytorch(cpu(2));
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn ranks_equal_pytorch_on_the_gpu() {
-    routes_equal_pytorch(gpu());
+    routes_equal_pytorch(common::gpu());
 }
 
 /// The limit on tokens is the bundle's unless the host says another, up to the encoder's positions.

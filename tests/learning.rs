@@ -5,7 +5,6 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use common::cpu;
@@ -745,7 +744,11 @@ mod by_the_command {
                 .status();
             assert!(sent.unwrap().success());
             assert_eq!(child.wait().unwrap().code(), Some(code), "{}", log());
-            assert!(Path::new(&store).join("resume.safetensors").exists());
+            assert!(
+                std::path::Path::new(&store)
+                    .join("resume.safetensors")
+                    .exists()
+            );
             assert!(log().contains("resumes there"), "{}", log());
         }
         // One went on from the other, and the third goes on from that.

@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::Arc;
 
 use common::toy::{self, DOMAINS, Setup, examples, learn, settings, setup};
-use common::{Folder, copy, cpu, gpu};
+use common::{Folder, copy, cpu};
 use hubrouter::learn::{
     Control, Example, Learner, Outcome, Report, Settings, forget, remembered, would_forget,
 };
@@ -341,6 +341,7 @@ fn a_newcomer_is_ranked_by_its_prior_mean() {
     );
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn parts_add_up_and_both_devices_rank_alike() {
     let setup = setup("parts");
@@ -353,7 +354,7 @@ fn parts_add_up_and_both_devices_rank_alike() {
         learn(&trained, examples, settings(&[("epochs", "2")]), cpu(2));
     }
     for setup in [&setup, &trained] {
-        let (on_cpu, on_gpu) = (router(setup, cpu(1)), router(setup, gpu()));
+        let (on_cpu, on_gpu) = (router(setup, cpu(1)), router(setup, common::gpu()));
         for prompt in ["which one does photo number 1 2", "route music 4", "zzz"] {
             let request = Request::new(prompt).top(100);
             let [a, b] = [&on_cpu, &on_gpu].map(|router| router.route(&request).unwrap());

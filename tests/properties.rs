@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Folder, copied_store, cpu, gpu, store};
+use common::{Folder, copied_store, cpu, devices, store};
 use hubrouter::{Decision, Encoder, ErrorKind, ModelId, Options, Request, Router, Store};
 
 /// Lengths from one word to past the limit, in an order that mixes them.
@@ -97,12 +97,13 @@ fn a_prompt_is_answered_the_same_alone_and_in_any_batch_on_the_cpu() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn a_prompt_is_answered_the_same_alone_and_in_any_batch_on_the_gpu() {
     // Few and short: a software adapter is slow. Alone they take the narrow tile of `linear`,
     // together the wide one.
     let requests: Vec<Request> = [0, 1, 2, 4].map(|i| Request::new(PROMPTS[i])).to_vec();
-    company_and_order_do_not_matter(gpu(), &requests);
+    company_and_order_do_not_matter(common::gpu(), &requests);
 }
 
 #[test]
@@ -116,10 +117,11 @@ fn the_number_of_threads_does_not_matter() {
     }
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn cpu_and_gpu_agree() {
     let on_cpu = Router::open(store(), cpu(2)).unwrap();
-    let on_gpu = Router::open(store(), gpu()).unwrap();
+    let on_gpu = Router::open(store(), common::gpu()).unwrap();
     for prompt in [PROMPTS[1], PROMPTS[4]] {
         // The whole hub: every score is compared.
         let request = Request::new(prompt).top(usize::MAX);
@@ -210,7 +212,7 @@ fn truncation_is_reported() {
 
 #[test]
 fn an_empty_prompt_is_an_error_and_spoils_only_itself() {
-    for options in [cpu(2), gpu()] {
+    for options in devices() {
         let router = Router::open(store(), options).unwrap();
         let alone = router.route(&Request::new("hello")).unwrap();
         let answers = router.route_batch(&[

@@ -320,6 +320,44 @@ fn two_writers_do_not_mix() {
     Store::open(&path).unwrap().retire("gpt2").unwrap();
 }
 
+#[test]
+fn several_changes_make_one_generation_and_a_dry_run_makes_none() {
+    let folder = Folder::new("edit");
+    let (path, _, second) = two_generations(&folder);
+    let store = Store::open(&path).unwrap();
+    let mut edit = store.edit(false).unwrap();
+    edit.rename("gpt2", "small").unwrap();
+    assert_eq!(
+        edit.alias("nobody", "x").unwrap_err().kind(),
+        ErrorKind::InvalidRequest
+    );
+    edit.retire("small").unwrap();
+    assert_eq!(edit.parent(), &second);
+    let third = edit.commit().unwrap();
+    let manifest = store.check(&third).unwrap();
+    assert_eq!(manifest.made_by, "hub rename gpt2 small; hub retire small");
+    assert_eq!(
+        (manifest.parent, store.current().unwrap()),
+        (Some(second), third.clone())
+    );
+    let hub = store.hub(&third).unwrap();
+    let model = hub.get(hub.find("gpt2").unwrap()).unwrap();
+    assert!(&*model.name == "small" && model.retired);
+
+    // A dry run needs no lock, which is held here.
+    let writer = store.edit(false).unwrap();
+    let mut dry = store.edit(true).unwrap();
+    dry.rename("small", "gpt-2").unwrap();
+    assert!(dry.hub().find("gpt-2").is_some());
+    assert_eq!(dry.commit().unwrap_err().kind(), ErrorKind::InvalidRequest);
+    assert_eq!(
+        writer.commit().unwrap_err().kind(),
+        ErrorKind::InvalidRequest,
+        "no change"
+    );
+    assert_eq!(store.current().unwrap(), third);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_read_only_store_routes_and_refuses_changes() {

@@ -1,6 +1,5 @@
 //! A report of a benchmark that is made again has the settings of its cells, and names the cells that
 //! are not in it.
-#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 mod common;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: format, lints, all tests on the CPU and on a Vulkan
-# adapter, documentation. Installs what is missing on Debian and Ubuntu.
+# adapter, tests of a build without features, the oldest compiler, other platforms, documentation.
+# Installs what is missing on Debian and Ubuntu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,6 +17,15 @@ install() {
   [ "$(id -u)" = 0 ] || root=(sudo)
   "${root[@]}" apt-get update -qq
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# have NAME TEST GET: true where the command TEST succeeds, if need be after GET.
+have() {
+  if bash -c "$2" >/dev/null 2>&1; then return; fi
+  if timeout 300 bash -c "$3" >/dev/null 2>&1 && bash -c "$2" >/dev/null 2>&1; then return; fi
+  echo "not checked: rustup cannot install $1 here"
+  unchecked+=("$1")
+  return 1
 }
 
 command -v cargo >/dev/null || { echo "cargo missing: install Rust from https://rustup.rs" >&2; exit 1; }
@@ -35,12 +45,42 @@ cargo fmt --check
 
 step "lints"
 cargo clippy --locked --all-targets -- -D warnings
-cargo clippy --locked --no-default-features -- -D warnings
+cargo clippy --locked --all-targets --no-default-features -- -D warnings
+cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
 step "tests"
 cargo test --locked
 
+step "tests without features: the CPU alone"
+# On every platform, whatever crate would bring them.
+tree=$(cargo tree --locked --no-default-features -e normal,build --target all --prefix none)
+if grep -E '^(wgpu|naga)' <<<"$tree"; then
+  echo "expected no wgpu and no naga without the feature gpu, found those above" >&2
+  exit 1
+fi
+cargo test --locked --no-default-features --lib --test concurrency --test golden --test hosts
+
+# A toolchain or a target that rustup cannot get here is named, and is no failure.
+unchecked=()
+oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+step "the oldest compiler: $oldest"
+if have "the compiler $oldest" \
+  "rustup run $oldest rustc --version" "rustup toolchain install $oldest --profile minimal"; then
+  cargo "+$oldest" check --locked --all-targets --target-dir target/oldest
+fi
+for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu; do
+  step "another platform: $target"
+  if have "$target" "rustup target list --installed | grep -qx $target" "rustup target add $target"; then
+    # A check links nothing, so the C and assembly of dependencies need no compiler for the target.
+    env "CC_${target//-/_}=true" "AR_${target//-/_}=true" cargo check --locked --target "$target"
+  fi
+done
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-step "all passed"
+if [ ${#unchecked[@]} != 0 ]; then
+  step "all passed, but not checked:$(printf ' %s;' "${unchecked[@]}")"
+else
+  step "all passed"
+fi

@@ -1,7 +1,6 @@
 //! What people see of the command: control characters, widths, encodings, the places of stores, short ids,
 //! words instead of riddles.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
-#![cfg(feature = "cli")]
 
 mod common;
 

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use super::methods::{Answer, rank_by};
 use super::predictions;
 use super::results::by_metric;
-use crate::Router;
 use crate::cmrbench::{
     BenchPlan, GridStatus, GridWatch, Hits, Metric, Percent, Tables, predictions_file,
     read_predictions,
@@ -18,6 +17,7 @@ use crate::cmrbench::{
 use crate::error::{Error, Result};
 use crate::files;
 use crate::learn::Control;
+use crate::route::Router;
 
 /// The method's name in the files of predictions.
 const NAME: &str = "bundled";
@@ -133,7 +133,7 @@ pub fn measure_bundled(
     if let Err(error) = std::fs::remove_file(BundledNote::file(out))
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        return Err(Error::io(&BundledNote::file(out), "remove", &error));
+        return Err(Error::io(&BundledNote::file(out), "remove", error));
     }
     let experiences = &plan.data.experiences;
     let total: usize = experiences.iter().map(|e| e.eval.len()).sum();

@@ -1,6 +1,11 @@
 //! Devices: a GPU through wgpu, or this machine's CPU. Two variants, one `match` per op.
 
+pub(crate) mod adapter;
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
+pub(crate) mod gpu;
+#[cfg(not(feature = "gpu"))]
+#[path = "no_gpu.rs"]
 pub(crate) mod gpu;
 mod pass;
 mod plan;
@@ -8,16 +13,16 @@ mod tensor;
 
 use std::sync::Arc;
 
-pub(crate) use gpu::kernel::Kernel;
-pub(crate) use gpu::shader::{Shader, shader};
+pub(crate) use gpu::{Kernel, Shader, shader};
 pub(crate) use pass::{CpuPass, Outcome, Pass, Read};
 pub(crate) use plan::{Plan, Plans, Sizes};
 pub(crate) use tensor::{Part, PartMut, Place, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::num::to_u32;
+use adapter::AdapterReport;
 use cpu::Cpu;
-use gpu::{AdapterReport, Gpu};
+use gpu::Gpu;
 
 /// Which device a host asks for.
 ///
@@ -107,6 +112,7 @@ impl Opened {
 
 impl DeviceChoice {
     /// The same choice where it names a device; for `auto` the one that it is on this machine.
+    #[cfg(feature = "cmrbench")]
     pub(crate) fn resolved(&self) -> Result<Self> {
         if *self != Self::Auto {
             return Ok(self.clone());
@@ -170,20 +176,21 @@ impl Device {
         columns: usize,
         values: &[u32],
     ) -> Result<Tensor> {
-        Tensor::upload_ids(self, label, columns, values)
+        Tensor::upload(self, label, columns, values)
     }
 
-    /// Compiles `entry` of `shader` with these override constants; nothing on the CPU.
-    pub(crate) fn kernel(
-        &self,
-        shader: &Shader,
-        entry: &'static str,
-        constants: &[(&str, f64)],
-    ) -> Result<Kernel> {
-        match self {
-            Self::Cpu(_) => Ok(Kernel::native()),
-            Self::Gpu(gpu) => Kernel::compile(gpu, shader, entry, constants),
-        }
+    /// Compiles `kernels` side by side on the threads of `host`; nothing on the CPU.
+    pub(crate) fn compile(&self, host: &Cpu, kernels: &[&Kernel]) -> Result<()> {
+        /// As multiply-adds: a compilation is always worth a thread.
+        const WORK: usize = 1_000_000;
+        let Self::Gpu(gpu) = self else {
+            return Ok(());
+        };
+        let mut outcomes = vec![Ok(()); kernels.len()];
+        host.each(&mut outcomes, 1, WORK, |index, outcome| {
+            outcome.fill(kernels[index].compiled(gpu).map(drop));
+        });
+        outcomes.into_iter().collect()
     }
 
     /// Runs `body`, which calls ops on `plan`'s tensors, and hands back what it read.
@@ -202,7 +209,7 @@ impl Device {
             })),
             Self::Gpu(gpu) => {
                 let (tensors, tape) = plan.split();
-                let mut pass = Pass::Gpu(gpu::pass::GpuPass::begin(gpu, tape)?);
+                let mut pass = Pass::Gpu(gpu::GpuPass::begin(gpu, tape)?);
                 let value = body(&mut pass, tensors);
                 match pass {
                     Pass::Gpu(pass) => Ok((value, pass.submit()?)),
@@ -216,9 +223,25 @@ impl Device {
 /// Why `auto` takes the CPU without asking any driver.
 const NO_NODE: &str = "no hardware GPU: the system has no device file of one";
 
+const ASKED_FOR_CPU: &str = "the CPU was asked for";
+
 /// Workgroups that cover `items` in groups of `size`.
 pub(crate) fn groups(items: usize, size: usize) -> u32 {
     to_u32(items.div_ceil(size))
+}
+
+/// As [`choose`], where the feature `gpu` is off.
+fn choose_without_gpu(choice: &DeviceChoice) -> Result<String> {
+    match choice {
+        DeviceChoice::Cpu => Ok(ASKED_FOR_CPU.into()),
+        DeviceChoice::Auto => Ok("this build has no GPU support (feature `gpu`)".into()),
+        DeviceChoice::Gpu | DeviceChoice::Named(_) => bail!(
+            NoAdapter,
+            "device {}: expected auto or cpu, because hubrouter was built without the feature `gpu`; \
+             use --device cpu, or build with --features gpu",
+            String::from(choice.clone())
+        ),
+    }
 }
 
 /// The adapter that `choice` means on this machine, or None for the CPU; and why. `adapters` are
@@ -228,6 +251,9 @@ pub(crate) fn choose(
     choice: &DeviceChoice,
     adapters: impl FnOnce() -> Vec<gpu::Adapter>,
 ) -> Result<(Option<gpu::Adapter>, String)> {
+    if cfg!(not(feature = "gpu")) {
+        return Ok((None, choose_without_gpu(choice)?));
+    }
     if *choice == DeviceChoice::Auto && !gpu::may_be_hardware() {
         return Ok((None, NO_NODE.into()));
     }
@@ -259,7 +285,7 @@ fn pick(choice: &DeviceChoice, adapters: &[AdapterReport]) -> Result<(Option<usi
             _ => 2,
         });
     match choice {
-        DeviceChoice::Cpu => Ok((None, "the CPU was asked for".into())),
+        DeviceChoice::Cpu => Ok((None, ASKED_FOR_CPU.into())),
         DeviceChoice::Auto => Ok(match hardware {
             Some(index) => (
                 Some(index),
@@ -349,6 +375,27 @@ mod tests {
             pick(&"voodoo".into(), &[]).err().unwrap().kind(),
             ErrorKind::NoAdapter
         );
+    }
+
+    #[test]
+    fn a_build_without_gpus_says_so() {
+        let choose = choose_without_gpu;
+        assert!(
+            choose(&DeviceChoice::Auto)
+                .unwrap()
+                .contains("feature `gpu`")
+        );
+        assert_eq!(choose(&DeviceChoice::Cpu).unwrap(), ASKED_FOR_CPU);
+        for text in ["gpu", "llvmpipe"] {
+            let error = choose(&text.into()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoAdapter);
+            let error = error.to_string();
+            let begin = format!("device {text}: expected auto or cpu");
+            assert!(
+                error.starts_with(&begin) && error.contains("--features gpu"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

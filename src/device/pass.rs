@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::device::cpu::Cpu;
-use crate::device::gpu::pass::GpuPass;
+use crate::device::gpu::GpuPass;
 use crate::device::{Part, Place, Tensor};
 
 pub(crate) enum Pass<'p> {

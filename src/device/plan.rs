@@ -28,7 +28,7 @@ impl Sizes {
 pub(crate) struct Plan<T> {
     pub(crate) tensors: T,
     /// None on the CPU.
-    tape: Option<gpu::tape::Tape>,
+    tape: Option<gpu::Tape>,
 }
 
 impl<T> Plan<T> {
@@ -36,12 +36,12 @@ impl<T> Plan<T> {
     pub(crate) fn new(device: &Device, tensors: T, uploads: usize, reads: usize) -> Result<Self> {
         let tape = match device {
             Device::Cpu(_) => None,
-            Device::Gpu(gpu) => Some(gpu::tape::Tape::new(gpu, uploads, reads)?),
+            Device::Gpu(gpu) => Some(gpu::Tape::new(gpu, uploads, reads)?),
         };
         Ok(Self { tensors, tape })
     }
 
-    pub(super) fn split(&mut self) -> (&mut T, &mut gpu::tape::Tape) {
+    pub(super) fn split(&mut self) -> (&mut T, &mut gpu::Tape) {
         match &mut self.tape {
             Some(tape) => (&mut self.tensors, tape),
             None => unreachable!("a plan runs on the device that it was made for"),

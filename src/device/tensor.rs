@@ -12,10 +12,38 @@ pub(crate) struct Tensor {
     storage: Storage,
 }
 
-enum Storage {
+pub(super) enum Storage {
     F32(Vec<f32>),
     U32(Vec<u32>),
     Gpu(gpu::Buffer),
+}
+
+/// The number types of a tensor.
+pub(super) trait Element: bytemuck::NoUninit {
+    fn stored(values: Vec<Self>) -> Storage;
+}
+
+impl Element for f32 {
+    fn stored(values: Vec<Self>) -> Storage {
+        Storage::F32(values)
+    }
+}
+
+impl Element for u32 {
+    fn stored(values: Vec<Self>) -> Storage {
+        Storage::U32(values)
+    }
+}
+
+impl Storage {
+    fn filled<T: Element>(device: &Device, label: &str, values: &[T]) -> Result<Self> {
+        match device {
+            Device::Cpu(_) => Ok(T::stored(values.to_vec())),
+            Device::Gpu(gpu) => Ok(Self::Gpu(
+                gpu.buffer_with(label, bytemuck::cast_slice(values))?,
+            )),
+        }
+    }
 }
 
 /// A matrix inside a tensor: some columns of it, or one parameter of a flat buffer.
@@ -89,29 +117,22 @@ impl PartMut<'_> {
 }
 
 impl Tensor {
+    /// Room for `rows` of `columns`. In tests it holds NaN, so that a forgotten write shows.
     pub(super) fn scratch(
         device: &Device,
         label: &'static str,
         rows: usize,
         columns: usize,
     ) -> Result<Self> {
-        // A forgotten write shows in tests.
-        let poison = if cfg!(test) { f32::NAN } else { 0.0 };
+        let first = if cfg!(test) { f32::NAN } else { 0.0 };
         let storage = match device {
-            Device::Cpu(_) => Storage::F32(vec![poison; rows * columns]),
-            Device::Gpu(gpu) if cfg!(test) => {
-                let poison = vec![poison; rows * columns];
-                Storage::Gpu(gpu.buffer_with(label, bytemuck::cast_slice(&poison))?)
+            Device::Cpu(_) => Storage::F32(vec![first; rows * columns]),
+            Device::Gpu(_) if cfg!(test) => {
+                Storage::filled(device, label, &vec![first; rows * columns])?
             }
             Device::Gpu(gpu) => Storage::Gpu(gpu.buffer(label, rows * columns * 4)?),
         };
-        Ok(Self {
-            label,
-            rows,
-            columns,
-            capacity: rows,
-            storage,
-        })
+        Ok(Self::new(label, rows, columns, storage))
     }
 
     pub(super) fn ids(
@@ -124,20 +145,15 @@ impl Tensor {
             Device::Cpu(_) => Storage::U32(vec![0; rows * columns]),
             Device::Gpu(gpu) => Storage::Gpu(gpu.buffer(label, rows * columns * 4)?),
         };
-        Ok(Self {
-            label,
-            rows,
-            columns,
-            capacity: rows,
-            storage,
-        })
+        Ok(Self::new(label, rows, columns, storage))
     }
 
-    pub(super) fn upload(
+    /// A tensor that holds `values`, rows of `columns`.
+    pub(super) fn upload<T: Element>(
         device: &Device,
         label: &'static str,
         columns: usize,
-        values: &[f32],
+        values: &[T],
     ) -> Result<Self> {
         let rows = values.len() / columns.max(1);
         assert_eq!(
@@ -145,42 +161,18 @@ impl Tensor {
             rows * columns,
             "{label}: values are not rows of {columns}"
         );
-        let storage = match device {
-            Device::Cpu(_) => Storage::F32(values.to_vec()),
-            Device::Gpu(gpu) => Storage::Gpu(gpu.buffer_with(label, bytemuck::cast_slice(values))?),
-        };
-        Ok(Self {
-            label,
-            rows,
-            columns,
-            capacity: rows,
-            storage,
-        })
+        let storage = Storage::filled(device, label, values)?;
+        Ok(Self::new(label, rows, columns, storage))
     }
 
-    pub(super) fn upload_ids(
-        device: &Device,
-        label: &'static str,
-        columns: usize,
-        values: &[u32],
-    ) -> Result<Self> {
-        let rows = values.len() / columns.max(1);
-        assert_eq!(
-            values.len(),
-            rows * columns,
-            "{label}: values are not rows of {columns}"
-        );
-        let storage = match device {
-            Device::Cpu(_) => Storage::U32(values.to_vec()),
-            Device::Gpu(gpu) => Storage::Gpu(gpu.buffer_with(label, bytemuck::cast_slice(values))?),
-        };
-        Ok(Self {
+    fn new(label: &'static str, rows: usize, columns: usize, storage: Storage) -> Self {
+        Self {
             label,
             rows,
             columns,
             capacity: rows,
             storage,
-        })
+        }
     }
 
     pub(crate) fn label(&self) -> &'static str {
@@ -303,6 +295,7 @@ impl Tensor {
     }
 
     /// The buffer of a GPU's tensor.
+    #[cfg(feature = "gpu")]
     pub(super) fn buffer(&self) -> &gpu::Buffer {
         match &self.storage {
             Storage::Gpu(buffer) => buffer,

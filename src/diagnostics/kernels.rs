@@ -49,7 +49,7 @@ impl KernelBench {
         let host = Arc::new(Cpu::open(Some(threads))?);
         let device = Device::open(choice, &host)?.device;
         let cases = cases::all(&device, scale)?;
-        let peak = Peak::new(&device)?;
+        let peak = Peak::new();
         Ok(Self {
             device,
             peak,

@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::{self, Cpu, int8};
 use crate::device::gpu::{self, Gpu};
-pub use crate::device::gpu::{AdapterReport, LimitsReport};
 use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
 use cases::CaseScale;

@@ -131,17 +131,19 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// Compiles the ops and brings the rows of tokens to the device.
+    /// Compiles what a route dispatches and brings the rows of tokens to the device.
     fn place(bundle: &Arc<Bundle>, opened: Opened, host: &Arc<Cpu>) -> Result<Self> {
         let (device, config) = (&opened.device, &bundle.config);
-        let (ops, words) = host.join(
-            || Ops::new(device, config.head_width()),
+        let ops = Ops::new(device, config.head_width())?;
+        let (compiled, words) = host.join(
+            || ops.compile(device, host),
             || Parameters::words(device, &bundle.weights, config),
         );
         bundle.weights.release();
+        compiled?;
         Ok(Self {
             host: Arc::clone(host),
-            ops: ops?,
+            ops,
             words: words?,
             bert: OnceLock::new(),
             bundle: Arc::clone(bundle),

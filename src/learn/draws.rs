@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::text::words::mix;
+use crate::num::mix;
 
 /// What a draw is for; draws of different streams have nothing to do with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,7 @@ pub(crate) enum Stream {
     Replay = 4,
     Dropout = 5,
     Mining = 6,
+    #[cfg(feature = "cmrbench")]
     Bootstrap = 7,
 }
 

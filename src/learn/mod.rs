@@ -45,6 +45,9 @@ pub use settings::{
 pub use crate::memory::PriorMean;
 
 pub use crate::model::lora::Target as LoraTarget;
-pub(crate) use data::for_each_example;
-pub(crate) use draws::{Draws, Stream};
-pub(crate) use report::{forget_peak_memory, peak_memory};
+#[cfg(feature = "cmrbench")]
+pub(crate) use {
+    data::for_each_example,
+    draws::{Draws, Stream},
+    report::{forget_peak_memory, peak_memory},
+};

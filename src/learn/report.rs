@@ -1,11 +1,9 @@
 //! What an update did and what it cost.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
 
-use crate::files;
 use crate::generation::GenerationId;
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
@@ -177,6 +175,7 @@ pub(crate) fn peak_memory() -> Option<u64> {
 }
 
 /// Has [`peak_memory`] begin anew at what the process holds now; false: the system has no such thing.
+#[cfg(feature = "cmrbench")]
 pub(crate) fn forget_peak_memory() -> bool {
-    files::tell_system(Path::new("/proc/self/clear_refs"), "5").is_ok()
+    crate::files::tell_system(std::path::Path::new("/proc/self/clear_refs"), "5").is_ok()
 }

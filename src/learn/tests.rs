@@ -22,8 +22,11 @@ use crate::learn::targets::Target;
 use crate::learn::{Accuracy, Control, Example, Experience, Learner, Outcome, Settings, Train};
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::reference::{dot, normalize};
-use crate::ops::testing::{adapter_name, assert_close, noise, wide};
+#[cfg(feature = "gpu")]
+use crate::ops::testing::adapter_name;
+use crate::ops::testing::{assert_close, noise, wide};
 use crate::options::Options;
+#[cfg(feature = "gpu")]
 use crate::serve::Serving;
 use crate::store::Store;
 use crate::text::tokenizer::Tokens;
@@ -123,10 +126,14 @@ fn minilm(options: &Options) -> Arc<Encoder> {
     Arc::new(Encoder::open("weights/all-MiniLM-L6-v2", options).unwrap())
 }
 
-fn devices() -> [(Options, f64); 3] {
+fn devices() -> Vec<(Options, f64)> {
     let cpu = |threads| Options::default().device("cpu").threads(threads);
-    let gpu = Options::default().device(adapter_name().as_str());
-    [(cpu(1), 1e-4), (cpu(2), 1e-4), (gpu, 1e-3)]
+    Vec::from([
+        (cpu(1), 1e-4),
+        (cpu(2), 1e-4),
+        #[cfg(feature = "gpu")]
+        (Options::default().device(adapter_name().as_str()), 1e-3),
+    ])
 }
 
 /// The case `name` (`all` or `sampled`) of a golden on an encoder.
@@ -930,6 +937,7 @@ fn prompts(numbers: std::ops::Range<usize>) -> Experience {
 }
 
 /// A route with a memory encodes its prompt once.
+#[cfg(feature = "gpu")]
 #[test]
 fn a_memory_takes_one_encoding() {
     let options = Options::default().device(adapter_name().as_str());

@@ -29,7 +29,7 @@ use crate::device::cpu::dense::{
 use crate::encoder::seen::STEPS;
 use crate::error::Result;
 use crate::hub::{Domains, Hub};
-use crate::text::words::mix;
+use crate::num::mix;
 
 /// How much the covariance is drawn to a sphere: A.
 const SHRINK: f64 = 0.7;

@@ -123,13 +123,13 @@ pub(crate) struct Step<'t> {
 }
 
 impl AdamW {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            squares: device.kernel(&SHADER, "squares", &[])?,
-            length: device.kernel(&SHADER, "length", &[])?,
-            step: device.kernel(&SHADER, "step", &[])?,
-            shrink: device.kernel(&SHADER, "shrink", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            squares: Kernel::new(&SHADER, "squares", &[]),
+            length: Kernel::new(&SHADER, "length", &[]),
+            step: Kernel::new(&SHADER, "step", &[]),
+            shrink: Kernel::new(&SHADER, "shrink", &[]),
+        }
     }
 
     pub(crate) fn step(&self, pass: &mut Pass<'_>, s: Step<'_>) {
@@ -412,7 +412,7 @@ fn step_cpu(cpu: &Cpu, all: [&mut [f32]; 4], span: &Span<'_>, update: ElementSte
 /// matrix, its rows and their width. First all rows move, then every third alone, with gradients
 /// clipped before the matrix and everywhere.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(AdamW::new(device)?);
+    let op = Arc::new(AdamW::new());
     each(sizes, |(before, rows, width)| {
         let matrix = Place::flat(before, rows, width);
         let third = || Some((0..to_u32(rows)).step_by(3).collect());
@@ -567,7 +567,7 @@ mod tests {
             listed: None,
             clip,
         };
-        outputs(|device| inputs.case(device, &AdamW::new(device)?.into()))
+        outputs(|device| inputs.case(device, &AdamW::new().into()))
     }
 
     #[test]
@@ -636,7 +636,7 @@ mod tests {
             for listed in [vec![], vec![to_u32(rows) - 1]] {
                 for clip_all in [false, true] {
                     let inputs = StepInputs::of_noise(matrix, Some(listed.clone()), clip_all);
-                    check(|device| Ok(vec![inputs.case(device, &AdamW::new(device)?.into())?]));
+                    check(|device| Ok(vec![inputs.case(device, &AdamW::new().into())?]));
                 }
             }
         }
@@ -650,7 +650,7 @@ mod tests {
                 listed,
                 ..StepInputs::of_noise(matrix, None, false)
             };
-            outputs::<5>(|device| inputs.case(device, &AdamW::new(device)?.into()))
+            outputs::<5>(|device| inputs.case(device, &AdamW::new().into()))
         };
         assert_eq!(step(Some((0..37).collect())), step(None));
         assert_ne!(step(Some((1..37).collect())), step(None));
@@ -670,7 +670,7 @@ mod tests {
                 .collect();
             assert_ne!(want, start);
             for device in devices() {
-                let op = AdamW::new(&device).unwrap();
+                let op = AdamW::new();
                 let mut theta = device.upload("theta", start.len(), &start).unwrap();
                 let ids = device.upload_ids("ids", 1, &list).unwrap();
                 let (read, outcome) = run(&device, |pass| {
@@ -697,9 +697,7 @@ mod tests {
                 }),
             };
             Ok(vec![
-                inputs
-                    .case(device, &AdamW::new(device)?.into())?
-                    .within(1e-5),
+                inputs.case(device, &AdamW::new().into())?.within(1e-5),
             ])
         });
     }

@@ -83,12 +83,12 @@ impl Weighted<'_> {
 }
 
 impl Anchor {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            normalized: device.kernel(&SHADER, "normalized", &[])?,
-            raw: device.kernel(&SHADER, "raw", &[])?,
-            weighted: device.kernel(&SHADER, "weighted", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            normalized: Kernel::new(&SHADER, "normalized", &[]),
+            raw: Kernel::new(&SHADER, "raw", &[]),
+            weighted: Kernel::new(&SHADER, "weighted", &[]),
+        }
     }
 
     pub(crate) fn weighted(&self, pass: &mut Pass<'_>, mut w: Weighted<'_>) {
@@ -311,7 +311,7 @@ impl RowPull {
 /// Both forms of a pull and the weighted one, for each of `sizes`: rows, their width and elements
 /// before them. One pull is of every third row alone.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(Anchor::new(device)?);
+    let op = Arc::new(Anchor::new());
     each(sizes, |(rows, width, before)| {
         let n = rows * width;
         let all = PullInputs {
@@ -480,7 +480,7 @@ mod tests {
             strength,
             before: 3,
         };
-        outputs(|device| inputs.case(device, &Anchor::new(device)?.into()))
+        outputs(|device| inputs.case(device, &Anchor::new().into()))
     }
 
     #[test]
@@ -566,13 +566,7 @@ mod tests {
     /// Gradient, less what it was added to, and the sum on every device.
     fn weighted(theta: &[f32], r: &[f32], f: &[f32], strength: f32) -> Vec<(Vec<f32>, f64)> {
         let all = outputs(|device| {
-            weighted_case(
-                device,
-                &Anchor::new(device)?.into(),
-                [theta, r, f],
-                strength,
-                3,
-            )
+            weighted_case(device, &Anchor::new().into(), [theta, r, f], strength, 3)
         });
         let sum = |losses: Vec<f32>| f64::from(strength) * wide(&losses).iter().sum::<f64>();
         let less = |grad: Vec<f32>| grad.iter().map(|g| g - 0.5).collect();
@@ -595,7 +589,7 @@ mod tests {
             let (theta, r) = (noise(n, 3), noise(n, 4));
             let f: Vec<f32> = noise(n, 5).iter().map(|f| f * f).collect();
             check(|device| {
-                let op = Anchor::new(device)?.into();
+                let op = Anchor::new().into();
                 Ok(vec![weighted_case(device, &op, [&theta, &r, &f], 3.0, 3)?])
             });
         }

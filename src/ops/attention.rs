@@ -40,7 +40,7 @@ pub(crate) fn query_tiles(offsets: &[u32]) -> Vec<u32> {
 }
 
 pub(crate) struct Attention {
-    forward: Kernel,
+    pub(super) forward: Kernel,
     backward_queries: Kernel,
     backward_keys: Kernel,
     width: usize,
@@ -83,11 +83,11 @@ impl Attention {
                 );
             }
         }
-        let kernel = |entry| device.kernel(&SHADER, entry, &[("WIDTH", width as f64)]);
+        let kernel = |entry| Kernel::new(&SHADER, entry, &[("WIDTH", width as f64)]);
         Ok(Self {
-            forward: kernel("forward")?,
-            backward_queries: kernel("backward_queries")?,
-            backward_keys: kernel("backward_keys")?,
+            forward: kernel("forward"),
+            backward_queries: kernel("backward_queries"),
+            backward_keys: kernel("backward_keys"),
             width,
         })
     }

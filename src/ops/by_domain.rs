@@ -23,7 +23,7 @@ struct Dims {
 }
 
 pub(crate) struct ByDomain {
-    forward: Kernel,
+    pub(super) forward: Kernel,
 }
 
 /// `domains`: [B, N]; `own`: [M], each below N; `s`: [B, M], added to; models that may not be
@@ -36,10 +36,10 @@ pub(crate) struct Forward<'t> {
 }
 
 impl ByDomain {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -95,7 +95,7 @@ fn forward_cpu(
 
 /// Every seventh model is retired, for each of `sizes`: prompts, models and domains.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(ByDomain::new(device)?);
+    let op = Arc::new(ByDomain::new());
     each(sizes, |(prompts, models, domains)| {
         let mut scores = noise(prompts * models, 21);
         let retired = |n: &usize| n % models % 7 == 5;

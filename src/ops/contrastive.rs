@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::device::cpu::blocks::{self, Multipliers};
 use crate::device::cpu::{Cpu, math, pick_rows};
-use crate::device::gpu::pass::GpuPass;
+use crate::device::gpu::GpuPass;
 use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
@@ -208,21 +208,21 @@ pub(crate) struct LossAndGradients<'t> {
 }
 
 impl Contrastive {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        let kernel = |entry| device.kernel(&SHADER, entry, &[]);
+    pub(crate) fn new() -> Self {
+        let kernel = |entry| Kernel::new(&SHADER, entry, &[]);
         // One workgroup walks all of E for an example: as many lanes as every adapter has.
-        let wide = |entry| device.kernel(&SHADER, entry, &[("WG", 256.0)]);
-        Ok(Self {
-            unit_queries: kernel("unit_queries")?,
-            length_of_rows: kernel("length_of_rows")?,
-            similarity_sampled: kernel("similarity_sampled")?,
-            similarity_all: kernel("similarity_all")?,
-            loss: wide("loss")?,
-            dz_sampled: wide("dz_sampled")?,
-            dz_all: wide("dz_all")?,
-            de_sampled: kernel("de_sampled")?,
-            de_all: kernel("de_all")?,
-        })
+        let wide = |entry| Kernel::new(&SHADER, entry, &[("WG", 256.0)]);
+        Self {
+            unit_queries: kernel("unit_queries"),
+            length_of_rows: kernel("length_of_rows"),
+            similarity_sampled: kernel("similarity_sampled"),
+            similarity_all: kernel("similarity_all"),
+            loss: wide("loss"),
+            dz_sampled: wide("dz_sampled"),
+            dz_all: wide("dz_all"),
+            de_sampled: kernel("de_sampled"),
+            de_all: kernel("de_all"),
+        }
     }
 
     pub(crate) fn loss_and_gradients(&self, pass: &mut Pass<'_>, f: LossAndGradients<'_>) {
@@ -726,7 +726,7 @@ fn add_across(cpu: &Cpu, e: &[f32], sum: &[f32], d_row: &mut [f32]) {
 
 /// Losses and gradients over lists of candidates and over all models, for each of `sizes`.
 pub(crate) fn cases(device: &Device, sizes: &[LossSize]) -> Result<Vec<Case>> {
-    let op = Arc::new(Contrastive::new(device)?);
+    let op = Arc::new(Contrastive::new());
     each(sizes, |size| {
         let LossSize {
             examples,
@@ -963,7 +963,7 @@ mod tests {
 
     impl LossInputs {
         fn answers(&self) -> Vec<Answer> {
-            let all = outputs(|device| self.case(device, &Contrastive::new(device)?.into()));
+            let all = outputs(|device| self.case(device, &Contrastive::new().into()));
             let answers = all.into_iter().map(|[losses, dz, de]| Answer {
                 losses,
                 dz,
@@ -1346,7 +1346,7 @@ mod tests {
     #[should_panic(expected = "contrastive: d_rows: expected [2, 3], found [1, 3]")]
     fn a_wrong_shape_is_named() {
         let device = &devices()[0];
-        let op = Contrastive::new(device).unwrap();
+        let op = Contrastive::new();
         let x = device.upload("x", 3, &[1.0; 6]).unwrap();
         let ids = device.ids("ids", 2, 1).unwrap();
         let mut out = device.scratch("out", 2, 3).unwrap();
@@ -1408,7 +1408,7 @@ mod tests {
             let mut rows = device.scratch("rows", 2, 1).unwrap();
             let mut sums = device.scratch("sums", 3, 1).unwrap();
             let mut room = adamw::NormWorkspace::new(device).unwrap();
-            let (anchor, op) = (Anchor::new(device).unwrap(), AdamW::new(device).unwrap());
+            let (anchor, op) = (Anchor::new(), AdamW::new());
             let (reads, outcome) = run(device, |pass| {
                 for (form, place, reference, strength, losses) in [
                     (Distance::Normalized, old, &r, emb, &mut rows),

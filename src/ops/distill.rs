@@ -35,11 +35,11 @@ pub(crate) struct Slopes<'t> {
 }
 
 impl Distill {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn new() -> Self {
+        Self {
             // One workgroup walks all models: as many lanes as every adapter has.
-            slopes: device.kernel(&SHADER, "slopes", &[("WG", 256.0)])?,
-        })
+            slopes: Kernel::new(&SHADER, "slopes", &[("WG", 256.0)]),
+        }
     }
 
     pub(crate) fn slopes(&self, pass: &mut Pass<'_>, f: Slopes<'_>) {
@@ -140,7 +140,7 @@ fn soften(scores: &[f32], temperature: f32, exponentials: &mut [f32]) -> Softene
 
 /// Some examples are left out, for each of `sizes`: examples and models.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(Distill::new(device)?);
+    let op = Arc::new(Distill::new());
     each(sizes, |(examples, models)| {
         // As far apart as cosines over a sharp temperature are.
         let spread = |seed| -> Vec<f32> {
@@ -209,7 +209,7 @@ mod tests {
         temperature: f32,
     ) -> Vec<[Vec<f32>; 2]> {
         outputs(|device| {
-            let op = Distill::new(device)?.into();
+            let op = Distill::new().into();
             case(device, &op, [teacher, scores], weights, temperature)
         })
     }
@@ -229,7 +229,7 @@ mod tests {
         for temperature in [0.5, 3.0] {
             let (teacher, scores) = (noise(3 * 66, 41), noise(3 * 66, 42));
             check(|device| {
-                let op = Distill::new(device)?.into();
+                let op = Distill::new().into();
                 let inputs: [&[f32]; 2] = [&teacher, &scores];
                 let case = case(device, &op, inputs, &[1.0, 0.0, 0.3], temperature)?;
                 Ok(vec![case])
@@ -284,7 +284,7 @@ mod tests {
     #[should_panic(expected = "distill: teacher (teacher): expected [2, 3], found [2, 2]")]
     fn a_wrong_shape_is_named() {
         let device = &devices()[0];
-        let op = Distill::new(device).unwrap();
+        let op = Distill::new();
         let teacher = device.upload("teacher", 2, &[0.0; 4]).unwrap();
         let weights = device.upload("weights", 1, &[1.0; 2]).unwrap();
         let mut scores = device.upload("scores", 3, &[0.0; 6]).unwrap();

@@ -94,11 +94,11 @@ pub(crate) fn factors(keys: &[u32], using: u32, rate: f32, columns: usize) -> Ve
 }
 
 impl Dropout {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            backward: device.kernel(&SHADER, "backward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            backward: Kernel::new(&SHADER, "backward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, Forward { mask, x, y }: Forward<'_>) {
@@ -177,7 +177,7 @@ fn hash(value: u32) -> u32 {
 
 /// Forward, and backward onto ones, for each of `sizes` [T, F].
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(Dropout::new(device)?);
+    let op = Arc::new(Dropout::new());
     each(sizes, |(rows, columns)| {
         let keys: Vec<u32> = (0..to_u32(rows)).map(hash).collect();
         let values = noise(rows * columns, 2);
@@ -249,7 +249,6 @@ fn masked_in_f64(keys: &[u32], (using, rate): (u32, f32), x: &[f64]) -> Vec<f64>
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ops::testing::{check, outputs};
 
@@ -267,12 +266,12 @@ mod tests {
         check(|device| cases(device, &[(1, 1), (7, 63), (3, 257), (65, 384)]));
         let (keys, x) = (keys(7, 1), noise(7 * 63, 2));
         let all: Vec<[Vec<f32>; 1]> =
-            outputs(|device| forward_case(device, &op(device), &keys, (5, 0.25), &x));
+            outputs(|device| forward_case(device, &op(), &keys, (5, 0.25), &x));
         assert!(all.iter().all(|y| *y == all[0]), "the same bits everywhere");
     }
 
-    fn op(device: &Device) -> Arc<Dropout> {
-        Dropout::new(device).unwrap().into()
+    fn op() -> Arc<Dropout> {
+        Dropout::new().into()
     }
 
     #[test]
@@ -320,7 +319,7 @@ mod tests {
     fn nothing_is_dropped_at_zero() {
         let x = noise(7 * 65, 6);
         let keys = keys(7, 7);
-        for [y] in outputs(|device| forward_case(device, &op(device), &keys, (2, 0.0), &x)) {
+        for [y] in outputs(|device| forward_case(device, &op(), &keys, (2, 0.0), &x)) {
             assert_eq!(y, x, "bit for bit");
         }
     }

@@ -18,7 +18,7 @@ struct Dims {
 }
 
 pub(crate) struct Embed {
-    forward: Kernel,
+    pub(super) forward: Kernel,
 }
 
 /// Rows of tokens [V, H]: on the CPU they are widened one by one, as they are needed.
@@ -60,10 +60,10 @@ pub(crate) struct Forward<'t> {
 }
 
 impl Embed {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -126,7 +126,7 @@ fn forward_cpu(
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>> {
     const WORDS: usize = 500;
     const PLACES: usize = 64;
-    let op = Arc::new(Embed::new(device)?);
+    let op = Arc::new(Embed::new());
     each(sizes, |(tokens, hidden)| {
         let (rows, place_rows) = (noise(WORDS * hidden, 1), noise(PLACES * hidden, 2));
         let ids: Vec<u32> = (0..tokens).map(|t| to_u32(t * 17 % WORDS)).collect();

@@ -20,8 +20,8 @@ struct Dims {
 }
 
 pub(crate) struct LayerNorm {
-    forward: Kernel,
-    forward_branch: Kernel,
+    pub(super) forward: Kernel,
+    pub(super) forward_branch: Kernel,
     backward: Kernel,
     backward_branch: Kernel,
 }
@@ -48,13 +48,13 @@ pub(crate) struct Backward<'t> {
 }
 
 impl LayerNorm {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            forward_branch: device.kernel(&SHADER, "forward_branch", &[])?,
-            backward: device.kernel(&SHADER, "backward", &[])?,
-            backward_branch: device.kernel(&SHADER, "backward_branch", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            forward_branch: Kernel::new(&SHADER, "forward_branch", &[]),
+            backward: Kernel::new(&SHADER, "backward", &[]),
+            backward_branch: Kernel::new(&SHADER, "backward_branch", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -225,7 +225,7 @@ fn backward_cpu(
 /// Forward and backward with and without a branch, for each of `sizes`: [T, H] and a shift of x. A
 /// mean far from zero shows a variance that is computed as E[x^2] - E[x]^2.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, f32)]) -> Result<Vec<Case>> {
-    let op = Arc::new(LayerNorm::new(device)?);
+    let op = Arc::new(LayerNorm::new());
     each(sizes, |(rows, hidden, shift)| {
         let n = rows * hidden;
         let x: Vec<f32> = noise(n, 3).iter().map(|v| v + shift).collect();
@@ -351,7 +351,7 @@ mod tests {
         let (x, ones, zeros) = ([1.0, 2.0, 3.0, 4.0], [1.0; 4], [0.0; 4]);
         let want = [-1.3416408, -0.4472136, 0.4472136, 1.3416408];
         for [y] in outputs(|device| {
-            let op = LayerNorm::new(device)?.into();
+            let op = LayerNorm::new().into();
             forward_case(device, &op, [&x, &ones, &zeros], None, 1e-12)
         }) {
             assert_close("V14", &y, &want, 1e-6);
@@ -359,7 +359,7 @@ mod tests {
         let dy = [1.0, 0.0, 0.0, 0.0];
         let want = [0.2683282, -0.3577709, -0.0894427, 0.1788854];
         for [dx] in outputs(|device| {
-            let op = LayerNorm::new(device)?.into();
+            let op = LayerNorm::new().into();
             backward_case(device, &op, [&x, &ones, &dy], None, 1e-12)
         }) {
             assert_close("V14", &dx, &want, 1e-6);
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn a_row_of_equal_values_has_a_finite_gradient() {
         check(|device| {
-            let op = LayerNorm::new(device)?.into();
+            let op = LayerNorm::new().into();
             let inputs: [&[f32]; 3] = [&[5.0; 3], &[1.0; 3], &[1.0, 2.0, 4.0]];
             let case = backward_case(device, &op, inputs, None, 1e-2)?;
             Ok(vec![case.within(BOUND)])

@@ -32,8 +32,8 @@ struct Dims {
 }
 
 pub(crate) struct Linear {
-    wide: Kernel,
-    narrow: Kernel,
+    pub(super) wide: Kernel,
+    pub(super) narrow: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -123,14 +123,14 @@ pub(crate) struct Backward<'t> {
 }
 
 impl Linear {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        let kernel = |entry, down| device.kernel(&SHADER, entry, &[("DOWN", down)]);
-        Ok(Self {
-            wide: kernel("forward", 16.0)?,
-            narrow: kernel("forward", 4.0)?,
-            backward: kernel("backward", 16.0)?,
-            backward_add: kernel("backward_add", 16.0)?,
-        })
+    pub(crate) fn new() -> Self {
+        let kernel = |entry, down| Kernel::new(&SHADER, entry, &[("DOWN", down)]);
+        Self {
+            wide: kernel("forward", 16.0),
+            narrow: kernel("forward", 4.0),
+            backward: kernel("backward", 16.0),
+            backward_add: kernel("backward_add", 16.0),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -214,7 +214,7 @@ impl Linear {
 
 /// Forward and backward with a weight of two parts, for each of `sizes`: a label, T, in and out.
 pub(crate) fn cases(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(Linear::new(device)?);
+    let op = Arc::new(Linear::new());
     each(sizes, |(label, rows, inputs, outputs)| {
         let (x, w, b) = (
             noise(rows * inputs, 1),
@@ -327,7 +327,7 @@ mod tests {
             );
             let at = |narrow| {
                 let make = |device: &Device| {
-                    forward_case(device, &Linear::new(device)?.into(), [&x, &w, &b], narrow)
+                    forward_case(device, &Linear::new().into(), [&x, &w, &b], narrow)
                 };
                 check(|device| Ok(vec![make(device)?]));
                 outputs::<1>(make)
@@ -341,7 +341,7 @@ mod tests {
         let (rows, inputs, outs) = (230, 48, 100);
         let (dy, w) = (noise(rows * outs, 6), noise(outs * inputs, 7));
         let of = |device: &Device, dy: &[f32]| {
-            let op = Linear::new(device).unwrap().into();
+            let op = Linear::new().into();
             let mut case = backward_case(device, &op, [dy, &w], inputs, false).unwrap();
             case.check(device).unwrap().remove(0).got
         };
@@ -363,7 +363,7 @@ mod tests {
     #[should_panic(expected = "not for learning")]
     fn a_weight_that_is_not_for_learning_is_refused() {
         let device = &devices()[0];
-        let op = Linear::new(device).unwrap();
+        let op = Linear::new();
         let weight = Weight::new(device, &[("w", View::of_f32(&[1.0], 1))], &[0.0]).unwrap();
         let dy = device.upload("dy", 1, &[1.0]).unwrap();
         let mut dx = device.scratch("dx", 1, 1).unwrap();

@@ -92,17 +92,15 @@ pub(crate) enum Transposed {
 }
 
 impl Matmul {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        let kernels = |entry| -> Result<Kernels> {
-            Ok(Kernels {
-                wide: device.kernel(&SHADER, entry, &[("DOWN", 16.0)])?,
-                narrow: device.kernel(&SHADER, entry, &[("DOWN", 4.0)])?,
-            })
+    pub(crate) fn new() -> Self {
+        let kernels = |entry| Kernels {
+            wide: Kernel::new(&SHADER, entry, &[("DOWN", 16.0)]),
+            narrow: Kernel::new(&SHADER, entry, &[("DOWN", 4.0)]),
         };
-        Ok(Self {
-            product: kernels("product")?,
-            product_add: kernels("product_add")?,
-        })
+        Self {
+            product: kernels("product"),
+            product_add: kernels("product_add"),
+        }
     }
 
     /// `y` [M, N] from `a` [M, K] . `b` [K, N]
@@ -194,7 +192,7 @@ impl Matmul {
 
 /// Products of noise, for each of `sizes`.
 pub(crate) fn cases(device: &Device, sizes: &[ProductSize<'_>]) -> Result<Vec<Case>> {
-    let op = Arc::new(Matmul::new(device)?);
+    let op = Arc::new(Matmul::new());
     each(sizes, |size| {
         let [rows, inner, columns] = size.shape;
         let case = ProductInputs::of_noise(size).case(device, &op)?;
@@ -316,7 +314,7 @@ mod tests {
     }
 
     fn on(device: &Device, inputs: &ProductInputs<'_>) -> Vec<f32> {
-        let op = Matmul::new(device).unwrap().into();
+        let op = Matmul::new().into();
         let mut case = inputs.case(device, &op).unwrap();
         let [y] = case.check(device).unwrap().try_into().ok().unwrap();
         assert!(y.intact);
@@ -351,7 +349,7 @@ mod tests {
                 narrow,
                 ..ProductInputs::of_noise(size)
             };
-            outputs::<1>(|device| inputs.case(device, &Matmul::new(device)?.into()))
+            outputs::<1>(|device| inputs.case(device, &Matmul::new().into()))
         };
         assert_eq!(at(0), at(usize::MAX));
     }
@@ -390,7 +388,7 @@ mod tests {
                     let with = |threads| {
                         let cpu = Cpu::with_level(Some(threads), level).unwrap();
                         let device = Device::Cpu(Arc::new(cpu));
-                        let op = Matmul::new(&device).unwrap().into();
+                        let op = Matmul::new().into();
                         let mut case = inputs.case(&device, &op).unwrap();
                         case.check(&device).unwrap().remove(0)
                     };
@@ -441,7 +439,7 @@ mod tests {
         for device in devices() {
             let mut y = device.upload("y", 2, &[1.0, 2.0, 3.0, 4.0]).unwrap();
             let a = device.upload("a", 2, &[1.0; 4]).unwrap();
-            let op = Matmul::new(&device).unwrap();
+            let op = Matmul::new();
             let ((sum, set), outcome) = run(&device, |pass| {
                 let mut product = |pass: &mut Pass<'_>, add| {
                     let p = Product {
@@ -467,7 +465,7 @@ mod tests {
         let device = &devices()[0];
         let a = device.upload("a", 2, &[1.0; 8]).unwrap();
         let mut y = device.upload("y", 3, &[0.0; 12]).unwrap();
-        let op = Matmul::new(device).unwrap();
+        let op = Matmul::new();
         let place = y.place();
         run(device, |pass| {
             let p = Product {

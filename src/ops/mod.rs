@@ -24,13 +24,14 @@ pub(crate) mod square;
 pub(crate) mod testing;
 pub(crate) mod top_k;
 
-use crate::device::Device;
+use crate::device::cpu::Cpu;
+use crate::device::{Device, Kernel};
 use crate::error::Result;
 
 /// The score of a model that may not be returned; no finite cosine is near it.
 pub(crate) const LOWEST: f32 = -3.0e38;
 
-/// All ops, compiled for one device.
+/// All ops; their kernels are compiled for one device.
 pub(crate) struct Ops {
     pub(crate) adamw: adamw::AdamW,
     pub(crate) anchor: anchor::Anchor,
@@ -56,24 +57,52 @@ impl Ops {
     /// `head_width`: elements of one attention head.
     pub(crate) fn new(device: &Device, head_width: usize) -> Result<Self> {
         Ok(Self {
-            adamw: adamw::AdamW::new(device)?,
-            anchor: anchor::Anchor::new(device)?,
+            adamw: adamw::AdamW::new(),
+            anchor: anchor::Anchor::new(),
             attention: attention::Attention::new(device, head_width)?,
-            contrastive: contrastive::Contrastive::new(device)?,
-            by_domain: by_domain::ByDomain::new(device)?,
-            distill: distill::Distill::new(device)?,
-            dropout: dropout::Dropout::new(device)?,
-            embed: embed::Embed::new(device)?,
-            gelu: gelu::Gelu::new(device)?,
-            layer_norm: layer_norm::LayerNorm::new(device)?,
-            linear: linear::Linear::new(device)?,
-            log_sum_exp: log_sum_exp::LogSumExp::new(device)?,
-            matmul: matmul::Matmul::new(device)?,
-            normalize: normalize::Normalize::new(device)?,
-            pool: pool::Pool::new(device)?,
-            score: score::Score::new(device)?,
-            square: square::Square::new(device)?,
-            top_k: top_k::TopK::new(device)?,
+            contrastive: contrastive::Contrastive::new(),
+            by_domain: by_domain::ByDomain::new(),
+            distill: distill::Distill::new(),
+            dropout: dropout::Dropout::new(),
+            embed: embed::Embed::new(),
+            gelu: gelu::Gelu::new(),
+            layer_norm: layer_norm::LayerNorm::new(),
+            linear: linear::Linear::new(),
+            log_sum_exp: log_sum_exp::LogSumExp::new(),
+            matmul: matmul::Matmul::new(),
+            normalize: normalize::Normalize::new(),
+            pool: pool::Pool::new(),
+            score: score::Score::new(),
+            square: square::Square::new(),
+            top_k: top_k::TopK::new(),
         })
+    }
+
+    /// Compiles the kernels of a route side by side. Every other kernel is compiled when an update
+    /// first dispatches it.
+    pub(crate) fn compile(&self, device: &Device, host: &Cpu) -> Result<()> {
+        device.compile(host, &self.of_a_route())
+    }
+
+    /// The kernels that a route may dispatch, for any encoder and any hub.
+    fn of_a_route(&self) -> [&Kernel; 16] {
+        [
+            &self.attention.forward,
+            &self.by_domain.forward,
+            &self.embed.forward,
+            &self.gelu.forward,
+            &self.layer_norm.forward,
+            &self.layer_norm.forward_branch,
+            &self.linear.wide,
+            &self.linear.narrow,
+            &self.log_sum_exp.forward,
+            &self.normalize.forward,
+            &self.pool.mean,
+            &self.pool.first,
+            &self.score.forward,
+            &self.score.forward_add,
+            &self.top_k.chunks,
+            &self.top_k.merge,
+        ]
     }
 }

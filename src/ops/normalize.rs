@@ -28,7 +28,7 @@ struct Dims {
 }
 
 pub(crate) struct Normalize {
-    forward: Kernel,
+    pub(super) forward: Kernel,
     backward: Kernel,
 }
 
@@ -59,11 +59,11 @@ impl Dims {
 }
 
 impl Normalize {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            backward: device.kernel(&SHADER, "backward", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            backward: Kernel::new(&SHADER, "backward", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -165,7 +165,7 @@ pub(crate) fn unit(row: &mut [f32]) {
 
 /// Forward, and backward onto ones, for each of `sizes`: R, D and elements before the rows.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(Normalize::new(device)?);
+    let op = Arc::new(Normalize::new());
     each(sizes, |(rows, width, before)| {
         let (z, du) = (noise(rows * width, 10), noise(rows * width, 46));
         let label = format!("{rows}x{width}");
@@ -236,13 +236,12 @@ mod tests {
     #[test]
     fn both_ways_match_hand_values_and_zeros_stay_v12() {
         let (z, du) = ([3.0, 4.0, 0.0, 0.0], [1.0, 2.0, 1e-12, 0.0]);
-        for [u] in outputs(|device| forward_case(device, &Normalize::new(device)?.into(), 2, &z, 0))
-        {
+        for [u] in outputs(|device| forward_case(device, &Normalize::new().into(), 2, &z, 0)) {
             assert_close("V12", &u, &[0.6, 0.8, 0.0, 0.0], 1e-6);
         }
-        for [dz] in outputs(|device| {
-            backward_case(device, &Normalize::new(device)?.into(), 2, [&z, &du], 0)
-        }) {
+        for [dz] in
+            outputs(|device| backward_case(device, &Normalize::new().into(), 2, [&z, &du], 0))
+        {
             assert_close("V12 dx", &dz, &[0.936, 1.048, 2.0, 1.0], 1e-6);
         }
     }
@@ -256,9 +255,9 @@ mod tests {
     #[test]
     fn gradients_have_no_part_along_their_rows() {
         let (z, du) = (noise(13 * 65, 44), noise(13 * 65, 47));
-        for [dz] in outputs(|device| {
-            backward_case(device, &Normalize::new(device)?.into(), 65, [&z, &du], 5)
-        }) {
+        for [dz] in
+            outputs(|device| backward_case(device, &Normalize::new().into(), 65, [&z, &du], 5))
+        {
             for (z, dz) in z.chunks_exact(65).zip(dz.chunks_exact(65)) {
                 let dz: Vec<f64> = wide(dz).iter().map(|d| d - 1.0).collect();
                 let along = reference::dot(&wide(z), &dz);

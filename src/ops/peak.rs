@@ -29,11 +29,11 @@ pub(crate) struct Peak {
 }
 
 impl Peak {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            copy: device.kernel(&SHADER, "copy", &[])?,
-            multiply_add: device.kernel(&SHADER, "multiply_add", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            copy: Kernel::new(&SHADER, "copy", &[]),
+            multiply_add: Kernel::new(&SHADER, "multiply_add", &[]),
+        }
     }
 
     /// `y = x`, both [n, 1].
@@ -138,7 +138,7 @@ impl pulp::WithSimd for Chains<'_> {
 /// A copy and nine multiply-adds, for each of `sizes`.
 pub(crate) fn cases(device: &Device, sizes: &[usize]) -> Result<Vec<Case>> {
     const TURNS: usize = 9;
-    let op = Arc::new(Peak::new(device)?);
+    let op = Arc::new(Peak::new());
     each(sizes, |n| {
         let values = noise(n, 17);
         let x = device.upload("x", 1, &values)?;

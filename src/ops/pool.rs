@@ -30,8 +30,8 @@ struct Dims {
 }
 
 pub(crate) struct Pool {
-    mean: Kernel,
-    first: Kernel,
+    pub(super) mean: Kernel,
+    pub(super) first: Kernel,
     backward_mean: Kernel,
     backward_first: Kernel,
 }
@@ -53,13 +53,13 @@ pub(crate) struct Backward<'t> {
 }
 
 impl Pool {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            mean: device.kernel(&SHADER, "mean", &[])?,
-            first: device.kernel(&SHADER, "first", &[])?,
-            backward_mean: device.kernel(&SHADER, "backward_mean", &[])?,
-            backward_first: device.kernel(&SHADER, "backward_first", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            mean: Kernel::new(&SHADER, "mean", &[]),
+            first: Kernel::new(&SHADER, "first", &[]),
+            backward_mean: Kernel::new(&SHADER, "backward_mean", &[]),
+            backward_first: Kernel::new(&SHADER, "backward_first", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, mut f: Forward<'_>) {
@@ -182,7 +182,7 @@ fn backward_cpu(
 /// Forward and backward of both poolings, for each of `sizes`: offsets of prompts, and H. A
 /// prompt's row is the middle one of three.
 pub(crate) fn cases(device: &Device, sizes: &[(&[u32], usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(Pool::new(device)?);
+    let op = Arc::new(Pool::new());
     each(sizes, |(offsets, hidden)| {
         let prompts = offsets.len() - 1;
         let x = noise(offsets[prompts] as usize * hidden, 9);
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn mean_matches_hand_values_v16() {
         for [h] in outputs(|device| {
-            let op = Pool::new(device)?.into();
+            let op = Pool::new().into();
             forward_case(
                 device,
                 &op,

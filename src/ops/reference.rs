@@ -1,5 +1,6 @@
 //! Every op in f64, written to be read. Cases compare with these.
 
+use crate::num::mix;
 use crate::ops::LOWEST;
 use crate::ops::pool::Pooling;
 
@@ -14,10 +15,7 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     (0..n)
         .map(|_| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / 8_388_608.0 - 1.0
+            (mix(state) >> 40) as f32 / 8_388_608.0 - 1.0
         })
         .collect()
 }

@@ -31,8 +31,8 @@ struct Dims {
 }
 
 pub(crate) struct Score {
-    forward: Kernel,
-    forward_add: Kernel,
+    pub(super) forward: Kernel,
+    pub(super) forward_add: Kernel,
 }
 
 /// The models' rows and the offsets of their scores.
@@ -110,11 +110,11 @@ pub(crate) struct Forward<'t> {
 }
 
 impl Score {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            forward: device.kernel(&SHADER, "forward", &[])?,
-            forward_add: device.kernel(&SHADER, "forward_add", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            forward: Kernel::new(&SHADER, "forward", &[]),
+            forward_add: Kernel::new(&SHADER, "forward_add", &[]),
+        }
     }
 
     /// Overwrites s.
@@ -168,7 +168,7 @@ fn score(pass: &mut Pass<'_>, kernel: &Kernel, f: Forward<'_>, finish: fn(f32) -
 /// For each of `sizes`, prompts, models and two widths: the scores of unit rows, and a second call
 /// that adds to them.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, [usize; 2])]) -> Result<Vec<Case>> {
-    let op = Arc::new(Score::new(device)?);
+    let op = Arc::new(Score::new());
     each(sizes, |(prompts, models, [width, second])| {
         let (u, keys) = (noise(prompts * width, 11), noise(models * width, 12));
         let first = ScoreInputs {
@@ -261,7 +261,7 @@ mod tests {
         };
         let want = [5.1031036, 10.2062073, 12.5, 1.7010345];
         for [s] in outputs(|device| {
-            let op = Score::new(device)?.into();
+            let op = Score::new().into();
             case(device, &op, &[0.0; 4], vec![inputs.clone()])
         }) {
             assert_close("V2", &s, &want, 1e-6);

@@ -37,10 +37,10 @@ pub(crate) struct Accumulate<'t> {
 }
 
 impl Square {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            accumulate: device.kernel(&SHADER, "accumulate", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            accumulate: Kernel::new(&SHADER, "accumulate", &[]),
+        }
     }
 
     pub(crate) fn accumulate(&self, pass: &mut Pass<'_>, mut a: Accumulate<'_>) {
@@ -83,7 +83,7 @@ fn accumulate_cpu(cpu: &Cpu, scale: f32, grad: &mut [f32], sums: &mut [f32]) {
 
 /// Onto sums of before, for each of `sizes`.
 pub(crate) fn cases(device: &Device, sizes: &[usize]) -> Result<Vec<Case>> {
-    let op = Arc::new(Square::new(device)?);
+    let op = Arc::new(Square::new());
     each(sizes, |n| {
         let before: Vec<f32> = noise(n, 1).iter().map(|v| v.abs()).collect();
         Ok([case(device, &op, &noise(n, 2), &before, 1.0 / 3.0)?])
@@ -127,15 +127,9 @@ mod tests {
             ([1.0, -2.0], [0.0, 0.0], [0.5, 2.0]),
             ([3.0, 0.0], [0.5, 2.0], [5.0, 2.0]),
         ] {
-            for [_, sums] in outputs(|device| {
-                case(
-                    device,
-                    &Square::new(device)?.into(),
-                    &gradient,
-                    &before,
-                    0.5,
-                )
-            }) {
+            for [_, sums] in
+                outputs(|device| case(device, &Square::new().into(), &gradient, &before, 0.5))
+            {
                 assert_close("V17 Fisher", &sums, &after, 1e-6);
             }
         }

@@ -1,9 +1,12 @@
 //! The devices under test, and a comparison that shows that it can fail.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+#[cfg(feature = "gpu")]
+use std::sync::OnceLock;
 
 use crate::device::cpu::Cpu;
+#[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::device::{Device, Outcome, Pass, Plan};
 use crate::error::Result;
@@ -13,17 +16,20 @@ pub(crate) use crate::ops::reference::{noise, wide, worst};
 /// The adapter that tests run on; missing, they fail.
 ///
 /// `HUBROUTER_TEST_ADAPTER` names another one, to run the same tests on a real GPU.
+#[cfg(feature = "gpu")]
 pub(crate) fn gpu() -> Arc<Gpu> {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
     Arc::clone(GPU.get_or_init(|| Arc::new(open_gpu())))
 }
 
 /// Part of its name.
+#[cfg(feature = "gpu")]
 pub(crate) fn adapter_name() -> String {
     std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
 }
 
 /// A new device, for tests that damage it.
+#[cfg(feature = "gpu")]
 pub(crate) fn open_gpu() -> Gpu {
     let name = adapter_name();
     let adapters = crate::device::gpu::adapters();
@@ -39,15 +45,20 @@ pub(crate) fn open_gpu() -> Gpu {
     Gpu::open(adapter).unwrap()
 }
 
+/// What the two devices of each pair in [`devices`] differ in.
+const PAIRS: [&str; 2] = ["threads", "workgroup memory"];
+
 /// Every op test runs on all of these.
 pub(crate) fn devices() -> Vec<Device> {
-    vec![
+    Vec::from([
         Device::Cpu(Arc::new(Cpu::open(Some(1)).unwrap())),
         Device::Cpu(Arc::new(Cpu::open(Some(2)).unwrap())),
+        #[cfg(feature = "gpu")]
         Device::Gpu(gpu()),
         // Workgroup memory zeroed: equal results show that it is written before it is read.
+        #[cfg(feature = "gpu")]
         Device::Gpu(Arc::new(gpu().zeroing_scratch())),
-    ]
+    ])
 }
 
 /// Runs `body` as one pass.
@@ -71,9 +82,9 @@ pub(crate) fn outputs<const N: usize>(
         outputs.try_into().unwrap()
     };
     let all: Vec<[Vec<f32>; N]> = devices().iter().map(on).collect();
-    for (one, other, what) in [(0, 1, "threads"), (2, 3, "workgroup memory")] {
-        let of = |i: usize| all[i].each_ref().map(|values| bits(values));
-        assert_eq!(of(one), of(other), "{what}");
+    for (pair, what) in all.chunks_exact(2).zip(PAIRS) {
+        let [one, other] = [0, 1].map(|i| pair[i].each_ref().map(|values| bits(values)));
+        assert_eq!(one, other, "{what}");
     }
     all
 }
@@ -95,8 +106,9 @@ pub(crate) fn check(make: impl Fn(&Device) -> Result<Vec<Case>>) {
         seen
     };
     let all: Vec<_> = devices().iter().map(on).collect();
-    assert_eq!(all[0], all[1], "threads");
-    assert_eq!(all[2], all[3], "workgroup memory");
+    for (pair, what) in all.chunks_exact(2).zip(PAIRS) {
+        assert_eq!(pair[0], pair[1], "{what}");
+    }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

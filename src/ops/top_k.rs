@@ -25,8 +25,8 @@ struct Dims {
 }
 
 pub(crate) struct TopK {
-    chunks: Kernel,
-    merge: Kernel,
+    pub(super) chunks: Kernel,
+    pub(super) merge: Kernel,
 }
 
 /// The best of each chunk, between the two kernels; empty on the CPU.
@@ -59,11 +59,11 @@ pub(crate) struct Forward<'t> {
 }
 
 impl TopK {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        Ok(Self {
-            chunks: device.kernel(&SHADER, "chunks", &[])?,
-            merge: device.kernel(&SHADER, "merge", &[])?,
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            chunks: Kernel::new(&SHADER, "chunks", &[]),
+            merge: Kernel::new(&SHADER, "merge", &[]),
+        }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
@@ -153,7 +153,7 @@ pub(crate) fn best(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
 
 /// The best of noise, for each of `sizes`: prompts, models and k.
 pub(crate) fn cases(device: &Device, sizes: &[(usize, usize, usize)]) -> Result<Vec<Case>> {
-    let op = Arc::new(TopK::new(device)?);
+    let op = Arc::new(TopK::new());
     each(sizes, |(prompts, models, k)| {
         let case = case(device, &op, models, k, noise(prompts * models, 14))?;
         Ok([case.of(&format!("{k} of {models}"))])
@@ -213,7 +213,7 @@ mod tests {
 
     fn check_one(k: usize, s: &[f32]) {
         check(|device| {
-            let op = TopK::new(device)?.into();
+            let op = TopK::new().into();
             Ok(vec![case(device, &op, s.len(), k, s.to_vec())?])
         });
     }

@@ -18,7 +18,6 @@ use crate::error::{Error, Result, caught, error};
 use crate::files::short;
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
-use crate::memory::Strengths;
 use crate::options::Options;
 use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
 use crate::serve::index::Ranking;
@@ -384,7 +383,8 @@ impl Router {
     }
 
     /// How much each part of a score counts, where the served generation has a memory.
-    pub(crate) fn strengths(&self) -> Option<Strengths> {
+    #[cfg(feature = "cli")]
+    pub(crate) fn strengths(&self) -> Option<crate::memory::Strengths> {
         let serving = self.serving.load();
         serving.index.recall().map(|recall| recall.strengths)
     }

@@ -359,7 +359,11 @@ impl Store {
         let mut options = Options::default().device("cpu").threads(1);
         options.look_in.clone_from(&self.look_in);
         match find_encoder(&self.root, &contents.manifest.encoder, &options) {
-            Ok(folder) => ask(id, contents, &Arc::new(Encoder::open(folder, &options)?)),
+            Ok(folder) => {
+                let host = Arc::new(Cpu::open(options.threads)?);
+                let encoder = Encoder::open_lazily(&folder, host, &options)?;
+                ask(id, contents, &Arc::new(encoder))
+            }
             // It may be where only the host that serves knows of.
             Err(error) => {
                 log::info!("{id} is not asked with a prompt: {error}");

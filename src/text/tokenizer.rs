@@ -1,11 +1,13 @@
 //! The checkpoint's own tokenizer: special tokens and truncation, single-threaded.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use serde_json::Value;
 use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams};
 
 use crate::error::{ErrorKind, Result, bail, caught, error};
+use crate::text::wordpiece::{Encoded, WordPiece};
 use crate::text::words::words;
 
 /// Bytes that a token takes at most in ordinary text; only a first guess, see
@@ -24,8 +26,19 @@ const GROWTH: f64 = 256.0;
 /// Tokenized once when a tokenizer is built: some panic only then.
 const PROBE: &str = "Hello, w\u{f6}rld! \u{6f22} \u{1f426}";
 
+/// What of a `tokenizer.json` says which kind it is.
+#[derive(serde::Deserialize)]
+pub(crate) struct TokenizerFile {
+    #[serde(default)]
+    pub(crate) normalizer: Value,
+    #[serde(default)]
+    pub(crate) pre_tokenizer: Value,
+}
+
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same for most prompts, faster.
+    fast: Option<WordPiece>,
     max_tokens: usize,
     vocabulary: usize,
     /// Special tokens that every prompt gets.
@@ -52,12 +65,14 @@ impl Tokenizer {
     /// Reads a `tokenizer.json` for an encoder of `vocabulary` rows. Padding and truncation of the
     /// file are replaced by `max_tokens`.
     pub(crate) fn from_json(json: &[u8], max_tokens: usize, vocabulary: usize) -> Result<Self> {
-        check_growth(json)?;
+        let file: TokenizerFile =
+            serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
+        check_growth(&file.normalizer)?;
         let inner = caught("reading the tokenizer", || {
             tokenizers::Tokenizer::from_bytes(json)
                 .map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))
         })?;
-        let tokenizer = Self::limited(inner, max_tokens, vocabulary)?;
+        let tokenizer = Self::limited(inner, &file, max_tokens, vocabulary)?;
         match tokenizer.encode_all(PROBE) {
             // The probe's words need not be known.
             Err(e) if e.kind() != ErrorKind::InvalidRequest => Err(e),
@@ -67,6 +82,7 @@ impl Tokenizer {
 
     fn limited(
         mut inner: tokenizers::Tokenizer,
+        file: &TokenizerFile,
         max_tokens: usize,
         vocabulary: usize,
     ) -> Result<Self> {
@@ -87,10 +103,15 @@ impl Tokenizer {
             .with_padding(None)
             .with_truncation(Some(truncation))
             .map_err(|e| error!(Tokenizer, "cannot limit to {max_tokens} tokens: {e}"))?;
+        let pieces = inner.get_vocab(true);
+        let fast = caught("trying the tokenizer", || {
+            Ok(WordPiece::of(&inner, &pieces, file, max_tokens))
+        })?;
         let unknown = unknown_token(&inner);
-        let continues = continues(&inner, vocabulary);
+        let continues = continues(&inner, &pieces, vocabulary);
         Ok(Self {
             inner,
+            fast,
             max_tokens,
             vocabulary,
             added,
@@ -182,12 +203,16 @@ impl Tokenizer {
 
     /// The tokens of `text`; `None` if it has only special ones.
     fn encode_some(&self, text: &str) -> Result<Option<Tokens>> {
-        let encoding = caught("the tokenizer", || {
-            self.inner
-                .encode_fast(text, true)
-                .map_err(|e| error!(Tokenizer, "cannot tokenize: {e}"))
-        })?;
-        let ids = encoding.get_ids().to_vec();
+        let fast = self.fast.as_ref();
+        let encoded = match fast.and_then(|fast| fast.encode(text, self.max_tokens)) {
+            Some(encoded) => encoded,
+            None => self.encode_by_the_crate(text)?,
+        };
+        let Encoded {
+            ids,
+            own,
+            truncated,
+        } = encoded;
         if ids.len() <= self.added {
             return Ok(None);
         }
@@ -199,19 +224,29 @@ impl Tokenizer {
             );
         }
         let unknown = ids.iter().filter(|id| Some(**id) == self.unknown).count();
-        let special = encoding.get_special_tokens_mask();
-        let own = ids
-            .iter()
-            .zip(special)
-            .filter(|(_, special)| **special == 0);
-        let own: Vec<u32> = own.map(|(id, _)| *id).collect();
         let continues = |id: u32| self.continues.get(id as usize) == Some(&true);
         Ok(Some(Tokens {
             words: words(&own, continues),
             ids,
-            truncated: !encoding.get_overflowing().is_empty(),
+            truncated,
             unknown,
         }))
+    }
+
+    fn encode_by_the_crate(&self, text: &str) -> Result<Encoded> {
+        let encoding = caught("the tokenizer", || {
+            self.inner
+                .encode_fast(text, true)
+                .map_err(|e| error!(Tokenizer, "cannot tokenize: {e}"))
+        })?;
+        let ids = encoding.get_ids();
+        let marked = ids.iter().zip(encoding.get_special_tokens_mask());
+        let own = marked.filter(|(_, special)| **special == 0);
+        Ok(Encoded {
+            own: own.map(|(id, _)| *id).collect(),
+            ids: ids.to_vec(),
+            truncated: !encoding.get_overflowing().is_empty(),
+        })
     }
 }
 
@@ -229,15 +264,19 @@ fn unknown_token(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
 
 /// By id, whether a token goes on with the word before it: WordPiece marks those that do, others
 /// those that begin a word.
-fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> {
+fn continues(
+    tokenizer: &tokenizers::Tokenizer,
+    pieces: &HashMap<String, u32>,
+    vocabulary: usize,
+) -> Vec<bool> {
     let piece = match tokenizer.get_model() {
         ModelWrapper::WordPiece(model) => Some(model.continuing_subword_prefix.as_str()),
         ModelWrapper::WordLevel(_) => Some(""),
         _ => None,
     };
     let mut all = vec![false; vocabulary];
-    for (token, id) in tokenizer.get_vocab(true) {
-        if let Some(continues) = all.get_mut(id as usize) {
+    for (token, id) in pieces {
+        if let Some(continues) = all.get_mut(*id as usize) {
             *continues = match piece {
                 Some(prefix) => !prefix.is_empty() && token.starts_with(prefix),
                 None => !token.starts_with(['\u{2581}', '\u{120}']),
@@ -249,15 +288,8 @@ fn continues(tokenizer: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<bool> 
 
 /// Refuses a `tokenizer.json` whose normalizers, one after the other, make text longer without
 /// bounds: each `Replace` of one letter by ten makes ten times as much.
-fn check_growth(json: &[u8]) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    struct TokenizerFile {
-        #[serde(default)]
-        normalizer: Value,
-    }
-    let file: TokenizerFile =
-        serde_json::from_slice(json).map_err(|e| error!(Tokenizer, "not a tokenizer: {e}"))?;
-    let growth = growth_of(&file.normalizer);
+fn check_growth(normalizer: &Value) -> Result<()> {
+    let growth = growth_of(normalizer);
     if growth > GROWTH {
         bail!(
             Tokenizer,

@@ -4,7 +4,7 @@
 //! those that the tokenizer sees, a punctuation mark is a word, and text that was cut off does not
 //! count.
 
-use std::collections::BTreeSet;
+use crate::num::mix;
 
 /// Separates the two words of a pair while they are hashed; no token has this id.
 const BETWEEN: u32 = u32::MAX;
@@ -12,38 +12,40 @@ const BETWEEN: u32 = u32::MAX;
 /// Hashes of the words among `ids` and of each two that follow each other, each once, ascending;
 /// `continues`: the token goes on with the word before it.
 pub(crate) fn words(ids: &[u32], continues: impl Fn(u32) -> bool) -> Vec<u32> {
-    let mut all = BTreeSet::new();
-    let mut before: Option<&[u32]> = None;
+    let mut all = Vec::with_capacity(2 * ids.len());
+    let mut before: Option<u64> = None;
     for word in ids.chunk_by(|_, next| continues(*next)) {
-        all.insert(hash(word));
-        if let Some(before) = before {
-            all.insert(hash(&[before, &[BETWEEN], word].concat()));
-        }
-        before = Some(word);
+        let state = fnv(START, word);
+        all.push(finished(state));
+        all.extend(before.map(|before| finished(fnv(fnv(before, &[BETWEEN]), word))));
+        before = Some(state);
     }
-    all.into_iter().collect()
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
-/// The upper half of 64-bit FNV-1a over ids behind the finisher of splitmix64. It is the same
-/// everywhere and keeps nothing secret: who has a hash can try words.
-fn hash(ids: &[u32]) -> u32 {
-    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
-    for id in ids {
-        h = (h ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
-    }
-    (mix(h) >> 32) as u32
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// 64-bit FNV-1a over ids, going on from `state`.
+fn fnv(state: u64, ids: &[u32]) -> u64 {
+    let add = |h: u64, id: &u32| (h ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
+    ids.iter().fold(state, add)
 }
 
-/// The finisher of splitmix64 (Steele et al., 2014).
-pub(crate) fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// The upper half of `state` behind the finisher of splitmix64. It is the same everywhere and keeps
+/// nothing secret: who has a hash can try words.
+fn finished(state: u64) -> u32 {
+    (mix(state) >> 32) as u32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn hash(ids: &[u32]) -> u32 {
+        finished(fnv(START, ids))
+    }
 
     /// Odd ids continue a word.
     fn found(ids: &[u32]) -> Vec<u32> {

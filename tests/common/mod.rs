@@ -37,6 +37,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// The adapter that GPU tests run on; missing, they fail. `HUBROUTER_TEST_ADAPTER` names another.
+#[cfg(feature = "gpu")]
 pub fn adapter() -> String {
     std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
 }
@@ -45,8 +46,18 @@ pub fn cpu(threads: usize) -> Options {
     Options::default().device("cpu").threads(threads)
 }
 
+#[cfg(feature = "gpu")]
 pub fn gpu() -> Options {
     Options::default().device(adapter().as_str())
+}
+
+/// The CPU and, with the feature `gpu`, the adapter.
+pub fn devices() -> Vec<Options> {
+    Vec::from([
+        cpu(2),
+        #[cfg(feature = "gpu")]
+        gpu(),
+    ])
 }
 
 /// A folder of its own for one test, removed when it is dropped.

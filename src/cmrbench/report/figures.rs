@@ -364,7 +364,7 @@ pub(super) fn points(entries: &[(Lettered<'_>, (f64, f64))], labels: &Labels<'_>
         .map(|(_, (x, y))| (across.at(*x), up.at(*y)))
         .collect();
     let texts: Vec<String> = entries.iter().map(|((_, l, _), _)| l.clone()).collect();
-    let places = around(&marks, &texts, RADIUS, (WIDTH, bottom));
+    let places = around(&marks, &texts, RADIUS, ((left, 14.0), (WIDTH, bottom)));
     for (((_, _, colour), _), (mark, place)) in entries.iter().zip(marks.iter().zip(&places)) {
         if (place.0 - mark.0).hypot(place.1 - mark.1) > RADIUS + 9.0 {
             svg.line(&[*mark, *place], colour, "stroke-width=\"0.8\"");
@@ -449,8 +449,10 @@ fn panel(
                 Some((x(step), mean, sd.unwrap_or(0.0)))
             })
             .collect();
-        let up = cells.iter().map(|(x, mean, sd)| (*x, scale.at(mean + sd)));
-        let down = cells.iter().map(|(x, mean, sd)| (*x, scale.at(mean - sd)));
+        // The scale has the means: a wide band is cut off at its ends.
+        let at = |value: f64| scale.at(value.clamp(scale.low, scale.high));
+        let up = cells.iter().map(|(x, mean, sd)| (*x, at(mean + sd)));
+        let down = cells.iter().map(|(x, mean, sd)| (*x, at(mean - sd)));
         if cells.iter().any(|(_, _, sd)| *sd > 0.0) {
             svg.band(&up.chain(down.rev()).collect::<Vec<_>>(), colour);
         }

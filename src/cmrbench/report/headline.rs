@@ -89,22 +89,19 @@ fn asked(results: &Results) -> String {
 /// A method with its value.
 type Scored<'r> = (&'r MethodOutcome, f64);
 
-/// The methods that compete, the best first: those that learn one experience after the other, or
-/// all where none does.
+/// The methods that compete, the best first: those that learn one experience after the other, or all
+/// where only the floor does.
 fn standing(results: &Results, metric: Metric) -> Vec<Scored<'_>> {
-    let acc = |method| {
-        let method: &MethodOutcome = method;
-        let (mean, _) = method.over_seeds(metric, AccuracyMatrix::acc)?;
-        Some((method, mean))
-    };
-    let all = results.methods.iter().filter_map(acc);
-    let (continual, others): (Vec<Scored<'_>>, Vec<Scored<'_>>) =
-        all.partition(|(method, _)| method.info.group == Group::Continual);
-    let mut standing = if continual.is_empty() {
-        others
-    } else {
-        continual
-    };
+    let continual = |method: &MethodOutcome| method.info.group == Group::Continual;
+    let competes = |method: &MethodOutcome| continual(method) && method.info.name != FLOOR;
+    let all = !results.methods.iter().any(competes);
+    let methods = results.methods.iter().filter(|m| all || continual(m));
+    let mut standing: Vec<Scored<'_>> = methods
+        .filter_map(|method| {
+            let (mean, _) = method.over_seeds(metric, AccuracyMatrix::acc)?;
+            Some((method, mean))
+        })
+        .collect();
     standing.sort_by(|a, b| b.1.total_cmp(&a.1));
     standing
 }
@@ -140,13 +137,18 @@ fn won(results: &Results) -> String {
     if let Some((second, _)) = domain.get(1) {
         text += &ahead(results, first, second);
     }
-    let floor = results.method(FLOOR).filter(|_| first.info.name != FLOOR);
+    if let Some((fgt, _)) = first.over_seeds(Metric::Domain, AccuracyMatrix::forgetting) {
+        text += &format!(
+            " {} forgot {} points of domain accuracy.",
+            first.info.label,
+            number(fgt)
+        );
+    }
+    let shown = domain.iter().take(2).any(|(m, _)| m.info.name == FLOOR);
+    let floor = results.method(FLOOR).filter(|_| !shown);
     let floor = floor.and_then(|m| m.over_seeds(Metric::Domain, AccuracyMatrix::acc));
     if let Some((floor, _)) = floor {
         text += &format!(" The continual floor has {} %.", number(floor));
-    }
-    if let Some((fgt, _)) = first.over_seeds(Metric::Domain, AccuracyMatrix::forgetting) {
-        text += &format!(" It forgot {} points of domain accuracy.", number(fgt));
     }
     text
 }
@@ -163,7 +165,8 @@ fn ahead(results: &Results, first: &MethodOutcome, second: &MethodOutcome) -> St
         number(found.low),
         number(found.high)
     );
-    if found.low > 0.0 {
+    // As it is shown: an interval from 0.0 tells nothing.
+    if found.low >= 0.05 {
         return format!(
             " That is {} points more than the next, {} ({interval}).",
             number(found.difference),

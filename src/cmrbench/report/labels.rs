@@ -1,7 +1,7 @@
 //! Places for labels, so that no label lies on another one.
 
 /// Height of a label in pixels, with the gap below it.
-pub(super) const LINE: f64 = 11.0;
+pub(super) const LINE: f64 = 12.0;
 
 /// Width of a bold character in pixels, about.
 const CHARACTER: f64 = 8.0;
@@ -57,6 +57,9 @@ pub(super) fn columns(wanted: &[f64], (low, high): (f64, f64)) -> Vec<(usize, f6
     places
 }
 
+/// The top left and the bottom right corner of a rectangle.
+type Corners = ((f64, f64), (f64, f64));
+
 /// A rectangle by its middle and its size.
 #[derive(Clone, Copy)]
 struct Area {
@@ -71,20 +74,23 @@ impl Area {
             && far(self.middle.1, other.middle.1) < self.size.1 + other.size.1
     }
 
-    fn is_within(self, (width, height): (f64, f64)) -> bool {
-        let inside = |at: f64, size: f64, all: f64| at >= size / 2.0 && at + size / 2.0 <= all;
-        inside(self.middle.0, self.size.0, width) && inside(self.middle.1, self.size.1, height)
+    fn is_within(self, (from, to): Corners) -> bool {
+        let inside = |at: f64, size: f64, low: f64, high: f64| {
+            at - size / 2.0 >= low && at + size / 2.0 <= high
+        };
+        inside(self.middle.0, self.size.0, from.0, to.0)
+            && inside(self.middle.1, self.size.1, from.1, to.1)
     }
 }
 
-/// The middle of a label near each of `marks`, inside a picture of `size`: to the right of its mark
+/// The middle of a label near each of `marks`, inside `bounds`: to the right of its mark
 /// where that is free, else further and further around it. A label lies on no mark of `radius` and
 /// on no other label.
 pub(super) fn around(
     marks: &[(f64, f64)],
     texts: &[String],
     radius: f64,
-    size: (f64, f64),
+    bounds: Corners,
 ) -> Vec<(f64, f64)> {
     const TURNS: [f64; 8] = [0.0, -0.25, 0.25, -0.5, 0.5, -0.75, 0.75, 1.0];
     let disc = |middle: &(f64, f64)| Area {
@@ -106,7 +112,7 @@ pub(super) fn around(
                 }
             })
         });
-        let free = |area: &Area| area.is_within(size) && !taken.iter().any(|t| area.meets(*t));
+        let free = |area: &Area| area.is_within(bounds) && !taken.iter().any(|t| area.meets(*t));
         let found = tries.find(free).unwrap_or(Area {
             middle: (*x, *y),
             size: label,
@@ -152,9 +158,9 @@ mod tests {
 
     #[test]
     fn labels_that_do_not_fit_get_a_second_column() {
-        let few = columns(&[5.0, 5.0], (0.0, 22.0));
+        let few = columns(&[5.0, 5.0], (0.0, 2.0 * LINE));
         assert!(few.iter().all(|(column, _)| *column == 0));
-        let many = columns(&[5.0; 5], (0.0, 22.0));
+        let many = columns(&[5.0; 5], (0.0, 2.0 * LINE));
         assert_eq!(many.iter().filter(|(column, _)| *column == 1).count(), 2);
         for (place, a) in many.iter().enumerate() {
             for b in &many[..place] {
@@ -169,14 +175,14 @@ mod tests {
         let mut marks = vec![(100.0, 100.0); 12];
         marks.push((199.0, 3.0));
         let texts: Vec<String> = ('a'..='m').map(String::from).collect();
-        let places = around(&marks, &texts, 4.5, (200.0, 200.0));
+        let places = around(&marks, &texts, 4.5, ((20.0, 0.0), (200.0, 200.0)));
         let area = |middle: &(f64, f64), size| Area {
             middle: *middle,
             size,
         };
         for (place, at) in places.iter().enumerate() {
             let own = area(at, (CHARACTER, LINE));
-            assert!(own.is_within((200.0, 200.0)), "{at:?}");
+            assert!(own.is_within(((20.0, 0.0), (200.0, 200.0))), "{at:?}");
             let others = places[..place].iter();
             let mut others = others.map(|other| area(other, (CHARACTER, LINE)));
             assert!(!others.any(|other| own.meets(other)), "{places:?}");

@@ -214,7 +214,7 @@ fn draw(results: &Results, plot: &RegistryPlot<'_>, title: &str) -> String {
         .collect();
     let numbers: Vec<String> = (1..=medoids.len()).map(|n| n.to_string()).collect();
     let style = format!("font-size=\"13\" font-weight=\"bold\" {HALO}");
-    let places = around(&medoids, &numbers, 0.0, (WIDTH, far));
+    let places = around(&medoids, &numbers, 0.0, ((near, near), (far, far)));
     for ((x, y), number) in places.iter().zip(&numbers) {
         svg.text((*x, y + 4.0), Anchor::Middle, &style, number);
     }

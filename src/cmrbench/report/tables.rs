@@ -262,9 +262,14 @@ fn beside(results: &Results, method: &MethodOutcome, metric: Metric, quantity: Q
 }
 
 fn main(results: &Results) -> String {
-    let beside_ours = match results.plan.data.own {
-        true => &BESIDE[..0],
-        false => &BESIDE[..],
+    let has_poster = |method: &MethodOutcome| {
+        let value =
+            |(_, metric, quantity)| poster::beside(results, method.info.name, metric, quantity);
+        BESIDE.map(value).iter().any(Option::is_some)
+    };
+    let beside_ours = match results.methods.iter().any(has_poster) {
+        true => &BESIDE[..],
+        false => &BESIDE[..0],
     };
     let heads = COLUMNS.iter().map(|(_, name, _)| (*name).to_owned());
     let posters = beside_ours
@@ -327,7 +332,7 @@ fn main(results: &Results) -> String {
 fn notes(results: &Results) -> String {
     let mut text = "\nBest bold, second underlined, within a group.".to_owned();
     if !results.plan.data.own {
-        text += " The poster's columns have other data and larger encoders.";
+        text += " Columns of the poster have other data and larger encoders.";
     }
     text += " Fgt beyond that of the continual floor is forgotten by the method itself; the rest \
      is the growing hub's work.";

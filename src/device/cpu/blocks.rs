@@ -5,7 +5,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use crate::device::cpu::{Cpu, math};
+use crate::device::cpu::Cpu;
 
 /// Rows of a register tile.
 const ROWS: usize = 4;
@@ -15,23 +15,6 @@ const COLUMNS: usize = 2;
 
 /// Rows of `x` that [`combine`] keeps in cache for all rows of `y`.
 const DEPTH: usize = 128;
-
-/// a . b, in lanes.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0; math::LANES];
-    let (a_blocks, b_blocks) = (a.chunks_exact(math::LANES), b.chunks_exact(math::LANES));
-    let rest = a_blocks.remainder().iter().zip(b_blocks.remainder());
-    for (a, b) in a_blocks.zip(b_blocks) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
-        }
-    }
-    for (lane, (a, b)) in lanes.iter_mut().zip(rest) {
-        *lane += a * b;
-    }
-    math::sum(&lanes, |v| v)
-}
 
 /// `y` [R, C] = `a` [R, W] . `b` [C, W]^T
 pub(crate) fn dots(cpu: &Cpu, a: &[f32], b: &[f32], width: usize, y: &mut [f32]) {
@@ -248,6 +231,7 @@ fn combine_tile<S: Simd>(
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::device::cpu::math;
     use crate::ops::reference::noise;
     use crate::ops::testing::{assert_close, wide};
 
@@ -303,7 +287,7 @@ mod tests {
                 (y, sum)
             });
             assert!(results.iter().all(|result| *result == results[0]));
-            let one = dot(&a[..width], &b[..width]);
+            let one = math::dot(&a[..width], &b[..width]);
             assert_close("dot", &[one], &products[..1], 1e-5);
         }
     }

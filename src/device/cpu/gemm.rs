@@ -38,8 +38,10 @@ const FEW: usize = 2048;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     /// 14 x 32 tiles in 512-bit registers.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// 6 x 16 tiles in 256-bit registers, with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 4 x 16 tiles in the target's baseline; NEON on 64-bit Arm.
     Portable,
@@ -71,7 +73,9 @@ impl Level {
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "AVX2",
             Self::Portable if cfg!(target_arch = "aarch64") => "NEON",
             Self::Portable => "portable",
@@ -81,7 +85,9 @@ impl Level {
     /// (largest rows, columns) of a tile.
     fn tile(self) -> (usize, usize) {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => (14, 32),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2 => (6, 16),
             Self::Portable => (4, 16),
         }
@@ -335,8 +341,6 @@ fn multiply_tile(
                 by_height!(x86::avx2_full, [[f32; 8]; 2], 1 2 3 4 5 6);
             }
         },
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx512 | Level::Avx2 => unreachable!("not a level of this machine"),
         Level::Portable => by_height!(portable, [f32; 16], 1 2 3 4),
     }
 }
@@ -476,16 +480,14 @@ mod x86 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::ops::reference;
     use crate::weights::View;
     use half::f16;
 
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f16::from_f32((state >> 8) as f32 / 16_777_216.0 - 0.5).to_f32()
-        };
-        (0..n).map(|_| next()).collect()
+    /// Values that f16 holds.
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let halved = |v: &f32| f16::from_f32(v / 2.0).to_f32();
+        reference::noise(n, seed).iter().map(halved).collect()
     }
 
     fn multiply_rows(cpu: &Cpu, x: &[f32], w: &Packed, finish: Finish<'_>, y: &mut [f32]) {

@@ -1,11 +1,19 @@
-//! Kernels: one entry point of one shader, compiled at open.
+//! Kernels: one entry point of one shader, compiled when it is first needed.
+
+use std::sync::OnceLock;
 
 use crate::device::gpu::Gpu;
 use crate::device::gpu::shader::{Binding, Shader};
 use crate::error::Result;
 
-/// A compiled entry point; on the CPU nothing is compiled and this is empty.
-pub(crate) struct Kernel(Option<Compiled>);
+/// An entry point with its override constants. It belongs to the device that first compiles it; the
+/// CPU has no use for it.
+pub(crate) struct Kernel {
+    shader: &'static Shader,
+    entry: &'static str,
+    constants: Vec<(&'static str, f64)>,
+    compiled: OnceLock<Compiled>,
+}
 
 pub(crate) struct Compiled {
     /// `linear::forward`
@@ -16,30 +24,41 @@ pub(crate) struct Compiled {
 }
 
 impl Kernel {
-    pub(crate) fn native() -> Self {
-        Self(None)
+    pub(crate) fn new(
+        shader: &'static Shader,
+        entry: &'static str,
+        constants: &[(&'static str, f64)],
+    ) -> Self {
+        Self {
+            shader,
+            entry,
+            constants: constants.to_vec(),
+            compiled: OnceLock::new(),
+        }
     }
 
-    pub(crate) fn compile(
-        gpu: &Gpu,
-        shader: &Shader,
-        entry: &'static str,
-        constants: &[(&str, f64)],
-    ) -> Result<Self> {
-        let label = format!("{}::{entry}", shader.name);
-        let bindings = shader.bindings(entry)?;
+    /// The pipeline, compiled now unless it is there.
+    pub(crate) fn compiled(&self, gpu: &Gpu) -> Result<&Compiled> {
+        if let Some(compiled) = self.compiled.get() {
+            return Ok(compiled);
+        }
+        let compiled = self.compile(gpu)?;
+        // Another thread may have been faster; both made the same.
+        Ok(self.compiled.get_or_init(|| compiled))
+    }
+
+    fn compile(&self, gpu: &Gpu) -> Result<Compiled> {
+        let label = format!("{}::{}", self.shader.name, self.entry);
+        let parsed = gpu.parsed(self.shader)?;
+        let bindings = parsed.bindings(self.entry)?;
         let pipeline = gpu.checked(&label, |device| {
-            let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: Some(shader.name),
-                source: wgpu::ShaderSource::Wgsl(shader.source.into()),
-            });
             device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&label),
                 layout: None,
-                module: &module,
-                entry_point: Some(entry),
+                module: &parsed.module,
+                entry_point: Some(self.entry),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    constants,
+                    constants: &self.constants,
                     // Scratch is written before it is read, as each header promises.
                     zero_initialize_workgroup_memory: gpu.zeroes_scratch(),
                 },
@@ -47,20 +66,11 @@ impl Kernel {
             })
         })?;
         let layout = pipeline.get_bind_group_layout(0);
-        Ok(Self(Some(Compiled {
+        Ok(Compiled {
             label,
             pipeline,
             layout,
             bindings,
-        })))
-    }
-
-    /// # Panics
-    /// On the CPU's empty kernel: a bug, a kernel runs on the device that compiled it.
-    pub(super) fn compiled(&self) -> &Compiled {
-        match &self.0 {
-            Some(compiled) => compiled,
-            None => panic!("a kernel of the CPU was dispatched"),
-        }
+        })
     }
 }

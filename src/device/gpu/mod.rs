@@ -1,54 +1,23 @@
 //! The GPU through wgpu: adapters, limits, error scopes, device lost. This folder alone knows wgpu.
 
-pub(crate) mod kernel;
-pub(crate) mod pass;
-pub(crate) mod shader;
-pub(crate) mod tape;
+mod kernel;
+mod pass;
+mod shader;
+mod tape;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::error::{Error, ErrorKind, Result, bail, error};
+use shader::Parsed;
 
+pub(crate) use kernel::Kernel;
+pub(crate) use pass::GpuPass;
+pub(crate) use shader::{Shader, shader};
+pub(crate) use tape::Tape;
 pub(crate) use wgpu::Buffer;
-
-/// An adapter as `doctor` shows it.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct AdapterReport {
-    /// As the driver calls it; part of it is a device choice.
-    pub name: String,
-    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software` or `other`.
-    pub kind: &'static str,
-    /// False for a software adapter, which `auto` never takes.
-    pub hardware: bool,
-    /// `Vulkan`, `Metal` or `Dx12`.
-    pub backend: String,
-    /// Driver and its version.
-    pub driver: String,
-    /// Limits that the kernels and tables meet.
-    pub limits: LimitsReport,
-    /// Features that this crate uses when they are there.
-    pub features: Vec<&'static str>,
-}
-
-/// The limits of an adapter that decide what fits.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct LimitsReport {
-    /// Bytes of one storage binding: the largest table.
-    pub max_storage_buffer_binding_size: u64,
-    /// Bytes of one buffer.
-    pub max_buffer_size: u64,
-    /// Storage buffers of one kernel.
-    pub max_storage_buffers_per_shader_stage: u32,
-    /// Lanes of one workgroup.
-    pub max_compute_invocations_per_workgroup: u32,
-    /// Bytes of workgroup memory.
-    pub max_compute_workgroup_storage_size: u32,
-    /// Workgroups along one axis of a grid.
-    pub max_compute_workgroups_per_dimension: u32,
-    /// Smallest and largest subgroup.
-    pub subgroup_size: [u32; 2],
-}
 
 /// False where the system shows that there is no hardware GPU: on Linux a driver of one needs a
 /// device file.
@@ -145,9 +114,14 @@ pub(crate) struct Gpu {
     clock: bool,
     zeroes_scratch: bool,
     made: AtomicUsize,
+    /// Shaders by name.
+    parsed: Mutex<BTreeMap<&'static str, Arc<Slot>>>,
     /// The first error outside a scope, or the loss of the device.
     failure: Arc<Mutex<Option<Error>>>,
 }
+
+/// A shader once it is parsed. One thread parses it, and the others wait at the lock.
+type Slot = Mutex<Option<Arc<Parsed>>>;
 
 /// What every kernel of this crate needs; the rest depends on encoder and hub.
 const LEAST_LANES: u32 = 256;
@@ -202,6 +176,7 @@ impl Gpu {
             clock: !clock.is_empty() && queue.get_timestamp_period() > 0.0,
             zeroes_scratch: false,
             made: AtomicUsize::new(0),
+            parsed: Mutex::default(),
             limits: available,
             name,
             device,
@@ -288,6 +263,20 @@ impl Gpu {
                 let (kind, text) = described(&error);
                 Err(self.explain(Error::new(kind, format!("{}: {label}: {text}", self.name))))
             }
+        }
+    }
+
+    /// `shader` for this device, parsed and validated the first time.
+    fn parsed(&self, shader: &Shader) -> Result<Arc<Parsed>> {
+        let mut shaders = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = Arc::clone(shaders.entry(shader.name).or_default());
+        drop(shaders);
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            Some(parsed) => Ok(Arc::clone(parsed)),
+            None => Ok(Arc::clone(
+                slot.insert(Arc::new(Parsed::new(self, shader)?)),
+            )),
         }
     }
 
@@ -384,6 +373,7 @@ impl Gpu {
             limits: self.limits.clone(),
             clock: self.clock,
             made: AtomicUsize::new(0),
+            parsed: Mutex::default(),
             zeroes_scratch: true,
             failure: Arc::clone(&self.failure),
         }
@@ -393,6 +383,13 @@ impl Gpu {
     #[cfg(test)]
     pub(crate) fn made(&self) -> usize {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// Pipelines that exist, as wgpu counts them.
+    #[cfg(test)]
+    pub(crate) fn pipelines(&self) -> isize {
+        let counters = self.device.get_internal_counters().hal;
+        counters.compute_pipelines.read()
     }
 
     /// Those that exist, as wgpu counts them.

@@ -6,7 +6,7 @@ use crate::device::gpu::Gpu;
 use crate::device::gpu::tape::{Entry, SLOTS, STAGES, Tape};
 use crate::device::pass::{Outcome, Read};
 use crate::device::{Kernel, Part, Tensor};
-use crate::error::{Result, error};
+use crate::error::{Error, Result, error};
 use crate::num::to_u32;
 
 pub(crate) struct GpuPass<'p> {
@@ -19,6 +19,8 @@ pub(crate) struct GpuPass<'p> {
     dispatches: usize,
     stages: usize,
     steps: Vec<Step>,
+    /// Why a kernel could not be compiled; the pass is not submitted then.
+    failure: Option<Error>,
 }
 
 enum Step {
@@ -61,6 +63,7 @@ impl<'p> GpuPass<'p> {
             dispatches: 0,
             stages: 0,
             steps: Vec::new(),
+            failure: None,
         })
     }
 
@@ -127,7 +130,8 @@ impl<'p> GpuPass<'p> {
         Read(self.reads.len() - 1)
     }
 
-    /// Runs `kernel` on a grid of `groups` with `dims` as its uniform and `tensors` by name.
+    /// Runs `kernel` on a grid of `groups` with `dims` as its uniform and `tensors` by name. A kernel
+    /// that cannot be compiled makes the submission fail.
     ///
     /// # Panics
     /// When a name is wrong, missing or extra, or the grid is over the limit that
@@ -142,7 +146,13 @@ impl<'p> GpuPass<'p> {
         if groups.contains(&0) {
             return;
         }
-        let kernel = kernel.compiled();
+        let kernel = match kernel.compiled(self.gpu) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                return;
+            }
+        };
         let label = &kernel.label;
         assert!(
             groups.iter().all(|n| *n <= self.gpu.most_groups()),
@@ -240,9 +250,13 @@ impl<'p> GpuPass<'p> {
             read_bytes,
             dispatches,
             stages,
+            failure,
             ..
         } = self;
         drop(staging);
+        if let Some(error) = failure {
+            return Err(error);
+        }
         tape.staging.unmap();
         let device = gpu.device();
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

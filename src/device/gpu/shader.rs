@@ -1,7 +1,10 @@
 //! Shader sources, and what naga reads from them.
 
+use std::borrow::Cow;
+
 use wgpu::naga;
 
+use crate::device::gpu::Gpu;
 use crate::error::{Result, error};
 
 /// One `shaders/<name>.wgsl` with the shared parts appended, so that line numbers are the file's.
@@ -32,47 +35,65 @@ pub(crate) struct Binding {
     pub(crate) uniform: bool,
 }
 
-impl Shader {
-    /// The bindings of group 0 that `entry` uses, by number.
-    pub(crate) fn bindings(&self, entry: &str) -> Result<Vec<Binding>> {
-        let module = naga::front::wgsl::parse_str(self.source).map_err(|e| {
-            error!(
-                Device,
-                "{}.wgsl: {}",
-                self.name,
-                e.emit_to_string(self.source)
-            )
-        })?;
+/// A shader that was read, validated and handed to the device: once, for all its entry points.
+pub(crate) struct Parsed {
+    name: &'static str,
+    pub(super) module: wgpu::ShaderModule,
+    /// Every entry point with the bindings of group 0 that it uses, by number.
+    entries: Vec<(String, Vec<Binding>)>,
+}
+
+impl Parsed {
+    pub(super) fn new(gpu: &Gpu, shader: &Shader) -> Result<Self> {
+        let Shader { name, source } = *shader;
+        let broken = |text: String| error!(Device, "{name}.wgsl: {text}");
+        let module =
+            naga::front::wgsl::parse_str(source).map_err(|e| broken(e.emit_to_string(source)))?;
         let info = naga::valid::Validator::new(
             naga::valid::ValidationFlags::all(),
             naga::valid::Capabilities::all(),
         )
         .validate(&module)
-        .map_err(|e| {
-            error!(
-                Device,
-                "{}.wgsl: {}",
-                self.name,
-                e.emit_to_string(self.source)
-            )
+        .map_err(|e| broken(e.emit_to_string(source)))?;
+        let entries = module.entry_points.iter().enumerate();
+        let entries = entries
+            .map(|(index, point)| (point.name.clone(), bindings(&module, &info, index)))
+            .collect();
+        let module = gpu.checked(name, |device| {
+            device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(name),
+                source: wgpu::ShaderSource::Naga(Cow::Owned(module)),
+            })
         })?;
-        let index = module
-            .entry_points
-            .iter()
-            .position(|point| point.name == entry)
-            .ok_or_else(|| error!(Device, "{}.wgsl: no entry point {entry}", self.name))?;
-        let uses = info.get_entry_point(index);
-        let mut bindings = Vec::new();
-        for (handle, variable) in module.global_variables.iter() {
-            if let (Some(binding), false) = (&variable.binding, uses[handle].is_empty()) {
-                bindings.push(Binding {
-                    name: variable.name.clone().unwrap_or_default(),
-                    number: binding.binding,
-                    uniform: variable.space == naga::AddressSpace::Uniform,
-                });
-            }
-        }
-        bindings.sort_by_key(|binding| binding.number);
-        Ok(bindings)
+        Ok(Self {
+            name,
+            module,
+            entries,
+        })
     }
+
+    /// The bindings that `entry` uses, by number.
+    pub(super) fn bindings(&self, entry: &str) -> Result<Vec<Binding>> {
+        let found = self.entries.iter().find(|(name, _)| name == entry);
+        found
+            .map(|(_, bindings)| bindings.clone())
+            .ok_or_else(|| error!(Device, "{}.wgsl: no entry point {entry}", self.name))
+    }
+}
+
+/// The bindings of group 0 that entry point `index` uses, by number.
+fn bindings(module: &naga::Module, info: &naga::valid::ModuleInfo, index: usize) -> Vec<Binding> {
+    let uses = info.get_entry_point(index);
+    let mut bindings = Vec::new();
+    for (handle, variable) in module.global_variables.iter() {
+        if let (Some(binding), false) = (&variable.binding, uses[handle].is_empty()) {
+            bindings.push(Binding {
+                name: variable.name.clone().unwrap_or_default(),
+                number: binding.binding,
+                uniform: variable.space == naga::AddressSpace::Uniform,
+            });
+        }
+    }
+    bindings.sort_by_key(|binding| binding.number);
+    bindings
 }

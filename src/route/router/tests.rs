@@ -2,123 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::device::Device;
 use crate::device::cpu::int8::Kernel;
-use crate::device::gpu::Gpu;
 use crate::error::ErrorKind;
 use crate::hub::ModelId;
-use crate::ops::testing::adapter_name;
 use crate::options::Precision;
 
 const STORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/cmrbench");
-
-/// The zero-shot generation that the bundled one grew from.
-const PARENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/zero-shot");
-
-fn on_gpu(fallback: bool) -> Router {
-    let options = Options::default()
-        .device(adapter_name().as_str())
-        .fallback(fallback);
-    Router::open(STORE, options).unwrap()
-}
-
-fn gpu(router: &Router) -> Arc<Gpu> {
-    match router.serving.load().encoder.device() {
-        Device::Gpu(gpu) => Arc::clone(gpu),
-        Device::Cpu(_) => panic!("not on a GPU"),
-    }
-}
-
-#[test]
-fn a_warm_route_makes_nothing_on_the_device() {
-    let router = on_gpu(false);
-    let opened = gpu(&router).made();
-    let first = router.route(&Request::new("a first prompt")).unwrap();
-    let (cold, alive) = (gpu(&router).made(), gpu(&router).alive());
-    assert!(cold > opened, "the counter does not count");
-    for prompt in [
-        "a first prompt",
-        "another one",
-        "and one that has some more tokens",
-    ] {
-        let decision = router.route(&Request::new(prompt)).unwrap();
-        assert_eq!(
-            gpu(&router).made(),
-            cold,
-            "{prompt:?} made a buffer, bind group or pipeline"
-        );
-        assert_eq!(
-            gpu(&router).alive(),
-            alive,
-            "wgpu made something for {prompt:?}"
-        );
-        if prompt == "a first prompt" {
-            assert_eq!(decision.ranked[0].score, first.ranked[0].score);
-        }
-    }
-}
-
-#[test]
-fn a_layer_takes_eight_dispatches() {
-    let dispatches = |router: &Router| {
-        let serving = router.serving.load();
-        let tokens = serving
-            .encoder
-            .tokenize_prompts(&["count the dispatches"])
-            .remove(0)
-            .unwrap();
-        let ranked = serving.rank(&[tokens], 10).unwrap();
-        (ranked.dispatches, serving.encoder.config().layers)
-    };
-    // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of
-    // these, pool. Then projection, normalize, score; of the memory projection, score, by_domain;
-    // log_sum_exp, and top_k's two.
-    let router = on_gpu(false);
-    let (with_memory, layers) = dispatches(&router);
-    let remembered = router.serving.load().index.recall().unwrap().layers.len();
-    assert_eq!(remembered, 4);
-    assert_eq!(with_memory, 8 * layers + remembered + 13);
-    // Its zero-shot parent: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
-    // top_k's two.
-    let options = Options::default().device(adapter_name().as_str());
-    let options = options.encoder(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/weights/all-MiniLM-L6-v2"
-    ));
-    let parent = Router::open(PARENT, options).unwrap();
-    assert_eq!(dispatches(&parent).0, 8 * layers + 9);
-}
-
-#[test]
-fn a_lost_device_is_an_error_or_a_visible_step_down() {
-    let request = Request::new("Translate this letter into Spanish.");
-    let want = Router::open(STORE, Options::default().device("cpu"))
-        .unwrap()
-        .route(&request)
-        .unwrap();
-
-    let strict = on_gpu(false);
-    gpu(&strict).lose();
-    assert_eq!(
-        strict.route(&request).unwrap_err().kind(),
-        ErrorKind::DeviceLost
-    );
-    assert_eq!(
-        strict.route(&request).unwrap_err().kind(),
-        ErrorKind::DeviceLost
-    );
-
-    let lenient = on_gpu(true);
-    assert_eq!(lenient.route(&request).unwrap().degraded, None);
-    gpu(&lenient).lose();
-    for _ in 0..2 {
-        let decision = lenient.route(&request).unwrap();
-        assert_eq!(decision.device, "cpu");
-        assert!(decision.degraded.is_some_and(|why| why.contains("lost")));
-        assert_eq!(decision.ranked[0].model, want.ranked[0].model);
-        assert_eq!(decision.ranked[0].score, want.ranked[0].score);
-    }
-}
 
 #[test]
 fn a_step_down_does_not_undo_what_was_installed_meanwhile() {
@@ -207,14 +96,145 @@ fn int8_is_taken_where_it_is_asked_for() {
     assert_eq!(scores(&route(&one)[0]), scores(&bytes[0]));
 }
 
-#[test]
-fn int8_is_refused_on_a_gpu() {
-    let options = Options::default().device(adapter_name().as_str());
-    let error = Router::open(STORE, options.precision(Precision::Int8)).err();
-    assert!(
-        error
+#[cfg(feature = "gpu")]
+mod on_a_gpu {
+    use super::*;
+    use crate::device::Device;
+    use crate::device::gpu::Gpu;
+    use crate::ops::testing::adapter_name;
+
+    /// The zero-shot generation that the bundled one grew from.
+    const PARENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/zero-shot");
+
+    fn on_gpu(fallback: bool) -> Router {
+        let options = Options::default()
+            .device(adapter_name().as_str())
+            .fallback(fallback);
+        Router::open(STORE, options).unwrap()
+    }
+
+    fn gpu(router: &Router) -> Arc<Gpu> {
+        match router.serving.load().encoder.device() {
+            Device::Gpu(gpu) => Arc::clone(gpu),
+            Device::Cpu(_) => panic!("not on a GPU"),
+        }
+    }
+
+    #[test]
+    fn a_warm_route_makes_nothing_on_the_device() {
+        let router = on_gpu(false);
+        let opened = gpu(&router).made();
+        let first = router.route(&Request::new("a first prompt")).unwrap();
+        let (cold, alive) = (gpu(&router).made(), gpu(&router).alive());
+        assert!(cold > opened, "the counter does not count");
+        for prompt in [
+            "a first prompt",
+            "another one",
+            "and one that has some more tokens",
+        ] {
+            let decision = router.route(&Request::new(prompt)).unwrap();
+            assert_eq!(
+                gpu(&router).made(),
+                cold,
+                "{prompt:?} made a buffer, bind group or pipeline"
+            );
+            assert_eq!(
+                gpu(&router).alive(),
+                alive,
+                "wgpu made something for {prompt:?}"
+            );
+            if prompt == "a first prompt" {
+                assert_eq!(decision.ranked[0].score, first.ranked[0].score);
+            }
+        }
+    }
+
+    #[test]
+    fn a_layer_takes_eight_dispatches() {
+        let dispatches = |router: &Router| {
+            let serving = router.serving.load();
+            let tokens = serving
+                .encoder
+                .tokenize_prompts(&["count the dispatches"])
+                .remove(0)
+                .unwrap();
+            let ranked = serving.rank(&[tokens], 10).unwrap();
+            (ranked.dispatches, serving.encoder.config().layers)
+        };
+        // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of
+        // these, pool. Then projection, normalize, score; of the memory projection, score, by_domain;
+        // log_sum_exp, and top_k's two.
+        let router = on_gpu(false);
+        let (with_memory, layers) = dispatches(&router);
+        let remembered = router.serving.load().index.recall().unwrap().layers.len();
+        assert_eq!(remembered, 4);
+        assert_eq!(with_memory, 8 * layers + remembered + 13);
+        // Its zero-shot parent: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
+        // top_k's two.
+        let options = Options::default().device(adapter_name().as_str());
+        let options = options.encoder(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/weights/all-MiniLM-L6-v2"
+        ));
+        let parent = Router::open(PARENT, options).unwrap();
+        assert_eq!(dispatches(&parent).0, 8 * layers + 9);
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_or_a_visible_step_down() {
+        let request = Request::new("Translate this letter into Spanish.");
+        let want = Router::open(STORE, Options::default().device("cpu"))
             .unwrap()
-            .to_string()
-            .contains("expected the device cpu")
-    );
+            .route(&request)
+            .unwrap();
+
+        let strict = on_gpu(false);
+        gpu(&strict).lose();
+        assert_eq!(
+            strict.route(&request).unwrap_err().kind(),
+            ErrorKind::DeviceLost
+        );
+        assert_eq!(
+            strict.route(&request).unwrap_err().kind(),
+            ErrorKind::DeviceLost
+        );
+
+        let lenient = on_gpu(true);
+        assert_eq!(lenient.route(&request).unwrap().degraded, None);
+        gpu(&lenient).lose();
+        for _ in 0..2 {
+            let decision = lenient.route(&request).unwrap();
+            assert_eq!(decision.device, "cpu");
+            assert!(decision.degraded.is_some_and(|why| why.contains("lost")));
+            assert_eq!(decision.ranked[0].model, want.ranked[0].model);
+            assert_eq!(decision.ranked[0].score, want.ranked[0].score);
+        }
+    }
+
+    #[test]
+    fn opening_compiles_every_kernel_that_a_route_dispatches() {
+        let router = on_gpu(false);
+        let opened = gpu(&router).pipelines();
+        assert_eq!(opened, 16);
+        let long = "and one with as many tokens as take the kernel for tall matrices ".repeat(20);
+        let requests = ["a short prompt", &long].map(Request::new);
+        for k in [1, 10, usize::MAX] {
+            for decision in router.route_batch(&requests.clone().map(|r| r.top(k))) {
+                decision.unwrap();
+            }
+        }
+        assert_eq!(gpu(&router).pipelines(), opened);
+    }
+
+    #[test]
+    fn int8_is_refused_on_a_gpu() {
+        let options = Options::default().device(adapter_name().as_str());
+        let error = Router::open(STORE, options.precision(Precision::Int8)).err();
+        assert!(
+            error
+                .unwrap()
+                .to_string()
+                .contains("expected the device cpu")
+        );
+    }
 }

@@ -218,7 +218,7 @@ pub(crate) fn multiply<W: Wide>(
                     let [s, z] = a.scale(first + r, group);
                     let (s, z) = (w.splat(s), w.splat(z));
                     for v in 0..2 {
-                        let sum = w.from_i32(&sums[r][v]);
+                        let sum = w.widen(&sums[r][v]);
                         let exact = w.neg_mul_add(z, w.load(&of_group[v]), sum);
                         let total = match group {
                             0 => w.mul(exact, s),

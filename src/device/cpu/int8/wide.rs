@@ -27,7 +27,7 @@ pub(crate) trait Wide: Copy {
     fn load(self, values: &Block) -> Self::F;
     fn store(self, a: Self::F) -> Block;
     /// Exact below 2^24.
-    fn from_i32(self, values: &[i32; 16]) -> Self::F;
+    fn widen(self, values: &[i32; 16]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -109,7 +109,7 @@ pub(crate) trait Wide: Copy {
     fn exp2(self, x: Self::F) -> Self::F {
         const P: [f32; 6] = [
             1.0,
-            0.693_147_2,
+            std::f32::consts::LN_2,
             0.240_226_48,
             0.055_503_327,
             0.009_618_437,
@@ -183,7 +183,7 @@ impl Wide for Scalar {
     }
 
     #[inline(always)]
-    fn from_i32(self, values: &[i32; 16]) -> Block {
+    fn widen(self, values: &[i32; 16]) -> Block {
         each(|i| values[i] as f32)
     }
 
@@ -298,7 +298,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn from_i32(self, values: &[i32; 16]) -> __m512 {
+        fn widen(self, values: &[i32; 16]) -> __m512 {
             self.simd.avx512f._mm512_cvtepi32_ps(cast(*values))
         }
 
@@ -439,7 +439,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn from_i32(self, values: &[i32; 16]) -> Pair {
+        fn widen(self, values: &[i32; 16]) -> Pair {
             let halves: [__m256i; 2] = cast(*values);
             both(|i| self.simd.avx._mm256_cvtepi32_ps(halves[i]))
         }

@@ -1,0 +1,120 @@
+//! `device::gpu` of a build without the feature `gpu`: the same names, and no value of any of them.
+
+use crate::device::adapter::AdapterReport;
+use crate::device::pass::{Outcome, Read};
+use crate::device::{Part, Tensor};
+use crate::error::Result;
+
+pub(crate) enum Gpu {}
+pub(crate) enum Buffer {}
+pub(crate) enum Tape {}
+pub(crate) type GpuPass<'p> = Recording;
+pub(crate) enum Recording {}
+
+#[derive(Clone)]
+pub(crate) enum Adapter {}
+
+/// Stands for a shader: its source is left out of the build.
+pub(crate) struct Shader;
+
+macro_rules! shader {
+    ($($part:literal),+) => {
+        $crate::device::Shader
+    };
+}
+pub(crate) use shader;
+
+/// Stands for a kernel: the CPU compiles none.
+pub(crate) struct Kernel;
+
+pub(crate) fn adapters() -> Vec<Adapter> {
+    Vec::new()
+}
+
+pub(crate) fn may_be_hardware() -> bool {
+    false
+}
+
+impl Adapter {
+    pub(crate) fn report(&self) -> AdapterReport {
+        match *self {}
+    }
+}
+
+impl Kernel {
+    pub(crate) fn new(_: &'static Shader, _: &'static str, _: &[(&'static str, f64)]) -> Self {
+        Self
+    }
+
+    pub(crate) fn compiled(&self, gpu: &Gpu) -> Result<()> {
+        match *gpu {}
+    }
+}
+
+impl Gpu {
+    pub(crate) fn open(adapter: &Adapter) -> Result<Self> {
+        match *adapter {}
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        match *self {}
+    }
+
+    pub(crate) fn buffer(&self, _label: &str, _size: usize) -> Result<Buffer> {
+        match *self {}
+    }
+
+    pub(crate) fn buffer_with(&self, _label: &str, _bytes: &[u8]) -> Result<Buffer> {
+        match *self {}
+    }
+
+    pub(crate) fn most_groups(&self) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) fn most_scratch(&self) -> u32 {
+        match *self {}
+    }
+}
+
+impl Tape {
+    pub(crate) fn new(gpu: &Gpu, _uploads: usize, _reads: usize) -> Result<Self> {
+        match *gpu {}
+    }
+}
+
+impl Recording {
+    pub(crate) fn begin(gpu: &Gpu, _tape: &mut Tape) -> Result<Self> {
+        match *gpu {}
+    }
+
+    pub(crate) fn stage(&mut self) {
+        match *self {}
+    }
+
+    pub(crate) fn upload(&mut self, _tensor: &Tensor, _values: &[u32]) {
+        match *self {}
+    }
+
+    pub(crate) fn read(&mut self, _tensor: &Tensor) -> Read {
+        match *self {}
+    }
+
+    pub(crate) fn read_rows(&mut self, _part: Part<'_>, _ids: &[u32]) -> Read {
+        match *self {}
+    }
+
+    pub(crate) fn dispatch(
+        &mut self,
+        _kernel: &Kernel,
+        _groups: [u32; 3],
+        _dims: &impl bytemuck::NoUninit,
+        _tensors: &[(&str, &Tensor)],
+    ) {
+        match *self {}
+    }
+
+    pub(crate) fn submit(self) -> Result<Outcome> {
+        match self {}
+    }
+}
