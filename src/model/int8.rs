@@ -1,8 +1,8 @@
 //! The forward pass of a BERT-family encoder with maps of bytes, for serving on the CPU.
 //!
-//! Whole prompts go through all layers in chunks of at most [`CHUNK`] tokens, each on one thread: the
-//! output of a layer stays in that core's cache, and no thread waits for another. Attention, norms,
-//! GELU and sums of residuals are f32.
+//! Whole prompts go through all layers in chunks of at most [`CHUNK`] tokens, each on one thread:
+//! the output of a layer stays in that core's cache, and no thread waits for another. Attention,
+//! norms, GELU and sums of residuals are f32.
 
 use std::cell::Cell;
 

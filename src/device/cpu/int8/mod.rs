@@ -1,9 +1,10 @@
 //! Linear maps of bytes: activations of 8 bits with a zero point for each row and [`GROUP`] inputs,
 //! weights of 8 bits with a scale for each output, exact sums in i32.
 //!
-//! `y = w sum_g s_g (acc_g - z_g sum_g) + bias`, g over the groups of inputs in order. A sum is below
-//! 2^24, so it is exact in f32 as well, and the operations behind it are spelled with [`Wide`]: an
-//! output has the same bits whatever the kernel, the tile, the thread or the number of rows.
+//! `y = w sum_g s_g (acc_g - z_g sum_g) + bias`, g over the groups of inputs in order. A sum is
+//! below 2^24, so it is exact in f32 as well, and the operations behind it are spelled with
+//! [`Wide`]: an output has the same bits whatever the kernel, the tile, the thread or the number of
+//! rows.
 
 pub(crate) mod attention;
 mod pack;
@@ -164,8 +165,8 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// The reference: `a` is [blocks][rows] lines of activations, `panel` [blocks][2][16] lines, each of
-/// 16 outputs by 4 inputs; `sums` becomes [rows][2][16].
+/// The reference: `a` is [blocks][rows] lines of activations, `panel` [blocks][2][16] lines, each
+/// of 16 outputs by 4 inputs; `sums` becomes [rows][2][16].
 pub(crate) fn dot(rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums) {
     *sums = [[[0; 16]; 2]; TALLEST];
     for (a, panel) in a.chunks_exact(rows).zip(panel.chunks_exact(PANEL)) {

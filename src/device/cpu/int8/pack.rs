@@ -1,7 +1,7 @@
 //! Weights as the kernels read them.
 //!
-//! A panel has [`PANEL`] outputs: for each block of 64 inputs two halves of 16 outputs, each half 16
-//! lines, a line 16 outputs by 4 inputs. AVX-512 reads a line at once, AVX2 half of one. Missing
+//! A panel has [`PANEL`] outputs: for each block of 64 inputs two halves of 16 outputs, each half
+//! 16 lines, a line 16 outputs by 4 inputs. AVX-512 reads a line at once, AVX2 half of one. Missing
 //! inputs and outputs are zeros.
 
 use memmap2::MmapMut;
@@ -83,8 +83,8 @@ impl Linear {
         inputs.div_ceil(64) * PANEL * outputs.div_ceil(PANEL)
     }
 
-    /// Packs a map of `inputs` to `outputs`. `read(output, weights)` writes the weights of an output
-    /// over zeros, and returns its bias and a factor for both.
+    /// Packs a map of `inputs` to `outputs`. `read(output, weights)` writes the weights of an
+    /// output over zeros, and returns its bias and a factor for both.
     pub(crate) fn pack(
         cpu: &Cpu,
         arena: &mut Arena,

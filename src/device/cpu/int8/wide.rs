@@ -8,8 +8,8 @@ use super::{Line, Sums};
 /// Sixteen numbers in memory.
 pub(crate) type Block = [f32; 16];
 
-/// 1.5 * 2^23: adding it rounds a number between -2^22 and 2^22 to the nearest integer, ties to even,
-/// which stays in the low bits.
+/// 1.5 * 2^23: adding it rounds a number between -2^22 and 2^22 to the nearest integer, ties to
+/// even, which stays in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
 /// A SIMD level with its product of bytes.
