@@ -35,7 +35,7 @@ pub(super) struct Wanted<'w> {
 }
 
 /// A request, or the id and error of a line without one.
-pub(super) type Parsed = std::result::Result<Request, (String, Error)>;
+pub(super) type ParsedRequest = std::result::Result<Request, (String, Error)>;
 
 /// The prompts of a run, in order.
 pub(super) struct Source<'s> {
@@ -111,7 +111,7 @@ impl<'s> Source<'s> {
     }
 
     /// The next batch of prompts; empty at the end.
-    pub(super) fn next(&mut self) -> Result<Vec<Parsed>> {
+    pub(super) fn next(&mut self) -> Result<Vec<ParsedRequest>> {
         match &mut self.from {
             From::Lines(input) => input.next(self.top, self.batch),
             From::Arguments(prompts) => {
@@ -198,7 +198,7 @@ impl PromptInput {
     }
 
     /// At most `most` prompts, and fewer if they are longer together than [`LONGEST_LINE`].
-    fn next(&mut self, top: usize, most: usize) -> Result<Vec<Parsed>> {
+    fn next(&mut self, top: usize, most: usize) -> Result<Vec<ParsedRequest>> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -222,7 +222,7 @@ impl PromptInput {
     }
 
     /// One line: its length in bytes, and its request.
-    fn one(&mut self, top: usize) -> Result<Option<(usize, Parsed)>> {
+    fn one(&mut self, top: usize) -> Result<Option<(usize, ParsedRequest)>> {
         let place = &self.place;
         let Some(line) = self.lines.next().map_err(|e| e.at(place))? else {
             return Ok(None);

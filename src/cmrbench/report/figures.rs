@@ -255,7 +255,7 @@ pub(super) fn lettered(results: &Results) -> Vec<Lettered<'_>> {
 
 /// `a` to `z`, then `aa`, `ab`: lower case alone, so that no two differ in case only.
 fn letters(place: usize) -> String {
-    let letter = char::from(b'a' + (place % 26) as u8);
+    let letter = ('a'..='z').nth(place % 26).unwrap_or('a');
     match place / 26 {
         0 => letter.to_string(),
         before => letters(before - 1) + &letter.to_string(),

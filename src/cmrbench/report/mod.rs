@@ -232,7 +232,7 @@ fn plain<T: ToString>(value: Option<T>) -> String {
 fn with_deviation(value: Option<(f64, Option<f64>)>) -> String {
     match value {
         None => "–".to_owned(),
-        Some((mean, Some(deviation))) if deviation == 0.0 => format!("{} ± 0", number(mean)),
+        Some((mean, Some(0.0))) => format!("{} ± 0", number(mean)),
         Some((mean, Some(deviation))) if deviation < 0.05 => {
             format!("{} ± {deviation:.2}", number(mean))
         }
