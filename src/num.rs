@@ -11,6 +11,12 @@ pub(crate) fn to_u32(n: usize) -> u32 {
     }
 }
 
+/// `x` rounded to the nearest `f32`.
+#[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
+pub(crate) fn to_f32(x: f64) -> f32 {
+    x as f32
+}
+
 /// The finisher of splitmix64 (Steele et al., 2014).
 pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -231,20 +231,7 @@ fn public_items(tree: &Tree) -> Vec<String> {
 }
 
 /// Names that still mean two things.
-const DOUBLES: [&str; 12] = [
-    "Adapter",
-    "Consolidated",
-    "Head",
-    "Item",
-    "Meta",
-    "Outcome",
-    "Packed",
-    "Parameters",
-    "Parts",
-    "Rates",
-    "Router",
-    "Target",
-];
+const DOUBLES: [&str; 3] = ["Adapter", "Outcome", "Target"];
 
 /// The type that a line at the beginning of an item defines.
 fn defined(line: &str) -> Option<&str> {

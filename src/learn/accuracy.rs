@@ -1,28 +1,28 @@
-//! Accuracy on prompts that were not learned, what is lost of it, and how sure that is.
+//! Accuracy on held-out prompts, its loss by an update, and the confidence interval of that.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::hub::{Hub, ModelId, domain_key};
-use crate::learn::experience::Row;
+use crate::learn::data::rows::PromptRow;
 
-/// Percent of prompts whose model, family and domain were found. Updates with 64 held-out prompts or more
-/// count the same, smaller ones as much as they have prompts.
+/// Percent of held-out prompts that get the right model, family and domain. Updates with at least
+/// 64 held-out prompts have equal weight; smaller ones are weighted by their prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Accuracy {
-    /// The best model is the gold.
+    /// The best model is the right one.
     pub model: f64,
-    /// It is of the gold's family; a model without one is its own.
+    /// The best model is of the right model's family. A model without a family is its own.
     pub family: f64,
-    /// It is of the prompt's own domain.
+    /// The best model is of the prompt's domain.
     pub domain: f64,
-    /// Prompts that these are percents of.
+    /// Held-out prompts.
     pub n: usize,
 }
 
-/// Prompts from which on an experience counts as much as any.
+/// Held-out prompts from which on updates have equal weight.
 const ENOUGH: f64 = 64.0;
 
 /// A prompt that was measured.
@@ -30,21 +30,21 @@ const ENOUGH: f64 = 64.0;
 struct Hit {
     experience: u64,
     domain: String,
-    /// Id of the model that was found.
+    /// Id of the best model.
     best: u32,
-    /// Model, family and domain were found.
+    /// Whether model, family and domain are right.
     found: [bool; 3],
 }
 
-/// What was found for each prompt.
+/// The results of held-out prompts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measurement(Vec<Hit>);
 
 impl Measurement {
     /// `best`: the first model of each row's ranking.
-    pub(crate) fn new(hub: &Hub, rows: &[&Row], best: &[u32]) -> Self {
+    pub(crate) fn new(hub: &Hub, rows: &[&PromptRow], best: &[u32]) -> Self {
         let model = |id: u32| hub.get(ModelId(id));
-        let hit = |(row, best): (&&Row, &u32)| {
+        let hit = |(row, best): (&&PromptRow, &u32)| {
             let (found, gold) = (model(*best)?, model(row.gold)?);
             let same_family = match (&found.family, &gold.family) {
                 (Some(found), Some(gold)) => found == gold,
@@ -64,11 +64,7 @@ impl Measurement {
         Self(rows.iter().zip(best).filter_map(hit).collect())
     }
 
-    pub(crate) const fn new_empty() -> Self {
-        Self(Vec::new())
-    }
-
-    /// Over all prompts; none without any.
+    /// Accuracy over all prompts; `None` without any.
     pub(crate) fn total(&self) -> Option<Accuracy> {
         let weights = self.weights();
         let percent = |k: usize| -> f64 {
@@ -84,8 +80,8 @@ impl Measurement {
         })
     }
 
-    /// Weight of each prompt; all make 1. Experiences count the same but for small ones, whose few prompts
-    /// would decide.
+    /// Weight of each prompt; the sum is 1. Updates have equal weight, except small ones, whose few
+    /// prompts would dominate.
     fn weights(&self) -> Vec<f64> {
         let mut counts: BTreeMap<u64, f64> = BTreeMap::new();
         for hit in &self.0 {
@@ -99,7 +95,7 @@ impl Measurement {
         self.0.iter().map(weight).collect()
     }
 
-    /// What is lost from `self` to `after`, which is of the same prompts; none without any.
+    /// Loss from `self` to `after`, on the same prompts; `None` without any.
     pub(crate) fn lost(&self, after: &Self) -> Option<Lost> {
         let (before, now) = (self.total()?, after.total()?);
         let points = Accuracy {
@@ -108,7 +104,7 @@ impl Measurement {
             domain: before.domain - now.domain,
             n: before.n,
         };
-        // Of each prompt 1, 0 or -1; half a prompt was lost, and half a one won, that nobody saw.
+        // Each prompt loses 1, 0 or -1. The largest weight stands for prompts that were not drawn.
         let (mut variance, mut largest) = (0.0, 0.0f64);
         for ((a, b), w) in self.0.iter().zip(&after.0).zip(self.weights()) {
             let change = f64::from(u8::from(a.found[2])) - f64::from(u8::from(b.found[2]));
@@ -134,7 +130,7 @@ impl Measurement {
         sums.into_iter().map(points).collect()
     }
 
-    /// Percent of the prompts that get a model with an id from `first` on; none without any.
+    /// Percent of the prompts whose best model has an id from `first` on; `None` without any.
     pub(crate) fn share_from(&self, first: usize) -> Option<f64> {
         let hits = self.0.iter().zip(self.weights());
         let to_new = hits.filter(|(hit, _)| hit.best as usize >= first);
@@ -143,12 +139,12 @@ impl Measurement {
     }
 }
 
-/// What an update forgets.
+/// Loss of accuracy by an update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Lost {
-    /// Points lost; negative where they were won.
+    /// Points; negative for a gain.
     pub(crate) points: Accuracy,
-    /// Between which the points of domain accuracy are in 95 of 100 such samples.
+    /// 95 % confidence interval of the points of domain accuracy.
     pub(crate) interval: (f64, f64),
 }
 

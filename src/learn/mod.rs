@@ -1,40 +1,32 @@
 //! Learning: new models and labelled prompts become a child generation.
+//!
+//! | room | content |
+//! |---|---|
+//! | `data/` | the input of an update: examples, new models, prompts as rows |
+//! | `method/` | the method on the host: candidates, targets, schedule, initialisation, EWC |
+//! | `engine/` | the method on a device: parameters, gradients, the end of a step |
+//! | `learner/` | [`Learner`]: one update from its examples to a published child |
+//! | `kept/` | kept prompts: replay, held-out prompts, privacy, forgetting |
+//! | `settings/` | every number of the method, by name |
 
 mod accuracy;
-mod awake;
-mod batches;
-mod candidates;
-mod coreset;
 mod data;
-mod domains;
-mod draws;
 mod engine;
-mod ewc;
-mod experience;
-mod forget;
+mod kept;
 mod learner;
-mod near;
-mod oddities;
-mod privacy;
-mod remember;
-mod replay;
+mod method;
 mod report;
-mod rows;
-mod schedule;
 mod settings;
-mod state;
-mod targets;
-mod teacher;
 #[cfg(test)]
 mod tests;
 
 pub use accuracy::Accuracy;
-pub use data::{Example, Label, group_experiences, read_examples};
-pub use experience::Experience;
-pub use forget::{Remembered, check, forget, remembered, would_forget};
+pub use data::examples::{Example, Label, group_experiences, read_examples};
+pub use data::experience::Experience;
+pub use kept::forget::{Remembered, check, forget, remembered, would_forget};
+pub use kept::privacy::Withheld;
+pub use kept::replay::ReplayEntry;
 pub use learner::{Control, Learner, Outcome, Status, Watch};
-pub use privacy::Withheld;
-pub use replay::ReplayEntry;
 pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
@@ -47,7 +39,7 @@ pub use crate::memory::PriorMean;
 pub use crate::model::lora::Target as LoraTarget;
 #[cfg(feature = "cmrbench")]
 pub(crate) use {
-    data::for_each_example,
-    draws::{Draws, Stream},
+    data::examples::for_each_example,
+    method::draws::{Draws, Stream},
     report::{forget_peak_memory, peak_memory},
 };

@@ -1,4 +1,4 @@
-//! What an update did and what it cost.
+//! The report of an update: result and cost.
 
 use std::collections::BTreeMap;
 
@@ -7,104 +7,103 @@ use serde::Serialize;
 use crate::generation::GenerationId;
 use crate::learn::accuracy::Accuracy;
 use crate::learn::engine::Losses;
-use crate::learn::privacy::Withheld;
+use crate::learn::kept::privacy::Withheld;
 
-/// Why forgetting is not known.
+/// Why forgetting is unknown after earlier updates.
 pub(crate) const UNKNOWN: &str = "no earlier prompt is kept: forgetting cannot be known";
 
-/// The same where nothing was learned before.
+/// Why forgetting is unknown after a first update.
 pub(crate) const FIRST: &str = "nothing was learned before that could be forgotten";
 
-/// What [`crate::Learner::learn`] did.
+/// The result of [`crate::Learner::learn`].
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// Version of this form; 2.
+    /// Version of this format: 2.
     pub schema_version: u32,
-    /// The child, once it is published.
+    /// The published child; `None` before [`crate::Learner::commit`].
     pub generation: Option<GenerationId>,
-    /// The child that the gate refused, once it is published beside the current generation.
+    /// A refused child that was published beside the current generation; else `None`.
     pub kept_beside: Option<GenerationId>,
-    /// What it grew from.
+    /// The parent.
     pub parent: GenerationId,
-    /// Adapters, W and E were trained; else the memory alone took the examples.
+    /// True if adapters, W and E were trained; false if only the memory learned.
     pub trained: bool,
-    /// Models that the hub did not know.
+    /// Models that were new to the hub.
     pub models_added: usize,
-    /// Those among them that came with an example alone, without a card.
+    /// Names of new models that came with an example and without a card.
     pub models_introduced: Vec<String>,
-    /// What was odd about the examples ([`crate::Learner::look_over`]).
+    /// Remarks on odd examples ([`crate::Learner::look_over`]).
     pub remarks: Vec<String>,
-    /// Examples that were learned, replayed ones apart.
+    /// Examples that were learned, without replayed ones.
     pub examples: usize,
-    /// Prompts of earlier experiences that were learned again.
+    /// Prompts of earlier updates that were replayed.
     pub replayed: usize,
-    /// Prompts in the memory, those of this update among them; none: it has no memory.
+    /// Prompts in the memory, including this update's; `None` without a memory.
     pub remembered: Option<usize>,
     /// Optimiser steps.
     pub steps: usize,
-    /// Of the whole call.
+    /// Duration of the whole call, in seconds.
     pub seconds: f64,
-    /// While stepping.
+    /// Examples per second during the steps; without steps, until all prompts were encoded.
     pub examples_per_second: f64,
-    /// Terms of the loss, each a mean over the steps.
+    /// Terms of the loss, means over the steps.
     pub losses: LossTerms,
-    /// On prompts that were never learned, as served.
+    /// Accuracy on held-out prompts, as served.
     pub accuracy: Measured,
-    /// `old_before` - `old_after`, in points; none without old prompts.
+    /// `old_before` - `old_after`, in points; `None` without old prompts.
     pub forgetting: Option<Accuracy>,
-    /// Between which points of domain accuracy `forgetting` is, in 95 of 100 samples of as many prompts.
+    /// 95 % confidence interval of `forgetting`, in points of domain accuracy.
     pub forgetting_interval: Option<(f64, f64)>,
-    /// Why `forgetting` is not known, in words; none where it is.
+    /// Why `forgetting` is unknown; `None` if it is known.
     pub forgetting_unknown: Option<String>,
-    /// The same of domain accuracy, by domain.
+    /// Points of domain accuracy lost, by domain.
     pub forgetting_by_domain: BTreeMap<String, f64>,
-    /// Percent of earlier held-out prompts that the child gives to models that are new in this update.
+    /// Percent of earlier held-out prompts that the child routes to models of this update.
     pub taken_by_new_models: Option<f64>,
-    /// The gate refused: more was forgotten than allowed, or nothing is there to measure it.
+    /// The gate refused: the update forgets more than allowed, or that cannot be measured.
     pub refused: bool,
-    /// Prompts kept for the next time.
+    /// Prompts kept to be replayed.
     pub replay: Kept,
-    /// Held-out prompts that are kept to measure the next updates.
+    /// Held-out prompts kept to measure later updates.
     pub held_out: usize,
-    /// What the child does not keep of what its parent kept of prompts; none where it keeps all.
+    /// Kept prompts of the parent that the child drops or shortens; `None` if it keeps all.
     pub withheld: Option<Withheld>,
-    /// Frobenius norm of W's change over that of W.
+    /// Frobenius norm of W's change over the norm of W.
     pub projection_drift: f64,
-    /// Mean and largest angle by which old rows of E turned, in degrees.
+    /// Mean and largest angle between old rows of E before and after, in degrees.
     pub row_drift_degrees: (f64, f64),
-    /// Peak memory of the process, where the system says it.
+    /// Peak memory of the process in bytes; `None` where the system does not report it.
     pub peak_memory_bytes: Option<u64>,
-    /// What computed.
+    /// The device's name.
     pub device: String,
 }
 
-/// Accuracy in percent; none without held-out prompts.
+/// Accuracy in percent; `None` without held-out prompts.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Measured {
-    /// Of the parent on earlier experiences.
+    /// The parent on prompts of earlier updates.
     pub old_before: Option<Accuracy>,
-    /// Of the child on the same.
+    /// The child on the same prompts.
     pub old_after: Option<Accuracy>,
-    /// Of the child on this experience.
+    /// The child on prompts of this update.
     pub new_after: Option<Accuracy>,
 }
 
-/// Means of the loss's terms over the steps of one call; a term is 0 in steps in which it does not
-/// act.
+/// Terms of the loss, means over the steps of one call. A term counts as 0 in steps without it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LossTerms {
     /// The routing loss.
     pub route: f64,
-    /// What is distilled from the parent, with its strength.
+    /// The distillation loss, times its strength.
     pub distill: f64,
-    /// The embedding anchor, with its strength.
+    /// The embedding anchor, times its strength.
     pub embedding: f64,
-    /// The projection anchor, with its strength.
+    /// The projection anchor, times its strength.
     pub projection: f64,
-    /// EWC's penalty, with its strength.
+    /// EWC's penalty, times its strength.
     pub ewc: f64,
 }
 
@@ -122,13 +121,13 @@ impl LossTerms {
     }
 }
 
-/// The replay store.
+/// Size of `replay.jsonl`.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Kept {
     /// Prompts.
     pub kept: usize,
-    /// Size of the file.
+    /// Bytes.
     pub bytes: usize,
 }
 
@@ -174,7 +173,7 @@ pub(crate) fn peak_memory() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Has [`peak_memory`] begin anew at what the process holds now; false: the system has no such thing.
+/// Resets [`peak_memory`] to the current memory; false if the system cannot.
 #[cfg(feature = "cmrbench")]
 pub(crate) fn forget_peak_memory() -> bool {
     crate::files::tell_system(std::path::Path::new("/proc/self/clear_refs"), "5").is_ok()

@@ -179,7 +179,8 @@ impl Lora {
                 true => [self.r, ANY],
                 false => [ANY, self.r],
             };
-            file.f32(&name, &shape)?;
+            file.f32(&name, &shape)
+                .map_err(|e| e.at(format!("a factor of rank {}", self.r)))?;
         }
         Ok(())
     }

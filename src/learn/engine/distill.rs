@@ -1,36 +1,37 @@
-//! Learning without forgetting in the head: what its scores of old models cost beside a teacher's
-//! (carve.md section 12.5).
+//! Learning without forgetting in the head: the distillation loss T^2 KL(teacher || student) over
+//! the scores of old models, and its gradients (carve.md section 12.5).
 
-use super::{Layout, Shape};
 use crate::device::{Device, Pass, Place, Read, Tensor};
 use crate::error::Result;
+use crate::learn::engine::Capacity;
+use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
 use crate::ops::distill::Slopes;
 use crate::ops::matmul::{Matmul, Product};
 use crate::ops::normalize;
 
-/// What a teacher is for the engine.
+/// How scores are distilled.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Teaching {
-    /// Models that it knows: M_old.
+pub(super) struct DistillConfig {
+    /// Models that the teacher knows: M_old.
     pub(super) models: usize,
-    /// T
+    /// T, by which scores are divided
     pub(super) temperature: f32,
 }
 
-impl Teaching {
+impl DistillConfig {
     /// Bytes of a micro-batch's scores and shares.
-    pub(super) fn upload_bytes(self, shape: Shape) -> usize {
-        4 * shape.examples * (self.models + 1)
+    pub(super) fn upload_bytes(self, capacity: Capacity) -> usize {
+        4 * capacity.examples * (self.models + 1)
     }
 }
 
-/// The tensors between projected queries and the term.
-pub(super) struct Student {
-    teaching: Teaching,
-    /// Some example of the micro-batch is distilled.
+/// The tensors between projected queries and the distillation loss.
+pub(super) struct DistillWorkspace {
+    config: DistillConfig,
+    /// True if an example of the micro-batch is distilled.
     on: bool,
-    /// The teacher's scores [B, M_old], and the examples' shares of the term [B, 1].
+    /// The teacher's scores [B, M_old], and the examples' shares of the loss [B, 1].
     teacher: Tensor,
     shares: Tensor,
     /// Unit queries [B, D] and rows [M_old, D], and the derivatives by them.
@@ -44,9 +45,9 @@ pub(super) struct Student {
     losses: Tensor,
 }
 
-/// The parameters, and how they score.
+/// The student: the parameters, and how they score.
 #[derive(Clone, Copy)]
-pub(super) struct Scorer<'o> {
+pub(super) struct DistillPass<'o> {
     pub(super) ops: &'o Ops,
     pub(super) theta: &'o Tensor,
     /// All of E: the teacher's models come first.
@@ -54,16 +55,16 @@ pub(super) struct Scorer<'o> {
     pub(super) tau: f32,
 }
 
-impl Student {
+impl DistillWorkspace {
     pub(super) fn new(
         device: &Device,
-        shape: Shape,
-        layout: &Layout,
-        teaching: Teaching,
+        capacity: Capacity,
+        layout: &ParameterLayout,
+        config: DistillConfig,
     ) -> Result<Self> {
-        let (examples, models, width) = (shape.examples, teaching.models, layout.w.rows);
+        let (examples, models, width) = (capacity.examples, config.models, layout.w.rows);
         Ok(Self {
-            teaching,
+            config,
             on: false,
             teacher: device.scratch("teacher", examples, models)?,
             shares: device.scratch("shares", examples, 1)?,
@@ -76,7 +77,8 @@ impl Student {
         })
     }
 
-    /// `teacher`: [B, M_old]; `shares`: [B], 0 where an example is not distilled; empty where none is.
+    /// `teacher`: [B, M_old]; `shares`: [B], 0 for an example that is not distilled. Both are empty
+    /// if none is.
     pub(super) fn upload(&mut self, pass: &mut Pass<'_>, teacher: &[f32], shares: &[f32]) {
         self.on = !shares.is_empty();
         if self.on {
@@ -86,8 +88,8 @@ impl Student {
     }
 
     /// Scores of `z` [B, D] for the teacher's models.
-    fn score(&mut self, pass: &mut Pass<'_>, scorer: Scorer<'_>, z: &Tensor) {
-        let Scorer { ops, theta, .. } = scorer;
+    fn score(&mut self, pass: &mut Pass<'_>, student: DistillPass<'_>, z: &Tensor) {
+        let DistillPass { ops, theta, .. } = student;
         for tensor in [
             &mut self.u,
             &mut self.du,
@@ -96,7 +98,7 @@ impl Student {
         ] {
             tensor.resize(z.rows());
         }
-        let e = theta.part(self.rows(scorer.e));
+        let e = theta.part(self.rows(student.e));
         for (z, u) in [(z.part(z.place()), &mut self.u), (e, &mut self.v)] {
             ops.normalize.forward(pass, normalize::Forward { z, u });
         }
@@ -106,30 +108,30 @@ impl Student {
             Product {
                 a: self.u.part(self.u.place()),
                 b: self.v.part(self.v.place()),
-                scale: 1.0 / scorer.tau,
+                scale: 1.0 / student.tau,
                 y: self.scores.part_mut(place),
                 add: false,
             },
         );
     }
 
-    /// What `z` is scored with, to be a teacher's.
+    /// Scores of `z`, to be a teacher's.
     pub(super) fn read_scores(
         &mut self,
         pass: &mut Pass<'_>,
-        scorer: Scorer<'_>,
+        student: DistillPass<'_>,
         z: &Tensor,
     ) -> Read {
-        self.score(pass, scorer, z);
+        self.score(pass, student, z);
         pass.read(&self.scores)
     }
 
-    /// Adds the term's gradients to `dz` [B, D] and to E's in `grad`; the examples' parts of the term,
-    /// where there is one.
+    /// Adds the gradients of the loss to `dz` [B, D] and to E's in `grad`. Returns the examples'
+    /// parts of the loss, `None` if none is distilled.
     pub(super) fn gradients(
         &mut self,
         pass: &mut Pass<'_>,
-        scorer: Scorer<'_>,
+        student: DistillPass<'_>,
         z: &Tensor,
         dz: &mut Tensor,
         grad: &mut Tensor,
@@ -137,19 +139,19 @@ impl Student {
         if !self.on {
             return None;
         }
-        self.score(pass, scorer, z);
-        let Scorer { ops, theta, .. } = scorer;
+        self.score(pass, student, z);
+        let DistillPass { ops, theta, .. } = student;
         ops.distill.slopes(
             pass,
             Slopes {
                 teacher: &self.teacher,
                 weights: &self.shares,
-                temperature: self.teaching.temperature,
+                temperature: self.config.temperature,
                 scores: &mut self.scores,
                 losses: &mut self.losses,
             },
         );
-        let (slopes, rows) = (&self.scores, self.rows(scorer.e));
+        let (slopes, rows) = (&self.scores, self.rows(student.e));
         let mut product =
             |by: fn(&Matmul, &mut Pass<'_>, Product<'_>), unit: &Tensor, y: &mut Tensor| {
                 let place = y.place();
@@ -159,7 +161,7 @@ impl Student {
                     Product {
                         a: slopes.part(slopes.place()),
                         b: unit.part(unit.place()),
-                        scale: 1.0 / scorer.tau,
+                        scale: 1.0 / student.tau,
                         y: y.part_mut(place),
                         add: false,
                     },
@@ -179,8 +181,8 @@ impl Student {
         Some(pass.read(&self.losses))
     }
 
-    /// Where the teacher's models are.
+    /// The rows of the teacher's models.
     fn rows(&self, e: Place) -> Place {
-        Place::flat(e.offset, self.teaching.models, e.columns)
+        Place::flat(e.offset, self.config.models, e.columns)
     }
 }

@@ -1,9 +1,10 @@
 //! From pooled vectors to the loss and back: projection, contrastive loss (carve.md section 5.1).
 
-use super::distill::{Scorer, Student, Teaching};
-use super::{Layout, Shape};
 use crate::device::{Device, Pass, Place, Read, Tensor};
 use crate::error::Result;
+use crate::learn::engine::Capacity;
+use crate::learn::engine::distill::{DistillConfig, DistillPass, DistillWorkspace};
+use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
 use crate::ops::contrastive::{
     CandidateSet, Inverse, LossAndGradients, LossWorkspace, Targets, invert,
@@ -11,7 +12,7 @@ use crate::ops::contrastive::{
 use crate::ops::matmul::Product;
 
 /// The tensors between pooled vectors and the loss.
-pub(super) struct Head {
+pub(super) struct HeadWorkspace {
     /// [B, D]
     pub(super) z: Tensor,
     /// [B, D]
@@ -27,34 +28,34 @@ pub(super) struct Head {
     /// [B, K] and its inverse.
     pub(super) candidates: Option<(Tensor, Inverse)>,
     pub(super) workspace: LossWorkspace,
-    /// Where there is a teacher.
-    student: Option<Student>,
+    /// `None` without a teacher.
+    distill: Option<DistillWorkspace>,
 }
 
-/// What some items are for the device.
+/// Items as flat lists, to be uploaded.
 #[derive(Default)]
-pub(super) struct Packed {
+pub(super) struct PackedItems {
     pub(super) target_ids: Vec<u32>,
     pub(super) target_mass: Vec<f32>,
     pub(super) weights: Vec<f32>,
     pub(super) candidates: Vec<u32>,
-    /// A teacher's scores, and their examples' shares of its term; empty where nothing is distilled.
+    /// A teacher's scores and the examples' shares of the distillation loss; empty without.
     pub(super) teacher: Vec<f32>,
     pub(super) shares: Vec<f32>,
 }
 
-impl Head {
+impl HeadWorkspace {
     pub(super) fn new(
         device: &Device,
-        shape: Shape,
-        layout: &Layout,
-        teaching: Option<Teaching>,
+        capacity: Capacity,
+        layout: &ParameterLayout,
+        distill: Option<DistillConfig>,
     ) -> Result<Self> {
-        let Shape {
+        let Capacity {
             examples, targets, ..
-        } = shape;
+        } = capacity;
         let (width, models) = (layout.w.rows, layout.e.rows);
-        let (candidates, workspace) = match shape.candidates {
+        let (candidates, workspace) = match capacity.candidates {
             Some(k) => (
                 Some((
                     device.ids("candidates", examples, k)?,
@@ -73,13 +74,13 @@ impl Head {
             losses: device.scratch("losses", examples, 1)?,
             candidates,
             workspace,
-            student: teaching
-                .map(|teaching| Student::new(device, shape, layout, teaching))
+            distill: distill
+                .map(|config| DistillWorkspace::new(device, capacity, layout, config))
                 .transpose()?,
         })
     }
 
-    pub(super) fn upload(&mut self, pass: &mut Pass<'_>, packed: &Packed) {
+    pub(super) fn upload(&mut self, pass: &mut Pass<'_>, packed: &PackedItems) {
         let examples = packed.weights.len();
         pass.upload(&mut self.target_ids, &packed.target_ids);
         pass.upload_f32(&mut self.target_mass, &packed.target_mass);
@@ -88,29 +89,33 @@ impl Head {
             pass.upload(ids, &packed.candidates);
             inverse.upload(pass, &invert(&packed.candidates));
         }
-        if let Some(student) = &mut self.student {
-            student.upload(pass, &packed.teacher, &packed.shares);
+        if let Some(distill) = &mut self.distill {
+            distill.upload(pass, &packed.teacher, &packed.shares);
         }
         for tensor in [&mut self.z, &mut self.dz, &mut self.losses] {
             tensor.resize(examples);
         }
     }
 
-    /// Bytes that [`Head::upload`] sends at most, pooled vectors included.
-    pub(super) fn upload_bytes(shape: Shape, inputs: usize, teaching: Option<Teaching>) -> usize {
-        let list = shape.candidates.unwrap_or(0);
-        let teacher = teaching.map_or(0, |teaching| teaching.upload_bytes(shape));
-        4 * (shape.examples * (2 * shape.targets + 1 + 4 * list + inputs) + 1) + teacher
+    /// Bytes that [`HeadWorkspace::upload`] sends at most, pooled vectors included.
+    pub(super) fn upload_bytes(
+        capacity: Capacity,
+        inputs: usize,
+        distill: Option<DistillConfig>,
+    ) -> usize {
+        let list = capacity.candidates.unwrap_or(0);
+        let teacher = distill.map_or(0, |config| config.upload_bytes(capacity));
+        4 * (capacity.examples * (2 * capacity.targets + 1 + 4 * list + inputs) + 1) + teacher
     }
 
     /// Bytes that a micro-batch brings back at most.
-    pub(super) fn read_bytes(shape: Shape, layout: &Layout) -> usize {
-        4 * shape.examples * (2 + layout.w.rows)
+    pub(super) fn read_bytes(capacity: Capacity, layout: &ParameterLayout) -> usize {
+        4 * capacity.examples * (2 + layout.w.rows)
     }
 }
 
-/// The head on its way forward and back.
-pub(super) struct Router<'o> {
+/// The head, forward and backward.
+pub(super) struct HeadPass<'o> {
     ops: &'o Ops,
     w: Place,
     e: Place,
@@ -118,15 +123,20 @@ pub(super) struct Router<'o> {
     priors: &'o Tensor,
 }
 
-pub(super) struct Reads {
+pub(super) struct HeadReads {
     pub(super) z: Read,
     pub(super) losses: Read,
-    /// Of what was distilled.
+    /// The distillation loss of each example.
     pub(super) distill: Option<Read>,
 }
 
-impl<'o> Router<'o> {
-    pub(super) fn new(ops: &'o Ops, layout: &Layout, tau: f32, priors: &'o Tensor) -> Self {
+impl<'o> HeadPass<'o> {
+    pub(super) fn new(
+        ops: &'o Ops,
+        layout: &ParameterLayout,
+        tau: f32,
+        priors: &'o Tensor,
+    ) -> Self {
         Self {
             ops,
             w: layout.w,
@@ -144,8 +154,8 @@ impl<'o> Router<'o> {
         grad: &mut Tensor,
         h: &Tensor,
         dh: Option<&mut Tensor>,
-        head: &mut Head,
-    ) -> Reads {
+        head: &mut HeadWorkspace,
+    ) -> HeadReads {
         let matmul = &self.ops.matmul;
         self.project(pass, theta, h, &mut head.z);
         let z = head.z.place();
@@ -172,9 +182,9 @@ impl<'o> Router<'o> {
                 d_rows: grad.part_mut(self.e),
             },
         );
-        let distill = head.student.as_mut().and_then(|student| {
-            let scorer = self.scorer(theta);
-            student.gradients(pass, scorer, &head.z, &mut head.dz, grad)
+        let distill = head.distill.as_mut().and_then(|distill| {
+            let student = self.student(theta);
+            distill.gradients(pass, student, &head.z, &mut head.dz, grad)
         });
         matmul.tn(
             pass,
@@ -199,25 +209,26 @@ impl<'o> Router<'o> {
                 },
             );
         }
-        Reads {
+        HeadReads {
             z: pass.read(&head.z),
             losses: pass.read(&head.losses),
             distill,
         }
     }
 
-    /// What a student says of `h` as the parameters are; `head` has one.
+    /// Scores of the teacher's models for `h` [B, H], by the parameters as they are; `None` where
+    /// `head` has no room for them.
     pub(super) fn teacher_scores(
         &self,
         pass: &mut Pass<'_>,
         theta: &Tensor,
         h: &Tensor,
-        head: &mut Head,
+        head: &mut HeadWorkspace,
     ) -> Option<Read> {
         head.z.resize(h.rows());
         self.project(pass, theta, h, &mut head.z);
-        let student = head.student.as_mut()?;
-        Some(student.read_scores(pass, self.scorer(theta), &head.z))
+        let distill = head.distill.as_mut()?;
+        Some(distill.read_scores(pass, self.student(theta), &head.z))
     }
 
     /// z = W h
@@ -235,8 +246,8 @@ impl<'o> Router<'o> {
         );
     }
 
-    fn scorer<'s>(&'s self, theta: &'s Tensor) -> Scorer<'s> {
-        Scorer {
+    fn student<'s>(&'s self, theta: &'s Tensor) -> DistillPass<'s> {
+        DistillPass {
             ops: self.ops,
             theta,
             e: self.e,

@@ -1,125 +1,119 @@
 //! The learner: an experience in, a child generation out.
+//!
+//! [`Learner::learn`] runs one [`update::Update`]: prepare, train, remember, assemble, judge.
+
 #![expect(clippy::disallowed_types, reason = "a budget, speeds, when to save")]
 
+mod assemble;
+mod blame;
+mod carry;
 mod consolidate;
-mod finish;
-mod onto;
+mod judge;
+mod memory;
 mod prepare;
+mod remember;
 mod saved;
-mod sound;
 mod start;
+mod state;
 mod steps;
+mod teacher;
+mod train;
+mod update;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use self::finish::Trained;
-use self::onto::Base;
+use self::carry::Base;
+pub(crate) use self::memory::digest;
 use self::saved::Left;
-use self::steps::Ended;
+use self::train::TrainingEnd;
+use self::update::{Update, UpdateConfig};
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail, caught};
 use crate::generation::{Contents, GenerationId};
-use crate::learn::accuracy::Measurement;
-use crate::learn::candidates::Candidates;
-use crate::learn::experience::{self, Experience, Row};
-use crate::learn::oddities::oddities;
+use crate::learn::data::experience::{self, Experience};
+use crate::learn::data::oddities::oddities;
 use crate::learn::report::Report;
 use crate::learn::settings::Settings;
-use crate::learn::state::State;
-use crate::memory::Memory;
 use crate::options::Options;
-use crate::serve::Serving;
 use crate::store::{Lock, Store};
-use crate::text::tokenizer::Tokens;
 
-/// What a callback wants.
+/// The answer of a callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Go on.
+    /// Continue.
     Continue,
-    /// Stop before the next step, in a state that the same call resumes.
+    /// Stop before the next step; the same call resumes there.
     Stop,
 }
 
-/// Where learning is.
+/// Progress of an update.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// `encoding`, `measuring before`, `teacher`, `features`, `phase 1`, `learning`, `phase 2`, `fisher`,
-    /// `measuring after`.
+    /// `encoding`, `measuring before`, `teacher`, `features`, `phase 1`, `learning`, `phase 2`,
+    /// `fisher` or `measuring after`.
     pub stage: &'static str,
-    /// Steps (or prompts) done in this stage's unit, and of how many.
+    /// Steps done; in a stage without steps, prompts.
     pub done: usize,
-    /// As `done`.
+    /// Steps or prompts of this stage.
     pub total: usize,
-    /// Mean loss of the last steps; none outside steps.
+    /// Moving average of the loss; `None` outside of steps.
     pub loss: Option<f64>,
-    /// Examples a second since learning began; none outside steps.
+    /// Examples per second since the steps began; `None` outside of steps.
     pub examples_per_second: Option<f64>,
 }
 
-/// Called after each step, which [`Control::Stop`] makes the last, and while something is measured or
-/// encoded, where nothing is stopped.
+/// Called after each step and while prompts are measured or encoded. [`Control::Stop`] ends the
+/// steps; in other stages it has no effect.
 pub type Watch<'w> = &'w mut dyn FnMut(&Status) -> Control;
 
 /// How [`Learner::learn`] ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// [`Learner::commit`] publishes it, unless the gate refused.
+    /// The child is ready. [`Learner::commit`] publishes it, unless the gate refused.
     Learned(Box<Report>),
-    /// The callback stopped it after this step; the same call goes on there.
+    /// The callback stopped it. The same call resumes there.
     Stopped {
         /// Steps done.
         step: usize,
-        /// Of how many.
+        /// Steps in all.
         steps: usize,
     },
 }
 
 /// Learns new models and labelled prompts into a child of a generation.
 ///
-/// Owns its tensors and never blocks a [`crate::Router`], which goes on serving the parent until
-/// it is told to install the child.
+/// It owns its tensors and never blocks a [`crate::Router`], which serves the parent until it is
+/// told to install the child.
 pub struct Learner {
-    store: Store,
-    parent: GenerationId,
-    /// Where the child is published, and what is left of an interruption.
-    out: Store,
-    /// What was current there.
-    base: Option<GenerationId>,
-    /// Keeps other learners out of it.
+    config: UpdateConfig,
+    /// Keeps other learners out of the store.
     lock: Option<Lock>,
-    settings: Settings,
-    recipe: String,
-    options: Options,
-    /// Most points of domain accuracy that the old held-out prompts may lose.
-    max_forgetting: Option<f64>,
-    /// Publish what forgets nobody knows how much.
-    allow_unmeasured: bool,
-    /// Take names that are like known ones.
-    introduce: bool,
-    /// Write no state, publish nothing.
-    dry_run: bool,
-    /// From one writing of the state to the next.
-    pause: Duration,
-    /// What a failure leaves.
+    /// The state that a failure leaves.
     left: Left,
-    /// The child, with what it was measured by and what it grew from.
-    learned: Option<(Contents, Arc<Encoder>, Base)>,
-    /// The gate refused that.
+    learned: Option<LearnedChild>,
+}
+
+/// A child that can be published.
+struct LearnedChild {
+    contents: Contents,
+    /// The encoder that it was measured with.
+    encoder: Arc<Encoder>,
+    base: Base,
+    /// The gate refused it.
     refused: bool,
 }
 
 impl fmt::Debug for Learner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Learner")
-            .field("store", &self.store.root())
-            .field("parent", &self.parent)
-            .field("recipe", &self.recipe)
+            .field("store", &self.config.store.root())
+            .field("parent", &self.config.parent)
+            .field("recipe", &self.config.recipe)
             .field("learned", &self.learned.is_some())
             .finish_non_exhaustive()
     }
@@ -128,7 +122,7 @@ impl fmt::Debug for Learner {
 impl Learner {
     /// A learner for a child of `parent`, or of the store's current generation.
     ///
-    /// Errors: the store or the settings are not good.
+    /// Errors: the store cannot be opened or has no such generation; the settings are invalid.
     pub fn open(
         store: impl AsRef<Path>,
         parent: Option<&GenerationId>,
@@ -142,204 +136,171 @@ impl Learner {
             None => store.current()?,
         };
         Ok(Self {
-            out: store.clone(),
-            base: store.current().ok(),
+            config: UpdateConfig::new(store, parent, settings, options),
             lock: None,
-            store,
-            parent,
-            settings,
-            recipe: "custom".to_owned(),
-            options,
-            max_forgetting: None,
-            allow_unmeasured: false,
-            introduce: false,
-            dry_run: false,
-            pause: saved::PAUSE,
             left: Left::Nothing,
             learned: None,
-            refused: false,
         })
     }
 
-    /// Notes where the settings came from, for the manifest.
+    /// Sets the recipe's name, which the manifest records.
     pub fn recipe(mut self, name: impl Into<String>) -> Self {
-        self.recipe = name.into();
+        self.config.recipe = name.into();
         self
     }
 
-    /// Publishes into another store, which is made if missing, and leaves its parent's as it is.
+    /// Publishes into another store, which is created if it is missing. The parent's store stays as
+    /// it is.
     ///
-    /// Errors: the folder holds something else; it cannot be made.
+    /// Errors: the folder holds something else, or it cannot be created.
     pub fn into_store(mut self, store: impl AsRef<Path>) -> Result<Self> {
-        self.out = Store::create(store)?;
-        self.base = self.out.current().ok();
+        self.config.out = Store::create(store)?;
+        self.config.base = self.config.out.current().ok();
         Ok(self)
     }
 
-    /// Finds out whether the child could be published: before long work is begun.
+    /// Checks before any long work that the child could be published.
     ///
-    /// Errors: the store is read-only, or has no room for as much as the parent takes.
+    /// Errors: the store is read-only, or has less free space than the parent takes.
     pub fn check_writable(&self) -> Result<()> {
-        let parent = self.store.manifest(&self.parent)?;
-        self.out
-            .check_writable(parent.files().map(|(_, bytes, _)| bytes).sum())
+        let config = &self.config;
+        let parent = config.store.manifest(&config.parent)?;
+        let bytes = parent.files().map(|(_, bytes, _)| bytes).sum();
+        config.out.check_writable(bytes)
     }
 
-    /// Refuses to publish when the old held-out prompts lose more than this many points of domain
+    /// Refuses to publish if old held-out prompts lose more than this many points of domain
     /// accuracy.
     pub fn max_forgetting(mut self, points: f64) -> Self {
-        self.max_forgetting = Some(points);
+        self.config.max_forgetting = Some(points);
         self
     }
 
-    /// Publishes also where earlier prompts were learned and none is kept to measure on. Without it such an
-    /// update is refused.
+    /// Publishes even if earlier prompts were learned and none is kept to measure with. Without
+    /// this such an update is refused.
     pub fn allow_unmeasured(mut self, allow: bool) -> Self {
-        self.allow_unmeasured = allow;
+        self.config.allow_unmeasured = allow;
         self
     }
 
-    /// Adds models and domains that examples name also where they differ from known ones by no more than
-    /// a slip of the keyboard does: without it those are refused, with what was probably meant.
+    /// Adds models and domains that examples name even if they differ from known ones by no more
+    /// than a typing error. Without this they are refused, with the known name.
     pub fn introduce(mut self, introduce: bool) -> Self {
-        self.introduce = introduce;
+        self.config.introduce = introduce;
         self
     }
 
-    /// Learns and measures alone: no state is written, and nothing can be published.
+    /// Learns and measures only: no state is written, and nothing can be published.
     pub fn dry_run(mut self) -> Self {
-        self.dry_run = true;
+        self.config.dry_run = true;
         self
     }
 
-    /// How often the state is written while learning, so that the same call goes on there when this
-    /// process was lost; a minute by default, and never more than a hundredth of the time.
+    /// Time between two writes of the state, from which the same call resumes if the process is
+    /// lost. One minute by default. Writing takes at most a hundredth of the time.
     pub fn save_every(mut self, pause: Duration) -> Self {
-        self.pause = pause;
+        self.config.pause = pause;
         self
     }
 
-    /// What is odd about `experience` and will be learned nevertheless, in words: examples with
-    /// another domain than their model has, prompts with two models.
+    /// Remarks on odd examples, which are learned nevertheless: examples whose domain is not their
+    /// model's, prompts with two models.
     ///
-    /// Errors: what of [`Learner::learn`]'s can be known before anything is opened but the parent.
+    /// Errors: those of [`Learner::learn`] that need only the parent and the examples.
     pub fn look_over(&self, experience: &Experience) -> Result<Vec<String>> {
-        let hub = self.store.hub(&self.parent)?;
-        let extended = experience::extend(&hub, experience, self.introduce)?;
+        let hub = self.config.store.hub(&self.config.parent)?;
+        let extended = experience::extend(&hub, experience, self.config.introduce)?;
         Ok(oddities(&extended.hub, &experience.examples))
     }
 
-    /// Learns `experience`; nothing is published before [`Learner::commit`].
+    /// Learns `experience`. Nothing is published before [`Learner::commit`].
     ///
-    /// With `budget` the steps end when it is used up, and what was learned by then is the result.
-    /// While it learns, and when it has, the store holds the state: whatever fails before
-    /// `commit` has published, the same call on another learner goes on there, with the same result.
+    /// With `budget` the steps end after that time, and the result is what was learned by then. The
+    /// store holds the state during the steps and after them: whatever fails before `commit` has
+    /// published, the same call on another learner resumes there, with the same result.
     ///
-    /// Errors: an example names a model that nobody introduced, or a name like a known one; a loss is
-    /// not finite, or what was learned cannot be served; the device failed; another process learns into
-    /// the same store. Its generations are as they were.
+    /// Errors: an example names an unknown model that nobody introduced, or a name close to a known
+    /// one; a loss is not finite, or the child cannot be served; the device failed; another process
+    /// learns into the same store. The store's generations stay as they were.
     pub fn learn(
         &mut self,
         experience: &Experience,
         budget: Option<Duration>,
         watch: Watch<'_>,
     ) -> Result<Outcome> {
-        caught("learning", || self.learned_from(experience, budget, watch))
+        caught("learning", || self.updated(experience, budget, watch))
     }
 
-    fn learned_from(
+    fn updated(
         &mut self,
         experience: &Experience,
         budget: Option<Duration>,
         watch: Watch<'_>,
     ) -> Result<Outcome> {
-        let began = Instant::now();
         if self.lock.is_none() {
-            self.lock = self.out.lock_learning()?;
+            self.lock = self.config.out.lock_learning()?;
         }
-        let mut update = self.prepare(experience)?;
-        let digest = &update.task.update;
-        let state = State::read(&self.out, &self.parent, &self.settings, digest)?;
-        // What cannot be measured is not: kept as what was seen, by an encoder that is trained now.
-        let trains = update.trains;
-        let width = update.memory.as_ref().map_or(0, Memory::width);
-        update.old.retain(|row| match &row.seen {
-            _ if row.tokens().is_some() => true,
-            Some(seen) => !trains && seen.layers.len() == width,
-            None => false,
+        let mut update = Update::prepare(&self.config, experience)?;
+        let (encoder, base) = (Arc::clone(&update.encoder), Base::of(&update.parent));
+        update.measure_parent(watch)?;
+        let trained = match update.train(budget, watch)? {
+            TrainingEnd::Stopped { step, steps } => return Ok(Outcome::Stopped { step, steps }),
+            TrainingEnd::NotNeeded => None,
+            TrainingEnd::Done(trained, left) => {
+                self.left = left;
+                Some(*trained)
+            }
+        };
+        let stepped = trained.is_some();
+        let (contents, report) = match update.finish(trained, watch) {
+            Err(error) if stepped => return Err(self.unpublished(error)),
+            finished => finished?,
+        };
+        self.learned = Some(LearnedChild {
+            contents,
+            encoder,
+            base,
+            refused: report.refused,
         });
-        let base = Base::of(&update.contents);
-        let encoder = Arc::clone(&update.encoder);
-        if !trains {
-            let (draft, report) = self.remember(update, began, watch)?;
-            self.refused = report.refused;
-            self.learned = Some((draft, encoder, base));
-            return Ok(Outcome::Learned(Box::new(report)));
-        }
-        let before = self.measured_before(&update, watch)?;
-        let mut engine = self.engine(&update)?;
-        let consolidated = self.consolidated(&mut engine, &update)?;
-        let steps = update.task.schedule.steps;
-        if state.as_ref().is_none_or(|state| state.step < steps) {
-            self.teach(&mut engine, &mut update, watch)?;
-        }
-        let mut candidates = Candidates::new(
-            Arc::clone(&update.task.domains),
-            self.settings.clone(),
-            update.task.experience.into(),
-        );
-        let started = Instant::now();
-        let task = &update.task;
-        let done = match self.steps(&mut engine, task, &mut candidates, state, budget, watch)? {
-            Ended::Done(done) => done,
-            Ended::Stopped(step) => return Ok(Outcome::Stopped { step, steps }),
-        };
-        self.left = done.left;
-        let trained = Trained {
-            engine,
-            candidates,
-            consolidated,
-            learning: started.elapsed(),
-            steps: done.steps,
-            examples: done.examples,
-            terms: done.terms,
-        };
-        let finished = self.finish(update, trained, began, &before, watch);
-        let (draft, report) = finished.map_err(|e| self.unpublished(e))?;
-        self.refused = report.refused;
-        self.learned = Some((draft, encoder, base));
         Ok(Outcome::Learned(Box::new(report)))
     }
 
-    /// Publishes what was learned and makes it current.
+    /// Publishes the child and makes it current.
     ///
-    /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store cannot be
-    /// written, and its generations are as they were; another generation has become current meanwhile,
-    /// and the child is published beside it, unless models were retired, renamed or given aliases and
-    /// nothing else was changed: then the child has these changes, and grew from that generation. Where it is not published the state stays, and the same
-    /// update goes on behind its last step.
+    /// Errors: nothing was learned; the gate refused ([`crate::ErrorKind::Refused`]); the store
+    /// cannot be written, and its generations stay as they were; another generation has become
+    /// current since the update began. Then the child is published beside it. If only models were
+    /// retired, renamed or given aliases since then, the child takes these changes and becomes
+    /// current. If the child is not published, the state stays, and the same update resumes after
+    /// its last step.
     pub fn commit(self) -> Result<GenerationId> {
         caught("publishing", || self.committed())
     }
 
     fn committed(mut self) -> Result<GenerationId> {
-        let (draft, encoder, parent) = self.publishable()?;
-        if self.refused {
+        let child = self.publishable()?;
+        let config = &self.config;
+        if child.refused {
             bail!(
                 Refused,
-                "{}: the update forgets more than max-forgetting allows, or nothing is there to measure \
-                 that; nothing was published, and Learner::keep_beside keeps it to be looked at",
-                self.parent
+                "{}: the update forgets more than max-forgetting allows, or no kept prompt can \
+                 measure that; nothing was published, and Learner::keep_beside keeps the child",
+                config.parent
             );
         }
-        let base = self.base.as_ref();
-        let grew_here = base == Some(&self.parent) && self.out.root() == self.store.root();
+        let grew_here = config.base.as_ref() == Some(&config.parent)
+            && config.out.root() == config.store.root();
+        let (contents, base) = (&child.contents, &child.base);
         let carry = |id: &GenerationId, now: &Contents| {
-            grew_here.then(|| parent.carry(&draft, id, now)).flatten()
+            grew_here.then(|| base.carry(contents, id, now)).flatten()
         };
-        match self.out.publish_after(base, &draft, &encoder, carry) {
+        let published =
+            config
+                .out
+                .publish_after(config.base.as_ref(), contents, &child.encoder, carry);
+        match published {
             Ok(id) => {
-                self.out.clear_resume();
+                config.out.clear_resume();
                 Ok(id)
             }
             Err(error) if self.is_beside(&error) => Err(error),
@@ -347,59 +308,34 @@ impl Learner {
         }
     }
 
-    /// Publishes what was learned without making it current, refused or not: to be looked at and, with
-    /// [`Store::set_current`], taken. `prune` removes it like any other that is not current.
+    /// Publishes the child without making it current, also if the gate refused it. It can be
+    /// inspected and then made current with [`Store::set_current`]. `prune` removes it like any
+    /// other generation that is not current.
     ///
     /// Errors: nothing was learned; the store cannot be written.
     pub fn keep_beside(mut self) -> Result<GenerationId> {
-        let (draft, encoder, _) = self.publishable()?;
-        let written = self.out.publish_beside(&draft, Some(&encoder));
+        let child = self.publishable()?;
+        let encoder = Some(&child.encoder);
+        let written = self.config.out.publish_beside(&child.contents, encoder);
         written.map_err(|e| self.unpublished(e))
     }
 
-    /// What was learned, to be published.
-    fn publishable(&mut self) -> Result<(Contents, Arc<Encoder>, Base)> {
+    /// The child, to be published.
+    fn publishable(&mut self) -> Result<LearnedChild> {
         match self.learned.take() {
-            _ if self.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
+            _ if self.config.dry_run => bail!(InvalidRequest, "a dry run publishes nothing"),
             Some(learned) => Ok(learned),
             None => bail!(
                 InvalidRequest,
-                "nothing was learned that could be published"
+                "expected a child to publish, found none: call Learner::learn first"
             ),
         }
     }
 
-    /// The error says that the child is whole, beside another one that has become current.
+    /// True if the error says that the child is whole, beside another one that became current.
     fn is_beside(&self, error: &Error) -> bool {
-        error.kind() == ErrorKind::Refused && self.out.current().ok() != self.base
-    }
-
-    /// A generation as it would serve.
-    fn serving(&self, contents: &Contents, encoder: &Arc<Encoder>) -> Result<Serving> {
-        let (id, encoder) = (self.parent.clone(), Arc::clone(encoder));
-        Serving::new(id, contents, encoder, None)
-    }
-
-    /// Accuracy on each of `sets`.
-    fn measure<const N: usize>(
-        &self,
-        serving: &Serving,
-        sets: [&[Row]; N],
-        stage: &'static str,
-        watch: Watch<'_>,
-    ) -> Result<[Measurement; N]> {
-        let mut measured = [const { Measurement::new_empty() }; N];
-        for (measured, rows) in measured.iter_mut().zip(sets) {
-            let (rows, prompts): (Vec<&Row>, Vec<&Tokens>) = rows
-                .iter()
-                .filter_map(|row| Some((row, row.tokens()?)))
-                .unzip();
-            let best = serving.best(&prompts, &mut |done| {
-                watch(&Status::of(stage, done, rows.len()));
-            })?;
-            *measured = Measurement::new(&serving.hub, &rows, &best);
-        }
-        Ok(measured)
+        let config = &self.config;
+        error.kind() == ErrorKind::Refused && config.out.current().ok() != config.base
     }
 }
 

@@ -1,46 +1,44 @@
-//! What an update leaves behind while it learns, so that little is lost when the process is.
+//! The state that an update writes while it learns, so that little is lost if the process is.
 
 use std::time::{Duration, Instant};
 
 use super::Learner;
-use super::prepare::Task;
+use super::state::State;
+use super::update::{Task, UpdateConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::learn::candidates::Candidates;
 use crate::learn::engine::Engine;
-use crate::learn::state::State;
+use crate::learn::method::candidates::Candidates;
 
-/// From one writing to the next.
+/// Time between two writes, by default.
 pub(super) const PAUSE: Duration = Duration::from_secs(60);
 
 /// Writing takes at most one part in so many of the time: the state of a large hub is large.
 const SHARE: u32 = 100;
 
 /// Writes the state of one update now and then.
-pub(super) struct Saved<'l> {
-    learner: &'l Learner,
-    update: &'l str,
+pub(super) struct Saved<'u> {
+    config: &'u UpdateConfig,
+    task: &'u Task,
     /// The step at which this call began.
     first: usize,
-    /// When the last writing ended, and how long it is until the next.
+    /// When the last write ended, and how long to wait for the next.
     last: Instant,
     pause: Duration,
     failed: bool,
 }
 
-impl Learner {
-    /// Of an update that begins now, with step `first`.
-    pub(super) fn saved<'l>(&'l self, task: &'l Task, first: usize) -> Saved<'l> {
-        Saved {
-            learner: self,
-            update: &task.update,
-            first,
-            last: Instant::now(),
-            pause: self.pause,
-            failed: false,
-        }
-    }
+/// The state that is left of an update after its last step.
+pub(super) enum Left {
+    /// Nothing: no step was made, or it is a dry run.
+    Nothing,
+    /// It is in the store.
+    Written,
+    /// It could not be written; with SHA-256 of the update.
+    Unwritten(State, String),
+}
 
-    /// Writes where an update is; a dry run does not.
+impl UpdateConfig {
+    /// Writes the state of an update; a dry run does not.
     pub(super) fn save(&self, state: &State, update: &str) -> Result<()> {
         if self.dry_run {
             return Ok(());
@@ -54,43 +52,47 @@ impl Learner {
         );
         Ok(())
     }
+}
 
-    /// `error`, of what came behind the last step, with what becomes of that.
+impl Learner {
+    /// `error`, of what came after the last step, with what becomes of the steps.
     pub(super) fn unpublished(&mut self, error: Error) -> Error {
         if error.kind() == ErrorKind::Numeric {
-            // To measure it again would not help.
-            return self.blame(error);
+            // Measuring again would not help.
+            return self.config.settings.blame(error);
         }
         if let Left::Unwritten(state, update) = &self.left {
-            // What took the room may be gone by now.
-            match self.save(state, update) {
+            // A full disk may have space again.
+            match self.config.save(state, update) {
                 Ok(()) => self.left = Left::Written,
-                Err(e) => log::warn!("{e}; what was learned since the last state is lost"),
+                Err(e) => log::warn!("{e}; everything since the last state is lost"),
             }
         }
         match self.left {
             Left::Written => error.but(
-                "what was learned is kept: the same update, called again, goes on behind its last \
-                 step, to measure and to publish",
+                "what was learned is kept: the same update, called again, resumes after its last \
+                 step, measures and publishes",
             ),
             _ => error,
         }
     }
 }
 
-/// What is left of an update whose last step was made.
-pub(super) enum Left {
-    /// Nothing: no step was made, or it is a dry run.
-    Nothing,
-    /// Its state is in the store.
-    Written,
-    /// Its state could not be written; with SHA-256 of the update.
-    Unwritten(State, String),
-}
+impl<'u> Saved<'u> {
+    /// Of an update that begins now, with step `first`.
+    pub(super) fn new(config: &'u UpdateConfig, task: &'u Task, first: usize) -> Self {
+        Self {
+            config,
+            task,
+            first,
+            last: Instant::now(),
+            pause: config.pause,
+            failed: false,
+        }
+    }
 
-impl Saved<'_> {
-    /// Writes the state before `step` when it is time. What cannot be written is said once, and
-    /// learning goes on.
+    /// Writes the state before `step` when it is time. A failure to write is logged once, and
+    /// learning continues.
     ///
     /// Errors: the device failed.
     pub(super) fn now_and_then(
@@ -99,7 +101,7 @@ impl Saved<'_> {
         candidates: &Candidates,
         step: usize,
     ) -> Result<()> {
-        let nothing = self.learner.dry_run || step == self.first;
+        let nothing = self.config.dry_run || step == self.first;
         if nothing || self.last.elapsed() < self.pause {
             return Ok(());
         }
@@ -107,24 +109,24 @@ impl Saved<'_> {
         let state = State::of(engine, candidates, step)?;
         self.write(&state);
         self.last = Instant::now();
-        self.pause = self.learner.pause.max(SHARE * (self.last - began));
+        self.pause = self.config.pause.max(SHARE * (self.last - began));
         Ok(())
     }
 
-    /// Writes the state behind the last step.
+    /// Writes the state after the last step.
     pub(super) fn at_the_end(&mut self, state: State) -> Left {
         match self.write(&state) {
             true => Left::Written,
-            false => Left::Unwritten(state, self.update.to_owned()),
+            false => Left::Unwritten(state, self.task.update.clone()),
         }
     }
 
     fn write(&mut self, state: &State) -> bool {
-        let written = self.learner.save(state, self.update);
+        let written = self.config.save(state, &self.task.update);
         if let Err(error) = &written
             && !std::mem::replace(&mut self.failed, true)
         {
-            log::warn!("{error}; learning goes on, and what it learns is lost if this process is");
+            log::warn!("{error}; learning continues, and is lost if this process is");
         }
         written.is_ok()
     }

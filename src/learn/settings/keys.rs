@@ -6,52 +6,37 @@ use super::{AdamwRows, AnchorRows, CandidateMode, Regulariser, Settings, Train};
 use crate::error::{Result, bail, error};
 use crate::generation::memory::check_strengths;
 
-/// Names of carve.md that are known here and not to be had, each with what holds instead.
-const UNSUPPORTED: [(&str, &str); 24] = [
-    ("accumulation", "gradients are averaged over the window"),
-    ("anchor.first", "the first experience has no anchors"),
-    ("anchor.no_new", "anchors act also when no model is new"),
-    (
-        "anchor.reference",
-        "references are taken at each experience",
-    ),
-    ("baseline.head", "the head is the cosine head"),
-    ("batch.coverage", "every row is served once an epoch"),
-    (
-        "batch.domains",
-        "batches of `batching = domain` have one domain",
-    ),
-    ("card.text", "cards are used whole"),
-    ("compat.reference", "the method is the intended one"),
-    ("coreset.seed", "draws depend on `seed` and the experience"),
-    ("errors", "an error ends the update"),
-    ("fold_case", "names are compared exactly"),
-    ("grad.reset", "gradients are cleared after each step"),
-    ("graph", "there is no label-graph term"),
-    ("lm.smoothing", "there is no language-model loss"),
-    ("lr.glitch", "rates follow the schedule at step 0 too"),
-    (
-        "phase1.mode",
-        "the encoder is in evaluation mode, without dropout",
-    ),
-    ("replay.scope", "every earlier experience is replayed"),
-    (
-        "replay.store",
-        "what is replayed is chosen when its experience ends",
-    ),
-    (
-        "resume.weights",
-        "learning starts from the parent's weights",
-    ),
-    ("score.precision", "scores are f32"),
-    ("soft.topup", "short lists of neighbours stay short"),
-    ("text.strip_markers", "prompts are used as they are"),
-    ("w_lm", "there is no language-model loss"),
+/// Keys of `docs/carve.md` that name variants of the method which are not implemented.
+const UNSUPPORTED: [&str; 24] = [
+    "accumulation",
+    "anchor.first",
+    "anchor.no_new",
+    "anchor.reference",
+    "baseline.head",
+    "batch.coverage",
+    "batch.domains",
+    "card.text",
+    "compat.reference",
+    "coreset.seed",
+    "errors",
+    "fold_case",
+    "grad.reset",
+    "graph",
+    "lm.smoothing",
+    "lr.glitch",
+    "phase1.mode",
+    "replay.scope",
+    "replay.store",
+    "resume.weights",
+    "score.precision",
+    "soft.topup",
+    "text.strip_markers",
+    "w_lm",
 ];
 
-/// Keys that came after settings were first written down, in manifests and in what benchmarks and
-/// interrupted updates are known by. One that is as in [`Settings::base`] changes nothing, and is
-/// left out there: what was made before the key stays what it is.
+/// Keys that are newer than the first settings that were written into manifests, benchmark results
+/// and states of updates. A key with its value of [`Settings::base`] changes nothing and is not
+/// written, so that ids and digests from before the key stay the same.
 const LATER: [&str; 13] = [
     "train",
     "train.least",
@@ -69,8 +54,8 @@ const LATER: [&str; 13] = [
 ];
 
 impl Settings {
-    /// Every key with its value but the [`LATER`] ones that change nothing, in the order of the
-    /// fields: what settings are known by.
+    /// Every key with its value, without the [`LATER`] ones that change nothing, in the order of
+    /// the fields. Ids and digests are made of these.
     pub(crate) fn written(&self) -> Map<String, Value> {
         let without = Self::base().map();
         let mut map = self.map();
@@ -93,11 +78,11 @@ impl Settings {
 
     /// Changes one value; `value` as in JSON, words without quotes, lists with commas.
     ///
-    /// Errors: there is no such key; it is known and not supported; the value is of another kind.
-    /// Values that contradict each other are found by [`Settings::validate`].
+    /// Errors: there is no such key; it is not supported; the value is of another kind. Values that
+    /// contradict each other are found by [`Settings::validate`].
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
-        if let Some((_, instead)) = UNSUPPORTED.iter().find(|(name, _)| *name == key) {
-            bail!(Unsupported, "{key}: not supported: {instead}");
+        if UNSUPPORTED.contains(&key) {
+            bail!(Unsupported, "{key}: not supported; docs/carve.md says why");
         }
         let mut map = self.map();
         let Some(place) = map.get_mut(key) else {
@@ -123,36 +108,86 @@ impl Settings {
         Ok(())
     }
 
-    /// Checks what each value, and what they are together.
+    /// Checks each value, and whether they go together.
+    ///
+    /// Errors name the key, the expected values and the one found.
     pub fn validate(&self) -> Result<()> {
-        let at_least_1 = [
-            ("width", self.width.unwrap_or(1)),
-            ("memory.rank", self.memory_rank),
-            ("lora.r", self.lora_r),
-            ("candidates.k", self.candidates_k),
-            ("candidates.max_domains", self.candidates_max_domains),
-            ("mining.every", self.mining_every),
-            ("mining.pool", self.mining_pool),
-            ("mining.kept", self.mining_kept),
-            ("replay.per_model", self.replay_per_model),
-            ("batch", self.batch),
-            ("accumulate", self.accumulate),
-            ("epochs", self.epochs),
-        ];
-        for (key, value) in at_least_1 {
-            if value == 0 {
-                bail!(InvalidRequest, "{key}: expected at least 1, found 0");
+        self.check_counts()?;
+        self.check_ranges()?;
+        check_strengths(&self.strengths())?;
+        let touched = self.adamw_rows == AdamwRows::Touched;
+        let layers = &self.memory_layers;
+        for (wrong, message) in [
+            (
+                self.train == Train::Never && !self.memory,
+                "train = never: expected memory = true, or nothing is learned at all".to_owned(),
+            ),
+            (
+                layers.contains(&0) || !layers.is_sorted_by(|a, b| a < b),
+                format!("memory.layers: expected numbers from 1, ascending, found {layers:?}"),
+            ),
+            (
+                self.lora_train && self.lora_targets.is_empty(),
+                "lora.targets: expected at least one, or lora.train = false".to_owned(),
+            ),
+            // Anchors would pull rows that no step moves.
+            (
+                touched && self.anchor_rows != AnchorRows::Touched,
+                "adamw.rows = touched: expected anchor.rows = touched, found all_old".to_owned(),
+            ),
+            (
+                touched && self.regulariser == Regulariser::Ewc,
+                "adamw.rows = touched: expected regulariser = anchors, found ewc".to_owned(),
+            ),
+            (
+                touched && self.lwf_alpha > 0.0,
+                format!(
+                    "adamw.rows = touched: expected lwf.alpha = 0, found {}",
+                    self.lwf_alpha
+                ),
+            ),
+        ] {
+            if wrong {
+                bail!(InvalidRequest, "{message}");
             }
         }
-        // Room is made for these before anything is learned.
-        let at_most = [
-            ("width", self.width.unwrap_or(1), 1 << 16),
-            ("memory.rank", self.memory_rank, 1 << 14),
-            ("lora.r", self.lora_r, 1 << 12),
-            ("soft.k", self.soft_k, 1 << 16),
-            ("batch", self.batch, 1 << 16),
-        ];
-        for (key, value, most) in at_most {
+        for (at, target) in self.lora_targets.iter().enumerate() {
+            if self.lora_targets[..at].contains(target) {
+                bail!(InvalidRequest, "lora.targets: {target:?} is there twice");
+            }
+        }
+        self.check_candidates()
+    }
+
+    /// Checks counts. The upper bounds limit what is allocated before anything is learned.
+    fn check_counts(&self) -> Result<()> {
+        const MANY: usize = usize::MAX;
+        for (key, value, least, most) in [
+            ("width", self.width.unwrap_or(1), 1, 1 << 16),
+            ("memory.rank", self.memory_rank, 1, 1 << 14),
+            ("lora.r", self.lora_r, 1, 1 << 12),
+            ("candidates.k", self.candidates_k, 1, MANY),
+            (
+                "candidates.max_domains",
+                self.candidates_max_domains,
+                1,
+                MANY,
+            ),
+            ("mining.every", self.mining_every, 1, MANY),
+            ("mining.pool", self.mining_pool, 1, MANY),
+            ("mining.kept", self.mining_kept, 1, MANY),
+            ("soft.k", self.soft_k, 0, 1 << 16),
+            ("replay.per_model", self.replay_per_model, 1, MANY),
+            ("batch", self.batch, 1, 1 << 16),
+            ("accumulate", self.accumulate, 1, MANY),
+            ("epochs", self.epochs, 1, MANY),
+        ] {
+            if value < least {
+                bail!(
+                    InvalidRequest,
+                    "{key}: expected at least {least}, found {value}"
+                );
+            }
             if value > most {
                 bail!(
                     InvalidRequest,
@@ -160,56 +195,11 @@ impl Settings {
                 );
             }
         }
-        self.check_ranges()?;
-        check_strengths(&self.strengths())?;
-        if self.train == Train::Never && !self.memory {
-            bail!(
-                InvalidRequest,
-                "train = never: expected memory = true, or nothing is learned at all"
-            );
-        }
-        if self.memory_layers.contains(&0) || !self.memory_layers.is_sorted_by(|a, b| a < b) {
-            bail!(
-                InvalidRequest,
-                "memory.layers: expected numbers from 1, ascending, found {:?}",
-                self.memory_layers
-            );
-        }
-        if self.lora_train && self.lora_targets.is_empty() {
-            bail!(
-                InvalidRequest,
-                "lora.targets: expected at least one, or lora.train = false"
-            );
-        }
-        for (at, target) in self.lora_targets.iter().enumerate() {
-            if self.lora_targets[..at].contains(target) {
-                bail!(InvalidRequest, "lora.targets: {target:?} is there twice");
-            }
-        }
-        // Anchors would pull rows that no step moves.
-        if self.adamw_rows == AdamwRows::Touched && self.anchor_rows != AnchorRows::Touched {
-            bail!(
-                InvalidRequest,
-                "adamw.rows = touched: expected anchor.rows = touched, found all_old"
-            );
-        }
-        if self.adamw_rows == AdamwRows::Touched && self.regulariser == Regulariser::Ewc {
-            bail!(
-                InvalidRequest,
-                "adamw.rows = touched: expected regulariser = anchors, found ewc"
-            );
-        }
-        if self.adamw_rows == AdamwRows::Touched && self.lwf_alpha > 0.0 {
-            bail!(
-                InvalidRequest,
-                "adamw.rows = touched: expected lwf.alpha = 0, found {}",
-                self.lwf_alpha
-            );
-        }
-        self.check_candidates()
+        Ok(())
     }
 
-    /// What is used in f32, with bounds between which nothing that is made of it leaves f32 at once.
+    /// Checks numbers that are used in f32. Within the bounds no product of them leaves f32 at
+    /// once.
     fn check_ranges(&self) -> Result<()> {
         for (key, value, least, most) in [
             ("tau", self.tau, 1e-4, 1e4),
@@ -459,7 +449,7 @@ mod tests {
     #[test]
     fn unsupported_keys_are_no_fields() {
         let map = Settings::base().map();
-        assert!(UNSUPPORTED.iter().all(|(key, _)| !map.contains_key(*key)));
+        assert!(UNSUPPORTED.iter().all(|key| !map.contains_key(*key)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a host decides about learning: every number of the method, by name (carve.md).
+//! The settings of learning: every number of the method, by name (carve.md).
 
 mod keys;
 mod words;
@@ -29,44 +29,44 @@ const PAPER_WEIGHTS: f64 = 1024.0 * 4096.0;
 pub struct Settings {
     /// Which updates train the adapters, W and E.
     pub train: Train,
-    /// Examples to learn from that an update needs to be the one that `train = first` trains in.
+    /// Examples to learn from that an update needs so that `train = first` trains in it.
     #[serde(rename = "train.least")]
     pub train_least: usize,
-    /// Keep a memory of the prompts, and serve its score beside the learned one.
+    /// Keep a memory of the prompts, and add its score to the learned one.
     pub memory: bool,
-    /// Layers of the encoder that it remembers, from 1, ascending; none: the upper two thirds, fewer of a
-    /// wide encoder. A store that has a memory keeps its layers.
+    /// Layers of the encoder that the memory uses, from 1, ascending; empty: the upper two thirds,
+    /// fewer of a wide encoder. A store that has a memory keeps its layers.
     #[serde(rename = "memory.layers")]
     pub memory_layers: Vec<usize>,
-    /// Directions that its keys have, at most.
+    /// Dimensions of the memory's keys, at most.
     #[serde(rename = "memory.rank")]
     pub memory_rank: usize,
-    /// What a model's mean is drawn to.
+    /// Prior mean of a model in the memory.
     #[serde(rename = "memory.prior")]
     pub memory_prior: PriorMean,
-    /// How much the learned score counts beside a memory.
+    /// Weight of the learned score beside a memory.
     #[serde(rename = "strength.learned")]
     pub strength_learned: f64,
-    /// How much the memory's log-likelihood counts.
+    /// Weight of the memory's log-likelihood.
     #[serde(rename = "strength.memory")]
     pub strength_memory: f64,
-    /// How much the log-probability of the domain by the prompt's words counts.
+    /// Weight of the log-probability of the domain by the prompt's words.
     #[serde(rename = "strength.words")]
     pub strength_words: f64,
-    /// What is added for a model without a learned prompt.
+    /// Bonus of a model without a learned prompt.
     #[serde(rename = "strength.newcomer")]
     pub strength_newcomer: f64,
     /// Temperature of the scores.
     pub tau: f64,
-    /// Router width D of a first experience; none: the encoder's width H.
+    /// Router width D of a first update; `None`: the encoder's width H.
     pub width: Option<usize>,
-    /// How W and E start at the first experience.
+    /// Initial W and E of the first update.
     #[serde(rename = "init.profile")]
     pub init_profile: InitProfile,
-    /// How the rows of new models start.
+    /// Initial rows of new models.
     #[serde(rename = "init.rows")]
     pub init_rows: InitRows,
-    /// Train adapters of the encoder at all.
+    /// Train adapters of the encoder.
     #[serde(rename = "lora.train")]
     pub lora_train: bool,
     /// Rank of an adapter.
@@ -95,13 +95,13 @@ pub struct Settings {
     /// Models of other domains.
     #[serde(rename = "candidates.far")]
     pub candidates_far: usize,
-    /// Domains among which semantic and hard models are looked for, at most.
+    /// Domains that semantic and hard models come from, at most.
     #[serde(rename = "candidates.max_domains")]
     pub candidates_max_domains: usize,
     /// Optimiser steps from one mining to the next.
     #[serde(rename = "mining.every")]
     pub mining_every: usize,
-    /// What hard negatives are ranked by.
+    /// The score by which hard negatives are ranked.
     #[serde(rename = "mining.score")]
     pub mining_score: MiningScore,
     /// Models that are ranked for an example, at most.
@@ -116,17 +116,17 @@ pub struct Settings {
     /// Neighbours of a gold, at most.
     #[serde(rename = "soft.k")]
     pub soft_k: usize,
-    /// What becomes of their mass when none is a candidate.
+    /// Where their mass goes if none is a candidate.
     #[serde(rename = "soft.leftover")]
     pub soft_leftover: Leftover,
-    /// While learning, added to the logits of old models that no current example names: the
-    /// logarithm of the share of their prompts that is left among the training rows. Without it a
-    /// softmax learns that they are rare. 0: CARvE as published.
+    /// Logit adjustment of old models that no current example names, while training: the logarithm
+    /// of the share of their prompts that is left among the training rows. Without it a softmax
+    /// learns that they are rare. 0: CARvE as published.
     ///
     /// Source: logit adjustment, Menon et al., "Long-tail learning via logit adjustment" (2021).
     #[serde(rename = "prior.old")]
     pub prior_old: f64,
-    /// Share of each earlier experience that is learned again.
+    /// Share of each update's prompts that later updates replay.
     #[serde(rename = "replay.ratio")]
     pub replay_ratio: f64,
     /// Which prompts those are.
@@ -141,12 +141,12 @@ pub struct Settings {
     /// Rows of a model that a coreset begins with, at most.
     #[serde(rename = "replay.per_model")]
     pub replay_per_model: usize,
-    /// What is kept of a prompt.
+    /// In which form prompts are kept.
     #[serde(rename = "replay.privacy")]
     pub replay_privacy: Privacy,
     /// Keep one example in eight out, to measure on now and later.
     pub hold_out: bool,
-    /// What holds W and the old rows of E.
+    /// How W and the old rows of E are kept near the parent's.
     pub regulariser: Regulariser,
     /// Strength of the embedding anchor; see [`Settings::embedding_strength`].
     #[serde(rename = "anchor.embedding")]
@@ -155,10 +155,10 @@ pub struct Settings {
     /// [`Settings::projection_strength`].
     #[serde(rename = "anchor.projection")]
     pub anchor_projection: f64,
-    /// Which old rows are held.
+    /// Which old rows are anchored.
     #[serde(rename = "anchor.rows")]
     pub anchor_rows: AnchorRows,
-    /// What the embedding anchor measures.
+    /// The distance of the embedding anchor.
     #[serde(rename = "anchor.form")]
     pub anchor_form: AnchorForm,
     /// When anchors, or EWC in their place, act.
@@ -167,29 +167,29 @@ pub struct Settings {
     /// Strength of EWC.
     #[serde(rename = "ewc.lambda")]
     pub ewc_lambda: f64,
-    /// How Fisher weights of several experiences meet.
+    /// How Fisher weights of several updates are combined.
     #[serde(rename = "ewc.mode")]
     pub ewc_mode: EwcMode,
-    /// Share of the older Fisher weights that stays, `online`.
+    /// Share of the older Fisher weights that stays with `online`.
     #[serde(rename = "ewc.decay")]
     pub ewc_decay: f64,
-    /// What EWC holds.
+    /// Parameters that EWC protects.
     #[serde(rename = "ewc.scope")]
     pub ewc_scope: EwcScope,
-    /// Strength of learning without forgetting: what the parent scores its own models with is
-    /// distilled into its child. 0: off; 1: as published. The scores of all distilled rows are kept
-    /// in memory, 4 bytes for a row and a model.
+    /// Strength of learning without forgetting: the parent's scores of its models are distilled
+    /// into the child. 0: off; 1: as published. The scores of all distilled rows are kept in
+    /// memory, 4 bytes per row and model.
     ///
     /// Source: Li and Hoiem, "Learning without Forgetting" (2016).
     #[serde(rename = "lwf.alpha")]
     pub lwf_alpha: f64,
-    /// What scores are divided by before they are compared.
+    /// Temperature of the distillation: scores are divided by it.
     #[serde(rename = "lwf.temperature")]
     pub lwf_temperature: f64,
     /// Which rows are distilled.
     #[serde(rename = "lwf.rows")]
     pub lwf_rows: LwfRows,
-    /// How rows meet in batches.
+    /// How batches are drawn.
     pub batching: Batching,
     /// Rows of a micro-batch: B.
     pub batch: usize,
@@ -197,9 +197,9 @@ pub struct Settings {
     pub accumulate: usize,
     /// Epochs of an experience.
     pub epochs: usize,
-    /// Share of the steps that phase 1 has from the second experience on; 0: one phase.
+    /// Share of the steps in phase 1, from the second update on; 0: one phase.
     pub phase_split: f64,
-    /// Steps until a linear rate is at its height.
+    /// Steps until a linear rate reaches its peak.
     pub warm_up: usize,
     /// Learning rate of the adapters.
     #[serde(rename = "lr.lora")]
@@ -216,25 +216,25 @@ pub struct Settings {
     /// Learning rate of E in phase 1.
     #[serde(rename = "lr.phase1.e")]
     pub lr_phase1_e: f64,
-    /// Whether those of W and E change with the step.
+    /// How the rates of W and E change with the step.
     #[serde(rename = "lr.router")]
     pub lr_router: RouterRate,
-    /// Which rows of E a step moves; `touched` makes the cost of a step independent of the hub's size
-    /// where candidates are sampled, and wants `anchor.rows = touched`.
+    /// Which rows of E a step moves. With `touched` and sampled candidates the cost of a step does
+    /// not depend on the hub's size; it needs `anchor.rows = touched`.
     ///
-    /// The step counter stays one for all of E. A row that is named in a share p of the steps moves
-    /// about sqrt(p) times as far as with `all`: there momentum goes on between its gradients, and
-    /// their mean square has its zeros.
+    /// All rows of E share one step counter. A row that is named in a share p of the steps moves
+    /// about sqrt(p) times as far as with `all`, where momentum acts between its gradients and the
+    /// mean square includes zeros.
     #[serde(rename = "adamw.rows")]
     pub adamw_rows: AdamwRows,
-    /// Decoupled weight decay of all trained parameters.
+    /// Decoupled weight decay of all trained parameters, per step and unit of learning rate.
     pub weight_decay: f64,
-    /// Largest gradient norm.
+    /// Gradient norm, at most.
     pub clip: f64,
-    /// Whose norm that is.
+    /// Which parameters that norm is of.
     #[serde(rename = "clip.scope")]
     pub clip_scope: ClipScope,
-    /// Every draw depends on it.
+    /// Seed of every random draw.
     pub seed: u64,
 }
 
@@ -245,9 +245,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// For a small sentence encoder: one update trains it, by CARvE, and then the memory alone learns,
-    /// which cannot forget. Carve.md's starting points, and what a development split of CMRBench's
-    /// training rows said (benches/README.md).
+    /// For a small sentence encoder: one update trains by CARvE, and from then on only the memory
+    /// learns, which cannot forget. The values are carve.md's, tuned on a development split of
+    /// CMRBench's training rows (benches/README.md).
     pub fn edge() -> Self {
         Self {
             train: Train::First,
@@ -365,7 +365,7 @@ impl Settings {
         }
     }
 
-    /// Nothing is trained: the memory takes the examples, on the encoder as it is.
+    /// Nothing is trained: examples are added to the memory of the encoder as it is.
     pub fn memory() -> Self {
         Self {
             train: Train::Never,
@@ -374,7 +374,7 @@ impl Settings {
         }
     }
 
-    /// CARvE at every update, and a memory that follows the encoder.
+    /// CARvE at every update, with a memory that follows the encoder.
     pub fn carve() -> Self {
         Self {
             train: Train::Always,
@@ -396,7 +396,7 @@ impl Settings {
         }
     }
 
-    /// How much each part of a score counts.
+    /// Weights of the parts of a score.
     pub(crate) fn strengths(&self) -> Strengths {
         Strengths {
             learned: self.strength_learned,
@@ -406,7 +406,7 @@ impl Settings {
         }
     }
 
-    /// Checks what depends on the size of W, [D, H].
+    /// Checks settings that depend on the size of W, [D, H].
     pub(crate) fn check_width(&self, width: usize, inputs: usize) -> Result<()> {
         if self.init_profile == InitProfile::Card && width != inputs {
             bail!(
@@ -418,7 +418,7 @@ impl Settings {
         Ok(())
     }
 
-    /// How the rows of new models start, the profile considered.
+    /// Initial rows of new models, with `auto` resolved by the profile.
     pub(crate) fn rows(&self) -> InitRows {
         match (self.init_rows, self.init_profile) {
             (InitRows::Auto, InitProfile::Card) => InitRows::Card,

@@ -1,4 +1,4 @@
-//! The choices among the settings.
+//! Enumerated settings and the words for them.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,92 +14,91 @@ macro_rules! words {
 }
 
 words! {
-    /// Which updates train the adapters, W and E. Those that do not encode each prompt once, and the
-    /// memory takes it.
+    /// Which updates train adapters, W and E. The others add their prompts to the memory only.
     Train {
-        /// All: CARvE.
+        /// Every one, by CARvE.
         Always,
-        /// One: the first with at least `train.least` examples to learn from.
+        /// The first one with at least `train.least` examples to learn from.
         First,
         /// None.
         Never,
     }
 }
 words! {
-    /// How W and all of E start at the first experience.
+    /// Initial W and E of the first update.
     InitProfile {
-        /// Drawn, Xavier uniform.
+        /// Random, Xavier uniform.
         Random,
         /// W the identity, rows of E from the cards.
         Card,
     }
 }
 words! {
-    /// How the rows of new models start.
+    /// Initial rows of new models.
     InitRows {
         /// `card` in the `card` profile, else `random`.
         Auto,
-        /// Drawn, Xavier uniform over the new rows.
+        /// Random, Xavier uniform over the new rows.
         Random,
         /// The projected card.
         Card,
         /// The mean of the domain's old rows.
         Domain,
-        /// A mixture of the old rows whose cards are near, by how near they are.
+        /// A mixture of old rows, weighted by the similarity of their cards.
         CardMix,
     }
 }
 words! {
     /// Which models an example is scored against.
     CandidateMode {
-        /// A list for each example, drawn anew each time.
+        /// A new random list for each example and step.
         Sampled,
         /// The whole registry.
         All,
     }
 }
 words! {
-    /// What hard negatives are ranked by.
+    /// The score by which hard negatives are ranked.
     MiningScore {
         /// The cosine.
         Cosine,
-        /// The dot product with the row as it is, as in the reference.
+        /// The dot product with the row, as in the reference implementation.
         Dot,
     }
 }
 words! {
-    /// What becomes of the neighbours' mass when no neighbour is a candidate.
+    /// Where the neighbours' mass goes if no neighbour is a candidate.
     Leftover {
         /// It is dropped; the target sums to 1 - eps.
         Drop,
-        /// The gold gets it.
+        /// To the gold.
         Renormalise,
     }
 }
 words! {
-    /// Which earlier prompts are learned again.
+    /// Which earlier prompts are replayed.
     ReplayStrategy {
-        /// Far from each other, from every domain.
+        /// Prompts of every domain that are far from each other.
         Coreset,
-        /// Drawn.
+        /// Random ones.
         Random,
         /// None.
         None,
     }
 }
 words! {
-    /// What a generation keeps of a prompt that is to be learned again.
+    /// In which form a generation keeps a prompt to replay.
     Privacy {
         /// Its text.
         Text,
-        /// Its pooled vector of the frozen encoder.
+        /// Its pooled vector.
         Embeddings,
-        /// Its hash alone: it can be found and removed, and not learned again.
+        /// Its SHA-256: it can be found and removed, but not replayed.
         Hashes,
     }
 }
 words! {
-    /// What holds W and the old rows of E.
+    /// How W and the old rows of E are kept near the parent's.
     Regulariser {
         /// The embedding and the projection anchor.
         Anchors,
@@ -108,7 +107,7 @@ words! {
     }
 }
 words! {
-    /// Which old rows of E are held.
+    /// Which old rows of E are anchored.
     AnchorRows {
         /// All.
         AllOld,
@@ -117,7 +116,7 @@ words! {
     }
 }
 words! {
-    /// What the embedding anchor measures.
+    /// The distance of the embedding anchor.
     AnchorForm {
         /// 1 - cosine.
         Normalized,
@@ -137,16 +136,16 @@ words! {
     }
 }
 words! {
-    /// How Fisher weights of several experiences meet.
+    /// How Fisher weights of several updates are combined.
     EwcMode {
         /// One sum that decays.
         Online,
-        /// All are kept.
+        /// All are kept separately.
         Separate,
     }
 }
 words! {
-    /// What EWC holds.
+    /// Parameters that EWC protects.
     EwcScope {
         /// W and the old rows of E.
         Router,
@@ -164,9 +163,9 @@ words! {
     }
 }
 words! {
-    /// How rows meet in batches.
+    /// How batches are drawn.
     Batching {
-        /// One permutation.
+        /// A random permutation.
         Shuffled,
         /// Batches of one domain, in turns.
         Domain,
@@ -175,18 +174,18 @@ words! {
 words! {
     /// Which rows of E an optimiser step moves.
     AdamwRows {
-        /// All, as the method says: a row without a gradient has its momentum and weight decay.
+        /// All, as in the method: a row without a gradient still has momentum and weight decay.
         All,
-        /// Golds and candidates of the step: the others keep value and moments, without decay.
+        /// Golds and candidates of the step. The others keep value and moments, without decay.
         Touched,
     }
 }
 words! {
-    /// The learning rate of W and E within an experience.
+    /// The learning rate of W and E within an update.
     RouterRate {
         /// Warm-up, then down to 0, like the adapters'.
         Linear,
-        /// As set, for each phase.
+        /// Constant in each phase.
         Constant,
     }
 }

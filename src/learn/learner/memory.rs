@@ -1,4 +1,4 @@
-//! What an update adds to the memory, and how a memory follows an encoder that is trained.
+//! The memory in an update: what is added to it, and how it follows an encoder that is trained.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,20 @@ use crate::error::{Result, bail};
 use crate::generation::Contents;
 use crate::generation::memory::{How, remember};
 use crate::hub::{Domains, Hub};
-use crate::learn::data::Example;
-use crate::learn::experience::Row;
+use crate::learn::data::examples::Example;
+use crate::learn::data::rows::PromptRow;
 use crate::learn::settings::Settings;
 use crate::memory::{Memory, Prompt, PromptDigest, Solving};
 use crate::text::query::query_digest;
 
-/// Strength with which the map between two encoders is drawn to the identity, in prompts of one unit
-/// vector each.
+/// Ridge that pulls the map between two encoders to the identity, in prompts of one unit vector
+/// each.
 const RIDGE: f64 = 0.1;
 
-/// The parent's memory, grown to `hub`, or an empty one.
+/// The parent's memory with the models of `hub`, or an empty one.
 ///
-/// Errors: the settings ask for other layers than the parent has, or the encoder.
+/// Errors: the settings name layers that the encoder does not have, or other layers than the
+/// parent's.
 pub(super) fn inherited(
     contents: &Contents,
     settings: &Settings,
@@ -59,13 +60,13 @@ pub(super) fn inherited(
     Ok(memory)
 }
 
-/// Adds the prompts of `rows`; `seen`: what is seen of each.
+/// Adds the prompts of `rows`; `seen`: of each.
 pub(super) fn add(
     memory: &mut Memory,
     cpu: &Cpu,
     hub: &Hub,
     examples: &[Example],
-    rows: &[Row],
+    rows: &[PromptRow],
     seen: &[Seen],
 ) -> Result<()> {
     let domains = Domains::new(hub);
@@ -82,7 +83,7 @@ pub(super) fn add(
 }
 
 /// The first 16 bytes of a SHA-256 in hexadecimal digits.
-pub(super) fn digest(sha256: &str) -> PromptDigest {
+pub(crate) fn digest(sha256: &str) -> PromptDigest {
     let mut bytes = [0; 16];
     for (byte, digits) in bytes.iter_mut().zip(sha256.as_bytes().chunks_exact(2)) {
         let digits = std::str::from_utf8(digits).unwrap_or_default();
@@ -91,7 +92,7 @@ pub(super) fn digest(sha256: &str) -> PromptDigest {
     bytes
 }
 
-/// Solves `memory` into `parts`, as the settings say.
+/// Solves `memory` into the parts that are served.
 pub(super) fn publish(
     memory: &Memory,
     settings: &Settings,
@@ -110,8 +111,9 @@ pub(super) fn publish(
     remember(cpu, parts, memory, hub, cards, how)
 }
 
-/// Moves `memory` from an encoder as it was to the same as it is: by the linear map, near to the
-/// identity, that moves what was seen of some prompts to what is seen of them.
+/// Moves `memory` to an encoder that was trained, by the linear map near the identity that best
+/// moves what the encoder saw of some prompts before to what it sees of them now (ridge
+/// regression).
 pub(super) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) -> Result<()> {
     if memory.prompts() == 0 {
         return Ok(());
@@ -119,7 +121,7 @@ pub(super) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) 
     if was.is_empty() {
         bail!(
             InvalidRequest,
-            "the encoder was trained, and no prompt is at hand to move the memory after it"
+            "the encoder was trained, and no prompt is at hand to move the memory with it"
         );
     }
     let width = memory.width();

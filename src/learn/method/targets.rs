@@ -1,9 +1,9 @@
-//! What the candidates of an example should get: target distributions (carve.md section 5.1).
+//! Target distributions over the candidates of an example (carve.md section 5.1).
 
-use crate::learn::domains::DomainGroups;
+use crate::learn::method::domains::DomainGroups;
 use crate::learn::settings::Leftover;
 
-/// How much of a target's mass goes to the gold's neighbours.
+/// The mass of a target that goes to the gold's neighbours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Softness {
     Hard,
@@ -15,12 +15,12 @@ pub(crate) enum Softness {
     },
 }
 
-/// A distribution over models that is 0 but for a few.
+/// A sparse distribution over models.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Target {
+pub(crate) struct SoftTarget {
     /// The gold, then the neighbours that are candidates.
     pub(crate) ids: Vec<u32>,
-    /// Sums to 1, or to 1 - eps where the leftover was dropped.
+    /// Sums to 1, or to 1 - eps if the leftover was dropped.
     pub(crate) mass: Vec<f32>,
 }
 
@@ -30,14 +30,14 @@ pub(crate) fn neighbours(domains: &DomainGroups, gold: u32, k: usize) -> impl It
     peers.filter(move |id| *id != gold).take(k)
 }
 
-/// The target of an example; `candidates`: those of a sampled set, none when all models are.
+/// The target of an example. `candidates`: of a sampled set; `None` if all models are.
 pub(crate) fn target(
     domains: &DomainGroups,
     gold: u32,
     candidates: Option<&[u32]>,
     softness: Softness,
-) -> Target {
-    let mut target = Target {
+) -> SoftTarget {
+    let mut target = SoftTarget {
         ids: vec![gold],
         mass: vec![1.0],
     };
@@ -59,7 +59,7 @@ pub(crate) fn target(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::domains::hub_of;
+    use crate::learn::method::domains::hub_of;
 
     const SOFT: Softness = Softness::Soft {
         eps: 0.02,

@@ -1,10 +1,9 @@
-//! Which setting is probably to blame when what was learned cannot be served.
+//! Which setting is probably the cause when numbers go out of range.
 
-use super::Learner;
 use crate::error::{Error, ErrorKind};
 use crate::learn::settings::Settings;
 
-/// Rates and strengths that numbers grow with.
+/// Rates and strengths with which numbers grow.
 const GROW: [&str; 13] = [
     "lr.lora",
     "lr.w",
@@ -21,13 +20,13 @@ const GROW: [&str; 13] = [
     "clip",
 ];
 
-impl Learner {
-    /// `error`, if numbers went out of range, with the setting that is most above its recipe.
+impl Settings {
+    /// Adds to an error of numbers out of range the setting that is most above its recipe.
     pub(super) fn blame(&self, error: Error) -> Error {
         if error.kind() != ErrorKind::Numeric {
             return error;
         }
-        match suspect(&self.settings) {
+        match suspect(self) {
             Some((key, value, usual)) => error.but(format!(
                 "{key} = {value:e} is probably too large (the recipe edge has {usual:e})"
             )),
@@ -45,7 +44,7 @@ fn suspect(settings: &Settings) -> Option<(&'static str, f64, f64)> {
     };
     let above = GROW.into_iter().filter_map(|key| {
         let (value, usual) = (value(&all, key)?, value(&usual, key)?);
-        // What is off in the recipe counts as if it were 1 there.
+        // A setting that is 0 in the recipe counts as 1 there.
         let times = value / if usual > 0.0 { usual } else { 1.0 };
         (times > 1.0).then_some((times, key, value, usual))
     });

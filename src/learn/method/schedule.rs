@@ -1,16 +1,17 @@
 //! Phases and learning rates as functions of the step (carve.md sections 8 and 10).
 
+use crate::learn::method::targets::Softness;
 use crate::learn::settings::{AnchorPhase, RouterRate, Settings};
-use crate::learn::targets::Softness;
+use crate::num::to_f32;
 
 /// A part of an experience's steps in which one rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// The whole of the first experience.
+    /// All steps of the first experience.
     First,
-    /// The whole of a later experience without a phase 1.
+    /// All steps of a later experience without a phase 1.
     Whole,
-    /// The encoder is frozen, old parameters are held.
+    /// The encoder is frozen; penalties act on old parameters.
     Phase1,
     /// The adapters are trained.
     Phase2,
@@ -26,7 +27,7 @@ impl Phase {
     }
 }
 
-/// Learning rates of one step; none: not trained.
+/// Learning rates of one step; `None`: not trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rates {
     pub(crate) lora: Option<f64>,
@@ -40,7 +41,7 @@ pub(crate) struct Schedule {
     settings: Settings,
     /// Optimiser steps T.
     pub(crate) steps: usize,
-    /// Those of phase 1: P, the step at which phase 2 begins.
+    /// Steps of phase 1, P: the step at which phase 2 begins.
     pub(crate) phase1: usize,
     first: bool,
 }
@@ -106,7 +107,7 @@ impl Schedule {
         step + 1 - self.phase1.min(step)
     }
 
-    /// Do anchors, or EWC in their place, act at `step`?
+    /// True if anchors, or EWC in their place, act at `step`.
     pub(crate) fn anchored(&self, step: usize) -> bool {
         match (self.phase(step), self.settings.anchor_phase) {
             (Phase::First, _) => false,
@@ -116,7 +117,7 @@ impl Schedule {
         }
     }
 
-    /// How soft targets are at `step`.
+    /// Softness of the targets at `step`.
     pub(crate) fn softness(&self, step: usize) -> Softness {
         match self.phase(step) {
             Phase::Phase1 => Softness::Hard,
@@ -125,35 +126,27 @@ impl Schedule {
     }
 
     /// The weight of a replayed row at `step`.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "an f32 is what is asked for"
-    )]
     pub(crate) fn replay_weight(&self, step: usize) -> f32 {
         match self.phase(step) {
-            Phase::Phase1 => self.settings.replay_weight as f32,
+            Phase::Phase1 => to_f32(self.settings.replay_weight),
             _ => 1.0,
         }
     }
 
-    /// Are hard negatives looked for after a micro-batch of `step`?
+    /// True if hard negatives are mined after a micro-batch of `step`.
     pub(crate) fn mines(&self, step: usize) -> bool {
         step > 0 && step.is_multiple_of(self.settings.mining_every)
     }
 }
 
 impl Settings {
-    /// How soft targets are outside of phase 1.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "an f32 is what is asked for"
-    )]
+    /// Softness of the targets outside of phase 1.
     pub(crate) fn softness(&self) -> Softness {
         if self.soft_eps == 0.0 {
             return Softness::Hard;
         }
         Softness::Soft {
-            eps: self.soft_eps as f32,
+            eps: to_f32(self.soft_eps),
             k: self.soft_k,
             leftover: self.soft_leftover,
         }

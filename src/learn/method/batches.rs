@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::learn::draws::Draws;
+use crate::learn::method::draws::Draws;
 
 /// The micro-batches of one epoch, one permutation cut into pieces of `size`.
 pub(crate) fn shuffled(rows: usize, size: usize, draws: &mut Draws) -> Vec<Vec<usize>> {
@@ -43,7 +43,7 @@ pub(crate) fn by_domain(domains: &[&str], size: usize, draws: &mut Draws) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::draws::Stream;
+    use crate::learn::method::draws::Stream;
 
     fn epoch(epoch: u64) -> Draws {
         Draws::new(0, Stream::Order, &[1, epoch])

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::{Result, bail};
-use crate::learn::domains::DomainGroups;
-use crate::learn::draws::{Draws, Stream};
+use crate::learn::method::domains::DomainGroups;
+use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::settings::{MiningScore, Settings};
 use crate::num::to_u32;
 
-/// Examples that one mining event looks at, at most.
+/// Examples of one mining event, at most.
 pub(crate) const MINED_EXAMPLES: usize = 128;
 
 /// Mined negatives, best first, by domain of the example and gold.
@@ -25,7 +25,7 @@ pub(crate) struct Candidates {
     related: HashMap<String, Related>,
 }
 
-/// What is known of an example's domain.
+/// The models around a domain.
 struct Related {
     /// The semantic pool, ascending.
     pool: Vec<u32>,
@@ -37,7 +37,7 @@ struct Related {
 #[derive(Clone, Copy)]
 enum Pool<'p> {
     These(&'p [u32]),
-    /// All ids below `models` but for `these`.
+    /// All ids below `models` except `these`.
     Others {
         models: u32,
         these: &'p [u32],
@@ -56,8 +56,8 @@ impl Candidates {
 
     /// The candidates of an example of normalised domain `domain`, its gold first.
     ///
-    /// `step`, `row`: what the draws depend on. The cost does not depend on the registry's size,
-    /// but for the first example of a domain.
+    /// The draws depend on `step` and `row`. The cost does not depend on the registry's size,
+    /// except for the first example of a domain.
     pub(crate) fn set(&mut self, domain: &str, gold: u32, step: u64, row: u64) -> Vec<u32> {
         self.relate(domain);
         let (settings, domains) = (&self.settings, &self.domains);
@@ -92,7 +92,7 @@ impl Candidates {
         set
     }
 
-    /// The models among which the hard negatives of (`domain`, `gold`) are looked for.
+    /// The models to mine for hard negatives of (`domain`, `gold`); `None` if they are too few.
     pub(crate) fn mining_pool(
         &mut self,
         domain: &str,
@@ -110,7 +110,7 @@ impl Candidates {
         (found.len() >= 2).then_some(found)
     }
 
-    /// Keeps the best of a mining pool for (`domain`, `gold`) in place of what was kept before.
+    /// Keeps the best of a mining pool for (`domain`, `gold`) in place of earlier ones.
     ///
     /// `scores`: of each model of `pool`, cosines or dot products as the settings say.
     pub(crate) fn remember(&mut self, domain: &str, gold: u32, pool: &[u32], scores: &[f32]) {
@@ -126,7 +126,7 @@ impl Candidates {
         }
     }
 
-    /// What was mined so far.
+    /// All mined negatives.
     pub(crate) fn hard(&self) -> Hard {
         let related = self.related.iter();
         let mined = related.filter(|(_, related)| !related.hard.is_empty());
@@ -136,7 +136,7 @@ impl Candidates {
             .collect()
     }
 
-    /// Takes over what another run had mined.
+    /// Replaces the mined negatives by those of another run.
     ///
     /// Errors: a list has an id twice, or one that is no other model.
     pub(crate) fn restore(&mut self, hard: Hard) -> Result<()> {
@@ -149,8 +149,8 @@ impl Candidates {
                     if !ids.iter().all(|id| seen.insert(*id) && *id < models) {
                         bail!(
                             Mismatch,
-                            "hard negatives of model {gold}: expected other models of {models}, each \
-                             once, found {ids:?}"
+                            "hard negatives of model {gold}: expected other models of {models}, \
+                             each once, found {ids:?}"
                         );
                     }
                     related.hard.insert(gold, ids);
@@ -160,7 +160,7 @@ impl Candidates {
         Ok(())
     }
 
-    /// Makes the entry of `domain`.
+    /// Creates the entry of `domain`.
     fn relate(&mut self, domain: &str) {
         if self.related.contains_key(domain) {
             return;
@@ -239,8 +239,8 @@ impl Pool<'_> {
         }
     }
 
-    /// Adds to `set` as many as `count` models of the pool that are not in it: drawn if there are
-    /// more, else all in order.
+    /// Adds `count` models of the pool that are not in `set`: drawn if there are more, else all in
+    /// order.
     fn extend(self, set: &mut Vec<u32>, count: usize, draws: &mut Draws) {
         let mut taken: Vec<usize> = set.iter().filter_map(|id| self.position(*id)).collect();
         taken.sort_unstable();
@@ -274,7 +274,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::hub::{Hub, Model};
-    use crate::learn::domains::hub_of;
+    use crate::learn::method::domains::hub_of;
 
     const IMAGE: &str = "computer vision image classification";
     const TABULAR: &str = "tabular tabular regression";

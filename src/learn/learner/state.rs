@@ -1,4 +1,4 @@
-//! Where an interrupted update stopped: parameters, moments, counters, mined negatives.
+//! The state of an interrupted update: parameters, moments, counters, mined negatives.
 
 use std::path::PathBuf;
 
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail, error};
 use crate::files;
 use crate::generation::GenerationId;
-use crate::learn::candidates::{Candidates, Hard};
-use crate::learn::engine::{Engine, Values};
+use crate::learn::engine::{Engine, ParameterState};
+use crate::learn::method::candidates::{Candidates, Hard};
 use crate::learn::settings::Settings;
 use crate::store::Store;
 use crate::weights::{ANY, Tensors, to_safetensors};
 
-/// Keys of the file's metadata: what the state is, and SHA-256 over that and the tensors' bytes.
+/// Keys of the file's metadata: a description, and SHA-256 over it and the tensors' bytes.
 const META: &str = "hubrouter";
 const HASH: &str = "sha256";
 
-/// Parameters, AdamW's moments and the rows that it moves after some steps.
+/// Parameters, AdamW's moments and active rows after some steps.
 pub(crate) struct State {
     /// Steps done.
     pub(crate) step: usize,
-    pub(crate) values: Values,
+    pub(crate) values: ParameterState,
     /// Mined negatives.
     pub(crate) hard: Hard,
-    /// A budget ended learning there: with one, no more steps are made.
+    /// A budget ended the steps here. A call with a budget makes no more.
     pub(crate) ended: bool,
 }
 
-/// What an update is: a state of another one is of no use.
+/// Which update a state belongs to; the state of another one is not used.
 #[derive(PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Meta {
+struct StateMeta {
     schema_version: u32,
     parent: GenerationId,
-    /// As JSON, but for what changes nothing.
+    /// As JSON, without keys that change nothing.
     settings: String,
     update_sha256: String,
     step: usize,
@@ -44,7 +44,7 @@ struct Meta {
     ended: bool,
 }
 
-/// A torn or flipped file is no state.
+/// SHA-256 that reveals a torn or damaged file.
 fn hash<'t>(text: &str, tensors: impl Iterator<Item = &'t [u8]>) -> String {
     let mut all = text.as_bytes().to_vec();
     tensors.for_each(|tensor| all.extend_from_slice(tensor));
@@ -64,7 +64,7 @@ impl State {
     pub(crate) fn of(engine: &mut Engine, candidates: &Candidates, step: usize) -> Result<Self> {
         Ok(Self {
             step,
-            values: engine.values()?,
+            values: engine.state()?,
             hard: candidates.hard(),
             ended: false,
         })
@@ -83,10 +83,10 @@ impl State {
             ("theta", F32, bytemuck::cast_slice(&values.theta)),
             ("m", F32, bytemuck::cast_slice(&values.m)),
             ("v", F32, bytemuck::cast_slice(&values.v)),
-            ("awake", U32, bytemuck::cast_slice(&values.awake)),
-            ("decayed", F64, bytemuck::bytes_of(&values.decayed)),
+            ("awake", U32, bytemuck::cast_slice(&values.active)),
+            ("decayed", F64, bytemuck::bytes_of(&values.decay)),
         ];
-        let meta = Meta {
+        let meta = StateMeta {
             schema_version: 1,
             parent: parent.clone(),
             settings: json(&settings.written())?,
@@ -106,7 +106,7 @@ impl State {
         files::replace(&Self::path(store), &file)
     }
 
-    /// The store's state, if it is one of this very update; another update's is passed over.
+    /// The store's state if it belongs to this update; that of another update is ignored.
     pub(crate) fn read(
         store: &Store,
         parent: &GenerationId,
@@ -129,7 +129,7 @@ impl State {
             && meta.update_sha256 == digest;
         if !same {
             log::warn!(
-                "{}: belongs to another update and is passed over",
+                "{}: belongs to another update and is ignored",
                 path.display()
             );
             return Ok(None);
@@ -143,11 +143,11 @@ impl State {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<(Meta, Values)> {
+fn parse(bytes: &[u8]) -> Result<(StateMeta, ParameterState)> {
     read(bytes).map_err(|e| e.at("not a state"))
 }
 
-fn read(bytes: &[u8]) -> Result<(Meta, Values)> {
+fn read(bytes: &[u8]) -> Result<(StateMeta, ParameterState)> {
     let file = Tensors::parse(bytes)?;
     let (text, sha256) = (file.note(META)?, file.note(HASH)?);
     let dtypes = [
@@ -169,12 +169,12 @@ fn read(bytes: &[u8]) -> Result<(Meta, Values)> {
     let meta = files::parse_form(META.as_ref(), text.as_bytes(), "")?;
     let decayed: Vec<f64> = file.numbers("decayed", F64, &[1])?;
     let floats = |name| file.numbers::<f32>(name, F32, &[ANY]);
-    let values = Values {
+    let values = ParameterState {
         theta: floats("theta")?,
         m: floats("m")?,
         v: floats("v")?,
-        awake: file.u32("awake", &[ANY])?,
-        decayed: decayed[0],
+        active: file.u32("awake", &[ANY])?,
+        decay: decayed[0],
     };
     Ok((meta, values))
 }

@@ -1,23 +1,23 @@
-//! Which rows of an experience are learned again later (carve.md section 9).
+//! Which rows of an update are replayed later (carve.md section 9).
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
-use crate::learn::draws::{Draws, Stream};
+use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::settings::{ReplayStrategy, Settings};
 
-/// What the choice of a row depends on.
+/// A row to choose from.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Item<'i> {
-    /// Pooled vector of the frozen encoder, of any length but zero; none: the text is not there.
+pub(crate) struct CoresetRow<'i> {
+    /// Pooled vector, of any length but zero; `None` if the text is missing.
     pub(crate) vector: Option<&'i [f32]>,
     /// Normalised domain of the row.
     pub(crate) domain: &'i str,
-    /// The gold.
+    /// Id of its model.
     pub(crate) model: u32,
 }
 
-/// Rows that a replay of `ratio` has of `rows`: at least one, unless none is asked for.
+/// The share `ratio` of `rows`, rounded down: at least one, unless the ratio is 0.
 #[expect(clippy::cast_possible_truncation, reason = "a share of a count")]
 pub(crate) fn budget(ratio: f64, rows: usize) -> usize {
     let share = (ratio * rows as f64).floor() as usize;
@@ -28,10 +28,10 @@ pub(crate) fn budget(ratio: f64, rows: usize) -> usize {
     }
 }
 
-/// The rows of experience `experience` that are learned again, as the settings say.
+/// The rows of experience `experience` to replay, by the strategy of the settings.
 ///
-/// The draws depend on the seed and the experience alone: at every later time the same rows.
-pub(crate) fn select(items: &[Item<'_>], settings: &Settings, experience: u64) -> Vec<usize> {
+/// The draws depend only on the seed and the experience.
+pub(crate) fn select(items: &[CoresetRow<'_>], settings: &Settings, experience: u64) -> Vec<usize> {
     let budget = budget(settings.replay_ratio, items.len());
     let mut draws = Draws::new(settings.seed, Stream::Replay, &[experience]);
     match settings.replay_strategy {
@@ -51,11 +51,11 @@ pub(crate) fn select(items: &[Item<'_>], settings: &Settings, experience: u64) -
 /// Numbers of rows of a coreset.
 #[derive(Clone, Copy)]
 struct Quotas {
-    /// All.
+    /// In all.
     budget: usize,
-    /// At least of a domain, before the whole is cut to the budget.
+    /// Of a domain, at least, before all are cut to the budget.
     per_domain: usize,
-    /// At most of a model, where others can take its place.
+    /// Of a model, at most, if others can take the place.
     per_model: usize,
 }
 
@@ -69,7 +69,11 @@ impl Quotas {
 }
 
 /// `draw`: a number below its argument.
-fn coreset(items: &[Item<'_>], quotas: Quotas, draw: &mut dyn FnMut(usize) -> usize) -> Vec<usize> {
+fn coreset(
+    items: &[CoresetRow<'_>],
+    quotas: Quotas,
+    draw: &mut dyn FnMut(usize) -> usize,
+) -> Vec<usize> {
     let fps = Fps::new(items);
     let mut chosen = Vec::new();
     for domain in grouped(0..items.len(), |row| items[row].domain) {
@@ -92,7 +96,7 @@ fn coreset(items: &[Item<'_>], quotas: Quotas, draw: &mut dyn FnMut(usize) -> us
     fps.pick(&chosen, quotas.budget, &[], draw)
 }
 
-/// Rows with the same key together, keys in the order in which they come.
+/// Groups rows with the same key, in the order of their first rows.
 fn grouped<K: Eq + Hash>(
     rows: impl Iterator<Item = usize>,
     key: impl Fn(usize) -> K,
@@ -111,14 +115,14 @@ fn grouped<K: Eq + Hash>(
 
 /// Farthest-point sampling by cosine.
 struct Fps<'i> {
-    items: &'i [Item<'i>],
+    items: &'i [CoresetRow<'i>],
     /// 1 / (norm + 1e-8) of each vector.
     scales: Vec<f64>,
 }
 
 impl<'i> Fps<'i> {
-    fn new(items: &'i [Item<'i>]) -> Self {
-        let scale = |item: &Item<'_>| {
+    fn new(items: &'i [CoresetRow<'i>]) -> Self {
+        let scale = |item: &CoresetRow<'_>| {
             let vector = item.vector.unwrap_or_default();
             1.0 / (dot(vector, vector).sqrt() + 1e-8)
         };
@@ -127,7 +131,8 @@ impl<'i> Fps<'i> {
     }
 
     /// `k` of `rows`, far from each other and from `existing`, in the order in which they are
-    /// picked; all as they are when there are no more. Rows without a vector come last, drawn.
+    /// picked; all of them, in their order, if there are no more. Rows without a vector come last,
+    /// at random.
     fn pick(
         &self,
         rows: &[usize],
@@ -177,7 +182,7 @@ impl<'i> Fps<'i> {
     }
 }
 
-/// Summed in f64, in eight strands: the bits depend on the length alone.
+/// Summed in f64, in eight strands: the order of additions depends only on the length.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut strands = [0.0; 8];
     for (a, b) in a.chunks(8).zip(b.chunks(8)) {
@@ -196,8 +201,8 @@ mod tests {
         0
     }
 
-    fn items(vectors: &[[f32; 2]]) -> Vec<Item<'_>> {
-        let item = |vector| Item {
+    fn items(vectors: &[[f32; 2]]) -> Vec<CoresetRow<'_>> {
+        let item = |vector| CoresetRow {
             vector: Some(vector),
             domain: "d",
             model: 0,
@@ -292,7 +297,7 @@ mod tests {
     fn rows_without_a_vector_come_last() {
         let points = [[1.0, 0.0], [0.0, 1.0]];
         let mut items = items(&points);
-        let bare = Item {
+        let bare = CoresetRow {
             vector: None,
             ..items[0]
         };

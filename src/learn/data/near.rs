@@ -1,17 +1,18 @@
-//! What a name was probably meant to be: a slip of the keyboard must not become a new model.
+//! Finds the known name that a misspelt one probably meant: a typing error must not become a new
+//! model.
 
 use crate::hub::domain_key;
 
-/// Slips that are taken for one, at most.
+/// Typing errors in a name, at most.
 const MOST_SLIPS: usize = 2;
 
-/// Names that are known, to find the one that another was meant to be.
+/// Known names, in which to look for a similar one.
 #[derive(Default)]
 pub(crate) struct Known<'k> {
     names: Vec<(Name, &'k str)>,
 }
 
-/// A name in lower case, its owner (what stands before the last `/`) apart.
+/// A name in lower case; the owner is the part before the last `/`.
 struct Name {
     owner: Vec<char>,
     last: Vec<char>,
@@ -19,32 +20,32 @@ struct Name {
 }
 
 impl<'k> Known<'k> {
-    /// Of models: `owner/name`, or a name alone.
+    /// Names of models: `owner/name`, or only a name.
     pub(crate) fn models(names: impl Iterator<Item = &'k str>) -> Self {
         let names = names.map(|name| (Name::model(name), name)).collect();
         Self { names }
     }
 
-    /// Of domains, compared as [`domain_key`] has them.
+    /// Domains, compared by their [`domain_key`].
     pub(crate) fn domains(domains: impl Iterator<Item = &'k str>) -> Self {
         let names = domains.map(|name| (Name::domain(name), name)).collect();
         Self { names }
     }
 
-    /// The model that `wanted`, which is none of them, was probably meant to be: another case, an
-    /// owner too few or too many, one or two slips. Names with other digits are other models.
+    /// The model that the unknown name `wanted` probably means: it differs in case, in a missing or
+    /// added owner, or by one or two typing errors. Names with other digits are other models.
     pub(crate) fn near_model(&self, wanted: &str) -> Option<&'k str> {
         let wanted = Name::model(wanted);
         self.nearest(|name| wanted.slips(name))
     }
 
-    /// As [`Known::near_model`], of domains; a domain without its group is near too.
+    /// As [`Known::near_model`] for domains. A domain without its group is similar too.
     pub(crate) fn near_domain(&self, wanted: &str) -> Option<&'k str> {
         let wanted = Name::domain(wanted);
         self.nearest(|name| wanted.slips(name).or_else(|| name.ends_in(&wanted)))
     }
 
-    /// Of equals the first by its letters.
+    /// Among equals the first in alphabetical order.
     fn nearest(&self, slips: impl Fn(&Name) -> Option<usize>) -> Option<&'k str> {
         let near = self
             .names
@@ -74,7 +75,7 @@ impl Name {
         Self::new("", &domain_key(domain))
     }
 
-    /// How many slips make one of the other; none: too many to be the same.
+    /// Typing errors between the names; `None`: too many.
     fn slips(&self, other: &Self) -> Option<usize> {
         if self.owner.is_empty() != other.owner.is_empty() {
             return (self.last == other.last).then_some(1);
@@ -86,15 +87,15 @@ impl Name {
         (slips <= MOST_SLIPS).then_some(slips)
     }
 
-    /// `wanted`, which has several words, is the last words of this one.
+    /// Some if this name ends in the words of `wanted`, which are several.
     fn ends_in(&self, wanted: &Self) -> Option<usize> {
         let before = self.last.strip_suffix(&wanted.last[..])?;
         (before.last() == Some(&' ') && wanted.last.contains(&' ')).then_some(1)
     }
 }
 
-/// Slips between two names; none where they are too many. Word by word: of short words (`xl`, `en`)
-/// others are meant.
+/// Typing errors between two names; `None` if they are too many. They are counted word by word,
+/// since other short words (`xl`, `en`) are meant as they are.
 fn close(a: &[char], b: &[char]) -> Option<usize> {
     let words = |name: &[char]| -> Vec<Vec<char>> {
         let words = name.split(|c| "-_. ".contains(*c));
@@ -108,7 +109,7 @@ fn close(a: &[char], b: &[char]) -> Option<usize> {
     pairs.map(|(a, b)| close_words(a, b)).sum()
 }
 
-/// The same of two words.
+/// Typing errors between two words.
 fn close_words(a: &[char], b: &[char]) -> Option<usize> {
     let most = match a.len().max(b.len()) {
         0..4 => 0,
@@ -122,7 +123,7 @@ fn close_words(a: &[char], b: &[char]) -> Option<usize> {
     (slips <= most).then_some(slips)
 }
 
-/// Letters to put in, leave out, change, or swap with the next (optimal string alignment).
+/// Letters to insert, delete, replace, or swap with the next (optimal string alignment).
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut before: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=b.len()).collect();

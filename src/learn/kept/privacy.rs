@@ -1,35 +1,36 @@
-//! What a child keeps of its parent's prompts when less may be kept than the parent kept.
+//! Removes from the parent's kept prompts what the child may not keep.
 
 use serde::Serialize;
 
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::learn::replay::Replay;
+use crate::learn::kept::replay::Replay;
 use crate::learn::settings::Privacy;
 
-/// What a child does not keep of what its parent kept.
+/// Kept prompts of the parent that the child drops or shortens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Withheld {
-    /// What may be kept: `replay.privacy`.
+    /// The setting `replay.privacy`.
     pub privacy: Privacy,
-    /// Prompts for replay whose text is not kept.
+    /// Prompts for replay that lose their text.
     pub texts: usize,
-    /// Prompts for replay whose vector is not kept.
+    /// Prompts for replay that lose their vector.
     pub vectors: usize,
-    /// Held-out prompts that are not kept: later updates cannot measure what they forget of them.
+    /// Held-out prompts that are dropped: later updates cannot measure by them.
     pub held_out: usize,
 }
 
 impl Withheld {
-    /// True where the child keeps as much as its parent.
+    /// True if the child keeps as much as its parent.
     pub fn is_nothing(&self) -> bool {
         (self.texts, self.vectors, self.held_out) == (0, 0, 0)
     }
 }
 
-/// Takes from what the parent kept what `privacy` does not allow: a text becomes the vector of the
-/// frozen encoder or, with that, a hash. Of a held-out prompt stays what was seen of it, if that is kept.
+/// Removes what `privacy` does not allow. A text is replaced by its vector, of the encoder without
+/// adapters, or both by a hash. A held-out prompt loses its text, and stays if vectors may be kept
+/// and it has one.
 pub(crate) fn withhold(
     replay: &mut Replay,
     held_out: &mut Replay,

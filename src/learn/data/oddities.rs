@@ -1,12 +1,13 @@
-//! What is odd about an experience and can still be learned: said before it is.
+//! Remarks on odd examples that can still be learned.
 
 use std::collections::HashMap;
 
 use crate::hub::{Hub, domain_key};
-use crate::learn::data::Example;
+use crate::learn::data::examples::Example;
 use crate::text::query::query_digest;
 
-/// In words, each with a count and the first case; `hub`: with the experience's own models.
+/// One sentence for each kind of oddity, with a count and the first case. `hub`: with the
+/// experience's new models.
 pub(crate) fn oddities(hub: &Hub, examples: &[Example]) -> Vec<String> {
     [other_domains(hub, examples), two_golds(examples)]
         .into_iter()
@@ -26,9 +27,9 @@ fn other_domains(hub: &Hub, examples: &[Example]) -> Option<String> {
     let (place, domain, own) = others.next()?;
     let count = 1 + others.count();
     Some(format!(
-        "{count} of {} examples have another domain than their model has in the hub, which counts for \
-         what is measured and leaves the model where it is; the first is example {place}: {domain:?}, not \
-         {own:?}",
+        "{count} of {} examples have another domain than their model has in the hub; it counts \
+         for measuring, and the model stays in its own; the first is example {place}: {domain:?}, \
+         not {own:?}",
         examples.len()
     ))
 }
@@ -46,8 +47,8 @@ fn two_golds(examples: &[Example]) -> Option<String> {
     }
     let ((one, a), (other, b)) = *pairs.first()?;
     Some(format!(
-        "{} of {} examples ask what another one asks, and want another model: both are learned; the \
-         first are examples {one} and {other}: {a:?} and {b:?}",
+        "{} of {} examples have the prompt of another one and a different model; both are learned; \
+         the first are examples {one} and {other}: {a:?} and {b:?}",
         pairs.len(),
         examples.len()
     ))

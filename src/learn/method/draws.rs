@@ -1,10 +1,10 @@
-//! Random draws as functions of (seed, stream, experience, step, row) alone (carve.md section 4.6).
+//! Random draws that depend only on (seed, stream, experience, step, row) (carve.md section 4.6).
 
 use std::collections::HashMap;
 
 use crate::num::mix;
 
-/// What a draw is for; draws of different streams have nothing to do with each other.
+/// The purpose of a draw; different streams are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Init = 1,
@@ -25,7 +25,7 @@ pub(crate) fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(0, |k, part| Draws(k ^ part).bits())
 }
 
-/// The state behind [`Draws::new`].
+/// The initial state of [`Draws::new`].
 pub(crate) fn stream_key(seed: u64, stream: Stream, parts: &[u64]) -> u64 {
     let mut all = vec![seed, stream as u64];
     all.extend(parts);
@@ -33,12 +33,12 @@ pub(crate) fn stream_key(seed: u64, stream: Stream, parts: &[u64]) -> u64 {
 }
 
 impl Draws {
-    /// `parts`: the experience, and as far as they apply the step and the row.
+    /// `parts`: the experience, then step and row where they apply.
     pub(crate) fn new(seed: u64, stream: Stream, parts: &[u64]) -> Self {
         Self::of(stream_key(seed, stream, parts))
     }
 
-    /// Those of a [`stream_key`].
+    /// The draws of a [`stream_key`].
     pub(crate) fn of(key: u64) -> Self {
         Self(key)
     }
@@ -74,8 +74,8 @@ impl Draws {
 
     /// `count` different numbers below `n`, or all of them, in the order of their draw.
     ///
-    /// A partial Fisher-Yates shuffle of 0..n in which only what has moved is written down: the
-    /// cost does not depend on `n`.
+    /// A partial Fisher-Yates shuffle of 0..n that stores only moved elements: its cost does not
+    /// depend on `n`.
     pub(crate) fn sample(&mut self, n: usize, count: usize) -> Vec<usize> {
         let mut moved = HashMap::new();
         (0..count.min(n))

@@ -1,14 +1,11 @@
-//! How parameters start: Xavier, cards, domains (carve.md section 3).
+//! Initial parameters: Xavier, cards, domains (carve.md section 3).
 
-use crate::learn::draws::Draws;
+use crate::learn::method::draws::Draws;
+use crate::num::to_f32;
 
 /// sqrt(6 / (fan_in + fan_out))
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "an f32 is what is asked for"
-)]
 pub(crate) fn xavier_bound(fan_in: usize, fan_out: usize) -> f32 {
-    (6.0 / (fan_in + fan_out) as f64).sqrt() as f32
+    to_f32((6.0 / (fan_in + fan_out) as f64).sqrt())
 }
 
 /// `rows` times `columns` draws, Xavier uniform.
@@ -17,7 +14,7 @@ pub(crate) fn xavier(rows: usize, columns: usize, draws: &mut Draws) -> Vec<f32>
     (0..rows * columns).map(|_| draws.within(bound)).collect()
 }
 
-/// The mean of the old rows whose registry domain is `domain`; without any, that of all.
+/// The mean of the old rows of `domain`, or of all rows if there is none.
 ///
 /// `rows`: [M_old, D]; `domains`: of each old row.
 pub(crate) fn domain_row(rows: &[f32], width: usize, domains: &[&str], domain: &str) -> Vec<f32> {
@@ -33,15 +30,15 @@ pub(crate) fn domain_row(rows: &[f32], width: usize, domains: &[&str], domain: &
     }
 }
 
-/// Most old rows that a new one is mixed from.
+/// Old rows that a new one is mixed from, at most.
 pub(crate) const MIXED: usize = 30;
-/// The largest cosine from which on cards are near at all.
+/// The cosine from which on cards are similar.
 const NEAR: f32 = 0.2;
 /// Divisor of the cosines.
 const MIX_TAU: f64 = 0.07;
 
-/// The sum of old rows by softmax(cosine / 0.07) over the `most` largest `cosines`, of lower ids
-/// among equals; none where no card is near.
+/// The sum of old rows weighted by softmax(cosine / 0.07) over the `most` largest `cosines`; among
+/// equals lower ids come first. `None` if no card is similar.
 ///
 /// `rows`: [M_old, D]; `cosines`: of each old row's card with the new one's.
 pub(crate) fn mixed_row(
@@ -67,8 +64,7 @@ pub(crate) fn mixed_row(
             .zip(row)
             .for_each(|(sum, value)| *sum += share * f64::from(*value));
     }
-    #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
-    Some(sums.into_iter().map(|sum| sum as f32).collect())
+    Some(sums.into_iter().map(to_f32).collect())
 }
 
 fn mean<'r>(rows: impl Iterator<Item = &'r [f32]>, width: usize) -> Vec<f32> {
@@ -80,9 +76,8 @@ fn mean<'r>(rows: impl Iterator<Item = &'r [f32]>, width: usize) -> Vec<f32> {
             .for_each(|(sum, value)| *sum += f64::from(*value));
         count += 1;
     }
-    #[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
     sums.into_iter()
-        .map(|sum| (sum / f64::from(count.max(1))) as f32)
+        .map(|sum| to_f32(sum / f64::from(count.max(1))))
         .collect()
 }
 
@@ -92,7 +87,7 @@ mod tests {
     use super::*;
     use crate::generation::{NewModel, rows::card_row};
     use crate::hub::Model;
-    use crate::learn::draws::Stream;
+    use crate::learn::method::draws::Stream;
     use crate::ops::testing::assert_close;
 
     #[test]

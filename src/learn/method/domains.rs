@@ -1,11 +1,11 @@
-//! The registry as training sees it: the models of each domain, the domains of each parent group.
+//! The models of each domain and the domains of each parent group, for training.
 
 use std::collections::HashMap;
 
 use crate::hub::{Hub, domain_key, parent_group};
 use crate::num::to_u32;
 
-/// Made once for an experience; all lists of ids ascend.
+/// Made once per update; all lists of ids ascend.
 pub(crate) struct DomainGroups {
     /// Normalised, in the order of their first model.
     names: Vec<String>,
@@ -14,7 +14,7 @@ pub(crate) struct DomainGroups {
     /// Domain of each model.
     of: Vec<usize>,
     by_name: HashMap<String, usize>,
-    /// DomainGroups of each parent group.
+    /// Domains of each parent group.
     groups: HashMap<String, Vec<usize>>,
     /// Models that may be negatives.
     usable: Vec<u32>,
@@ -44,7 +44,7 @@ impl DomainGroups {
         domains
     }
 
-    /// The domain called `name`, made if there is none.
+    /// The domain called `name`, which is created if it is missing.
     fn index(&mut self, name: String) -> usize {
         if let Some(domain) = self.by_name.get(&name) {
             return *domain;

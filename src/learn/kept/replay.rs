@@ -1,4 +1,4 @@
-//! What a generation keeps of earlier prompts, to learn them again: `replay.jsonl`.
+//! Files of kept prompts: `replay.jsonl` and `held_out.jsonl`.
 
 use half::f16;
 use serde::{Deserialize, Serialize};
@@ -9,39 +9,39 @@ use crate::files;
 use crate::learn::settings::Privacy;
 use crate::text::query::query_digest;
 
-/// Its name in a generation.
+/// The file of prompts to replay.
 pub(crate) const REPLAY: &str = "replay.jsonl";
-/// Name of a file of the same form: rows that were not learned.
+/// The file of held-out prompts, of the same format.
 pub(crate) const HELD_OUT: &str = "held_out.jsonl";
 const KIND: &str = "hubrouter-replay";
 
-/// Rows of earlier experiences that are learned again, in the order in which they were kept.
+/// Kept prompts, oldest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Replay {
     pub(crate) entries: Vec<ReplayEntry>,
 }
 
-/// One row.
+/// One kept prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ReplayEntry {
-    /// The experience that brought it, from 1.
+    /// The update that brought it, from 1.
     pub experience: u64,
-    /// Id of its gold.
+    /// Id of its model.
     pub model: u32,
-    /// Its own domain, trimmed and in lower case.
+    /// The prompt's domain, trimmed and in lower case.
     pub domain: String,
-    /// SHA-256 of what instructions share that are the same query.
+    /// SHA-256 of the normalised query.
     pub query_sha256: String,
     /// The prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Its pooled vector, [H]: by the encoder as it came, or by the router's encoder where the update
-    /// trained nothing.
+    /// Its pooled vector, [H]: by the encoder as it came, or by the router's encoder where the
+    /// update trained nothing.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "hexadecimal")]
     pub(crate) embedding: Option<Vec<f16>>,
-    /// What the generation's router sees of it, where the encoder is not trained any more.
+    /// Its features by the generation's router.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "seen")]
     pub(crate) seen: Option<Seen>,
 }
@@ -55,7 +55,7 @@ struct Header {
 }
 
 impl ReplayEntry {
-    /// Keeps of `prompt` what `privacy` allows; `embedding`: its pooled vector.
+    /// An entry with as much of `prompt` as `privacy` allows. `embedding`: its pooled vector.
     pub(crate) fn new(
         experience: u64,
         model: u32,
@@ -79,7 +79,7 @@ impl ReplayEntry {
         entry
     }
 
-    /// Keeps the prompt's pooled vector.
+    /// Stores the prompt's pooled vector in half precision.
     pub(crate) fn set_embedding(&mut self, vector: &[f32]) {
         let half = vector.iter().map(|value| f16::from_f32(*value));
         self.embedding = Some(half.collect());
@@ -133,7 +133,7 @@ impl ReplayEntry {
 }
 
 impl Replay {
-    /// The bytes of the file: a header, then one entry a line.
+    /// The bytes of the file: a header, then one entry per line.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         fn line<T: Serialize>(bytes: &mut Vec<u8>, value: &T) -> Result<()> {
             serde_json::to_writer(&mut *bytes, value)
@@ -171,15 +171,15 @@ impl Replay {
         Ok(replay)
     }
 
-    /// Takes out every entry of the query with this SHA-256.
+    /// Removes and returns the entries of the query with this SHA-256.
     pub(crate) fn remove_hash(&mut self, query_sha256: &str) -> Vec<ReplayEntry> {
         let of_it = |entry: &mut ReplayEntry| entry.query_sha256.eq_ignore_ascii_case(query_sha256);
         self.entries.extract_if(.., of_it).collect()
     }
 }
 
-/// What is seen of a prompt as hexadecimal digits of little-endian bytes: the pooled vector in half
-/// precision, the layers' steps, the words.
+/// [`Seen`] as hexadecimal digits of little-endian bytes: the pooled vector in half precision, the
+/// layers' steps, the words.
 mod seen {
     use half::f16;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -252,7 +252,7 @@ fn digits_of<const N: usize>(numbers: impl Iterator<Item = [u8; N]>) -> String {
         .collect()
 }
 
-/// None: not the digits of whole numbers of `N` bytes.
+/// `None` if these are not the digits of whole numbers of `N` bytes.
 fn from_digits<const N: usize>(text: &str) -> Option<Vec<[u8; N]>> {
     let digit = |byte: &u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),

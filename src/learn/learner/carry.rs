@@ -1,12 +1,12 @@
-//! Changes of the hub that were made while a child was learned: where that is exact they are made to
-//! the child too, so that both are there in the end.
+//! Changes of the hub that were made while a child was learned. Where that is exact, the child gets
+//! them too.
 
 use std::sync::Arc;
 
 use crate::generation::{Contents, GenerationId, HUB, Manifest};
 use crate::hub::{Hub, Model};
 
-/// What a child grew from, to see later what was changed of it.
+/// The parent as it was when the update began, to see later what was changed.
 pub(super) struct Base {
     manifest: Manifest,
     hub: Arc<Hub>,
@@ -22,9 +22,9 @@ impl Base {
 
     /// The child as a child of `now`, as if the changes that led there had been made to it.
     ///
-    /// None where they are more than retired models, new names and aliases: a row that was made of a
-    /// card by the parent's router is none of the child's, and its card is not kept; and where a name
-    /// was given that the child gives to a new model of its own.
+    /// `None` if they are more than retired models, new names and aliases: a row that the parent's
+    /// router made of a card does not fit the child, and the card is not kept. `None` too if a new
+    /// name is that of a new model of the child.
     pub(super) fn carry(
         &self,
         child: &Contents,

@@ -1,4 +1,4 @@
-//! What a store remembers of prompts: to be listed, and to be taken back.
+//! Lists the prompts that a store keeps, and removes one.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use crate::generation::cards::CARDS;
 use crate::generation::memory::remember;
 use crate::generation::{Contents, GenerationId, Manifest};
 use crate::hub::Domains;
-use crate::learn::ewc::{self, FISHER};
-use crate::learn::remember::digest;
-use crate::learn::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
+use crate::learn::kept::replay::{HELD_OUT, REPLAY, Replay, ReplayEntry};
+use crate::learn::learner::digest;
+use crate::learn::method::ewc::{self, FISHER};
 use crate::memory::Prompt;
 use crate::options::Options;
 use crate::store::Store;
@@ -23,9 +23,9 @@ use crate::text::query::query_digest;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Remembered {
-    /// Learned, and learned again with later experiences.
+    /// Learned; later updates that train replay them.
     pub replay: Vec<ReplayEntry>,
-    /// Never learned: accuracy is measured on them.
+    /// Held out: never learned, used to measure.
     pub held_out: Vec<ReplayEntry>,
 }
 
@@ -55,15 +55,16 @@ pub fn check(store: &Store, id: &GenerationId) -> Result<Manifest> {
     Ok(contents.manifest)
 }
 
-/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps and
-/// from its memory: a child without it becomes current. Its ancestors keep it until they are pruned.
+/// Deletes a prompt, named by its text or by its SHA-256, from what the current generation keeps
+/// and from its memory: a child without it becomes current. Its ancestors keep it until they are
+/// pruned.
 ///
-/// A memory is as if it had never had the prompt, where the encoder was not trained since and the
-/// device is the one that learned it; on another device the sum of all models' squares keeps a trace of
-/// rounding. What adapters, W and E were trained with stays in them.
+/// The memory is then as if it had never had the prompt, if the encoder was not trained since and
+/// the device is the one that learned it. On another device the sum of squares keeps a rounding
+/// error. Adapters, W and E keep their training.
 ///
-/// Errors: no such prompt is kept or remembered; the memory has it and its text is not at hand, because
-/// it was named by its SHA-256; its encoder cannot be opened.
+/// Errors: no such prompt is kept or remembered; the memory has it, it was named by its SHA-256,
+/// and its text is not kept; the encoder cannot be opened.
 pub fn forget(store: &Store, prompt: &str, options: &Options) -> Result<GenerationId> {
     let mut edit = store.edit(false)?;
     let taken = take_out(edit.contents(), prompt)?;
@@ -74,8 +75,8 @@ pub fn forget(store: &Store, prompt: &str, options: &Options) -> Result<Generati
     edit.commit_as("replay forget".to_owned())
 }
 
-/// How many entries [`forget`] would delete, and how often it would take the prompt out of the memory;
-/// nothing is changed.
+/// Counts the entries that [`forget`] would delete, and how often it would subtract the prompt from
+/// the memory. Nothing is changed.
 ///
 /// Errors: no such prompt is kept or remembered.
 pub fn would_forget(store: &Store, prompt: &str) -> Result<(usize, usize)> {
@@ -83,17 +84,17 @@ pub fn would_forget(store: &Store, prompt: &str) -> Result<(usize, usize)> {
     Ok((taken.entries, taken.owners.len()))
 }
 
-/// What [`forget`] finds of a prompt.
+/// A prompt as [`forget`] found it.
 struct Taken {
     /// Entries that were taken out.
     entries: usize,
     sha256: String,
     text: Option<String>,
-    /// Models that the memory has it of, once for each time.
+    /// Models with which the memory has it, once for each time.
     owners: Vec<u32>,
 }
 
-/// Takes the prompt's entries out of `contents`.
+/// Removes the prompt's entries from `contents`.
 fn take_out(contents: &mut Contents, prompt: &str) -> Result<Taken> {
     let hash = prompt.trim().to_ascii_lowercase();
     let (sha256, mut text) = match files::is_sha256(&hash) {
@@ -130,7 +131,7 @@ fn take_out(contents: &mut Contents, prompt: &str) -> Result<Taken> {
     })
 }
 
-/// Takes the prompt out of the memory of `contents`.
+/// Subtracts the prompt from the memory of `contents`.
 fn subtract(
     store: &Store,
     contents: &mut Contents,
@@ -140,8 +141,8 @@ fn subtract(
     let Some(text) = &taken.text else {
         bail!(
             InvalidRequest,
-            "the memory has a sum with this prompt, and its text is not kept: give the prompt itself in \
-             place of its SHA-256"
+            "the memory has a sum with this prompt, and its text is not kept: give the prompt \
+             itself in place of its SHA-256"
         );
     };
     let (Some(mut memory), Some(how)) = (contents.memory()?, contents.how()?) else {

@@ -1,18 +1,20 @@
 //! Elastic weight consolidation: the parameters that earlier experiences ended with, and how much
-//! each of them mattered there, kept with the generation (carve.md section 7).
+//! each of them mattered there (carve.md section 7). A generation keeps both in
+//! `fisher.safetensors`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail, error};
 use crate::files;
-use crate::learn::engine::Layout;
+use crate::learn::method::layout::ParameterLayout;
 use crate::learn::settings::{EwcMode, Settings};
+use crate::num::to_f32;
 use crate::weights::{Tensors, to_safetensors};
 
-/// Experiences that are kept apart, at most: each is a dispatch of every step.
-const MOST_HELD: usize = 512;
+/// Experiences that are kept apart, at most: each costs a dispatch in every step.
+const MOST_SNAPSHOTS: usize = 512;
 
-/// Its name in a generation.
+/// The file's name in a generation.
 pub(crate) const FISHER: &str = "fisher.safetensors";
 const KIND: &str = "hubrouter-fisher";
 
@@ -22,19 +24,19 @@ const META: &str = "hubrouter";
 /// Rows of a batch whose mean gradient is squared.
 pub(crate) const BATCH: usize = 4;
 
-/// What EWC holds.
+/// The snapshots that EWC pulls to.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Consolidated {
-    /// Experiences that Fisher weights were taken after.
+pub(crate) struct Ewc {
+    /// Experiences after which Fisher weights were taken.
     pub(crate) count: u32,
-    /// One that sums them up, or one of each, oldest first.
-    pub(crate) held: Vec<Held>,
+    /// One that sums all up, or one of each experience, oldest first.
+    pub(crate) snapshots: Vec<FisherSnapshot>,
 }
 
-/// Consecutive parameters of the flat buffer with their Fisher weights. Rows of E that came later
-/// are behind their end, and free.
+/// Consecutive parameters of the flat buffer with their Fisher weights. Rows of E that were added
+/// later lie after their end, and EWC does not pull them.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Held {
+pub(crate) struct FisherSnapshot {
     /// Where they begin: at the adapters' factors, or at W.
     pub(crate) first: usize,
     /// theta*
@@ -47,7 +49,7 @@ pub(crate) struct Held {
 /// what those of the last one were.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Meta {
+struct FisherMeta {
     schema_version: u32,
     kind: String,
     lambda: f64,
@@ -57,9 +59,9 @@ struct Meta {
     held: usize,
 }
 
-impl Held {
-    /// Without what is before `first`.
-    pub(crate) fn behind(&self, first: usize) -> Self {
+impl FisherSnapshot {
+    /// The part from `first` on.
+    pub(crate) fn from(&self, first: usize) -> Self {
         let skip = first.saturating_sub(self.first);
         Self {
             first: self.first + skip,
@@ -72,8 +74,12 @@ impl Held {
         self.first + self.theta.len()
     }
 
-    /// Its parts with their names, first elements and shapes; `models`: rows of E.
-    fn parts(&self, layout: &Layout, models: usize) -> Vec<(&'static str, usize, [usize; 2])> {
+    /// Its parts: names, first elements and shapes. `models`: rows of E.
+    fn parts(
+        &self,
+        layout: &ParameterLayout,
+        models: usize,
+    ) -> Vec<(&'static str, usize, [usize; 2])> {
         let (w, e) = (layout.w, layout.e);
         let mut parts = vec![
             ("prompt_projection", w.offset, [w.rows, w.columns]),
@@ -86,44 +92,43 @@ impl Held {
     }
 }
 
-impl Consolidated {
-    /// With what was learned last: `online`, all earlier weights decay into its own, and its
-    /// parameters alone are held; `separate`, it is one more.
-    pub(crate) fn with(mut self, mut new: Held, settings: &Settings) -> Self {
+impl Ewc {
+    /// Adds the snapshot of the last update. `online`: earlier weights decay into the new ones, and
+    /// only the new parameters stay. `separate`: it is one more.
+    pub(crate) fn with(mut self, mut new: FisherSnapshot, settings: &Settings) -> Self {
         self.count = self.count.saturating_add(1);
         if settings.ewc_mode == EwcMode::Online {
-            #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
-            let decay = settings.ewc_decay as f32;
-            for old in self.held.drain(..) {
+            let decay = to_f32(settings.ewc_decay);
+            for old in self.snapshots.drain(..) {
                 // Rows of E, or adapters, that the old ones do not have take the new weights.
                 for n in new.first.max(old.first)..new.end().min(old.end()) {
                     new.fisher[n - new.first] += decay * old.fisher[n - old.first];
                 }
             }
         }
-        self.held.push(new);
+        self.snapshots.push(new);
         self
     }
 
     /// The bytes of the file.
-    pub(crate) fn write(&self, layout: &Layout, settings: &Settings) -> Result<Vec<u8>> {
-        let meta = Meta {
+    pub(crate) fn write(&self, layout: &ParameterLayout, settings: &Settings) -> Result<Vec<u8>> {
+        let meta = FisherMeta {
             schema_version: 1,
             kind: KIND.to_owned(),
             lambda: settings.ewc_lambda,
             mode: settings.ewc_mode,
             decay: settings.ewc_decay,
             count: self.count,
-            held: self.held.len(),
+            held: self.snapshots.len(),
         };
         let text = serde_json::to_string(&meta)
             .map_err(|e| error!(Format, "{FISHER}: cannot be written: {e}"))?;
         let mut tensors = Vec::new();
-        for (k, held) in self.held.iter().enumerate() {
-            let models = (held.end() - layout.e.offset) / layout.e.columns;
-            for (part, first, [rows, columns]) in held.parts(layout, models) {
-                let range = first - held.first..first - held.first + rows * columns;
-                for (kind, values) in [("fisher", &held.fisher), ("theta", &held.theta)] {
+        for (k, snapshot) in self.snapshots.iter().enumerate() {
+            let models = (snapshot.end() - layout.e.offset) / layout.e.columns;
+            for (part, first, [rows, columns]) in snapshot.parts(layout, models) {
+                let range = first - snapshot.first..first - snapshot.first + rows * columns;
+                for (kind, values) in [("fisher", &snapshot.fisher), ("theta", &snapshot.theta)] {
                     let name = format!("{k}.{part}.{kind}");
                     let values = &values[range.clone()];
                     if !values.iter().all(|value| value.is_finite()) {
@@ -142,44 +147,55 @@ impl Consolidated {
     ///
     /// Errors: it is malformed; a tensor is missing, has another shape, is not finite, or weighs
     /// less than nothing.
-    pub(crate) fn read(bytes: &[u8], layout: &Layout, models: usize) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8], layout: &ParameterLayout, models: usize) -> Result<Self> {
         let (file, meta) = open(bytes)?;
-        let mut held = Vec::new();
-        if meta.held > MOST_HELD {
+        let mut snapshots = Vec::new();
+        if meta.held > MOST_SNAPSHOTS {
             bail!(
                 Limits,
-                "held: expected at most {MOST_HELD} experiences kept apart, found {}: learn on with \
-                 ewc.mode = online",
+                "held: expected at most {MOST_SNAPSHOTS} experiences kept apart, found {}: \
+                 continue with ewc.mode = online",
                 meta.held
             );
         }
         for k in 0..meta.held {
-            held.push(read_held(&file, k, layout, models)?);
+            snapshots.push(read_snapshot(&file, k, layout, models)?);
         }
         Ok(Self {
             count: meta.count,
-            held,
+            snapshots,
         })
     }
 }
 
-/// The file and what it says of itself.
-fn open(bytes: &[u8]) -> Result<(Tensors<'_>, Meta)> {
+/// The file's tensors and metadata.
+fn open(bytes: &[u8]) -> Result<(Tensors<'_>, FisherMeta)> {
     let file = Tensors::parse(bytes)?;
     let text = file.note(META)?.as_bytes();
     let meta = files::parse_form(META.as_ref(), text, KIND)?;
     Ok((file, meta))
 }
 
-/// Errors: `bytes` are no file of Fisher weights. Its shapes are the next update's to check.
+/// Errors: `bytes` are no file of Fisher weights. Shapes are checked by the next update.
 pub(crate) fn check(bytes: &[u8]) -> Result<()> {
     open(bytes).map(drop)
 }
 
-fn read_held(file: &Tensors<'_>, k: usize, layout: &Layout, models: usize) -> Result<Held> {
-    let rows = file.shape(&format!("{k}.model_embeddings.fisher"));
-    let found = rows.and_then(|shape| shape.first().copied()).unwrap_or(0);
-    let mut held = Held {
+fn read_snapshot(
+    file: &Tensors<'_>,
+    k: usize,
+    layout: &ParameterLayout,
+    models: usize,
+) -> Result<FisherSnapshot> {
+    let rows = format!("{k}.model_embeddings.fisher");
+    let Some(shape) = file.shape(&rows) else {
+        bail!(
+            Mismatch,
+            "{rows}: expected a tensor with a row for each model, found none"
+        );
+    };
+    let found = shape.first().copied().unwrap_or(0);
+    let mut snapshot = FisherSnapshot {
         first: match file.shape(&format!("{k}.adapter.fisher")) {
             Some(_) => 0,
             None => layout.w.offset,
@@ -188,7 +204,7 @@ fn read_held(file: &Tensors<'_>, k: usize, layout: &Layout, models: usize) -> Re
         fisher: Vec::new(),
     };
     // Never more rows than the generation has: those are of another one.
-    for (part, _, shape) in held.parts(layout, found.min(models)) {
+    for (part, _, shape) in snapshot.parts(layout, found.min(models)) {
         let name = |kind: &str| format!("{k}.{part}.{kind}");
         let fisher = file.f32(&name("fisher"), &shape)?;
         if let Some(at) = fisher.iter().position(|f| *f < 0.0) {
@@ -199,10 +215,10 @@ fn read_held(file: &Tensors<'_>, k: usize, layout: &Layout, models: usize) -> Re
                 fisher[at]
             );
         }
-        held.fisher.extend(fisher);
-        held.theta.extend(file.f32(&name("theta"), &shape)?);
+        snapshot.fisher.extend(fisher);
+        snapshot.theta.extend(file.f32(&name("theta"), &shape)?);
     }
-    Ok(held)
+    Ok(snapshot)
 }
 
 #[cfg(test)]
@@ -214,8 +230,8 @@ mod tests {
     use crate::model::lora::{Adapter, Lora, Target};
     use crate::ops::testing::{assert_close, noise};
 
-    fn held(first: usize, theta: &[f32], fisher: &[f32]) -> Held {
-        Held {
+    fn snapshot(first: usize, theta: &[f32], fisher: &[f32]) -> FisherSnapshot {
+        FisherSnapshot {
             first,
             theta: theta.to_vec(),
             fisher: fisher.to_vec(),
@@ -232,37 +248,37 @@ mod tests {
     /// carve.md V17
     #[test]
     fn fisher_is_kept_online_or_separate_v17() {
-        let old = Consolidated::default().with(
-            held(0, &[1.0, 2.0], &[0.5, 2.0]),
+        let old = Ewc::default().with(
+            snapshot(0, &[1.0, 2.0], &[0.5, 2.0]),
             &settings(EwcMode::Online),
         );
-        let new = held(0, &[3.0, 4.0], &[1.0, 0.1]);
+        let new = snapshot(0, &[3.0, 4.0], &[1.0, 0.1]);
         let both = old.clone().with(new.clone(), &settings(EwcMode::Online));
-        assert_eq!((both.count, both.held.len()), (2, 1));
-        assert_close("V17 online", &both.held[0].fisher, &[1.45, 1.9], 1e-6);
-        assert_eq!(both.held[0].theta, [3.0, 4.0], "the current ones");
+        assert_eq!((both.count, both.snapshots.len()), (2, 1));
+        assert_close("V17 online", &both.snapshots[0].fisher, &[1.45, 1.9], 1e-6);
+        assert_eq!(both.snapshots[0].theta, [3.0, 4.0], "the current ones");
         let apart = old.clone().with(new.clone(), &settings(EwcMode::Separate));
-        assert_eq!(apart.held, [old.held[0].clone(), new.clone()]);
+        assert_eq!(apart.snapshots, [old.snapshots[0].clone(), new.clone()]);
         // All that were kept apart decay into one.
         let one = apart.with(new, &settings(EwcMode::Online));
-        assert_eq!((one.count, one.held.len()), (3, 1));
-        assert_close("V17", &one.held[0].fisher, &[2.35, 1.99], 1e-6);
+        assert_eq!((one.count, one.snapshots.len()), (3, 1));
+        assert_close("V17", &one.snapshots[0].fisher, &[2.35, 1.99], 1e-6);
     }
 
     /// New rows of E, and adapters that were not held, take the new weights.
     #[test]
     fn what_the_old_weights_do_not_cover_takes_the_new_ones() {
         let online = settings(EwcMode::Online);
-        let old = Consolidated::default().with(held(2, &[0.0; 2], &[10.0; 2]), &online);
-        let new = held(0, &[0.0; 6], &[1.0; 6]);
+        let old = Ewc::default().with(snapshot(2, &[0.0; 2], &[10.0; 2]), &online);
+        let new = snapshot(0, &[0.0; 6], &[1.0; 6]);
         let both = old.with(new, &online);
-        assert_eq!(both.held[0].fisher, [1.0, 1.0, 10.0, 10.0, 1.0, 1.0]);
+        assert_eq!(both.snapshots[0].fisher, [1.0, 1.0, 10.0, 10.0, 1.0, 1.0]);
         // And the other way round: adapters are let go.
-        let less = both.with(held(2, &[0.0; 4], &[1.0; 4]), &online);
-        assert_eq!(less.held[0].fisher, [10.0, 10.0, 1.9, 1.9]);
+        let less = both.with(snapshot(2, &[0.0; 4], &[1.0; 4]), &online);
+        assert_eq!(less.snapshots[0].fisher, [10.0, 10.0, 1.9, 1.9]);
     }
 
-    fn layout() -> Layout {
+    fn layout() -> ParameterLayout {
         let config = Config {
             layers: 1,
             ..Config::toy()
@@ -272,7 +288,7 @@ mod tests {
             alpha: 1.0,
             targets: vec![Target::Query],
         };
-        Layout::new(Adapter::new(&lora, &config), 3, 4, 5)
+        ParameterLayout::new(Adapter::new(&lora, &config), 3, 4, 5)
     }
 
     #[test]
@@ -280,16 +296,16 @@ mod tests {
         let layout = layout();
         assert_eq!((layout.adapter.len, layout.e.offset), (8, 20));
         let squares = |n: usize| -> Vec<f32> { noise(n, 1).iter().map(|f| f * f).collect() };
-        let both = Consolidated {
+        let both = Ewc {
             count: 7,
-            held: vec![
-                held(8, &noise(12 + 3 * 2, 2), &squares(12 + 3 * 2)),
-                held(0, &noise(20 + 3 * 5, 3), &squares(20 + 3 * 5)),
+            snapshots: vec![
+                snapshot(8, &noise(12 + 3 * 2, 2), &squares(12 + 3 * 2)),
+                snapshot(0, &noise(20 + 3 * 5, 3), &squares(20 + 3 * 5)),
             ],
         };
         let settings = settings(EwcMode::Separate);
         let bytes = both.write(&layout, &settings).unwrap();
-        assert_eq!(Consolidated::read(&bytes, &layout, 5).unwrap(), both);
+        assert_eq!(Ewc::read(&bytes, &layout, 5).unwrap(), both);
         let file = Tensors::parse(&bytes).unwrap();
         let meta = file.note(META).unwrap();
         for part in [
@@ -305,16 +321,16 @@ mod tests {
     #[test]
     fn damage_is_named() {
         let layout = layout();
-        let good = held(0, &[0.5; 35], &[0.25; 35]);
-        let whole = |held: Held| Consolidated {
+        let good = snapshot(0, &[0.5; 35], &[0.25; 35]);
+        let whole = |snapshot: FisherSnapshot| Ewc {
             count: 1,
-            held: vec![held],
+            snapshots: vec![snapshot],
         };
         let settings = settings(EwcMode::Online);
         let bytes = whole(good.clone()).write(&layout, &settings).unwrap();
-        Consolidated::read(&bytes, &layout, 5).unwrap();
+        Ewc::read(&bytes, &layout, 5).unwrap();
         let refused = |bytes: &[u8], models: usize, kind: ErrorKind, want: &str| {
-            let error = Consolidated::read(bytes, &layout, models).unwrap_err();
+            let error = Ewc::read(bytes, &layout, models).unwrap_err();
             assert!(error.to_string().contains(want), "{error}");
             assert_eq!(error.kind(), kind, "{error}");
         };

@@ -19,7 +19,7 @@ pub struct Example {
     pub prompt: String,
     /// Name of the model.
     pub model_name: String,
-    /// The task of the prompt; none: that of the model.
+    /// The task of the prompt; `None`: the model's domain.
     #[serde(default)]
     pub domain: Option<String>,
     /// The experience that the example belongs to.
@@ -49,11 +49,11 @@ impl Example {
     }
 }
 
-/// The examples of the JSON Lines file at `path`, in its order; unknown keys are passed over. A
-/// leading `###Instruction:` is dropped, as `eval` drops it: prompts of users do not have it.
+/// The examples of the JSON Lines file at `path`, in its order. Unknown keys are ignored. A leading
+/// `###Instruction:` is removed, as `eval` does: prompts of users do not have it.
 ///
-/// Errors name the file and the line: a line that is no object with `instruction` and
-/// `model_name`, one of them empty, no example at all.
+/// Errors name the file and the line: a line is no object with `instruction` and `model_name`, one
+/// of them is empty, or the file has no example.
 pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
     for_each_example(path.as_ref(), |mut example| {
@@ -72,8 +72,8 @@ pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
     Ok(examples)
 }
 
-/// Calls `each` with the examples of the file at `path`, as [`read_examples`] reads them; what it
-/// complains of gets the file and the line.
+/// Calls `each` with the examples of the file at `path`, as [`read_examples`] reads them. Its
+/// errors get the file and the line.
 pub(crate) fn for_each_example(
     path: &Path,
     mut each: impl FnMut(Example) -> Result<()>,
@@ -101,7 +101,7 @@ pub(crate) fn for_each_example(
     Ok(())
 }
 
-/// The examples by experience, in the order in which they are to be learned.
+/// The examples by experience, in the order in which experiences are learned.
 ///
 /// Errors: some examples name an experience and some do not, or some by number and some by name.
 pub fn group_experiences(examples: Vec<Example>) -> Result<Vec<Vec<Example>>> {
@@ -135,14 +135,14 @@ pub fn group_experiences(examples: Vec<Example>) -> Result<Vec<Vec<Example>>> {
     Ok(groups.into_iter().map(|(_, examples)| examples).collect())
 }
 
-/// Examples that are held out, at least, where a quarter of all are as many; and at most.
+/// Bounds of the number of held-out examples; the lower one holds up to a quarter of all.
 const HELD_OUT: std::ops::RangeInclusive<usize> = 8..=512;
 
-/// Which examples the learner does not learn, to measure itself on.
+/// Which examples are held out: not learned, but used to measure.
 ///
-/// One in eight, but at least [`HELD_OUT`] of four times as many, and at most so many: those whose
-/// query has the smallest SHA-256. Every model that is not `known` from before keeps an example to
-/// learn from, and no query is on both sides.
+/// One in eight within the bounds of [`HELD_OUT`], those whose query has the smallest SHA-256.
+/// Every model that is not `known` from earlier updates keeps an example to learn from, and no
+/// query is on both sides.
 pub(crate) fn held_out(examples: &[Example], known: impl Fn(&str) -> bool) -> Vec<bool> {
     let all = examples.len();
     let (least, most) = (*HELD_OUT.start(), *HELD_OUT.end());

@@ -1,16 +1,19 @@
-//! Learning without forgetting: what the parent says of the rows that are distilled, taken once
-//! before anything is learned (carve.md section 12.5).
+//! Learning without forgetting: the parent's scores of the rows that are distilled, taken once
+//! before the first step (carve.md section 12.5).
 
+use super::update::Update;
+use super::{Status, Watch};
 use crate::error::Result;
-use crate::learn::engine::{Engine, Taught};
-use crate::learn::experience::{Row, RowInput};
+use crate::learn::data::rows::{PromptRow, RowInput};
+use crate::learn::engine::{Distilled, Engine};
 use crate::learn::settings::{LwfRows, Settings};
+use crate::num::to_f32;
 use crate::text::tokenizer::Tokens;
 
 /// The parent's scores of all its models.
 #[derive(Default)]
-pub(crate) struct Teacher {
-    /// Where a row's scores are; none: it is not distilled.
+pub(super) struct Teacher {
+    /// Where a row's scores are; `None`: it is not distilled.
     places: Vec<Option<usize>>,
     /// [distilled rows, M_old]
     scores: Vec<f32>,
@@ -18,18 +21,29 @@ pub(crate) struct Teacher {
     alpha: f32,
 }
 
+impl Update<'_> {
+    /// The parent's scores to distil; without any where nothing is distilled.
+    pub(super) fn teacher(&self, engine: &mut Engine, watch: Watch<'_>) -> Result<Teacher> {
+        let settings = &self.config.settings;
+        if settings.lwf_alpha == 0.0 || self.task.experience == 1 {
+            return Ok(Teacher::default());
+        }
+        let parent = (self.parent.hub.len(), self.parent.manifest.tau);
+        let mut say = |done, total| {
+            watch(&Status::of("teacher", done, total));
+        };
+        Teacher::new(engine, &self.task.rows, parent, settings, &mut say)
+    }
+}
+
 impl Teacher {
-    /// Of `engine` as it is, which must be the parent but for new rows of E. `models`, `tau`: the
-    /// parent's. The engine can be taught from then on.
+    /// Of `engine` as it is, which must be the parent but for new rows of E; items can be distilled
+    /// from then on. `models`, `tau`: the parent's.
     ///
-    /// `progress`: called with prompts done and of how many.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "an f32 is what is asked for"
-    )]
-    pub(crate) fn new(
+    /// `progress`: called with the number of prompts done and of all.
+    fn new(
         engine: &mut Engine,
-        rows: &[Row],
+        rows: &[PromptRow],
         (models, tau): (usize, f32),
         settings: &Settings,
         progress: &mut dyn FnMut(usize, usize),
@@ -42,10 +56,10 @@ impl Teacher {
             chosen.extend(distilled.then_some(row));
         }
         if chosen.is_empty() {
-            log::info!("no row has a gold that the parent knows: nothing is distilled");
+            log::info!("the parent knows no row's gold: nothing is distilled");
             return Ok(Self::default());
         }
-        engine.teach(models, settings.lwf_temperature as f32);
+        engine.set_distill(models, to_f32(settings.lwf_temperature));
         let tokens: Vec<&Tokens> = chosen.iter().filter_map(|row| row.tokens()).collect();
         let vectors = engine.features(&tokens, &mut |done| progress(done, tokens.len()))?;
         let mut vectors = vectors.chunks_exact((vectors.len() / tokens.len().max(1)).max(1));
@@ -53,28 +67,27 @@ impl Teacher {
             .iter()
             .map(|row| match &row.input {
                 RowInput::Tokens(_) => vectors.next().unwrap_or_default(),
-                RowInput::Pooled(vector) => vector,
+                RowInput::Pooled(vector) => &vector[..],
             })
             .collect();
         Ok(Self {
             places,
             scores: engine.teacher_scores(&pooled, tau)?,
             models,
-            alpha: settings.lwf_alpha as f32,
+            alpha: to_f32(settings.lwf_alpha),
         })
     }
 
-    /// What is said of the rows of a micro-batch, one of `window` in a step. Its term is the mean over
-    /// those of its rows that are distilled, the step's the mean over the window, as for the
-    /// routing loss.
-    pub(crate) fn taught(&self, rows: &[usize], window: usize) -> Vec<Option<Taught<'_>>> {
+    /// The scores of the rows of a micro-batch, one of `window` in a step. The loss is the mean
+    /// over the distilled rows of a micro-batch, and then over the window, as the routing loss is.
+    pub(super) fn distilled(&self, rows: &[usize], window: usize) -> Vec<Option<Distilled<'_>>> {
         let place = |row: &usize| self.places.get(*row).copied().flatten();
         let count = rows.iter().filter_map(place).count();
-        let taught = |place: usize| Taught {
+        let distilled = |place: usize| Distilled {
             scores: &self.scores[place * self.models..(place + 1) * self.models],
             share: self.alpha / (count * window) as f32,
         };
-        rows.iter().map(|row| place(row).map(taught)).collect()
+        rows.iter().map(|row| place(row).map(distilled)).collect()
     }
 }
 
@@ -91,9 +104,9 @@ mod tests {
             alpha: 3.0,
         };
         let of = |rows: &[usize], window| -> Vec<Option<(Vec<f32>, f32)>> {
-            let taught = teacher.taught(rows, window).into_iter();
-            taught
-                .map(|taught| taught.map(|taught| (taught.scores.to_vec(), taught.share)))
+            let distilled = teacher.distilled(rows, window).into_iter();
+            distilled
+                .map(|row| row.map(|row| (row.scores.to_vec(), row.share)))
                 .collect()
         };
         assert_eq!(
@@ -109,6 +122,6 @@ mod tests {
         assert_eq!(of(&[1, 3], 2), [None, None]);
         // Without a teacher.
         let nobody = Teacher::default();
-        assert!(nobody.taught(&[0, 7], 1).iter().all(Option::is_none));
+        assert!(nobody.distilled(&[0, 7], 1).iter().all(Option::is_none));
     }
 }

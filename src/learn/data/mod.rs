@@ -1,0 +1,7 @@
+//! The input of an update: labelled examples, new models, and prompts as rows of tokens.
+
+pub(crate) mod examples;
+pub(crate) mod experience;
+pub(crate) mod near;
+pub(crate) mod oddities;
+pub(crate) mod rows;
