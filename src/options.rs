@@ -28,13 +28,12 @@ fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::E
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Precision {
-    /// `f32`: other numbers are computed with where they are asked for.
+    /// `int8` where a generation's record says that its answers stay near those in f32, and the CPU
+    /// has VNNI; else `f32`.
     #[default]
     Auto,
     /// Products in f32, on every device.
     F32,
-    /// Products in bfloat16; refused, since no device has a kernel for it.
-    Bf16,
     /// Products of bytes, with exact sums, on a CPU with VNNI. The vector of a prompt has the same
     /// bits on all of them, alone and in any batch.
     Int8,
@@ -45,7 +44,6 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::F32 => "f32",
-            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         })
     }
@@ -55,12 +53,12 @@ impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let all = [Self::Auto, Self::F32, Self::Bf16, Self::Int8];
+        let all = [Self::Auto, Self::F32, Self::Int8];
         let named = all.into_iter().find(|known| known.to_string() == text);
         named.ok_or_else(|| {
             error!(
                 InvalidRequest,
-                "precision: expected auto, f32, bf16 or int8, found {text:?}"
+                "precision: expected auto, f32 or int8, found {text:?}"
             )
         })
     }

@@ -54,8 +54,10 @@ pub struct CpuReport {
     pub threads: usize,
     /// The instruction set of the GEMM kernels.
     pub kernels: &'static str,
-    /// The kernel of products in int8; none: this CPU has no instruction for them.
+    /// The kernel of products in int8; `None`: this CPU has no instruction for them.
     pub int8: Option<String>,
+    /// Why it is that kernel.
+    pub int8_reason: String,
     /// Instruction set extensions that were found.
     pub features: Vec<&'static str>,
 }
@@ -101,12 +103,14 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
             &report.name,
         );
     }
+    let (int8, int8_reason) = int8::ByteKernel::detect();
     Ok(Diagnosis {
         schema_version: 1,
         cpu: CpuReport {
             threads: host.threads(),
             kernels: host.level().name(),
-            int8: int8::Kernel::detect().map(|kernel| kernel.to_string()),
+            int8: int8.map(|kernel| kernel.to_string()),
+            int8_reason,
             features: cpu::features(),
         },
         adapters: reports,

@@ -1,6 +1,6 @@
 //! An encoder's network with maps of bytes.
 
-use crate::device::cpu::int8::Kernel;
+use crate::device::cpu::int8::ByteKernel;
 use crate::encoder::Encoder;
 use crate::encoder::bundle::Bundle;
 use crate::error::Result;
@@ -12,7 +12,7 @@ impl Encoder {
     /// The network with maps of bytes; `factors`: an adapter that is added to the weights.
     ///
     /// Errors: a tensor is missing, has another shape or dtype, or is not finite.
-    pub(crate) fn int8(&self, kernel: Kernel, factors: Option<&Factors>) -> Result<Int8> {
+    pub(crate) fn int8(&self, kernel: ByteKernel, factors: Option<&Factors>) -> Result<Int8> {
         let Bundle {
             weights,
             config,
@@ -69,7 +69,7 @@ mod tests {
     }
 
     /// Of each prompt its pooled vector, and its unit vectors of the first and the last layer.
-    fn encode(encoder: &Encoder, kernel: Kernel, prompts: &[Tokens]) -> Vec<Vec<f32>> {
+    fn encode(encoder: &Encoder, kernel: ByteKernel, prompts: &[Tokens]) -> Vec<Vec<f32>> {
         let network = encoder.int8(kernel, None).unwrap();
         let (device, config) = (encoder.device(), encoder.config());
         let batch = encoder.pack(prompts);
@@ -104,11 +104,11 @@ mod tests {
         let encoders = [1, 2, 4].map(|threads| open(folder, threads));
         let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(count).collect();
         let prompts = tokens(&encoders[0], &texts);
-        let fastest = Kernel::available()[0];
+        let fastest = ByteKernel::available()[0];
         let want = encode(&encoders[0], fastest, &prompts);
-        for kernel in Kernel::available() {
+        for kernel in ByteKernel::available() {
             let few = match kernel {
-                Kernel::Scalar => 5,
+                ByteKernel::Scalar => 5,
                 _ => count,
             };
             for encoder in &encoders {
@@ -152,7 +152,7 @@ mod tests {
         let encoder = open(Path::new(MINILM), 2);
         let [short, mut long] = tokens(&encoder, &TEXTS[..2]).try_into().unwrap();
         long.ids = long.ids.iter().copied().cycle().take(250).collect();
-        let kernel = Kernel::available()[0];
+        let kernel = ByteKernel::available()[0];
         let prompts = [short.clone(), long.clone(), short.clone()];
         let [first, middle, last] = encode(&encoder, kernel, &prompts).try_into().unwrap();
         assert!(encode(&encoder, kernel, &[long])[0] == middle);

@@ -11,7 +11,7 @@ use crate::device::cpu::Cpu;
 use crate::device::cpu::int8::attention::{self, Shape, attend};
 use crate::device::cpu::int8::wide::{Block, Wide};
 use crate::device::cpu::int8::{
-    Arena, GROUP, Job, Kernel, Linear, PANEL, Rows, blocks, multiply, sixteens,
+    Arena, ByteKernel, GROUP, Job, Linear, PANEL, Rows, blocks, multiply, sixteens,
 };
 use crate::error::Result;
 use crate::model::Config;
@@ -29,14 +29,14 @@ const WORTH: usize = 48;
 
 /// A network whose maps are bytes.
 pub(crate) struct Int8 {
-    kernel: Kernel,
+    kernel: ByteKernel,
     shape: Dims,
     pooling: Pooling,
     arena: Arena,
     /// Position rows with the row of token type 0 added: [P][H / 16].
     places: Vec<Block>,
-    embedding_norm: Norm,
-    layers: Vec<Layer>,
+    embedding_norm: ByteNorm,
+    layers: Vec<ByteLayer>,
     /// 1 for each element of a row's last sixteen, 0 behind the last element.
     mask: Block,
 }
@@ -55,18 +55,18 @@ struct Dims {
     eps: f32,
 }
 
-struct Layer {
+struct ByteLayer {
     /// For each head its query, key and value; scores are powers of 2.
     qkv: Linear,
     /// Its inputs are heads, each filled up to sixteens.
     attention_output: Linear,
-    attention_norm: Norm,
+    attention_norm: ByteNorm,
     intermediate: Linear,
     output: Linear,
-    output_norm: Norm,
+    output_norm: ByteNorm,
 }
 
-struct Norm {
+struct ByteNorm {
     gamma: Vec<Block>,
     beta: Vec<Block>,
 }
@@ -90,7 +90,7 @@ struct Out<'o> {
 
 /// What is kept of a chunk between steps; room grows and stays.
 #[derive(Default)]
-struct Room {
+struct ChunkRoom {
     x: Vec<Block>,
     /// Inputs of a map of H or of a layer's attention.
     a: Rows,
@@ -100,27 +100,27 @@ struct Room {
     context: Vec<Block>,
     /// A group of the feed-forward part, of one tile.
     group: Vec<Block>,
-    attention: attention::Room,
+    attention: attention::HeadRoom,
 }
 
 thread_local! {
-    static ROOM: Cell<Room> = Cell::default();
+    static ROOM: Cell<ChunkRoom> = Cell::default();
 }
 
 /// Reads a tensor of a name and a shape: [`Int8::new`].
-pub(crate) type Read<'r> = dyn Fn(&str, &[usize]) -> Result<Vec<f32>> + Sync + 'r;
+pub(crate) type TensorSource<'r> = dyn Fn(&str, &[usize]) -> Result<Vec<f32>> + Sync + 'r;
 
 /// Writes the row of a token.
-type Words<'w> = dyn Fn(u32, &mut [f32]) + Sync + 'w;
+type WordReader<'w> = dyn Fn(u32, &mut [f32]) + Sync + 'w;
 
 impl Int8 {
     /// Packs the weights that `read` reads by a checkpoint's names, f32, adapters merged.
     pub(crate) fn new(
         cpu: &Cpu,
-        kernel: Kernel,
+        kernel: ByteKernel,
         config: &Config,
         pooling: Pooling,
-        read: &Read<'_>,
+        read: &TensorSource<'_>,
     ) -> Result<Self> {
         let (h, f) = (config.hidden, config.feed_forward);
         let head = sixteens(config.head_width());
@@ -139,8 +139,8 @@ impl Int8 {
             + Linear::size(h, f)
             + Linear::size(f, h);
         let mut arena = Arena::new(lines * config.layers)?;
-        let norm = |name: &str| -> Result<Norm> {
-            Ok(Norm {
+        let norm = |name: &str| -> Result<ByteNorm> {
+            Ok(ByteNorm {
                 gamma: blocks(&read(&format!("{name}.weight"), &[h])?),
                 beta: blocks(&read(&format!("{name}.bias"), &[h])?),
             })
@@ -163,7 +163,7 @@ impl Int8 {
         for layer in 0..config.layers {
             let at = |name: &str| format!("encoder.layer.{layer}.{name}");
             let maps = Maps::read(cpu, config, &at, read)?;
-            layers.push(Layer {
+            layers.push(ByteLayer {
                 qkv: maps.qkv(cpu, &mut arena, config, shape),
                 attention_output: maps.attention_output(cpu, &mut arena, config, shape),
                 attention_norm: norm(&at("attention.output.LayerNorm"))?,
@@ -219,7 +219,7 @@ impl Int8 {
     }
 
     /// Encodes `batch`; to be called inside [`Cpu::run`].
-    fn forward(&self, cpu: &Cpu, words: &Words<'_>, batch: Batch<'_>, out: Out<'_>) {
+    fn forward(&self, cpu: &Cpu, words: &WordReader<'_>, batch: Batch<'_>, out: Out<'_>) {
         let tokens = batch.tokens();
         let chunks = tokens.div_ceil(CHUNK);
         // As much for one thread as for another, as long as there is enough.
@@ -228,7 +228,14 @@ impl Int8 {
     }
 
     /// Encodes `batch` in about `chunks` chunks, side by side.
-    fn split(&self, cpu: &Cpu, words: &Words<'_>, batch: Batch<'_>, out: Out<'_>, chunks: usize) {
+    fn split(
+        &self,
+        cpu: &Cpu,
+        words: &WordReader<'_>,
+        batch: Batch<'_>,
+        out: Out<'_>,
+        chunks: usize,
+    ) {
         let prompts = batch.offsets.len() - 1;
         if chunks < 2 || prompts < 2 {
             return self.chunk(words, batch, out);
@@ -251,7 +258,7 @@ impl Int8 {
     }
 
     /// Encodes `batch` on this thread.
-    fn chunk(&self, words: &Words<'_>, batch: Batch<'_>, out: Out<'_>) {
+    fn chunk(&self, words: &WordReader<'_>, batch: Batch<'_>, out: Out<'_>) {
         let mut room = ROOM.take();
         self.kernel.run(Chunk {
             model: self,
@@ -313,7 +320,7 @@ impl Maps {
         cpu: &Cpu,
         config: &Config,
         at: &(dyn Fn(&str) -> String + Sync),
-        read: &Read<'_>,
+        read: &TensorSource<'_>,
     ) -> Result<Self> {
         let (h, f) = (config.hidden, config.feed_forward);
         let names = [
@@ -391,10 +398,10 @@ impl Maps {
 /// One chunk of a batch.
 struct Chunk<'c> {
     model: &'c Int8,
-    words: &'c Words<'c>,
+    words: &'c WordReader<'c>,
     batch: Batch<'c>,
     out: Out<'c>,
-    room: &'c mut Room,
+    room: &'c mut ChunkRoom,
 }
 
 impl Job for Chunk<'_> {
@@ -451,7 +458,7 @@ impl Job for Chunk<'_> {
 impl Int8 {
     /// `room.x` and `room.a`, its bytes, become the layer's output.
     #[inline(always)]
-    fn layer<W: Wide>(&self, w: W, layer: &Layer, offsets: &[u32], room: &mut Room) {
+    fn layer<W: Wide>(&self, w: W, layer: &ByteLayer, offsets: &[u32], room: &mut ChunkRoom) {
         let Dims {
             hidden,
             heads,
@@ -461,7 +468,7 @@ impl Int8 {
         } = self.shape;
         let lines = self.arena.lines();
         let first = offsets[0] as usize;
-        let Room {
+        let ChunkRoom {
             x,
             a,
             wide,
@@ -561,7 +568,7 @@ impl Int8 {
 
     /// The norm of every row of `x`, and its bytes.
     #[inline(always)]
-    fn norm_rows<W: Wide>(&self, w: W, norm: &Norm, x: &mut [Block], a: &mut Rows) {
+    fn norm_rows<W: Wide>(&self, w: W, norm: &ByteNorm, x: &mut [Block], a: &mut Rows) {
         let hidden = self.shape.hidden;
         a.reset(x.len() / hidden, self.shape.elements.div_ceil(64), W::TALL);
         for (r, x) in x.chunks_exact_mut(hidden).enumerate() {
@@ -574,7 +581,7 @@ impl Int8 {
 
     /// (x - mean) / sqrt(variance + eps) gamma + beta
     #[inline(always)]
-    fn norm<W: Wide>(&self, w: W, norm: &Norm, x: &mut [Block]) {
+    fn norm<W: Wide>(&self, w: W, norm: &ByteNorm, x: &mut [Block]) {
         let n = self.shape.elements as f32;
         let mut sums = [w.splat(0.0); 4];
         for x in x.chunks(4) {

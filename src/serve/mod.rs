@@ -1,6 +1,7 @@
 //! A generation on a device, ready to rank prompts.
 
+pub(crate) mod gate;
 pub(crate) mod index;
 mod serving;
 
-pub(crate) use serving::{Serving, ask, int8_kernel};
+pub(crate) use serving::{Serving, ask};

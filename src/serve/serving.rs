@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use crate::device::cpu::int8::Kernel;
+use crate::device::cpu::int8::ByteKernel;
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -26,6 +26,8 @@ pub(crate) struct Serving {
     pub(crate) index: Index,
     /// Why this generation is served instead of the current one, if it is.
     pub(crate) passed_over: Option<String>,
+    /// Why its network computes in these numbers.
+    pub(crate) why: String,
     network: Network,
     head: Head,
     plans: Plans<RouteWorkspace>,
@@ -79,7 +81,7 @@ impl Serving {
         contents: &Contents,
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
-        kernel: Option<Kernel>,
+        kernel: Option<ByteKernel>,
     ) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
@@ -128,10 +130,17 @@ impl Serving {
             encoder,
             index,
             passed_over,
+            why: String::new(),
             network,
             head,
             plans: Plans::new(),
         })
+    }
+
+    /// With the reason why its network computes in these numbers.
+    pub(crate) fn because(mut self, why: impl Into<String>) -> Self {
+        self.why = why.into();
+        self
     }
 
     fn device(&self) -> &Device {
@@ -299,6 +308,30 @@ impl Serving {
         Ok(best)
     }
 
+    /// The best model and the vector of each prompt of one batch; on the CPU.
+    pub(super) fn look(&self, prompts: &[&Tokens]) -> Result<Vec<(u32, Vec<f32>)>> {
+        let batch = self.encoder.pack(prompts);
+        let words = self
+            .index
+            .by_words(prompts.iter().map(|tokens| tokens.words.as_slice()));
+        let run = |plan: &mut Plan<RouteWorkspace>| {
+            let ((reads, pooled), outcome) = self.device().run(plan, |pass, t| {
+                t.activations.upload(pass, &batch);
+                self.index.upload(pass, &words, &mut t.workspace);
+                self.encode(pass, &mut t.activations);
+                let pooled = pass.read(&t.activations.pooled);
+                (self.score(pass, t, 1), pooled)
+            })?;
+            let rankings = self.index.rankings(&reads, &outcome, prompts.len())?;
+            let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
+            let both = rankings.iter().zip(vectors);
+            both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))
+                .collect()
+        };
+        self.plans
+            .with(sizes(&batch), |sizes| self.plan(sizes), run)
+    }
+
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
         let mut activations = Activations::new(device, config, sizes)?;
@@ -320,33 +353,8 @@ impl Serving {
     }
 }
 
-/// The kernel of maps of bytes, if `precision` means them.
-///
-/// Errors: there is no kernel for `precision` on the encoder's device.
-pub(crate) fn int8_kernel(precision: Precision, encoder: &Encoder) -> Result<Option<Kernel>> {
-    match precision {
-        Precision::Auto | Precision::F32 => Ok(None),
-        Precision::Bf16 => bail!(
-            Unsupported,
-            "precision bf16: expected f32 or int8; no device has a kernel for bf16"
-        ),
-        Precision::Int8 if matches!(encoder.device(), Device::Gpu(_)) => bail!(
-            Unsupported,
-            "precision int8: expected the device cpu, found {}",
-            encoder.device_name()
-        ),
-        Precision::Int8 => match Kernel::detect() {
-            Some(kernel) => Ok(Some(kernel)),
-            None => bail!(
-                Unsupported,
-                "precision int8: expected a CPU with AVX-512 VNNI or AVX-VNNI, found neither"
-            ),
-        },
-    }
-}
-
 /// The prompt that a generation must answer before it becomes current.
-const QUESTION: &str = "Which model is right for this?";
+pub(super) const QUESTION: &str = "Which model is right for this?";
 
 /// Opens `contents` as a router would and asks it once, before it becomes current.
 ///

@@ -2,9 +2,9 @@
 
 use super::wide::{Block, Wide};
 
-/// Room for one head; kept from one use to the next.
+/// HeadRoom for one head; kept from one use to the next.
 #[derive(Default)]
-pub(crate) struct Room {
+pub(crate) struct HeadRoom {
     /// Sixteen queries, turned: [element of a head].
     queries: Vec<Block>,
     /// Of sixteen queries: [key].
@@ -26,7 +26,7 @@ pub(crate) fn attend<W: Wide>(
     w: W,
     rows: &[Block],
     shape: Shape,
-    room: &mut Room,
+    room: &mut HeadRoom,
     y: &mut [Block],
 ) {
     let Shape {

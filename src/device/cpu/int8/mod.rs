@@ -38,14 +38,14 @@ const TALLEST: usize = 14;
 /// Bytes that are loaded together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub(crate) [u8; 64]);
+pub(crate) struct ByteLine(pub(crate) [u8; 64]);
 
 /// The sums of a tile: rows by the two halves of a panel.
 pub(crate) type Sums = [[[i32; 16]; 2]; TALLEST];
 
 /// How products of bytes are computed.
 #[derive(Clone, Copy)]
-pub(crate) enum Kernel {
+pub(crate) enum ByteKernel {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
@@ -63,9 +63,9 @@ pub(crate) trait Job {
 }
 
 /// A job with its level, as `pulp` takes it.
-struct Step<J, W>(J, W);
+struct JobAt<J, W>(J, W);
 
-impl<J: Job, W: Wide> NullaryFnOnce for Step<J, W> {
+impl<J: Job, W: Wide> NullaryFnOnce for JobAt<J, W> {
     type Output = J::Output;
 
     #[inline(always)]
@@ -74,7 +74,7 @@ impl<J: Job, W: Wide> NullaryFnOnce for Step<J, W> {
     }
 }
 
-impl Kernel {
+impl ByteKernel {
     /// Those that this machine runs, the fastest first.
     pub(crate) fn available() -> Vec<Self> {
         let mut kernels = Vec::new();
@@ -87,32 +87,49 @@ impl Kernel {
         kernels
     }
 
-    /// The fastest that this machine has, after it has given the reference's numbers.
-    ///
-    /// None: this machine has no instruction for products of bytes, or one that is wrong.
-    pub(crate) fn detect() -> Option<Self> {
-        let kernel = Self::available().into_iter().find(|kernel| {
-            let right = kernel.is_right();
-            if !right {
-                log::warn!("int8: {kernel} does not give the reference's sums on this machine");
+    /// The fastest kernel of this CPU that gives the reference's sums, and why it is that; `None`:
+    /// the CPU has no instruction for products of bytes, or one that is wrong.
+    pub(crate) fn detect() -> (Option<Self>, String) {
+        let mut wrong = String::new();
+        for kernel in Self::available() {
+            if matches!(kernel, Self::Scalar) {
+                break;
             }
-            right
-        })?;
-        (!matches!(kernel, Self::Scalar)).then_some(kernel)
+            if kernel.is_right() {
+                return (
+                    Some(kernel),
+                    format!("{wrong}{kernel}: the reference's sums"),
+                );
+            }
+            log::warn!("int8: {kernel} does not give the reference's sums on this machine");
+            wrong.push_str(&format!("{kernel}: not the reference's sums; "));
+        }
+        let none = "a CPU without AVX-512 VNNI and AVX-VNNI";
+        match wrong.strip_suffix("; ") {
+            Some(wrong) => (None, wrong.to_owned()),
+            None => (None, none.to_owned()),
+        }
+    }
+
+    /// As [`ByteKernel::detect`], the reference itself where no other is right.
+    pub(crate) fn right() -> Option<Self> {
+        Self::available()
+            .into_iter()
+            .find(|kernel| kernel.is_right())
     }
 
     /// Whether a small product is the reference's.
     fn is_right(self) -> bool {
         let line = |seed: usize| {
-            let mut line = Line([0; 64]);
+            let mut line = ByteLine([0; 64]);
             for (i, byte) in line.0.iter_mut().enumerate() {
                 *byte = (seed * 131 + i * 37).to_le_bytes()[0];
             }
             line
         };
         (1..=self.tall()).all(|rows| {
-            let a: Vec<Line> = (0..2 * rows).map(line).collect();
-            let panel: Vec<Line> = (7..7 + 2 * PANEL).map(line).collect();
+            let a: Vec<ByteLine> = (0..2 * rows).map(line).collect();
+            let panel: Vec<ByteLine> = (7..7 + 2 * PANEL).map(line).collect();
             let (mut got, mut want) = ([[[0; 16]; 2]; TALLEST], [[[0; 16]; 2]; TALLEST]);
             self.dot(rows, &a, &panel, &mut got);
             dot(rows, &a, &panel, &mut want);
@@ -131,7 +148,7 @@ impl Kernel {
         }
     }
 
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums) {
+    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(level) => level.dot(rows, a, panel, sums),
@@ -145,15 +162,15 @@ impl Kernel {
     pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(level) => level.simd.vectorize(Step(job, level)),
+            Self::Avx512(level) => level.simd.vectorize(JobAt(job, level)),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(level) => level.simd.vectorize(Step(job, level)),
+            Self::Avx2(level) => level.simd.vectorize(JobAt(job, level)),
             Self::Scalar => job.run(Scalar),
         }
     }
 }
 
-impl fmt::Display for Kernel {
+impl fmt::Display for ByteKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             #[cfg(target_arch = "x86_64")]
@@ -167,7 +184,7 @@ impl fmt::Display for Kernel {
 
 /// The reference: `a` is [blocks][rows] lines of activations, `panel` [blocks][2][16] lines, each
 /// of 16 outputs by 4 inputs; `sums` becomes [rows][2][16].
-pub(crate) fn dot(rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums) {
+pub(crate) fn dot(rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
     *sums = [[[0; 16]; 2]; TALLEST];
     for (a, panel) in a.chunks_exact(rows).zip(panel.chunks_exact(PANEL)) {
         for (sums, a) in sums.iter_mut().zip(a) {
@@ -192,7 +209,7 @@ pub(crate) fn multiply<W: Wide>(
     w: W,
     a: &Rows,
     tiles: Range<usize>,
-    weights: (&Linear, &[Line]),
+    weights: (&Linear, &[ByteLine]),
     panels: Range<usize>,
     mut sink: impl FnMut(usize, usize, W::F),
 ) {
@@ -273,15 +290,15 @@ mod tests {
         bytes(2 * count, seed).chunks_exact(2).map(two).collect()
     }
 
-    fn lines(bytes: &[u8]) -> Vec<Line> {
-        let line = |chunk: &[u8; 64]| Line(*chunk);
+    fn lines(bytes: &[u8]) -> Vec<ByteLine> {
+        let line = |chunk: &[u8; 64]| ByteLine(*chunk);
         bytes.as_chunks::<64>().0.iter().map(line).collect()
     }
 
     #[test]
     fn every_kernel_gives_the_reference_sums() {
         let extremes = [255u8, 129, 127, 0];
-        for kernel in Kernel::available() {
+        for kernel in ByteKernel::available() {
             for rows in 1..=kernel.tall() {
                 for blocks in 1..=GROUP_BLOCKS {
                     let (of_a, of_panel) = (rows * blocks * 64, blocks * PANEL * 64);
@@ -312,7 +329,7 @@ mod tests {
         x: &'a [f32],
         inputs: usize,
         map: &'a Linear,
-        lines: &'a [Line],
+        lines: &'a [ByteLine],
         y: &'a mut [f32],
         outputs: usize,
     }
@@ -394,7 +411,7 @@ mod tests {
                 let x = noise(rows * inputs, 5);
                 let want = reference(&x, &w, &bias, inputs);
                 let mut first: Option<Vec<f32>> = None;
-                for kernel in Kernel::available() {
+                for kernel in ByteKernel::available() {
                     let mut y = vec![f32::NAN; rows * outputs];
                     kernel.run(Apply {
                         x: &x,
@@ -427,7 +444,7 @@ mod tests {
             (0.25, 2.0)
         });
         for (value, want) in [(0.0, 0.5), (1.0, 64.5), (-1.0, -63.5)] {
-            for kernel in Kernel::available() {
+            for kernel in ByteKernel::available() {
                 let mut y = [f32::NAN];
                 kernel.run(Apply {
                     x: &[value; 64],

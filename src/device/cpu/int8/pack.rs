@@ -7,7 +7,7 @@
 use memmap2::MmapMut;
 
 use super::wide::Block;
-use super::{GROUP, GROUP_BLOCKS, Line, PANEL};
+use super::{ByteLine, GROUP, GROUP_BLOCKS, PANEL};
 use crate::device::cpu::Cpu;
 use crate::error::{Result, error};
 
@@ -27,7 +27,7 @@ pub(crate) struct Arena {
 impl Arena {
     /// Room for `lines`.
     pub(crate) fn new(lines: usize) -> Result<Self> {
-        let bytes = lines * size_of::<Line>();
+        let bytes = lines * size_of::<ByteLine>();
         let map = MmapMut::map_anon(bytes + HUGE)
             .map_err(|e| error!(Io, "int8: cannot map {bytes} bytes for weights: {e}"))?;
         // A wish; without huge pages all is the same, and slower.
@@ -42,16 +42,16 @@ impl Arena {
         })
     }
 
-    pub(crate) fn lines(&self) -> &[Line] {
-        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<Line>()])
+    pub(crate) fn lines(&self) -> &[ByteLine] {
+        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<ByteLine>()])
     }
 
     /// The next `count` lines.
-    fn take(&mut self, count: usize) -> (usize, &mut [Line]) {
+    fn take(&mut self, count: usize) -> (usize, &mut [ByteLine]) {
         let start = self.taken;
         self.taken += count;
-        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<Line>()];
-        let lines: &mut [Line] = bytemuck::cast_slice_mut(bytes);
+        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<ByteLine>()];
+        let lines: &mut [ByteLine] = bytemuck::cast_slice_mut(bytes);
         (start, &mut lines[start..][..count])
     }
 }
@@ -71,7 +71,7 @@ pub(crate) struct Linear {
 
 /// A panel that is being packed.
 struct Packing<'p> {
-    lines: &'p mut [Line],
+    lines: &'p mut [ByteLine],
     scale: &'p mut [Block; 2],
     bias: &'p mut [Block; 2],
     sums: &'p mut [[Block; 2]],
@@ -152,7 +152,7 @@ impl Linear {
 
     /// A panel of this map in its arena's lines.
     #[inline(always)]
-    pub(super) fn panel<'l>(&self, lines: &'l [Line], panel: usize) -> &'l [Line] {
+    pub(super) fn panel<'l>(&self, lines: &'l [ByteLine], panel: usize) -> &'l [ByteLine] {
         let size = self.blocks * PANEL;
         &lines[self.start + panel * size..][..size]
     }

@@ -2,12 +2,12 @@
 //! bytes, with a scale and a zero point for each row and group of inputs.
 
 use super::wide::{Block, Wide};
-use super::{GROUP_BLOCKS, Line};
+use super::{ByteLine, GROUP_BLOCKS};
 
 /// Rows of bytes; room is kept from one use to the next.
 #[derive(Default)]
 pub(crate) struct Rows {
-    lines: Vec<Line>,
+    lines: Vec<ByteLine>,
     /// (scale, zero point): [row][group].
     scales: Vec<[f32; 2]>,
     rows: usize,
@@ -29,7 +29,7 @@ impl Rows {
             groups: blocks.div_ceil(GROUP_BLOCKS),
             height: rows.div_ceil(rows.div_ceil(tall).max(1)).max(1),
         };
-        self.lines.resize(rows * blocks, Line([0; 64]));
+        self.lines.resize(rows * blocks, ByteLine([0; 64]));
         self.scales.resize(rows * self.groups, [0.0; 2]);
     }
 
@@ -39,7 +39,7 @@ impl Rows {
 
     /// The first row of a tile, the number of its rows, and its lines.
     #[inline(always)]
-    pub(crate) fn tile(&self, tile: usize) -> (usize, usize, &[Line]) {
+    pub(crate) fn tile(&self, tile: usize) -> (usize, usize, &[ByteLine]) {
         let first = tile * self.height;
         let count = self.height.min(self.rows - first);
         let lines = &self.lines[first * self.blocks..][..count * self.blocks];

@@ -12,7 +12,7 @@ mod x86 {
 
     use bytemuck::{cast, cast_ref};
 
-    use crate::device::cpu::int8::{Line, Sums};
+    use crate::device::cpu::int8::{ByteLine, Sums};
 
     /// Proof that this CPU has AVX-512 VNNI.
     #[derive(Clone, Copy)]
@@ -34,8 +34,8 @@ mod x86 {
         pub(in super::super) fn dot(
             self,
             rows: usize,
-            a: &[Line],
-            panel: &[Line],
+            a: &[ByteLine],
+            panel: &[ByteLine],
             sums: &mut Sums,
         ) {
             macro_rules! step {
@@ -63,8 +63,8 @@ mod x86 {
         pub(in super::super) fn dot(
             self,
             rows: usize,
-            a: &[Line],
-            panel: &[Line],
+            a: &[ByteLine],
+            panel: &[ByteLine],
             sums: &mut Sums,
         ) {
             macro_rules! step {
@@ -81,7 +81,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn avx512<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums) {
+    fn avx512<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
         let mut total = [[_mm512_setzero_si512(); 2]; R];
         let (a, _) = a.as_chunks::<R>();
         let (panel, _) = panel.as_chunks::<32>();
@@ -103,7 +103,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,avxvnni")]
-    fn avx<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums) {
+    fn avx<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
         let (a, _) = a.as_chunks::<R>();
         let (panel, _) = panel.as_chunks::<32>();
         // Half a line holds eight outputs; two halves of six rows fill the registers.

@@ -3,7 +3,7 @@
 //! Each operation is one of IEEE 754, correctly rounded, and a fused multiply-add is called by that
 //! name; nothing is left to the compiler's choice.
 
-use super::{Line, Sums};
+use super::{ByteLine, Sums};
 
 /// Sixteen numbers in memory.
 pub(crate) type Block = [f32; 16];
@@ -46,7 +46,7 @@ pub(crate) trait Wide: Copy {
     fn bytes(self, values: [Self::F; 4]) -> [u8; 64];
 
     /// Sums of products of `rows` rows of bytes (0 to 255) and a panel's signed bytes.
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums);
+    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums);
 
     /// Row i of the result has number i of each row.
     #[inline(always)]
@@ -246,7 +246,7 @@ impl Wide for Scalar {
     }
 
     #[inline(always)]
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums) {
+    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
         super::dot(rows, a, panel, sums);
     }
 }
@@ -363,7 +363,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums) {
+        fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
             self.vnni.dot(rows, a, panel, sums);
         }
 
@@ -514,7 +514,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums) {
+        fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
             self.vnni.dot(rows, a, panel, sums);
         }
     }
@@ -523,7 +523,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cpu::int8::{Job, Kernel};
+    use crate::device::cpu::int8::{ByteKernel, Job};
 
     /// GELU, 2^-|x|, sums and extremes of every sixteen, and its bytes.
     struct Functions<'a>(&'a [Block]);
@@ -553,8 +553,8 @@ mod tests {
     fn functions_are_accurate_and_the_same_at_every_level() {
         let xs: Vec<f32> = (-16_000..16_000).map(|i| i as f32 / 1000.0).collect();
         let blocks: Vec<Block> = xs.as_chunks::<16>().0.to_vec();
-        let want = Kernel::Scalar.run(Functions(&blocks));
-        for kernel in Kernel::available() {
+        let want = ByteKernel::Scalar.run(Functions(&blocks));
+        for kernel in ByteKernel::available() {
             assert!(kernel.run(Functions(&blocks)) == want, "{kernel}");
         }
         let (gelu, powers, totals, bytes) = want;
