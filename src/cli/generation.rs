@@ -227,9 +227,11 @@ fn measure(args: &MeasureArgs) -> Result<ExitCode> {
     let id = generation_of(&store, args.id.as_deref())?;
     let examples = args.examples.as_ref().map(learn::read_examples);
     let examples = examples.transpose()?;
-    let mut options = Options::default();
-    options.threads = args.threads;
-    options.encoder.clone_from(&args.encoder);
+    let mut options = Options {
+        threads: args.threads,
+        encoder: args.encoder.clone(),
+        ..Options::default()
+    };
     options.look_in.extend(bundled::encoder());
     let agreement = learn::measure_precision(&store, &id, examples.as_deref(), &options)?;
     let missed = agreement.missed();

@@ -21,7 +21,7 @@ use crate::text::query::query_digest;
 use crate::text::tokenizer::Tokens;
 
 /// Most prompts that are measured; of more, as many are taken evenly.
-const MOST: usize = 1024;
+const MOST: usize = 2048;
 
 /// A prompt to measure, and its right model and domain as far as they are known.
 struct Labelled {
@@ -36,7 +36,7 @@ struct Labelled {
 ///
 /// Measured on the examples that the generation held out, if `examples` has at least 64 of them;
 /// else on all `examples`. Without examples: on the held-out prompts that it keeps as text. Of more
-/// than 1,024 prompts as many are taken evenly. On a CPU without VNNI the scalar reference computes
+/// than 2,048 prompts as many are taken evenly. On a CPU without VNNI the scalar reference computes
 /// the same bits, slowly.
 ///
 /// Errors: fewer than 64 prompts; the encoder is not found; the store is read-only, or has no such

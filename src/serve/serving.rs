@@ -36,7 +36,7 @@ pub(crate) struct Serving {
 /// The encoder's network, with the generation's adapter where it has one.
 enum Network {
     F32(Arc<Bert>),
-    Int8(Int8),
+    Int8(Box<Int8>),
 }
 
 /// The tensors of one batch, from tokens to ranks.
@@ -114,7 +114,8 @@ impl Serving {
             },
             || match (kernel, contents.factors(encoder.config())?) {
                 (Some(kernel), factors) => {
-                    encoder.int8(kernel, factors.as_ref()).map(Network::Int8)
+                    let int8 = encoder.int8(kernel, factors.as_ref())?;
+                    Ok(Network::Int8(Box::new(int8)))
                 }
                 (None, Some(factors)) => {
                     let merged = encoder.merged(&factors)?;

@@ -95,6 +95,75 @@ fn int8_is_taken_where_it_is_asked_for() {
     assert_eq!(scores(&route(&one)[0]), scores(&bytes[0]));
 }
 
+#[test]
+fn auto_takes_int8_where_the_record_is_good() {
+    let own = format!("hubrouter-auto-{}", std::process::id());
+    let root = std::env::temp_dir().join(own);
+    let id = Store::open(STORE).unwrap().current().unwrap();
+    let folder = root.join(id.as_str());
+    std::fs::create_dir_all(&folder).unwrap();
+    let copy = |name: &str| std::fs::copy(Path::new(STORE).join(name), root.join(name)).unwrap();
+    copy("current");
+    for entry in Path::new(STORE).join(id.as_str()).read_dir().unwrap() {
+        let name = entry.unwrap().file_name();
+        copy(&format!("{id}/{}", name.to_str().unwrap()));
+    }
+    let encoder = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/all-MiniLM-L6-v2");
+    let options = Options::default().device("cpu").threads(1).encoder(encoder);
+    let look = || {
+        let router = Router::open(&root, options.clone()).unwrap();
+        let decision = router.route(&Request::new("Who is speaking?")).unwrap();
+        assert_eq!(decision.precision, router.precision());
+        (router.precision(), router.precision_reason())
+    };
+    let stays = |why: &str| {
+        let (precision, reason) = look();
+        assert_eq!(precision, Precision::F32, "{reason}");
+        assert!(reason.contains(why), "{reason}");
+    };
+    let store = Store::open(&root).unwrap();
+    let good = store.agreement(&id).unwrap().unwrap();
+    let record = folder.join(crate::generation::precision::PRECISION);
+    if ByteKernel::detect().0.is_none() {
+        stays("no kernel for int8");
+        return std::fs::remove_dir_all(root).unwrap();
+    }
+    let (precision, reason) = look();
+    assert_eq!(precision, Precision::Int8, "{reason}");
+    let want = format!("the same domain as f32 for {} of", good.same_domain);
+    assert!(reason.contains(&want), "{reason}");
+    let mut other = good.clone();
+    other.vector_sha256 = "0".repeat(64);
+    store.record(&id, &other).unwrap();
+    stays("other bits");
+    other = good.clone();
+    other.worst_cosine = 0.5;
+    store.record(&id, &other).unwrap();
+    stays("int8 missed a bar: cosine");
+    std::fs::write(&record, "{}").unwrap();
+    stays("the record of int8 is damaged");
+    assert!(store.agreement(&id).is_err());
+    std::fs::remove_file(&record).unwrap();
+    stays("was not measured");
+    assert_eq!(store.agreement(&id).unwrap(), None);
+    // Names alone change nothing that was measured.
+    store.record(&id, &good).unwrap();
+    let name = store
+        .hub(&id)
+        .unwrap()
+        .get(ModelId(0))
+        .unwrap()
+        .name
+        .to_string();
+    let store = store.look_in(encoder);
+    let renamed = store.rename(&name, "another-name").unwrap();
+    assert_eq!(store.agreement(&renamed).unwrap(), Some(good));
+    assert_eq!(look().0, Precision::Int8);
+    let retired = store.retire("another-name").unwrap();
+    assert_eq!(store.agreement(&retired).unwrap(), None);
+    std::fs::remove_dir_all(root).unwrap();
+}
+
 #[cfg(feature = "gpu")]
 mod on_a_gpu {
     use super::*;
