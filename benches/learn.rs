@@ -236,7 +236,7 @@ fn learn(
     // Learners wait for their turns by the minute: a state in between would be measured as a step.
     let mut learner =
         Learner::open(store, None, settings.clone(), options)?.save_every(Duration::MAX);
-    let rows = settings.batch * WINDOWS;
+    let rows = BATCH * WINDOWS;
     let experience = Experience {
         models: Vec::new(),
         examples: (0..rows).map(|i| example(i, i * models / rows)).collect(),
@@ -281,7 +281,7 @@ fn hub(scratch: &Path, models: usize) -> Result<PathBuf> {
 /// The edge recipe, nothing held out or replayed, with changes.
 fn settings(pairs: &[(&str, &str)]) -> Result<Settings> {
     let mut settings = Settings::edge();
-    settings.batch = BATCH;
+    settings.set("batch", &BATCH.to_string())?;
     settings.set("hold_out", "false")?;
     settings.set("replay.strategy", "none")?;
     for (key, value) in pairs {

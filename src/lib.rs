@@ -11,6 +11,7 @@ pub mod cli;
 #[cfg(feature = "cmrbench")]
 pub mod cmrbench;
 mod device;
+#[cfg(feature = "cli")]
 pub mod diagnostics;
 mod encoder;
 mod error;

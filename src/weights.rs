@@ -385,6 +385,7 @@ pub(crate) struct Table {
 
 impl Table {
     /// `values` as rows of `columns`.
+    #[cfg(any(test, feature = "cli"))]
     pub(crate) fn of_f32(values: &[f32], columns: usize) -> Self {
         Self {
             dtype: Dtype::F32,

@@ -1,7 +1,7 @@
 //! The documentation holds together: sections and vectors that are cited exist, links lead somewhere.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -180,6 +180,51 @@ fn links_lead_somewhere() {
         let folder = path.rsplit_once('/').unwrap().0;
         let broken = broken_links(folder, text);
         assert!(broken.is_empty(), "{path}: links to nothing: {broken:?}");
+    }
+}
+
+/// The names that `pub use` of a module publishes, those left out of the documentation not.
+fn published(module: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let text = fs::read_to_string(Path::new(ROOT).join(module)).unwrap();
+    for statement in text.split_inclusive(';') {
+        let Some((before, used)) = statement.split_once("\npub use ") else {
+            continue;
+        };
+        let used = used.trim_end_matches(';');
+        let list = used.rsplit_once("::").map_or(used, |(_, last)| last);
+        if !before.trim_end().ends_with("#[doc(hidden)]") {
+            let list = list.trim_matches(['{', '}']).split(',');
+            names.extend(list.map(|name| name.trim().to_owned()));
+        }
+    }
+    names.remove("");
+    names
+}
+
+/// The items directly in `module` that the list of the interface has.
+fn listed(list: &str, module: &str) -> BTreeSet<String> {
+    let path = |line: &str| -> Option<String> {
+        let line = line.strip_prefix("#[non_exhaustive] ").unwrap_or(line);
+        let rest = line.strip_prefix("pub ")?;
+        let (kind, rest) = rest.split_once(' ')?;
+        let rest = rest.strip_prefix(module)?;
+        let name = rest.split(['(', '<', ' ', ':', '=', '&']).next()?;
+        let kinds = ["struct", "enum", "fn", "trait", "type", "const"];
+        let inside = rest[name.len()..].starts_with("::");
+        (kinds.contains(&kind) && !inside).then(|| name.to_owned())
+    };
+    list.lines().filter_map(path).collect()
+}
+
+#[test]
+fn the_list_of_the_interface_has_every_published_name() {
+    let list = fs::read_to_string(Path::new(ROOT).join("docs/api.md")).unwrap();
+    for (module, path) in [("src/lib.rs", ""), ("src/learn/mod.rs", "learn::")] {
+        let (names, listed) = (published(module), listed(&list, path));
+        assert!(names.len() > 10, "{names:?}");
+        let differ: Vec<_> = names.symmetric_difference(&listed).collect();
+        assert!(differ.is_empty(), "docs/api.sh has to be run: {differ:?}");
     }
 }
 

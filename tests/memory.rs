@@ -562,7 +562,8 @@ fn the_usual_recipe_trains_once_and_by_enough_examples() {
         manifest.learned.unwrap().trained
     };
     let adapter = |setup: &Setup| part(setup, "adapter.safetensors");
-    assert_eq!(Settings::edge().train_least, 500);
+    let usual = Settings::edge().pairs();
+    assert!(usual.contains(&("train.least".into(), 500.into())));
     // 24 examples, of which 6 are held out.
     let (_, report) = learn(&setup, numbered(0, 6, 0..1), edge("19"), cpu(1));
     assert!(!report.trained && report.steps == 0 && !trained(&setup));

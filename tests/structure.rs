@@ -230,9 +230,6 @@ fn public_items(tree: &Tree) -> Vec<String> {
     found
 }
 
-/// Names that still mean two things.
-const DOUBLES: [&str; 3] = ["Adapter", "Outcome", "Target"];
-
 /// The type that a line at the beginning of an item defines.
 fn defined(line: &str) -> Option<&str> {
     let line = line.strip_prefix("pub").unwrap_or(line);
@@ -257,9 +254,7 @@ fn names_once(tree: &Tree) -> Vec<String> {
             }
         }
     }
-    let twice = places
-        .into_iter()
-        .filter(|(name, places)| places.len() > 1 && !DOUBLES.contains(&name.as_str()));
+    let twice = places.into_iter().filter(|(_, places)| places.len() > 1);
     twice
         .map(|(name, places)| format!("the type {name} is defined more than once: {places:?}"))
         .collect()

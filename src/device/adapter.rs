@@ -1,4 +1,8 @@
 //! Adapters as `doctor` shows them.
+#![cfg_attr(
+    not(feature = "cli"),
+    expect(unreachable_pub, reason = "`diagnostics` publishes them")
+)]
 
 /// An adapter as `doctor` shows it.
 #[derive(Clone, Debug, Default, serde::Serialize)]

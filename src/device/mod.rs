@@ -14,7 +14,7 @@ mod tensor;
 use std::sync::Arc;
 
 pub(crate) use gpu::{Kernel, Shader, shader};
-pub(crate) use pass::{CpuPass, Outcome, Pass, Read};
+pub(crate) use pass::{CpuPass, Outputs, Pass, Read};
 pub(crate) use plan::{Plan, Plans, Sizes};
 pub(crate) use tensor::{Part, PartMut, Place, Tensor};
 
@@ -187,8 +187,8 @@ impl Device {
             return Ok(());
         };
         let mut outcomes = vec![Ok(()); kernels.len()];
-        host.each(&mut outcomes, 1, WORK, |index, outcome| {
-            outcome.fill(kernels[index].compiled(gpu).map(drop));
+        host.each(&mut outcomes, 1, WORK, |index, outputs| {
+            outputs.fill(kernels[index].compiled(gpu).map(drop));
         });
         outcomes.into_iter().collect()
     }
@@ -200,12 +200,12 @@ impl Device {
         &self,
         plan: &mut Plan<T>,
         body: impl FnOnce(&mut Pass<'_>, &mut T) -> R + Send,
-    ) -> Result<(R, Outcome)> {
+    ) -> Result<(R, Outputs)> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.run(|| {
                 let mut pass = Pass::Cpu(CpuPass::new(cpu));
                 let value = body(&mut pass, &mut plan.tensors);
-                (value, pass.into_outcome())
+                (value, pass.into_outputs())
             })),
             Self::Gpu(gpu) => {
                 let (tensors, tape) = plan.split();
@@ -249,8 +249,8 @@ fn choose_without_gpu(choice: &DeviceChoice) -> Result<String> {
 /// server without a GPU is common.
 pub(crate) fn choose(
     choice: &DeviceChoice,
-    adapters: impl FnOnce() -> Vec<gpu::Adapter>,
-) -> Result<(Option<gpu::Adapter>, String)> {
+    adapters: impl FnOnce() -> Vec<gpu::GpuAdapter>,
+) -> Result<(Option<gpu::GpuAdapter>, String)> {
     if cfg!(not(feature = "gpu")) {
         return Ok((None, choose_without_gpu(choice)?));
     }
@@ -261,7 +261,7 @@ pub(crate) fn choose(
         DeviceChoice::Cpu => Vec::new(),
         _ => adapters(),
     };
-    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::Adapter::report).collect();
+    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::GpuAdapter::report).collect();
     let (index, reason) = pick(choice, &reports)?;
     Ok((index.map(|index| adapters.swap_remove(index)), reason))
 }

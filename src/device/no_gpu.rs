@@ -1,7 +1,7 @@
 //! `device::gpu` of a build without the feature `gpu`: the same names, and no value of any of them.
 
 use crate::device::adapter::AdapterReport;
-use crate::device::pass::{Outcome, Read};
+use crate::device::pass::{Outputs, Read};
 use crate::device::{Part, Tensor};
 use crate::error::Result;
 
@@ -12,7 +12,7 @@ pub(crate) type GpuPass<'p> = Recording;
 pub(crate) enum Recording {}
 
 #[derive(Clone)]
-pub(crate) enum Adapter {}
+pub(crate) enum GpuAdapter {}
 
 /// Stands for a shader: its source is left out of the build.
 pub(crate) struct Shader;
@@ -27,7 +27,7 @@ pub(crate) use shader;
 /// Stands for a kernel: the CPU compiles none.
 pub(crate) struct Kernel;
 
-pub(crate) fn adapters() -> Vec<Adapter> {
+pub(crate) fn adapters() -> Vec<GpuAdapter> {
     Vec::new()
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn may_be_hardware() -> bool {
     false
 }
 
-impl Adapter {
+impl GpuAdapter {
     pub(crate) fn report(&self) -> AdapterReport {
         match *self {}
     }
@@ -52,7 +52,7 @@ impl Kernel {
 }
 
 impl Gpu {
-    pub(crate) fn open(adapter: &Adapter) -> Result<Self> {
+    pub(crate) fn open(adapter: &GpuAdapter) -> Result<Self> {
         match *adapter {}
     }
 
@@ -114,7 +114,7 @@ impl Recording {
         match *self {}
     }
 
-    pub(crate) fn submit(self) -> Result<Outcome> {
+    pub(crate) fn submit(self) -> Result<Outputs> {
         match self {}
     }
 }

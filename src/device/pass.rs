@@ -12,13 +12,13 @@ pub(crate) enum Pass<'p> {
     Cpu(CpuPass<'p>),
 }
 
-/// Names a tensor whose content comes back with the [`Outcome`].
+/// Names a tensor whose content comes back with the [`Outputs`].
 #[derive(Clone, Copy)]
 pub(crate) struct Read(pub(super) usize);
 
 /// What a pass brought back.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct Outputs {
     pub(super) reads: Vec<Vec<u32>>,
     /// Microseconds of each stage, in the order in which they began.
     pub(super) stages: Vec<f64>,
@@ -26,7 +26,7 @@ pub(crate) struct Outcome {
     pub(crate) dispatches: usize,
 }
 
-impl Outcome {
+impl Outputs {
     /// Rows of ids.
     pub(crate) fn u32(&self, read: Read) -> &[u32] {
         &self.reads[read.0]
@@ -85,7 +85,7 @@ impl Pass<'_> {
         tensor.resize(rows);
     }
 
-    /// Brings the content that `tensor` has at this point back with the outcome.
+    /// Brings the content that `tensor` has at this point back with the outputs.
     pub(crate) fn read(&mut self, tensor: &Tensor) -> Read {
         match self {
             Pass::Gpu(gpu) => gpu.read(tensor),
@@ -95,8 +95,8 @@ impl Pass<'_> {
                 } else {
                     bytemuck::cast_slice(tensor.f32()).to_vec()
                 };
-                cpu.outcome.reads.push(content);
-                Read(cpu.outcome.reads.len() - 1)
+                cpu.outputs.reads.push(content);
+                Read(cpu.outputs.reads.len() - 1)
             }
         }
     }
@@ -124,18 +124,18 @@ impl Pass<'_> {
                     let row = &table[*id as usize * columns..][..columns];
                     content.extend_from_slice(bytemuck::cast_slice(row));
                 }
-                cpu.outcome.reads.push(content);
-                Read(cpu.outcome.reads.len() - 1)
+                cpu.outputs.reads.push(content);
+                Read(cpu.outputs.reads.len() - 1)
             }
         }
     }
 
-    pub(super) fn into_outcome(self) -> Outcome {
+    pub(super) fn into_outputs(self) -> Outputs {
         match self {
             Pass::Gpu(_) => unreachable!("a GPU's pass is submitted"),
             Pass::Cpu(mut cpu) => {
                 cpu.close_stage();
-                cpu.outcome
+                cpu.outputs
             }
         }
     }
@@ -143,7 +143,7 @@ impl Pass<'_> {
 
 pub(crate) struct CpuPass<'p> {
     pub(crate) cpu: &'p Cpu,
-    outcome: Outcome,
+    outputs: Outputs,
     began: Option<Instant>,
 }
 
@@ -151,14 +151,14 @@ impl<'p> CpuPass<'p> {
     pub(super) fn new(cpu: &'p Cpu) -> Self {
         Self {
             cpu,
-            outcome: Outcome::default(),
+            outputs: Outputs::default(),
             began: None,
         }
     }
 
     fn close_stage(&mut self) {
         if let Some(began) = self.began.take() {
-            self.outcome
+            self.outputs
                 .stages
                 .push(began.elapsed().as_secs_f64() * 1e6);
         }

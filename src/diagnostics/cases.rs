@@ -5,8 +5,9 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::num::to_u32;
 use crate::ops::case::Case;
-use crate::ops::contrastive::LossSize;
-use crate::ops::matmul::{ProductSize, Transposed};
+use crate::ops::contrastive::cases::LossSize;
+use crate::ops::matmul::Transposed;
+use crate::ops::matmul::cases::ProductSize;
 use crate::ops::{
     adamw, anchor, attention, by_domain, contrastive, distill, dropout, embed, gelu, layer_norm,
     linear, log_sum_exp, matmul, normalize, peak, pool, score, square, top_k,
@@ -108,25 +109,25 @@ pub(super) fn all(device: &Device, scale: CaseScale) -> Result<Vec<Case>> {
     // Factors of one layer's maps, and W.
     let ahead = before + r * (10 * h + 2 * f) + h * h;
     let groups = [
-        embed::cases(device, &[(t, h)])?,
-        layer_norm::cases(device, &[(t, h, 0.0)])?,
-        linear::cases(device, &maps)?,
-        matmul::cases(device, &products)?,
-        attention::cases(device, &[(&offsets, scale.heads, h / scale.heads)])?,
-        gelu::cases(device, &[(t, f)])?,
-        dropout::cases(device, &[(t, h)])?,
-        pool::cases(device, &[(&offsets, h)])?,
-        normalize::cases(device, &[(b, h, 0), (m, h, before)])?,
-        score::cases(device, &[(b, m, [h, h])])?,
-        by_domain::cases(device, &[(b, m, scale.domains)])?,
-        log_sum_exp::cases(device, &[(b, m, scale.domains)])?,
-        top_k::cases(device, &[(b, m, scale.k)])?,
-        contrastive::cases(device, &[losses])?,
-        distill::cases(device, &[(b, m)])?,
-        anchor::cases(device, &[(m, h, before)])?,
-        square::cases(device, &[ahead])?,
-        adamw::cases(device, &[(ahead, m, h)])?,
-        peak::cases(device, &[t * h])?,
+        embed::cases::all(device, &[(t, h)])?,
+        layer_norm::cases::all(device, &[(t, h, 0.0)])?,
+        linear::cases::all(device, &maps)?,
+        matmul::cases::all(device, &products)?,
+        attention::cases::all(device, &[(&offsets, scale.heads, h / scale.heads)])?,
+        gelu::cases::all(device, &[(t, f)])?,
+        dropout::cases::all(device, &[(t, h)])?,
+        pool::cases::all(device, &[(&offsets, h)])?,
+        normalize::cases::all(device, &[(b, h, 0), (m, h, before)])?,
+        score::cases::all(device, &[(b, m, [h, h])])?,
+        by_domain::cases::all(device, &[(b, m, scale.domains)])?,
+        log_sum_exp::cases::all(device, &[(b, m, scale.domains)])?,
+        top_k::cases::all(device, &[(b, m, scale.k)])?,
+        contrastive::cases::all(device, &[losses])?,
+        distill::cases::all(device, &[(b, m)])?,
+        anchor::cases::all(device, &[(m, h, before)])?,
+        square::cases::all(device, &[ahead])?,
+        adamw::cases::all(device, &[(ahead, m, h)])?,
+        peak::cases::all(device, &[t * h])?,
     ];
     Ok(groups.into_iter().flatten().collect())
 }

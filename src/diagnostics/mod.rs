@@ -14,7 +14,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use crate::device::adapter::{AdapterReport, LimitsReport};
-use crate::device::cpu::{self, Cpu, int8};
+use crate::device::cpu::{Cpu, int8};
 use crate::device::gpu::{self, Gpu};
 use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
@@ -82,7 +82,7 @@ pub struct OpTest {
 pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
     let host = Arc::new(Cpu::open(None)?);
     let adapters = gpu::adapters();
-    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::Adapter::report).collect();
+    let reports: Vec<AdapterReport> = adapters.iter().map(gpu::GpuAdapter::report).collect();
     let (chosen, reason) = match choose(choice, || adapters.clone()) {
         Ok((Some(adapter), reason)) => (adapter.report().name, reason),
         Ok((None, reason)) => ("cpu".into(), reason),
@@ -111,7 +111,7 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
             kernels: host.level().name(),
             int8: int8.map(|kernel| kernel.to_string()),
             int8_reason,
-            features: cpu::features(),
+            features: cpu_features(),
         },
         adapters: reports,
         asked: choice.clone().into(),
@@ -121,6 +121,30 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
         failures,
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// SIMD features of this machine that the kernels use or could use.
+fn cpu_features() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! look {
+            ($($feature:tt)*) => {
+                $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })*
+            };
+        }
+        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avxvnni" "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        macro_rules! look {
+            ($($feature:tt)*) => {
+                $(if std::arch::is_aarch64_feature_detected!($feature) { found.push($feature); })*
+            };
+        }
+        look!("neon" "fp16" "dotprod" "i8mm" "bf16" "sve");
+    }
+    found
 }
 
 fn self_test_on(device: &Device) -> Result<Vec<OpTest>> {

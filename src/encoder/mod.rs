@@ -204,12 +204,12 @@ impl Encoder {
             sizes(&batch),
             |sizes| self.plan(sizes),
             |plan| {
-                let (read, outcome) = self.device.run(plan, |pass, a| {
+                let (read, outputs) = self.device.run(plan, |pass, a| {
                     a.upload(pass, &batch);
                     bert.forward(&self.ops, pass, a, None, None);
                     pass.read(&a.pooled)
                 })?;
-                Ok(outcome.f32(read).to_vec())
+                Ok(outputs.f32(read).to_vec())
             },
         )
     }
@@ -232,7 +232,7 @@ impl Encoder {
         let room = 4 * self.width() * (sizes.tokens * (self.config().layers + 1) + sizes.prompts);
         let a = Activations::new(&self.device, self.config(), sizes)?;
         let mut plan = Plan::new(&self.device, a, Activations::upload_bytes(sizes), room)?;
-        let ((layers, pooled), outcome) = self.device.run(&mut plan, |pass, a| {
+        let ((layers, pooled), outputs) = self.device.run(&mut plan, |pass, a| {
             let mut layers = Vec::new();
             a.upload(pass, &batch);
             bert.forward(&self.ops, pass, a, None, Some(&mut layers));
@@ -243,9 +243,9 @@ impl Encoder {
             truncated: tokens.truncated,
             layers: layers
                 .into_iter()
-                .map(|read| outcome.f32(read).to_vec())
+                .map(|read| outputs.f32(read).to_vec())
                 .collect(),
-            pooled: outcome.f32(pooled).to_vec(),
+            pooled: outputs.f32(pooled).to_vec(),
         })
     }
 

@@ -53,7 +53,7 @@ pub(crate) fn look(
     };
     for chunk in encoder.batches(prompts, usize::MAX) {
         let batch = encoder.pack(chunk);
-        let ((pooled, means), outcome) = plans.with(sizes(&batch), make, |plan| {
+        let ((pooled, means), outputs) = plans.with(sizes(&batch), make, |plan| {
             device.run(plan, |pass, a| {
                 a.upload(pass, &batch);
                 bert.forward(encoder.ops(), pass, a, None, None);
@@ -61,8 +61,8 @@ pub(crate) fn look(
                 (pass.read(&a.pooled), means)
             })
         })?;
-        let pooled = outcome.f32(pooled).chunks_exact(encoder.width());
-        let means = means.map_or(&[][..], |means| outcome.f32(means));
+        let pooled = outputs.f32(pooled).chunks_exact(encoder.width());
+        let means = means.map_or(&[][..], |means| outputs.f32(means));
         let means = means.chunks_exact(width.max(1));
         for ((pooled, means), tokens) in pooled.zip(means).zip(chunk) {
             if let Some(value) = pooled.iter().chain(means).find(|value| !value.is_finite()) {

@@ -30,18 +30,12 @@ pub use kept::replay::ReplayEntry;
 pub use learner::{Control, Learner, Outcome, Status, Watch};
 pub use precision::measure_precision;
 pub use report::{Kept, LossTerms, Measured, Report};
-pub use settings::{
-    AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
-    EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Privacy, Regulariser,
-    ReplayStrategy, RouterRate, Settings, Train,
-};
+pub use settings::{Privacy, Settings};
 
-pub use crate::memory::PriorMean;
-
-pub use crate::model::lora::Target as LoraTarget;
 #[cfg(feature = "cmrbench")]
 pub(crate) use {
     data::examples::for_each_example,
     method::draws::{Draws, Stream},
     report::{forget_peak_memory, peak_memory},
+    settings::{CandidateMode, EwcScope, InitProfile, Regulariser, ReplayStrategy, Train},
 };

@@ -20,7 +20,7 @@ use safetensors::Dtype;
 
 use self::packing::{pack, unpack};
 pub use self::served::{Parts, Strengths};
-pub use self::solve::PriorMean;
+pub(crate) use self::solve::PriorMean;
 pub(crate) use self::solve::{Solved, Solving, solve};
 pub(crate) use self::words::{WORDS, Words, entries};
 use crate::device::cpu::dense::{self, DenseView, Region};

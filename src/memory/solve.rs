@@ -55,8 +55,7 @@ const ALONE: f64 = 0.5;
 /// What a model's mean in the memory is drawn to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum PriorMean {
+pub(crate) enum PriorMean {
     /// The mean of its domain, moved by what its card says.
     Card,
     /// The mean of its domain.

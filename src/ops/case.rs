@@ -3,6 +3,7 @@
 
 use crate::device::{Device, Pass, Place, Plan, Read, Tensor};
 use crate::error::Result;
+#[cfg(feature = "cli")]
 use crate::ops::reference;
 
 /// Bound of an f32 op against f64, per element: `BOUND * (1 + |want|)`.
@@ -26,8 +27,10 @@ pub(crate) struct Case {
     /// The op's name and which of its uses this is.
     pub(crate) label: String,
     /// Operations of one run, a multiply-add as two.
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the bench reads it"))]
     pub(crate) flops: f64,
     /// Bytes that one run must read and write at least.
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the bench reads it"))]
     pub(crate) bytes: f64,
     /// Bound of each output over 1 + |want|.
     pub(crate) bound: f64,
@@ -49,6 +52,7 @@ pub(crate) struct Checked {
 
 impl Checked {
     /// The largest error over 1 + |want|; infinite when something else was written.
+    #[cfg(feature = "cli")]
     pub(crate) fn error(&self) -> f64 {
         match self.intact {
             true => reference::worst(&self.got, &self.want),
@@ -119,6 +123,7 @@ impl Case {
     }
 
     /// Runs the op once.
+    #[cfg(feature = "cli")]
     pub(crate) fn run(&mut self, pass: &mut Pass<'_>) {
         (self.run)(pass, false);
     }
@@ -127,12 +132,12 @@ impl Case {
     pub(crate) fn check(&mut self, device: &Device) -> Result<Vec<Checked>> {
         let mut plan = Plan::new(device, (), UPLOADS, 1 << 22)?;
         let run = &mut self.run;
-        let (reads, outcome) = device.run(&mut plan, |pass, ()| run(pass, true))?;
-        let outputs = reads.into_iter().zip(&self.places).zip((self.want)());
-        let checked = outputs.enumerate().map(|(index, ((read, place), want))| {
+        let (reads, outputs) = device.run(&mut plan, |pass, ()| run(pass, true))?;
+        let each = reads.into_iter().zip(&self.places).zip((self.want)());
+        let checked = each.enumerate().map(|(index, ((read, place), want))| {
             let whole: Vec<f32> = match self.ids == Some(index) {
-                true => outcome.u32(read).iter().map(|id| *id as f32).collect(),
-                false => outcome.f32(read).to_vec(),
+                true => outputs.u32(read).iter().map(|id| *id as f32).collect(),
+                false => outputs.f32(read).to_vec(),
             };
             let (got, intact) = match place {
                 Some(place) => unframe(whole, *place),

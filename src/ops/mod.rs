@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
 pub(crate) mod by_domain;
+#[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
@@ -15,8 +16,10 @@ pub(crate) mod linear;
 pub(crate) mod log_sum_exp;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
+#[cfg(any(test, feature = "cli"))]
 pub(crate) mod peak;
 pub(crate) mod pool;
+#[cfg(any(test, feature = "cli"))]
 pub(crate) mod reference;
 pub(crate) mod score;
 pub(crate) mod square;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
-use crate::device::{Device, Outcome, Pass, Plan};
+use crate::device::{Device, Outputs, Pass, Plan};
 use crate::error::Result;
 use crate::ops::case::Case;
 pub(crate) use crate::ops::reference::{noise, wide, worst};
@@ -65,7 +65,7 @@ pub(crate) fn devices() -> Vec<Device> {
 pub(crate) fn run<R: Send>(
     device: &Device,
     body: impl FnOnce(&mut Pass<'_>) -> R + Send,
-) -> (R, Outcome) {
+) -> (R, Outputs) {
     let mut plan = Plan::new(device, (), 1 << 20, 1 << 22).unwrap();
     device.run(&mut plan, |pass, ()| body(pass)).unwrap()
 }

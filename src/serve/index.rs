@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Outcome, Pass, Read, Tensor};
+use crate::device::{Device, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub};
 use crate::memory::served::{Parts, Recall};
@@ -282,7 +282,7 @@ impl Index {
     pub(crate) fn rankings(
         &self,
         reads: &RankingReads,
-        outcome: &Outcome,
+        outputs: &Outputs,
         prompts: usize,
     ) -> Result<Vec<Ranking>> {
         let (k, models, count) = (reads.k, self.keys.models(), self.domains.len());
@@ -290,18 +290,18 @@ impl Index {
             .map(|b| {
                 let best = match reads.best {
                     Best::Ranked { ids, scores } => {
-                        let ids = outcome.u32(ids)[b * k..][..k].iter().copied();
-                        ids.zip(outcome.f32(scores)[b * k..][..k].iter().copied())
+                        let ids = outputs.u32(ids)[b * k..][..k].iter().copied();
+                        ids.zip(outputs.f32(scores)[b * k..][..k].iter().copied())
                             .collect()
                     }
-                    Best::All(scores) => ranked(&outcome.f32(scores)[b * models..][..models], k),
+                    Best::All(scores) => ranked(&outputs.f32(scores)[b * models..][..models], k),
                 };
-                let domains = &outcome.f32(reads.domains)[b * count..][..count];
+                let domains = &outputs.f32(reads.domains)[b * count..][..count];
                 let mut ranking = Ranking::new(best, domains)?;
                 if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
                     let rank = own.recall.rank;
-                    let y = &outcome.f32(y)[b * rank..][..rank];
-                    let words = &outcome.f32(words)[b * count..];
+                    let y = &outputs.f32(y)[b * rank..][..rank];
+                    let words = &outputs.f32(words)[b * count..];
                     ranking.parts = own.parts(&ranking.best, y, words, self.scale());
                 }
                 Ok(ranking)

@@ -190,7 +190,7 @@ impl Serving {
             sizes(&batch),
             |sizes| self.plan(sizes),
             |plan| {
-                let (reads, outcome) = self.device().run(plan, |pass, t| {
+                let (reads, outputs) = self.device().run(plan, |pass, t| {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
@@ -198,12 +198,12 @@ impl Serving {
                     pass.stage();
                     self.score(pass, t, k)
                 })?;
-                let rankings = self.index.rankings(&reads, &outcome, batch.prompts())?;
+                let rankings = self.index.rankings(&reads, &outputs, batch.prompts())?;
                 Ok(BatchRanking {
                     rankings,
-                    encode: outcome.stage(0),
-                    score: outcome.stage(1),
-                    dispatches: outcome.dispatches,
+                    encode: outputs.stage(0),
+                    score: outputs.stage(1),
+                    dispatches: outputs.dispatches,
                 })
             },
         )
@@ -263,7 +263,7 @@ impl Serving {
                 tokens: chunk.len(),
                 prompts: chunk.len(),
             };
-            let (reads, outcome) = self.plans.with(
+            let (reads, outputs) = self.plans.with(
                 sizes,
                 |sizes| self.plan(sizes),
                 |plan| {
@@ -277,7 +277,7 @@ impl Serving {
                     })
                 },
             )?;
-            for ranking in self.index.rankings(&reads, &outcome, chunk.len())? {
+            for ranking in self.index.rankings(&reads, &outputs, chunk.len())? {
                 best.push(self.first(&ranking)?);
             }
         }

@@ -352,7 +352,7 @@ mod tests {
         let lora = Lora {
             r: 1,
             alpha: 2.0,
-            targets: vec![crate::learn::LoraTarget::Query],
+            targets: vec![crate::model::lora::Target::Query],
         };
         let factors = |a: [f32; 4], b: [f32; 4]| Factors {
             adapter: Adapter::new(&lora, &config),
@@ -364,7 +364,7 @@ mod tests {
         ];
         let product = |factors: &Factors| {
             let mut matrix = vec![0.0; 16];
-            factors.merge(0, crate::learn::LoraTarget::Query, &mut matrix);
+            factors.merge(0, crate::model::lora::Target::Query, &mut matrix);
             matrix
         };
         let by_factors = merged_factors(&all, 0.5);

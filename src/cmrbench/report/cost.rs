@@ -147,8 +147,8 @@ impl Workload {
             hidden,
             feed_forward,
         } = self.shape;
-        let of = |target: &crate::learn::LoraTarget| {
-            use crate::learn::LoraTarget::{Intermediate, Output};
+        let of = |target: &crate::model::lora::Target| {
+            use crate::model::lora::Target::{Intermediate, Output};
             match target {
                 Intermediate | Output => hidden + feed_forward,
                 _ => 2.0 * hidden,

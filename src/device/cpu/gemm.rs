@@ -71,6 +71,8 @@ impl Level {
         levels
     }
 
+    /// As `doctor` calls it.
+    #[cfg(feature = "cli")]
     pub(crate) fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]

@@ -394,27 +394,3 @@ pub(crate) fn pick_rows<'t>(
     }
     picked
 }
-
-/// SIMD features of this machine that the kernels use or could use, for `doctor`.
-pub(crate) fn features() -> Vec<&'static str> {
-    let mut found = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        macro_rules! look {
-            ($($feature:tt)*) => {
-                $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })*
-            };
-        }
-        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avxvnni" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        macro_rules! look {
-            ($($feature:tt)*) => {
-                $(if std::arch::is_aarch64_feature_detected!($feature) { found.push($feature); })*
-            };
-        }
-        look!("neon" "fp16" "dotprod" "i8mm" "bf16" "sve");
-    }
-    found
-}

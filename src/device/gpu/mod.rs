@@ -47,10 +47,10 @@ pub(crate) fn may_be_hardware() -> bool {
 }
 
 #[derive(Clone)]
-pub(crate) struct Adapter(wgpu::Adapter);
+pub(crate) struct GpuAdapter(wgpu::Adapter);
 
 /// All adapters of the platform's native interfaces.
-pub(crate) fn adapters() -> Vec<Adapter> {
+pub(crate) fn adapters() -> Vec<GpuAdapter> {
     let backends = wgpu::Backends::PRIMARY;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends,
@@ -60,11 +60,11 @@ pub(crate) fn adapters() -> Vec<Adapter> {
     });
     pollster::block_on(instance.enumerate_adapters(backends))
         .into_iter()
-        .map(Adapter)
+        .map(GpuAdapter)
         .collect()
 }
 
-impl Adapter {
+impl GpuAdapter {
     pub(crate) fn report(&self) -> AdapterReport {
         let info = self.0.get_info();
         let limits = self.0.limits();
@@ -129,7 +129,7 @@ const LEAST_SCRATCH: u32 = 16_352;
 const LEAST_BUFFERS: u32 = 8;
 
 impl Gpu {
-    pub(crate) fn open(adapter: &Adapter) -> Result<Self> {
+    pub(crate) fn open(adapter: &GpuAdapter) -> Result<Self> {
         let name = adapter.0.get_info().name;
         let available = adapter.0.limits();
         for (limit, found, least) in [

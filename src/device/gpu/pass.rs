@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use crate::device::gpu::Gpu;
 use crate::device::gpu::tape::{Entry, SLOTS, STAGES, Tape};
-use crate::device::pass::{Outcome, Read};
+use crate::device::pass::{Outputs, Read};
 use crate::device::{Kernel, Part, Tensor};
 use crate::error::{Error, Result, error};
 use crate::num::to_u32;
@@ -240,94 +240,93 @@ impl<'p> GpuPass<'p> {
     }
 
     /// Submits once, waits, and reads back.
-    pub(crate) fn submit(self) -> Result<Outcome> {
-        let Self {
-            gpu,
-            tape,
-            staging,
-            steps,
-            reads,
-            read_bytes,
-            dispatches,
-            stages,
-            failure,
-            ..
-        } = self;
-        drop(staging);
-        if let Some(error) = failure {
+    pub(crate) fn submit(self) -> Result<Outputs> {
+        if let Some(error) = self.failure {
             return Err(error);
         }
+        let (gpu, tape, read_bytes) = (self.gpu, self.tape, self.read_bytes);
+        drop(self.staging);
         tape.staging.unmap();
-        let device = gpu.device();
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        if dispatches > 0 {
-            let size = (dispatches * tape.slot) as u64;
+        let mut encoder = gpu
+            .device()
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        if self.dispatches > 0 {
+            let size = (self.dispatches * tape.slot) as u64;
             encoder.copy_buffer_to_buffer(&tape.staging, 0, &tape.uniforms, 0, size);
         }
-        encode(&mut encoder, tape, &steps);
-        let stamps = match &tape.clock {
-            Some(clock) if stages > 0 => {
-                let count = to_u32(stages * 2);
-                encoder.resolve_query_set(&clock.queries, 0..count, &clock.resolved, 0);
-                let (to, size) = (read_bytes as u64, u64::from(count) * 8);
-                encoder.copy_buffer_to_buffer(&clock.resolved, 0, &tape.readback, to, size);
-                stages * 16
-            }
-            _ => 0,
-        };
+        encode(&mut encoder, tape, &self.steps);
+        let stamps = resolve_stamps(&mut encoder, tape, self.stages, read_bytes);
         let index = gpu.queue().submit([encoder.finish()]);
-
-        // Another thread's poll may be the one that calls back, after ours has returned.
-        let (sender, mapped) = mpsc::channel();
-        let tell = |sender: mpsc::Sender<_>| {
-            move |result: Result<(), wgpu::BufferAsyncError>| {
-                // The receiver is gone only when this pass has failed already.
-                let _ = sender.send(result.is_ok());
-            }
-        };
-        tape.staging
-            .map_async(wgpu::MapMode::Write, .., tell(sender.clone()));
-        tape.readback
-            .map_async(wgpu::MapMode::Read, .., tell(sender));
-        let waited = device.poll(wgpu::PollType::Wait {
-            submission_index: Some(index),
-            timeout: None,
-        });
-        gpu.check()?;
-        if let Err(e) = waited {
-            return Err(gpu.explain(error!(
-                DeviceLost,
-                "{}: cannot wait for the device: {e}",
-                gpu.name()
-            )));
-        }
-        if !(mapped.recv() == Ok(true) && mapped.recv() == Ok(true)) {
-            let error = error!(
-                DeviceLost,
-                "{}: the result could not be read back",
-                gpu.name()
-            );
-            return Err(gpu.explain(error));
-        }
-        let outcome = {
+        wait(gpu, tape, index)?;
+        let outputs = {
             let bytes = tape
                 .readback
                 .get_mapped_range(..)
                 .map_err(|e| error!(DeviceLost, "{}: cannot read back: {e}", gpu.name()))?;
-            let reads = reads
-                .iter()
-                .map(|(from, size)| bytemuck::pod_collect_to_vec(&bytes[*from..from + size]))
-                .collect();
-            let times = &bytes[read_bytes..read_bytes + stamps];
-            Outcome {
-                reads,
-                stages: stage_times(times, gpu.timestamp_period()),
-                dispatches,
+            let reads = self.reads.iter();
+            Outputs {
+                reads: reads
+                    .map(|(from, size)| bytemuck::pod_collect_to_vec(&bytes[*from..from + size]))
+                    .collect(),
+                stages: stage_times(
+                    &bytes[read_bytes..read_bytes + stamps],
+                    gpu.timestamp_period(),
+                ),
+                dispatches: self.dispatches,
             }
         };
         tape.readback.unmap();
-        Ok(outcome)
+        Ok(outputs)
     }
+}
+
+/// Copies the timestamps of `stages` behind `at` bytes of results; returns their bytes, 0 where the
+/// device has no clock.
+fn resolve_stamps(
+    encoder: &mut wgpu::CommandEncoder,
+    tape: &Tape,
+    stages: usize,
+    at: usize,
+) -> usize {
+    let Some(clock) = tape.clock.as_ref().filter(|_| stages > 0) else {
+        return 0;
+    };
+    let count = to_u32(stages * 2);
+    encoder.resolve_query_set(&clock.queries, 0..count, &clock.resolved, 0);
+    let size = u64::from(count) * 8;
+    encoder.copy_buffer_to_buffer(&clock.resolved, 0, &tape.readback, at as u64, size);
+    stages * 16
+}
+
+/// Waits for submission `index`, and maps what it read back and the staging of the next pass.
+fn wait(gpu: &Gpu, tape: &Tape, index: wgpu::SubmissionIndex) -> Result<()> {
+    // Another thread's poll may be the one that calls back, after ours has returned.
+    let (sender, mapped) = mpsc::channel();
+    let tell = |sender: mpsc::Sender<_>| {
+        move |result: Result<(), wgpu::BufferAsyncError>| {
+            // The receiver is gone only when this pass has failed already.
+            let _ = sender.send(result.is_ok());
+        }
+    };
+    tape.staging
+        .map_async(wgpu::MapMode::Write, .., tell(sender.clone()));
+    tape.readback
+        .map_async(wgpu::MapMode::Read, .., tell(sender));
+    let waited = gpu.device().poll(wgpu::PollType::Wait {
+        submission_index: Some(index),
+        timeout: None,
+    });
+    gpu.check()?;
+    let name = gpu.name();
+    if let Err(e) = waited {
+        let error = error!(DeviceLost, "{name}: cannot wait for the device: {e}");
+        return Err(gpu.explain(error));
+    }
+    if !(mapped.recv() == Ok(true) && mapped.recv() == Ok(true)) {
+        let error = error!(DeviceLost, "{name}: the result could not be read back");
+        return Err(gpu.explain(error));
+    }
+    Ok(())
 }
 
 /// Copies go between compute passes; dispatches share one as long as they can.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Outcome, Plan, Sizes, Tensor};
+use crate::device::{Outputs, Plan, Sizes, Tensor};
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::learn::engine::distill::DistillConfig;
@@ -115,11 +115,11 @@ impl Gradients {
         let theta = &parameters.theta;
         let mut scores = Vec::with_capacity(pooled.len() * models);
         for rows in pooled.chunks(self.capacity.examples) {
-            let (read, outcome) = encoder.device().run(&mut plan, |pass, t| {
+            let (read, outputs) = encoder.device().run(&mut plan, |pass, t| {
                 pass.upload_f32(&mut t.pooled, &rows.concat());
                 head.teacher_scores(pass, theta, &t.pooled, &mut t.head)
             })?;
-            scores.extend_from_slice(read.map_or(&[], |read| outcome.f32(read)));
+            scores.extend_from_slice(read.map_or(&[], |read| outputs.f32(read)));
         }
         Ok(scores)
     }
@@ -141,12 +141,12 @@ impl Gradients {
         for count in chunks(rows, self.capacity.examples) {
             let batch = pack(&encoder, &rows[done..done + count]);
             let training = self.training(&encoder, parameters, 0.0);
-            let (read, outcome) = encoder.device().run(&mut plan, |pass, t| {
+            let (read, outputs) = encoder.device().run(&mut plan, |pass, t| {
                 t.tensors.upload(pass, &batch);
                 training.forward(pass, theta, &mut t.tensors);
                 pass.read(&t.tensors.activations.pooled)
             })?;
-            vectors.extend_from_slice(outcome.f32(read));
+            vectors.extend_from_slice(outputs.f32(read));
             done += count;
             progress(done);
         }
@@ -265,13 +265,13 @@ impl Gradients {
         let encoder = Arc::clone(&self.encoder);
         let head = HeadPass::new(encoder.ops(), &parameters.layout, self.tau, &self.priors);
         let (theta, grad) = (&parameters.theta, &mut parameters.grad);
-        let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
+        let (reads, outputs) = encoder.device().run(&mut plan, |pass, t| {
             t.head.upload(pass, &packed);
             pass.upload_f32(&mut t.pooled, &pooled);
             head.gradients(pass, theta, grad, &t.pooled, None, &mut t.head)
         })?;
         self.from_pooled = Some(plan);
-        Ok(self.note(places, &outcome, reads))
+        Ok(self.note(places, &outputs, reads))
     }
 
     /// Of items that go through the encoder.
@@ -296,7 +296,7 @@ impl Gradients {
         };
         let keys = (dropout > 0.0).then(|| dropout_keys(items, places, rows));
         let (theta, grad) = (&parameters.theta, &mut parameters.grad);
-        let (reads, outcome) = encoder.device().run(&mut plan, |pass, t| {
+        let (reads, outputs) = encoder.device().run(&mut plan, |pass, t| {
             let EncoderPass {
                 tensors,
                 head: workspace,
@@ -314,7 +314,7 @@ impl Gradients {
             reads
         })?;
         self.through_encoder = Some(plan);
-        Ok(self.note(places, &outcome, reads))
+        Ok(self.note(places, &outputs, reads))
     }
 
     fn pack_items(&self, items: &[Item<'_>], places: &[usize]) -> PackedItems {
@@ -353,13 +353,13 @@ impl Gradients {
     }
 
     /// Keeps the queries of the items at `places`; returns the sums of their losses.
-    fn note(&mut self, places: &[usize], outcome: &Outcome, reads: HeadReads) -> Losses {
-        let queries = outcome.f32(reads.z);
+    fn note(&mut self, places: &[usize], outputs: &Outputs, reads: HeadReads) -> Losses {
+        let queries = outputs.f32(reads.z);
         let width = queries.len() / places.len().max(1);
         for (place, query) in places.iter().zip(queries.chunks_exact(width.max(1))) {
             self.queries[*place] = query.to_vec();
         }
-        let sum = |read| outcome.f32(read).iter().map(|loss| f64::from(*loss)).sum();
+        let sum = |read| outputs.f32(read).iter().map(|loss| f64::from(*loss)).sum();
         Losses {
             route: sum(reads.losses),
             distill: reads.distill.map_or(0.0, sum),

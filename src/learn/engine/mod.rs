@@ -283,7 +283,7 @@ impl Engine {
         cosine: bool,
     ) -> Result<Vec<f32>> {
         let width = self.layout().w.rows;
-        let (read, outcome) = self.parameters.rows_of(models)?;
+        let (read, outputs) = self.parameters.rows_of(models)?;
         let z = &self.gradients.queries[place];
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let length = |x: &[f32]| dot(x, x).sqrt().max(1e-12);
@@ -295,7 +295,7 @@ impl Engine {
                 product * self.parameters.rows.factor(*id)
             }
         };
-        let rows = outcome.f32(read).chunks_exact(width);
+        let rows = outputs.f32(read).chunks_exact(width);
         Ok(models.iter().zip(rows).map(of).collect())
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Outcome, Plan, Read, Tensor};
+use crate::device::{Outputs, Plan, Read, Tensor};
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::learn::engine::parameters::TrainedParameters;
@@ -143,7 +143,7 @@ impl Optimiser {
         let (segments, clip) = segments(&parameters.layout, rates);
         let (ops, snapshots) = (self.encoder.ops(), &self.snapshots);
         let references = anchors.zip(self.references.as_ref());
-        let (reads, outcome) = self.encoder.device().run(&mut self.plan, |pass, end| {
+        let (reads, outputs) = self.encoder.device().run(&mut self.plan, |pass, end| {
             let anchors = references.map(|(anchors, references)| {
                 references.pull(pass, ops, anchors, parameters, end, anchored.as_deref())
             });
@@ -177,11 +177,11 @@ impl Optimiser {
             let norm = pass.read(&end.adamw.norm);
             EndReads { anchors, ewc, norm }
         })?;
-        self.norm = outcome.f32(reads.norm)[0];
+        self.norm = outputs.f32(reads.norm)[0];
         if !rates.touched {
             parameters.rows.step(segments[E].keep());
         }
-        Ok(losses(&outcome, reads, &parameters.layout, anchors, lambda))
+        Ok(losses(&outputs, reads, &parameters.layout, anchors, lambda))
     }
 
     /// Old rows that anchors look at, ascending; `None`: all.
@@ -206,14 +206,14 @@ impl Optimiser {
 
 /// The penalties with their strengths.
 fn losses(
-    outcome: &Outcome,
+    outputs: &Outputs,
     reads: EndReads,
     layout: &ParameterLayout,
     anchors: Option<Anchors>,
     lambda: Option<f32>,
 ) -> Losses {
     let sum = |read: Read| -> f64 {
-        let losses = outcome.f32(read).iter();
+        let losses = outputs.f32(read).iter();
         losses.map(|loss| f64::from(*loss)).sum()
     };
     let mut losses = Losses::default();

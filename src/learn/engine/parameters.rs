@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Outcome, Pass, Plan, Read, Tensor};
+use crate::device::{Outputs, Pass, Plan, Read, Tensor};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::learn::engine::lazy_rows::LazyRows;
@@ -108,10 +108,10 @@ impl TrainedParameters {
     pub(super) fn state(&mut self) -> Result<ParameterState> {
         let Self { theta, m, v, .. } = self;
         let device = self.encoder.device();
-        let (reads, outcome) = device.run(&mut self.plan, |pass, _| {
+        let (reads, outputs) = device.run(&mut self.plan, |pass, _| {
             [&*theta, m, v].map(|tensor| pass.read(tensor))
         })?;
-        let [theta, m, v] = reads.map(|read| outcome.f32(read).to_vec());
+        let [theta, m, v] = reads.map(|read| outputs.f32(read).to_vec());
         Ok(ParameterState {
             theta,
             m,
@@ -125,8 +125,8 @@ impl TrainedParameters {
     pub(super) fn current(&mut self) -> Result<Vec<f32>> {
         let theta = &self.theta;
         let device = self.encoder.device();
-        let (read, outcome) = device.run(&mut self.plan, |pass, _| pass.read(theta))?;
-        let mut theta = outcome.f32(read).to_vec();
+        let (read, outputs) = device.run(&mut self.plan, |pass, _| pass.read(theta))?;
+        let mut theta = outputs.f32(read).to_vec();
         self.rows.apply(&mut theta[self.layout.e.offset..]);
         Ok(theta)
     }
@@ -147,19 +147,19 @@ impl TrainedParameters {
     pub(super) fn gradients(&mut self) -> Result<Vec<f32>> {
         let grad = &self.grad;
         let device = self.encoder.device();
-        let (read, outcome) = device.run(&mut self.plan, |pass, _| pass.read(grad))?;
-        Ok(outcome.f32(read).to_vec())
+        let (read, outputs) = device.run(&mut self.plan, |pass, _| pass.read(grad))?;
+        Ok(outputs.f32(read).to_vec())
     }
 
     /// Reads `tensor`, of at most 3 N elements.
     pub(super) fn read(&mut self, tensor: &Tensor) -> Result<Vec<f32>> {
         let device = self.encoder.device();
-        let (read, outcome) = device.run(&mut self.plan, |pass, _| pass.read(tensor))?;
-        Ok(outcome.f32(read).to_vec())
+        let (read, outputs) = device.run(&mut self.plan, |pass, _| pass.read(tensor))?;
+        Ok(outputs.f32(read).to_vec())
     }
 
     /// Rows of E as they are on the device.
-    pub(super) fn rows_of(&mut self, models: &[u32]) -> Result<(Read, Outcome)> {
+    pub(super) fn rows_of(&mut self, models: &[u32]) -> Result<(Read, Outputs)> {
         let table = self.theta.part(self.layout.e);
         let device = self.encoder.device();
         device.run(&mut self.plan, |pass, _| pass.read_rows(table, models))

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, bail};
 use crate::memory::Strengths;
 use crate::model::lora::Target;
-pub use words::{
+pub use words::Privacy;
+pub(crate) use words::{
     AdamwRows, AnchorForm, AnchorPhase, AnchorRows, Batching, CandidateMode, ClipScope, EwcMode,
-    EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Privacy, Regulariser,
-    ReplayStrategy, RouterRate, Train,
+    EwcScope, InitProfile, InitRows, Leftover, LwfRows, MiningScore, Regulariser, ReplayStrategy,
+    RouterRate, Train,
 };
 
 use crate::memory::PriorMean;
@@ -21,204 +22,204 @@ const PAPER_WEIGHTS: f64 = 1024.0 * 4096.0;
 
 /// Everything that can be set about learning; [`Settings::edge`] by default.
 ///
-/// In JSON and in [`Settings::set`] a field is named with a dot after its first word where it
+/// A setting is read with [`Settings::pairs`] and changed with [`Settings::set`]. In both, and in JSON, a field is named with a dot after its first word where it
 /// belongs to a group: `lora_r` is `lora.r`, `lr_phase1_w` is `lr.phase1.w`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Settings {
     /// Which updates train the adapters, W and E.
-    pub train: Train,
+    pub(crate) train: Train,
     /// Examples to learn from that an update needs so that `train = first` trains in it.
     #[serde(rename = "train.least")]
-    pub train_least: usize,
+    pub(crate) train_least: usize,
     /// Keep a memory of the prompts, and add its score to the learned one.
-    pub memory: bool,
+    pub(crate) memory: bool,
     /// Layers of the encoder that the memory uses, from 1, ascending; empty: the upper two thirds,
     /// fewer of a wide encoder. A store that has a memory keeps its layers.
     #[serde(rename = "memory.layers")]
-    pub memory_layers: Vec<usize>,
+    pub(crate) memory_layers: Vec<usize>,
     /// Dimensions of the memory's keys, at most.
     #[serde(rename = "memory.rank")]
-    pub memory_rank: usize,
+    pub(crate) memory_rank: usize,
     /// Prior mean of a model in the memory.
     #[serde(rename = "memory.prior")]
-    pub memory_prior: PriorMean,
+    pub(crate) memory_prior: PriorMean,
     /// Weight of the learned score beside a memory.
     #[serde(rename = "strength.learned")]
-    pub strength_learned: f64,
+    pub(crate) strength_learned: f64,
     /// Weight of the memory's log-likelihood.
     #[serde(rename = "strength.memory")]
-    pub strength_memory: f64,
+    pub(crate) strength_memory: f64,
     /// Weight of the log-probability of the domain by the prompt's words.
     #[serde(rename = "strength.words")]
-    pub strength_words: f64,
+    pub(crate) strength_words: f64,
     /// Bonus of a model without a learned prompt.
     #[serde(rename = "strength.newcomer")]
-    pub strength_newcomer: f64,
+    pub(crate) strength_newcomer: f64,
     /// Temperature of the scores.
-    pub tau: f64,
+    pub(crate) tau: f64,
     /// Router width D of a first update; `None`: the encoder's width H.
-    pub width: Option<usize>,
+    pub(crate) width: Option<usize>,
     /// Initial W and E of the first update.
     #[serde(rename = "init.profile")]
-    pub init_profile: InitProfile,
+    pub(crate) init_profile: InitProfile,
     /// Initial rows of new models.
     #[serde(rename = "init.rows")]
-    pub init_rows: InitRows,
+    pub(crate) init_rows: InitRows,
     /// Train adapters of the encoder.
     #[serde(rename = "lora.train")]
-    pub lora_train: bool,
+    pub(crate) lora_train: bool,
     /// Rank of an adapter.
     #[serde(rename = "lora.r")]
-    pub lora_r: usize,
+    pub(crate) lora_r: usize,
     /// An adapter's product is scaled by alpha / r.
     #[serde(rename = "lora.alpha")]
-    pub lora_alpha: f64,
+    pub(crate) lora_alpha: f64,
     /// Share of an adapter's inputs that is dropped while it is trained.
     #[serde(rename = "lora.dropout")]
-    pub lora_dropout: f64,
+    pub(crate) lora_dropout: f64,
     /// Maps that have adapters.
     #[serde(rename = "lora.targets")]
-    pub lora_targets: Vec<Target>,
+    pub(crate) lora_targets: Vec<Target>,
     /// Which models an example is scored against.
-    pub candidates: CandidateMode,
+    pub(crate) candidates: CandidateMode,
     /// Models of a candidate set, the gold included: K.
     #[serde(rename = "candidates.k")]
-    pub candidates_k: usize,
+    pub(crate) candidates_k: usize,
     /// Mined models of a set, at most.
     #[serde(rename = "candidates.hard")]
-    pub candidates_hard: usize,
+    pub(crate) candidates_hard: usize,
     /// Models of the domain's parent group.
     #[serde(rename = "candidates.semantic")]
-    pub candidates_semantic: usize,
+    pub(crate) candidates_semantic: usize,
     /// Models of other domains.
     #[serde(rename = "candidates.far")]
-    pub candidates_far: usize,
+    pub(crate) candidates_far: usize,
     /// Domains that semantic and hard models come from, at most.
     #[serde(rename = "candidates.max_domains")]
-    pub candidates_max_domains: usize,
+    pub(crate) candidates_max_domains: usize,
     /// Optimiser steps from one mining to the next.
     #[serde(rename = "mining.every")]
-    pub mining_every: usize,
+    pub(crate) mining_every: usize,
     /// The score by which hard negatives are ranked.
     #[serde(rename = "mining.score")]
-    pub mining_score: MiningScore,
+    pub(crate) mining_score: MiningScore,
     /// Models that are ranked for an example, at most.
     #[serde(rename = "mining.pool")]
-    pub mining_pool: usize,
+    pub(crate) mining_pool: usize,
     /// The best of them that are kept.
     #[serde(rename = "mining.kept")]
-    pub mining_kept: usize,
+    pub(crate) mining_kept: usize,
     /// Mass that the gold's neighbours share; 0: hard targets.
     #[serde(rename = "soft.eps")]
-    pub soft_eps: f64,
+    pub(crate) soft_eps: f64,
     /// Neighbours of a gold, at most.
     #[serde(rename = "soft.k")]
-    pub soft_k: usize,
+    pub(crate) soft_k: usize,
     /// Where their mass goes if none is a candidate.
     #[serde(rename = "soft.leftover")]
-    pub soft_leftover: Leftover,
+    pub(crate) soft_leftover: Leftover,
     /// Logit adjustment of old models that no current example names, while training: the logarithm
     /// of the share of their prompts that is left among the training rows. Without it a softmax
     /// learns that they are rare. 0: CARvE as published.
     ///
     /// Source: logit adjustment, Menon et al., "Long-tail learning via logit adjustment" (2021).
     #[serde(rename = "prior.old")]
-    pub prior_old: f64,
+    pub(crate) prior_old: f64,
     /// Share of each update's prompts that later updates replay.
     #[serde(rename = "replay.ratio")]
-    pub replay_ratio: f64,
+    pub(crate) replay_ratio: f64,
     /// Which prompts those are.
     #[serde(rename = "replay.strategy")]
-    pub replay_strategy: ReplayStrategy,
+    pub(crate) replay_strategy: ReplayStrategy,
     /// Weight of a replayed row in phase 1; others have 1.
     #[serde(rename = "replay.weight")]
-    pub replay_weight: f64,
+    pub(crate) replay_weight: f64,
     /// Rows of a domain that a coreset begins with, at least.
     #[serde(rename = "replay.min_per_domain")]
-    pub replay_min_per_domain: usize,
+    pub(crate) replay_min_per_domain: usize,
     /// Rows of a model that a coreset begins with, at most.
     #[serde(rename = "replay.per_model")]
-    pub replay_per_model: usize,
+    pub(crate) replay_per_model: usize,
     /// In which form prompts are kept.
     #[serde(rename = "replay.privacy")]
-    pub replay_privacy: Privacy,
+    pub(crate) replay_privacy: Privacy,
     /// Keep one example in eight out, to measure on now and later.
-    pub hold_out: bool,
+    pub(crate) hold_out: bool,
     /// How W and the old rows of E are kept near the parent's.
-    pub regulariser: Regulariser,
+    pub(crate) regulariser: Regulariser,
     /// Strength of the embedding anchor; see [`Settings::embedding_strength`].
     #[serde(rename = "anchor.embedding")]
-    pub anchor_embedding: f64,
+    pub(crate) anchor_embedding: f64,
     /// Strength of the projection anchor for a W of 1024 x 4096; see
     /// [`Settings::projection_strength`].
     #[serde(rename = "anchor.projection")]
-    pub anchor_projection: f64,
+    pub(crate) anchor_projection: f64,
     /// Which old rows are anchored.
     #[serde(rename = "anchor.rows")]
-    pub anchor_rows: AnchorRows,
+    pub(crate) anchor_rows: AnchorRows,
     /// The distance of the embedding anchor.
     #[serde(rename = "anchor.form")]
-    pub anchor_form: AnchorForm,
+    pub(crate) anchor_form: AnchorForm,
     /// When anchors, or EWC in their place, act.
     #[serde(rename = "anchor.phase")]
-    pub anchor_phase: AnchorPhase,
+    pub(crate) anchor_phase: AnchorPhase,
     /// Strength of EWC.
     #[serde(rename = "ewc.lambda")]
-    pub ewc_lambda: f64,
+    pub(crate) ewc_lambda: f64,
     /// How Fisher weights of several updates are combined.
     #[serde(rename = "ewc.mode")]
-    pub ewc_mode: EwcMode,
+    pub(crate) ewc_mode: EwcMode,
     /// Share of the older Fisher weights that stays with `online`.
     #[serde(rename = "ewc.decay")]
-    pub ewc_decay: f64,
+    pub(crate) ewc_decay: f64,
     /// Parameters that EWC protects.
     #[serde(rename = "ewc.scope")]
-    pub ewc_scope: EwcScope,
+    pub(crate) ewc_scope: EwcScope,
     /// Strength of learning without forgetting: the parent's scores of its models are distilled
     /// into the child. 0: off; 1: as published. The scores of all distilled rows are kept in
     /// memory, 4 bytes per row and model.
     ///
     /// Source: Li and Hoiem, "Learning without Forgetting" (2016).
     #[serde(rename = "lwf.alpha")]
-    pub lwf_alpha: f64,
+    pub(crate) lwf_alpha: f64,
     /// Temperature of the distillation: scores are divided by it.
     #[serde(rename = "lwf.temperature")]
-    pub lwf_temperature: f64,
+    pub(crate) lwf_temperature: f64,
     /// Which rows are distilled.
     #[serde(rename = "lwf.rows")]
-    pub lwf_rows: LwfRows,
+    pub(crate) lwf_rows: LwfRows,
     /// How batches are drawn.
-    pub batching: Batching,
+    pub(crate) batching: Batching,
     /// Rows of a micro-batch: B.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Micro-batches of an optimiser step: G.
-    pub accumulate: usize,
+    pub(crate) accumulate: usize,
     /// Epochs of an experience.
-    pub epochs: usize,
+    pub(crate) epochs: usize,
     /// Share of the steps in phase 1, from the second update on; 0: one phase.
-    pub phase_split: f64,
+    pub(crate) phase_split: f64,
     /// Steps until a linear rate reaches its peak.
-    pub warm_up: usize,
+    pub(crate) warm_up: usize,
     /// Learning rate of the adapters.
     #[serde(rename = "lr.lora")]
-    pub lr_lora: f64,
+    pub(crate) lr_lora: f64,
     /// Learning rate of W.
     #[serde(rename = "lr.w")]
-    pub lr_w: f64,
+    pub(crate) lr_w: f64,
     /// Learning rate of E.
     #[serde(rename = "lr.e")]
-    pub lr_e: f64,
+    pub(crate) lr_e: f64,
     /// Learning rate of W in phase 1.
     #[serde(rename = "lr.phase1.w")]
-    pub lr_phase1_w: f64,
+    pub(crate) lr_phase1_w: f64,
     /// Learning rate of E in phase 1.
     #[serde(rename = "lr.phase1.e")]
-    pub lr_phase1_e: f64,
+    pub(crate) lr_phase1_e: f64,
     /// How the rates of W and E change with the step.
     #[serde(rename = "lr.router")]
-    pub lr_router: RouterRate,
+    pub(crate) lr_router: RouterRate,
     /// Which rows of E a step moves. With `touched` and sampled candidates the cost of a step does
     /// not depend on the hub's size; it needs `anchor.rows = touched`.
     ///
@@ -226,16 +227,16 @@ pub struct Settings {
     /// about sqrt(p) times as far as with `all`, where momentum acts between its gradients and the
     /// mean square includes zeros.
     #[serde(rename = "adamw.rows")]
-    pub adamw_rows: AdamwRows,
+    pub(crate) adamw_rows: AdamwRows,
     /// Decoupled weight decay of all trained parameters, per step and unit of learning rate.
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
     /// Gradient norm, at most.
-    pub clip: f64,
+    pub(crate) clip: f64,
     /// Which parameters that norm is of.
     #[serde(rename = "clip.scope")]
-    pub clip_scope: ClipScope,
+    pub(crate) clip_scope: ClipScope,
     /// Seed of every random draw.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Default for Settings {
@@ -429,12 +430,12 @@ impl Settings {
 
     /// Strength of the projection anchor for a W of [`width`, `inputs`]: the same pull on each
     /// element at every size (carve.md section 6.4).
-    pub fn projection_strength(&self, width: usize, inputs: usize) -> f64 {
+    pub(crate) fn projection_strength(&self, width: usize, inputs: usize) -> f64 {
         self.anchor_projection * (width * inputs) as f64 / PAPER_WEIGHTS
     }
 
     /// Strength of the embedding anchor for rows of `width`: scaled in the `raw` form alone.
-    pub fn embedding_strength(&self, width: usize) -> f64 {
+    pub(crate) fn embedding_strength(&self, width: usize) -> f64 {
         match self.anchor_form {
             AnchorForm::Normalized => self.anchor_embedding,
             AnchorForm::Raw => self.anchor_embedding * width as f64 / 1024.0,

@@ -4,18 +4,17 @@ use serde::{Deserialize, Serialize};
 
 /// The words of an enum of settings, as they are written in files and after `--set`.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident),+ $(,)? }) => {
+    ($(#[$doc:meta])* $visible:vis $name:ident { $($(#[$variant_doc:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
-        #[non_exhaustive]
-        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+        $visible enum $name { $($(#[$variant_doc])* $variant),+ }
     };
 }
 
 words! {
     /// Which updates train adapters, W and E. The others add their prompts to the memory only.
-    Train {
+    pub(crate) Train {
         /// Every one, by CARvE.
         Always,
         /// The first one with at least `train.least` examples to learn from.
@@ -26,7 +25,7 @@ words! {
 }
 words! {
     /// Initial W and E of the first update.
-    InitProfile {
+    pub(crate) InitProfile {
         /// Random, Xavier uniform.
         Random,
         /// W the identity, rows of E from the cards.
@@ -35,7 +34,7 @@ words! {
 }
 words! {
     /// Initial rows of new models.
-    InitRows {
+    pub(crate) InitRows {
         /// `card` in the `card` profile, else `random`.
         Auto,
         /// Random, Xavier uniform over the new rows.
@@ -50,7 +49,7 @@ words! {
 }
 words! {
     /// Which models an example is scored against.
-    CandidateMode {
+    pub(crate) CandidateMode {
         /// A new random list for each example and step.
         Sampled,
         /// The whole registry.
@@ -59,7 +58,7 @@ words! {
 }
 words! {
     /// The score by which hard negatives are ranked.
-    MiningScore {
+    pub(crate) MiningScore {
         /// The cosine.
         Cosine,
         /// The dot product with the row, as in the reference implementation.
@@ -68,7 +67,7 @@ words! {
 }
 words! {
     /// Where the neighbours' mass goes if no neighbour is a candidate.
-    Leftover {
+    pub(crate) Leftover {
         /// It is dropped; the target sums to 1 - eps.
         Drop,
         /// To the gold.
@@ -77,7 +76,7 @@ words! {
 }
 words! {
     /// Which earlier prompts are replayed.
-    ReplayStrategy {
+    pub(crate) ReplayStrategy {
         /// Prompts of every domain that are far from each other.
         Coreset,
         /// Random ones.
@@ -88,7 +87,8 @@ words! {
 }
 words! {
     /// In which form a generation keeps a prompt to replay.
-    Privacy {
+    #[non_exhaustive]
+    pub Privacy {
         /// Its text.
         Text,
         /// Its pooled vector.
@@ -99,7 +99,7 @@ words! {
 }
 words! {
     /// How W and the old rows of E are kept near the parent's.
-    Regulariser {
+    pub(crate) Regulariser {
         /// The embedding and the projection anchor.
         Anchors,
         /// Elastic weight consolidation.
@@ -108,7 +108,7 @@ words! {
 }
 words! {
     /// Which old rows of E are anchored.
-    AnchorRows {
+    pub(crate) AnchorRows {
         /// All.
         AllOld,
         /// Golds and candidates of the micro-batch.
@@ -117,7 +117,7 @@ words! {
 }
 words! {
     /// The distance of the embedding anchor.
-    AnchorForm {
+    pub(crate) AnchorForm {
         /// 1 - cosine.
         Normalized,
         /// The mean square of the difference.
@@ -126,7 +126,7 @@ words! {
 }
 words! {
     /// When anchors act.
-    AnchorPhase {
+    pub(crate) AnchorPhase {
         /// While the encoder is frozen; in an update of one phase, always.
         Phase1,
         /// While adapters are trained.
@@ -137,7 +137,7 @@ words! {
 }
 words! {
     /// How Fisher weights of several updates are combined.
-    EwcMode {
+    pub(crate) EwcMode {
         /// One sum that decays.
         Online,
         /// All are kept separately.
@@ -146,7 +146,7 @@ words! {
 }
 words! {
     /// Parameters that EWC protects.
-    EwcScope {
+    pub(crate) EwcScope {
         /// W and the old rows of E.
         Router,
         /// The adapters too.
@@ -155,7 +155,7 @@ words! {
 }
 words! {
     /// The rows of an update that are distilled.
-    LwfRows {
+    pub(crate) LwfRows {
         /// Those whose gold the parent knows.
         OldGold,
         /// All.
@@ -164,7 +164,7 @@ words! {
 }
 words! {
     /// How batches are drawn.
-    Batching {
+    pub(crate) Batching {
         /// A random permutation.
         Shuffled,
         /// Batches of one domain, in turns.
@@ -173,7 +173,7 @@ words! {
 }
 words! {
     /// Which rows of E an optimiser step moves.
-    AdamwRows {
+    pub(crate) AdamwRows {
         /// All, as in the method: a row without a gradient still has momentum and weight decay.
         All,
         /// Golds and candidates of the step. The others keep value and moments, without decay.
@@ -182,7 +182,7 @@ words! {
 }
 words! {
     /// The learning rate of W and E within an update.
-    RouterRate {
+    pub(crate) RouterRate {
         /// Warm-up, then down to 0, like the adapters'.
         Linear,
         /// Constant in each phase.
@@ -191,7 +191,7 @@ words! {
 }
 words! {
     /// Whose gradient norm is clipped.
-    ClipScope {
+    pub(crate) ClipScope {
         /// The adapters'.
         Lora,
         /// That of all trained parameters together.
