@@ -287,7 +287,7 @@ fn print(report: &Report, dry_run: bool) -> Result<()> {
         .filter(|_| report.models_added > 0)
     {
         output::line(format!(
-            "{} now take {share:.1} % of earlier prompts",
+            "{share:.1} % of earlier prompts now go to {}",
             output::counted(report.models_added, "new model")
         ))?;
     }

@@ -23,8 +23,9 @@ use crate::learn::engine::{
 use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::method::layout::ParameterLayout;
 use crate::learn::method::targets::SoftTarget;
+use crate::learn::settings::Train;
 use crate::learn::{
-    Accuracy, Control, Example, Experience, Learner, Outcome, Settings, Train, measure_precision,
+    Accuracy, Control, Example, Experience, Learner, Outcome, Settings, measure_precision,
 };
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::reference::{dot, normalize};

@@ -1,15 +1,16 @@
-//! From sums to what is served: a Gaussian for each model, with one covariance for all.
+//! Turns a memory's sums into the scorer that is served: a Gaussian for each model, with one
+//! covariance for all.
 //!
-//! With x = q / STEPS / sqrt(L) a prompt's vector, of length 1, n and s a model's count and sum of
-//! x, c its card vector and d its domain:
+//! x = q / STEPS / sqrt(L) is a prompt's vector, of length 1. A model has n prompts with sum s, a
+//! card vector c and a domain d:
 //!
 //! ```text
 //! S    = (1 - A) S_within + A tr(S_within) / width I
 //! G_d  = mean of the domain's prompts and PSEUDO more of the mean of all
 //! R    = ridge regression of s / n - G_d on c - mean card of d, weights n / (n + 1), RIDGE
-//! p    = G_d + R (c - mean card of d)             what it is asked before any prompt came
+//! p    = G_d + R (c - mean card of d)             prior mean of the model's prompts
 //! mu   = (s + KAPPA p) / (n + KAPPA)
-//! score(x) = mu^T S^-1 x - mu^T S^-1 mu / 2       up to what is the same for all models
+//! score(x) = mu^T S^-1 x - mu^T S^-1 mu / 2       up to a constant over models
 //! ```
 //!
 //! That is linear discriminant analysis with an empirical Bayes prior of each class's mean.
@@ -37,7 +38,7 @@ const SHRINK: f64 = 0.7;
 /// Prompts of the mean of all that each domain begins with.
 const PSEUDO: f64 = 2.0;
 
-/// Of the regression on cards.
+/// Ridge strength of the regression on cards.
 const RIDGE: f64 = 0.5;
 
 /// Prompts that a model's prior mean counts for.
@@ -46,13 +47,13 @@ const KAPPA: f64 = 6.0;
 /// Steps of subspace iteration.
 const POWERS: usize = 3;
 
-/// How often the sphere is widened, fourfold each time, until the covariance is positive definite.
+/// Attempts to make the covariance positive definite; each adds four times the sphere of the last.
 const WIDENED: usize = 12;
 
-/// Of the covariance when no model has two prompts: prompts of a model lie this far apart.
+/// Variance within a model where no model has two prompts.
 const ALONE: f64 = 0.5;
 
-/// What a model's mean in the memory is drawn to.
+/// The prior of a model's mean in the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PriorMean {
@@ -73,7 +74,7 @@ pub(crate) struct Solving {
     pub(crate) prior: PriorMean,
 }
 
-/// What is served of a memory.
+/// The served form of a memory.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Solved {
     /// R: directions.
@@ -188,9 +189,8 @@ impl<'p> Problem<'p> {
 
     /// L of S = L L^T, [width, width].
     ///
-    /// Where sums and squares are not of the same vectors any more, by roundings, what is left
-    /// within models may be less than nothing in some direction: S is drawn to the sphere until it
-    /// is not.
+    /// Rounding can make the sums and the squares disagree. The variance within models is then
+    /// negative in some direction, and more of the sphere is added until S is positive definite.
     fn factor(&self, sums: &[f64]) -> Result<Vec<f64>> {
         let (s, mut sphere) = self.covariance(sums);
         for _ in 1..WIDENED {
@@ -209,8 +209,8 @@ impl<'p> Problem<'p> {
         Ok(s)
     }
 
-    /// The lower triangle of S without the sphere, [width, width], and what that adds to its
-    /// diagonal.
+    /// The lower triangle of S without the sphere, [width, width], and the value that the sphere
+    /// adds to its diagonal.
     fn covariance(&self, sums: &[f64]) -> (Vec<f64>, f64) {
         let (width, square) = (self.width, self.scale().powi(2));
         let mut s = self.memory.square_rows();
@@ -244,7 +244,7 @@ impl<'p> Problem<'p> {
             ),
         };
         s.iter_mut().for_each(|value| *value *= share);
-        // Squares that were rounded are off by about so much in every direction.
+        // The rounding error of the squares, about the same in every direction.
         let rounded = share * square * (width as f64).sqrt();
         (s, sphere.max(rounded).max(1e-9))
     }
