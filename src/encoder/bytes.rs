@@ -5,8 +5,7 @@ use crate::encoder::Encoder;
 use crate::encoder::bundle::Bundle;
 use crate::error::Result;
 use crate::model::int8::Int8;
-use crate::model::lora::{Factors, Target};
-use crate::model::parameters::finite;
+use crate::model::lora::Factors;
 
 impl Encoder {
     /// The network with maps of bytes; `factors`: an adapter that is added to the weights.
@@ -20,14 +19,8 @@ impl Encoder {
             ..
         } = &*self.bundle;
         weights.check_unchanged()?;
-        let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
-            let mut values = finite(weights, name, shape)?;
-            if let Some((factors, (layer, target))) = factors.zip(Target::of(name)) {
-                factors.merge(layer, target, &mut values);
-            }
-            Ok(values)
-        };
-        let pack = || Int8::new(&self.host, kernel, config, manifest.pooling, &read);
+        let pooling = manifest.pooling;
+        let pack = || Int8::new(&self.host, kernel, config, pooling, weights, factors);
         let network = self.host.run(pack);
         weights.release();
         network
@@ -159,20 +152,5 @@ mod tests {
         assert!(encode(&encoder, kernel, &[short])[0] == first);
         assert!(first == last);
         assert!(middle.iter().all(|value| value.is_finite()));
-    }
-
-    #[test]
-    fn an_adapter_changes_its_own_maps() {
-        assert_eq!(
-            Target::of("encoder.layer.11.attention.self.query.weight"),
-            Some((11, Target::Query))
-        );
-        for other in [
-            "encoder.layer.1.output.dense.bias",
-            "encoder.layer.1.output.LayerNorm.weight",
-            "embeddings.LayerNorm.weight",
-        ] {
-            assert_eq!(Target::of(other), None);
-        }
     }
 }

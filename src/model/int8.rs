@@ -16,9 +16,12 @@ use crate::device::cpu::int8::{
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::activations::{Activations, Layers};
+use crate::model::lora::{Delta, Factors, Target};
+use crate::model::parameters::{finite, not_finite};
 use crate::ops::Ops;
 use crate::ops::embed::WordRows;
 use crate::ops::pool::Pooling;
+use crate::weights::{View, Weights};
 
 /// Most tokens of a chunk of several prompts. Weights are read for each chunk, and its activations
 /// have to stay in the cache: 128 to 192 tokens were fastest.
@@ -107,21 +110,22 @@ thread_local! {
     static ROOM: Cell<ChunkRoom> = Cell::default();
 }
 
-/// Reads a tensor of a name and a shape: [`Int8::new`].
-pub(crate) type TensorSource<'r> = dyn Fn(&str, &[usize]) -> Result<Vec<f32>> + Sync + 'r;
-
 /// Writes the row of a token.
 type WordReader<'w> = dyn Fn(u32, &mut [f32]) + Sync + 'w;
 
 impl Int8 {
-    /// Packs the weights that `read` reads by a checkpoint's names, f32, adapters merged.
+    /// Packs `weights`; `factors`: an adapter that is added to them.
+    ///
+    /// Errors: a tensor is missing, has another shape or dtype, or is not finite.
     pub(crate) fn new(
         cpu: &Cpu,
         kernel: ByteKernel,
         config: &Config,
         pooling: Pooling,
-        read: &TensorSource<'_>,
+        weights: &Weights,
+        factors: Option<&Factors>,
     ) -> Result<Self> {
+        let read = |name: &str, shape: &[usize]| finite(weights, name, shape);
         let (h, f) = (config.hidden, config.feed_forward);
         let head = sixteens(config.head_width());
         let shape = Dims {
@@ -162,13 +166,15 @@ impl Int8 {
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let at = |name: &str| format!("encoder.layer.{layer}.{name}");
-            let maps = Maps::read(cpu, config, &at, read)?;
+            let map = |target| Map::new(weights, factors, config, layer, target);
+            let heads = [map(Target::Query)?, map(Target::Key)?, map(Target::Value)?];
             layers.push(ByteLayer {
-                qkv: maps.qkv(cpu, &mut arena, config, shape),
-                attention_output: maps.attention_output(cpu, &mut arena, config, shape),
+                qkv: pack_heads(cpu, &mut arena, config, shape, &heads)?,
+                attention_output: map(Target::AttentionOutput)?
+                    .pack_from_heads(cpu, &mut arena, config, shape)?,
                 attention_norm: norm(&at("attention.output.LayerNorm"))?,
-                intermediate: maps.plain(cpu, &mut arena, 4, h, f),
-                output: maps.plain(cpu, &mut arena, 5, f, h),
+                intermediate: map(Target::Intermediate)?.pack(cpu, &mut arena)?,
+                output: map(Target::Output)?.pack(cpu, &mut arena)?,
                 output_norm: norm(&at("output.LayerNorm"))?,
             });
         }
@@ -312,87 +318,104 @@ impl<'o> Out<'o> {
     }
 }
 
-/// The maps of a layer in f32: query, key, value, output of the attention, intermediate, output.
-struct Maps([(Vec<f32>, Vec<f32>); 6]);
+/// A map of a checkpoint with its adapter.
+struct Map<'w> {
+    /// Its weights' name.
+    name: String,
+    /// [out, in]
+    weights: View<'w>,
+    delta: Option<Delta<'w>>,
+    bias: Vec<f32>,
+}
 
-impl Maps {
-    fn read(
-        cpu: &Cpu,
+impl<'w> Map<'w> {
+    fn new(
+        weights: &'w Weights,
+        factors: Option<&'w Factors>,
         config: &Config,
-        at: &(dyn Fn(&str) -> String + Sync),
-        read: &TensorSource<'_>,
+        layer: usize,
+        target: Target,
     ) -> Result<Self> {
-        let (h, f) = (config.hidden, config.feed_forward);
-        let names = [
-            ("attention.self.query", h, h),
-            ("attention.self.key", h, h),
-            ("attention.self.value", h, h),
-            ("attention.output.dense", h, h),
-            ("intermediate.dense", f, h),
-            ("output.dense", h, f),
-        ];
-        let mut maps: [Result<(Vec<f32>, Vec<f32>)>; 6] =
-            std::array::from_fn(|_| Ok((Vec::new(), Vec::new())));
-        cpu.each(&mut maps, 1, h * h, |i, map| {
-            let (name, outputs, inputs) = names[i];
-            let name = at(name);
-            map[0] = read(&format!("{name}.weight"), &[outputs, inputs])
-                .and_then(|weight| Ok((weight, read(&format!("{name}.bias"), &[outputs])?)));
-        });
-        let [q, k, v, o, i, f] = maps;
-        Ok(Self([q?, k?, v?, o?, i?, f?]))
-    }
-
-    fn qkv(&self, cpu: &Cpu, arena: &mut Arena, config: &Config, shape: Dims) -> Linear {
-        let (h, width) = (config.hidden, config.head_width());
-        let (padded, of_head) = (shape.head * 16, shape.head_panels * PANEL);
-        // Scores become powers of 2, and are divided by the root of the head's width.
-        let scores = std::f32::consts::LOG2_E / (width as f32).sqrt();
-        Linear::pack(cpu, arena, h, config.heads * of_head, |output, row| {
-            let (head, place) = (output / of_head, output % of_head);
-            let (which, element) = (place / padded, place % padded);
-            if which > 2 || element >= width {
-                return (0.0, 1.0);
-            }
-            let (weight, bias) = &self.0[which];
-            let output = head * width + element;
-            row[..h].copy_from_slice(&weight[output * h..][..h]);
-            (bias[output], if which == 0 { scores } else { 1.0 })
+        let (inputs, outputs) = target.shape(config);
+        let path = format!("encoder.layer.{layer}.{}", target.path());
+        let name = format!("{path}.weight");
+        Ok(Self {
+            weights: weights.view(&name, &[outputs, inputs])?,
+            name,
+            delta: factors.and_then(|factors| factors.delta(layer, target)),
+            bias: finite(weights, &format!("{path}.bias"), &[outputs])?,
         })
     }
 
-    fn attention_output(
+    /// Writes the weights of `output`.
+    fn read(&self, cpu: &Cpu, output: usize, row: &mut [f32]) -> Result<()> {
+        self.weights.read_row(output, row);
+        if !cpu.simd(|| all_finite(row)) {
+            return Err(not_finite(&self.name));
+        }
+        if let Some(delta) = &self.delta {
+            cpu.simd(|| delta.add_to(output, row));
+        }
+        Ok(())
+    }
+
+    fn pack(&self, cpu: &Cpu, arena: &mut Arena) -> Result<Linear> {
+        let inputs = self.weights.columns;
+        Linear::pack(cpu, arena, inputs, self.bias.len(), |output, row| {
+            self.read(cpu, output, &mut row[..inputs])?;
+            Ok((self.bias[output], 1.0))
+        })
+    }
+
+    /// With inputs that are heads, each filled up to sixteens.
+    fn pack_from_heads(
         &self,
         cpu: &Cpu,
         arena: &mut Arena,
         config: &Config,
         shape: Dims,
-    ) -> Linear {
+    ) -> Result<Linear> {
         let (h, width, padded) = (config.hidden, config.head_width(), shape.head * 16);
-        let (weight, bias) = &self.0[3];
         Linear::pack(cpu, arena, config.heads * padded, h, |output, row| {
-            let weights = weight[output * h..][..h].chunks_exact(width);
-            for (row, weights) in row.chunks_exact_mut(padded).zip(weights) {
-                row[..width].copy_from_slice(weights);
+            self.read(cpu, output, &mut row[..h])?;
+            for head in (0..config.heads).rev() {
+                row.copy_within(head * width..(head + 1) * width, head * padded);
+                row[head * padded..][width..padded].fill(0.0);
             }
-            (bias[output], 1.0)
+            Ok((self.bias[output], 1.0))
         })
     }
+}
 
-    fn plain(
-        &self,
-        cpu: &Cpu,
-        arena: &mut Arena,
-        map: usize,
-        inputs: usize,
-        outputs: usize,
-    ) -> Linear {
-        let (weight, bias) = &self.0[map];
-        Linear::pack(cpu, arena, inputs, outputs, |output, row| {
-            row[..inputs].copy_from_slice(&weight[output * inputs..][..inputs]);
-            (bias[output], 1.0)
-        })
-    }
+/// `maps`, query, key and value, head by head.
+fn pack_heads(
+    cpu: &Cpu,
+    arena: &mut Arena,
+    config: &Config,
+    shape: Dims,
+    maps: &[Map<'_>; 3],
+) -> Result<Linear> {
+    let (h, width) = (config.hidden, config.head_width());
+    let (padded, of_head) = (shape.head * 16, shape.head_panels * PANEL);
+    // Scores become powers of 2, and are divided by the root of the head's width.
+    let scores = std::f32::consts::LOG2_E / (width as f32).sqrt();
+    Linear::pack(cpu, arena, h, config.heads * of_head, |output, row| {
+        let (head, place) = (output / of_head, output % of_head);
+        let (which, element) = (place / padded, place % padded);
+        if which > 2 || element >= width {
+            return Ok((0.0, 1.0));
+        }
+        let output = head * width + element;
+        maps[which].read(cpu, output, &mut row[..h])?;
+        let factor = if which == 0 { scores } else { 1.0 };
+        Ok((maps[which].bias[output], factor))
+    })
+}
+
+#[inline(always)]
+fn all_finite(row: &[f32]) -> bool {
+    let size = |value: &f32| value.to_bits() & !(1 << 31);
+    row.iter().map(size).fold(0, u32::max) < f32::INFINITY.to_bits()
 }
 
 /// One chunk of a batch.

@@ -273,6 +273,7 @@ pub(crate) fn blocks(values: &[f32]) -> Vec<Block> {
 mod tests {
     use super::*;
     use crate::device::cpu::Cpu;
+    use crate::error::error;
 
     /// Bytes that look random.
     pub(super) fn bytes(count: usize, seed: u32) -> Vec<u8> {
@@ -405,8 +406,9 @@ mod tests {
             let mut arena = Arena::new(Linear::size(inputs, outputs)).expect("a map");
             let map = Linear::pack(&cpu, &mut arena, inputs, outputs, |output, row| {
                 row[..inputs].copy_from_slice(&w[output * inputs..][..inputs]);
-                (bias[output], 1.0)
+                Ok((bias[output], 1.0))
             });
+            let map = map.expect("good weights");
             for rows in counts {
                 let x = noise(rows * inputs, 5);
                 let want = reference(&x, &w, &bias, inputs);
@@ -441,8 +443,9 @@ mod tests {
         let mut arena = Arena::new(Linear::size(64, 1)).expect("a map");
         let map = Linear::pack(&cpu, &mut arena, 64, 1, |_, row| {
             row.fill(0.5);
-            (0.25, 2.0)
+            Ok((0.25, 2.0))
         });
+        let map = map.expect("good weights");
         for (value, want) in [(0.0, 0.5), (1.0, 64.5), (-1.0, -63.5)] {
             for kernel in ByteKernel::available() {
                 let mut y = [f32::NAN];
@@ -456,6 +459,20 @@ mod tests {
                 });
                 assert!((y[0] - want).abs() < 1e-4, "{kernel}: {value}: {}", y[0]);
             }
+        }
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_read_is_an_error() {
+        for threads in [1, 2] {
+            let cpu = Cpu::open(Some(threads)).expect("a pool");
+            let mut arena = Arena::new(Linear::size(384, 96)).expect("a map");
+            let map = Linear::pack(&cpu, &mut arena, 384, 96, |output, _| match output {
+                40 | 70 => Err(error!(Numeric, "output {output}")),
+                _ => Ok((0.0, 1.0)),
+            });
+            let error = map.err().map(|error| error.to_string());
+            assert!(error.is_some_and(|error| error.contains("output 40")));
         }
     }
 }

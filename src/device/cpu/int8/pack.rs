@@ -75,6 +75,7 @@ struct Packing<'p> {
     scale: &'p mut [Block; 2],
     bias: &'p mut [Block; 2],
     sums: &'p mut [[Block; 2]],
+    outcome: Result<()>,
 }
 
 impl Linear {
@@ -85,13 +86,15 @@ impl Linear {
 
     /// Packs a map of `inputs` to `outputs`. `read(output, weights)` writes the weights of an
     /// output over zeros, and returns its bias and a factor for both.
+    ///
+    /// Errors: that of the first output that cannot be read.
     pub(crate) fn pack(
         cpu: &Cpu,
         arena: &mut Arena,
         inputs: usize,
         outputs: usize,
-        read: impl Fn(usize, &mut [f32]) -> (f32, f32) + Sync,
-    ) -> Self {
+        read: impl Fn(usize, &mut [f32]) -> Result<(f32, f32)> + Sync,
+    ) -> Result<Self> {
         let (blocks, panels) = (inputs.div_ceil(64), outputs.div_ceil(PANEL));
         let groups = blocks.div_ceil(GROUP_BLOCKS);
         let (start, lines) = arena.take(Self::size(inputs, outputs));
@@ -108,6 +111,7 @@ impl Linear {
                 scale,
                 bias,
                 sums,
+                outcome: Ok(()),
             })
             .collect();
         cpu.each(&mut packing, 1, inputs * PANEL, |panel, packing| {
@@ -115,25 +119,31 @@ impl Linear {
             let mut bytes = vec![0; blocks * 64];
             for packing in packing {
                 let outputs = (panel * PANEL..outputs).take(PANEL);
-                for (place, output) in outputs.enumerate() {
+                packing.outcome = outputs.enumerate().try_for_each(|(place, output)| {
                     row.fill(0.0);
-                    let (bias, factor) = read(output, &mut row);
-                    let scale = cpu.simd(|| to_bytes(&row, &mut bytes));
-                    packing.put(place, &bytes);
+                    let (bias, factor) = read(output, &mut row)?;
+                    let scale = cpu.simd(|| {
+                        let scale = to_bytes(&row, &mut bytes);
+                        packing.put(place, &bytes);
+                        scale
+                    });
                     packing.scale[place / 16][place % 16] = scale * factor;
                     packing.bias[place / 16][place % 16] = bias * factor;
-                }
+                    Ok(())
+                });
             }
         });
-        drop(packing);
-        Self {
+        packing
+            .into_iter()
+            .try_for_each(|packing| packing.outcome)?;
+        Ok(Self {
             start,
             blocks,
             panels,
             scales,
             biases,
             sums,
-        }
+        })
     }
 
     /// Blocks of 64 inputs.
@@ -160,6 +170,7 @@ impl Linear {
 
 impl Packing<'_> {
     /// Takes the weights of an output, which is the `place`th of the panel.
+    #[inline(always)]
     fn put(&mut self, place: usize, bytes: &[i8]) {
         let (half, column) = (place / 16, place % 16);
         for (block, bytes) in bytes.chunks_exact(64).enumerate() {
