@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::generation::GenerationId;
 use crate::hub::ModelId;
 use crate::memory::Parts;
+use crate::options::Precision;
 use crate::route::chat::ChatRecord;
 
 /// Version of the JSON form of a [`Decision`].
@@ -43,6 +44,9 @@ pub struct Decision {
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.
     pub device: String,
+    /// The numbers that the prompt's vector was computed in: `f32` or `int8`.
+    #[serde(default = "f32")]
+    pub precision: Precision,
     /// The generation, encoder and tokenizer that answered.
     #[serde(flatten)]
     pub revisions: Revisions,
@@ -114,6 +118,11 @@ pub struct Timing {
     pub total: f64,
     /// Prompts that were computed together.
     pub batch: usize,
+}
+
+/// Before there was a choice.
+fn f32() -> Precision {
+    Precision::F32
 }
 
 impl Decision {

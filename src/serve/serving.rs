@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
+use crate::device::cpu::int8::ByteKernel;
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -13,6 +14,8 @@ use crate::hub::Hub;
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
+use crate::model::int8::Int8;
+use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads};
 use crate::text::tokenizer::Tokens;
 
@@ -23,10 +26,17 @@ pub(crate) struct Serving {
     pub(crate) index: Index,
     /// Why this generation is served instead of the current one, if it is.
     pub(crate) passed_over: Option<String>,
-    /// The encoder's network, with the generation's adapter where it has one.
-    bert: Arc<Bert>,
+    /// Why its network computes in these numbers.
+    pub(crate) why: String,
+    network: Network,
     head: Head,
     plans: Plans<RouteWorkspace>,
+}
+
+/// The encoder's network, with the generation's adapter where it has one.
+enum Network {
+    F32(Arc<Bert>),
+    Int8(Box<Int8>),
 }
 
 /// The tensors of one batch, from tokens to ranks.
@@ -62,6 +72,17 @@ impl Serving {
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
     ) -> Result<Self> {
+        Self::with_kernel(id, contents, encoder, passed_over, None)
+    }
+
+    /// As [`Serving::new`]; with a kernel in int8, else in f32.
+    pub(crate) fn with_kernel(
+        id: GenerationId,
+        contents: &Contents,
+        encoder: Arc<Encoder>,
+        passed_over: Option<String>,
+        kernel: Option<ByteKernel>,
+    ) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
             bail!(
@@ -83,7 +104,7 @@ impl Serving {
         }
         let (device, host) = (encoder.device(), encoder.host());
         // The two slow parts side by side.
-        let (tables, bert) = host.join(
+        let (tables, network) = host.join(
             || -> Result<(Head, Index)> {
                 let recall = contents.recall()?;
                 let head = Head::new(device, &contents.projection, encoder.width())?;
@@ -91,22 +112,36 @@ impl Serving {
                 let Manifest { width, tau, .. } = contents.manifest;
                 Ok((head, Index::new(device, hub, rows, width, tau, recall)?))
             },
-            || match contents.factors(encoder.config())? {
-                Some(factors) => encoder.merged(&factors).map(Arc::new),
-                None => encoder.bert().cloned(),
+            || match (kernel, contents.factors(encoder.config())?) {
+                (Some(kernel), factors) => {
+                    let int8 = encoder.int8(kernel, factors.as_ref())?;
+                    Ok(Network::Int8(Box::new(int8)))
+                }
+                (None, Some(factors)) => {
+                    let merged = encoder.merged(&factors)?;
+                    Ok(Network::F32(Arc::new(merged)))
+                }
+                (None, None) => encoder.bert().cloned().map(Network::F32),
             },
         );
-        let ((head, index), bert) = (tables?, bert?);
+        let ((head, index), network) = (tables?, network?);
         Ok(Self {
             id,
             hub: Arc::clone(&contents.hub),
             encoder,
             index,
             passed_over,
-            bert,
+            why: String::new(),
+            network,
             head,
             plans: Plans::new(),
         })
+    }
+
+    /// With the reason why its network computes in these numbers.
+    pub(crate) fn because(mut self, why: impl Into<String>) -> Self {
+        self.why = why.into();
+        self
     }
 
     fn device(&self) -> &Device {
@@ -151,7 +186,6 @@ impl Serving {
             .iter()
             .map(|tokens| tokens.borrow().words.as_slice());
         let words = self.index.by_words(words);
-        let bert = self.network();
         self.plans.with(
             sizes(&batch),
             |sizes| self.plan(sizes),
@@ -160,7 +194,7 @@ impl Serving {
                     t.activations.upload(pass, &batch);
                     self.index.upload(pass, &words, &mut t.workspace);
                     pass.stage();
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None, None);
+                    self.encode(pass, &mut t.activations);
                     pass.stage();
                     self.score(pass, t, k)
                 })?;
@@ -175,6 +209,23 @@ impl Serving {
         )
     }
 
+    /// Encodes the batch that `a` holds.
+    fn encode(&self, pass: &mut Pass<'_>, a: &mut Activations) {
+        let ops = self.encoder.ops();
+        match &self.network {
+            Network::F32(bert) => bert.forward(ops, pass, a, None, None),
+            Network::Int8(int8) => int8.encode(ops, pass, self.encoder.words(), a),
+        }
+    }
+
+    /// The numbers that vectors are computed in.
+    pub(crate) fn precision(&self) -> Precision {
+        match self.network {
+            Network::F32(_) => Precision::F32,
+            Network::Int8(_) => Precision::Int8,
+        }
+    }
+
     /// Ranks the hub by the vectors in `t.activations`.
     fn score(&self, pass: &mut Pass<'_>, t: &mut RouteWorkspace, k: usize) -> RankingReads {
         let ops = self.encoder.ops();
@@ -185,9 +236,13 @@ impl Serving {
             .forward(ops, pass, &t.projected.u, x, k, &mut t.workspace)
     }
 
-    /// The encoder's network, with the generation's adapter where it has one.
+    /// The encoder's network, with the generation's adapter where it has one; only of a generation
+    /// that [`Serving::new`] opened.
     pub(crate) fn network(&self) -> &Bert {
-        &self.bert
+        match &self.network {
+            Network::F32(bert) => bert,
+            Network::Int8(_) => unreachable!("learning opens a generation in f32"),
+        }
     }
 
     /// As [`Serving::best`], for prompts whose features are known, by the same network and layers.
@@ -254,6 +309,30 @@ impl Serving {
         Ok(best)
     }
 
+    /// The best model and the vector of each prompt of one batch; on the CPU.
+    pub(super) fn look(&self, prompts: &[&Tokens]) -> Result<Vec<(u32, Vec<f32>)>> {
+        let batch = self.encoder.pack(prompts);
+        let words = self
+            .index
+            .by_words(prompts.iter().map(|tokens| tokens.words.as_slice()));
+        let run = |plan: &mut Plan<RouteWorkspace>| {
+            let ((reads, pooled), outcome) = self.device().run(plan, |pass, t| {
+                t.activations.upload(pass, &batch);
+                self.index.upload(pass, &words, &mut t.workspace);
+                self.encode(pass, &mut t.activations);
+                let pooled = pass.read(&t.activations.pooled);
+                (self.score(pass, t, 1), pooled)
+            })?;
+            let rankings = self.index.rankings(&reads, &outcome, prompts.len())?;
+            let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
+            let both = rankings.iter().zip(vectors);
+            both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))
+                .collect()
+        };
+        self.plans
+            .with(sizes(&batch), |sizes| self.plan(sizes), run)
+    }
+
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
         let mut activations = Activations::new(device, config, sizes)?;
@@ -276,7 +355,7 @@ impl Serving {
 }
 
 /// The prompt that a generation must answer before it becomes current.
-const QUESTION: &str = "Which model is right for this?";
+pub(super) const QUESTION: &str = "Which model is right for this?";
 
 /// Opens `contents` as a router would and asks it once, before it becomes current.
 ///
