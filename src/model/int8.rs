@@ -166,7 +166,7 @@ impl Int8 {
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let at = |name: &str| format!("encoder.layer.{layer}.{name}");
-            let map = |target| Map::new(weights, factors, config, layer, target);
+            let map = |target| CheckpointMap::new(weights, factors, config, layer, target);
             let heads = [map(Target::Query)?, map(Target::Key)?, map(Target::Value)?];
             layers.push(ByteLayer {
                 qkv: pack_heads(cpu, &mut arena, config, shape, &heads)?,
@@ -319,7 +319,7 @@ impl<'o> Out<'o> {
 }
 
 /// A map of a checkpoint with its adapter.
-struct Map<'w> {
+struct CheckpointMap<'w> {
     /// Its weights' name.
     name: String,
     /// [out, in]
@@ -328,7 +328,7 @@ struct Map<'w> {
     bias: Vec<f32>,
 }
 
-impl<'w> Map<'w> {
+impl<'w> CheckpointMap<'w> {
     fn new(
         weights: &'w Weights,
         factors: Option<&'w Factors>,
@@ -393,7 +393,7 @@ fn pack_heads(
     arena: &mut Arena,
     config: &Config,
     shape: Dims,
-    maps: &[Map<'_>; 3],
+    maps: &[CheckpointMap<'_>; 3],
 ) -> Result<Linear> {
     let (h, width) = (config.hidden, config.head_width());
     let (padded, of_head) = (shape.head * 16, shape.head_panels * PANEL);
