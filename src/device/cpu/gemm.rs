@@ -36,7 +36,7 @@ const FEW: usize = 2048;
 const TALLEST: usize = 28;
 
 /// A tile of sums.
-type Sums = [[f32; 32]; TALLEST];
+type TileSums = [[f32; 32]; TALLEST];
 
 /// The instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,7 +262,7 @@ fn multiply_part(
 
 /// `finish` of a tile's `sums` into the columns `start..start + count` of `rows`.
 #[inline(always)]
-fn store(finish: Finish<'_>, sums: &Sums, rows: &mut [&mut [f32]], start: usize, count: usize) {
+fn store(finish: Finish<'_>, sums: &TileSums, rows: &mut [&mut [f32]], start: usize, count: usize) {
     for (y, sums) in rows.iter_mut().zip(sums) {
         let y = &mut y[start..start + count];
         // A length that the compiler knows takes a third of the time.
@@ -308,7 +308,7 @@ fn multiply_tile(
     height: usize,
     x: &[[f32; KB]],
     panel: &[PanelLine],
-    out: &mut Sums,
+    out: &mut TileSums,
 ) {
     macro_rules! by_height {
         ($kernel:path, $panel:expr, $out:expr, $($n:literal)*) => {
@@ -400,7 +400,7 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
-fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut Sums) {
+fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut TileSums) {
     let mut sums = [[0.0f32; 16]; R];
     for (x, panel) in x.iter().zip(panel.chunks_exact(KB)) {
         for (k, w) in panel.iter().enumerate() {
@@ -418,7 +418,7 @@ fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{KB, Sums};
+    use super::{KB, TileSums};
     use std::arch::x86_64::{
         __m256, __m512, _MM_HINT_T0, _mm_prefetch, _mm256_cvtph_ps, _mm256_fmadd_ps,
         _mm256_set1_ps, _mm256_setzero_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps,
@@ -447,7 +447,7 @@ mod x86 {
             pub(super) fn $name<const R: usize, const V: usize>(
                 x: &[[[f32; KB]; R]],
                 panel: &[[[$element; $lanes]; V]],
-                out: &mut Sums,
+                out: &mut TileSums,
             ) {
                 let mut sums = [[$zero(); V]; R];
                 for (x, panel) in x.iter().zip(panel.chunks_exact(KB)) {
@@ -486,7 +486,7 @@ mod x86 {
     pub(super) fn avx512_half<const R: usize>(
         x: &[[[f32; KB]; R]],
         panel: &[HalfLine],
-        (out, side): (&mut Sums, usize),
+        (out, side): (&mut TileSums, usize),
     ) {
         let mut sums = [_mm512_setzero_ps(); R];
         for (x, panel) in x.iter().zip(panel.chunks_exact(KB / 2)) {
@@ -512,7 +512,7 @@ mod x86 {
     pub(super) fn avx512_half_pair<const R: usize>(
         x: &[[[f32; KB]; R]],
         [left, right]: [&[HalfLine]; 2],
-        out: &mut Sums,
+        out: &mut TileSums,
     ) {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         let panels = left.chunks_exact(KB / 2).zip(right.chunks_exact(KB / 2));
