@@ -482,6 +482,13 @@ impl Int8 {
     /// `room.x` and `room.a`, its bytes, become the layer's output.
     #[inline(always)]
     fn layer<W: Wide>(&self, w: W, layer: &ByteLayer, offsets: &[u32], room: &mut ChunkRoom) {
+        self.attention(w, layer, offsets, room);
+        self.feed_forward(w, layer, room);
+    }
+
+    /// `room.x` and `room.a` after attention, its residual and its norm.
+    #[inline(always)]
+    fn attention<W: Wide>(&self, w: W, layer: &ByteLayer, offsets: &[u32], room: &mut ChunkRoom) {
         let Dims {
             hidden,
             heads,
@@ -494,11 +501,10 @@ impl Int8 {
         let ChunkRoom {
             x,
             a,
-            wide,
             head: of_head,
             context,
-            group,
             attention,
+            ..
         } = room;
         let (rows, tiles) = (x.len() / hidden, 0..a.tiles());
         let stride = head_panels * PANEL / 16;
@@ -539,7 +545,7 @@ impl Int8 {
         multiply(
             w,
             a,
-            tiles.clone(),
+            tiles,
             map,
             0..map.0.panels(),
             #[inline(always)]
@@ -548,6 +554,16 @@ impl Int8 {
             },
         );
         self.norm_rows(w, &layer.attention_norm, x, a);
+    }
+
+    /// `room.x` and `room.a` after the two maps behind attention, their residual and their norm.
+    #[inline(always)]
+    fn feed_forward<W: Wide>(&self, w: W, layer: &ByteLayer, room: &mut ChunkRoom) {
+        let (hidden, lines) = (self.shape.hidden, self.arena.lines());
+        let ChunkRoom {
+            x, a, wide, group, ..
+        } = room;
+        let (rows, tiles, per_group) = (x.len() / hidden, 0..a.tiles(), GROUP / 16);
         wide.reset(rows, layer.output.blocks(), W::TALL);
         let map = (&layer.intermediate, lines);
         for number in 0..layer.output.groups() {
