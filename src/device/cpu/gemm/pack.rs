@@ -221,6 +221,34 @@ impl Packed {
         packed
     }
 
+    /// The columns `ids` of this factor, in this order, as a factor of its own.
+    pub(crate) fn gathered(&self, ids: &[u32]) -> Self {
+        let Self { layout, inner, .. } = *self;
+        let (size, element) = (layout.size(inner), if layout.half { 2 } else { 4 });
+        let panels = ids.len().div_ceil(layout.width);
+        let mut lines = vec![PanelLine([0; 64]); panels * size];
+        let from: &[u8] = bytemuck::cast_slice(&self.lines);
+        let to: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
+        let begin = |column: usize| {
+            let (panel, within) = (column / layout.width, column % layout.width);
+            panel * size * size_of::<PanelLine>() + within * element
+        };
+        for (column, id) in ids.iter().enumerate() {
+            let (mut source, mut target) = (begin(*id as usize), begin(column));
+            for _ in 0..inner {
+                to[target..target + element].copy_from_slice(&from[source..source + element]);
+                source += layout.width * element;
+                target += layout.width * element;
+            }
+        }
+        Self {
+            layout,
+            inner,
+            columns: ids.len(),
+            lines,
+        }
+    }
+
     fn empty(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Self {
         let level = cpu.level();
         let inner = parts.first().map_or(0, |(_, view)| view.columns);
