@@ -3,4 +3,4 @@
 pub(crate) mod index;
 mod serving;
 
-pub(crate) use serving::{Serving, ask};
+pub(crate) use serving::{Narrowing, PromptRanking, Serving, ask};
