@@ -22,6 +22,8 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::ImportOptions>();
     usual::<hubrouter::Imported>();
     usual::<hubrouter::Learner>();
+    usual::<hubrouter::AttributeTest>();
+    usual::<hubrouter::PolicyHandle>();
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
@@ -42,12 +44,15 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::ChatRecord>();
     data::<hubrouter::ChatShape>();
     data::<hubrouter::ChatTaken>();
+    data::<hubrouter::Constraint>();
     data::<hubrouter::Decision>();
+    data::<hubrouter::Deployment>();
     data::<hubrouter::DeviceChoice>();
     data::<hubrouter::Difference>();
     data::<hubrouter::DomainScore>();
     data::<hubrouter::EncoderPin>();
     data::<hubrouter::ErrorKind>();
+    data::<hubrouter::Excluded>();
     data::<hubrouter::GenerationId>();
     data::<hubrouter::GenerationReport>();
     data::<hubrouter::Hub>();
@@ -58,6 +63,10 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Model>();
     data::<hubrouter::ModelCard>();
     data::<hubrouter::ModelId>();
+    data::<hubrouter::ModelPattern>();
+    data::<hubrouter::ParetoPoint>();
+    data::<hubrouter::Policy>();
+    data::<hubrouter::PolicyRecord>();
     data::<hubrouter::NewModel>();
     data::<hubrouter::Options>();
     data::<hubrouter::Parts>();

@@ -317,7 +317,7 @@ impl Router {
         let prompts = requests.iter().map(|r| (r.prompt.as_str(), cut(r)));
         let tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
         let tokenize = microseconds(began);
-        let nobody = (serving.hub.active() == 0)
+        let nobody = (serving.index.eligible() == 0)
             .then(|| error!(NoCandidate, "{}: every model is retired", serving.id));
         let asks = requests.iter().zip(tokens).map(|(request, tokens)| {
             let tokens = tokens?;
@@ -326,7 +326,7 @@ impl Router {
             }
             let needs = request.chat.as_ref().map(|chat| &chat.needs);
             let admitted = policy.map(|policy| policy.admit(needs)).transpose()?;
-            Ok(Ask { tokens, admitted })
+            Ok(PromptToRank { tokens, admitted })
         });
         // One more than wanted, for the margin.
         let k = requests.iter().map(|r| r.top).max().unwrap_or(0).max(2);
@@ -341,7 +341,7 @@ impl Router {
         });
         let total = microseconds(began);
         let decided = requests.iter().zip(ranked).map(|(request, ranked)| {
-            let (answer, ask): (PromptRanking, Ask) = ranked?;
+            let (answer, ask): (PromptRanking, PromptToRank) = ranked?;
             let timing = Timing {
                 tokenize,
                 encode: answer.encode,
@@ -493,7 +493,7 @@ fn microseconds(began: Instant) -> f64 {
 }
 
 /// A request's tokens, and the models that a policy lets answer it.
-struct Ask {
+struct PromptToRank {
     tokens: Tokens,
     admitted: Option<Admitted>,
 }
@@ -502,7 +502,7 @@ struct Ask {
 fn rank(
     serving: &Serving,
     policy: Option<&CompiledPolicy>,
-    asks: &[Ask],
+    asks: &[PromptToRank],
     k: usize,
 ) -> Vec<Result<PromptRanking>> {
     let Some(policy) = policy else {

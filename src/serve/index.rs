@@ -191,6 +191,11 @@ impl Index {
         }))
     }
 
+    /// Models that are not retired.
+    pub(crate) fn eligible(&self) -> usize {
+        self.eligible
+    }
+
     /// The rows of the models in `masks`, one for each prompt.
     pub(crate) fn rows_of(&self, masks: &[&ModelMask]) -> RowMasks {
         let mut bits = Vec::new();

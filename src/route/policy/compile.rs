@@ -30,7 +30,7 @@ pub(crate) struct CompiledPolicy {
     /// `base`, or that with the models that only cards describe.
     pub(crate) serving: Arc<Serving>,
     policy: Policy,
-    entries: Vec<Entry>,
+    entries: Vec<PolicyEntry>,
     /// Entries of each model that has some.
     entries_of: HashMap<u32, Vec<usize>>,
     /// `constraint`, then the fallbacks.
@@ -39,7 +39,7 @@ pub(crate) struct CompiledPolicy {
 }
 
 /// A model, or a deployment of one, that may answer at some level.
-struct Entry {
+struct PolicyEntry {
     model: u32,
     deployment: Option<Arc<str>>,
     /// Bit n: it passes level n.
@@ -110,7 +110,7 @@ impl CompiledPolicy {
             if passes != 0 {
                 let needs = needs.as_ref();
                 let prefer = policy.prefer.as_ref();
-                entries.push(Entry {
+                entries.push(PolicyEntry {
                     model: id,
                     deployment: name.map(|name| name.as_str().into()),
                     passes,
@@ -176,12 +176,11 @@ impl CompiledPolicy {
         let excluded_by_needs = self.excluded_by(&demands);
         for (level, found) in self.levels.iter().enumerate() {
             let mut mask = ModelMask::none(self.serving.hub.len());
-            let able =
-                |entry: &&Entry| entry.passes & (1 << level) != 0 && demands.all(&entry.abilities);
-            self.entries
-                .iter()
-                .filter(able)
-                .for_each(|entry| mask.insert(entry.model));
+            for entry in &self.entries {
+                if entry.passes & (1 << level) != 0 && demands.all(&entry.abilities) {
+                    mask.insert(entry.model);
+                }
+            }
             let models = mask.count();
             if models > 0 {
                 return Ok(Admitted {
@@ -255,7 +254,7 @@ impl CompiledPolicy {
         admitted: &[&'c Admitted],
     ) -> Vec<&'c ModelMask> {
         let level = &self.levels[level];
-        let whole = level.index.is_some() || level.models == self.serving.hub.active();
+        let whole = level.index.is_some() || level.models == self.serving.index.eligible();
         if whole && admitted.iter().all(|admitted| admitted.mask.is_none()) {
             return Vec::new();
         }
@@ -271,19 +270,24 @@ impl CompiledPolicy {
     /// The deployments of `model` that may answer, the cheapest in the sense of the trade-off
     /// first; empty without candidates.
     pub(crate) fn deployments(&self, model: u32, admitted: &Admitted) -> Vec<Arc<str>> {
-        let mut able: Vec<&Entry> = self.able(model, admitted).collect();
+        let mut able: Vec<&PolicyEntry> = self.able(model, admitted).collect();
         if let Some(prefer) = &self.policy.prefer {
-            let key = |entry: &Entry| prefer.penalty(entry.stated).unwrap_or(f64::INFINITY);
+            let key = |entry: &PolicyEntry| prefer.penalty(entry.stated).unwrap_or(f64::INFINITY);
             able.sort_by(|a, b| key(a).total_cmp(&key(b)));
         }
         let names = able.iter().filter_map(|entry| entry.deployment.as_ref());
         names.map(Arc::clone).collect()
     }
 
-    fn able<'c>(&'c self, model: u32, admitted: &'c Admitted) -> impl Iterator<Item = &'c Entry> {
+    /// The entries of `model` that may answer the request.
+    fn able<'c>(
+        &'c self,
+        model: u32,
+        admitted: &'c Admitted,
+    ) -> impl Iterator<Item = &'c PolicyEntry> {
         let places = self.entries_of.get(&model).into_iter().flatten();
         let demands = admitted.needs.as_ref().map(Demands::new);
-        let able = move |entry: &&Entry| {
+        let able = move |entry: &&PolicyEntry| {
             let meets = |demands: &Demands<'_>| demands.all(&entry.abilities);
             entry.passes & (1 << admitted.level) != 0 && demands.as_ref().is_none_or(meets)
         };
@@ -294,7 +298,7 @@ impl CompiledPolicy {
     pub(crate) fn weigh(&self, best: &[(u32, f32)], admitted: &Admitted) -> Option<Vec<Weighed>> {
         let prefer = self.policy.prefer.as_ref()?;
         let cheapest = |model: u32| {
-            let key = |entry: &&Entry| prefer.penalty(entry.stated).unwrap_or(f64::INFINITY);
+            let key = |entry: &&PolicyEntry| prefer.penalty(entry.stated).unwrap_or(f64::INFINITY);
             let able = self.able(model, admitted);
             let least = able.min_by(|a, b| key(a).total_cmp(&key(b)));
             least.map_or(Stated::default(), |entry| entry.stated)

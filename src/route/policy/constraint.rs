@@ -19,7 +19,7 @@ use crate::route::policy::parser::is_word;
 /// `{"attribute": "price", "op": "<=", "value": 2}`.
 ///
 /// ```
-/// let text = "context_length >= 32768 and licence in [mit, apache-2.0] and not modality has audio";
+/// let text = "context_length >= 32768 and licence in [mit] and not modality has audio";
 /// let constraint: hubrouter::Constraint = text.parse()?;
 /// let json = serde_json::to_string(&constraint)?;
 /// assert_eq!(serde_json::from_str::<hubrouter::Constraint>(&json)?, constraint);
@@ -83,10 +83,10 @@ impl Constraint {
     /// How tightly the text form binds: `or` 0, `and` 1, others 2.
     fn strength(&self) -> u8 {
         match self {
-            Self::Any(any) if any.len() != 1 => 0,
-            Self::All(all) if all.len() != 1 => 1,
-            Self::Any(parts) | Self::All(parts) => parts[0].strength(),
-            Self::Not(_) | Self::Test { .. } => 2,
+            Self::Any(parts) | Self::All(parts) if parts.len() == 1 => parts[0].strength(),
+            Self::Any(parts) if !parts.is_empty() => 0,
+            Self::All(parts) if !parts.is_empty() => 1,
+            _ => 2,
         }
     }
 

@@ -181,7 +181,8 @@ mod tests {
             ),
             (
                 json!({}),
-                "constraint: expected one of the keys all, any, not, or attribute with op and value, found an empty object",
+                "constraint: expected one of the keys all, any, not, or attribute with op and \
+                 value, found an empty object",
             ),
             (
                 json!({"all": 1}),

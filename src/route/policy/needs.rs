@@ -157,7 +157,6 @@ impl<'n> Demands<'n> {
         if part == NEEDS.len() {
             return has.context.map(|context| context >= self.context);
         }
-        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2^52")]
         let wanted = self.needs.max_output_tokens.map(|tokens| tokens as f64);
         match (wanted, has.output) {
             (Some(wanted), Some(output)) => Some(output >= wanted),

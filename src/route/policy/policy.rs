@@ -102,8 +102,8 @@ mod tests {
 
     #[test]
     fn json_keeps_everything_and_refuses_what_it_does_not_know() {
-        let json = r#"{"schema_version":1,"candidates":["a",{"name":"b","card":{"model_name":"m","domain":"d"}}],
-            "allow":["google/*"],"deny":["id:3"],"where":"price <= 2","fallbacks":["price <= 9"],
+        let json = r#"{"schema_version":1,"candidates":["a",
+            {"name":"b","card":{"model_name":"m","domain":"d"}}],"allow":["google/*"],"deny":["id:3"],"where":"price <= 2","fallbacks":["price <= 9"],
             "chat_needs":true,"prefer":{"cost":0.5}}"#;
         let policy: Policy = serde_json::from_str(json).unwrap();
         let back = serde_json::to_string(&policy).unwrap();
