@@ -134,9 +134,15 @@ mod tests {
                     let u = device.upload("u", width, &u).unwrap();
                     let mut s = device.scratch("s", prompts, keys.models()).unwrap();
                     let (read, outputs) = crate::ops::testing::run(&device, |pass| {
-                        let (u, scale) = (&u, 12.5);
-                        let s = &mut s;
-                        Score::new().forward(pass, Forward { u, keys, scale, s });
+                        let (u, s) = (&u, &mut s);
+                        let scale = 12.5;
+                        let f = Forward {
+                            u,
+                            keys,
+                            scale,
+                            s: &mut *s,
+                        };
+                        Score::new().forward(pass, f);
                         pass.read(s)
                     });
                     outputs.f32(read).to_vec()

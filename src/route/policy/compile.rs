@@ -31,7 +31,7 @@ pub(crate) struct CompiledPolicy {
     pub(crate) serving: Arc<Serving>,
     policy: Policy,
     entries: Vec<PolicyEntry>,
-    /// Entries of each model that has some.
+    /// Entries of each model, where candidates or a trade-off look for them.
     entries_of: HashMap<u32, Vec<usize>>,
     /// `constraint`, then the fallbacks.
     levels: Vec<PolicyLevel>,
@@ -124,7 +124,8 @@ impl CompiledPolicy {
             }
         }
         let mut entries_of: HashMap<u32, Vec<usize>> = HashMap::new();
-        for (place, entry) in entries.iter().enumerate() {
+        let looked_up = policy.candidates.is_some() || policy.prefer.is_some();
+        for (place, entry) in entries.iter().enumerate().filter(|_| looked_up) {
             entries_of.entry(entry.model).or_default().push(place);
         }
         let constraints = std::iter::once(None).chain(policy.fallbacks.iter().map(Some));

@@ -180,7 +180,8 @@ mod tests {
             "not not exists a",
             "licence in [mit, apache-2.0, \"a b\"]",
             "modality has image",
-            "name matches \"google/*\"",
+            "name matches google/*",
+            "name matches \"a b*\"",
             "`a b` != true",
             "price.input < 3",
         ] {

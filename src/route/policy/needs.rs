@@ -223,20 +223,20 @@ mod tests {
         let found = fails("context_length", 999.into(), &needs);
         assert_eq!(
             found,
-            [("needs context_length >= 1000".into(), Some(false))]
+            [("needs context_length >= 1000".to_owned(), Some(false))]
         );
         let found = fails("context_length", serde_json::Value::Null, &needs);
-        assert_eq!(found, [("needs context_length >= 1000".into(), None)]);
+        assert_eq!(found, [("needs context_length >= 1000".to_owned(), None)]);
         let found = fails("max_output_tokens", 99.into(), &needs);
         assert_eq!(
             found,
-            [("needs max_output_tokens >= 100".into(), Some(false))]
+            [("needs max_output_tokens >= 100".to_owned(), Some(false))]
         );
         let found = fails("tools", serde_json::Value::Null, &needs);
-        assert_eq!(found, [("needs tools".into(), None)]);
+        assert_eq!(found, [("needs tools".to_owned(), None)]);
         needs.has_audio = true;
         let found = fails("tools", true.into(), &needs);
-        assert_eq!(found, [("needs audio".into(), None)]);
+        assert_eq!(found, [("needs audio".to_owned(), None)]);
     }
 
     #[test]
