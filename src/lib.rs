@@ -35,11 +35,11 @@ pub use encoder::Encoder;
 #[doc(hidden)]
 pub use encoder::{ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
-pub use generation::{EncoderPin, GenerationId, Learned, Manifest, NewModel};
+pub use generation::{Agreement, EncoderPin, GenerationId, Learned, Manifest, NewModel};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
-pub use options::Options;
+pub use options::{Options, Precision};
 pub use route::{
     AttributeTest, ChatNeeds, ChatRecord, ChatShape, ChatTaken, Constraint, Decision, Deployment,
     DomainScore, Excluded, LeftOut, LeftOutCount, ModelPattern, ParetoPoint, Policy, PolicyHandle,

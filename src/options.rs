@@ -1,9 +1,12 @@
 //! The options of a router or an encoder.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::device::DeviceChoice;
-use crate::error::Error;
+use crate::error::{Error, error};
 use crate::files;
 
 /// Version of the JSON form of [`Options`].
@@ -18,6 +21,47 @@ fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::E
     let found = u32::deserialize(deserializer)?;
     files::check_version(found).map_err(serde::de::Error::custom)?;
     Ok(found)
+}
+
+/// The numbers that a router computes a prompt's vector in. Learning is always in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Precision {
+    /// `int8` where a generation's record says that its answers stay near those in f32, and the CPU
+    /// has VNNI; else `f32`.
+    #[default]
+    Auto,
+    /// Products in f32, on every device.
+    F32,
+    /// Products of bytes, with exact sums, on a CPU with VNNI. The vector of a prompt has the same
+    /// bits on all of them, alone and in any batch.
+    Int8,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let all = [Self::Auto, Self::F32, Self::Int8];
+        let named = all.into_iter().find(|known| known.to_string() == text);
+        named.ok_or_else(|| {
+            error!(
+                InvalidRequest,
+                "precision: expected auto, f32 or int8, found {text:?}"
+            )
+        })
+    }
 }
 
 /// How to open a [`crate::Router`] or an [`crate::Encoder`].
@@ -53,6 +97,8 @@ pub struct Options {
     /// Most tokens of a text, special ones included; longer texts are cut. `None`: the bundle's own
     /// limit. At most the encoder's number of positions.
     pub max_tokens: Option<usize>,
+    /// The numbers that a router computes a prompt's vector in.
+    pub precision: Precision,
 }
 
 impl Default for Options {
@@ -65,6 +111,7 @@ impl Default for Options {
             encoder: None,
             look_in: Vec::new(),
             max_tokens: None,
+            precision: Precision::Auto,
         }
     }
 }
@@ -106,6 +153,12 @@ impl Options {
     /// The options with one more folder to look for the encoder in.
     pub fn look_in(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
         self.look_in.push(folder.into());
+        self
+    }
+
+    /// The options with this precision.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 

@@ -104,6 +104,7 @@ fn every_command_has_help_with_an_example() {
         "generation list",
         "generation show",
         "generation check",
+        "generation measure",
         "generation rollback",
         "generation diff",
         "generation prune",

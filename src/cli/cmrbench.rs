@@ -18,7 +18,7 @@ use crate::device::DeviceChoice;
 use crate::error::{Result, bail};
 use crate::files;
 use crate::learn::Control;
-use crate::{Options, Router};
+use crate::{Options, Precision, Router};
 
 /// Methods of `--quick`.
 const QUICK: [&str; 8] = [
@@ -405,6 +405,7 @@ fn ask_bundled(plan: &BenchPlan, out: &Path, watch: GridWatch<'_>) -> Result<boo
     }
     let options = Options {
         encoder: bundled::encoder(),
+        precision: Precision::F32,
         ..plan.options.clone()
     };
     match bundled::store(None).and_then(|store| Router::open(store, options)) {

@@ -69,9 +69,11 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
 fn print(diagnosis: &Diagnosis) -> Result<()> {
     let cpu = &diagnosis.cpu;
     output::paragraph(format!(
-        "CPU: {} threads, kernels for {}, features {}",
+        "CPU: {} threads, kernels for {}, in int8 {} ({}), features {}",
         cpu.threads,
         cpu.kernels,
+        cpu.int8.as_deref().unwrap_or("none"),
+        cpu.int8_reason,
         cpu.features.join(" ")
     ))?;
     if diagnosis.adapters.is_empty() {

@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::{DeviceArgs, RouterArgs, labelled, output};
 use crate::cmrbench::{BenchExperience, BenchRow, Data, Hits, Percent, Prefix, Tables};
 use crate::error::{Result, bail};
-use crate::{Decision, Request, Router};
+use crate::{Decision, Precision, Request, Router};
 
 /// Prompts per batch.
 const BATCH: usize = 32;
@@ -61,6 +61,7 @@ struct EvalReport {
     mean: ExperienceLine,
     texts_per_second: f64,
     device: String,
+    precision: Precision,
     threads: usize,
     generation: String,
     models: usize,
@@ -123,6 +124,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         experiences: lines,
         texts_per_second: total as f64 / seconds.max(1e-9),
         device: router.device_name(),
+        precision: router.precision(),
         threads: router.threads(),
         generation: router.generation().to_string(),
         models: router.hub().active(),
@@ -270,12 +272,13 @@ fn print(report: &EvalReport) -> Result<()> {
     }
     table.print()?;
     output::paragraph(format!(
-        "percent; {}, generation {}, prefix {}; {:.0} texts/s on {} with {}",
+        "percent; {}, generation {}, prefix {}; {:.0} texts/s on {} in {} with {}",
         output::counted(report.models, "model"),
         report.generation,
         report.prefix,
         report.texts_per_second,
         report.device,
+        report.precision,
         output::counted(report.threads, "thread")
     ))?;
     for file in &report.missing {

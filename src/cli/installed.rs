@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{bundled, output};
 use crate::encoder::read_manifest;
 use crate::error::Result;
-use crate::{EncoderPin, GenerationId, Options, Store};
+use crate::{EncoderPin, GenerationId, Options, Router, Store};
 
 /// A store, what it serves, and what is damaged.
 #[derive(Default, Serialize)]
@@ -18,6 +18,8 @@ pub(super) struct Installed {
     /// Name and hash.
     encoder: Option<String>,
     encoder_folder: Option<PathBuf>,
+    /// What `--precision auto` takes on the CPU, and why.
+    precision: Option<String>,
     /// Why there is no store, or why it cannot be used.
     problem: Option<String>,
 }
@@ -49,6 +51,9 @@ impl Installed {
         options.look_in.extend(bundled::encoder());
         store.encoder(&id, &options)?;
         self.encoder_folder = folder_of(&store, pin, encoder);
+        let router = Router::open_generation(store.root(), &id, options)?;
+        let (precision, why) = (router.precision(), router.precision_reason());
+        self.precision = Some(format!("{precision}: {why}"));
         Ok(())
     }
 
@@ -73,6 +78,9 @@ impl Installed {
                 None => format!("{encoder}: damaged"),
             };
             output::line(format!("encoder     {place}"))?;
+        }
+        if let Some(precision) = &self.precision {
+            output::paragraph(format!("precision   {precision}"))?;
         }
         match &self.problem {
             Some(problem) => output::paragraph(format!("problem     {problem}")),

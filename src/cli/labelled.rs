@@ -14,7 +14,7 @@ use crate::cmrbench::{Prefix, query_text};
 use crate::error::Result;
 use crate::hub::domain_key;
 use crate::learn::{Example, read_examples};
-use crate::{Decision, Hub, ModelId, Options, Ranked, Request, Router};
+use crate::{Decision, Hub, ModelId, Options, Precision, Ranked, Request, Router};
 
 /// Prompts per batch.
 const BATCH: usize = 32;
@@ -36,6 +36,7 @@ struct LabelledReport {
     domains: Vec<OfDomain>,
     texts_per_second: f64,
     device: String,
+    precision: Precision,
     threads: usize,
     generation: String,
     models: usize,
@@ -258,6 +259,7 @@ fn measure(
         domains,
         texts_per_second: examples.len() as f64 / seconds.max(1e-9),
         device: router.device_name(),
+        precision: router.precision(),
         threads: router.threads(),
         generation: router.generation().to_string(),
         models: hub.active(),
@@ -313,12 +315,13 @@ fn print(report: &LabelledReport) -> Result<()> {
         ))?;
     }
     output::paragraph(format!(
-        "{}, generation {}, prefix {}; {:.0} texts/s on {} with {}",
+        "{}, generation {}, prefix {}; {:.0} texts/s on {} in {} with {}",
         output::counted(report.models, "model"),
         report.generation,
         report.prefix,
         report.texts_per_second,
         report.device,
+        report.precision,
         output::counted(report.threads, "thread"),
     ))
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use crate::device::adapter::{AdapterReport, LimitsReport};
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Cpu, int8};
 use crate::device::gpu::{self, Gpu};
 use crate::device::{Device, DeviceChoice, choose};
 use crate::error::Result;
@@ -54,6 +54,10 @@ pub struct CpuReport {
     pub threads: usize,
     /// The instruction set of the GEMM kernels.
     pub kernels: &'static str,
+    /// The kernel of products in int8; `None`: this CPU has no instruction for them.
+    pub int8: Option<String>,
+    /// Why it is that kernel.
+    pub int8_reason: String,
     /// Instruction set extensions that were found.
     pub features: Vec<&'static str>,
 }
@@ -99,11 +103,14 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
             &report.name,
         );
     }
+    let (int8, int8_reason) = int8::ByteKernel::detect();
     Ok(Diagnosis {
         schema_version: 1,
         cpu: CpuReport {
             threads: host.threads(),
             kernels: host.level().name(),
+            int8: int8.map(|kernel| kernel.to_string()),
+            int8_reason,
             features: cpu_features(),
         },
         adapters: reports,
@@ -126,7 +133,7 @@ fn cpu_features() -> Vec<&'static str> {
                 $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })*
             };
         }
-        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
+        look!("sse4.2" "avx" "avx2" "fma" "f16c" "avxvnni" "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16");
     }
     #[cfg(target_arch = "aarch64")]
     {

@@ -1,6 +1,7 @@
 //! An encoder on a device: it turns texts into pooled vectors.
 
 mod bundle;
+mod bytes;
 mod import;
 pub(crate) mod seen;
 
@@ -453,6 +454,11 @@ impl Encoder {
         self.network(|device, weights, config, words| {
             Parameters::open_merged(device, weights, config, words, factors)
         })
+    }
+
+    /// [V, H]
+    pub(crate) fn words(&self) -> &WordRows {
+        &self.words
     }
 
     /// The network with weights that gradients go back through.

@@ -11,6 +11,7 @@ use safetensors::Dtype;
 use crate::error::{Result, bail};
 use crate::files::{self, FileDigest, Staged};
 use crate::generation::manifest::{ADAPTER, GenerationId, HEAD, HUB, MANIFEST, Manifest};
+use crate::generation::precision::{self, Agreement, PRECISION};
 use crate::hub::Hub;
 use crate::model::Config;
 use crate::model::lora::Factors;
@@ -37,6 +38,9 @@ pub(crate) struct Contents {
     pub(crate) embeddings: Vec<f32>,
     /// The other parts by name, unparsed: LoRA factors, and the parts that learning keeps.
     pub(crate) parts: BTreeMap<String, Vec<u8>>,
+    /// How near its answers in int8 are to those in f32, where that was measured before it is
+    /// written; no part of it. Of a generation that was read: `None`, see [`precision::read`].
+    pub(crate) agreement: Option<Agreement>,
 }
 
 impl Contents {
@@ -98,6 +102,7 @@ impl Contents {
             projection,
             embeddings,
             parts,
+            agreement: None,
         })
     }
 
@@ -183,7 +188,12 @@ impl Contents {
         if folder.exists() {
             // The name is a hash, so the same content was written before. It may be damaged by now.
             match Self::read(&folder).and_then(|contents| ask(&id, &contents)) {
-                Ok(()) => return Ok((id, false)),
+                Ok(()) => {
+                    if let Some(record) = self.record(&id)? {
+                        files::replace(&folder.join(PRECISION), &record)?;
+                    }
+                    return Ok((id, false));
+                }
                 Err(error) if error.is_damage() => log::warn!("{error}; {id} is written anew"),
                 Err(error) => return Err(error),
             }
@@ -200,11 +210,23 @@ impl Contents {
             }
         }
         staged.write(MANIFEST, &sealed)?;
+        if let Some(record) = self.record(&id)? {
+            staged.write(PRECISION, &record)?;
+        }
         let written = Self::read_as(staged.path(), Some(id.as_str().as_ref()))
             .and_then(|contents| ask(&id, &contents));
         written.map_err(|e| e.at("the new generation cannot be opened"))?;
         staged.publish(id.as_str())?;
         Ok((id, true))
+    }
+
+    /// The bytes of the record of int8, if it was measured.
+    fn record(&self, id: &GenerationId) -> Result<Option<Vec<u8>>> {
+        let encoder = &self.manifest.encoder.sha256;
+        let bytes = self.agreement.as_ref();
+        bytes
+            .map(|a| precision::to_bytes(id, encoder, a))
+            .transpose()
     }
 
     fn head(&self) -> Result<Vec<u8>> {

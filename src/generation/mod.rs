@@ -5,9 +5,11 @@ mod contents;
 mod grow;
 mod manifest;
 pub(crate) mod memory;
+pub(crate) mod precision;
 pub(crate) mod rows;
 
 pub(crate) use contents::Contents;
 pub(crate) use manifest::{ADAPTER, HUB};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
+pub use precision::Agreement;
 pub use rows::NewModel;

@@ -15,6 +15,7 @@ mod engine;
 mod kept;
 mod learner;
 mod method;
+mod precision;
 mod report;
 mod settings;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use kept::forget::{Remembered, check, forget, remembered, would_forget};
 pub use kept::privacy::Withheld;
 pub use kept::replay::ReplayEntry;
 pub use learner::{Control, Learner, Outcome, Status, Watch};
+pub use precision::measure_precision;
 pub use report::{Kept, LossTerms, Measured, Report};
 pub use settings::{Privacy, Settings};
 

@@ -13,6 +13,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::device::Place;
+use crate::device::cpu::int8::ByteKernel;
 use crate::encoder::{ENCODED, Encoder, ImportOptions, import_encoder};
 use crate::generation::{GenerationId, NewModel};
 use crate::hub::Model;
@@ -23,7 +24,9 @@ use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::method::layout::ParameterLayout;
 use crate::learn::method::targets::SoftTarget;
 use crate::learn::settings::Train;
-use crate::learn::{Accuracy, Control, Example, Experience, Learner, Outcome, Settings};
+use crate::learn::{
+    Accuracy, Control, Example, Experience, Learner, Outcome, Settings, measure_precision,
+};
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::reference::{dot, normalize};
 #[cfg(feature = "gpu")]
@@ -1027,4 +1030,46 @@ fn an_update_encodes_no_prompt_twice() {
         assert_eq!(encoded, own + earlier + 2 * followed, "{privacy}");
         assert_eq!(earlier, if privacy == "text" { 16 } else { 0 });
     }
+}
+
+/// 512 examples have 64 that are held out, on which int8 is measured; the id does not depend on it.
+#[test]
+fn int8_is_measured_and_recorded_by_learning_and_on_request() {
+    let options = Options::default().device("cpu").threads(1);
+    let encoder = toy(&options);
+    let (_folder, store, first) = two_models("int8", &encoder);
+    let measure = |id: &GenerationId, examples: &[Example]| {
+        measure_precision(&store, id, Some(examples), &options)
+    };
+    assert_eq!(store.agreement(&first).unwrap(), None);
+    let few = measure(&first, &prompts(0..63).examples).unwrap_err();
+    assert!(few.to_string().contains("found 63"), "{few}");
+    let none = measure_precision(&store, &first, None, &options).unwrap_err();
+    assert!(none.to_string().contains("--examples"), "{none}");
+    let learn = |numbers: std::ops::Range<usize>| {
+        let settings = Settings::memory();
+        let mut learner = Learner::open(store.root(), None, settings, options.clone()).unwrap();
+        let outcome = learner.learn(&prompts(numbers), None, &mut |_| Control::Continue);
+        outcome.unwrap();
+        learner.commit().unwrap()
+    };
+    let second = learn(0..512);
+    let examples = prompts(0..512).examples;
+    let recorded = store.agreement(&second).unwrap();
+    let measured = measure(&second, &examples).unwrap();
+    assert!(measured.held_out && measured.prompts == 64, "{measured:?}");
+    assert!(measured.worst_cosine > 0.99 && measured.worst_cosine < 1.0);
+    assert_eq!(store.agreement(&second).unwrap(), Some(measured.clone()));
+    // They are kept as text.
+    let kept = measure_precision(&store, &second, None, &options).unwrap();
+    assert_eq!(kept, measured);
+    let has_kernel = ByteKernel::detect().0.is_some();
+    assert_eq!(recorded, has_kernel.then_some(measured));
+    assert!(store.check(&second).is_ok());
+    // Of others all are taken.
+    let others = measure(&second, &prompts(600..700).examples).unwrap();
+    assert!(!others.held_out && others.prompts == 100, "{others:?}");
+    // Earlier held-out prompts count as well.
+    let third = store.agreement(&learn(512..520)).unwrap();
+    assert_eq!(third.map(|a| a.prompts), has_kernel.then_some(66));
 }

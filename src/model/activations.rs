@@ -134,6 +134,11 @@ impl Layers {
         })
     }
 
+    /// The layers, and their means [B, L, H] to be written.
+    pub(crate) fn means_mut(&mut self) -> (&[usize], &mut [f32]) {
+        (&self.which, self.means.f32_mut())
+    }
+
     /// Makes unit vectors of the means.
     pub(crate) fn finish(&mut self, ops: &Ops, pass: &mut Pass<'_>) {
         let (z, u) = (self.means.part(self.means.place()), &mut self.units);

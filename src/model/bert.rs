@@ -6,7 +6,7 @@ use crate::model::activations::{Activations, LayerActivations};
 use crate::model::adapted::{Adapted, MapForward};
 use crate::model::parameters::{Layer, Norm, Parameters};
 use crate::ops::pool::{self, Pooling};
-use crate::ops::{Ops, attention, embed, gelu, layer_norm};
+use crate::ops::{Ops, attention, embed, gelu, layer_norm, linear};
 
 pub(crate) struct Bert {
     pub(crate) config: Config,
@@ -101,6 +101,7 @@ impl Bert {
         let layer: &Layer = &self.parameters.layers[index];
         let (input, output) = (a.state_place(index), a.state_place(index + 1));
         let kept = a.kept_place(index);
+        let serving = adapted.is_none() && a.adapter.is_none();
         let mut map = MapForward::new(ops, adapted, a.adapter.as_mut(), index);
         let (x, k) = (&a.states[input], &mut a.kept[kept]);
         map.apply(pass, &layer.qkv, |maps| &maps.qkv, x, &mut k.qkv);
@@ -115,13 +116,26 @@ impl Bert {
         map.apply(pass, w, |maps| &maps.attention_output, &k.context, y);
         let sum = (x, Some(&k.attention_branch));
         self.norm(ops, pass, &layer.attention_norm, sum, &mut k.middle);
-        let (w, y) = (&layer.intermediate, &mut k.wide);
-        map.apply(pass, w, |maps| &maps.intermediate, &k.middle, y);
-        let f = gelu::Forward {
-            x: &k.wide,
-            y: &mut k.activated,
-        };
-        ops.gelu.forward(pass, f);
+        match pass {
+            // Learning needs what GELU got.
+            Pass::Cpu(cpu) if serving => {
+                let f = linear::Forward {
+                    x: &k.middle,
+                    w: &layer.intermediate,
+                    y: &mut k.activated,
+                };
+                ops.linear.forward_gelu(cpu, f);
+            }
+            _ => {
+                let (w, y) = (&layer.intermediate, &mut k.wide);
+                map.apply(pass, w, |maps| &maps.intermediate, &k.middle, y);
+                let f = gelu::Forward {
+                    x: &k.wide,
+                    y: &mut k.activated,
+                };
+                ops.gelu.forward(pass, f);
+            }
+        }
         let (w, y) = (&layer.output, &mut k.output_branch);
         map.apply(pass, w, |maps| &maps.output, &k.activated, y);
         let LayerActivations {

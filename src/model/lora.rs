@@ -340,21 +340,50 @@ impl Factors {
 
     /// Adds `s Lb La` to `weight` [out, in], the map `target` of `layer`.
     pub(crate) fn merge(&self, layer: usize, target: Target, weight: &mut [f32]) {
-        let found = self
+        let Some(delta) = self.delta(layer, target) else {
+            return;
+        };
+        for (o, row) in weight.chunks_exact_mut(delta.inputs).enumerate() {
+            delta.add_to(o, row);
+        }
+    }
+
+    /// The change of the map `target` of `layer`; `None`: it has no adapter.
+    pub(crate) fn delta(&self, layer: usize, target: Target) -> Option<Delta<'_>> {
+        let (_, branch) = self
             .adapter
             .branches()
-            .find(|(index, branch)| *index == layer && branch.target == target);
-        let Some((_, branch)) = found else { return };
-        let scale = self.adapter.lora.scale();
-        let a = &self.values[branch.a.offset..branch.a.end()];
-        let b = &self.values[branch.b.offset..branch.b.end()];
-        let (inputs, outputs) = (branch.a.columns, branch.b.columns);
-        for (o, row) in weight.chunks_exact_mut(inputs).enumerate() {
-            for (k, a) in a.chunks_exact(inputs).enumerate() {
-                let factor = scale * b[k * outputs + o];
-                for (w, a) in row.iter_mut().zip(a) {
-                    *w += factor * a;
-                }
+            .find(|(index, branch)| *index == layer && branch.target == target)?;
+        Some(Delta {
+            scale: self.adapter.lora.scale(),
+            a: &self.values[branch.a.offset..branch.a.end()],
+            b: &self.values[branch.b.offset..branch.b.end()],
+            inputs: branch.a.columns,
+            outputs: branch.b.columns,
+        })
+    }
+}
+
+/// `s Lb La`, the change of one map.
+#[derive(Clone, Copy)]
+pub(crate) struct Delta<'f> {
+    scale: f32,
+    /// La [r, in]
+    a: &'f [f32],
+    /// Lb transposed, [r, out].
+    b: &'f [f32],
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Delta<'_> {
+    /// Adds the change of output `o` to its weights `row`.
+    #[inline(always)]
+    pub(crate) fn add_to(&self, o: usize, row: &mut [f32]) {
+        for (k, a) in self.a.chunks_exact(self.inputs).enumerate() {
+            let factor = self.scale * self.b[k * self.outputs + o];
+            for (w, a) in row.iter_mut().zip(a) {
+                *w += factor * a;
             }
         }
     }

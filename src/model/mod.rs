@@ -4,6 +4,7 @@ pub(crate) mod activations;
 pub(crate) mod adapted;
 pub(crate) mod bert;
 pub(crate) mod head;
+pub(crate) mod int8;
 pub(crate) mod lora;
 pub(crate) mod parameters;
 pub(crate) mod training;

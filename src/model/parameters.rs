@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::device::{Device, Tensor};
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, error};
 use crate::model::Config;
 use crate::model::lora::{Factors, Target};
 use crate::ops::embed::WordRows;
@@ -202,16 +202,28 @@ struct Reader<'r> {
 
 type MakeWeight = fn(&Device, &[(&str, View<'_>)], &[f32]) -> Result<Weight>;
 
+/// The tensor `name`, widened to f32.
+///
+/// Errors: it is missing, has another shape or dtype, or is not finite.
+pub(crate) fn finite(weights: &Weights, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let values = weights.view(name, shape)?.to_f32();
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(not_finite(name));
+    }
+    Ok(values)
+}
+
+/// Of the tensor `name`.
+pub(crate) fn not_finite(name: &str) -> Error {
+    error!(
+        Numeric,
+        "{name}: expected finite weights, found infinity or NaN"
+    )
+}
+
 impl Reader<'_> {
     fn finite(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let values = self.weights.view(name, shape)?.to_f32();
-        if !values.iter().all(|value| value.is_finite()) {
-            bail!(
-                Numeric,
-                "{name}: expected finite weights, found infinity or NaN"
-            );
-        }
-        Ok(values)
+        finite(self.weights, name, shape)
     }
 
     fn norm(&self, name: &str) -> Result<Norm> {

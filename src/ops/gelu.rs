@@ -85,7 +85,7 @@ fn forward_cpu(pass: &CpuPass<'_>, columns: usize, x: &[f32], y: &mut [f32]) {
             #[inline(always)]
             || {
                 for (y, x) in rows.iter_mut().zip(x) {
-                    *y = 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+                    *y = math::gelu(*x);
                 }
             },
         );

@@ -151,7 +151,8 @@ fn forward_cpu(
     y: &mut [f32],
 ) {
     let cpu = pass.cpu;
-    cpu.rows(y, hidden, hidden * 4, |first, rows| {
+    // Two sums over a row, which wait for each other, cost as much as twice its elements do.
+    cpu.rows(y, hidden, hidden * 16, |first, rows| {
         cpu.simd(
             #[inline(always)]
             || {

@@ -9,7 +9,7 @@ pub(crate) mod cases;
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
-use crate::device::{Device, Kernel, Pass, Shader, Tensor, groups, shader};
+use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
 use crate::error::{Result, bail};
 use crate::num::to_u32;
 use crate::weights::View;
@@ -136,6 +136,20 @@ impl Linear {
         self.forward_at(pass, f, NARROW);
     }
 
+    /// `y = gelu(x . W^T + b)`, with the bits of the two ops one after the other.
+    pub(crate) fn forward_gelu(&self, pass: &CpuPass<'_>, f: Forward<'_>) {
+        Self::forward_cpu(pass, f, Finish::Gelu);
+    }
+
+    fn forward_cpu<'t>(pass: &CpuPass<'_>, f: Forward<'t>, finish: fn(&'t [f32]) -> Finish<'t>) {
+        let WeightValues::Cpu { forward, .. } = &f.w.values else {
+            unreachable!("linear: weights live on another device");
+        };
+        let x = Matrix::of_rows(f.x.f32(), f.w.inputs);
+        let y = RowsMut::whole(f.y.f32_mut(), f.w.outputs);
+        gemm::multiply(pass.cpu, x, forward, finish(f.w.bias.f32()), y);
+    }
+
     fn forward_at(&self, pass: &mut Pass<'_>, f: Forward<'_>, narrow: usize) {
         let rows = f.x.rows();
         f.x.expect("linear", "x", rows, f.w.inputs);
@@ -158,11 +172,7 @@ impl Linear {
                     &[("x", f.x), ("w", w), ("bias", &f.w.bias), ("y", f.y)],
                 );
             }
-            (Pass::Cpu(pass), WeightValues::Cpu { forward, .. }) => {
-                let x = Matrix::of_rows(f.x.f32(), f.w.inputs);
-                let y = RowsMut::whole(f.y.f32_mut(), f.w.outputs);
-                gemm::multiply(pass.cpu, x, forward, Finish::Bias(f.w.bias.f32()), y);
-            }
+            (Pass::Cpu(pass), _) => Self::forward_cpu(pass, f, Finish::Bias),
             _ => unreachable!("linear: weights live on another device"),
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::generation::GenerationId;
 use crate::hub::ModelId;
 use crate::memory::Parts;
+use crate::options::Precision;
 use crate::route::chat::ChatRecord;
 use crate::route::policy::PolicyRecord;
 
@@ -48,6 +49,9 @@ pub struct Decision {
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.
     pub device: String,
+    /// The numbers that the prompt's vector was computed in: `f32` or `int8`.
+    #[serde(default = "f32")]
+    pub precision: Precision,
     /// The generation, encoder and tokenizer that answered.
     #[serde(flatten)]
     pub revisions: Revisions,
@@ -126,6 +130,11 @@ pub struct Timing {
     pub total: f64,
     /// Prompts that were computed together.
     pub batch: usize,
+}
+
+/// Before there was a choice.
+fn f32() -> Precision {
+    Precision::F32
 }
 
 impl Decision {

@@ -16,14 +16,16 @@ use crate::device::cpu::Cpu;
 use crate::encoder::{Encoder, for_each_good};
 use crate::error::{Error, Result, caught, error};
 use crate::files::short;
+use crate::generation::precision;
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
 use crate::num::to_f32;
-use crate::options::Options;
+use crate::options::{Options, Precision};
 use crate::route::policy::{Admitted, CompiledPolicy};
 use crate::route::{
     Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
 };
+use crate::serve::gate::Choice;
 use crate::serve::index::Ranking;
 use crate::serve::{Narrowing, PromptRanking, Serving};
 use crate::store::{Store, find_encoder};
@@ -124,7 +126,8 @@ impl<'s> GenerationSource<'s> {
         passed_over: Option<String>,
     ) -> Result<Result<Serving>> {
         let encoder = self.encoder(&contents.manifest.encoder)?;
-        match Serving::new(id.clone(), contents, encoder, passed_over.clone()) {
+        let note = passed_over.clone();
+        match self.opened(id.clone(), contents, encoder, note) {
             Err(error) if self.options.steps_down(&error) => {
                 Ok(self.on_cpu(id, contents, passed_over, &error))
             }
@@ -146,7 +149,33 @@ impl<'s> GenerationSource<'s> {
         let folder = find_encoder(self.store.root(), pin, &options)?;
         let mut encoder = Encoder::open_lazily(&folder, host, &options)?;
         encoder.degrade(error);
-        Serving::new(id, contents, Arc::new(encoder), passed_over)
+        self.opened(id, contents, Arc::new(encoder), passed_over)
+    }
+
+    /// The generation on the device of `encoder`, in the numbers of the options.
+    fn opened(
+        &self,
+        id: GenerationId,
+        contents: &Contents,
+        encoder: Arc<Encoder>,
+        passed_over: Option<String>,
+    ) -> Result<Serving> {
+        let folder = self.store.folder(&id);
+        let record = || precision::read(&folder, &id, encoder.revision());
+        let choice = Choice::new(self.options.precision, &encoder, record)?;
+        let open = |kernel| {
+            let (id, encoder) = (id.clone(), Arc::clone(&encoder));
+            Serving::with_kernel(id, contents, encoder, passed_over.clone(), kernel)
+        };
+        let serving = open(choice.kernel)?;
+        match &choice.vector_sha256 {
+            Some(want) if serving.vector_sha256()? != *want => {
+                let reason = "this machine computes other bits in int8 than those recorded";
+                log::warn!("int8 is not taken: {reason}");
+                Ok(open(None)?.because(reason))
+            }
+            _ => Ok(serving.because(choice.reason)),
+        }
     }
 }
 
@@ -185,7 +214,8 @@ impl Router {
     }
 
     /// As [`Router::open`], with an encoder that is open already: routers of several stores share
-    /// its weights, its device and its threads. Of `options` only `fallback` counts.
+    /// its weights, its device and its threads. Of `options` only `fallback` and
+    /// `precision` count.
     ///
     /// Errors: as [`Router::open`]; `encoder` is not the generation's.
     pub fn with_encoder(
@@ -455,6 +485,16 @@ impl Router {
         self.serving.load().encoder.device_reason().to_owned()
     }
 
+    /// The numbers of the encoder's products: f32 or int8.
+    pub fn precision(&self) -> Precision {
+        self.serving.load().precision()
+    }
+
+    /// Why these numbers were chosen.
+    pub fn precision_reason(&self) -> String {
+        self.serving.load().why.clone()
+    }
+
     /// Threads of the CPU's pool.
     pub fn threads(&self) -> usize {
         self.host.threads()
@@ -617,6 +657,7 @@ fn decide(
         policy: record,
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
+        precision: serving.precision(),
         revisions: Revisions {
             generation: serving.id.clone(),
             encoder: format!("{}@{}", encoder.name(), short(encoder.revision())),

@@ -1,5 +1,6 @@
 //! A generation on a device, ready to rank prompts.
 
+pub(crate) mod gate;
 pub(crate) mod index;
 mod serving;
 

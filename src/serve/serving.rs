@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::device::cpu::int8::ByteKernel;
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -14,6 +15,8 @@ use crate::hub::{Hub, ModelMask};
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
+use crate::model::int8::Int8;
+use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads};
 use crate::text::tokenizer::Tokens;
 
@@ -24,10 +27,17 @@ pub(crate) struct Serving {
     pub(crate) index: Index,
     /// Why this generation is served instead of the current one, if it is.
     pub(crate) passed_over: Option<String>,
-    /// The encoder's network, with the generation's adapter where it has one.
-    bert: Arc<Bert>,
+    /// Why its network computes in these numbers.
+    pub(crate) why: String,
+    network: Arc<Network>,
     head: Arc<Head>,
     plans: Plans<RouteWorkspace>,
+}
+
+/// The encoder's network, with the generation's adapter where it has one.
+enum Network {
+    F32(Arc<Bert>),
+    Int8(Box<Int8>),
 }
 
 /// The tensors of one batch, from tokens to ranks.
@@ -72,6 +82,17 @@ impl Serving {
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
     ) -> Result<Self> {
+        Self::with_kernel(id, contents, encoder, passed_over, None)
+    }
+
+    /// As [`Serving::new`]; with a kernel in int8, else in f32.
+    pub(crate) fn with_kernel(
+        id: GenerationId,
+        contents: &Contents,
+        encoder: Arc<Encoder>,
+        passed_over: Option<String>,
+        kernel: Option<ByteKernel>,
+    ) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
             bail!(
@@ -93,7 +114,7 @@ impl Serving {
         }
         let (device, host) = (encoder.device(), encoder.host());
         // The two slow parts side by side.
-        let (tables, bert) = host.join(
+        let (tables, network) = host.join(
             || -> Result<(Head, Index)> {
                 let recall = contents.recall()?;
                 let head = Head::new(device, &contents.projection, encoder.width())?;
@@ -101,22 +122,36 @@ impl Serving {
                 let Manifest { width, tau, .. } = contents.manifest;
                 Ok((head, Index::new(device, hub, rows, width, tau, recall)?))
             },
-            || match contents.factors(encoder.config())? {
-                Some(factors) => encoder.merged(&factors).map(Arc::new),
-                None => encoder.bert().cloned(),
+            || match (kernel, contents.factors(encoder.config())?) {
+                (Some(kernel), factors) => {
+                    let int8 = encoder.int8(kernel, factors.as_ref())?;
+                    Ok(Network::Int8(Box::new(int8)))
+                }
+                (None, Some(factors)) => {
+                    let merged = encoder.merged(&factors)?;
+                    Ok(Network::F32(Arc::new(merged)))
+                }
+                (None, None) => encoder.bert().cloned().map(Network::F32),
             },
         );
-        let ((head, index), bert) = (tables?, bert?);
+        let ((head, index), network) = (tables?, network?);
         Ok(Self {
             id,
             hub: Arc::clone(&contents.hub),
             encoder,
             index,
             passed_over,
-            bert,
+            why: String::new(),
+            network: Arc::new(network),
             head: Arc::new(head),
             plans: Plans::new(),
         })
+    }
+
+    /// With the reason why its network computes in these numbers.
+    pub(crate) fn because(mut self, why: impl Into<String>) -> Self {
+        self.why = why.into();
+        self
     }
 
     /// The same generation with the models that `contents` has beyond it: its network and head are
@@ -131,7 +166,8 @@ impl Serving {
             encoder: Arc::clone(&self.encoder),
             index,
             passed_over: self.passed_over.clone(),
-            bert: Arc::clone(&self.bert),
+            why: self.why.clone(),
+            network: Arc::clone(&self.network),
             head: Arc::clone(&self.head),
             plans: Plans::new(),
         })
@@ -212,7 +248,6 @@ impl Serving {
             .iter()
             .map(|tokens| tokens.borrow().words.as_slice());
         let words = self.index.by_words(words);
-        let bert = self.network();
         self.plans.with(
             sizes(&batch),
             |sizes| self.plan(sizes),
@@ -227,7 +262,7 @@ impl Serving {
                     t.activations.upload(pass, &batch);
                     index.upload(pass, &words, masks, w);
                     pass.stage();
-                    bert.forward(encoder.ops(), pass, &mut t.activations, None, None);
+                    self.encode(pass, &mut t.activations);
                     pass.stage();
                     let (a, u) = (&t.activations, &mut t.projected);
                     self.score(pass, a, u, index, masks.is_some(), k, w)
@@ -241,6 +276,23 @@ impl Serving {
                 })
             },
         )
+    }
+
+    /// Encodes the batch that `a` holds.
+    fn encode(&self, pass: &mut Pass<'_>, a: &mut Activations) {
+        let ops = self.encoder.ops();
+        match &*self.network {
+            Network::F32(bert) => bert.forward(ops, pass, a, None, None),
+            Network::Int8(int8) => int8.encode(ops, pass, self.encoder.words(), a),
+        }
+    }
+
+    /// The numbers that vectors are computed in.
+    pub(crate) fn precision(&self) -> Precision {
+        match *self.network {
+            Network::F32(_) => Precision::F32,
+            Network::Int8(_) => Precision::Int8,
+        }
     }
 
     /// Ranks the models of `index` by the vectors in `activations`.
@@ -261,9 +313,13 @@ impl Serving {
         index.forward(ops, pass, &projected.u, x, masked, k, w)
     }
 
-    /// The encoder's network, with the generation's adapter where it has one.
+    /// The encoder's network, with the generation's adapter where it has one; only of a generation
+    /// that [`Serving::new`] opened.
     pub(crate) fn network(&self) -> &Bert {
-        &self.bert
+        match &*self.network {
+            Network::F32(bert) => bert,
+            Network::Int8(_) => unreachable!("learning opens a generation in f32"),
+        }
     }
 
     /// As [`Serving::best`], for prompts whose features are known, by the same network and layers.
@@ -332,6 +388,33 @@ impl Serving {
         Ok(best)
     }
 
+    /// The best model and the vector of each prompt of one batch; on the CPU.
+    pub(super) fn look(&self, prompts: &[&Tokens]) -> Result<Vec<(u32, Vec<f32>)>> {
+        let batch = self.encoder.pack(prompts);
+        let words = self
+            .index
+            .by_words(prompts.iter().map(|tokens| tokens.words.as_slice()));
+        let run = |plan: &mut Plan<RouteWorkspace>| {
+            let ((reads, pooled), outcome) = self.device().run(plan, |pass, t| {
+                let w = &mut t.workspace;
+                t.activations.upload(pass, &batch);
+                self.index.upload(pass, &words, None, w);
+                self.encode(pass, &mut t.activations);
+                let pooled = pass.read(&t.activations.pooled);
+                let (a, u) = (&t.activations, &mut t.projected);
+                let reads = self.score(pass, a, u, &self.index, false, 1, w);
+                (reads, pooled)
+            })?;
+            let rankings = self.index.rankings(&reads, &outcome, prompts.len(), None)?;
+            let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
+            let both = rankings.iter().zip(vectors);
+            both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))
+                .collect()
+        };
+        self.plans
+            .with(sizes(&batch), |sizes| self.plan(sizes), run)
+    }
+
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
         let mut activations = Activations::new(device, config, sizes)?;
@@ -354,7 +437,7 @@ impl Serving {
 }
 
 /// The prompt that a generation must answer before it becomes current.
-const QUESTION: &str = "Which model is right for this?";
+pub(super) const QUESTION: &str = "Which model is right for this?";
 
 /// Opens `contents` as a router would and asks it once, before it becomes current.
 ///

@@ -70,6 +70,7 @@ impl Store {
             projection,
             embeddings,
             parts: BTreeMap::new(),
+            agreement: None,
         };
         // An earlier call that was killed before its end is completed by the same call.
         if !there.is_empty() {

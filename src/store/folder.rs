@@ -13,6 +13,7 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
+use crate::generation::precision::{self, Agreement, PRECISION};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::{Hub, ModelId};
 use crate::options::Options;
@@ -335,6 +336,25 @@ impl Store {
             );
         }
         Ok(())
+    }
+
+    /// How near the answers of `id` in int8 are to those in f32; `None`: that was not measured.
+    ///
+    /// Errors: the record is damaged, or that of another generation or encoder.
+    pub fn agreement(&self, id: &GenerationId) -> Result<Option<Agreement>> {
+        self.exists(id)?;
+        let folder = self.folder(id);
+        let encoder = Manifest::read(&folder)?.encoder.sha256;
+        precision::read(&folder, id, &encoder)
+    }
+
+    /// Records `agreement` of `id`.
+    pub(crate) fn record(&self, id: &GenerationId, agreement: &Agreement) -> Result<()> {
+        let _lock = self.lock()?;
+        let folder = self.folder(id);
+        let encoder = Manifest::read(&folder)?.encoder.sha256;
+        let bytes = precision::to_bytes(id, &encoder, agreement)?;
+        files::replace(&folder.join(PRECISION), &bytes)
     }
 
     /// The manifest of `id`; every part is checked against it.

@@ -16,7 +16,7 @@ pub mod transcript;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hubrouter::Options;
+use hubrouter::{Options, Precision};
 
 /// The source tree.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -42,8 +42,10 @@ pub fn adapter() -> String {
     std::env::var("HUBROUTER_TEST_ADAPTER").unwrap_or_else(|_| "llvmpipe".into())
 }
 
+/// The CPU in f32: what tests compare must not depend on the CPU's having VNNI.
 pub fn cpu(threads: usize) -> Options {
-    Options::default().device("cpu").threads(threads)
+    let options = Options::default().device("cpu").threads(threads);
+    options.precision(Precision::F32)
 }
 
 #[cfg(feature = "gpu")]

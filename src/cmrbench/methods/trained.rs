@@ -12,7 +12,7 @@ use crate::generation::{GenerationId, NewModel};
 use crate::learn::{Example, Experience, Learner, Outcome, Settings};
 use crate::route::Router;
 use crate::store::Store;
-use crate::{Decision, Request};
+use crate::{Decision, Precision, Request};
 
 /// Prompts that are routed together.
 const BATCH: usize = 32;
@@ -339,7 +339,8 @@ pub(super) fn learn(
 
 /// The current generation of `store`, serving.
 pub(super) fn open(common: &Common<'_>, store: &Path) -> Result<Router> {
-    Router::open(store, common.options.clone().encoder(common.encoder))
+    let options = common.options.clone().encoder(common.encoder);
+    Router::open(store, options.precision(Precision::F32))
 }
 
 /// The generation of `store` that `state` names, serving.

@@ -19,9 +19,7 @@ mod pack;
 use std::cell::Cell;
 use std::thread::LocalKey;
 
-use pulp::{Simd, WithSimd};
-
-use crate::device::cpu::{Cpu, RowsMut, Tile};
+use crate::device::cpu::{Cpu, RowsMut, Tile, math};
 pub(crate) use pack::{Matrix, Packed};
 use pack::{PanelLayout, PanelLine};
 
@@ -33,6 +31,12 @@ const ROW_BLOCK: usize = 112;
 
 /// Lines of panels that stay in the L2 cache while rows pass by.
 const FEW: usize = 2048;
+
+/// Rows of the tallest tile.
+const TALLEST: usize = 28;
+
+/// A tile of sums.
+type TileSums = [[f32; 32]; TALLEST];
 
 /// The instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +98,19 @@ impl Level {
             Self::Portable => (4, 16),
         }
     }
+
+    /// Largest rows of a tile that reads f16 panels, and the rows above which a panel is widened
+    /// first. Each tile widens the panel again, so it is as tall as the registers allow: in AVX-512
+    /// a column of 28 vectors, which computes 16 columns of a panel and then the other 16.
+    fn half_tile(self) -> (usize, usize) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => (TALLEST, 2 * TALLEST),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => (6, 18),
+            Self::Portable => (4, 12),
+        }
+    }
 }
 
 /// The last step of an output: from its sum to `y`.
@@ -101,6 +118,8 @@ impl Level {
 pub(crate) enum Finish<'f> {
     /// `y = sum + bias`, [N].
     Bias(&'f [f32]),
+    /// `y = gelu(sum + bias)`, [N].
+    Gelu(&'f [f32]),
     /// `y = scale * sum`
     Set(f32),
     /// `y += scale * sum`
@@ -130,7 +149,7 @@ fn with_scratch<T>(scratch: &'static LocalKey<Cell<Vec<T>>>, f: impl FnOnce(&mut
 pub(crate) fn multiply(cpu: &Cpu, a: Matrix<'_>, w: &Packed, finish: Finish<'_>, y: RowsMut<'_>) {
     assert_eq!(a.columns, w.inner, "gemm: A is not [M, {}]", w.inner);
     assert_eq!(y.columns, w.columns, "gemm: y is not [M, {}]", w.columns);
-    multiply_all(cpu, a, w.layout, Right::Packed(&w.lines), finish, y);
+    multiply_all(cpu, a, w.layout, Right::Packed(w.lines()), finish, y);
 }
 
 /// `y` [M, N] from `a` [M, K] . `b` [K, N]
@@ -157,7 +176,7 @@ fn multiply_all(
     y: RowsMut<'_>,
 ) {
     assert_eq!(y.rows(), a.rows, "gemm: y is not [{}, N]", a.rows);
-    if let Finish::Bias(bias) = finish {
+    if let Finish::Bias(bias) | Finish::Gelu(bias) = finish {
         assert_eq!(bias.len(), y.columns, "gemm: bias is not [{}]", y.columns);
     }
     let work = a.rows * a.columns * y.columns / 8;
@@ -182,24 +201,30 @@ fn multiply_part(
     packed: &mut Vec<[f32; KB]>,
     panels: &mut Vec<PanelLine>,
 ) {
-    let heights = tile_heights(tile.rows.len(), layout.level.tile().0);
+    let all = tile.rows.len();
     let columns = tile.rows.first().map_or(0, |row| row.len());
     let blocks = a.columns.div_ceil(KB);
     let size = layout.size(a.columns);
     // Tiles that take a panel one after the other: few where all panels stay in cache, so that rows
     // of `y` are written in their order; else all, so that a panel is fetched once.
-    let small = columns.div_ceil(layout.width) * size <= FEW;
-    let together = match b {
-        Right::Packed(_) if small => 1,
-        _ => heights.len(),
+    let small = matches!(b, Right::Packed(_)) && columns.div_ceil(layout.width) * size <= FEW;
+    let (tallest, few) = layout.level.half_tile();
+    let widened = layout.half && !small && all > few;
+    let tallest = match layout.half && !widened {
+        true => tallest,
+        false => layout.level.tile().0,
     };
-    let widened = layout.half && together > 3;
-    let mut out = [[0.0; 32]; 14];
+    let tiles = all.div_ceil(tallest);
+    let together = if small { 1 } else { tiles };
+    let mut out = [[0.0; 32]; TALLEST];
     let (mut rows, mut first_row) = (&mut tile.rows[..], tile.first_row);
-    for heights in heights.chunks(together) {
-        pack::pack_rows(a, first_row, heights, packed);
+    for begin in (0..tiles).step_by(together.max(1)) {
+        // As even as they go.
+        let heights = begin..(begin + together).min(tiles);
+        let heights = heights.map(|tile| all / tiles + usize::from(tile < all % tiles));
+        pack::pack_rows(a, first_row, heights.clone(), packed);
         let these;
-        (these, rows) = rows.split_at_mut(heights.iter().sum());
+        (these, rows) = rows.split_at_mut(heights.clone().sum());
         first_row += these.len();
         for start in (0..columns).step_by(layout.width) {
             let first = tile.first_column + start;
@@ -217,20 +242,18 @@ fn multiply_part(
             let count = layout.width.min(columns - start);
             let finish = match finish {
                 Finish::Bias(bias) => Finish::Bias(&bias[first..first + count]),
+                Finish::Gelu(bias) => Finish::Gelu(&bias[first..first + count]),
                 other => other,
             };
             let (mut rows, mut x) = (&mut these[..], &packed[..]);
-            for &height in heights {
+            for height in heights.clone() {
                 let y;
                 (y, rows) = rows.split_at_mut(height);
                 multiply_tile(layout, height, &x[..height * blocks], panel, &mut out);
-                cpu.dispatch(StoreTile {
-                    finish,
-                    sums: &out,
-                    rows: y,
-                    start,
-                    count,
-                });
+                cpu.simd(
+                    #[inline(always)]
+                    || store(finish, &out, y, start, count),
+                );
                 x = &x[height * blocks..];
             }
         }
@@ -238,62 +261,45 @@ fn multiply_part(
 }
 
 /// `finish` of a tile's `sums` into the columns `start..start + count` of `rows`.
-struct StoreTile<'s, 'y> {
-    finish: Finish<'s>,
-    sums: &'s [[f32; 32]; 14],
-    rows: &'s mut [&'y mut [f32]],
-    start: usize,
-    count: usize,
-}
-
-impl WithSimd for StoreTile<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        for (y, sums) in self.rows.iter_mut().zip(self.sums) {
-            let (y, last_y) = S::as_mut_simd_f32s(&mut y[self.start..self.start + self.count]);
-            let (sums, last_sums) = S::as_simd_f32s(&sums[..self.count]);
-            let (y, last) = (y.iter_mut().zip(sums), last_y.iter_mut().zip(last_sums));
-            match self.finish {
-                Finish::Bias(bias) => {
-                    let (bias, last_bias) = S::as_simd_f32s(&bias[..self.count]);
-                    for ((y, sum), bias) in y.zip(bias) {
-                        *y = simd.add_f32s(*sum, *bias);
-                    }
-                    for ((y, sum), bias) in last.zip(last_bias) {
-                        *y = sum + bias;
-                    }
-                }
-                Finish::Set(scale) => {
-                    let scales = simd.splat_f32s(scale);
-                    for (y, sum) in y {
-                        *y = simd.mul_f32s(scales, *sum);
-                    }
-                    for (y, sum) in last {
-                        *y = scale * sum;
-                    }
-                }
-                Finish::Add(scale) => {
-                    let scales = simd.splat_f32s(scale);
-                    for (y, sum) in y {
-                        *y = simd.add_f32s(*y, simd.mul_f32s(scales, *sum));
-                    }
-                    for (y, sum) in last {
-                        *y += scale * sum;
-                    }
-                }
-            }
+#[inline(always)]
+fn store(finish: Finish<'_>, sums: &TileSums, rows: &mut [&mut [f32]], start: usize, count: usize) {
+    for (y, sums) in rows.iter_mut().zip(sums) {
+        let y = &mut y[start..start + count];
+        // A length that the compiler knows takes a third of the time.
+        match count {
+            32 => store_row(finish, &sums[..32], &mut y[..32]),
+            16 => store_row(finish, &sums[..16], &mut y[..16]),
+            _ => store_row(finish, &sums[..count], y),
         }
     }
 }
 
-/// Splits `rows` into the fewest tiles, as even as they go.
-fn tile_heights(rows: usize, tallest: usize) -> Vec<usize> {
-    let count = rows.div_ceil(tallest);
-    (0..count)
-        .map(|i| rows / count + usize::from(i < rows % count))
-        .collect()
+#[inline(always)]
+fn store_row(finish: Finish<'_>, sums: &[f32], y: &mut [f32]) {
+    match finish {
+        Finish::Bias(bias) => {
+            let bias = &bias[..y.len()];
+            for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
+                *y = sum + bias;
+            }
+        }
+        Finish::Gelu(bias) => {
+            let bias = &bias[..y.len()];
+            for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
+                *y = math::gelu(sum + bias);
+            }
+        }
+        Finish::Set(scale) => {
+            for (y, sum) in y.iter_mut().zip(sums) {
+                *y = scale * sum;
+            }
+        }
+        Finish::Add(scale) => {
+            for (y, sum) in y.iter_mut().zip(sums) {
+                *y += scale * sum;
+            }
+        }
+    }
 }
 
 /// One tile of sums: `out[row][column]`, complete over all inputs.
@@ -302,15 +308,15 @@ fn multiply_tile(
     height: usize,
     x: &[[f32; KB]],
     panel: &[PanelLine],
-    out: &mut [[f32; 32]; 14],
+    out: &mut TileSums,
 ) {
     macro_rules! by_height {
-        ($kernel:path, $row:ty, $($n:literal)*) => {
+        ($kernel:path, $panel:expr, $out:expr, $($n:literal)*) => {
             match height {
                 $($n => $kernel(
                     bytemuck::cast_slice::<[f32; KB], [[f32; KB]; $n]>(x),
-                    bytemuck::cast_slice::<PanelLine, $row>(panel),
-                    out,
+                    $panel,
+                    $out,
                 ),)*
                 _ => unreachable!("a tile of {height} rows"),
             }
@@ -322,15 +328,30 @@ fn multiply_tile(
         // SAFETY: a `PanelLayout` carries the level of a `Cpu`; levels come from
         // `Level::available`, which has detected avx512f.
         Level::Avx512 => unsafe {
-            macro_rules! kernel {
-                ($kernel:path, $row:ty) => {
-                    by_height!($kernel, $row, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-                };
-            }
             match (layout.half, layout.width) {
-                (true, _) => kernel!(x86::avx512_half, [[u16; 16]; 2]),
-                (false, 32) => kernel!(x86::avx512_full, [[f32; 16]; 2]),
-                (false, _) => kernel!(x86::avx512_full, [[f32; 16]; 1]),
+                (true, _) => {
+                    let sides = panel.split_at(panel.len() / 2);
+                    let sides =
+                        [sides.0, sides.1].map(bytemuck::cast_slice::<PanelLine, x86::HalfLine>);
+                    if height <= x86::PAIRED {
+                        by_height!(x86::avx512_half_pair, sides, out, 1 2 3 4 5 6 7);
+                    } else {
+                        for (side, panel) in sides.into_iter().enumerate() {
+                            by_height!(
+                                x86::avx512_half, panel, (&mut *out, side),
+                                8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28
+                            );
+                        }
+                    }
+                }
+                (false, 32) => {
+                    let panel = bytemuck::cast_slice::<PanelLine, [[f32; 16]; 2]>(panel);
+                    by_height!(x86::avx512_full, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                }
+                (false, _) => {
+                    let panel = bytemuck::cast_slice::<PanelLine, [[f32; 16]; 1]>(panel);
+                    by_height!(x86::avx512_full, panel, out, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                }
             }
         },
         #[cfg(target_arch = "x86_64")]
@@ -338,12 +359,34 @@ fn multiply_tile(
         // SAFETY: as above; `Level::available` has detected avx2, fma and f16c.
         Level::Avx2 => unsafe {
             if layout.half {
-                by_height!(x86::avx2_half, [[u16; 8]; 2], 1 2 3 4 5 6);
+                let panel = bytemuck::cast_slice::<PanelLine, [[u16; 8]; 2]>(panel);
+                by_height!(x86::avx2_half, panel, out, 1 2 3 4 5 6);
             } else {
-                by_height!(x86::avx2_full, [[f32; 8]; 2], 1 2 3 4 5 6);
+                let panel = bytemuck::cast_slice::<PanelLine, [[f32; 8]; 2]>(panel);
+                by_height!(x86::avx2_full, panel, out, 1 2 3 4 5 6);
             }
         },
-        Level::Portable => by_height!(portable, [f32; 16], 1 2 3 4),
+        Level::Portable => {
+            let panel = bytemuck::cast_slice::<PanelLine, [f32; 16]>(panel);
+            by_height!(portable, panel, out, 1 2 3 4);
+        }
+    }
+}
+
+/// An f16 panel of two sides of 16 columns as one of f32, which has all 32 side by side.
+fn widen_sides(level: Level, panel: &[PanelLine], wide: &mut [PanelLine]) {
+    let (left, right) = panel.split_at(panel.len() / 2);
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
+        // SAFETY: as in `multiply_tile`.
+        Level::Avx512 => unsafe {
+            x86::avx512_widen(
+                [left, right].map(bytemuck::cast_slice),
+                bytemuck::cast_slice_mut(wide),
+            );
+        },
+        _ => unreachable!("{level:?} has panels of 32 columns in f16"),
     }
 }
 
@@ -357,7 +400,7 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
-fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut [[f32; 32]; 14]) {
+fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut TileSums) {
     let mut sums = [[0.0f32; 16]; R];
     for (x, panel) in x.iter().zip(panel.chunks_exact(KB)) {
         for (k, w) in panel.iter().enumerate() {
@@ -375,7 +418,7 @@ fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::KB;
+    use super::{KB, TileSums};
     use std::arch::x86_64::{
         __m256, __m512, _MM_HINT_T0, _mm_prefetch, _mm256_cvtph_ps, _mm256_fmadd_ps,
         _mm256_set1_ps, _mm256_setzero_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps,
@@ -404,7 +447,7 @@ mod x86 {
             pub(super) fn $name<const R: usize, const V: usize>(
                 x: &[[[f32; KB]; R]],
                 panel: &[[[$element; $lanes]; V]],
-                out: &mut [[f32; 32]; 14],
+                out: &mut TileSums,
             ) {
                 let mut sums = [[$zero(); V]; R];
                 for (x, panel) in x.iter().zip(panel.chunks_exact(KB)) {
@@ -432,17 +475,78 @@ mod x86 {
         };
     }
 
-    kernel!(
-        avx512_half,
-        "avx512f",
-        __m512,
-        u16,
-        16,
-        |bits| _mm512_cvtph_ps(bytemuck::cast(bits)),
-        _mm512_setzero_ps,
-        _mm512_set1_ps,
-        _mm512_fmadd_ps
-    );
+    /// Rows up to which [`avx512_half_pair`] is taken.
+    pub(super) const PAIRED: usize = 7;
+
+    /// Two rows of 16 columns of an f16 panel: a line of the cache.
+    pub(super) type HalfLine = [[u16; 16]; 2];
+
+    /// Sums of the 16 columns of an f16 `panel`, which become columns `16 side..` of `out`.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512_half<const R: usize>(
+        x: &[[[f32; KB]; R]],
+        panel: &[HalfLine],
+        (out, side): (&mut TileSums, usize),
+    ) {
+        let mut sums = [_mm512_setzero_ps(); R];
+        for (x, panel) in x.iter().zip(panel.chunks_exact(KB / 2)) {
+            for (place, line) in panel.iter().enumerate() {
+                ahead(line);
+                for half in 0..2 {
+                    let w = _mm512_cvtph_ps(bytemuck::cast(line[half]));
+                    for r in 0..R {
+                        let x = _mm512_set1_ps(x[r][2 * place + half]);
+                        sums[r] = _mm512_fmadd_ps(x, w, sums[r]);
+                    }
+                }
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            out.as_chunks_mut::<16>().0[side] = bytemuck::cast(sum);
+        }
+    }
+
+    /// As [`avx512_half`], of two panels at once: with few rows there are too few sums to hide the
+    /// latency of an addition.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512_half_pair<const R: usize>(
+        x: &[[[f32; KB]; R]],
+        [left, right]: [&[HalfLine]; 2],
+        out: &mut TileSums,
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        let panels = left.chunks_exact(KB / 2).zip(right.chunks_exact(KB / 2));
+        for (x, (left, right)) in x.iter().zip(panels) {
+            for (place, (left, right)) in left.iter().zip(right).enumerate() {
+                ahead(left);
+                ahead(right);
+                for half in 0..2 {
+                    let left = _mm512_cvtph_ps(bytemuck::cast(left[half]));
+                    let right = _mm512_cvtph_ps(bytemuck::cast(right[half]));
+                    for r in 0..R {
+                        let x = _mm512_set1_ps(x[r][2 * place + half]);
+                        sums[r][0] = _mm512_fmadd_ps(x, left, sums[r][0]);
+                        sums[r][1] = _mm512_fmadd_ps(x, right, sums[r][1]);
+                    }
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+                *out = bytemuck::cast(sum);
+            }
+        }
+    }
+
+    /// Side by side what is one after the other.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512_widen([left, right]: [&[[u16; 16]]; 2], wide: &mut [[[f32; 16]; 2]]) {
+        for ((left, right), wide) in left.iter().zip(right).zip(wide) {
+            wide[0] = bytemuck::cast(_mm512_cvtph_ps(bytemuck::cast(*left)));
+            wide[1] = bytemuck::cast(_mm512_cvtph_ps(bytemuck::cast(*right)));
+        }
+    }
+
     kernel!(
         avx512_full,
         "avx512f",
@@ -513,6 +617,9 @@ mod tests {
             (18, 64, 257),
             (65, 17, 96),
             (257, 48, 31),
+            // Every height of a tile that reads f16.
+            (28, 20, 64),
+            (56, 20, 40),
             // More panels than stay in cache: f16 ones are widened first.
             (65, 400, 321),
         ] {
@@ -549,6 +656,69 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// The chain that the module's head promises, on shapes that are drawn.
+    #[test]
+    fn fuzzed_products_are_the_scalar_chain_bit_for_bit() {
+        let mut state = 1u64;
+        let mut draw = |most: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            1 + (state >> 33) as usize % most
+        };
+        for round in 0..120 {
+            let (rows, inner, columns) = (draw(130), draw(100), draw(140));
+            let (x, w) = (
+                noise(rows * inner, round),
+                noise(columns * inner, round + 1),
+            );
+            let bytes = half_bytes(&w);
+            let want: Vec<f32> = (0..rows * columns)
+                .map(|i| {
+                    let (r, c) = (i / columns, i % columns);
+                    let pairs = x[r * inner..][..inner].iter().zip(&w[c * inner..]);
+                    pairs.fold(0.0, |sum, (x, w)| x.mul_add(*w, sum))
+                })
+                .collect();
+            for level in Level::available() {
+                let cpu = Cpu::with_level(Some(draw(3)), level).unwrap();
+                for view in [View::of_f32(&w, inner), View::of_half(&bytes, inner)] {
+                    let packed = Packed::new(&cpu, &[("w", view)]).unwrap();
+                    let mut y = vec![f32::NAN; rows * columns];
+                    cpu.run(|| multiply_rows(&cpu, &x, &packed, Finish::Set(1.0), &mut y));
+                    let shape = format!("{level:?} [{rows}, {inner}] . [{inner}, {columns}]");
+                    if level == Level::Portable {
+                        let near = |(y, want): (&f32, &f32)| (y - want).abs() < 1e-4;
+                        assert!(y.iter().zip(&want).all(near), "{shape}");
+                    } else {
+                        assert!(y == want, "{shape}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_activated_output_has_the_bits_of_gelu_after_the_product() {
+        for (rows, inputs, outputs) in [(1, 20, 5), (22, 64, 96), (61, 33, 70)] {
+            let (x, w) = (noise(rows * inputs, 1), noise(outputs * inputs, 2));
+            let (b, bytes) = (noise(outputs, 3), half_bytes(&w));
+            for level in Level::available() {
+                let cpu = Cpu::with_level(Some(2), level).unwrap();
+                let parts = [("w", View::of_half(&bytes, inputs))];
+                let packed = Packed::new(&cpu, &parts).unwrap();
+                let run = |finish| {
+                    let mut y = vec![f32::NAN; rows * outputs];
+                    cpu.run(|| multiply_rows(&cpu, &x, &packed, finish, &mut y));
+                    y
+                };
+                let mut want = run(Finish::Bias(&b));
+                want.iter_mut().for_each(|y| *y = math::gelu(*y));
+                assert_eq!(run(Finish::Gelu(&b)), want, "{level:?}");
             }
         }
     }

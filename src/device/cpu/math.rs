@@ -52,6 +52,12 @@ pub(crate) fn erf(x: f32) -> f32 {
     (x * p / q).clamp(-1.0, 1.0)
 }
 
+/// `x` times the share of a normal distribution below it: `x (1 + erf(x / sqrt 2)) / 2`.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
 /// Sum of `f(x)` over `xs`.
 #[inline(always)]
 pub(crate) fn sum(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
@@ -63,8 +69,14 @@ pub(crate) fn sum(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             *lane += f(*x);
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += f(*x);
+    if !rest.is_empty() {
+        // As one more block, of which only the rest counts.
+        let mut block = [0.0; LANES];
+        block[..rest.len()].copy_from_slice(rest);
+        for (i, (lane, x)) in lanes.iter_mut().zip(block).enumerate() {
+            let more = *lane + f(x);
+            *lane = if i < rest.len() { more } else { *lane };
+        }
     }
     total(lanes)
 }
@@ -115,7 +127,15 @@ pub(crate) fn max(xs: &[f32]) -> f32 {
     for (lane, x) in lanes.iter_mut().zip(rest) {
         *lane = if *x > *lane { *x } else { *lane };
     }
-    lanes.into_iter().fold(f32::MIN, f32::max)
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            let other = lanes[i + half];
+            lanes[i] = if other > lanes[i] { other } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

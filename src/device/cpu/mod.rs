@@ -3,6 +3,7 @@
 pub(crate) mod blocks;
 pub(crate) mod dense;
 pub(crate) mod gemm;
+pub(crate) mod int8;
 pub(crate) mod math;
 mod turn;
 

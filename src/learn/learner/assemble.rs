@@ -52,6 +52,7 @@ impl Update<'_> {
             projection,
             embeddings,
             parts: Default::default(),
+            agreement: None,
         };
         child.manifest.width = layout.w.rows;
         child.manifest.tau = to_f32(self.config.settings.tau);
@@ -74,6 +75,7 @@ impl Update<'_> {
             projection: std::mem::take(&mut parent.projection),
             embeddings: std::mem::take(&mut parent.embeddings),
             parts: std::mem::take(&mut parent.parts),
+            agreement: None,
         };
         child.embeddings.extend(new_rows);
         child

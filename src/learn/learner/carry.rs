@@ -49,6 +49,11 @@ impl Base {
         child.manifest.sequence = now.manifest.sequence.saturating_add(1);
         child.manifest.parent = Some(id.clone());
         child.hub = Arc::new(hub);
+        let retired = |hub: &Hub| hub.iter().filter(|(_, model)| model.retired).count();
+        if retired(&self.hub) != retired(&now.hub) {
+            // It was measured with those models.
+            child.agreement = None;
+        }
         Some(child)
     }
 

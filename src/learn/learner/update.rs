@@ -26,6 +26,7 @@ use crate::learn::data::rows::PromptRow;
 use crate::learn::kept::replay::Replay;
 use crate::learn::method::domains::DomainGroups;
 use crate::learn::method::schedule::Schedule;
+use crate::learn::precision;
 use crate::learn::report::Report;
 use crate::learn::settings::Settings;
 use crate::memory::Memory;
@@ -141,8 +142,13 @@ impl Update<'_> {
             None => None,
         };
         let mut kept = self.remember(weights.as_ref(), watch)?;
-        let child = self.assemble(weights, &mut kept)?;
+        let mut child = self.assemble(weights, &mut kept)?;
         let report = self.judge(&child, &kept, cost, watch)?;
+        if !report.refused && !self.config.dry_run {
+            let rows = self.old.iter().chain(&self.new);
+            let id = &self.config.parent;
+            child.agreement = precision::of_child(id, &child, &self.encoder, rows);
+        }
         Ok((child, report))
     }
 }

@@ -34,7 +34,7 @@ struct Tag {
 
 /// A tag with its end.
 #[derive(Clone)]
-struct Block {
+struct TaggedBlock {
     /// With its tags.
     whole: Range<usize>,
     /// Between its tags.
@@ -130,7 +130,7 @@ impl<'t> Stripped<'t> {
     fn take_all_but(
         &mut self,
         text: &'t str,
-        blocks: &[Block],
+        blocks: &[TaggedBlock],
         mut dropped: Vec<(Range<usize>, LeftOut)>,
     ) {
         let mut start = behind_heading(text).unwrap_or(0);
@@ -172,7 +172,7 @@ impl<'t> Stripped<'t> {
 }
 
 /// The blocks of `text` that no human wrote, in order; none inside another.
-fn dropped(text: &str, blocks: &[Block]) -> Vec<(Range<usize>, LeftOut)> {
+fn dropped(text: &str, blocks: &[TaggedBlock]) -> Vec<(Range<usize>, LeftOut)> {
     let of_tags = blocks.iter().filter_map(|block| match block.kind {
         TagKind::Harness => Some((block.whole.clone(), LeftOut::Harness)),
         TagKind::ToolResult => Some((block.whole.clone(), LeftOut::ToolResult)),
@@ -209,7 +209,7 @@ fn inside_any(sorted: &[(Range<usize>, LeftOut)], at: usize) -> bool {
 
 /// Known tags with their ends, by their beginnings. Each end belongs to the last beginning of its
 /// name that has none; what has no end is text.
-fn blocks(text: &str) -> Vec<Block> {
+fn blocks(text: &str) -> Vec<TaggedBlock> {
     let mut open: Vec<Tag> = Vec::new();
     let mut blocks = Vec::new();
     for tag in tags(text) {
@@ -226,7 +226,7 @@ fn blocks(text: &str) -> Vec<Block> {
             .position(|one| one.name == tag.name);
         if let Some(place) = place {
             let start = open.remove(open.len() - 1 - place);
-            blocks.push(Block {
+            blocks.push(TaggedBlock {
                 whole: start.at.start..tag.at.end,
                 inside: start.at.end..tag.at.start,
                 kind: start.kind,

@@ -2,7 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::device::cpu::int8::ByteKernel;
 use crate::error::ErrorKind;
+use crate::hub::ModelId;
+use crate::options::Precision;
 
 const STORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/cmrbench");
 
@@ -42,6 +45,123 @@ fn a_missing_adapter_is_an_error_or_a_visible_step_down() {
             .degraded
             .is_some_and(|why| why.contains("nobody makes"))
     );
+}
+
+#[test]
+fn int8_is_taken_where_it_is_asked_for() {
+    let open = |precision: Precision, threads: usize| {
+        let options = Options::default().device("cpu").threads(threads);
+        Router::open(STORE, options.precision(precision))
+    };
+    let requests = [
+        "Translate this letter into Spanish.",
+        "Who is speaking in this recording?",
+        "I need to caption photographs of birds for a field guide, in two languages, offline.",
+        "Find a model that tells whether a product review is positive or negative.",
+    ]
+    .map(|prompt| Request::new(prompt).top(3));
+    let route = |router: &Router| -> Vec<Decision> {
+        let decisions = router.route_batch(&requests).into_iter();
+        decisions.map(Result::unwrap).collect()
+    };
+    let scores = |decision: &Decision| -> Vec<(ModelId, f32)> {
+        let ranked = decision.ranked.iter();
+        ranked.map(|ranked| (ranked.id, ranked.score)).collect()
+    };
+    let full = route(&open(Precision::F32, 2).unwrap());
+    assert!(full.iter().all(|d| d.precision == Precision::F32));
+    let refused = |precision: Precision, why: &str| {
+        let error = open(precision, 1).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    if ByteKernel::detect().0.is_none() {
+        return refused(Precision::Int8, "AVX-512 VNNI or AVX-VNNI");
+    }
+    let one = open(Precision::Int8, 1).unwrap();
+    let bytes = route(&one);
+    let again = route(&open(Precision::Int8, 2).unwrap());
+    for ((bytes, again), (full, request)) in
+        bytes.iter().zip(&again).zip(full.iter().zip(&requests))
+    {
+        assert_eq!(bytes.precision, Precision::Int8);
+        assert_eq!(scores(bytes), scores(again), "two threads");
+        assert_eq!(scores(bytes), scores(&one.route(request).unwrap()), "alone");
+        assert_ne!(scores(bytes), scores(full), "f32 was computed");
+        assert_eq!(bytes.domains[0].domain, full.domains[0].domain);
+    }
+    // What opens beside it is in int8 as well.
+    one.install(&one.generation()).unwrap();
+    assert_eq!(scores(&route(&one)[0]), scores(&bytes[0]));
+}
+
+#[test]
+fn auto_takes_int8_where_the_record_is_good() {
+    let own = format!("hubrouter-auto-{}", std::process::id());
+    let root = std::env::temp_dir().join(own);
+    let id = Store::open(STORE).unwrap().current().unwrap();
+    let folder = root.join(id.as_str());
+    std::fs::create_dir_all(&folder).unwrap();
+    let copy = |name: &str| std::fs::copy(Path::new(STORE).join(name), root.join(name)).unwrap();
+    copy("current");
+    for entry in Path::new(STORE).join(id.as_str()).read_dir().unwrap() {
+        let name = entry.unwrap().file_name();
+        copy(&format!("{id}/{}", name.to_str().unwrap()));
+    }
+    let encoder = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/all-MiniLM-L6-v2");
+    let options = Options::default().device("cpu").threads(1).encoder(encoder);
+    let look = || {
+        let router = Router::open(&root, options.clone()).unwrap();
+        let decision = router.route(&Request::new("Who is speaking?")).unwrap();
+        assert_eq!(decision.precision, router.precision());
+        (router.precision(), router.precision_reason())
+    };
+    let stays = |why: &str| {
+        let (precision, reason) = look();
+        assert_eq!(precision, Precision::F32, "{reason}");
+        assert!(reason.contains(why), "{reason}");
+    };
+    let store = Store::open(&root).unwrap();
+    let good = store.agreement(&id).unwrap().unwrap();
+    let record = folder.join(crate::generation::precision::PRECISION);
+    if ByteKernel::detect().0.is_none() {
+        stays("no kernel for int8");
+        return std::fs::remove_dir_all(root).unwrap();
+    }
+    let (precision, reason) = look();
+    assert_eq!(precision, Precision::Int8, "{reason}");
+    let want = format!("the same domain as f32 for {} of", good.same_domain);
+    assert!(reason.contains(&want), "{reason}");
+    let mut other = good.clone();
+    other.vector_sha256 = "0".repeat(64);
+    store.record(&id, &other).unwrap();
+    stays("other bits");
+    other = good.clone();
+    other.worst_cosine = 0.5;
+    store.record(&id, &other).unwrap();
+    stays("int8 missed a bar: cosine");
+    std::fs::write(&record, "{}").unwrap();
+    stays("the record of int8 is damaged");
+    assert!(store.agreement(&id).is_err());
+    std::fs::remove_file(&record).unwrap();
+    stays("was not measured");
+    assert_eq!(store.agreement(&id).unwrap(), None);
+    // Names alone change nothing that was measured.
+    store.record(&id, &good).unwrap();
+    let name = store
+        .hub(&id)
+        .unwrap()
+        .get(ModelId(0))
+        .unwrap()
+        .name
+        .to_string();
+    let store = store.look_in(encoder);
+    let renamed = store.rename(&name, "another-name").unwrap();
+    assert_eq!(store.agreement(&renamed).unwrap(), Some(good));
+    assert_eq!(look().0, Precision::Int8);
+    let retired = store.retire("another-name").unwrap();
+    assert_eq!(store.agreement(&retired).unwrap(), None);
+    std::fs::remove_dir_all(root).unwrap();
 }
 
 #[cfg(feature = "gpu")]
@@ -172,5 +292,17 @@ mod on_a_gpu {
             }
         }
         assert_eq!(gpu(&router).pipelines(), opened);
+    }
+
+    #[test]
+    fn int8_is_refused_on_a_gpu() {
+        let options = Options::default().device(adapter_name().as_str());
+        let error = Router::open(STORE, options.precision(Precision::Int8)).err();
+        assert!(
+            error
+                .unwrap()
+                .to_string()
+                .contains("expected the device cpu")
+        );
     }
 }

@@ -8,6 +8,9 @@ use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
 use crate::weights::{Dtype, View};
 
+/// Columns that f16 panels have side by side.
+const SIDE: usize = 16;
+
 /// Bytes that are loaded together; also the alignment of every panel row.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
@@ -63,7 +66,7 @@ impl<'m> Matrix<'m> {
 #[derive(Clone, Copy)]
 pub(super) struct PanelLayout {
     pub(super) level: Level,
-    /// Panels hold f16 bits; otherwise f32.
+    /// Panels hold f16 bits, 16 columns after the other; otherwise f32, all columns side by side.
     pub(super) half: bool,
     /// Columns of a panel.
     pub(super) width: usize,
@@ -114,11 +117,16 @@ impl PanelLayout {
         lines: &'l mut Vec<PanelLine>,
     ) -> (Self, &'l [PanelLine]) {
         let wide = room(lines, panel.len() * 2);
-        let (from, to) = (bytemuck::cast_slice(panel), bytemuck::cast_slice_mut(wide));
-        cpu.simd(
-            #[inline(always)]
-            || widen_finite(from, to),
-        );
+        match self.width {
+            32 => super::widen_sides(self.level, panel, wide),
+            _ => {
+                let (from, to) = (bytemuck::cast_slice(panel), bytemuck::cast_slice_mut(wide));
+                cpu.simd(
+                    #[inline(always)]
+                    || widen_finite(from, to),
+                );
+            }
+        }
         let half = false;
         (Self { half, ..self }, wide)
     }
@@ -164,7 +172,7 @@ pub(crate) struct Packed {
     pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    pub(super) lines: Vec<PanelLine>,
+    lines: Vec<PanelLine>,
 }
 
 impl Packed {
@@ -175,12 +183,12 @@ impl Packed {
     pub(crate) fn new(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Result<Self> {
         let mut packed = Self::empty(cpu, parts);
         let Self { layout, inner, .. } = packed;
+        let mut lines = Vec::new();
         let bad = Mutex::new(None);
         let pack = |first: usize, panel: &mut [PanelLine]| {
             let rows = rows_of(parts, first, layout.width);
             let finite = match (layout.half, layout.width) {
-                (true, 32) => pack_half::<32>(&rows, bytemuck::cast_slice_mut(panel)),
-                (true, _) => pack_half::<16>(&rows, bytemuck::cast_slice_mut(panel)),
+                (true, _) => pack_half(&rows, layout.width / SIDE, bytemuck::cast_slice_mut(panel)),
                 (false, 32) => pack_full::<32>(&rows, bytemuck::cast_slice_mut(panel)),
                 (false, _) => pack_full::<16>(&rows, bytemuck::cast_slice_mut(panel)),
             };
@@ -191,13 +199,14 @@ impl Packed {
             }
         };
         let columns = packed.columns;
-        layout.fill(cpu, inner, columns, MUCH, &mut packed.lines, pack);
+        layout.fill(cpu, inner, columns, MUCH, &mut lines, pack);
         if let Some(name) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             bail!(
                 Numeric,
                 "{name}: expected finite weights, found infinity or NaN"
             );
         }
+        packed.lines = lines;
         Ok(packed)
     }
 
@@ -206,39 +215,45 @@ impl Packed {
         let mut packed = Self::empty(cpu, parts);
         (packed.inner, packed.columns) = (packed.columns, packed.inner);
         let (inner, columns) = (packed.inner, packed.columns);
-        let layout = packed.layout;
+        let (layout, mut lines) = (packed.layout, Vec::new());
         if layout.half {
-            let pack = |first: usize, panel: &mut [PanelLine]| match layout.width {
-                32 => copy_half::<32>(parts, first, bytemuck::cast_slice_mut(panel)),
-                _ => copy_half::<16>(parts, first, bytemuck::cast_slice_mut(panel)),
+            let pack = |first: usize, panel: &mut [PanelLine]| {
+                let size = panel.len() * SIDE / layout.width;
+                for (side, panel) in panel.chunks_exact_mut(size.max(1)).enumerate() {
+                    let first = first + side * SIDE;
+                    copy_half(parts, first, bytemuck::cast_slice_mut(panel));
+                }
             };
-            layout.fill(cpu, inner, columns, MUCH, &mut packed.lines, pack);
+            layout.fill(cpu, inner, columns, MUCH, &mut lines, pack);
         } else {
             let values: Vec<f32> = parts.iter().flat_map(|(_, view)| view.to_f32()).collect();
             let b = Matrix::of_rows(&values, columns);
-            layout.pack_all(cpu, b, &mut packed.lines);
+            layout.pack_all(cpu, b, &mut lines);
         }
+        packed.lines = lines;
         packed
     }
 
     /// The columns `ids` of this factor, in this order, as a factor of its own.
     pub(crate) fn gathered(&self, ids: &[u32]) -> Self {
         let Self { layout, inner, .. } = *self;
-        let (size, element) = (layout.size(inner), if layout.half { 2 } else { 4 });
-        let panels = ids.len().div_ceil(layout.width);
-        let mut lines = vec![PanelLine([0; 64]); panels * size];
+        // Columns that are side by side, and how many bytes they take.
+        let (side, element) = match layout.half {
+            true => (SIDE, 2),
+            false => (layout.width, 4),
+        };
+        let size = layout.size(inner);
+        let sides = size * size_of::<PanelLine>() * side / layout.width;
+        let mut lines = vec![PanelLine([0; 64]); ids.len().div_ceil(layout.width) * size];
         let from: &[u8] = bytemuck::cast_slice(&self.lines);
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
-        let begin = |column: usize| {
-            let (panel, within) = (column / layout.width, column % layout.width);
-            panel * size * size_of::<PanelLine>() + within * element
-        };
+        let begin = |column: usize| column / side * sides + column % side * element;
         for (column, id) in ids.iter().enumerate() {
             let (mut source, mut target) = (begin(*id as usize), begin(column));
             for _ in 0..inner {
                 to[target..target + element].copy_from_slice(&from[source..source + element]);
-                source += layout.width * element;
-                target += layout.width * element;
+                source += side * element;
+                target += side * element;
             }
         }
         Self {
@@ -247,6 +262,10 @@ impl Packed {
             columns: ids.len(),
             lines,
         }
+    }
+
+    pub(super) fn lines(&self) -> &[PanelLine] {
+        &self.lines
     }
 
     fn empty(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Self {
@@ -290,15 +309,17 @@ fn rows_of<'p>(
 type PanelRows<'r, 'p> = &'r [(View<'p>, usize, &'p str)];
 
 /// Returns the index of a row that is not finite.
-fn pack_half<const NR: usize>(rows: PanelRows<'_, '_>, panel: &mut [[u16; NR]]) -> Option<usize> {
+fn pack_half(rows: PanelRows<'_, '_>, sides: usize, panel: &mut [[u16; SIDE]]) -> Option<usize> {
     const EXPONENT: u16 = 0x7c00;
     let mut bad = None;
+    let size = panel.len() / sides;
     for (column, (view, row, _)) in rows.iter().enumerate() {
         let mut finite = true;
-        for (place, bytes) in panel.iter_mut().zip(view.row_bytes(*row).chunks_exact(2)) {
+        let side = &mut panel[column / SIDE * size..][..size];
+        for (place, bytes) in side.iter_mut().zip(view.row_bytes(*row).chunks_exact(2)) {
             let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
             finite &= bits & EXPONENT != EXPONENT;
-            place[column] = bits;
+            place[column % SIDE] = bits;
         }
         if !finite {
             bad = Some(column);
@@ -323,13 +344,14 @@ fn pack_full<const NR: usize>(rows: PanelRows<'_, '_>, panel: &mut [[f32; NR]]) 
     bad
 }
 
-/// The columns of the stacked `parts` from `first` on.
-fn copy_half<const NR: usize>(parts: &[(&str, View<'_>)], first: usize, panel: &mut [[u16; NR]]) {
+/// The columns of the stacked `parts` from `first` on, if there are any.
+fn copy_half(parts: &[(&str, View<'_>)], first: usize, panel: &mut [[u16; SIDE]]) {
     let rows = parts
         .iter()
         .flat_map(|(_, view)| (0..view.rows()).map(|row| view.row_bytes(row)));
     for (place, bytes) in panel.iter_mut().zip(rows) {
-        for (place, bytes) in place.iter_mut().zip(bytes[2 * first..].chunks_exact(2)) {
+        let bytes = bytes.get(2 * first..).unwrap_or_default();
+        for (place, bytes) in place.iter_mut().zip(bytes.chunks_exact(2)) {
             *place = u16::from_le_bytes([bytes[0], bytes[1]]);
         }
     }
@@ -380,16 +402,16 @@ fn widen_finite(halves: &[u16], values: &mut [f32]) {
 pub(super) fn pack_rows(
     a: Matrix<'_>,
     mut first: usize,
-    heights: &[usize],
+    heights: impl Iterator<Item = usize> + Clone,
     packed: &mut Vec<[f32; KB]>,
 ) {
     let blocks = a.columns.div_ceil(KB);
-    let all = heights.iter().sum::<usize>() * blocks;
+    let all = heights.clone().sum::<usize>() * blocks;
     if packed.len() < all {
         packed.resize(all, [0.0; KB]);
     }
     let mut rest = &mut packed[..all];
-    for &height in heights {
+    for height in heights {
         let tile;
         (tile, rest) = rest.split_at_mut(height * blocks);
         for (block, rows) in tile.chunks_exact_mut(height).enumerate() {
