@@ -1,18 +1,35 @@
-//! What a ranking costs after encoding: the whole hub, 12 candidates, and a mask of half the hub.
+//! What a ranking costs after encoding: the whole hub, 12 candidates, and half of the hub by a mask.
 //!
-//! `cargo run --release --example candidates`
+//! `cargo run --release --example candidates` ranks the bundled hub. With a number it makes a hub of
+//! as many models, of a toy's encoder, in the folder for temporary files:
+//! `cargo run --release --example candidates 200000`.
 #![allow(clippy::print_stdout, reason = "an example")]
 
-use hubrouter::{Options, Policy, PolicyHandle, Request, Router};
+use std::path::Path;
+use std::sync::Arc;
+
+use hubrouter::{
+    Encoder, ImportOptions, Model, NewModel, Options, Policy, PolicyHandle, Request, Router, Store,
+    import_encoder,
+};
 
 /// Routes whose median is printed.
 const ROUTES: usize = 300;
 
+const TOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/toy-bert");
+
 fn main() -> Result<(), hubrouter::Error> {
-    let router = Router::open(
-        "weights/cmrbench",
-        Options::default().device("cpu").threads(1),
-    )?;
+    let options = Options::default().device("cpu").threads(1);
+    let router = match std::env::args().nth(1).and_then(|count| count.parse().ok()) {
+        Some(models) => {
+            let folder = std::env::temp_dir().join(format!("candidates-{}", std::process::id()));
+            let made = large(&folder, models, &options);
+            let router = made.and_then(|options| Router::open(folder.join("store"), options));
+            let _ = std::fs::remove_dir_all(&folder);
+            router?
+        }
+        None => Router::open("weights/cmrbench", options)?,
+    };
     let hub = router.hub();
     let names = |step: usize| {
         let models = hub.iter().step_by(step);
@@ -20,9 +37,24 @@ fn main() -> Result<(), hubrouter::Error> {
     };
     let twelve = router.compile(&Policy::default().candidates(names(hub.len() / 12).take(12)))?;
     let half = router.compile(&Policy::default().candidates(names(2)))?;
-    show("the whole hub", &router, None)?;
+    show(&format!("all {} models", hub.len()), &router, None)?;
     show("12 candidates", &router, Some(&twelve))?;
     show("half of the hub", &router, Some(&half))
+}
+
+/// A hub of `models` in `folder`, and the options that open it.
+fn large(folder: &Path, models: usize, options: &Options) -> Result<Options, hubrouter::Error> {
+    let bundle = folder.join("toy-bert");
+    let _ = std::fs::create_dir_all(folder);
+    import_encoder(TOY, &bundle, &ImportOptions::default())?;
+    let encoder = Arc::new(Encoder::open(&bundle, options)?);
+    let new = |n: usize| {
+        let model = Model::new(&format!("acme/model-{n}"), &format!("Domain {}", n % 42));
+        NewModel::new(model, Vec::new())
+    };
+    let all: Vec<NewModel> = (0..models).map(new).collect();
+    Store::create(folder.join("store"))?.build(&encoder, &all, "an example", &mut |_, _| {})?;
+    Ok(options.clone().encoder(bundle))
 }
 
 fn show(
@@ -31,8 +63,7 @@ fn show(
     policy: Option<&PolicyHandle>,
 ) -> Result<(), hubrouter::Error> {
     let request = Request::new("Translate this letter into Spanish, and keep its tone.").top(1);
-    let mut score = Vec::with_capacity(ROUTES);
-    let mut around = Vec::with_capacity(ROUTES);
+    let (mut score, mut around) = (Vec::new(), Vec::new());
     for _ in 0..ROUTES {
         let decision = match policy {
             Some(policy) => router.route_within(&request, policy)?,
@@ -47,6 +78,6 @@ fn show(
         times[times.len() / 2]
     };
     let (score, around) = (median(&mut score), median(&mut around));
-    println!("{what:16} score {score:7.1} us, around it {around:6.1} us");
+    println!("{what:17} score {score:8.1} us, around it {around:6.1} us");
     Ok(())
 }

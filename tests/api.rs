@@ -16,13 +16,13 @@ fn data<T: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Syn
 
 #[test]
 fn every_public_type_is_debug_send_and_sync() {
+    usual::<hubrouter::AttributeTest>();
     usual::<hubrouter::Edit>();
     usual::<hubrouter::Encoder>();
     usual::<hubrouter::Error>();
     usual::<hubrouter::ImportOptions>();
     usual::<hubrouter::Imported>();
     usual::<hubrouter::Learner>();
-    usual::<hubrouter::AttributeTest>();
     usual::<hubrouter::PolicyHandle>();
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
@@ -64,12 +64,12 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::ModelCard>();
     data::<hubrouter::ModelId>();
     data::<hubrouter::ModelPattern>();
-    data::<hubrouter::ParetoPoint>();
-    data::<hubrouter::Policy>();
-    data::<hubrouter::PolicyRecord>();
     data::<hubrouter::NewModel>();
     data::<hubrouter::Options>();
+    data::<hubrouter::ParetoPoint>();
     data::<hubrouter::Parts>();
+    data::<hubrouter::Policy>();
+    data::<hubrouter::PolicyRecord>();
     data::<hubrouter::Pruned>();
     data::<hubrouter::Ranked>();
     data::<hubrouter::Request>();
@@ -78,6 +78,7 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Strengths>();
     data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();
+    data::<hubrouter::TradeOff>();
     data::<learn::Settings>();
 }
 
