@@ -820,3 +820,58 @@ fn a_constraint_is_what_its_text_and_its_json_say() {
         );
     }
 }
+
+/// Any text is read, or is an error that names a column.
+#[test]
+fn any_text_is_read_or_is_an_error_with_a_column() {
+    const PIECES: [&str; 26] = [
+        "price",
+        "and",
+        "or",
+        "not",
+        "in",
+        "has",
+        "exists",
+        "matches",
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        "<=",
+        "=",
+        "!",
+        "2",
+        "-1e9",
+        "\"a\"",
+        "'b",
+        "`c d`",
+        "\"\\",
+        "\u{1f426}",
+        "\n",
+        "é",
+        "*",
+    ];
+    let mut draw = Draw(26);
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..20_000 {
+        let count = 1 + draw.below(7);
+        let pieces: Vec<&str> = (0..count).map(|_| *draw.of(&PIECES)).collect();
+        let text = pieces.join(if draw.chance(80) { " " } else { "" });
+        match text.parse::<Constraint>() {
+            Ok(constraint) => {
+                read += 1;
+                let back: Constraint = constraint.to_string().parse().unwrap();
+                assert_eq!(back, constraint, "{text}");
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(
+                    error.to_string().starts_with("column "),
+                    "{text:?}: {error}"
+                );
+            }
+        }
+    }
+    assert!(read > 300 && refused > 300, "{read} {refused}");
+}
