@@ -133,33 +133,29 @@ fn write_test(f: &mut fmt::Formatter<'_>, attribute: &str, test: &AttributeTest)
         true => attribute.to_owned(),
         false => format!("`{attribute}`"),
     };
-    let number = |n: &f64| Value::from(*n);
     let (op, value) = match test {
         Exists => return write!(f, "exists {name}"),
         In(values) => {
             let values: Vec<String> = values.iter().map(literal).collect();
-            return write!(f, "{name} in [{}]", values.join(", "));
+            ("in", format!("[{}]", values.join(", ")))
         }
-        Is(value) => ("=", value.clone()),
-        IsNot(value) => ("!=", value.clone()),
-        Less(n) => ("<", number(n)),
-        AtMost(n) => ("<=", number(n)),
-        More(n) => (">", number(n)),
-        AtLeast(n) => (">=", number(n)),
-        Has(value) => ("has", value.clone()),
-        Matches(pattern) => ("matches", Value::from(pattern.as_str())),
+        Is(value) => ("=", literal(value)),
+        IsNot(value) => ("!=", literal(value)),
+        // A whole number without a decimal point.
+        Less(n) => ("<", n.to_string()),
+        AtMost(n) => ("<=", n.to_string()),
+        More(n) => (">", n.to_string()),
+        AtLeast(n) => (">=", n.to_string()),
+        Has(value) => ("has", literal(value)),
+        Matches(pattern) => ("matches", literal(&Value::from(pattern.as_str()))),
     };
-    write!(f, "{name} {op} {}", literal(&value))
+    write!(f, "{name} {op} {value}")
 }
 
-/// A value as the text form has it; a whole number without a decimal point.
+/// A value as the text form has it.
 fn literal(value: &Value) -> String {
     match value {
         Value::String(text) if is_word(text) => text.clone(),
-        Value::Number(number) => match number.as_f64() {
-            Some(n) if number.is_f64() && n.fract() == 0.0 && n.abs() < 1e15 => format!("{n:.0}"),
-            _ => number.to_string(),
-        },
         other => other.to_string(),
     }
 }
