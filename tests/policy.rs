@@ -78,7 +78,7 @@ fn known(draw: &mut Draw) -> Known {
         modality,
         tools: has[4].map(|()| draw.chance(50)),
         family: has[5].map(|()| *draw.of(&FAMILIES)),
-        domain: *draw.of(&DOMAINS),
+        domain: DOMAINS[draw.below(DOMAINS.len())],
         retired: false,
     }
 }

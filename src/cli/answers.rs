@@ -170,7 +170,12 @@ impl AnswerWriter {
             output::hanging(strengths_line(&strengths), EXPLAINED_AT)?;
         }
         if let Some(margin) = decision.margin {
-            let margin = format!("margin         {margin:.3}: best score minus the next");
+            let trades = decision
+                .ranked
+                .iter()
+                .any(|ranked| ranked.utility.is_some());
+            let of = if trades { "utility" } else { "score" };
+            let margin = format!("margin         {margin:.3}: best {of} minus the next");
             output::hanging(margin, EXPLAINED_AT)?;
         }
         let timing = decision.timing;

@@ -110,12 +110,12 @@ pub(super) fn policy_line(record: &PolicyRecord) -> String {
     let mut excluded: Vec<_> = record.excluded.iter().collect();
     excluded.sort_by_key(|part| std::cmp::Reverse(part.models));
     let named = excluded.iter().take(NAMED).map(|part| match part.unknown {
-        0 => format!("{} {}", part.by, part.models),
-        unknown => format!("{} {} ({unknown} unknown)", part.by, part.models),
+        0 => format!("{}: {}", part.by, part.models),
+        unknown => format!("{}: {} ({unknown} unknown)", part.by, part.models),
     });
     let named: Vec<String> = named.collect();
     if !named.is_empty() {
-        line.push_str(&format!("; excluded: {}", named.join("; ")));
+        line.push_str(&format!("; excluded by {}", named.join("; ")));
     }
     match excluded.len().saturating_sub(NAMED) {
         0 => line,
