@@ -38,7 +38,7 @@ pub enum ErrorKind {
     Tokenizer,
     /// The request has no answer, such as an empty prompt.
     InvalidRequest,
-    /// Every model of the hub is retired.
+    /// Every model of the hub is retired, or a policy lets none answer.
     NoCandidate,
     /// No adapter fits the asked-for device.
     NoAdapter,

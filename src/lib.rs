@@ -41,8 +41,9 @@ pub use learn::Learner;
 pub use memory::{Parts, Strengths};
 pub use options::{Options, Precision};
 pub use route::{
-    ChatNeeds, ChatRecord, ChatShape, ChatTaken, Decision, DomainScore, LeftOut, LeftOutCount,
-    Ranked, Request, ResponseFormat, Revisions, Router, TakenFrom, Timing,
+    AttributeTest, ChatNeeds, ChatRecord, ChatShape, ChatTaken, Constraint, Decision, Deployment,
+    DomainScore, Excluded, LeftOut, LeftOutCount, ModelPattern, ParetoPoint, Policy, PolicyHandle,
+    PolicyRecord, Ranked, Request, ResponseFormat, Revisions, Router, TakenFrom, Timing, TradeOff,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
@@ -55,3 +56,8 @@ struct LibraryPage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/chat.md")]
 struct ChatPage;
+
+/// The example of `docs/policy.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/policy.md")]
+struct PolicyPage;

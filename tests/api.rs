@@ -16,12 +16,14 @@ fn data<T: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Syn
 
 #[test]
 fn every_public_type_is_debug_send_and_sync() {
+    usual::<hubrouter::AttributeTest>();
     usual::<hubrouter::Edit>();
     usual::<hubrouter::Encoder>();
     usual::<hubrouter::Error>();
     usual::<hubrouter::ImportOptions>();
     usual::<hubrouter::Imported>();
     usual::<hubrouter::Learner>();
+    usual::<hubrouter::PolicyHandle>();
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
@@ -42,12 +44,15 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::ChatRecord>();
     data::<hubrouter::ChatShape>();
     data::<hubrouter::ChatTaken>();
+    data::<hubrouter::Constraint>();
     data::<hubrouter::Decision>();
+    data::<hubrouter::Deployment>();
     data::<hubrouter::DeviceChoice>();
     data::<hubrouter::Difference>();
     data::<hubrouter::DomainScore>();
     data::<hubrouter::EncoderPin>();
     data::<hubrouter::ErrorKind>();
+    data::<hubrouter::Excluded>();
     data::<hubrouter::GenerationId>();
     data::<hubrouter::GenerationReport>();
     data::<hubrouter::Hub>();
@@ -58,9 +63,13 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Model>();
     data::<hubrouter::ModelCard>();
     data::<hubrouter::ModelId>();
+    data::<hubrouter::ModelPattern>();
     data::<hubrouter::NewModel>();
     data::<hubrouter::Options>();
+    data::<hubrouter::ParetoPoint>();
     data::<hubrouter::Parts>();
+    data::<hubrouter::Policy>();
+    data::<hubrouter::PolicyRecord>();
     data::<hubrouter::Pruned>();
     data::<hubrouter::Ranked>();
     data::<hubrouter::Request>();
@@ -69,6 +78,7 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Strengths>();
     data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();
+    data::<hubrouter::TradeOff>();
     data::<learn::Settings>();
 }
 

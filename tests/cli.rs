@@ -29,6 +29,11 @@ mod transcripts {
     }
 
     #[test]
+    fn policy() {
+        check("policy", &Folder::new("policy"));
+    }
+
+    #[test]
     fn hub() {
         check("hub", &Folder::new("hub"));
     }

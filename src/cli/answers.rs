@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::output;
+use super::policy::{front_lines, policy_line};
 use super::sink::Sink;
 use super::terminal::{columns, cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
@@ -130,8 +131,10 @@ impl AnswerWriter {
                 format!("{:.2} %", ranked.probability * 100.0),
                 ranked.domain.to_string(),
             ]);
-            if self.form.explain {
-                table.note(explained(ranked));
+            let explained = self.form.explain.then(|| explained(ranked));
+            let notes: Vec<String> = deployed(ranked).into_iter().chain(explained).collect();
+            if !notes.is_empty() {
+                table.note(notes.join("; "));
             }
         }
         table.print()?;
@@ -145,6 +148,9 @@ impl AnswerWriter {
                  little",
                 decision.unknown * 100.0
             ))?;
+        }
+        if let Some(record) = &decision.policy {
+            output::paragraph(policy_line(record))?;
         }
         output::paragraph(timing_line(decision))?;
         match self.form.explain {
@@ -164,7 +170,12 @@ impl AnswerWriter {
             output::hanging(strengths_line(&strengths), EXPLAINED_AT)?;
         }
         if let Some(margin) = decision.margin {
-            let margin = format!("margin         {margin:.3}: best score minus the next");
+            let trades = decision
+                .ranked
+                .iter()
+                .any(|ranked| ranked.utility.is_some());
+            let of = if trades { "utility" } else { "score" };
+            let margin = format!("margin         {margin:.3}: best {of} minus the next");
             output::hanging(margin, EXPLAINED_AT)?;
         }
         let timing = decision.timing;
@@ -176,6 +187,8 @@ impl AnswerWriter {
         output::hanging(stages, EXPLAINED_AT)?;
         let encoder = format!("encoder        {}", decision.revisions.encoder);
         output::hanging(encoder, EXPLAINED_AT)?;
+        let mut front = decision.policy.iter().flat_map(front_lines);
+        front.try_for_each(|line| output::hanging(line, EXPLAINED_AT))?;
         let mut chat = decision.chat.iter().flat_map(chat_lines);
         chat.try_for_each(|line| output::hanging(line, EXPLAINED_AT))
     }
@@ -212,15 +225,26 @@ fn heading(prompt: &str) -> String {
     format!("{}{more}", cut(&escaped(&start), room))
 }
 
+/// The deployments of a model, unless the only one has the model's name.
+fn deployed(ranked: &Ranked) -> Option<String> {
+    let names = &ranked.deployments;
+    let same = names.iter().all(|name| *name == ranked.model);
+    (!same).then(|| format!("deployed as {}", names.join(", ")))
+}
+
 /// The parts of a model's score, and its family.
 fn explained(ranked: &Ranked) -> String {
+    let utility = ranked
+        .utility
+        .map(|utility| format!("utility {utility:.3}; "));
+    let utility = utility.unwrap_or_default();
     let sum = match &ranked.parts {
         Some(parts) => format!("score {:.3} = {}", ranked.score, sum(parts)),
         None => format!("score {:.3}, cosine {:.3}", ranked.score, ranked.cosine),
     };
     match &ranked.family {
-        Some(family) => format!("{sum}; family {family}"),
-        None => sum,
+        Some(family) => format!("{utility}{sum}; family {family}"),
+        None => format!("{utility}{sum}"),
     }
 }
 

@@ -17,6 +17,7 @@ mod installed;
 mod labelled;
 mod learn;
 mod output;
+mod policy;
 mod progress;
 mod replay;
 mod route;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::answers::{AnswerForm, AnswerWriter};
+use super::policy::PolicyArgs;
 use super::progress::Progress;
 use super::sink::Sink;
 use super::source::{Format, Source, Wanted, file_of};
@@ -23,6 +24,8 @@ use crate::{Request, Router};
   hubrouter route --input prompts.jsonl --output routes.jsonl
   hubrouter route --chat request.json --explain
   hubrouter route --input requests.jsonl --format chat --json
+  hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
+  hubrouter route --candidates deployments.json --chat request.json --needs
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
 (or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
@@ -32,6 +35,9 @@ the others are answered.
 Chat requests: the JSON of OpenAI chat completions, OpenAI responses or Anthropic messages. The \
 newest ask of a human is routed, without system reminders and results of tools; --explain shows \
 what was taken and what the request demands of a model.
+
+Policies: --where, --candidates, --needs and --policy restrict which models may answer. An \
+attribute that a model does not state fails a condition. --json has the counts of what was excluded.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
@@ -71,6 +77,8 @@ pub(super) struct RouteArgs {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    policy: PolicyArgs,
     #[command(flatten)]
     router: RouterArgs,
     #[command(flatten)]
@@ -120,6 +128,7 @@ impl RouteArgs {
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
     let router = args.router.open(args.device.options())?;
+    let policy = args.policy.compile(&router)?;
     let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
     let mut progress = source.total().map(|total| Progress::new("routing", total));
     let mut failed = 0usize;
@@ -133,7 +142,11 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
             .iter()
             .filter_map(|r| r.as_ref().ok().cloned())
             .collect();
-        let mut decisions = router.route_batch(&good).into_iter();
+        let decisions = match &policy {
+            Some(policy) => router.route_batch_within(&good, policy),
+            None => router.route_batch(&good),
+        };
+        let mut decisions = decisions.into_iter();
         for request in requests {
             count += 1;
             let (id, prompt, answer) = match request {

@@ -10,7 +10,7 @@ use crate::ops::matmul::Transposed;
 use crate::ops::matmul::cases::ProductSize;
 use crate::ops::{
     adamw, anchor, attention, by_domain, contrastive, distill, dropout, embed, gelu, layer_norm,
-    linear, log_sum_exp, matmul, normalize, peak, pool, score, square, top_k,
+    linear, log_sum_exp, mask, matmul, normalize, peak, pool, score, square, top_k,
 };
 
 /// Sizes of an encoder, its adapters, a hub and a batch.
@@ -120,6 +120,7 @@ pub(super) fn all(device: &Device, scale: CaseScale) -> Result<Vec<Case>> {
         normalize::cases::all(device, &[(b, h, 0), (m, h, before)])?,
         score::cases::all(device, &[(b, m, [h, h])])?,
         by_domain::cases::all(device, &[(b, m, scale.domains)])?,
+        mask::cases::all(device, &[(b, m)])?,
         log_sum_exp::cases::all(device, &[(b, m, scale.domains)])?,
         top_k::cases::all(device, &[(b, m, scale.k)])?,
         contrastive::cases::all(device, &[losses])?,

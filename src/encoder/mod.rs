@@ -336,11 +336,11 @@ impl Encoder {
 
     /// Runs `run` on each batch of `prompts`: its answers, one for each prompt, or its error as the
     /// answer of each.
-    pub(crate) fn for_each_batch<R>(
+    pub(crate) fn for_each_batch<T: Borrow<Tokens>, R>(
         &self,
-        prompts: &[Tokens],
+        prompts: &[T],
         most_prompts: usize,
-        run: impl Fn(&[Tokens]) -> Result<Vec<Result<R>>>,
+        run: impl Fn(&[T]) -> Result<Vec<Result<R>>>,
     ) -> Vec<Result<R>> {
         let mut answers = Vec::with_capacity(prompts.len());
         for batch in self.batches(prompts, most_prompts) {

@@ -9,6 +9,7 @@
 //! | `memory.json` | both | the weights of a score's parts, the settings of the solver |
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -235,7 +236,7 @@ fn read(
         bias: file.f32(BIAS, &[rank])?,
         keys: file.f16(KEYS, [models, rank])?.bytes().to_vec(),
         offsets: file.f32(OFFSETS, &[models])?,
-        words: Bayes::new(&by_domain, words.into_iter()),
+        words: Arc::new(Bayes::new(&by_domain, words.into_iter())),
         of: domains.of,
         prompts,
         layers,

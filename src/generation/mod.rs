@@ -2,6 +2,7 @@
 
 pub(crate) mod cards;
 mod contents;
+mod grow;
 mod manifest;
 pub(crate) mod memory;
 pub(crate) mod precision;

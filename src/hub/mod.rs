@@ -3,10 +3,13 @@
 pub(crate) mod cards;
 mod domains;
 mod lifecycle;
+mod mask;
+pub(crate) mod near;
 mod registry;
 
 pub use cards::{ModelCard, read_models};
 pub(crate) use domains::Domains;
+pub(crate) use mask::ModelMask;
 pub use registry::{Hub, Model, ModelId};
 
 /// A domain as it is compared: trimmed, lower-case, runs of white space one space; `unknown` for

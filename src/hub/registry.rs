@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
 use crate::files;
+use crate::hub::near::Known;
 
 /// Most models of a hub: ids are 32 bits, and one value means no model.
 const MOST: usize = u32::MAX as usize - 1;
@@ -129,18 +130,8 @@ impl Hub {
         if let Some(id) = self.find(name) {
             return Ok(id);
         }
-        let wanted = name.to_lowercase();
-        let mut near: Vec<&str> = self
-            .by_name
-            .keys()
-            .map(|known| &**known)
-            .filter(|known| {
-                let known = known.to_lowercase();
-                known.contains(&wanted) || wanted.contains(&known)
-            })
-            .collect();
-        near.sort_by_key(|known| (known.len().abs_diff(name.len()), *known));
-        near.truncate(3);
+        let known = Known::models(self.by_name.keys().map(|known| &**known));
+        let near = known.near_models(name, 3);
         let hint = if near.is_empty() {
             String::new()
         } else {

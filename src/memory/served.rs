@@ -14,6 +14,8 @@
 //!
 //! One pass of the encoder gives everything, and only the first part was trained by gradients.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// The weight of each part of a score.
@@ -84,7 +86,7 @@ pub(crate) struct Recall {
     pub(crate) prompts: Vec<u32>,
     /// Domain of each model, [M].
     pub(crate) of: Vec<u32>,
-    pub(crate) words: Bayes,
+    pub(crate) words: Arc<Bayes>,
 }
 
 impl Recall {
@@ -100,6 +102,28 @@ impl Recall {
             (memory * f64::from(*offset) + new) as f32
         })
         .collect()
+    }
+
+    /// The models `ids` alone, in this order; without the projection, which is the same.
+    pub(crate) fn gathered(&self, ids: &[u32]) -> Self {
+        let ids = || ids.iter().map(|id| *id as usize);
+        let row = 2 * self.rank;
+        Self {
+            strengths: self.strengths,
+            layers: self.layers.clone(),
+            width: self.width,
+            rank: self.rank,
+            projection: Vec::new(),
+            bias: self.bias.clone(),
+            keys: ids()
+                .flat_map(|id| &self.keys[id * row..][..row])
+                .copied()
+                .collect(),
+            offsets: ids().map(|id| self.offsets[id]).collect(),
+            prompts: ids().map(|id| self.prompts[id]).collect(),
+            of: ids().map(|id| self.of[id]).collect(),
+            words: Arc::clone(&self.words),
+        }
     }
 }
 
@@ -143,6 +167,11 @@ impl Bayes {
         let missing = |total: f64| (SMOOTHING / (total + different).max(SMOOTHING)).ln();
         bayes.missing = totals.into_iter().map(missing).collect();
         bayes
+    }
+
+    /// N
+    pub(crate) fn domains(&self) -> usize {
+        self.prior.len()
     }
 
     /// ln P(d | words) of each domain, [N], shifted so that the largest is 0. Words that no learned

@@ -14,6 +14,7 @@ pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_sum_exp;
+pub(crate) mod mask;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -48,6 +49,7 @@ pub(crate) struct Ops {
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
     pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
+    pub(crate) mask: mask::Mask,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) pool: pool::Pool,
@@ -72,6 +74,7 @@ impl Ops {
             layer_norm: layer_norm::LayerNorm::new(),
             linear: linear::Linear::new(),
             log_sum_exp: log_sum_exp::LogSumExp::new(),
+            mask: mask::Mask::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),
@@ -87,7 +90,12 @@ impl Ops {
         device.compile(host, &self.of_a_route())
     }
 
-    /// The kernels that a route may dispatch, for any encoder and any hub.
+    /// Compiles the kernel that a route within a policy dispatches beside those.
+    pub(crate) fn compile_mask(&self, device: &Device, host: &Cpu) -> Result<()> {
+        device.compile(host, &[&self.mask.forward])
+    }
+
+    /// The kernels that a route without a policy may dispatch, for any encoder and any hub.
     fn of_a_route(&self) -> [&Kernel; 16] {
         [
             &self.attention.forward,

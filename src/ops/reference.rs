@@ -337,6 +337,21 @@ pub(crate) fn score(u: &[f64], keys: &[f64], width: usize, offsets: &[f64], tau:
     s
 }
 
+/// `s` [B, M] with the lowest score where `mask` [B, ceil(M / 32)] has no bit.
+pub(crate) fn mask(s: &[f64], mask: &[u32], models: usize) -> Vec<f64> {
+    let mut out = Vec::new();
+    for (s, mask) in s.chunks_exact(models).zip(mask.chunks(models.div_ceil(32))) {
+        out.extend(s.iter().enumerate().map(|(m, s)| {
+            if mask[m / 32] & (1 << (m % 32)) == 0 {
+                f64::from(LOWEST)
+            } else {
+                *s
+            }
+        }));
+    }
+    out
+}
+
 /// `s` [B, M] + strength `domains` [B, N] of each model's domain
 pub(crate) fn by_domain(
     s: &[f64],

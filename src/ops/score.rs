@@ -94,6 +94,22 @@ impl Keys {
         })
     }
 
+    /// The rows `ids` in this order; `None` on a GPU, where a mask does the same.
+    pub(crate) fn gathered(&self, ids: &[u32]) -> Option<Self> {
+        let values = match &self.values {
+            KeyValues::Cpu(keys, offsets) => {
+                let offsets = ids.iter().map(|id| offsets[*id as usize]).collect();
+                KeyValues::Cpu(keys.gathered(ids), offsets)
+            }
+            KeyValues::Gpu(..) => return None,
+        };
+        Some(Self {
+            values,
+            models: ids.len(),
+            width: self.width,
+        })
+    }
+
     pub(crate) fn models(&self) -> usize {
         self.models
     }

@@ -9,6 +9,7 @@ use crate::hub::ModelId;
 use crate::memory::Parts;
 use crate::options::Precision;
 use crate::route::chat::ChatRecord;
+use crate::route::policy::PolicyRecord;
 
 /// Version of the JSON form of a [`Decision`].
 const SCHEMA_VERSION: u32 = 1;
@@ -21,11 +22,12 @@ pub struct Decision {
     pub schema_version: u32,
     /// As in the request.
     pub prompt_id: String,
-    /// Best first; equal scores by the smaller id.
+    /// Best first; equal scores by the smaller id. If a policy trades, by utility.
     pub ranked: Vec<Ranked>,
     /// Best domain first; domains without an eligible model are left out.
     pub domains: Vec<DomainScore>,
-    /// Best score minus the runner-up's; `None` with a single eligible model.
+    /// Best score minus the runner-up's, or best utility if a policy trades; `None` with a single
+    /// eligible model.
     pub margin: Option<f32>,
     /// Tokens that were encoded, special ones included.
     pub tokens: usize,
@@ -40,6 +42,9 @@ pub struct Decision {
     /// of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatRecord>,
+    /// Which models could answer, if the request came with a policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyRecord>,
     /// Why another device or generation answered than the one asked for, if one did.
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.
@@ -78,6 +83,13 @@ pub struct Ranked {
     pub domain: Arc<str>,
     /// Its family, if known.
     pub family: Option<Arc<str>>,
+    /// The deployments of the model that may answer, if the policy has candidates: the cheapest in
+    /// the sense of its trade-off first, else in the order of the policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deployments: Vec<Arc<str>>,
+    /// Score less cost and latency, if the policy trades and the model states what that needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utility: Option<f64>,
 }
 
 /// The score of a domain.

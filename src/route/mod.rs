@@ -2,6 +2,7 @@
 
 mod chat;
 mod decision;
+mod policy;
 mod request;
 mod router;
 
@@ -11,5 +12,9 @@ pub use chat::{
     ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat, TakenFrom,
 };
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};
+pub use policy::{
+    AttributeTest, Constraint, Deployment, Excluded, ModelPattern, ParetoPoint, Policy,
+    PolicyHandle, PolicyRecord, TradeOff,
+};
 pub use request::Request;
 pub use router::Router;

@@ -19,11 +19,15 @@ use crate::files::short;
 use crate::generation::precision;
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
+use crate::num::to_f32;
 use crate::options::{Options, Precision};
-use crate::route::{Decision, DomainScore, Ranked, Request, Revisions, Timing};
-use crate::serve::Serving;
+use crate::route::policy::{Admitted, CompiledPolicy};
+use crate::route::{
+    Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
+};
 use crate::serve::gate::Choice;
 use crate::serve::index::Ranking;
+use crate::serve::{Narrowing, PromptRanking, Serving};
 use crate::store::{Store, find_encoder};
 use crate::text::tokenizer::{Cut, Tokens};
 
@@ -255,49 +259,119 @@ impl Router {
     /// of kind [`crate::ErrorKind::Panic`]. In a forked child, where the parent's threads and GPU
     /// do not exist, all answers are errors of kind [`crate::ErrorKind::Unsupported`].
     pub fn route_batch(&self, requests: &[Request]) -> Vec<Result<Decision>> {
-        let all = |error: Error| requests.iter().map(|_| Err(error.clone())).collect();
-        caught("the router", || self.route_all(requests)).unwrap_or_else(all)
+        self.all_caught(requests, None)
     }
 
-    fn route_all(&self, requests: &[Request]) -> Result<Vec<Result<Decision>>> {
+    /// Compiles `policy` against the hub that is served: names are looked up, constraints become
+    /// masks, and a few candidates get an index of their own.
+    ///
+    /// The handle is for this router. It is compiled again by the first request after another
+    /// generation was installed, or after a step down to the CPU. With cards of models that the hub
+    /// does not know, that takes as long as adding them.
+    ///
+    /// Errors: a name is not in the hub (the text lists similar ones); a constraint, a factor or a
+    /// card is not valid. That nothing is eligible is no error here: see
+    /// [`PolicyHandle::eligible`].
+    pub fn compile(&self, policy: &Policy) -> Result<PolicyHandle> {
         let serving = self.serving.load_full();
         serving.encoder.check_process()?;
-        let answers = Self::route_on(&serving, requests);
+        let compiled = caught("compiling a policy", || {
+            CompiledPolicy::new(policy, &serving, &self.store)
+        })?;
+        Ok(PolicyHandle::new(policy.clone(), compiled))
+    }
+
+    /// As [`Router::route`], among the models that `policy` lets answer.
+    ///
+    /// Errors: as [`Router::route`]; of kind [`crate::ErrorKind::NoCandidate`] if none may, with
+    /// the parts of the policy and how many models each excluded.
+    pub fn route_within(&self, request: &Request, policy: &PolicyHandle) -> Result<Decision> {
+        let requests = std::slice::from_ref(request);
+        match self.route_batch_within(requests, policy).pop() {
+            Some(decision) => decision,
+            None => unreachable!("one request has one answer"),
+        }
+    }
+
+    /// As [`Router::route_batch`], among the models that `policy` lets answer.
+    pub fn route_batch_within(
+        &self,
+        requests: &[Request],
+        policy: &PolicyHandle,
+    ) -> Vec<Result<Decision>> {
+        self.all_caught(requests, Some(policy))
+    }
+
+    fn all_caught(
+        &self,
+        requests: &[Request],
+        policy: Option<&PolicyHandle>,
+    ) -> Vec<Result<Decision>> {
+        let all = |error: Error| requests.iter().map(|_| Err(error.clone())).collect();
+        caught("the router", || self.route_all(requests, policy)).unwrap_or_else(all)
+    }
+
+    fn route_all(
+        &self,
+        requests: &[Request],
+        policy: Option<&PolicyHandle>,
+    ) -> Result<Vec<Result<Decision>>> {
+        let serving = self.serving.load_full();
+        serving.encoder.check_process()?;
+        let answers = self.route_on(&serving, requests, policy)?;
         let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
         match errors.into_iter().find(|error| error.kind().is_device()) {
             Some(error) if self.options.steps_down(error) => {
                 let serving = self.step_down(&serving, error)?;
-                Ok(Self::route_on(&serving, requests))
+                self.route_on(&serving, requests, policy)
             }
             _ => Ok(answers),
         }
     }
 
-    fn route_on(serving: &Serving, requests: &[Request]) -> Vec<Result<Decision>> {
+    fn route_on(
+        &self,
+        serving: &Arc<Serving>,
+        requests: &[Request],
+        policy: Option<&PolicyHandle>,
+    ) -> Result<Vec<Result<Decision>>> {
         let began = Instant::now();
+        let compiled = policy.map(|policy| policy.against(serving, &self.store));
+        let compiled = compiled.transpose()?;
+        let policy = compiled.as_deref();
+        let serving = policy.map_or(serving, |policy| &policy.serving);
         let cut = |request: &Request| match request.chat {
             Some(_) => Cut::Middle,
             None => Cut::Right,
         };
         let prompts = requests.iter().map(|r| (r.prompt.as_str(), cut(r)));
-        let mut tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
+        let tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
         let tokenize = microseconds(began);
-        if serving.hub.active() == 0 {
-            let error = error!(NoCandidate, "{}: every model is retired", serving.id);
-            for tokens in tokens.iter_mut().filter(|tokens| tokens.is_ok()) {
-                *tokens = Err(error.clone());
+        let nobody = (serving.index.eligible() == 0)
+            .then(|| error!(NoCandidate, "{}: every model is retired", serving.id));
+        let asks = requests.iter().zip(tokens).map(|(request, tokens)| {
+            let tokens = tokens?;
+            if let Some(error) = &nobody {
+                return Err(error.clone());
             }
-        }
+            let needs = request.chat.as_ref().map(|chat| &chat.needs);
+            let admitted = policy.map(|policy| policy.admit(needs)).transpose()?;
+            Ok(PromptToRank { tokens, admitted })
+        });
         // One more than wanted, for the margin.
         let k = requests.iter().map(|r| r.top).max().unwrap_or(0).max(2);
-        let ranked = for_each_good(tokens, |tokens| {
-            let answers = serving.rank_all(&tokens, k).into_iter().zip(tokens);
-            let with_tokens = |(answer, tokens): (Result<_>, _)| Ok((answer?, tokens));
-            answers.map(with_tokens).collect()
+        let k = match policy.is_some_and(CompiledPolicy::ranks_all) {
+            true => usize::MAX,
+            false => k,
+        };
+        let ranked = for_each_good(asks.collect(), |asks| {
+            let answers = rank(serving, policy, &asks, k).into_iter().zip(asks);
+            let with_ask = |(answer, ask): (Result<_>, _)| Ok((answer?, ask));
+            answers.map(with_ask).collect()
         });
         let total = microseconds(began);
         let decided = requests.iter().zip(ranked).map(|(request, ranked)| {
-            let (answer, tokens) = ranked?;
+            let (answer, ask): (PromptRanking, PromptToRank) = ranked?;
             let timing = Timing {
                 tokenize,
                 encode: answer.encode,
@@ -305,10 +379,18 @@ impl Router {
                 total,
                 batch: answer.batch,
             };
+            let within = policy.zip(ask.admitted.as_ref());
             let ranking = answer.ranking;
-            Ok(decide(serving, request, &tokens, ranking, timing))
+            Ok(decide(
+                serving,
+                request,
+                &ask.tokens,
+                ranking,
+                within,
+                timing,
+            ))
         });
-        decided.collect()
+        Ok(decided.collect())
     }
 
     /// Reopens `failed`'s generation on the CPU and serves it, unless another call has already.
@@ -450,11 +532,51 @@ fn microseconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64() * 1e6
 }
 
+/// A request's tokens, and the models that a policy lets answer it.
+struct PromptToRank {
+    tokens: Tokens,
+    admitted: Option<Admitted>,
+}
+
+/// The answers to `asks`; those of one level of the policy are ranked together.
+fn rank(
+    serving: &Serving,
+    policy: Option<&CompiledPolicy>,
+    asks: &[PromptToRank],
+    k: usize,
+) -> Vec<Result<PromptRanking>> {
+    let Some(policy) = policy else {
+        let tokens: Vec<&Tokens> = asks.iter().map(|ask| &ask.tokens).collect();
+        return serving.rank_all(&tokens, k, Narrowing::default());
+    };
+    let mut answers: Vec<(usize, Result<PromptRanking>)> = Vec::with_capacity(asks.len());
+    for level in 0..policy.levels() {
+        let of_level = asks.iter().enumerate().filter_map(|(place, ask)| {
+            let admitted = ask.admitted.as_ref()?;
+            (admitted.level == level).then_some((place, &ask.tokens, admitted))
+        });
+        let of_level: Vec<_> = of_level.collect();
+        let tokens: Vec<&Tokens> = of_level.iter().map(|(_, tokens, _)| *tokens).collect();
+        let admitted: Vec<&Admitted> = of_level.iter().map(|(.., admitted)| *admitted).collect();
+        let masks = policy.masks(level, &admitted);
+        let narrowing = Narrowing {
+            index: policy.index(level),
+            masks: &masks,
+        };
+        let ranked = serving.rank_all(&tokens, k, narrowing);
+        let places = of_level.iter().map(|(place, ..)| *place);
+        answers.extend(places.zip(ranked));
+    }
+    answers.sort_unstable_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
 fn decide(
     serving: &Serving,
     request: &Request,
     tokens: &Tokens,
     ranking: Ranking,
+    within: Option<(&CompiledPolicy, &Admitted)>,
     timing: Timing,
 ) -> Decision {
     let Ranking {
@@ -463,35 +585,51 @@ fn decide(
         total,
         parts,
     } = ranking;
+    let own = within.and_then(|(policy, admitted)| policy.index(admitted.level));
+    let index = own.unwrap_or(&serving.index);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
     // Rounding may leave a little more than 1.
     let probability = |score: f32| (f64::from(score) - total).exp().min(1.0) as f32;
-    let margin = match best.as_slice() {
-        [(_, first), (_, second), ..] => Some(first - second),
+    let weighed = within.and_then(|(policy, admitted)| policy.weigh(&best, admitted));
+    let order: Vec<(usize, Option<f64>)> = match &weighed {
+        Some(weighed) => weighed.iter().map(|w| (w.place, w.utility)).collect(),
+        None => (0..best.len()).map(|place| (place, None)).collect(),
+    };
+    let margin = match (order.as_slice(), best.as_slice()) {
+        ([(_, Some(first)), (_, Some(second)), ..], _) => Some(to_f32(first - second)),
+        (_, [(_, first), (_, second), ..]) if weighed.is_none() => Some(first - second),
         _ => None,
     };
-    let ranked = best
-        .iter()
-        .enumerate()
+    let ranked = order
+        .into_iter()
         .take(request.top)
-        .filter_map(|(place, &(id, score))| {
+        .filter_map(|(place, utility)| {
+            let (id, score) = best[place];
             let parts = parts.get(place).copied();
+            let deployments = within.map(|(policy, admitted)| policy.deployments(id, admitted));
             let id = crate::hub::ModelId(id);
             let model = serving.hub.get(id)?;
             Some(Ranked {
                 id,
                 model: Arc::clone(&model.name),
                 score,
-                cosine: serving.index.cosine(score, parts.as_ref()),
+                cosine: index.cosine(score, parts.as_ref()),
                 parts,
                 probability: probability(score),
                 domain: Arc::clone(&model.domain),
                 family: model.family.clone(),
+                deployments: deployments.unwrap_or_default(),
+                utility,
             })
         })
         .collect();
-    let mut domains: Vec<DomainScore> = serving
-        .index
+    let record = within.map(|(policy, admitted)| {
+        let mut record = policy.record(admitted);
+        let weighed = weighed.as_deref();
+        record.pareto = weighed.map_or_else(Vec::new, |weighed| policy.front(weighed, &best));
+        record
+    });
+    let mut domains: Vec<DomainScore> = index
         .domains()
         .iter()
         .zip(domains)
@@ -516,6 +654,7 @@ fn decide(
         truncated: tokens.truncated,
         unknown: encoder.unknown_share(tokens),
         chat: request.chat.clone(),
+        policy: record,
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
         precision: serving.precision(),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crate::device::{Device, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
-use crate::hub::{Domains, Hub};
+use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
 use crate::num::to_u32;
 use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
 use crate::ops::top_k::{self, TopKWorkspace};
-use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, normalize};
+use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, mask, normalize};
 use crate::weights::View;
 
 /// Scores of one batch that a device holds at most.
@@ -18,20 +18,32 @@ const MOST_SCORES: usize = 1 << 24;
 
 pub(crate) struct Index {
     keys: Keys,
+    /// Ids of the rows in the hub; `None`: row n is model n.
+    ids: Option<Vec<u32>>,
     /// Ids by domain.
     members: Tensor,
     /// [N + 1]
     offsets: Tensor,
     domains: Vec<Arc<str>>,
+    /// Domain of each row.
+    of: Vec<u32>,
     recalled: Option<DeviceRecall>,
     tau: f32,
     eligible: usize,
 }
 
+/// The models that may answer each prompt of a batch, as rows of an index.
+pub(crate) struct RowMasks {
+    /// [B, ceil(M / 32)]
+    bits: Vec<u32>,
+    /// Rows that each prompt has.
+    counts: Vec<usize>,
+}
+
 /// The memory on a device, whose scores are added to the learned ones.
 struct DeviceRecall {
     recall: Recall,
-    projection: Weight,
+    projection: Arc<Weight>,
     keys: Keys,
     /// The part of each model's score that does not depend on the prompt, [M].
     offsets: Vec<f32>,
@@ -43,6 +55,8 @@ struct DeviceRecall {
 pub(crate) struct IndexWorkspace {
     /// [B, M]
     s: Tensor,
+    /// [B, ceil(M / 32)]
+    mask: Tensor,
     /// [B, N]
     domains: Tensor,
     found: TopKWorkspace,
@@ -129,10 +143,80 @@ impl Index {
             members: device.upload_ids("members", 1, &members)?,
             offsets: device.upload_ids("domain offsets", 1, &offsets)?,
             domains: domains.names,
+            ids: None,
+            of: domains.of,
             recalled,
             tau,
             eligible: retired.iter().filter(|retired| !**retired).count(),
         })
+    }
+
+    /// The index of the models `ids` alone, which are not retired: to rank them costs as much as
+    /// they are. `None` on a GPU, where a mask does the same.
+    pub(crate) fn gathered(&self, device: &Device, ids: &[u32]) -> Result<Option<Self>> {
+        let Some(keys) = self.keys.gathered(ids) else {
+            return Ok(None);
+        };
+        let of: Vec<u32> = ids.iter().map(|id| self.of[*id as usize]).collect();
+        let mut present = of.clone();
+        present.sort_unstable();
+        present.dedup();
+        let mut groups = vec![Vec::new(); present.len()];
+        let mut place_of = Vec::with_capacity(ids.len());
+        for (row, domain) in of.iter().enumerate() {
+            let place = present.partition_point(|other| other < domain);
+            groups[place].push(to_u32(row));
+            place_of.push(to_u32(place));
+        }
+        let mut offsets = vec![0];
+        for group in &groups {
+            offsets.push(offsets.last().copied().unwrap_or(0) + to_u32(group.len()));
+        }
+        let names = present.iter();
+        let recalled = self.recalled.as_ref();
+        Ok(Some(Self {
+            keys,
+            members: device.upload_ids("members", 1, &groups.concat())?,
+            offsets: device.upload_ids("domain offsets", 1, &offsets)?,
+            domains: names
+                .map(|domain| Arc::clone(&self.domains[*domain as usize]))
+                .collect(),
+            of: place_of,
+            recalled: recalled
+                .and_then(|recalled| recalled.gathered(device, ids).transpose())
+                .transpose()?,
+            tau: self.tau,
+            eligible: ids.len(),
+            ids: Some(ids.to_vec()),
+        }))
+    }
+
+    /// Models that are not retired.
+    pub(crate) fn eligible(&self) -> usize {
+        self.eligible
+    }
+
+    /// The rows of the models in `masks`, one for each prompt.
+    pub(crate) fn rows_of(&self, masks: &[&ModelMask]) -> RowMasks {
+        let mut bits = Vec::new();
+        for mask in masks {
+            match &self.ids {
+                None => bits.extend_from_slice(mask.words()),
+                Some(ids) => bits.extend(ids.chunks(32).map(|ids| {
+                    let set = ids.iter().enumerate().filter(|(_, id)| mask.contains(**id));
+                    set.fold(0u32, |word, (bit, _)| word | 1 << bit)
+                })),
+            }
+        }
+        let words = self.mask_words().max(1);
+        let count = |mask: &[u32]| mask.iter().map(|word| word.count_ones() as usize).sum();
+        let counts = bits.chunks(words).map(count).collect();
+        RowMasks { bits, counts }
+    }
+
+    /// Words of a row of a mask.
+    fn mask_words(&self) -> usize {
+        self.keys.models().div_ceil(32)
     }
 
     /// Domain names in the order of [`Ranking::domains`], as first spelled in the hub.
@@ -168,19 +252,20 @@ impl Index {
     /// Most bytes that a batch reads back.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
         let ranks = self.keys.models().max(2 * top_k::MOST);
-        let recalled = self.recall().map_or(0, |r| r.rank + self.domains.len());
+        let recalled = self.recall().map_or(0, |r| r.rank + r.words.domains());
         4 * prompts * (ranks + self.domains.len() + recalled)
     }
 
     /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
-        4 * prompts * self.domains.len()
+        4 * prompts * (self.domains.len() + self.mask_words())
     }
 
     pub(crate) fn workspace(&self, device: &Device, prompts: usize) -> Result<IndexWorkspace> {
         let models = self.keys.models();
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
+            mask: device.ids("mask", prompts, self.mask_words())?,
             domains: device.scratch("domain scores", prompts, self.domains.len())?,
             found: TopKWorkspace::new(device, prompts, models)?,
             scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
@@ -190,28 +275,40 @@ impl Index {
                 .map(|recall| -> Result<MemoryWorkspace> {
                     Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
-                        words: device.scratch("words", prompts, self.domains.len())?,
+                        words: device.scratch("words", prompts, recall.words.domains())?,
                     })
                 })
                 .transpose()?,
         })
     }
 
-    /// Uploads the scores that [`Index::by_words`] gave for the batch.
-    pub(crate) fn upload(&self, pass: &mut Pass<'_>, by_words: &[f32], w: &mut IndexWorkspace) {
+    /// Uploads the scores that [`Index::by_words`] gave for the batch, and the models that may
+    /// answer it if not all may.
+    pub(crate) fn upload(
+        &self,
+        pass: &mut Pass<'_>,
+        by_words: &[f32],
+        masks: Option<&RowMasks>,
+        w: &mut IndexWorkspace,
+    ) {
         if let Some(looked) = &mut w.recalled {
             pass.upload_f32(&mut looked.words, by_words);
+        }
+        if let Some(masks) = masks {
+            pass.upload(&mut w.mask, &masks.bits);
         }
     }
 
     /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a
-    /// memory.
+    /// memory; `masked`: the workspace has a mask for each prompt.
+    #[expect(clippy::too_many_arguments, reason = "a pass, its inputs and its room")]
     pub(crate) fn forward(
         &self,
         ops: &Ops,
         pass: &mut Pass<'_>,
         u: &Tensor,
         x: Option<&Tensor>,
+        masked: bool,
         k: usize,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
@@ -233,6 +330,10 @@ impl Index {
             looked.y.resize(prompts);
             own.forward(ops, pass, x, looked, &mut w.s);
             recalled = Some((pass.read(&looked.y), pass.read(&looked.words)));
+        }
+        if masked {
+            let (mask, s) = (&w.mask, &mut w.s);
+            ops.mask.forward(pass, mask::Forward { mask, s });
         }
         ops.log_sum_exp.forward(
             pass,
@@ -276,7 +377,7 @@ impl Index {
         }
     }
 
-    /// One ranking for each prompt.
+    /// One ranking for each prompt; `masks`: those of its batch, if it had some.
     ///
     /// Errors: a score is not finite.
     pub(crate) fn rankings(
@@ -284,11 +385,12 @@ impl Index {
         reads: &RankingReads,
         outputs: &Outputs,
         prompts: usize,
+        masks: Option<&RowMasks>,
     ) -> Result<Vec<Ranking>> {
         let (k, models, count) = (reads.k, self.keys.models(), self.domains.len());
         (0..prompts)
             .map(|b| {
-                let best = match reads.best {
+                let mut best = match reads.best {
                     Best::Ranked { ids, scores } => {
                         let ids = outputs.u32(ids)[b * k..][..k].iter().copied();
                         ids.zip(outputs.f32(scores)[b * k..][..k].iter().copied())
@@ -296,13 +398,20 @@ impl Index {
                     }
                     Best::All(scores) => ranked(&outputs.f32(scores)[b * models..][..models], k),
                 };
+                if let Some(masks) = masks {
+                    best.truncate(masks.counts[b]);
+                }
                 let domains = &outputs.f32(reads.domains)[b * count..][..count];
                 let mut ranking = Ranking::new(best, domains)?;
                 if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
                     let rank = own.recall.rank;
                     let y = &outputs.f32(y)[b * rank..][..rank];
-                    let words = &outputs.f32(words)[b * count..];
+                    let words = &outputs.f32(words)[b * own.recall.words.domains()..];
                     ranking.parts = own.parts(&ranking.best, y, words, self.scale());
+                }
+                if let Some(ids) = &self.ids {
+                    let rows = ranking.best.iter_mut();
+                    rows.for_each(|(row, _)| *row = ids[*row as usize]);
                 }
                 Ok(ranking)
             })
@@ -327,12 +436,27 @@ impl DeviceRecall {
         let projection = View::of_half(&recall.projection, recall.width);
         let parts = [("the memory's projection", projection)];
         Ok(Self {
-            projection: Weight::new(device, &parts, &recall.bias)?,
+            projection: Arc::new(Weight::new(device, &parts, &recall.bias)?),
             keys: Keys::new(device, View::of_half(&recall.keys, recall.rank), &floor)?,
             offsets,
             own: device.upload_ids("domain of each model", 1, &recall.of)?,
             recall,
         })
+    }
+
+    /// The memory of the models `ids` alone; `None` on a GPU.
+    fn gathered(&self, device: &Device, ids: &[u32]) -> Result<Option<Self>> {
+        let Some(keys) = self.keys.gathered(ids) else {
+            return Ok(None);
+        };
+        let recall = self.recall.gathered(ids);
+        Ok(Some(Self {
+            projection: Arc::clone(&self.projection),
+            keys,
+            offsets: ids.iter().map(|id| self.offsets[*id as usize]).collect(),
+            own: device.upload_ids("domain of each model", 1, &recall.of)?,
+            recall,
+        }))
     }
 
     fn learned(&self) -> f32 {

@@ -1,6 +1,7 @@
 //! A generation opened for routing: its network, head and keys on a device.
 
 use std::borrow::Borrow;
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::device::cpu::int8::ByteKernel;
@@ -10,7 +11,7 @@ use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
 use crate::files::short;
 use crate::generation::{Contents, GenerationId, Manifest};
-use crate::hub::Hub;
+use crate::hub::{Hub, ModelMask};
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
@@ -28,8 +29,8 @@ pub(crate) struct Serving {
     pub(crate) passed_over: Option<String>,
     /// Why its network computes in these numbers.
     pub(crate) why: String,
-    network: Network,
-    head: Head,
+    network: Arc<Network>,
+    head: Arc<Head>,
     plans: Plans<RouteWorkspace>,
 }
 
@@ -44,6 +45,15 @@ struct RouteWorkspace {
     activations: Activations,
     projected: Projected,
     workspace: IndexWorkspace,
+}
+
+/// The models that may answer the prompts of a call; by default all that are not retired.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Narrowing<'n> {
+    /// The index of the models that may answer at all, if they have one of their own.
+    pub(crate) index: Option<&'n Index>,
+    /// The models that may answer each prompt; empty: all of the index. They are not retired.
+    pub(crate) masks: &'n [&'n ModelMask],
 }
 
 /// The answer for one prompt, with its batch's times in microseconds.
@@ -132,8 +142,8 @@ impl Serving {
             index,
             passed_over,
             why: String::new(),
-            network,
-            head,
+            network: Arc::new(network),
+            head: Arc::new(head),
             plans: Plans::new(),
         })
     }
@@ -142,6 +152,36 @@ impl Serving {
     pub(crate) fn because(mut self, why: impl Into<String>) -> Self {
         self.why = why.into();
         self
+    }
+
+    /// The same generation with the models that `contents` has beyond it: its network and head are
+    /// shared.
+    pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
+        let (hub, rows) = (&contents.hub, &contents.embeddings);
+        let Manifest { width, tau, .. } = contents.manifest;
+        let index = Index::new(self.device(), hub, rows, width, tau, contents.recall()?)?;
+        Ok(Self {
+            id: self.id.clone(),
+            hub: Arc::clone(hub),
+            encoder: Arc::clone(&self.encoder),
+            index,
+            passed_over: self.passed_over.clone(),
+            why: self.why.clone(),
+            network: Arc::clone(&self.network),
+            head: Arc::clone(&self.head),
+            plans: Plans::new(),
+        })
+    }
+
+    /// The index of the models `ids` alone, which are not retired; `None` on a GPU.
+    pub(crate) fn gathered(&self, ids: &[u32]) -> Result<Option<Index>> {
+        self.index.gathered(self.device(), ids)
+    }
+
+    /// Compiles what a ranking with masks needs beside a ranking without.
+    pub(crate) fn compile_mask(&self) -> Result<()> {
+        let encoder = &self.encoder;
+        encoder.ops().compile_mask(encoder.device(), encoder.host())
     }
 
     fn device(&self) -> &Device {
@@ -154,15 +194,24 @@ impl Serving {
         self.index.cosine(score, ranking.parts.get(place))
     }
 
-    /// Ranks the hub for each prompt, the `k` best.
-    pub(crate) fn rank_all(&self, prompts: &[Tokens], k: usize) -> Vec<Result<PromptRanking>> {
-        let batch = |batch: &[Tokens]| {
+    /// Ranks the hub for each prompt, the `k` best of `narrowing`.
+    pub(crate) fn rank_all<T: Borrow<Tokens>>(
+        &self,
+        prompts: &[T],
+        k: usize,
+        narrowing: Narrowing<'_>,
+    ) -> Vec<Result<PromptRanking>> {
+        let begin = Cell::new(0);
+        let batch = |batch: &[T]| {
+            let first = begin.replace(begin.get() + batch.len());
+            let Narrowing { index, masks } = narrowing;
+            let masks = masks.get(first..first + batch.len()).unwrap_or_default();
             let BatchRanking {
                 rankings,
                 encode,
                 score,
                 dispatches,
-            } = self.rank(batch, k)?;
+            } = self.rank_within(batch, k, Narrowing { index, masks })?;
             log::debug!("{} prompts, {dispatches} dispatches", batch.len());
             let answer = |ranking| {
                 Ok(PromptRanking {
@@ -180,7 +229,20 @@ impl Serving {
 
     /// Ranks the hub for the prompts of one batch, the `k` best of each; one submit.
     pub(crate) fn rank<T: Borrow<Tokens>>(&self, prompts: &[T], k: usize) -> Result<BatchRanking> {
+        self.rank_within(prompts, k, Narrowing::default())
+    }
+
+    /// As [`Serving::rank`], among the models of `narrowing`.
+    fn rank_within<T: Borrow<Tokens>>(
+        &self,
+        prompts: &[T],
+        k: usize,
+        narrowing: Narrowing<'_>,
+    ) -> Result<BatchRanking> {
         let encoder = &*self.encoder;
+        let index = narrowing.index.unwrap_or(&self.index);
+        let masks = (!narrowing.masks.is_empty()).then(|| index.rows_of(narrowing.masks));
+        let masks = masks.as_ref();
         let batch = encoder.pack(prompts);
         let words = prompts
             .iter()
@@ -190,15 +252,22 @@ impl Serving {
             sizes(&batch),
             |sizes| self.plan(sizes),
             |plan| {
+                // Some rows take little room, and are on the CPU.
+                let mut own = match narrowing.index {
+                    Some(index) => Some(index.workspace(self.device(), batch.prompts())?),
+                    None => None,
+                };
                 let (reads, outputs) = self.device().run(plan, |pass, t| {
+                    let w = own.as_mut().unwrap_or(&mut t.workspace);
                     t.activations.upload(pass, &batch);
-                    self.index.upload(pass, &words, &mut t.workspace);
+                    index.upload(pass, &words, masks, w);
                     pass.stage();
                     self.encode(pass, &mut t.activations);
                     pass.stage();
-                    self.score(pass, t, k)
+                    let (a, u) = (&t.activations, &mut t.projected);
+                    self.score(pass, a, u, index, masks.is_some(), k, w)
                 })?;
-                let rankings = self.index.rankings(&reads, &outputs, batch.prompts())?;
+                let rankings = index.rankings(&reads, &outputs, batch.prompts(), masks)?;
                 Ok(BatchRanking {
                     rankings,
                     encode: outputs.stage(0),
@@ -212,7 +281,7 @@ impl Serving {
     /// Encodes the batch that `a` holds.
     fn encode(&self, pass: &mut Pass<'_>, a: &mut Activations) {
         let ops = self.encoder.ops();
-        match &self.network {
+        match &*self.network {
             Network::F32(bert) => bert.forward(ops, pass, a, None, None),
             Network::Int8(int8) => int8.encode(ops, pass, self.encoder.words(), a),
         }
@@ -220,26 +289,34 @@ impl Serving {
 
     /// The numbers that vectors are computed in.
     pub(crate) fn precision(&self) -> Precision {
-        match self.network {
+        match *self.network {
             Network::F32(_) => Precision::F32,
             Network::Int8(_) => Precision::Int8,
         }
     }
 
-    /// Ranks the hub by the vectors in `t.activations`.
-    fn score(&self, pass: &mut Pass<'_>, t: &mut RouteWorkspace, k: usize) -> RankingReads {
-        let ops = self.encoder.ops();
-        let a = &t.activations;
-        self.head.forward(ops, pass, &a.pooled, &mut t.projected);
+    /// Ranks the models of `index` by the vectors in `activations`.
+    #[expect(clippy::too_many_arguments, reason = "a pass, its inputs and its room")]
+    fn score(
+        &self,
+        pass: &mut Pass<'_>,
+        activations: &Activations,
+        projected: &mut Projected,
+        index: &Index,
+        masked: bool,
+        k: usize,
+        w: &mut IndexWorkspace,
+    ) -> RankingReads {
+        let (ops, a) = (self.encoder.ops(), activations);
+        self.head.forward(ops, pass, &a.pooled, projected);
         let x = a.layers.as_ref().map(|layers| &layers.units);
-        self.index
-            .forward(ops, pass, &t.projected.u, x, k, &mut t.workspace)
+        index.forward(ops, pass, &projected.u, x, masked, k, w)
     }
 
     /// The encoder's network, with the generation's adapter where it has one; only of a generation
     /// that [`Serving::new`] opened.
     pub(crate) fn network(&self) -> &Bert {
-        match &self.network {
+        match &*self.network {
             Network::F32(bert) => bert,
             Network::Int8(_) => unreachable!("learning opens a generation in f32"),
         }
@@ -272,12 +349,14 @@ impl Serving {
                         if let Some(layers) = &mut t.activations.layers {
                             layers.upload(pass, &units);
                         }
-                        self.index.upload(pass, &words, &mut t.workspace);
-                        self.score(pass, t, 1)
+                        let w = &mut t.workspace;
+                        self.index.upload(pass, &words, None, w);
+                        let (a, u) = (&t.activations, &mut t.projected);
+                        self.score(pass, a, u, &self.index, false, 1, w)
                     })
                 },
             )?;
-            for ranking in self.index.rankings(&reads, &outputs, chunk.len())? {
+            for ranking in self.index.rankings(&reads, &outputs, chunk.len(), None)? {
                 best.push(self.first(&ranking)?);
             }
         }
@@ -317,13 +396,16 @@ impl Serving {
             .by_words(prompts.iter().map(|tokens| tokens.words.as_slice()));
         let run = |plan: &mut Plan<RouteWorkspace>| {
             let ((reads, pooled), outcome) = self.device().run(plan, |pass, t| {
+                let w = &mut t.workspace;
                 t.activations.upload(pass, &batch);
-                self.index.upload(pass, &words, &mut t.workspace);
+                self.index.upload(pass, &words, None, w);
                 self.encode(pass, &mut t.activations);
                 let pooled = pass.read(&t.activations.pooled);
-                (self.score(pass, t, 1), pooled)
+                let (a, u) = (&t.activations, &mut t.projected);
+                let reads = self.score(pass, a, u, &self.index, false, 1, w);
+                (reads, pooled)
             })?;
-            let rankings = self.index.rankings(&reads, &outcome, prompts.len())?;
+            let rankings = self.index.rankings(&reads, &outcome, prompts.len(), None)?;
             let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
             let both = rankings.iter().zip(vectors);
             both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))

@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
-use crate::generation::cards::{self, CARDS};
-use crate::generation::memory::remember;
-use crate::generation::rows::{NewModel, rows};
-use crate::generation::{Contents, GenerationId};
+use crate::generation::{Contents, GenerationId, NewModel};
 use crate::hub::Hub;
 use crate::options::Options;
 use crate::store::{Lock, Store};
@@ -95,42 +92,7 @@ impl Edit {
         models: &[NewModel],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
-        let contents = &mut self.contents;
-        let pin = &contents.manifest.encoder;
-        if pin.sha256 != encoder.revision() {
-            bail!(
-                Mismatch,
-                "expected encoder {} ({}), found {} ({})",
-                pin.name,
-                pin.sha256,
-                encoder.name(),
-                encoder.revision()
-            );
-        }
-        let hub = contents
-            .hub
-            .with(models.iter().map(|new| new.model.clone()))?;
-        if contents.parts.contains_key(CARDS) {
-            let all = contents.cards_with(encoder, models, &mut |_, _| {})?;
-            let bytes = cards::write(&all, encoder.width())?;
-            contents.parts.insert(CARDS.to_owned(), bytes);
-        }
-        let memory = contents.memory()?;
-        contents.hub = Arc::new(hub);
-        if let (Some(mut memory), Some(how)) = (memory, contents.how()?) {
-            memory.grow(&contents.hub)?;
-            let (hub, cards) = (&contents.hub, contents.cards()?);
-            let cpu = encoder.host();
-            remember(cpu, &mut contents.parts, &memory, hub, &cards, how)?;
-        }
-        let width = contents.manifest.width;
-        let adapted = contents.factors(encoder.config())?;
-        let adapted = adapted
-            .map(|factors| encoder.merged(&factors))
-            .transpose()?;
-        let bert = encoder.or_own(adapted.as_ref())?;
-        let new = rows(encoder, bert, models, &contents.projection, width, progress)?;
-        contents.embeddings.extend(new);
+        self.contents.grow(encoder, models, progress)?;
         self.encoder = Some(Arc::clone(encoder));
         self.only_names = false;
         self.made_by.push(format!("hub add {}", shown(models)));

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use crate::error::{Error, Result, bail};
 use crate::files;
 use crate::generation::NewModel;
+use crate::hub::near::Known;
 use crate::hub::{Hub, Model, domain_key};
 use crate::learn::data::examples::{Example, held_out};
-use crate::learn::data::near::Known;
 use crate::learn::settings::Settings;
 
 /// One batch of new models with labelled prompts.

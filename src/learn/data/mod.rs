@@ -2,6 +2,5 @@
 
 pub(crate) mod examples;
 pub(crate) mod experience;
-pub(crate) mod near;
 pub(crate) mod oddities;
 pub(crate) mod rows;

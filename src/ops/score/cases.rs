@@ -94,6 +94,7 @@ fn case(
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ops::testing::{assert_close, check, outputs};
 
@@ -111,6 +112,48 @@ mod tests {
             case(device, &op, &[0.0; 4], vec![inputs.clone()])
         }) {
             assert_close("V2", &s, &want, 1e-6);
+        }
+    }
+
+    /// On the CPU, in f32 and f16 panels of several widths.
+    #[test]
+    fn gathered_rows_have_the_bits_that_they_have_among_all() {
+        let (prompts, models, width) = (3, 77, 37);
+        let ids = [76, 0, 31, 32, 5, 64];
+        let u = noise(prompts * width, 16);
+        let keys = noise(models * width, 17);
+        let half = crate::weights::half_bytes(&keys);
+        for device in crate::ops::testing::devices() {
+            for view in [View::of_f32(&keys, width), View::of_half(&half, width)] {
+                let all = Keys::new(&device, view, &reference::offsets(models)).unwrap();
+                let Some(some) = all.gathered(&ids) else {
+                    assert!(matches!(device, Device::Gpu(_)));
+                    continue;
+                };
+                let scores = |keys: &Keys| {
+                    let u = device.upload("u", width, &u).unwrap();
+                    let mut s = device.scratch("s", prompts, keys.models()).unwrap();
+                    let (read, outputs) = crate::ops::testing::run(&device, |pass| {
+                        let (u, s) = (&u, &mut s);
+                        let scale = 12.5;
+                        let f = Forward {
+                            u,
+                            keys,
+                            scale,
+                            s: &mut *s,
+                        };
+                        Score::new().forward(pass, f);
+                        pass.read(s)
+                    });
+                    outputs.f32(read).to_vec()
+                };
+                let (all, some) = (scores(&all), scores(&some));
+                for (all, some) in all.chunks(models).zip(some.chunks(ids.len())) {
+                    for (id, score) in ids.iter().zip(some) {
+                        assert_eq!(score.to_bits(), all[*id as usize].to_bits(), "{id}");
+                    }
+                }
+            }
         }
     }
 

@@ -234,6 +234,36 @@ impl Packed {
         packed
     }
 
+    /// The columns `ids` of this factor, in this order, as a factor of its own.
+    pub(crate) fn gathered(&self, ids: &[u32]) -> Self {
+        let Self { layout, inner, .. } = *self;
+        // Columns that are side by side, and how many bytes they take.
+        let (side, element) = match layout.half {
+            true => (SIDE, 2),
+            false => (layout.width, 4),
+        };
+        let size = layout.size(inner);
+        let sides = size * size_of::<PanelLine>() * side / layout.width;
+        let mut lines = vec![PanelLine([0; 64]); ids.len().div_ceil(layout.width) * size];
+        let from: &[u8] = bytemuck::cast_slice(&self.lines);
+        let to: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
+        let begin = |column: usize| column / side * sides + column % side * element;
+        for (column, id) in ids.iter().enumerate() {
+            let (mut source, mut target) = (begin(*id as usize), begin(column));
+            for _ in 0..inner {
+                to[target..target + element].copy_from_slice(&from[source..source + element]);
+                source += side * element;
+                target += side * element;
+            }
+        }
+        Self {
+            layout,
+            inner,
+            columns: ids.len(),
+            lines,
+        }
+    }
+
     pub(super) fn lines(&self) -> &[PanelLine] {
         &self.lines
     }

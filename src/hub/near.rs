@@ -39,6 +39,25 @@ impl<'k> Known<'k> {
         self.nearest(|name| wanted.slips(name))
     }
 
+    /// The models that `wanted` may mean, at most `most`: those of [`Known::near_model`] by typing
+    /// errors, then those whose name contains it or is contained in it.
+    pub(crate) fn near_models(&self, wanted: &str, most: usize) -> Vec<&'k str> {
+        let (name, lower) = (Name::model(wanted), wanted.trim().to_lowercase());
+        let part = |known: &str| {
+            let known = known.to_lowercase();
+            let parts = known.contains(&lower) || lower.contains(&known);
+            parts.then(|| MOST_SLIPS + 1 + known.len().abs_diff(lower.len()))
+        };
+        let near = self.names.iter().filter_map(|(known, whole)| {
+            let slips = name.slips(known).or_else(|| part(whole))?;
+            Some((slips, *whole))
+        });
+        let mut near: Vec<(usize, &str)> = near.collect();
+        near.sort_unstable();
+        near.truncate(most);
+        near.into_iter().map(|(_, whole)| whole).collect()
+    }
+
     /// As [`Known::near_model`] for domains. A domain without its group is similar too.
     pub(crate) fn near_domain(&self, wanted: &str) -> Option<&'k str> {
         let wanted = Name::domain(wanted);
@@ -192,6 +211,27 @@ mod tests {
         ] {
             assert_eq!(known.near_model(wanted), near, "{wanted}");
         }
+    }
+
+    #[test]
+    fn near_models_are_those_of_slips_then_those_of_parts() {
+        let known = ["acme/ner", "acme/ner-large", "acme/nerr-x", "other"];
+        let known = Known::models(known.into_iter());
+        assert_eq!(
+            known.near_models("acme/nre", 3),
+            Vec::<&str>::new(),
+            "three letters are meant as they are"
+        );
+        assert_eq!(
+            known.near_models("acme/nerr", 3),
+            ["acme/ner", "acme/nerr-x"]
+        );
+        assert_eq!(
+            known.near_models("NER", 2),
+            ["acme/ner", "acme/nerr-x"],
+            "the owner is missing"
+        );
+        assert!(known.near_models("whales", 3).is_empty());
     }
 
     #[test]

@@ -1,0 +1,144 @@
+//! The policy of a command line: a file, a constraint, candidates.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::output;
+use crate::error::{Result, bail, error};
+use crate::files::read_text;
+use crate::{Constraint, Deployment, Policy, PolicyHandle, PolicyRecord, Router};
+
+/// Longest file of a policy or of candidates.
+const LONGEST_FILE: u64 = 64 << 20;
+
+/// Parts of a policy that a table names.
+const NAMED: usize = 4;
+
+/// Which models may answer.
+#[derive(Args)]
+pub(super) struct PolicyArgs {
+    /// Only models that meet this, such as "price <= 2 and licence in [mit, apache-2.0]"
+    #[arg(long = "where", value_name = "TEXT")]
+    constraint: Option<String>,
+    /// Only these: names separated by commas, or a file with a JSON list or a name per line
+    #[arg(long, value_name = "FILE|NAMES")]
+    candidates: Option<String>,
+    /// Only models that state that they can do what a chat request demands
+    #[arg(long)]
+    needs: bool,
+    /// Policy as a JSON file; the options above are added to it
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+}
+
+impl PolicyArgs {
+    /// The policy of these options, compiled; `None` without any.
+    pub(super) fn compile(&self, router: &Router) -> Result<Option<PolicyHandle>> {
+        let policy = self.read()?;
+        policy.map(|policy| router.compile(&policy)).transpose()
+    }
+
+    fn read(&self) -> Result<Option<Policy>> {
+        let options = (&self.constraint, &self.candidates, self.needs, &self.policy);
+        if let (None, None, false, None) = options {
+            return Ok(None);
+        }
+        let mut policy = match &self.policy {
+            Some(path) => {
+                let text = read_text(path, LONGEST_FILE)?;
+                let read = serde_json::from_str(&text);
+                read.map_err(|e| error!(Format, "{}: {e}", path.display()))?
+            }
+            None => Policy::default(),
+        };
+        if let Some(text) = &self.constraint {
+            let own: Constraint = text.parse().map_err(|e: crate::Error| e.at("--where"))?;
+            policy.constraint = Some(match policy.constraint {
+                Some(before) => Constraint::All(vec![before, own]),
+                None => own,
+            });
+        }
+        if let Some(text) = &self.candidates {
+            policy.candidates = Some(candidates(text)?);
+        }
+        policy.chat_needs |= self.needs;
+        Ok(Some(policy))
+    }
+}
+
+/// The deployments that `--candidates` names.
+fn candidates(text: &str) -> Result<Vec<Deployment>> {
+    let path = Path::new(text);
+    let ends = |ending: &str| path.extension().is_some_and(|found| found == ending);
+    if !(ends("json") || ends("jsonl") || ends("txt") || path.is_file()) {
+        let names = text.split(',').map(str::trim);
+        let named: Vec<Deployment> = names
+            .filter(|name| !name.is_empty())
+            .map(Deployment::new)
+            .collect();
+        if named.is_empty() {
+            bail!(
+                InvalidRequest,
+                "--candidates: expected names or a file, found {text:?}"
+            );
+        }
+        return Ok(named);
+    }
+    let content = read_text(path, LONGEST_FILE)?;
+    let place = path.display();
+    if content.trim_start().starts_with('[') {
+        return serde_json::from_str(&content).map_err(|e| error!(Format, "{place}: {e}"));
+    }
+    let lines = content.lines().map(str::trim).enumerate();
+    let lines = lines.filter(|(_, line)| !line.is_empty());
+    let read = lines.map(|(number, line)| match line.starts_with('{') {
+        true => {
+            serde_json::from_str(line).map_err(|e| error!(Format, "{place}:{}: {e}", number + 1))
+        }
+        false => Ok(Deployment::new(line)),
+    });
+    read.collect()
+}
+
+/// How many models could answer, and what excluded the most.
+pub(super) fn policy_line(record: &PolicyRecord) -> String {
+    let mut line = format!("eligible: {}", output::counted(record.eligible, "model"));
+    if let Some(fallback) = &record.fallback {
+        line.push_str(&format!(", by the fallback {fallback}"));
+    }
+    let mut excluded: Vec<_> = record.excluded.iter().collect();
+    excluded.sort_by_key(|part| std::cmp::Reverse(part.models));
+    let named = excluded.iter().take(NAMED).map(|part| match part.unknown {
+        0 => format!("{}: {}", part.by, part.models),
+        unknown => format!("{}: {} ({unknown} unknown)", part.by, part.models),
+    });
+    let named: Vec<String> = named.collect();
+    if !named.is_empty() {
+        line.push_str(&format!("; excluded by {}", named.join("; ")));
+    }
+    match excluded.len().saturating_sub(NAMED) {
+        0 => line,
+        more => format!("{line}; and {more} more"),
+    }
+}
+
+/// The Pareto front, a line for each model.
+pub(super) fn front_lines(record: &PolicyRecord) -> impl Iterator<Item = String> {
+    record.pareto.iter().map(|point| {
+        let part = |name: &str, value: Option<f64>| match value {
+            Some(value) => format!(", {name} {value}"),
+            None => String::new(),
+        };
+        let utility = point
+            .utility
+            .map_or(String::new(), |utility| format!(", utility {utility:.3}"));
+        format!(
+            "front          {}: score {:.3}{}{}{utility}",
+            super::terminal::escaped(&point.model),
+            point.score,
+            part("cost", point.cost),
+            part("latency", point.latency),
+        )
+    })
+}
