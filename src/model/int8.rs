@@ -506,7 +506,7 @@ impl Int8 {
             attention,
             ..
         } = room;
-        let (rows, tiles) = (x.len() / hidden, 0..a.tiles());
+        let rows = x.len() / hidden;
         let stride = head_panels * PANEL / 16;
         for number in 0..heads {
             let panels = number * head_panels..(number + 1) * head_panels;
@@ -514,7 +514,7 @@ impl Int8 {
             multiply(
                 w,
                 a,
-                tiles.clone(),
+                0..a.tiles(),
                 (&layer.qkv, lines),
                 panels,
                 #[inline(always)]
@@ -541,18 +541,7 @@ impl Int8 {
                 a.put(w, r, group, values);
             }
         }
-        let map = (&layer.attention_output, lines);
-        multiply(
-            w,
-            a,
-            tiles,
-            map,
-            0..map.0.panels(),
-            #[inline(always)]
-            |r, c, y| {
-                add(w, &mut x[r * hidden..][..hidden], c, y);
-            },
-        );
+        self.add_map(w, a, &layer.attention_output, x);
         self.norm_rows(w, &layer.attention_norm, x, a);
     }
 
@@ -563,7 +552,7 @@ impl Int8 {
         let ChunkRoom {
             x, a, wide, group, ..
         } = room;
-        let (rows, tiles, per_group) = (x.len() / hidden, 0..a.tiles(), GROUP / 16);
+        let (rows, per_group) = (x.len() / hidden, GROUP / 16);
         wide.reset(rows, layer.output.blocks(), W::TALL);
         let map = (&layer.intermediate, lines);
         for number in 0..layer.output.groups() {
@@ -571,7 +560,7 @@ impl Int8 {
             let panels = number * each..map.0.panels().min((number + 1) * each);
             let column = panels.start * PANEL;
             let width = panels.len() * PANEL / 16;
-            for tile in tiles.clone() {
+            for tile in 0..a.tiles() {
                 let (first, count, _) = a.tile(tile);
                 group.resize(count.max(W::TALL) * per_group, [0.0; 16]);
                 multiply(
@@ -590,19 +579,27 @@ impl Int8 {
                 }
             }
         }
-        let map = (&layer.output, lines);
+        self.add_map(w, wide, &layer.output, x);
+        self.norm_rows(w, &layer.output_norm, x, a);
+    }
+
+    /// Adds the outputs of `map` to the rows `x`, which may end before them.
+    #[inline(always)]
+    fn add_map<W: Wide>(&self, w: W, inputs: &Rows, map: &Linear, x: &mut [Block]) {
+        let hidden = self.shape.hidden;
         multiply(
             w,
-            wide,
-            tiles,
-            map,
-            0..map.0.panels(),
+            inputs,
+            0..inputs.tiles(),
+            (map, self.arena.lines()),
+            0..map.panels(),
             #[inline(always)]
             |r, c, y| {
-                add(w, &mut x[r * hidden..][..hidden], c, y);
+                if let Some(x) = x[r * hidden..][..hidden].get_mut(c / 16) {
+                    *x = w.store(w.add(w.load(x), y));
+                }
             },
         );
-        self.norm_rows(w, &layer.output_norm, x, a);
     }
 
     /// The norm of every row of `x`, and its bytes.
@@ -674,14 +671,6 @@ impl Int8 {
                 out.copy_from_slice(&w.store(w.mul(sum, share))[..out.len()]);
             }
         }
-    }
-}
-
-/// Adds a map's output from `column` on to a row, which may end before.
-#[inline(always)]
-fn add<W: Wide>(w: W, x: &mut [Block], column: usize, y: W::F) {
-    if let Some(x) = x.get_mut(column / 16) {
-        *x = w.store(w.add(w.load(x), y));
     }
 }
 
