@@ -63,6 +63,16 @@ mod tests {
 
     /// Of each prompt its pooled vector, and its unit vectors of the first and the last layer.
     fn encode(encoder: &Encoder, kernel: ByteKernel, prompts: &[Tokens]) -> Vec<Vec<f32>> {
+        encode_in(None, encoder, kernel, prompts)
+    }
+
+    /// As one chunk of `parts` parts, if that is `Some`.
+    fn encode_in(
+        parts: Option<usize>,
+        encoder: &Encoder,
+        kernel: ByteKernel,
+        prompts: &[Tokens],
+    ) -> Vec<Vec<f32>> {
         let network = encoder.int8(kernel, None).unwrap();
         let (device, config) = (encoder.device(), encoder.config());
         let batch = encoder.pack(prompts);
@@ -72,7 +82,7 @@ mod tests {
         let mut plan = Plan::new(device, a, 0, 0).unwrap();
         let run = device.run(&mut plan, |pass, a| {
             a.upload(pass, &batch);
-            network.encode(encoder.ops(), pass, encoder.words(), a);
+            network.encode_in(parts, encoder.ops(), pass, encoder.words(), a);
             let units = a.layers.as_ref().map(|layers| pass.read(&layers.units));
             (pass.read(&a.pooled), units.unwrap())
         });
@@ -115,6 +125,13 @@ mod tests {
         }
         for (prompt, want) in prompts.chunks_exact(1).zip(&want).take(TEXTS.len()) {
             assert!(encode(&encoders[1], fastest, prompt)[0] == *want, "alone");
+        }
+        let most = encoders[1].int8(fastest, None).unwrap().most_parts();
+        for parts in 1..=most {
+            for count in [1, 2, 7] {
+                let got = encode_in(Some(parts), &encoders[1], fastest, &prompts[..count]);
+                assert!(got == want[..count], "{count} prompts in {parts} parts");
+            }
         }
         for (vector, got) in encoders[0].embed(&texts).into_iter().zip(&want) {
             let vector = vector.unwrap();
