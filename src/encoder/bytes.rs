@@ -36,6 +36,7 @@ mod tests {
     use crate::device::Plan;
     use crate::encoder::{ImportOptions, import_encoder, sizes};
     use crate::model::activations::{Activations, Layers};
+    use crate::num::cosine;
     use crate::options::Options;
     use crate::text::tokenizer::Tokens;
 
@@ -92,14 +93,6 @@ mod tests {
         let both = pooled.chunks_exact(width).zip(units);
         both.map(|(pooled, units)| [pooled, units].concat())
             .collect()
-    }
-
-    fn cosine(a: &[f32], b: &[f32]) -> f64 {
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
-            products.sum()
-        };
-        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     }
 
     /// Every kernel and number of threads, alone and in company: the same bits; and near to f32.
