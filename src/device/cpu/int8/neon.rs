@@ -5,10 +5,10 @@
 //! Rust has no intrinsic for `sdot`, so it is written as text here; `unsafe` is that line and the
 //! step into code compiled for it, which a token of this module proves to be there.
 
-use std::arch::aarch64::{int8x16_t, int32x4_t};
+use std::arch::aarch64::*;
 use std::arch::asm;
 
-use bytemuck::cast;
+use bytemuck::{cast, cast_ref};
 
 use super::wide::Dot;
 use super::{ByteLine, Sums};
@@ -46,40 +46,40 @@ impl Dot for Dotprod {
 fn dots<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();
-    let zeros: [int32x4_t; 2] = cast([0i32; 8]);
-    let least: int8x16_t = cast([-128i8; 16]);
-    for part in 0..4 {
-        let (half, place) = (part / 2, part % 2);
-        let mut total = [zeros; R];
-        let mut less = zeros;
-        for (a, panel) in a.iter().zip(panel) {
-            let panel = &panel[16 * half..][..16];
-            for (quarter, panel) in panel.as_chunks::<4>().0.iter().enumerate() {
-                let x: [int8x16_t; R] = std::array::from_fn(|r| {
-                    let bytes: [u8; 64] = a[r].0;
-                    cast(bytes.as_chunks::<16>().0[quarter].map(|byte| byte ^ 128))
-                });
-                macro_rules! group {
-                    ($($lane:literal)*) => {$({
-                        let parts: [[int8x16_t; 2]; 2] = cast(panel[$lane].0);
-                        for v in 0..2 {
-                            let w = parts[place][v];
-                            less[v] = sdot::<0>(less[v], w, least);
-                            for r in 0..R {
-                                total[r][v] = sdot::<$lane>(total[r][v], w, x[r]);
+    let (zero, least) = (vdupq_n_s32(0), vdupq_n_s8(-128));
+    for half in 0..2 {
+        for place in 0..2 {
+            let mut total = [[zero; 2]; R];
+            let mut less = [zero; 2];
+            for (a, panel) in a.iter().zip(panel) {
+                for quarter in 0..4 {
+                    let mut x = [least; R];
+                    for r in 0..R {
+                        let quarters: &[[u8; 16]; 4] = cast_ref(&a[r].0);
+                        // 128 less is the other sign bit.
+                        x[r] = veorq_s8(cast(quarters[quarter]), least);
+                    }
+                    macro_rules! groups {
+                        ($($lane:literal)*) => {$({
+                            let line = &panel[16 * half + 4 * quarter + $lane].0;
+                            let parts: &[[[u8; 16]; 2]; 2] = cast_ref(line);
+                            for v in 0..2 {
+                                let w = cast(parts[place][v]);
+                                less[v] = sdot::<0>(less[v], w, least);
+                                for r in 0..R {
+                                    total[r][v] = sdot::<$lane>(total[r][v], w, x[r]);
+                                }
                             }
-                        }
-                    })*};
+                        })*};
+                    }
+                    groups!(0 1 2 3);
                 }
-                group!(0 1 2 3);
             }
-        }
-        let less: [i32; 8] = cast(less);
-        for (sums, total) in sums.0.iter_mut().zip(total) {
-            let total: [i32; 8] = cast(total);
-            let sums = &mut sums[half][8 * place..][..8];
-            for (sum, (total, less)) in sums.iter_mut().zip(total.into_iter().zip(less)) {
-                *sum = total - less;
+            for (sums, total) in sums.0.iter_mut().zip(total) {
+                for v in 0..2 {
+                    let sum: [i32; 4] = cast(vsubq_s32(total[v], less[v]));
+                    sums[half][8 * place + 4 * v..][..4].copy_from_slice(&sum);
+                }
             }
         }
     }

@@ -659,13 +659,16 @@ mod arm {
         #[inline(always)]
         fn bytes(self, values: [Quad; 4]) -> [u8; 64] {
             let neon = self.simd.neon;
-            cast(values.map(|quad| {
-                let [a, b, c, d] = quad.map(|x| neon.vqmovn_s32(neon.vcvtnq_s32_f32(x)));
+            // Spelled out, since a `map` of vectors is a call that is not inlined.
+            let round = |x| neon.vqmovn_s32(neon.vcvtnq_s32_f32(x));
+            let narrow = |[a, b, c, d]: Quad| {
                 neon.vcombine_u8(
-                    neon.vqmovun_s16(neon.vcombine_s16(a, b)),
-                    neon.vqmovun_s16(neon.vcombine_s16(c, d)),
+                    neon.vqmovun_s16(neon.vcombine_s16(round(a), round(b))),
+                    neon.vqmovun_s16(neon.vcombine_s16(round(c), round(d))),
                 )
-            }))
+            };
+            let [a, b, c, d] = values;
+            cast([narrow(a), narrow(b), narrow(c), narrow(d)])
         }
 
         #[inline(always)]
