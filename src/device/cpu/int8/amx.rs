@@ -4,9 +4,9 @@
 //! between two Rust statements: a product loads, multiplies and stores within one `asm!`. Tests
 //! hand the same text to an emulation (`amx/testing.rs`), under the same code that prepares it.
 //!
-//! A process asks Linux for tiles once, and a thread's tiles need a configuration: the rows of each.
-//! It is loaded when a product has other rows than the one before, and released with [`Tiles`], so
-//! that no thread that is idle or that computes something else has tiles to be saved.
+//! A process asks Linux for tiles once, and a thread's tiles need a configuration: the rows of
+//! each. It is loaded when a product has other rows than the one before, and released with
+//! [`Tiles`], so that no thread that is idle or computes something else has tiles to be saved.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
@@ -284,8 +284,8 @@ impl<U: Unit> Dot for &Tiles<U> {
     }
 }
 
-/// Hands the instructions for up to 16 rows to a macro: their text, the registers and the tiles that
-/// it names. Loads and products take turns; the tiles of a panel have a line for four inputs, in it
+/// Hands the instructions for up to 16 rows to a macro: their text, the registers and the tiles
+/// that it names. Loads and products take turns; the tiles of a panel have a line for four inputs, in it
 /// four bytes of each output.
 macro_rules! one_half {
     ($use:ident!($($with:tt)*)) => {

@@ -12,7 +12,10 @@ use super::{ByteLine, Sums};
 
 /// Proofs that this CPU has the instructions of a kernel, with the kernel for each number of rows.
 macro_rules! products {
-    ($name:ident: $instructions:literal, $first:tt and $second:tt, $kernel:ident: $($rows:literal)*) => {
+    (
+        $name:ident: $instructions:literal, $first:tt and $second:tt,
+        $kernel:ident: $($rows:literal)*
+    ) => {
         #[doc = concat!("Proof that this CPU has ", $instructions, ".")]
         #[derive(Clone, Copy)]
         pub(crate) struct $name(());
