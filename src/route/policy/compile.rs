@@ -145,10 +145,19 @@ impl CompiledPolicy {
         })
     }
 
+    /// The constraint or fallback that lets some models answer a request without needs.
+    fn level(&self) -> Option<&PolicyLevel> {
+        self.levels.iter().find(|level| level.models > 0)
+    }
+
     /// Models that may answer a request without needs.
     pub(crate) fn models(&self) -> usize {
-        let some = self.levels.iter().find(|level| level.models > 0);
-        some.map_or(0, |level| level.models)
+        self.level().map_or(0, |level| level.models)
+    }
+
+    /// The fallback that lets them answer, if it is one.
+    pub(crate) fn fallback(&self) -> Option<Arc<str>> {
+        self.level()?.fallback.clone()
     }
 
     /// What was excluded for every request.

@@ -59,6 +59,11 @@ impl PolicyHandle {
         self.compiled.load().models()
     }
 
+    /// The fallback that lets them answer, in its text form, if no model meets the constraint.
+    pub fn fallback(&self) -> Option<Arc<str>> {
+        self.compiled.load().fallback()
+    }
+
     /// What the policy excludes, whatever the request is.
     pub fn excluded(&self) -> Vec<Excluded> {
         self.compiled.load().excluded().to_vec()
