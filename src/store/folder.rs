@@ -348,6 +348,13 @@ impl Store {
         precision::read(&folder, id, &encoder)
     }
 
+    /// What a child of `parent` inherits whose vectors are those of `parent`; nothing where the
+    /// record is damaged.
+    pub(crate) fn inherited_agreement(&self, parent: &GenerationId) -> Option<Agreement> {
+        let agreement = self.agreement(parent).ok().flatten()?;
+        Some(agreement.inherited(parent))
+    }
+
     /// Records `agreement` of `id`.
     pub(crate) fn record(&self, id: &GenerationId, agreement: &Agreement) -> Result<()> {
         let _lock = self.lock()?;

@@ -148,6 +148,9 @@ impl Update<'_> {
             let rows = self.old.iter().chain(&self.new);
             let id = &self.config.parent;
             child.agreement = precision::of_child(id, &child, &self.encoder, rows);
+            if child.agreement.is_none() && !self.trains {
+                child.agreement = self.config.store.inherited_agreement(id);
+            }
         }
         Ok((child, report))
     }
