@@ -21,6 +21,7 @@ mod policy;
 mod progress;
 mod replay;
 mod route;
+mod serving;
 mod shell;
 mod signals;
 mod sink;

@@ -44,6 +44,13 @@ impl PolicyHandle {
         Ok(compiled)
     }
 
+    /// The policy if it is compiled for `serving`.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn ready(&self, serving: &Arc<Serving>) -> Option<Arc<CompiledPolicy>> {
+        let compiled = self.compiled.load_full();
+        Arc::ptr_eq(&compiled.base, serving).then_some(compiled)
+    }
+
     /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
