@@ -29,13 +29,13 @@ fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::E
 #[non_exhaustive]
 pub enum Precision {
     /// `int8` where a generation's record says that its answers stay near those in f32, and the CPU
-    /// has VNNI; else `f32`.
+    /// has a kernel for it; else `f32`.
     #[default]
     Auto,
     /// Products in f32, on every device.
     F32,
-    /// Products of bytes, with exact sums, on a CPU with VNNI. The vector of a prompt has the same
-    /// bits on all of them, alone and in any batch.
+    /// Products of bytes, with exact sums, on a CPU with AMX, AVX-512 VNNI, AVX-VNNI or Arm's dot
+    /// products. The vector of a prompt has the same bits on all of them, alone and in any batch.
     Int8,
 }
 

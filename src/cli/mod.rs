@@ -175,8 +175,8 @@ struct RouterArgs {
     /// Generation id, or its first characters [default: the current one]
     #[arg(long, value_name = "ID")]
     generation: Option<String>,
-    /// Numbers of the encoder's products: f32, int8, or auto: int8 on a CPU with VNNI, where the
-    /// generation's record says that it stays near f32
+    /// Numbers of the encoder's products: f32, int8, or auto: int8 where the CPU has a kernel
+    /// for it and the generation's record says that it stays near f32
     #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
 }
