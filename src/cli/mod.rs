@@ -21,6 +21,7 @@ mod policy;
 mod progress;
 mod replay;
 mod route;
+mod serving;
 mod shell;
 mod signals;
 mod sink;
@@ -92,6 +93,12 @@ enum Command {
   hubrouter generation rollback --router my-store"
     )]
     Generation(generation::GenerationCommand),
+    /// Check a policy: which models may answer, and what excludes the others
+    #[command(
+        subcommand,
+        after_help = "Example:\n  hubrouter policy check policy.toml --router my-store"
+    )]
+    Policy(policy::PolicyCommand),
     /// Make encoder bundles from Hugging Face folders
     #[command(
         subcommand,
@@ -229,6 +236,7 @@ pub fn main() -> ExitCode {
         Command::Replay(command) => replay::run(&command),
         Command::Hub(command) => hub::run(&command),
         Command::Generation(command) => generation::run(&command),
+        Command::Policy(command) => policy::run(&command),
         Command::Encoder(command) => encoder::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => shell::completions(&args),
