@@ -62,14 +62,14 @@ pub(super) struct FromArgs {
     /// path]
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Models that state no domain get that of the nearest card: of the store that is changed, or
-    /// of the bundled one
+    /// Models that state no domain get one by the nearest cards of the store that is changed, or of
+    /// the bundled one: a guess
     #[arg(long)]
     nearest_domain: bool,
 }
 
 impl FromArgs {
-    /// Whether domains that are not stated are those of the nearest card.
+    /// Whether domains that are not stated are found by the nearest cards.
     pub(super) fn nearest(&self) -> bool {
         self.nearest_domain
     }
@@ -405,7 +405,7 @@ impl Report {
         let counts = [
             (from.stated, "stated"),
             (from.told, "as --domain says"),
-            (from.nearest, "of the nearest card"),
+            (from.nearest, "by the nearest cards"),
             (from.unknown, "unknown"),
         ];
         let counts = counts.into_iter().filter(|(count, _)| *count > 0);

@@ -1,9 +1,13 @@
-//! Domains by the nearest card of a hub.
+//! Domains by the nearest cards of a hub.
 
 use crate::error::{Result, bail};
 use crate::generation::Contents;
+use crate::hub::Domains;
 use crate::num::cosine;
 use crate::{Encoder, ModelCard};
+
+/// The temperature of a generation that was never trained.
+const TEMPERATURE: f64 = 0.08;
 
 /// A generation whose cards are compared.
 pub(crate) struct Nearest<'n> {
@@ -36,12 +40,13 @@ impl<'n> Nearest<'n> {
         Ok(Self { contents, encoder })
     }
 
-    /// The domain of each card: that of the active model with the same name, or with the nearest
-    /// card by cosine, of equals the first.
+    /// The domain of each card: that of the model with the same name; without one the domain with
+    /// the largest sum of exp(cosine / temperature) over the cards of its active models, as a hub
+    /// that was never trained scores its domains. Of equals the first by name.
     pub(super) fn domains(&self, cards: &[&ModelCard]) -> Result<Vec<String>> {
-        let width = self.encoder.width();
         let hub = &self.contents.hub;
         let vectors = self.contents.cards()?;
+        let known = Domains::new(hub);
         let mut domains = Vec::with_capacity(cards.len());
         for card in cards {
             let same = hub.find(&card.model_name).and_then(|id| hub.get(id));
@@ -52,20 +57,25 @@ impl<'n> Nearest<'n> {
             // Its name and what it does; the domain is the question.
             let mut asked = (*card).clone();
             asked.domain.clear();
-            let text = asked.text();
-            let [vector] = &self.encoder.embed_documents(&[&text])[..] else {
-                bail!(InvalidRequest, "{}: expected one vector", card.model_name)
+            let mut encoded = self.encoder.embed_documents(&[&asked.text()]);
+            let Some(vector) = encoded.pop() else {
+                bail!(InvalidRequest, "{}: expected a vector", card.model_name)
             };
-            let vector = vector.clone().map_err(|error| error.at(&card.model_name))?;
-            let mut best = (f64::NEG_INFINITY, None);
-            for ((_, model), row) in hub.iter().zip(vectors.chunks_exact(width)) {
-                let near = cosine(&vector, row);
-                if !model.retired && near > best.0 {
-                    best = (near, Some(&model.domain));
+            let vector = vector.map_err(|error| error.at(&card.model_name))?;
+            let mut sums = vec![0.0; known.names.len()];
+            let rows = vectors.chunks_exact(self.encoder.width());
+            for (((_, model), row), domain) in hub.iter().zip(rows).zip(&known.of) {
+                if !model.retired {
+                    sums[*domain as usize] += (cosine(&vector, row) / TEMPERATURE).exp();
                 }
             }
-            let nearest = best.1.map_or(super::UNKNOWN, |domain| &**domain);
-            domains.push(nearest.to_owned());
+            let mut best = 0;
+            for (at, sum) in sums.iter().enumerate() {
+                if *sum > sums[best] {
+                    best = at;
+                }
+            }
+            domains.push(known.names[best].to_string());
         }
         Ok(domains)
     }

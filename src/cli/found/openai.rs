@@ -285,9 +285,11 @@ impl<'f> Fields<'f> {
         found.state("max_output_tokens", output);
         found.state("parameters", self.count(&["meta.n_params"]));
         found.state("price", self.price());
-        for key in ["owned_by", "hugging_face_id", "quantization"] {
+        for key in ["owned_by", "hugging_face_id"] {
             found.state(key, self.text(key).and_then(short_text));
         }
+        let quantised = self.text("quantization").or(self.text("meta.ftype"));
+        found.state("quantisation", quantised.and_then(short_text));
         let served = |key: &str| self.text(key).filter(|text| *text != name);
         found.state("root", served("root").and_then(short_text));
         found.state("base_model", served("parent").and_then(short_text));
@@ -522,17 +524,21 @@ mod tests {
             json!({
                 "models": [{"name": "m.gguf", "model": "m.gguf", "capabilities": ["completion"]}],
                 "object": "list",
-                "data": [{"id": "m.gguf", "object": "model", "created": 1_764_000_000,
-                    "owned_by": "llamacpp", "capabilities": ["completion", "multimodal"],
-                    "meta": meta}]})
+                "data": [{"id": "m.gguf", "aliases": ["m.gguf"], "tags": [], "object": "model",
+                    "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+                    "created": 1_764_000_000, "owned_by": "llamacpp",
+                    "capabilities": ["completion", "multimodal"], "meta": meta}]})
         };
-        let meta = json!({"vocab_type": 2, "n_vocab": 49152, "n_ctx_train": 8192, "n_embd": 576,
-            "n_params": 134_515_008_u64, "size": 98_000_000, "n_ctx": 4096});
+        let meta = json!({"vocab_type": 2, "n_vocab": 49152, "n_ctx": 2048, "n_ctx_train": 8192,
+            "n_embd": 576, "n_params": 134_515_008_u64, "size": 96_576_768, "ftype": "Q4_1"});
         let found = models(&list(meta));
-        let want = json!({"context_length": 4096, "context_length_trained": 8192,
-            "parameters": 134_515_008_u64, "owned_by": "llamacpp",
+        let want = json!({"context_length": 2048, "context_length_trained": 8192,
+            "parameters": 134_515_008_u64, "owned_by": "llamacpp", "quantisation": "Q4_1",
+            "input_modalities": ["text"], "output_modalities": ["text"],
             "capabilities": ["completion", "multimodal"]});
         assert_eq!(attributes(&found[0]), want);
+        let want = "Natural Language Processing Text Generation";
+        assert_eq!(domain(&found[0]).as_deref(), Some(want));
         let found = models(&list(json!({"n_ctx_train": 8192})));
         assert_eq!(found[0].attributes.get("context_length"), None);
         assert_eq!(models(&list(Value::Null)).len(), 1);
@@ -614,7 +620,7 @@ mod tests {
             {"id": "d", "pipeline_tag": "translation", "context_length": 0},
             {"id": "e", "supported_features": ["tools"], "architecture": {"modality": "scent"}},
         ]));
-        let want = json!({"context_length": 4096, "quantization": "Q4_K_M"});
+        let want = json!({"context_length": 4096, "quantisation": "Q4_K_M"});
         assert_eq!(attributes(&found[0]), want);
         assert_eq!(
             domain(&found[0]).as_deref(),
