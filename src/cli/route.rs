@@ -8,6 +8,7 @@ use clap::Args;
 use super::answers::{AnswerForm, AnswerWriter};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
+use super::serving::{ServingArgs, remark_on_cache};
 use super::sink::Sink;
 use super::source::{Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
@@ -26,9 +27,11 @@ use crate::{Request, Router};
   hubrouter route --input requests.jsonl --format chat --json
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
+  hubrouter route --input prompts.jsonl --cache 64 --output routes.jsonl
+  hubrouter route --policy policy.json --deadline 50ms \"Translate this letter.\"
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
-(or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
+(or \"instruction\"); \"prompt_id\", \"top\", \"session\" and \"tenant\" are optional. Without prompts and --input the \
 command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
 the others are answered.
 
@@ -80,6 +83,8 @@ pub(super) struct RouteArgs {
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
+    serving: ServingArgs,
+    #[command(flatten)]
     router: RouterArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -127,7 +132,9 @@ impl RouteArgs {
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
-    let router = args.router.open(args.device.options())?;
+    let router = args
+        .router
+        .open(args.serving.options(args.device.options()))?;
     let policy = args.policy.compile(&router)?;
     let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
     let mut progress = source.total().map(|total| Progress::new("routing", total));
@@ -140,7 +147,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         }
         let good: Vec<Request> = requests
             .iter()
-            .filter_map(|r| r.as_ref().ok().cloned())
+            .filter_map(|r| Some(args.serving.applied(r.as_ref().ok()?.clone())))
             .collect();
         let decisions = match &policy {
             Some(policy) => router.route_batch_within(&good, policy),
@@ -165,6 +172,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     }
     drop(progress);
     answers.finish()?;
+    remark_on_cache(&router);
     if count == 0 {
         output::remark(format!("hubrouter: no prompts in {}", source.place()));
     }
