@@ -12,6 +12,8 @@ pub use chat::{
     ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat, TakenFrom,
 };
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};
+#[cfg(feature = "cli")]
+pub(crate) use policy::within;
 pub use policy::{
     AttributeTest, Constraint, Deployment, Excluded, ModelPattern, ParetoPoint, Policy,
     PolicyHandle, PolicyRecord, TradeOff,
