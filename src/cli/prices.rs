@@ -13,10 +13,10 @@ pub(super) struct PriceArgs {
     /// Attribute with a model's price, or two: of tokens in and of tokens out [default:
     /// price.input,price.output, or else price]
     #[arg(long, value_name = "ATTRIBUTES")]
-    price: Option<String>,
+    pub(super) price: Option<String>,
     /// Tokens that a price is for
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
-    per: u64,
+    pub(super) per: u64,
 }
 
 /// Prices of tokens.
@@ -117,8 +117,10 @@ mod tests {
         let both = prices(Some("eur, price.output"), 1_000_000);
         assert_eq!(cost(&both, &model), Some(4.0));
         assert_eq!(usual.cost(&model, &Feedback::default()), None, "no tokens");
-        let mut one = Feedback::default();
-        one.output_tokens = Some(1_000_000);
+        let one = Feedback {
+            output_tokens: Some(1_000_000),
+            ..Feedback::default()
+        };
         assert_eq!(usual.cost(&model, &one), Some(4.0));
         for wrong in [json!("3"), json!(-1), json!(null)] {
             model.attributes.insert("eur".into(), wrong);

@@ -250,7 +250,7 @@ impl FeedbackLog {
         let prompt = request.prompt.as_str();
         match self.options.keep {
             KeepPrompt::Text => {
-                let kept = &prompt[..prompt.floor_char_boundary(LONGEST_TEXT)];
+                let kept = beginning(prompt, LONGEST_TEXT);
                 line.prompt_cut = kept.len() < prompt.len();
                 line.prompt = Some(kept.to_owned());
             }
@@ -321,6 +321,15 @@ impl FeedbackLog {
     }
 }
 
+/// At most the first `bytes` bytes of `text`, whole characters.
+fn beginning(text: &str, bytes: usize) -> &str {
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// The time in Unix milliseconds; `None` if the clock stands before 1970.
 fn now() -> Option<i64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
@@ -349,4 +358,31 @@ pub(super) fn segments(folder: &Path) -> Result<Vec<Segment>> {
     }
     found.sort_by_key(|file| file.number);
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        for (bytes, want) in [(0, ""), (1, ""), (2, "é"), (3, "éa"), (9, "éa€"), (4, "éa")] {
+            assert_eq!(beginning("éa€", bytes), want, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn files_are_known_by_their_names() {
+        for (name, want) in [
+            ("feedback-00000007.jsonl", Some(7)),
+            ("feedback-7.jsonl", Some(7)),
+            ("feedback-+7.jsonl", None),
+            ("feedback-.jsonl", None),
+            ("feedback-18446744073709551615.jsonl", None),
+            ("feedback-00000007.jsonl.gz", None),
+            ("lock", None),
+        ] {
+            assert_eq!(number_of(OsStr::new(name)), want, "{name}");
+        }
+    }
 }
