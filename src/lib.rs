@@ -40,11 +40,15 @@ pub use generation::{Agreement, EncoderPin, GenerationId, Learned, Manifest, New
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
-pub use options::{Options, Precision};
+pub use options::{Options, Precision, SessionOptions};
+#[cfg(feature = "tokio")]
+pub use route::AsyncRouter;
 pub use route::{
-    AttributeTest, ChatNeeds, ChatRecord, ChatShape, ChatTaken, Constraint, Decision, Deployment,
-    DomainScore, Excluded, LeftOut, LeftOutCount, ModelPattern, ParetoPoint, Policy, PolicyHandle,
-    PolicyRecord, Ranked, Request, ResponseFormat, Revisions, Router, TakenFrom, Timing, TradeOff,
+    AbstainReason, Abstention, AttributeTest, CacheStats, ChatNeeds, ChatRecord, ChatShape,
+    ChatTaken, Constraint, Decision, Deployment, DomainScore, Excluded, LeftOut, LeftOutCount,
+    ModelPattern, ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request,
+    ResponseFormat, Revisions, Router, RouterStats, SessionKey, SessionOutcome, SessionRecord,
+    TakenFrom, Timing, TradeOff, Watch,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
@@ -67,3 +71,8 @@ struct FeedbackPage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/policy.md")]
 struct PolicyPage;
+
+/// The examples of `docs/serving.md` compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/serving.md")]
+struct ServingPage;

@@ -27,6 +27,7 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
+    usual::<hubrouter::Watch>();
     usual::<feedback::FeedbackLog>();
     usual::<feedback::FeedbackOptions>();
     usual::<feedback::Shadow>();
@@ -44,6 +45,9 @@ fn every_public_type_is_debug_send_and_sync() {
 
 #[test]
 fn data_can_be_compared_and_kept_as_json() {
+    data::<hubrouter::AbstainReason>();
+    data::<hubrouter::Abstention>();
+    data::<hubrouter::CacheStats>();
     data::<hubrouter::ChatNeeds>();
     data::<hubrouter::ChatRecord>();
     data::<hubrouter::ChatShape>();
@@ -75,10 +79,16 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Policy>();
     data::<hubrouter::PolicyRecord>();
     data::<hubrouter::Pruned>();
+    data::<hubrouter::QueueStats>();
     data::<hubrouter::Ranked>();
     data::<hubrouter::Request>();
     data::<hubrouter::ResponseFormat>();
     data::<hubrouter::Revisions>();
+    data::<hubrouter::RouterStats>();
+    data::<hubrouter::SessionKey>();
+    data::<hubrouter::SessionOptions>();
+    data::<hubrouter::SessionOutcome>();
+    data::<hubrouter::SessionRecord>();
     data::<hubrouter::Strengths>();
     data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();

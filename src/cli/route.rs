@@ -8,6 +8,7 @@ use clap::Args;
 use super::answers::{AnswerForm, AnswerWriter};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
+use super::serving::{ServingArgs, remark_on_cache};
 use super::shadow::ShadowArgs;
 use super::sink::Sink;
 use super::source::{Asked, Format, Source, Wanted, file_of};
@@ -27,10 +28,12 @@ use crate::{Request, Router};
   hubrouter route --input requests.jsonl --format chat --json
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
+  hubrouter route --input prompts.jsonl --cache 64 --output routes.jsonl
+  hubrouter route --policy policy.json --deadline 50ms \"Translate this letter.\"
   hubrouter route --shadow my-log --input requests.jsonl
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
-(or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
+(or \"instruction\"); \"prompt_id\", \"top\", \"session\" and \"tenant\" are optional. Without prompts and --input the \
 command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
 the others are answered.
 
@@ -87,6 +90,8 @@ pub(super) struct RouteArgs {
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
+    serving: ServingArgs,
+    #[command(flatten)]
     shadow: ShadowArgs,
     #[command(flatten)]
     router: RouterArgs,
@@ -137,7 +142,9 @@ impl RouteArgs {
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
-    let router = args.router.open(args.device.options())?;
+    let router = args
+        .router
+        .open(args.serving.options(args.device.options()))?;
     let policy = args.policy.compile(&router)?;
     let mut shadow = args.shadow.open(&router)?;
     let silent = shadow.is_some() && !(args.json || args.explain || args.output.is_some());
@@ -152,7 +159,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         }
         let good: Vec<Request> = requests
             .iter()
-            .filter_map(|asked| Some(asked.as_ref().ok()?.request.clone()))
+            .filter_map(|asked| Some(args.serving.applied(asked.as_ref().ok()?.request.clone())))
             .collect();
         let decisions = match &policy {
             Some(policy) => router.route_batch_within(&good, policy),
@@ -184,6 +191,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     }
     drop(progress);
     answers.finish()?;
+    remark_on_cache(&router);
     match shadow {
         Some(shadow) if silent => output::line(shadow.summary())?,
         Some(shadow) => output::remark(format!("hubrouter: {}", shadow.summary())),

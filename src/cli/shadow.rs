@@ -1,13 +1,14 @@
 //! `hubrouter route --shadow`: decisions are recorded, and nobody acts on them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::output;
 use crate::error::Result;
 use crate::feedback::{Feedback, FeedbackLog, FeedbackOptions, KeepPrompt};
-use crate::{Decision, Request, Router};
+use crate::{Decision, Hub, Request, Router};
 
 /// Where decisions are recorded.
 #[derive(Args)]
@@ -28,6 +29,7 @@ pub(super) struct ShadowArgs {
 pub(super) struct ShadowWriter {
     log: FeedbackLog,
     used: Option<String>,
+    hub: Arc<Hub>,
     recorded: usize,
     /// Of the decisions with a used model.
     judged: usize,
@@ -53,6 +55,7 @@ impl ShadowArgs {
         Ok(Some(ShadowWriter {
             log,
             used: self.used.clone(),
+            hub: router.hub(),
             recorded: 0,
             judged: 0,
             agreed: 0,
@@ -75,8 +78,9 @@ impl ShadowWriter {
                 if let Some(used) = &feedback.used {
                     let best = decision.ranked.first();
                     self.judged += 1;
+                    let id = self.hub.find(used);
                     self.agreed += usize::from(best.is_some_and(|best| {
-                        *best.model == **used || best.deployments.iter().any(|d| **d == **used)
+                        Some(best.id) == id || best.deployments.iter().any(|d| **d == **used)
                     }));
                 }
             }

@@ -12,7 +12,7 @@ use crate::cli::labelled::Share;
 use crate::cli::prices::Prices;
 use crate::feedback::{FeedbackLine, SkippedLines};
 use crate::hub::domain_key;
-use crate::{Hub, Model, ModelId};
+use crate::{ErrorKind, Hub, Model, ModelId};
 
 /// Bins of the reliability table.
 const BINS: usize = 10;
@@ -193,6 +193,18 @@ fn confidence(line: &FeedbackLine) -> Option<(f64, bool)> {
         Some(confidence) => Some((confidence, true)),
         None => Some((f64::from(line.best()?.probability), false)),
     }
+}
+
+/// Whether the line has no answer or abstains for lack of time or of a device, and not because of
+/// its prompt.
+fn is_passing(line: &FeedbackLine) -> bool {
+    let reason = line.abstained.as_ref();
+    let reason = reason.and_then(|why| why.get("reason").unwrap_or(why).as_str());
+    let kind = line.no_answer.as_ref().map(|why| why.kind);
+    reason == Some("deadline")
+        || kind.is_some_and(|kind| {
+            kind.is_device() || matches!(kind, ErrorKind::Deadline | ErrorKind::Overloaded)
+        })
 }
 
 fn abstained(line: &FeedbackLine) -> bool {
@@ -469,6 +481,7 @@ impl Measure {
         };
         let counts = &mut self.report.unrouted;
         let place = match line {
+            _ if is_passing(line) => return,
             _ if line.no_answer.is_some() => &mut counts.no_answer,
             _ if is_out(line, self.rules.out) == Some(true) => &mut counts.out_of_distribution,
             _ if abstained(line) => &mut counts.abstained,
@@ -714,7 +727,12 @@ mod tests {
             line(
                 "big",
                 0.5,
-                &json!({"time": "2026-03-02T13:00:00Z", "abstained": "deadline"}),
+                &json!({"time": "2026-03-02T13:00:00Z", "abstained": {"reason": "deadline"}}),
+            ),
+            line(
+                "big",
+                0.5,
+                &json!({"time": "2026-03-02T14:00:00Z", "abstained": {"reason": "low_confidence"}}),
             ),
         ]);
         let [first, second] = &report.days[..] else {
@@ -723,8 +741,8 @@ mod tests {
         assert_eq!((first.day.as_str(), first.lines), ("2026-03-01", 1));
         assert_eq!(share(first.out_of_distribution), (0, 0), "not said");
         assert_eq!(share(second.out_of_distribution), (2, 3));
-        assert_eq!(share(second.abstained), (2, 5));
-        assert_eq!(share(second.no_answer), (1, 5));
+        assert_eq!(share(second.abstained), (3, 6));
+        assert_eq!(share(second.no_answer), (1, 6));
         let found = &report.unrouted;
         assert_eq!((found.lines, found.kept), (4, 4));
         let reasons = (found.out_of_distribution, found.no_answer, found.abstained);
