@@ -177,7 +177,7 @@ struct LineToReplay {
 
 /// The lines of the logs, and their different prompts.
 #[derive(Default)]
-struct Replay {
+struct LoggedPrompts {
     prompts: Vec<LoggedPrompt>,
     by_text: HashMap<String, usize>,
     lines: Vec<LineToReplay>,
@@ -193,7 +193,7 @@ enum Unanswered {
 
 type Answers = Vec<std::result::Result<OneAnswer, Unanswered>>;
 
-impl Replay {
+impl LoggedPrompts {
     fn add(&mut self, mut line: FeedbackLine) {
         self.read += 1;
         let text = line.prompt.take().filter(|text| !text.trim().is_empty());
@@ -319,7 +319,7 @@ pub(super) fn run(args: &ReplayLogArgs) -> Result<ExitCode> {
     let ids = [store.find(former)?, store.find(new)?];
     let options = args.device.options().precision(args.precision);
     let router = Router::open_generation(&path, &ids[0], options)?;
-    let mut replay = Replay::default();
+    let mut replay = LoggedPrompts::default();
     let skipped = read_all(&args.logs, |line| {
         replay.add(line);
         Ok(())
@@ -361,7 +361,7 @@ fn is(hub: &Hub, name: &str, answer: &OneAnswer) -> bool {
 
 fn measure(
     args: &ReplayLogArgs,
-    replay: &Replay,
+    replay: &LoggedPrompts,
     skipped: SkippedLines,
     ids: [GenerationId; 2],
     hubs: &[Arc<Hub>; 2],

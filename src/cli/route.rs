@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::serving::{ServingArgs, remark_on_cache};
 use super::shadow::ShadowArgs;
 use super::sink::Sink;
-use super::source::{Asked, Format, Source, Wanted, file_of};
+use super::source::{AskedLine, Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
 use crate::error::{Result, bail};
 use crate::{Request, Router};
@@ -169,7 +169,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         for request in requests {
             count += 1;
             let (id, prompt, answer) = match request {
-                Ok(Asked { request, feedback }) => match decisions.next() {
+                Ok(AskedLine { request, feedback }) => match decisions.next() {
                     Some(answer) => {
                         if let Some(shadow) = &mut shadow {
                             shadow.record(&request, feedback, &answer)?;

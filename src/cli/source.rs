@@ -43,16 +43,16 @@ pub(super) struct Wanted<'w> {
 }
 
 /// A request, or the id and error of a line without one.
-pub(super) type ParsedRequest = std::result::Result<Asked, (String, Error)>;
+pub(super) type ParsedRequest = std::result::Result<AskedLine, (String, Error)>;
 
 /// A request, and what its line says of what was really used.
-pub(super) struct Asked {
+pub(super) struct AskedLine {
     pub(super) request: Request,
     /// Of a line of JSON, if [`Wanted::feedback`] asks for it.
     pub(super) feedback: Feedback,
 }
 
-impl std::convert::From<Request> for Asked {
+impl std::convert::From<Request> for AskedLine {
     fn from(request: Request) -> Self {
         Self {
             request,
@@ -325,7 +325,7 @@ impl PromptInput {
                 false => Feedback::default(),
             };
             feedback.check()?;
-            Ok(Asked { request, feedback })
+            Ok(AskedLine { request, feedback })
         });
         let parsed = parsed.map_err(|error| (id.clone(), error.at(at(place, &id))));
         Ok(Some((text.len(), parsed)))

@@ -670,25 +670,23 @@ mod tests {
         assert_eq!(left, [1, 1, 1]);
     }
 
-    /// 0.9 right and 0.9 wrong, 0.2 wrong: |1.8 - 1| / 3 + |0.2 - 0| / 3.
+    /// 0.95 right and 0.95 wrong, 0.25 wrong: |1.9 - 1| / 3 + |0.25 - 0| / 3.
     #[test]
     fn calibration_by_hand() {
+        let stated = json!({"expected_model": "small", "confidence": {"model": 0.95}});
         let report = report(vec![
-            line("big", 0.9, &json!({"used": "big", "success": true})),
-            line(
-                "big",
-                0.1,
-                &json!({"expected_model": "small", "confidence": {"model": 0.9}}),
-            ),
-            line("big", 0.2, &json!({"used": "big", "rating": 0.1})),
-            line("big", 0.2, &json!({"used": "small", "success": true})),
-            line("big", 0.2, &json!({"used": "big"})),
+            line("big", 0.95, &json!({"used": "big", "success": true})),
+            line("big", 0.15, &stated),
+            line("big", 0.25, &json!({"used": "big", "rating": 0.1})),
+            line("big", 0.25, &json!({"used": "small", "success": true})),
+            line("big", 0.25, &json!({"used": "big"})),
         ]);
         let found = report.calibration;
         assert_eq!((found.lines, found.with_confidence), (3, 1));
-        assert!((found.calibration_error.unwrap() - 1.0 / 3.0).abs() < 1e-7);
-        let brier = (0.01 + 0.81 + 0.04) / 3.0;
-        assert!((found.brier.unwrap() - brier).abs() < 1e-7);
+        let error = (0.9 + 0.25) / 3.0;
+        assert!((found.calibration_error.unwrap() - error).abs() < 1e-6);
+        let brier = (0.05_f64.powi(2) + 0.95_f64.powi(2) + 0.25_f64.powi(2)) / 3.0;
+        assert!((found.brier.unwrap() - brier).abs() < 1e-6);
         assert_eq!(share(found.bins[9].right), (1, 2));
         assert_eq!(share(found.bins[2].right), (0, 1));
     }

@@ -62,10 +62,10 @@ pub fn read_observed(path: impl AsRef<Path>, hub: &Hub) -> Result<ObservedExampl
                 }
             }
             Err(why) => match why {
-                Left::WithoutText => &mut all.without_text,
-                Left::WithoutOutcome => &mut all.without_outcome,
-                Left::NotGood => &mut all.not_good,
-                Left::UnknownModel => &mut all.unknown_model,
+                NoExample::WithoutText => &mut all.without_text,
+                NoExample::WithoutOutcome => &mut all.without_outcome,
+                NoExample::NotGood => &mut all.not_good,
+                NoExample::UnknownModel => &mut all.unknown_model,
             },
         };
         *place += 1;
@@ -76,28 +76,28 @@ pub fn read_observed(path: impl AsRef<Path>, hub: &Hub) -> Result<ObservedExampl
 }
 
 /// Why a line is no example.
-enum Left {
+enum NoExample {
     WithoutText,
     WithoutOutcome,
     NotGood,
     UnknownModel,
 }
 
-fn example(line: &FeedbackLine, hub: &Hub) -> Result<Example, Left> {
+fn example(line: &FeedbackLine, hub: &Hub) -> Result<Example, NoExample> {
     let text = line.prompt.as_deref().unwrap_or_default();
     let text = query_text(text, Prefix::Strip);
     if text.is_empty() {
-        return Err(Left::WithoutText);
+        return Err(NoExample::WithoutText);
     }
     let Some(right) = line.right_model() else {
         return Err(match line.feedback.good() {
-            Some(false) => Left::NotGood,
-            _ => Left::WithoutOutcome,
+            Some(false) => NoExample::NotGood,
+            _ => NoExample::WithoutOutcome,
         });
     };
     let model = hub.find(right).and_then(|id| hub.get(id));
     match model.filter(|model| !model.retired) {
         Some(model) => Ok(Example::new(text, &*model.name)),
-        None => Err(Left::UnknownModel),
+        None => Err(NoExample::UnknownModel),
     }
 }
