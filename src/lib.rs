@@ -15,6 +15,7 @@ mod device;
 pub mod diagnostics;
 mod encoder;
 mod error;
+pub mod feedback;
 mod files;
 mod generation;
 mod hub;
@@ -60,6 +61,11 @@ struct LibraryPage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/chat.md")]
 struct ChatPage;
+
+/// The example of `docs/feedback.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/feedback.md")]
+struct FeedbackPage;
 
 /// The example of `docs/policy.md` compiles and runs.
 #[cfg(doctest)]

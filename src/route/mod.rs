@@ -27,6 +27,8 @@ pub use chat::{
 };
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};
 pub use front::RouterStats;
+#[cfg(feature = "cli")]
+pub(crate) use policy::within;
 pub use policy::{
     AttributeTest, Constraint, Deployment, Excluded, ModelPattern, ParetoPoint, Policy,
     PolicyHandle, PolicyRecord, TradeOff,
