@@ -15,6 +15,7 @@ mod device;
 pub mod diagnostics;
 mod encoder;
 mod error;
+pub mod feedback;
 mod files;
 mod generation;
 mod hub;
@@ -47,7 +48,7 @@ pub use route::{
     ChatTaken, Constraint, Decision, Deployment, DomainScore, Excluded, LeftOut, LeftOutCount,
     ModelPattern, ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request,
     ResponseFormat, Revisions, Router, RouterStats, SessionKey, SessionOutcome, SessionRecord,
-    TakenFrom, Timing, TradeOff, Watch,
+    StoreWatch, TakenFrom, Timing, TradeOff,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
@@ -60,6 +61,11 @@ struct LibraryPage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/chat.md")]
 struct ChatPage;
+
+/// The example of `docs/feedback.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/feedback.md")]
+struct FeedbackPage;
 
 /// The example of `docs/policy.md` compiles and runs.
 #[cfg(doctest)]

@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 
-use hubrouter::learn;
+use hubrouter::{feedback, learn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -27,11 +27,15 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
-    usual::<hubrouter::Watch>();
+    usual::<hubrouter::StoreWatch>();
+    usual::<feedback::FeedbackLog>();
+    usual::<feedback::FeedbackOptions>();
+    usual::<feedback::Shadow>();
     usual::<learn::Accuracy>();
     usual::<learn::Control>();
     usual::<learn::Example>();
     usual::<learn::Experience>();
+    usual::<learn::ObservedExamples>();
     usual::<learn::Outcome>();
     usual::<learn::Remembered>();
     usual::<learn::Report>();
@@ -89,6 +93,12 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();
     data::<hubrouter::TradeOff>();
+    data::<feedback::Feedback>();
+    data::<feedback::FeedbackLine>();
+    data::<feedback::KeepPrompt>();
+    data::<feedback::LoggedModel>();
+    data::<feedback::NoAnswer>();
+    data::<feedback::SkippedLines>();
     data::<learn::Settings>();
 }
 

@@ -60,6 +60,11 @@ mod transcripts {
         check("learn", &folder);
     }
 
+    #[test]
+    fn feedback() {
+        check("feedback", &Folder::new("feedback"));
+    }
+
     /// A comparison that cannot fail checks nothing.
     #[test]
     fn a_transcript_that_is_wrong_is_noticed() {
@@ -101,6 +106,8 @@ fn every_command_has_help_with_an_example() {
         "cmrbench",
         "doctor",
         "learn",
+        "report",
+        "replay-log",
         "encoder import",
         "hub list",
         "hub show",

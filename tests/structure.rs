@@ -125,7 +125,7 @@ fn safety_notes(tree: &Tree) -> Vec<String> {
 }
 
 /// Modules in the order in which they may use each other: only what stands in an earlier group.
-const ORDER: [&[&str]; 17] = [
+const ORDER: [&[&str]; 18] = [
     &["error"],
     &["num"],
     &["files"],
@@ -139,6 +139,7 @@ const ORDER: [&[&str]; 17] = [
     &["serve"],
     &["store"],
     &["route"],
+    &["feedback"],
     &["learn"],
     &["cmrbench"],
     &["diagnostics"],

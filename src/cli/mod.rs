@@ -17,12 +17,17 @@ mod hub;
 mod installed;
 mod labelled;
 mod learn;
+mod observed;
 mod output;
 mod policy;
+mod prices;
 mod progress;
 mod replay;
+mod replay_log;
+mod report;
 mod route;
 mod serving;
+mod shadow;
 mod shell;
 mod signals;
 mod sink;
@@ -34,11 +39,12 @@ mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::{GenerationId, Options, Precision, Router, Store};
+use crate::{GenerationId, Hub, Options, Precision, Router, Store};
 
 /// Picks the right model of a hub for a prompt, before any model runs
 #[derive(Parser)]
@@ -73,6 +79,10 @@ enum Command {
     Cmrbench(cmrbench::CmrbenchArgs),
     /// Learn new models and labelled prompts into a new generation
     Learn(learn::LearnArgs),
+    /// Report on logs of feedback: agreement, cost, calibration, drift, what could not be routed
+    Report(report::ReportArgs),
+    /// Route logged prompts with two generations and compare the answers; no model is called
+    ReplayLog(replay_log::ReplayLogArgs),
     /// List the prompts that a store keeps for learning; delete one
     #[command(
         subcommand,
@@ -184,6 +194,12 @@ struct RouterArgs {
 }
 
 impl RouterArgs {
+    /// The hub of the generation.
+    fn hub(&self) -> Result<Arc<Hub>> {
+        let store = self.store.open()?;
+        store.hub(&generation_of(&store, self.generation.as_deref())?)
+    }
+
     fn open(&self, options: Options) -> Result<Router> {
         let options = options.precision(self.precision);
         let path = self.store.path()?;
@@ -235,6 +251,8 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Cmrbench(args) => cmrbench::run(&args),
         Command::Learn(args) => learn::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::ReplayLog(args) => replay_log::run(&args),
         Command::Replay(command) => replay::run(&command),
         Command::Hub(command) => hub::run(&command),
         Command::Generation(command) => generation::run(&command),

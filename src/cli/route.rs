@@ -9,8 +9,9 @@ use super::answers::{AnswerForm, AnswerWriter};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
 use super::serving::{ServingArgs, remark_on_cache};
+use super::shadow::ShadowArgs;
 use super::sink::Sink;
-use super::source::{Format, Source, Wanted, file_of};
+use super::source::{AskedLine, Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
 use crate::error::{Result, bail};
 use crate::{Request, Router};
@@ -29,6 +30,7 @@ use crate::{Request, Router};
   hubrouter route --candidates deployments.json --chat request.json --needs
   hubrouter route --input prompts.jsonl --cache 64 --output routes.jsonl
   hubrouter route --policy policy.json --deadline 50ms \"Translate this letter.\"
+  hubrouter route --shadow my-log --input requests.jsonl
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
 (or \"instruction\"); \"prompt_id\", \"top\", \"session\" and \"tenant\" are optional. Without prompts and --input the \
@@ -41,6 +43,11 @@ what was taken and what the request demands of a model.
 
 Policies: --where, --candidates, --needs and --policy restrict which models may answer. An \
 attribute that a model does not state fails a condition. --json has the counts of what was excluded.
+
+Shadow: --shadow records each decision in a log and shows none. In JSON a line may say what was \
+really used and how it went: \"used\", \"expected_model\", \"success\", \"rating\", \"cost\", \
+\"latency_ms\", \"input_tokens\", \"output_tokens\", \"error\", \"time\". `hubrouter report` reads the \
+log.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
@@ -85,6 +92,8 @@ pub(super) struct RouteArgs {
     #[command(flatten)]
     serving: ServingArgs,
     #[command(flatten)]
+    shadow: ShadowArgs,
+    #[command(flatten)]
     router: RouterArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -99,6 +108,7 @@ impl RouteArgs {
             format: self.format,
             top: self.top,
             batch: self.batch,
+            feedback: self.shadow.wanted(),
         }
     }
 
@@ -136,6 +146,8 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         .router
         .open(args.serving.options(args.device.options()))?;
     let policy = args.policy.compile(&router)?;
+    let mut shadow = args.shadow.open(&router)?;
+    let silent = shadow.is_some() && !(args.json || args.explain || args.output.is_some());
     let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
     let mut progress = source.total().map(|total| Progress::new("routing", total));
     let mut failed = 0usize;
@@ -147,7 +159,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         }
         let good: Vec<Request> = requests
             .iter()
-            .filter_map(|r| Some(args.serving.applied(r.as_ref().ok()?.clone())))
+            .filter_map(|asked| Some(args.serving.applied(asked.as_ref().ok()?.request.clone())))
             .collect();
         let decisions = match &policy {
             Some(policy) => router.route_batch_within(&good, policy),
@@ -157,14 +169,21 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         for request in requests {
             count += 1;
             let (id, prompt, answer) = match request {
-                Ok(request) => match decisions.next() {
-                    Some(answer) => (request.prompt_id, Some(request.prompt), answer),
+                Ok(AskedLine { request, feedback }) => match decisions.next() {
+                    Some(answer) => {
+                        if let Some(shadow) = &mut shadow {
+                            shadow.record(&request, feedback, &answer)?;
+                        }
+                        (request.prompt_id, Some(request.prompt), answer)
+                    }
                     None => bail!(Device, "an answer is missing"),
                 },
                 Err((id, error)) => (id, None, Err(error)),
             };
             failed += usize::from(answer.is_err());
-            answers.write(&id, prompt.as_deref(), answer)?;
+            if !silent || answer.is_err() {
+                answers.write(&id, prompt.as_deref(), answer)?;
+            }
         }
         if let Some(progress) = &mut progress {
             progress.set(source.done());
@@ -173,6 +192,11 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     drop(progress);
     answers.finish()?;
     remark_on_cache(&router);
+    match shadow {
+        Some(shadow) if silent => output::line(shadow.summary())?,
+        Some(shadow) => output::remark(format!("hubrouter: {}", shadow.summary())),
+        None => {}
+    }
     if count == 0 {
         output::remark(format!("hubrouter: no prompts in {}", source.place()));
     }

@@ -27,6 +27,8 @@ pub use chat::{
 };
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};
 pub use front::RouterStats;
+#[cfg(feature = "cli")]
+pub(crate) use policy::within;
 pub use policy::{
     AttributeTest, Constraint, Deployment, Excluded, ModelPattern, ParetoPoint, Policy,
     PolicyHandle, PolicyRecord, TradeOff,
@@ -37,4 +39,4 @@ pub use router::Router;
 pub use session::{SessionKey, SessionOutcome, SessionRecord};
 #[cfg(feature = "tokio")]
 pub use tokio::AsyncRouter;
-pub use watch::Watch;
+pub use watch::StoreWatch;

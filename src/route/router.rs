@@ -12,11 +12,15 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use crate::device::cpu::Cpu;
+#[cfg(feature = "cli")]
+use crate::encoder::seen::Seen;
 use crate::encoder::{Encoder, for_each_good};
 use crate::error::{Error, Result, caught, error};
 use crate::files::short;
 use crate::generation::GenerationId;
 use crate::hub::Hub;
+#[cfg(feature = "cli")]
+use crate::hub::ModelId;
 use crate::num::to_f32;
 use crate::options::{Options, Precision};
 use crate::route::front::{Asking, Front, Routed, all};
@@ -382,6 +386,11 @@ impl Router {
         Arc::clone(&self.serving.load().hub)
     }
 
+    /// The encoder of the served generation.
+    pub fn encoder(&self) -> Arc<Encoder> {
+        Arc::clone(&self.serving.load().encoder)
+    }
+
     /// The device that computes: `cpu`, or an adapter's name.
     pub fn device_name(&self) -> String {
         self.serving.load().encoder.device_name().to_owned()
@@ -410,6 +419,24 @@ impl Router {
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub fn max_tokens(&self) -> usize {
         self.serving.load().encoder.max_tokens()
+    }
+
+    /// The best model of each vector of [`Encoder::embed`]; `None` if the served generation needs
+    /// the text, as it has an adapter or a memory.
+    #[cfg(feature = "cli")]
+    pub(crate) fn best_by_vectors(&self, vectors: &[&[f32]]) -> Result<Option<Vec<ModelId>>> {
+        let serving = self.serving.load_full();
+        let adapter = self.store.manifest(&serving.id)?.adapter;
+        if adapter.is_some() || serving.index.recall().is_some() {
+            return Ok(None);
+        }
+        let seen = |vector: &&[f32]| Seen {
+            pooled: vector.to_vec(),
+            ..Seen::default()
+        };
+        let seen: Vec<Seen> = vectors.iter().map(seen).collect();
+        let best = serving.best_of(&seen.iter().collect::<Vec<_>>())?;
+        Ok(Some(best.into_iter().map(ModelId).collect()))
     }
 
     /// How much each part of a score counts, where the served generation has a memory.

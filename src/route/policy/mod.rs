@@ -34,6 +34,8 @@ pub(super) use compile::{Admitted, CompiledPolicy};
 pub use constraint::{AttributeTest, Constraint};
 pub use deployment::Deployment;
 pub use excluded::{Excluded, PolicyRecord};
+#[cfg(feature = "cli")]
+pub(crate) use facts::within;
 pub use handle::PolicyHandle;
 pub use pattern::ModelPattern;
 pub use policy::Policy;
