@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub(super) use nearest::Nearest;
-use tasks::{Spellings, Stated};
+use tasks::{DomainSpellings, StatedDomain};
 
 use super::output::{self, counted};
 use crate::error::{Result, bail};
@@ -135,7 +135,7 @@ type SourceEntry = std::result::Result<Found, Skipped>;
 #[derive(Debug, Default)]
 struct Found {
     name: String,
-    domain: Option<Stated>,
+    domain: Option<StatedDomain>,
     family: Option<String>,
     /// The name for people.
     title: Option<String>,
@@ -249,7 +249,7 @@ impl Listing {
             missing: BTreeMap::new(),
             models: Vec::new(),
         };
-        let there = Spellings::of(hub);
+        let there = DomainSpellings::of(hub);
         let mut cards = Vec::new();
         let mut without = Vec::new();
         for found in self.found {

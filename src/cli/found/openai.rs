@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::tasks::{self, Stated};
+use super::tasks::{self, StatedDomain};
 use super::{Found, Skipped, SourceEntry, short_text, texts};
 use crate::cli::web::{self, Server, said, start};
 use crate::error::{Result, bail, error};
@@ -377,12 +377,12 @@ impl<'f> Fields<'f> {
     }
 
     /// The domain that is stated, or the task that inputs and outputs or the kind make.
-    fn domain(&self, found: &Found) -> Option<Stated> {
+    fn domain(&self, found: &Found) -> Option<StatedDomain> {
         if let Some(domain) = self.text("domain").and_then(short_text) {
-            return Some(Stated::Words(domain));
+            return Some(StatedDomain::Words(domain));
         }
         let tag = self.text("pipeline_tag").or_else(|| self.text("task"));
-        if let Some(stated) = tag.and_then(Stated::tag) {
+        if let Some(stated) = tag.and_then(StatedDomain::tag) {
             return Some(stated);
         }
         let modality = found.attributes.get("modality").and_then(Value::as_str);
@@ -479,7 +479,7 @@ fn is_json(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::tasks::Spellings;
+    use super::super::tasks::DomainSpellings;
     use super::*;
     use crate::error::ErrorKind;
     use std::io::{BufRead, BufReader, Write};
@@ -497,7 +497,7 @@ mod tests {
 
     fn domain(found: &Found) -> Option<String> {
         let stated = found.domain.as_ref()?;
-        Some(stated.name(&Spellings::default()))
+        Some(stated.name(&DomainSpellings::default()))
     }
 
     #[test]
