@@ -48,7 +48,7 @@ pub use route::{
     ChatTaken, Constraint, Decision, Deployment, DomainScore, Excluded, LeftOut, LeftOutCount,
     ModelPattern, ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request,
     ResponseFormat, Revisions, Router, RouterStats, SessionKey, SessionOutcome, SessionRecord,
-    TakenFrom, Timing, TradeOff, Watch,
+    StoreWatch, TakenFrom, Timing, TradeOff,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 

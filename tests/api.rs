@@ -27,7 +27,7 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
-    usual::<hubrouter::Watch>();
+    usual::<hubrouter::StoreWatch>();
     usual::<feedback::FeedbackLog>();
     usual::<feedback::FeedbackOptions>();
     usual::<feedback::Shadow>();

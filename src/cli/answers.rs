@@ -140,6 +140,7 @@ impl AnswerWriter {
         }
         table.print()?;
         match self.form.domains {
+            _ if decision.domains.is_empty() => (),
             None => output::line(domains_line(decision, width()))?,
             Some(_) => output::paragraph(domains_line(decision, usize::MAX))?,
         }

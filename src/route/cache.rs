@@ -13,13 +13,13 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, Weighter};
 use serde::{Deserialize, Serialize};
 
-use crate::route::{ChatNeeds, Decision, Request, Timing};
+use crate::route::{ChatNeeds, Decision, DomainScore, Ranked, Request, Timing};
 
-/// Bytes of an entry beside its texts and its answer.
-const OVERHEAD: u64 = 256;
+/// Bytes of an entry in the cache's own tables, with a ghost for it.
+const OVERHEAD: usize = 256;
 
 /// Bytes of a usual entry: ten models, some dozens of domains.
-const USUAL: u64 = 8192;
+const USUAL: u64 = 4096;
 
 /// What a cache has done and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,11 +29,12 @@ pub struct CacheStats {
     pub hits: u64,
     /// Requests that were not.
     pub misses: u64,
-    /// Decisions that made room for others, or were too large to be kept.
+    /// Decisions that made room for others, were replaced by equal ones that another call computed
+    /// at the same time, or were too large to be kept.
     pub evictions: u64,
     /// Decisions that it holds.
     pub entries: u64,
-    /// Their bytes, estimated from above by their JSON.
+    /// Their bytes: texts, lists, and the JSON of the rest.
     pub bytes: u64,
     /// Most bytes: [`crate::Options::cache_bytes`], rounded up to whole parts.
     pub capacity: u64,
@@ -225,11 +226,16 @@ impl DecisionCache {
         decision.ranked.shrink_to_fit();
         decision.domains.shrink_to_fit();
         let mut written = WrittenBytes(0);
+        let (ranked, domains) = (
+            std::mem::take(&mut decision.ranked),
+            std::mem::take(&mut decision.domains),
+        );
         // What cannot be measured is not kept.
         if serde_json::to_writer(&mut written, &decision).is_err() {
             return;
         }
-        let bytes = OVERHEAD + written.0 + query.prompt.len() as u64;
+        (decision.ranked, decision.domains) = (ranked, domains);
+        let bytes = written.0 + (lists(&decision) + OVERHEAD + query.prompt.len()) as u64;
         let key = CacheKey {
             answerer,
             top: query.top,
@@ -256,6 +262,17 @@ impl DecisionCache {
             capacity: self.kept.capacity(),
         }
     }
+}
+
+/// Bytes of a decision, its two long lists included. Names are the hub's.
+fn lists(decision: &Decision) -> usize {
+    let owned = |ranked: &Ranked| {
+        let deployments = ranked.deployments.len() * size_of::<Arc<str>>();
+        size_of::<Ranked>() + deployments
+    };
+    let ranked: usize = decision.ranked.iter().map(owned).sum();
+    let domains = decision.domains.len() * size_of::<DomainScore>();
+    size_of::<CachedDecision>() + size_of::<CacheKey>() + ranked + domains
 }
 
 #[cfg(test)]
@@ -366,11 +383,13 @@ mod tests {
         let mut decision = decision();
         let (ranked, domain) = (decision.ranked[0].clone(), decision.domains[0].clone());
         decision.ranked = vec![ranked; 50];
+        decision.ranked[0].deployments = vec!["a".into(); 50];
         decision.domains = vec![domain; 50];
         let request = Request::new("p");
         cache.insert(by(1), &request, &decision);
-        let lists = 50 * size_of_val(&decision.ranked[0]) + 50 * size_of_val(&decision.domains[0]);
-        let memory = lists + size_of::<CacheKey>() + size_of::<CachedDecision>();
+        let lists = size_of_val(&*decision.ranked) + size_of_val(&*decision.domains);
+        let names = size_of_val(&*decision.ranked[0].deployments);
+        let memory = lists + names + size_of::<CacheKey>() + size_of::<CachedDecision>();
         assert!(cache.stats().bytes > memory as u64, "{memory}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::error::{Result, error};
 use crate::hub::ModelId;
 use crate::route::abstain::{AbstainReason, Abstention};
-use crate::route::front::Answered;
+use crate::route::front::Unsettled;
 use crate::route::router::{degraded, revisions};
 use crate::route::{Decision, PolicyHandle, Ranked, Request, Router, Timing};
 
@@ -20,7 +20,7 @@ impl Router {
         request: &Request,
         policy: Option<&PolicyHandle>,
         began: Instant,
-    ) -> Result<Answered> {
+    ) -> Result<Unsettled> {
         let gone = began.elapsed();
         let within = request.deadline.unwrap_or_default();
         let detail = format!(
@@ -92,6 +92,6 @@ impl Router {
                 ..Timing::default()
             },
         };
-        Ok(Answered::new(&serving.hub, decision))
+        Ok(Unsettled::new(&serving.hub, decision))
     }
 }

@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::options::Options;
 use crate::route::cache::{Answerer, CacheStats, DecisionCache};
 use crate::route::policy::CompiledPolicy;
-use crate::route::queue::{Denied, Queue, QueueStats, Slot};
+use crate::route::queue::{Denied, Queue, QueueSlot, QueueStats};
 use crate::route::session::{Sessions, Settled};
 use crate::route::{Decision, PolicyHandle, Request, Router, Timing};
 use crate::serve::Serving;
@@ -79,14 +79,14 @@ pub(super) struct Routed {
 }
 
 /// A decision before its session is settled.
-pub(super) struct Answered {
+pub(super) struct Unsettled {
     pub(super) hub: Arc<Hub>,
     pub(super) decision: Decision,
     /// The model whose score was asked for.
     looked_for: Option<Arc<str>>,
 }
 
-impl Answered {
+impl Unsettled {
     pub(super) fn new(hub: &Arc<Hub>, decision: Decision) -> Self {
         Self {
             hub: Arc::clone(hub),
@@ -177,7 +177,7 @@ impl Router {
         requests: &[Request],
         policy: Option<&PolicyHandle>,
         began: Instant,
-        slot: Option<Slot>,
+        slot: Option<QueueSlot>,
     ) -> Result<Vec<Result<Decision>>> {
         let front = &self.front;
         if !front.is_own_process() {
@@ -219,7 +219,7 @@ impl Router {
         &self,
         requests: &[Request],
         policy: Option<&PolicyHandle>,
-    ) -> Result<Vec<Option<Result<Answered>>>> {
+    ) -> Result<Vec<Option<Result<Unsettled>>>> {
         let Some(cache) = &self.front.cache else {
             return Ok(requests.iter().map(|_| None).collect());
         };
@@ -237,7 +237,7 @@ impl Router {
                 batch: 1,
                 ..Timing::default()
             };
-            Some(Ok(Answered::new(hub, decision)))
+            Some(Ok(Unsettled::new(hub, decision)))
         });
         Ok(found.collect())
     }
@@ -249,8 +249,8 @@ impl Router {
         asked: Vec<Asked<'_>>,
         policy: Option<&PolicyHandle>,
         began: Instant,
-        slot: Option<Slot>,
-    ) -> Vec<Result<Answered>> {
+        slot: Option<QueueSlot>,
+    ) -> Vec<Result<Unsettled>> {
         let entered = match slot {
             Some(slot) => Ok(Some(slot)),
             // A worker of the host's own rayon pool may not wait: see `Cpu::run`.
@@ -274,7 +274,7 @@ impl Router {
             late || asked.request.deadline.is_some_and(passed)
         };
         let waited = slot.as_ref().map_or(Duration::ZERO, |slot| slot.waited);
-        let mut answers: Vec<Option<Result<Answered>>> = Vec::with_capacity(asked.len());
+        let mut answers: Vec<Option<Result<Unsettled>>> = Vec::with_capacity(asked.len());
         let mut timely = Vec::with_capacity(asked.len());
         for asked in asked {
             let fallback = is_late(&asked).then(|| self.late(asked.request, policy, began));
@@ -300,7 +300,7 @@ impl Router {
         asked: Vec<Asked<'_>>,
         policy: Option<&PolicyHandle>,
         waited: Duration,
-    ) -> Vec<Result<Answered>> {
+    ) -> Vec<Result<Unsettled>> {
         let Routed { hub, answers } = match self.route_all(&asked, policy) {
             Ok(routed) => routed,
             Err(error) => return asked.iter().map(|_| Err(error.clone())).collect(),
@@ -308,9 +308,9 @@ impl Router {
         let answered = |(asked, answer): (Asked<'_>, Result<Decision>)| {
             let mut decision = answer?;
             decision.timing.queue = microseconds(waited);
-            Ok(Answered {
+            Ok(Unsettled {
                 looked_for: asked.kept,
-                ..Answered::new(&hub, decision)
+                ..Unsettled::new(&hub, decision)
             })
         };
         asked.into_iter().zip(answers).map(answered).collect()
@@ -320,7 +320,7 @@ impl Router {
     fn settled(
         &self,
         request: &Request,
-        answered: Answered,
+        answered: Unsettled,
         policy: Option<&PolicyHandle>,
         began: Instant,
     ) -> Result<Decision> {
@@ -328,7 +328,7 @@ impl Router {
             return Ok(answered.decision);
         };
         let sessions = &self.front.sessions;
-        let settle = |answered: &mut Answered| {
+        let settle = |answered: &mut Unsettled| {
             let (hub, looked_for) = (&answered.hub, answered.looked_for.as_deref());
             let whole = policy.is_none();
             match answered.decision.abstained {

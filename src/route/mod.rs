@@ -39,4 +39,4 @@ pub use router::Router;
 pub use session::{SessionKey, SessionOutcome, SessionRecord};
 #[cfg(feature = "tokio")]
 pub use tokio::AsyncRouter;
-pub use watch::Watch;
+pub use watch::StoreWatch;

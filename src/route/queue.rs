@@ -37,11 +37,11 @@ pub(super) struct Queue {
     slots: usize,
     /// `None`: any number.
     places: Option<usize>,
-    line: Mutex<Line>,
+    line: Mutex<QueueLine>,
     refused: AtomicU64,
 }
 
-struct Line {
+struct QueueLine {
     /// Slots that nobody has; 0 while somebody waits.
     free: usize,
     /// Who waits, the first to come first.
@@ -63,7 +63,7 @@ enum Bell {
 }
 
 /// The right to compute, until it is dropped.
-pub(super) struct Slot {
+pub(super) struct QueueSlot {
     queue: Arc<Queue>,
     /// How long the call waited for it.
     pub(super) waited: Duration,
@@ -83,7 +83,7 @@ impl Queue {
         Self {
             slots,
             places,
-            line: Mutex::new(Line {
+            line: Mutex::new(QueueLine {
                 free: slots,
                 waiting: VecDeque::new(),
                 next: 0,
@@ -98,7 +98,7 @@ impl Queue {
     }
 
     /// Waits for a slot, at most until `until`.
-    pub(super) fn enter(self: &Arc<Self>, until: Option<Instant>) -> Result<Slot, Denied> {
+    pub(super) fn enter(self: &Arc<Self>, until: Option<Instant>) -> Result<QueueSlot, Denied> {
         let began = Instant::now();
         let mut line = self.line();
         if line.free > 0 {
@@ -125,7 +125,7 @@ impl Queue {
         Ok(self.slot(began))
     }
 
-    fn queue(&self, line: &mut Line, bell: Bell) -> Result<u64, Denied> {
+    fn queue(&self, line: &mut QueueLine, bell: Bell) -> Result<u64, Denied> {
         let waiting = line.waiting.len();
         if let Some(places) = self.places.filter(|places| waiting >= *places) {
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -142,8 +142,8 @@ impl Queue {
         Ok(number)
     }
 
-    fn slot(self: &Arc<Self>, began: Instant) -> Slot {
-        Slot {
+    fn slot(self: &Arc<Self>, began: Instant) -> QueueSlot {
+        QueueSlot {
             queue: Arc::clone(self),
             waited: began.elapsed(),
         }
@@ -163,7 +163,7 @@ impl Queue {
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    fn line(&self) -> MutexGuard<'_, QueueLine> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -179,7 +179,7 @@ impl Queue {
     }
 }
 
-impl Line {
+impl QueueLine {
     fn has(&self, number: u64) -> bool {
         self.waiting.iter().any(|waiter| waiter.number == number)
     }
@@ -189,7 +189,7 @@ impl Line {
     }
 }
 
-impl Drop for Slot {
+impl Drop for QueueSlot {
     fn drop(&mut self) {
         self.queue.release();
     }
@@ -206,7 +206,7 @@ mod task {
     use std::task::{Context, Poll};
     use std::time::Instant;
 
-    use super::{Bell, Denied, Queue, Slot};
+    use super::{Bell, Denied, Queue, QueueSlot};
 
     /// A call of an asynchronous host that wants a slot. Dropped, it leaves the line.
     pub(in crate::route) struct Entering {
@@ -227,7 +227,7 @@ mod task {
     }
 
     impl Future for Entering {
-        type Output = Result<Slot, Denied>;
+        type Output = Result<QueueSlot, Denied>;
 
         fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
             let queue = Arc::clone(&self.queue);

@@ -103,7 +103,7 @@ pub(super) enum Settled {
 }
 
 /// An outcome and, of a model that is kept, its place and how far it is behind.
-type Compared = (SessionOutcome, Option<(usize, f32)>);
+type Standing = (SessionOutcome, Option<(usize, f32)>);
 
 impl SessionKey {
     /// The conversation `id` of `tenant`, which may be empty.
@@ -280,7 +280,7 @@ impl Sessions {
         looked_for: Option<&str>,
         whole: bool,
         ranked: &[Ranked],
-    ) -> Option<Compared> {
+    ) -> Option<Standing> {
         let Some(id) = hub.find(&pin.model) else {
             return Some((SessionOutcome::NotInHub, None));
         };

@@ -28,7 +28,7 @@ const DOUBLINGS: u32 = 5;
 ///
 /// Dropped, it stops the thread and waits for its end, which takes as long as opening a generation
 /// if one is being opened.
-pub struct Watch {
+pub struct StoreWatch {
     shared: Arc<WatchState>,
     thread: Option<JoinHandle<()>>,
 }
@@ -52,7 +52,7 @@ impl Router {
     ///
     /// Errors: of kind [`crate::ErrorKind::InvalidRequest`] if `interval` is 0; of kind
     /// [`crate::ErrorKind::Io`] if the thread cannot be started.
-    pub fn watch(self: &Arc<Self>, interval: Duration) -> Result<Watch> {
+    pub fn watch(self: &Arc<Self>, interval: Duration) -> Result<StoreWatch> {
         if interval.is_zero() {
             bail!(InvalidRequest, "interval: expected more than 0, found 0 s");
         }
@@ -68,14 +68,14 @@ impl Router {
             .name(NAME.to_owned())
             .spawn(move || state.follow(&router, interval))
             .map_err(|e| error!(Io, "cannot start the thread {NAME}: {e}").because(e))?;
-        Ok(Watch {
+        Ok(StoreWatch {
             shared,
             thread: Some(thread),
         })
     }
 }
 
-impl Watch {
+impl StoreWatch {
     /// Generations that were served since.
     pub fn reloads(&self) -> u64 {
         self.shared.reloads.load(Ordering::Relaxed)
@@ -140,7 +140,7 @@ impl WatchState {
     }
 }
 
-impl Drop for Watch {
+impl Drop for StoreWatch {
     fn drop(&mut self) {
         let over = self.shared.over.lock();
         *over.unwrap_or_else(PoisonError::into_inner) = true;
@@ -152,9 +152,9 @@ impl Drop for Watch {
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for StoreWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch")
+        f.debug_struct("StoreWatch")
             .field("reloads", &self.reloads())
             .field("errors", &self.errors())
             .field("last_error", &self.last_error())

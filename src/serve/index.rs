@@ -53,14 +53,14 @@ struct DeviceRecall {
 
 /// What a ranking should have.
 #[derive(Clone, Copy)]
-pub(crate) struct Wanted<'w> {
+pub(crate) struct WantedRanks<'w> {
     /// So many of the best.
     pub(crate) k: usize,
     /// For each prompt a model to rank behind them if it is eligible; empty: none.
     pub(crate) kept: &'w [Option<u32>],
 }
 
-impl Wanted<'_> {
+impl WantedRanks<'_> {
     /// The `k` best.
     pub(crate) fn best(k: usize) -> Self {
         Self { k, kept: &[] }
@@ -327,7 +327,7 @@ impl Index {
         u: &Tensor,
         x: Option<&Tensor>,
         masked: bool,
-        wanted: Wanted<'_>,
+        wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
         let prompts = u.rows();

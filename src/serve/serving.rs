@@ -18,7 +18,7 @@ use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
 use crate::model::int8::Int8;
 use crate::options::Precision;
-use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, Wanted};
+use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
 use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
@@ -254,7 +254,7 @@ impl Serving {
         let index = narrowing.index.unwrap_or(&self.index);
         let masks = (!narrowing.masks.is_empty()).then(|| index.rows_of(narrowing.masks));
         let masks = masks.as_ref();
-        let wanted = Wanted {
+        let wanted = WantedRanks {
             k,
             kept: narrowing.kept,
         };
@@ -320,7 +320,7 @@ impl Serving {
         projected: &mut Projected,
         index: &Index,
         masked: bool,
-        wanted: Wanted<'_>,
+        wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
         let (ops, a) = (self.encoder.ops(), activations);
@@ -368,7 +368,7 @@ impl Serving {
                         let w = &mut t.workspace;
                         self.index.upload(pass, &words, None, w);
                         let (a, u) = (&t.activations, &mut t.projected);
-                        self.score(pass, a, u, &self.index, false, Wanted::best(1), w)
+                        self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w)
                     })
                 },
             )?;
@@ -421,7 +421,7 @@ impl Serving {
                 self.encode(pass, &mut t.activations);
                 let pooled = pass.read(&t.activations.pooled);
                 let (a, u) = (&t.activations, &mut t.projected);
-                let reads = self.score(pass, a, u, &self.index, false, Wanted::best(1), w);
+                let reads = self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w);
                 (reads, pooled)
             })?;
             let rankings = self

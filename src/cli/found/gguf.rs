@@ -228,7 +228,7 @@ impl<R: BufRead> Bytes<R> {
             8 => 8,
             _ => 12,
         };
-        let least = count.checked_mul(each).unwrap_or(u64::MAX);
+        let least = count.saturating_mul(each);
         if count > MOST_ELEMENTS && !matches!(kind, 8 | 9) {
             self.skip(least)?;
             return Ok(None);

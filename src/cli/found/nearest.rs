@@ -2,9 +2,9 @@
 
 use crate::error::{Result, bail};
 use crate::generation::Contents;
-use crate::hub::Domains;
+use crate::hub::{Domains, domain_key};
 use crate::num::cosine;
-use crate::{Encoder, ModelCard};
+use crate::{Encoder, Model, ModelCard};
 
 /// The temperature of a generation that was never trained.
 const TEMPERATURE: f64 = 0.08;
@@ -15,9 +15,14 @@ pub(crate) struct Nearest<'n> {
     encoder: &'n Encoder,
 }
 
+/// Whether the model's domain can be that of another.
+fn counts(model: &Model) -> bool {
+    !model.retired && domain_key(&model.domain) != super::UNKNOWN
+}
+
 impl<'n> Nearest<'n> {
-    /// Errors: `encoder` is not the generation's; it keeps no vectors of its cards, or all of its
-    /// models are retired.
+    /// Errors: `encoder` is not the generation's; it keeps no vectors of its cards, or has no active
+    /// model of a known domain.
     pub(crate) fn new(contents: &'n Contents, encoder: &'n Encoder) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
@@ -30,11 +35,12 @@ impl<'n> Nearest<'n> {
                 encoder.revision()
             );
         }
-        if !contents.has_cards() || contents.hub.active() == 0 {
+        let mut models = contents.hub.iter().map(|(_, model)| model);
+        if !contents.has_cards() || !models.any(counts) {
             bail!(
                 InvalidRequest,
-                "--nearest-domain: expected a generation with vectors of its cards, found one \
-                 without; pass --domain"
+                "--nearest-domain: expected a generation with models of known domains and vectors \
+                 of their cards, found none; pass --domain"
             );
         }
         Ok(Self { contents, encoder })
@@ -50,7 +56,7 @@ impl<'n> Nearest<'n> {
         let mut domains = Vec::with_capacity(cards.len());
         for card in cards {
             let same = hub.find(&card.model_name).and_then(|id| hub.get(id));
-            if let Some(same) = same {
+            if let Some(same) = same.filter(|same| counts(same)) {
                 domains.push(same.domain.to_string());
                 continue;
             }
@@ -65,7 +71,7 @@ impl<'n> Nearest<'n> {
             let mut sums = vec![0.0; known.names.len()];
             let rows = vectors.chunks_exact(self.encoder.width());
             for (((_, model), row), domain) in hub.iter().zip(rows).zip(&known.of) {
-                if !model.retired {
+                if counts(model) {
                     sums[*domain as usize] += (cosine(&vector, row) / TEMPERATURE).exp();
                 }
             }
