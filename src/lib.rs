@@ -35,15 +35,20 @@ pub use encoder::Encoder;
 #[doc(hidden)]
 pub use encoder::{ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
-pub use generation::{Agreement, EncoderPin, GenerationId, Learned, Manifest, NewModel};
+pub use generation::{
+    Agreement, Calibrated, Calibration, EncoderPin, GenerationId, Learned, Manifest, NewModel,
+    RiskPoint,
+};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
 pub use options::{Options, Precision};
 pub use route::{
-    AttributeTest, ChatNeeds, ChatRecord, ChatShape, ChatTaken, Constraint, Decision, Deployment,
-    DomainScore, Excluded, LeftOut, LeftOutCount, ModelPattern, ParetoPoint, Policy, PolicyHandle,
-    PolicyRecord, Ranked, Request, ResponseFormat, Revisions, Router, TakenFrom, Timing, TradeOff,
+    AbstainReason, AbstainRule, Abstention, AttributeTest, ChatNeeds, ChatRecord, ChatShape,
+    ChatTaken, Confidence, Constraint, Decision, Deployment, DomainScore, Excluded, Explanation,
+    Introduced, LeftOut, LeftOutCount, ModelPattern, NearDomain, NearModel, ParetoPoint, Policy,
+    PolicyHandle, PolicyRecord, Ranked, Request, ResponseFormat, Revisions, Router, RunnerUp,
+    TakenFrom, Timing, TradeOff,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
@@ -56,6 +61,11 @@ struct LibraryPage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/chat.md")]
 struct ChatPage;
+
+/// The example of `docs/confidence.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/confidence.md")]
+struct ConfidencePage;
 
 /// The example of `docs/policy.md` compiles and runs.
 #[cfg(doctest)]

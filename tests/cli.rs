@@ -34,6 +34,11 @@ mod transcripts {
     }
 
     #[test]
+    fn confidence() {
+        check("confidence", &Folder::new("confidence"));
+    }
+
+    #[test]
     fn hub() {
         check("hub", &Folder::new("hub"));
     }

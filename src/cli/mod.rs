@@ -19,6 +19,7 @@ mod learn;
 mod output;
 mod policy;
 mod progress;
+mod reliability;
 mod replay;
 mod route;
 mod shell;

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::answers::{AnswerForm, AnswerWriter};
+use super::answers::{AnswerForm, AnswerWriter, RouteAnswer};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
 use super::sink::Sink;
 use super::source::{Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
 use crate::error::{Result, bail};
-use crate::{Request, Router};
+use crate::{PolicyHandle, Request, Router};
 
 /// Rank the hub's models for prompts
 #[derive(Args)]
@@ -26,6 +26,7 @@ use crate::{Request, Router};
   hubrouter route --input requests.jsonl --format chat --json
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
+  hubrouter route --abstain-risk 10 --max-ood 0.99 \"Who is speaking in this recording?\"
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
 (or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
@@ -38,6 +39,9 @@ what was taken and what the request demands of a model.
 
 Policies: --where, --candidates, --needs and --policy restrict which models may answer. An \
 attribute that a model does not state fails a condition. --json has the counts of what was excluded.
+
+Abstaining: --abstain-risk, --min-confidence and --max-ood mark answers that are not to be acted \
+on, with the reason; the ranking is shown all the same. The first fallback of a policy answers then.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
@@ -68,8 +72,8 @@ pub(super) struct RouteArgs {
     /// Prompts per batch [default: 32 from a file, 1 from stdin]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Show the parts of each score, and what they are
-    #[arg(long, conflicts_with_all = ["json", "output"])]
+    /// Show the parts of each score, the runner-up, what is near, and what brought the best model
+    #[arg(long)]
     explain: bool,
     /// Include the prompt in JSON answers
     #[arg(long)]
@@ -111,25 +115,49 @@ impl RouteArgs {
         Sink::open(path, &inputs)
     }
 
-    fn form(&self, router: &Router) -> AnswerForm {
+    fn form(&self) -> AnswerForm {
         AnswerForm {
             json: self.json || self.output.is_some(),
             echo: self.echo,
-            explain: self.explain,
             domains: self.domains.map(|most| match most {
                 0 => usize::MAX,
                 _ => most,
             }),
-            strengths: router.strengths(),
         }
     }
+}
+
+fn answered(
+    router: &Router,
+    policy: Option<&PolicyHandle>,
+    requests: &[Request],
+    explain: bool,
+) -> Vec<Result<RouteAnswer>> {
+    let explained = |request: &Request| match policy {
+        Some(policy) => router.explain_within(request, policy),
+        None => router.explain(request),
+    };
+    if explain {
+        let all = requests.iter().map(explained);
+        return all
+            .map(|answer| answer.map(RouteAnswer::explained))
+            .collect();
+    }
+    let decisions = match policy {
+        Some(policy) => router.route_batch_within(requests, policy),
+        None => router.route_batch(requests),
+    };
+    let decisions = decisions.into_iter();
+    decisions
+        .map(|answer| answer.map(RouteAnswer::plain))
+        .collect()
 }
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
     let router = args.router.open(args.device.options())?;
     let policy = args.policy.compile(&router)?;
-    let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
+    let mut answers = AnswerWriter::new(args.sink()?, args.form());
     let mut progress = source.total().map(|total| Progress::new("routing", total));
     let mut failed = 0usize;
     let mut count = 0usize;
@@ -142,11 +170,8 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
             .iter()
             .filter_map(|r| r.as_ref().ok().cloned())
             .collect();
-        let decisions = match &policy {
-            Some(policy) => router.route_batch_within(&good, policy),
-            None => router.route_batch(&good),
-        };
-        let mut decisions = decisions.into_iter();
+        let answered = answered(&router, policy.as_ref(), &good, args.explain);
+        let mut decisions = answered.into_iter();
         for request in requests {
             count += 1;
             let (id, prompt, answer) = match request {

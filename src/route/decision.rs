@@ -8,7 +8,9 @@ use crate::generation::GenerationId;
 use crate::hub::ModelId;
 use crate::memory::Parts;
 use crate::options::Precision;
+use crate::route::abstain::Abstention;
 use crate::route::chat::ChatRecord;
+use crate::route::confidence::Confidence;
 use crate::route::policy::PolicyRecord;
 
 /// Version of the JSON form of a [`Decision`].
@@ -45,6 +47,13 @@ pub struct Decision {
     /// Which models could answer, if the request came with a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRecord>,
+    /// How sure the answer is, if that was measured for the generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<Confidence>,
+    /// Why the answer is not to be acted on, if a policy or a deadline says so. `ranked` is what
+    /// would have been answered, or the answer of a fallback that `policy` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abstained: Option<Abstention>,
     /// Why another device or generation answered than the one asked for, if one did.
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.

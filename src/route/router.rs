@@ -1,6 +1,8 @@
 //! The router: it opens a generation, routes prompts, installs another generation or rolls back.
 #![expect(clippy::disallowed_types, reason = "times of a request, for Timing")]
 
+mod abstaining;
+mod explain;
 #[cfg(test)]
 mod tests;
 
@@ -16,14 +18,14 @@ use crate::device::cpu::Cpu;
 use crate::encoder::{Encoder, for_each_good};
 use crate::error::{Error, Result, caught, error};
 use crate::files::short;
-use crate::generation::precision;
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
+use crate::generation::{confidence, precision};
 use crate::hub::Hub;
 use crate::num::to_f32;
 use crate::options::{Options, Precision};
 use crate::route::policy::{Admitted, CompiledPolicy};
 use crate::route::{
-    Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
+    Confidence, Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
 };
 use crate::serve::gate::Choice;
 use crate::serve::index::Ranking;
@@ -168,14 +170,22 @@ impl<'s> GenerationSource<'s> {
             Serving::with_kernel(id, contents, encoder, passed_over.clone(), kernel)
         };
         let serving = open(choice.kernel)?;
-        match &choice.vector_sha256 {
+        let serving = match &choice.vector_sha256 {
             Some(want) if serving.vector_sha256()? != *want => {
                 let reason = "this machine computes other bits in int8 than those recorded";
                 log::warn!("int8 is not taken: {reason}");
-                Ok(open(None)?.because(reason))
+                open(None)?.because(reason)
             }
-            _ => Ok(serving.because(choice.reason)),
-        }
+            _ => serving.because(choice.reason),
+        };
+        Ok(match confidence::read(&folder, &id, encoder.revision()) {
+            Ok(Some(calibration)) => serving.calibrated(calibration),
+            Ok(None) => serving,
+            Err(error) => {
+                log::warn!("decisions have no confidence: {error}");
+                serving
+            }
+        })
     }
 }
 
@@ -340,11 +350,7 @@ impl Router {
         let compiled = compiled.transpose()?;
         let policy = compiled.as_deref();
         let serving = policy.map_or(serving, |policy| &policy.serving);
-        let cut = |request: &Request| match request.chat {
-            Some(_) => Cut::Middle,
-            None => Cut::Right,
-        };
-        let prompts = requests.iter().map(|r| (r.prompt.as_str(), cut(r)));
+        let prompts = requests.iter().map(|r| (r.prompt.as_str(), cut_of(r)));
         let tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
         let tokenize = microseconds(began);
         let nobody = (serving.index.eligible() == 0)
@@ -355,7 +361,7 @@ impl Router {
                 return Err(error.clone());
             }
             let needs = request.chat.as_ref().map(|chat| &chat.needs);
-            let admitted = policy.map(|policy| policy.admit(needs)).transpose()?;
+            let admitted = policy.map(|policy| policy.admit(needs, 0)).transpose()?;
             Ok(PromptToRank { tokens, admitted })
         });
         // One more than wanted, for the margin.
@@ -380,7 +386,7 @@ impl Router {
                 batch: answer.batch,
             };
             let within = policy.zip(ask.admitted.as_ref());
-            let ranking = answer.ranking;
+            let ranking = &answer.ranking;
             Ok(decide(
                 serving,
                 request,
@@ -390,7 +396,11 @@ impl Router {
                 timing,
             ))
         });
-        Ok(decided.collect())
+        let mut decided: Vec<Result<Decision>> = decided.collect();
+        if let Some(policy) = policy {
+            abstaining::abstain(serving, policy, requests, k, began, &mut decided);
+        }
+        Ok(decided)
     }
 
     /// Reopens `failed`'s generation on the CPU and serves it, unless another call has already.
@@ -505,13 +515,6 @@ impl Router {
         self.serving.load().encoder.max_tokens()
     }
 
-    /// How much each part of a score counts, where the served generation has a memory.
-    #[cfg(feature = "cli")]
-    pub(crate) fn strengths(&self) -> Option<crate::memory::Strengths> {
-        let serving = self.serving.load();
-        serving.index.recall().map(|recall| recall.strengths)
-    }
-
     /// The store that the router was opened on.
     pub fn store(&self) -> &Store {
         &self.store
@@ -525,6 +528,13 @@ impl fmt::Debug for Router {
             .field("generation", &self.generation())
             .field("device", &self.device_name())
             .finish_non_exhaustive()
+    }
+}
+
+fn cut_of(request: &Request) -> Cut {
+    match request.chat {
+        Some(_) => Cut::Middle,
+        None => Cut::Right,
     }
 }
 
@@ -575,7 +585,7 @@ fn decide(
     serving: &Serving,
     request: &Request,
     tokens: &Tokens,
-    ranking: Ranking,
+    ranking: &Ranking,
     within: Option<(&CompiledPolicy, &Admitted)>,
     timing: Timing,
 ) -> Decision {
@@ -584,13 +594,14 @@ fn decide(
         domains,
         total,
         parts,
+        ..
     } = ranking;
     let own = within.and_then(|(policy, admitted)| policy.index(admitted.level));
     let index = own.unwrap_or(&serving.index);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
     // Rounding may leave a little more than 1.
-    let probability = |score: f32| (f64::from(score) - total).exp().min(1.0) as f32;
-    let weighed = within.and_then(|(policy, admitted)| policy.weigh(&best, admitted));
+    let probability = |score: f32| (f64::from(score) - *total).exp().min(1.0) as f32;
+    let weighed = within.and_then(|(policy, admitted)| policy.weigh(best, admitted));
     let order: Vec<(usize, Option<f64>)> = match &weighed {
         Some(weighed) => weighed.iter().map(|w| (w.place, w.utility)).collect(),
         None => (0..best.len()).map(|place| (place, None)).collect(),
@@ -601,11 +612,11 @@ fn decide(
         _ => None,
     };
     let ranked = order
-        .into_iter()
+        .iter()
         .take(request.top)
         .filter_map(|(place, utility)| {
-            let (id, score) = best[place];
-            let parts = parts.get(place).copied();
+            let (id, score) = best[*place];
+            let parts = parts.get(*place).copied();
             let deployments = within.map(|(policy, admitted)| policy.deployments(id, admitted));
             let id = crate::hub::ModelId(id);
             let model = serving.hub.get(id)?;
@@ -619,14 +630,17 @@ fn decide(
                 domain: Arc::clone(&model.domain),
                 family: model.family.clone(),
                 deployments: deployments.unwrap_or_default(),
-                utility,
+                utility: *utility,
             })
         })
         .collect();
+    let answer = order.first().map(|(place, _)| best[*place]);
+    let confidence = answer.zip(serving.confidences.as_ref());
+    let confidence = confidence.map(|(answer, sure)| Confidence::new(sure, index, ranking, answer));
     let record = within.map(|(policy, admitted)| {
         let mut record = policy.record(admitted);
         let weighed = weighed.as_deref();
-        record.pareto = weighed.map_or_else(Vec::new, |weighed| policy.front(weighed, &best));
+        record.pareto = weighed.map_or_else(Vec::new, |weighed| policy.front(weighed, best));
         record
     });
     let mut domains: Vec<DomainScore> = index
@@ -634,7 +648,7 @@ fn decide(
         .iter()
         .zip(domains)
         .filter_map(|(domain, score)| {
-            let score = score?;
+            let score = (*score)?;
             Some(DomainScore {
                 domain: Arc::clone(domain),
                 score,
@@ -655,6 +669,8 @@ fn decide(
         unknown: encoder.unknown_share(tokens),
         chat: request.chat.clone(),
         policy: record,
+        confidence,
+        abstained: None,
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
         precision: serving.precision(),

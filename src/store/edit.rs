@@ -134,13 +134,13 @@ impl Edit {
             bail!(InvalidRequest, "{}: nothing was changed", self.parent);
         }
         let made_by = self.made_by.join("; ");
-        let agreement = match self.only_names {
-            true => self.store.agreement(&self.parent),
-            false => Ok(None),
-        };
-        // Where the record is damaged, the child has none.
-        let (mut edit, agreement) = (self, agreement.ok().flatten());
-        edit.contents.agreement = agreement;
+        let mut edit = self;
+        if edit.only_names {
+            // Where a record is damaged, the child has none.
+            let (store, parent) = (&edit.store, &edit.parent);
+            edit.contents.agreement = store.agreement(parent).ok().flatten();
+            edit.contents.calibration = store.calibration(parent).ok().flatten();
+        }
         edit.commit_as(made_by)
     }
 

@@ -53,6 +53,7 @@ impl Base {
         if retired(&self.hub) != retired(&now.hub) {
             // It was measured with those models.
             child.agreement = None;
+            child.calibration = None;
         }
         Some(child)
     }

@@ -26,9 +26,9 @@ use crate::learn::data::rows::PromptRow;
 use crate::learn::kept::replay::Replay;
 use crate::learn::method::domains::DomainGroups;
 use crate::learn::method::schedule::Schedule;
-use crate::learn::precision;
 use crate::learn::report::Report;
 use crate::learn::settings::Settings;
+use crate::learn::{confidence, precision};
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::store::Store;
@@ -148,6 +148,10 @@ impl Update<'_> {
             let rows = self.old.iter().chain(&self.new);
             let id = &self.config.parent;
             child.agreement = precision::of_child(id, &child, &self.encoder, rows);
+            let seen = kept.seen.old.iter().chain(&kept.seen.new);
+            let rows = self.old.iter().chain(&self.new);
+            let encoder = &self.encoder;
+            child.calibration = confidence::of_child(id, &child, encoder, rows, seen);
         }
         Ok((child, report))
     }

@@ -1,0 +1,28 @@
+//! Why a decision is not to be acted on.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a router abstains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AbstainReason {
+    /// The domain is too uncertain.
+    LowConfidence,
+    /// The prompt is too far from those that the generation learned.
+    OutOfDistribution,
+    /// No model may answer.
+    NothingEligible,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// That a router abstains, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Abstention {
+    /// The reason.
+    pub reason: AbstainReason,
+    /// The numbers behind it, for people.
+    pub detail: String,
+}
