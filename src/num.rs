@@ -1,4 +1,4 @@
-//! Conversions between number types, and a mixer of bits.
+//! Conversions between number types, products of vectors, and a mixer of bits.
 
 /// `n` as a `u32`: for sizes that were checked where they came in.
 ///
@@ -15,6 +15,23 @@ pub(crate) fn to_u32(n: usize) -> u32 {
 #[expect(clippy::cast_possible_truncation, reason = "rounding is the purpose")]
 pub(crate) fn to_f32(x: f64) -> f32 {
     x as f32
+}
+
+/// The product of two vectors, summed in f64 in eight strands: the order of additions depends only
+/// on the length.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut strands = [0.0; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for (strand, (a, b)) in strands.iter_mut().zip(a.iter().zip(b)) {
+            *strand += f64::from(*a) * f64::from(*b);
+        }
+    }
+    strands.iter().sum()
+}
+
+/// The cosine of two vectors; NaN if one has no direction.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 /// The finisher of splitmix64 (Steele et al., 2014).

@@ -41,7 +41,10 @@ fn compiled(router: &Router, policy: &str) -> PolicyHandle {
 }
 
 fn reason(decision: &Decision) -> Option<AbstainReason> {
-    decision.abstained.as_ref().map(|abstained| abstained.reason)
+    decision
+        .abstained
+        .as_ref()
+        .map(|abstained| abstained.reason)
 }
 
 /// A copy of the bundled store, with its encoder beside it.
@@ -161,14 +164,21 @@ fn thresholds_withhold_answers_and_show_the_ranking() {
     let request = Request::new(OWN[0]).top(3);
     let plain = router.route(&request).unwrap();
     let sure = plain.confidence.unwrap();
-    let within = |policy: &str| router.route_within(&request, &compiled(&router, policy)).unwrap();
+    let within = |policy: &str| {
+        router
+            .route_within(&request, &compiled(&router, policy))
+            .unwrap()
+    };
     let below = f64::from(sure.domain) - 0.01;
     let answered = within(&format!(r#"{{"abstain": {{"min_confidence": {below}}}}}"#));
     assert_eq!((reason(&answered), answered.confidence), (None, Some(sure)));
     let above = f64::from(sure.domain) + 0.01;
     let withheld = within(&format!(r#"{{"abstain": {{"min_confidence": {above}}}}}"#));
     assert_eq!(reason(&withheld), Some(AbstainReason::LowConfidence));
-    assert_eq!((&withheld.ranked, withheld.margin), (&plain.ranked, plain.margin));
+    assert_eq!(
+        (&withheld.ranked, withheld.margin),
+        (&plain.ranked, plain.margin)
+    );
     let far = f64::from(sure.out_of_distribution);
     let out = within(&format!(r#"{{"abstain": {{"max_ood": {}}}}}"#, far - 0.01));
     assert_eq!(reason(&out), Some(AbstainReason::OutOfDistribution));
@@ -184,8 +194,18 @@ fn thresholds_withhold_answers_and_show_the_ranking() {
     }
     let json = serde_json::to_value(&withheld).unwrap();
     assert_eq!(json["abstained"]["reason"], "low_confidence");
-    assert!(json["abstained"]["detail"].as_str().unwrap().contains("at least"));
-    assert!(serde_json::to_value(&plain).unwrap().get("abstained").is_none());
+    assert!(
+        json["abstained"]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("at least")
+    );
+    assert!(
+        serde_json::to_value(&plain)
+            .unwrap()
+            .get("abstained")
+            .is_none()
+    );
 }
 
 #[test]
@@ -210,14 +230,20 @@ fn a_fallback_answers_for_a_withheld_decision() {
     assert_eq!(&*noise.ranked[0].model, "gpt2");
     assert_eq!(noise.ranked.len(), 1);
     // How sure the withheld answer was.
-    assert_eq!(noise.confidence, router.route(&requests[1]).unwrap().confidence);
+    assert_eq!(
+        noise.confidence,
+        router.route(&requests[1]).unwrap().confidence
+    );
     // Where nothing meets the constraint, the fallback's answer is final.
     let policy = compiled(
         &router,
         r#"{"where": "price <= 1", "abstain": {"min_confidence": 1}, "fallbacks": ["name = gpt2"]}"#,
     );
     let decision = router.route_within(&requests[0], &policy).unwrap();
-    assert_eq!((reason(&decision), &*decision.ranked[0].model), (None, "gpt2"));
+    assert_eq!(
+        (reason(&decision), &*decision.ranked[0].model),
+        (None, "gpt2")
+    );
 }
 
 #[test]
@@ -264,19 +290,30 @@ fn without_a_good_record_there_is_no_confidence() {
     let (path, id) = bundled_copy(&folder);
     let record = path.join(id.as_str()).join("confidence.json");
     let text = std::fs::read_to_string(&record).unwrap();
-    std::fs::write(&record, text.replacen("\"prompts\": 512", "\"prompts\": 513", 1)).unwrap();
+    std::fs::write(
+        &record,
+        text.replacen("\"prompts\": 512", "\"prompts\": 513", 1),
+    )
+    .unwrap();
     let store = Store::open(&path).unwrap();
     assert!(store.calibration(&id).is_err());
-    let decision = Router::open(&path, cpu(1)).unwrap().route(&request).unwrap();
+    let decision = Router::open(&path, cpu(1))
+        .unwrap()
+        .route(&request)
+        .unwrap();
     assert_eq!(decision.confidence, None);
     std::fs::write(&record, &text).unwrap();
     let good = store.calibration(&id).unwrap();
-    assert!(good.is_some());
-    // Names alone change nothing that was measured; a retired model does.
-    let renamed = store.rename("gpt2", "gpt-2").unwrap();
-    assert_eq!(store.calibration(&renamed).unwrap(), good);
+    // Children with the same vectors inherit it, with the generation that was measured.
+    store.rename("gpt2", "gpt-2").unwrap();
     let retired = store.retire("gpt-2").unwrap();
-    assert_eq!(store.calibration(&retired).unwrap(), None);
+    let inherited = store.calibration(&retired).unwrap().unwrap();
+    assert_eq!(inherited.measured_on, Some(id));
+    let good = good.unwrap();
+    assert_eq!(
+        (inherited.curve, inherited.domain),
+        (good.curve, good.domain)
+    );
 }
 
 #[test]
@@ -291,20 +328,33 @@ fn explanations_name_what_is_behind_a_decision() {
     assert_eq!(Some(second.gap), two.margin);
     let parts = second.parts.unwrap();
     assert!((parts.learned + parts.memory + parts.words - second.gap).abs() < 1e-4);
-    assert_eq!((explained.near_models.len(), explained.near_domains.len()), (5, 5));
-    assert!(explained.near_models.is_sorted_by(|a, b| a.distance <= b.distance));
+    assert_eq!(
+        (explained.near_models.len(), explained.near_domains.len()),
+        (5, 5)
+    );
+    assert!(
+        explained
+            .near_models
+            .is_sorted_by(|a, b| a.distance <= b.distance)
+    );
     assert!(explained.near_domains[0].domain.starts_with("Audio"));
     assert!(explained.near_domains.iter().all(|near| near.prompts > 0));
     assert!(explained.excluded.is_empty() && explained.strengths.is_some());
     let introduced = explained.introduced.as_ref().unwrap();
     assert_eq!((introduced.update, introduced.certain), (Some(1), false));
     assert_eq!(introduced.generation, router.generation());
-    let policy = compiled(&router, r#"{"where": "domain has audio", "deny": ["gpt2"]}"#);
+    let policy = compiled(
+        &router,
+        r#"{"where": "domain has audio", "deny": ["gpt2"]}"#,
+    );
     let within = router.explain_within(&request, &policy).unwrap();
     let excluded: Vec<&str> = within.excluded.iter().map(|part| &*part.by).collect();
     assert_eq!(excluded, ["deny gpt2", "domain has audio"]);
     let json = serde_json::to_value(&explained).unwrap();
-    assert_eq!(json["ranked"][0]["model"], json!(explained.decision.ranked[0].model));
+    assert_eq!(
+        json["ranked"][0]["model"],
+        json!(explained.decision.ranked[0].model)
+    );
     let back: hubrouter::Explanation = serde_json::from_value(json).unwrap();
     assert_eq!(back, explained);
 }
@@ -323,7 +373,10 @@ fn a_model_is_traced_to_the_change_that_brought_it() {
     let owls = Request::new("Tells which owl hoots in a recording of a forest at night.");
     let introduced = |request: &Request| {
         let explained = router.explain(request).unwrap();
-        (explained.decision.ranked[0].model.to_string(), explained.introduced.unwrap())
+        (
+            explained.decision.ranked[0].model.to_string(),
+            explained.introduced.unwrap(),
+        )
     };
     let (model, owl) = introduced(&owls);
     assert_eq!((model.as_str(), &owl.generation), ("acme/owls", &second));

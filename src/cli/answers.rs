@@ -235,8 +235,8 @@ fn explain(explanation: &Explanation) -> Result<()> {
     chat.try_for_each(|line| output::hanging(line, EXPLAINED_AT))
 }
 
-/// The runner-up, how sure the decision is, what is near, what was excluded, and the generation that
-/// brought the best model.
+/// The runner-up, how sure the decision is, what is near, what was excluded, and the generation
+/// that brought the best model.
 fn behind_lines(explanation: &Explanation) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(second) = &explanation.runner_up {

@@ -36,6 +36,7 @@ mod tests {
     use crate::device::Plan;
     use crate::encoder::{ImportOptions, import_encoder, sizes};
     use crate::model::activations::{Activations, Layers};
+    use crate::num::cosine;
     use crate::options::Options;
     use crate::text::tokenizer::Tokens;
 
@@ -63,6 +64,16 @@ mod tests {
 
     /// Of each prompt its pooled vector, and its unit vectors of the first and the last layer.
     fn encode(encoder: &Encoder, kernel: ByteKernel, prompts: &[Tokens]) -> Vec<Vec<f32>> {
+        encode_in(None, encoder, kernel, prompts)
+    }
+
+    /// As one chunk of `parts` parts, if that is `Some`.
+    fn encode_in(
+        parts: Option<usize>,
+        encoder: &Encoder,
+        kernel: ByteKernel,
+        prompts: &[Tokens],
+    ) -> Vec<Vec<f32>> {
         let network = encoder.int8(kernel, None).unwrap();
         let (device, config) = (encoder.device(), encoder.config());
         let batch = encoder.pack(prompts);
@@ -72,7 +83,7 @@ mod tests {
         let mut plan = Plan::new(device, a, 0, 0).unwrap();
         let run = device.run(&mut plan, |pass, a| {
             a.upload(pass, &batch);
-            network.encode(encoder.ops(), pass, encoder.words(), a);
+            network.encode_in(parts, encoder.ops(), pass, encoder.words(), a);
             let units = a.layers.as_ref().map(|layers| pass.read(&layers.units));
             (pass.read(&a.pooled), units.unwrap())
         });
@@ -82,14 +93,6 @@ mod tests {
         let both = pooled.chunks_exact(width).zip(units);
         both.map(|(pooled, units)| [pooled, units].concat())
             .collect()
-    }
-
-    fn cosine(a: &[f32], b: &[f32]) -> f64 {
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
-            products.sum()
-        };
-        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
     }
 
     /// Every kernel and number of threads, alone and in company: the same bits; and near to f32.
@@ -115,6 +118,13 @@ mod tests {
         }
         for (prompt, want) in prompts.chunks_exact(1).zip(&want).take(TEXTS.len()) {
             assert!(encode(&encoders[1], fastest, prompt)[0] == *want, "alone");
+        }
+        let most = encoders[1].int8(fastest, None).unwrap().most_parts();
+        for parts in 1..=most {
+            for count in [1, 2, 7] {
+                let got = encode_in(Some(parts), &encoders[1], fastest, &prompts[..count]);
+                assert!(got == want[..count], "{count} prompts in {parts} parts");
+            }
         }
         for (vector, got) in encoders[0].embed(&texts).into_iter().zip(&want) {
             let vector = vector.unwrap();

@@ -1,5 +1,5 @@
-//! `confidence.json` of a generation: how often answers with a given probability were right, and how
-//! far its held-out prompts are from those that it learned.
+//! `confidence.json` of a generation: how often answers with a given probability were right, and
+//! how far its held-out prompts are from those that it learned.
 //!
 //! The file stands beside the manifest and is no part of it, so a generation's id does not depend
 //! on it, and a generation of an earlier version can get one.
@@ -68,6 +68,9 @@ pub struct Calibration {
     /// The same of both together: -ln of the shares of prompts that are as far in one and in the
     /// other.
     pub strangeness: Vec<f64>,
+    /// The ancestor that was measured, if it is another generation with the same vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_on: Option<GenerationId>,
 }
 
 /// The map from a softmax probability p to the probability of being right: the logistic function of
@@ -115,8 +118,8 @@ fn log_odds(p: f64) -> f64 {
     (p / (1.0 - p)).ln()
 }
 
-/// Slope and offset that make `rows`, log odds and whether right, most likely; with Platt's targets,
-/// a step away from 0 and 1, so that few rows do not make it sure (J. Platt, "Probabilistic outputs
+/// Slope and offset that make `rows`, log odds and whether right, most likely; with Platt's
+/// targets, a step away from 0 and 1, so that few rows do not make it sure (J. Platt, "Probabilistic outputs
 /// for support vector machines", 1999). By Newton's method with halved steps (Lin, Lin and Weng,
 /// 2007). A slope below 0 becomes 0: a higher probability is never worse.
 fn fitted(rows: &[(f64, bool)]) -> (f64, f64) {
@@ -348,6 +351,7 @@ impl Calibration {
             distances: quantiles(rows.iter().map(|row| row.distance)),
             unknown_words: quantiles(rows.iter().map(|row| row.unknown_words)),
             strangeness: Vec::new(),
+            measured_on: None,
         };
         let strange = rows.iter().map(|row| {
             let shares = calibration.shares_below(row.distance, row.unknown_words);
@@ -355,6 +359,12 @@ impl Calibration {
         });
         calibration.strangeness = quantiles(strange.collect::<Vec<_>>().into_iter());
         Ok(calibration)
+    }
+
+    /// As a child's, whose vectors are those of `parent`.
+    pub(crate) fn inherited(mut self, parent: &GenerationId) -> Self {
+        self.measured_on.get_or_insert_with(|| parent.clone());
+        self
     }
 
     /// The shares of the measured prompts that are nearer by distance, and by words.
@@ -365,8 +375,8 @@ impl Calibration {
         ]
     }
 
-    /// Fisher's sum of -ln of the shares that are as far or farther (R. Fisher, "Statistical methods
-    /// for research workers", 1932): large if either is small.
+    /// Fisher's sum of -ln of the shares that are as far or farther (R. Fisher, "Statistical
+    /// methods for research workers", 1932): large if either is small.
     fn strangeness(&self, below: [f64; 2]) -> f64 {
         let least = 0.5 / (self.prompts as f64 + 1.0);
         below

@@ -49,6 +49,9 @@ pub struct Agreement {
     /// SHA-256 of the vector of a fixed prompt in int8, little-endian f32: a machine must compute
     /// the same bits to use this.
     pub vector_sha256: String,
+    /// The ancestor that was measured, if it is another generation with the same vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_on: Option<GenerationId>,
 }
 
 impl Agreement {
@@ -89,6 +92,12 @@ impl Agreement {
                 self.worst_cosine
             )
         })
+    }
+
+    /// As a child's, whose vectors are those of `parent`.
+    pub(crate) fn inherited(mut self, parent: &GenerationId) -> Self {
+        self.measured_on.get_or_insert_with(|| parent.clone());
+        self
     }
 
     /// Errors: figures that no measurement has.
@@ -188,6 +197,7 @@ mod tests {
             domain_hits: [prompts / 2; 2],
             worst_cosine: 0.996,
             vector_sha256: "0".repeat(64),
+            measured_on: None,
         }
     }
 

@@ -60,8 +60,8 @@ pub fn measure_confidence(
         let Some(examples) = examples else {
             bail!(
                 InvalidRequest,
-                "{id}: expected at least {} held-out prompts to measure confidence on, found {kept}; \
-                 give examples (--examples FILE)",
+                "{id}: expected at least {} held-out prompts to measure confidence on, found \
+                 {kept}; give examples (--examples FILE)",
                 Calibration::FEWEST
             );
         };

@@ -106,8 +106,8 @@ impl Recall {
         .collect()
     }
 
-    /// The mean key of each domain's models, weighted by their prompts and a half, [N, R]: where the
-    /// domain's prompts are in the memory's space.
+    /// The mean key of each domain's models, weighted by their prompts and a half, [N, R]: where
+    /// the domain's prompts are in the memory's space.
     #[expect(clippy::cast_possible_truncation, reason = "distances are of f32")]
     pub(crate) fn centroids(&self) -> Vec<f32> {
         let mut sums = vec![0.0; self.words.domains() * self.rank];

@@ -1,18 +1,16 @@
 //! The forward pass of a BERT-family encoder with maps of bytes, for serving on the CPU.
 //!
 //! Whole prompts go through all layers in chunks of at most [`CHUNK`] tokens, each on one thread:
-//! the output of a layer stays in that core's cache, and no thread waits for another. Attention,
-//! norms, GELU and sums of residuals are f32.
+//! the output of a layer stays in that core's cache, and no thread waits for another. A few short
+//! prompts, or a single one, are a chunk that all threads share. Attention, norms, GELU and sums of
+//! residuals are f32.
 
-use std::cell::Cell;
+mod chunk;
 
 use crate::device::Pass;
 use crate::device::cpu::Cpu;
-use crate::device::cpu::int8::attention::{self, Shape, attend};
-use crate::device::cpu::int8::wide::{Block, Wide};
-use crate::device::cpu::int8::{
-    Arena, ByteKernel, GROUP, Job, Linear, PANEL, Rows, blocks, multiply, sixteens,
-};
+use crate::device::cpu::int8::wide::Block;
+use crate::device::cpu::int8::{Arena, ByteKernel, Linear, PANEL, blocks, sixteens};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::activations::{Activations, Layers};
@@ -22,6 +20,7 @@ use crate::ops::Ops;
 use crate::ops::embed::WordRows;
 use crate::ops::pool::Pooling;
 use crate::weights::{View, Weights};
+use chunk::Chunk;
 
 /// Most tokens of a chunk of several prompts. Weights are read for each chunk, and its activations
 /// have to stay in the cache: 128 to 192 tokens were fastest.
@@ -89,25 +88,6 @@ struct Out<'o> {
     pooled: &'o mut [f32],
     /// Layers, and the means over tokens of their outputs: [B, layers, H].
     means: (&'o [usize], &'o mut [f32]),
-}
-
-/// What is kept of a chunk between steps; room grows and stays.
-#[derive(Default)]
-struct ChunkRoom {
-    x: Vec<Block>,
-    /// Inputs of a map of H or of a layer's attention.
-    a: Rows,
-    /// Inputs of the feed-forward part's second map.
-    wide: Rows,
-    head: Vec<Block>,
-    context: Vec<Block>,
-    /// A group of the feed-forward part, of one tile.
-    group: Vec<Block>,
-    attention: attention::HeadRoom,
-}
-
-thread_local! {
-    static ROOM: Cell<ChunkRoom> = Cell::default();
 }
 
 /// Writes the row of a token.
@@ -201,6 +181,18 @@ impl Int8 {
         words: &WordRows,
         a: &mut Activations,
     ) {
+        self.encode_in(None, ops, pass, words, a);
+    }
+
+    /// As [`Int8::encode`], all prompts as one chunk of `parts` parts if that is `Some`.
+    pub(crate) fn encode_in(
+        &self,
+        parts: Option<usize>,
+        ops: &Ops,
+        pass: &mut Pass<'_>,
+        words: &WordRows,
+        a: &mut Activations,
+    ) {
         let (Pass::Cpu(cpu), WordRows::Cpu(table)) = (&mut *pass, words) else {
             unreachable!("int8: a network of bytes is the CPU's");
         };
@@ -218,7 +210,10 @@ impl Int8 {
                 .map_or_else(Default::default, Layers::means_mut),
         };
         let read = |id: u32, row: &mut [f32]| view.read_row(id as usize, row);
-        self.forward(cpu.cpu, &read, batch, out);
+        match parts {
+            Some(parts) => self.chunk(cpu.cpu, &read, batch, out, parts),
+            None => self.forward(cpu.cpu, &read, batch, out),
+        }
         if let Some(layers) = &mut a.layers {
             layers.finish(ops, pass);
         }
@@ -226,11 +221,17 @@ impl Int8 {
 
     /// Encodes `batch`; to be called inside [`Cpu::run`].
     fn forward(&self, cpu: &Cpu, words: &WordReader<'_>, batch: Batch<'_>, out: Out<'_>) {
-        let tokens = batch.tokens();
-        let chunks = tokens.div_ceil(CHUNK);
+        let (tokens, prompts) = (batch.tokens(), batch.offsets.len() - 1);
+        let threads = cpu.lockstep_threads();
+        // Threads that have prompts of their own.
+        let apart = cpu.threads().min(tokens / WORTH).min(prompts).max(1);
+        if apart == 1 && threads > 1 {
+            let parts = threads.min(self.most_parts());
+            return self.chunk(cpu, words, batch, out, parts);
+        }
         // As much for one thread as for another, as long as there is enough.
-        let threads = cpu.threads().min(tokens / WORTH).max(1);
-        self.split(cpu, words, batch, out, chunks.next_multiple_of(threads));
+        let chunks = tokens.div_ceil(CHUNK).next_multiple_of(apart);
+        self.split(cpu, words, batch, out, chunks);
     }
 
     /// Encodes `batch` in about `chunks` chunks, side by side.
@@ -244,7 +245,7 @@ impl Int8 {
     ) {
         let prompts = batch.offsets.len() - 1;
         if chunks < 2 || prompts < 2 {
-            return self.chunk(words, batch, out);
+            return self.chunk(cpu, words, batch, out, 1);
         }
         let before = chunks / 2;
         let first = batch.offsets[0] as usize;
@@ -263,17 +264,22 @@ impl Int8 {
         );
     }
 
-    /// Encodes `batch` on this thread.
-    fn chunk(&self, words: &WordReader<'_>, batch: Batch<'_>, out: Out<'_>) {
-        let mut room = ROOM.take();
-        self.kernel.run(Chunk {
+    /// Encodes `batch` in `parts` parts, side by side.
+    fn chunk(
+        &self,
+        cpu: &Cpu,
+        words: &WordReader<'_>,
+        batch: Batch<'_>,
+        out: Out<'_>,
+        parts: usize,
+    ) {
+        let chunk = Chunk {
             model: self,
             words,
             batch,
             out,
-            room: &mut room,
-        });
-        ROOM.set(room);
+        };
+        chunk.run(cpu, parts);
     }
 }
 
@@ -416,276 +422,4 @@ fn pack_heads(
 fn all_finite(row: &[f32]) -> bool {
     let size = |value: &f32| value.to_bits() & !(1 << 31);
     row.iter().map(size).fold(0, u32::max) < f32::INFINITY.to_bits()
-}
-
-/// One chunk of a batch.
-struct Chunk<'c> {
-    model: &'c Int8,
-    words: &'c WordReader<'c>,
-    batch: Batch<'c>,
-    out: Out<'c>,
-    room: &'c mut ChunkRoom,
-}
-
-impl Job for Chunk<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<W: Wide>(mut self, w: W) {
-        let model = self.model;
-        let Dims {
-            elements,
-            hidden,
-            heads,
-            head,
-            ..
-        } = model.shape;
-        let rows = self.batch.tokens();
-        let room = &mut *self.room;
-        room.x.resize(rows * hidden, [0.0; 16]);
-        room.head
-            .resize(rows * model.shape.head_panels * PANEL / 16, [0.0; 16]);
-        room.context.resize(rows * heads * head, [0.0; 16]);
-        let first = self.batch.offsets[0] as usize;
-        room.a.reset(rows, elements.div_ceil(64), W::TALL);
-        for (r, x) in room.x.chunks_exact_mut(hidden).enumerate() {
-            let (id, position) = (self.batch.ids[first + r], self.batch.positions[first + r]);
-            let place = &model.places[position as usize * hidden..][..hidden];
-            // Behind the last element zeros stay zeros; another network may have left something.
-            x[hidden - 1] = [0.0; 16];
-            (self.words)(id, &mut bytemuck::cast_slice_mut(x)[..elements]);
-            for (x, place) in x.iter_mut().zip(place) {
-                *x = w.store(w.add(w.load(x), w.load(place)));
-            }
-            model.norm(w, &model.embedding_norm, x);
-            for (group, values) in x.chunks(GROUP / 16).enumerate() {
-                room.a.put(w, r, group, values);
-            }
-        }
-        for (number, layer) in model.layers.iter().enumerate() {
-            model.layer(w, layer, self.batch.offsets, room);
-            let (which, means) = &mut self.out.means;
-            if let Some(place) = which.iter().position(|which| *which == number) {
-                let all = which.len() * elements;
-                let means = means
-                    .chunks_exact_mut(all)
-                    .map(|of| &mut of[place * elements..][..elements]);
-                model.pool(w, Pooling::Mean, self.batch.offsets, &room.x, means);
-            }
-        }
-        let pooled = self.out.pooled.chunks_exact_mut(elements);
-        model.pool(w, model.pooling, self.batch.offsets, &room.x, pooled);
-    }
-}
-
-impl Int8 {
-    /// `room.x` and `room.a`, its bytes, become the layer's output.
-    #[inline(always)]
-    fn layer<W: Wide>(&self, w: W, layer: &ByteLayer, offsets: &[u32], room: &mut ChunkRoom) {
-        self.attention(w, layer, offsets, room);
-        self.feed_forward(w, layer, room);
-    }
-
-    /// `room.x` and `room.a` after attention, its residual and its norm.
-    #[inline(always)]
-    fn attention<W: Wide>(&self, w: W, layer: &ByteLayer, offsets: &[u32], room: &mut ChunkRoom) {
-        let Dims {
-            hidden,
-            heads,
-            head,
-            head_panels,
-            ..
-        } = self.shape;
-        let lines = self.arena.lines();
-        let first = offsets[0] as usize;
-        let ChunkRoom {
-            x,
-            a,
-            head: of_head,
-            context,
-            attention,
-            ..
-        } = room;
-        let (rows, tiles) = (x.len() / hidden, 0..a.tiles());
-        let stride = head_panels * PANEL / 16;
-        for number in 0..heads {
-            let panels = number * head_panels..(number + 1) * head_panels;
-            let column = panels.start * PANEL;
-            multiply(
-                w,
-                a,
-                tiles.clone(),
-                (&layer.qkv, lines),
-                panels,
-                #[inline(always)]
-                |r, c, y| {
-                    of_head[r * stride + (c - column) / 16] = w.store(y);
-                },
-            );
-            for pair in offsets.windows(2) {
-                let (from, to) = (pair[0] as usize - first, pair[1] as usize - first);
-                let shape = Shape {
-                    stride,
-                    width: head,
-                    y_stride: heads * head,
-                };
-                let rows = &of_head[from * stride..to * stride];
-                let y = &mut context[from * heads * head + number * head..];
-                attend(w, rows, shape, attention, y);
-            }
-        }
-        let per_group = GROUP / 16;
-        a.reset(rows, layer.attention_output.blocks(), W::TALL);
-        for (r, context) in context.chunks_exact(heads * head).enumerate() {
-            for (group, values) in context.chunks(per_group).enumerate() {
-                a.put(w, r, group, values);
-            }
-        }
-        let map = (&layer.attention_output, lines);
-        multiply(
-            w,
-            a,
-            tiles,
-            map,
-            0..map.0.panels(),
-            #[inline(always)]
-            |r, c, y| {
-                add(w, &mut x[r * hidden..][..hidden], c, y);
-            },
-        );
-        self.norm_rows(w, &layer.attention_norm, x, a);
-    }
-
-    /// `room.x` and `room.a` after the two maps behind attention, their residual and their norm.
-    #[inline(always)]
-    fn feed_forward<W: Wide>(&self, w: W, layer: &ByteLayer, room: &mut ChunkRoom) {
-        let (hidden, lines) = (self.shape.hidden, self.arena.lines());
-        let ChunkRoom {
-            x, a, wide, group, ..
-        } = room;
-        let (rows, tiles, per_group) = (x.len() / hidden, 0..a.tiles(), GROUP / 16);
-        wide.reset(rows, layer.output.blocks(), W::TALL);
-        let map = (&layer.intermediate, lines);
-        for number in 0..layer.output.groups() {
-            let each = GROUP / PANEL;
-            let panels = number * each..map.0.panels().min((number + 1) * each);
-            let column = panels.start * PANEL;
-            let width = panels.len() * PANEL / 16;
-            for tile in tiles.clone() {
-                let (first, count, _) = a.tile(tile);
-                group.resize(count.max(W::TALL) * per_group, [0.0; 16]);
-                multiply(
-                    w,
-                    a,
-                    tile..tile + 1,
-                    map,
-                    panels.clone(),
-                    #[inline(always)]
-                    |r, c, y| {
-                        group[(r - first) * per_group + (c - column) / 16] = w.store(w.gelu(y));
-                    },
-                );
-                for r in 0..count {
-                    wide.put(w, first + r, number, &group[r * per_group..][..width]);
-                }
-            }
-        }
-        let map = (&layer.output, lines);
-        multiply(
-            w,
-            wide,
-            tiles,
-            map,
-            0..map.0.panels(),
-            #[inline(always)]
-            |r, c, y| {
-                add(w, &mut x[r * hidden..][..hidden], c, y);
-            },
-        );
-        self.norm_rows(w, &layer.output_norm, x, a);
-    }
-
-    /// The norm of every row of `x`, and its bytes.
-    #[inline(always)]
-    fn norm_rows<W: Wide>(&self, w: W, norm: &ByteNorm, x: &mut [Block], a: &mut Rows) {
-        let hidden = self.shape.hidden;
-        a.reset(x.len() / hidden, self.shape.elements.div_ceil(64), W::TALL);
-        for (r, x) in x.chunks_exact_mut(hidden).enumerate() {
-            self.norm(w, norm, x);
-            for (group, values) in x.chunks(GROUP / 16).enumerate() {
-                a.put(w, r, group, values);
-            }
-        }
-    }
-
-    /// (x - mean) / sqrt(variance + eps) gamma + beta
-    #[inline(always)]
-    fn norm<W: Wide>(&self, w: W, norm: &ByteNorm, x: &mut [Block]) {
-        let n = self.shape.elements as f32;
-        let mut sums = [w.splat(0.0); 4];
-        for x in x.chunks(4) {
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = w.add(*sum, w.load(x));
-            }
-        }
-        let mean = w.splat(all(w, sums) / n);
-        let mut squares = [w.splat(0.0); 4];
-        let last = x.len() - 1;
-        for (i, x) in x.iter_mut().enumerate() {
-            let mut from_mean = w.sub(w.load(x), mean);
-            if i == last {
-                from_mean = w.mul(from_mean, w.load(&self.mask));
-            }
-            squares[i % 4] = w.mul_add(from_mean, from_mean, squares[i % 4]);
-            *x = w.store(from_mean);
-        }
-        let scale = w.splat(1.0 / (all(w, squares) / n + self.shape.eps).sqrt());
-        let factors = norm.gamma.iter().zip(&norm.beta);
-        for (x, (gamma, beta)) in x.iter_mut().zip(factors) {
-            let unit = w.mul(w.load(x), scale);
-            *x = w.store(w.mul_add(unit, w.load(gamma), w.load(beta)));
-        }
-    }
-
-    /// A row of each prompt's rows.
-    #[inline(always)]
-    fn pool<'y, W: Wide>(
-        &self,
-        w: W,
-        pooling: Pooling,
-        offsets: &[u32],
-        x: &[Block],
-        out: impl Iterator<Item = &'y mut [f32]>,
-    ) {
-        let hidden = self.shape.hidden;
-        let first = offsets[0] as usize;
-        for (pair, out) in offsets.windows(2).zip(out) {
-            let (from, to) = (pair[0] as usize - first, pair[1] as usize - first);
-            let rows = match pooling {
-                Pooling::Mean => &x[from * hidden..to * hidden],
-                Pooling::Cls => &x[from * hidden..(from + 1) * hidden],
-            };
-            let share = w.splat(1.0 / (rows.len() / hidden) as f32);
-            for (part, out) in out.chunks_mut(16).enumerate() {
-                let mut sum = w.splat(0.0);
-                for row in rows.chunks_exact(hidden) {
-                    sum = w.add(sum, w.load(&row[part]));
-                }
-                out.copy_from_slice(&w.store(w.mul(sum, share))[..out.len()]);
-            }
-        }
-    }
-}
-
-/// Adds a map's output from `column` on to a row, which may end before.
-#[inline(always)]
-fn add<W: Wide>(w: W, x: &mut [Block], column: usize, y: W::F) {
-    if let Some(x) = x.get_mut(column / 16) {
-        *x = w.store(w.add(w.load(x), y));
-    }
-}
-
-#[inline(always)]
-fn all<W: Wide>(w: W, [a, b, c, d]: [W::F; 4]) -> f32 {
-    w.total(w.add(w.add(a, b), w.add(c, d)))
 }

@@ -11,6 +11,7 @@ use crate::files;
 use crate::generation::precision::Agreement;
 use crate::generation::{Contents, GenerationId};
 use crate::hub::{Hub, ModelId, domain_key};
+use crate::num::cosine;
 use crate::options::Precision;
 use crate::serve::serving::{QUESTION, Serving};
 use crate::text::tokenizer::Tokens;
@@ -51,6 +52,7 @@ pub(crate) fn measure(
         domain_hits: [0; 2],
         worst_cosine: 1.0,
         vector_sha256: bytes.vector_sha256()?,
+        measured_on: None,
     };
     for questions in questions.chunks(BATCH) {
         let prompts: Vec<&Tokens> = questions.iter().map(|q| q.tokens).collect();
@@ -79,14 +81,6 @@ pub(crate) fn measure(
 fn domain_of(hub: &Hub, id: u32) -> String {
     hub.get(ModelId(id))
         .map_or_else(String::new, |model| domain_key(&model.domain))
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
-        products.sum()
-    };
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 impl Serving {
@@ -174,8 +168,13 @@ impl Choice {
             None => Self {
                 kernel: Some(kernel),
                 reason: format!(
-                    "the same domain as f32 for {} of {} prompts; by {kernel}",
-                    agreement.same_domain, agreement.prompts
+                    "the same domain as f32 for {} of {} prompts{}; by {kernel}",
+                    agreement.same_domain,
+                    agreement.prompts,
+                    match &agreement.measured_on {
+                        Some(ancestor) => format!(", measured on {ancestor}"),
+                        None => String::new(),
+                    }
                 ),
                 vector_sha256: Some(agreement.vector_sha256),
             },

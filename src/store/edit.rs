@@ -33,8 +33,6 @@ pub struct Edit {
     encoder: Option<Arc<Encoder>>,
     /// The changes so far, in words.
     made_by: Vec<String>,
-    /// Only names were changed so far, so that the child ranks as its parent does.
-    only_names: bool,
 }
 
 impl Store {
@@ -54,7 +52,6 @@ impl Store {
             contents,
             encoder: None,
             made_by: Vec::new(),
-            only_names: true,
         })
     }
 }
@@ -94,14 +91,12 @@ impl Edit {
     ) -> Result<()> {
         self.contents.grow(encoder, models, progress)?;
         self.encoder = Some(Arc::clone(encoder));
-        self.only_names = false;
         self.made_by.push(format!("hub add {}", shown(models)));
         Ok(())
     }
 
     /// Takes a model out of routing; its id and names stay taken.
     pub fn retire(&mut self, name: &str) -> Result<()> {
-        self.only_names = false;
         self.change_hub(format!("hub retire {name}"), |hub| hub.retire(name))
     }
 
@@ -134,21 +129,17 @@ impl Edit {
             bail!(InvalidRequest, "{}: nothing was changed", self.parent);
         }
         let made_by = self.made_by.join("; ");
-        let mut edit = self;
-        if edit.only_names {
-            // Where a record is damaged, the child has none.
-            let (store, parent) = (&edit.store, &edit.parent);
-            edit.contents.agreement = store.agreement(parent).ok().flatten();
-            edit.contents.calibration = store.calibration(parent).ok().flatten();
-        }
-        edit.commit_as(made_by)
+        self.commit_as(made_by)
     }
 
-    /// As [`Edit::commit`], of any change; `made_by`: the change in words.
-    pub(crate) fn commit_as(self, made_by: String) -> Result<GenerationId> {
+    /// As [`Edit::commit`], of any change that leaves prompts' vectors as they are; `made_by`: the
+    /// change in words.
+    pub(crate) fn commit_as(mut self, made_by: String) -> Result<GenerationId> {
         let Some(lock) = &self.lock else {
             bail!(InvalidRequest, "a dry run publishes nothing");
         };
+        self.contents.agreement = self.store.inherited_agreement(&self.parent);
+        self.contents.calibration = self.store.inherited_calibration(&self.parent);
         let child = self.contents.child(self.parent, made_by);
         self.store.publish(lock, &child, self.encoder.as_ref())
     }

@@ -349,6 +349,13 @@ impl Store {
         precision::read(&folder, id, &encoder)
     }
 
+    /// What a child of `parent` inherits whose vectors are those of `parent`; nothing where the
+    /// record is damaged.
+    pub(crate) fn inherited_agreement(&self, parent: &GenerationId) -> Option<Agreement> {
+        let agreement = self.agreement(parent).ok().flatten()?;
+        Some(agreement.inherited(parent))
+    }
+
     /// Records `agreement` of `id`.
     pub(crate) fn record(&self, id: &GenerationId, agreement: &Agreement) -> Result<()> {
         let _lock = self.lock()?;
@@ -366,6 +373,13 @@ impl Store {
         let folder = self.folder(id);
         let encoder = Manifest::read(&folder)?.encoder.sha256;
         confidence::read(&folder, id, &encoder)
+    }
+
+    /// What a child of `parent` inherits whose vectors are those of `parent`; nothing where the
+    /// record is damaged.
+    pub(crate) fn inherited_calibration(&self, parent: &GenerationId) -> Option<Calibration> {
+        let calibration = self.calibration(parent).ok().flatten()?;
+        Some(calibration.inherited(parent))
     }
 
     /// Records `calibration` of `id`.

@@ -12,6 +12,7 @@ use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::hub::cards::ModelCard;
 use crate::learn::Control;
+use crate::num::dot;
 use crate::ops::normalize::unit;
 
 /// Texts that are encoded together.
@@ -233,13 +234,6 @@ impl Method for Retrieval<'_> {
         let rank = |documents: Vec<f64>| owners.best(&owners.of_models(&documents));
         Ok(self.all_scores(prompts)?.into_iter().map(rank).collect())
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| f64::from(*a) * f64::from(*b))
-        .sum()
 }
 
 /// Both scores scaled to [0, 1] over the documents, then mixed. Equal sparse scores are ignored.

@@ -160,6 +160,11 @@ impl Cpu {
         }
     }
 
+    /// Threads that may wait for each other often: none of them would have to be woken.
+    pub(crate) fn lockstep_threads(&self) -> usize {
+        if self.roomy { self.reachable() } else { 1 }
+    }
+
     /// Both jobs, side by side where there are two threads.
     pub(crate) fn join<A: Send, B: Send>(
         &self,

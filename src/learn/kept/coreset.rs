@@ -5,6 +5,7 @@ use std::hash::Hash;
 
 use crate::learn::method::draws::{Draws, Stream};
 use crate::learn::settings::{ReplayStrategy, Settings};
+use crate::num::dot;
 
 /// A row to choose from.
 #[derive(Clone, Copy, Debug)]
@@ -180,17 +181,6 @@ impl<'i> Fps<'i> {
             *largest = largest.max(cosine);
         }
     }
-}
-
-/// Summed in f64, in eight strands: the order of additions depends only on the length.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut strands = [0.0; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        for (strand, (a, b)) in strands.iter_mut().zip(a.iter().zip(b)) {
-            *strand += f64::from(*a) * f64::from(*b);
-        }
-    }
-    strands.iter().sum()
 }
 
 #[cfg(test)]

@@ -53,7 +53,6 @@ impl Base {
         if retired(&self.hub) != retired(&now.hub) {
             // It was measured with those models.
             child.agreement = None;
-            child.calibration = None;
         }
         Some(child)
     }

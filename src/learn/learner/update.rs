@@ -148,10 +148,16 @@ impl Update<'_> {
             let rows = self.old.iter().chain(&self.new);
             let id = &self.config.parent;
             child.agreement = precision::of_child(id, &child, &self.encoder, rows);
+            if child.agreement.is_none() && !self.trains {
+                child.agreement = self.config.store.inherited_agreement(id);
+            }
             let seen = kept.seen.old.iter().chain(&kept.seen.new);
             let rows = self.old.iter().chain(&self.new);
             let encoder = &self.encoder;
             child.calibration = confidence::of_child(id, &child, encoder, rows, seen);
+            if child.calibration.is_none() && !self.trains {
+                child.calibration = self.config.store.inherited_calibration(id);
+            }
         }
         Ok((child, report))
     }

@@ -146,7 +146,7 @@ fn auto_takes_int8_where_the_record_is_good() {
     std::fs::remove_file(&record).unwrap();
     stays("was not measured");
     assert_eq!(store.agreement(&id).unwrap(), None);
-    // Names alone change nothing that was measured.
+    // What leaves the vectors as they are passes the record on.
     store.record(&id, &good).unwrap();
     let name = store
         .hub(&id)
@@ -157,10 +157,14 @@ fn auto_takes_int8_where_the_record_is_good() {
         .to_string();
     let store = store.look_in(encoder);
     let renamed = store.rename(&name, "another-name").unwrap();
-    assert_eq!(store.agreement(&renamed).unwrap(), Some(good));
+    let inherited = Some(good.inherited(&id));
+    assert_eq!(store.agreement(&renamed).unwrap(), inherited);
     assert_eq!(look().0, Precision::Int8);
     let retired = store.retire("another-name").unwrap();
-    assert_eq!(store.agreement(&retired).unwrap(), None);
+    assert_eq!(store.agreement(&retired).unwrap(), inherited);
+    let (precision, reason) = look();
+    assert_eq!(precision, Precision::Int8);
+    assert!(reason.contains(&format!("measured on {id}")), "{reason}");
     std::fs::remove_dir_all(root).unwrap();
 }
 

@@ -1,6 +1,8 @@
 //! Activations as the kernels read them: tiles of rows, each [block of 64 inputs][row] lines of
 //! bytes, with a scale and a zero point for each row and group of inputs.
 
+use std::ops::Range;
+
 use super::wide::{Block, Wide};
 use super::{ByteLine, GROUP_BLOCKS};
 
@@ -77,6 +79,22 @@ impl Rows {
                 *four = w.mul_add(w.load(value), steps, zero);
             }
             line.0 = w.bytes(four);
+        }
+    }
+
+    /// Takes `groups` of `other`, which has the same shape.
+    pub(crate) fn take(&mut self, other: &Self, groups: Range<usize>) {
+        let blocks = groups.start * GROUP_BLOCKS..self.blocks.min(groups.end * GROUP_BLOCKS);
+        for tile in 0..self.tiles() {
+            let first = tile * self.height;
+            let count = self.height.min(self.rows - first);
+            let begin = first * self.blocks + blocks.start * count;
+            let lines = begin..begin + blocks.len() * count;
+            self.lines[lines.clone()].copy_from_slice(&other.lines[lines]);
+        }
+        let rows = self.scales.chunks_exact_mut(self.groups);
+        for (own, other) in rows.zip(other.scales.chunks_exact(self.groups)) {
+            own[groups.clone()].copy_from_slice(&other[groups.clone()]);
         }
     }
 }
