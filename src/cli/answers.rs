@@ -259,8 +259,8 @@ fn behind_lines(explanation: &Explanation) -> Vec<String> {
             100.0 * sure.model
         ));
         lines.push(format!(
-            "distribution   {:.3} out of it: {:.0} % of the held-out prompts are nearer, {:.0} % \
-             have fewer unknown words",
+            "distance       {:.3} out of distribution: farther than {:.0} % of the held-out prompts, \
+             more unknown words than {:.0} %",
             sure.out_of_distribution,
             100.0 * sure.far,
             100.0 * sure.strange_words
@@ -277,7 +277,7 @@ fn behind_lines(explanation: &Explanation) -> Vec<String> {
     let domains = domains.map(|near| format!("{} {:.1}", escaped(&near.domain), near.distance));
     lines.extend(listed("near domains   ", domains.collect()));
     let excluded = explanation.excluded.iter();
-    let excluded = excluded.map(|part| format!("{} {}", part.by, part.models));
+    let excluded = excluded.map(|part| format!("{} {}", escaped(&part.by), part.models));
     lines.extend(listed("excluded       ", excluded.collect()));
     lines.extend(explanation.introduced.as_ref().map(|introduced| {
         let update = introduced.update;

@@ -311,11 +311,10 @@ fn print_calibration(id: &GenerationId, calibration: &Calibration) -> Result<()>
     }
     for risk in [5.0, 10.0, 20.0] {
         let least = calibration.least_confidence(risk);
-        let answered = calibration
-            .curve
-            .iter()
-            .filter(|point| point.least >= least);
-        let coverage = answered.last().map_or(0.0, |point| 100.0 * point.coverage);
+        let curve = &calibration.curve;
+        let answered = curve.partition_point(|point| point.least >= least);
+        let coverage = curve[..answered].last();
+        let coverage = coverage.map_or(0.0, |point| 100.0 * point.coverage);
         output::line(format!(
             "  risk {risk:>2} %: confidence from {least:.3}, about {coverage:.0} % answered"
         ))?;

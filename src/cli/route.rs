@@ -26,7 +26,7 @@ use crate::{PolicyHandle, Request, Router};
   hubrouter route --input requests.jsonl --format chat --json
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
-  hubrouter route --abstain-risk 10 --max-ood 0.99 \"Who is speaking in this recording?\"
+  hubrouter route --abstain-risk 10 --max-ood 0.95 \"Who is speaking in this recording?\"
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
 (or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
