@@ -42,13 +42,16 @@ pub use generation::{
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
-pub use options::{Options, Precision};
+pub use options::{Options, Precision, SessionOptions};
+#[cfg(feature = "tokio")]
+pub use route::AsyncRouter;
 pub use route::{
-    AbstainReason, AbstainRule, Abstention, AttributeTest, ChatNeeds, ChatRecord, ChatShape,
-    ChatTaken, Confidence, Constraint, Decision, Deployment, DomainScore, Excluded, Explanation,
-    Introduced, LeftOut, LeftOutCount, ModelPattern, NearDomain, NearModel, ParetoPoint, Policy,
-    PolicyHandle, PolicyRecord, Ranked, Request, ResponseFormat, Revisions, Router, RunnerUp,
-    TakenFrom, Timing, TradeOff,
+    AbstainReason, AbstainRule, Abstention, AttributeTest, CacheStats, ChatNeeds, ChatRecord,
+    ChatShape, ChatTaken, Confidence, Constraint, Decision, Deployment, DomainScore, Excluded,
+    Explanation, Introduced, LeftOut, LeftOutCount, ModelPattern, NearDomain, NearModel,
+    ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request, ResponseFormat,
+    Revisions, Router, RouterStats, RunnerUp, SessionKey, SessionOutcome, SessionRecord, TakenFrom,
+    Timing, TradeOff, Watch,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
@@ -71,3 +74,8 @@ struct ConfidencePage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/policy.md")]
 struct PolicyPage;
+
+/// The examples of `docs/serving.md` compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/serving.md")]
+struct ServingPage;

@@ -27,6 +27,7 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
+    usual::<hubrouter::Watch>();
     usual::<learn::Accuracy>();
     usual::<learn::Control>();
     usual::<learn::Example>();
@@ -45,6 +46,7 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Abstention>();
     data::<hubrouter::Calibrated>();
     data::<hubrouter::Calibration>();
+    data::<hubrouter::CacheStats>();
     data::<hubrouter::ChatNeeds>();
     data::<hubrouter::ChatRecord>();
     data::<hubrouter::ChatShape>();
@@ -81,12 +83,18 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Policy>();
     data::<hubrouter::PolicyRecord>();
     data::<hubrouter::Pruned>();
+    data::<hubrouter::QueueStats>();
     data::<hubrouter::Ranked>();
     data::<hubrouter::Request>();
     data::<hubrouter::ResponseFormat>();
     data::<hubrouter::Revisions>();
     data::<hubrouter::RiskPoint>();
+    data::<hubrouter::RouterStats>();
     data::<hubrouter::RunnerUp>();
+    data::<hubrouter::SessionKey>();
+    data::<hubrouter::SessionOptions>();
+    data::<hubrouter::SessionOutcome>();
+    data::<hubrouter::SessionRecord>();
     data::<hubrouter::Strengths>();
     data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();

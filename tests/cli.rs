@@ -39,6 +39,11 @@ mod transcripts {
     }
 
     #[test]
+    fn serving() {
+        check("serving", &Folder::new("serving"));
+    }
+
+    #[test]
     fn hub() {
         check("hub", &Folder::new("hub"));
     }

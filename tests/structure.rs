@@ -91,11 +91,13 @@ fn places(tree: &Tree) -> Vec<String> {
     );
     found.extend(only_in(
         tree,
-        "unsafe lives in three files",
+        "unsafe lives in five files",
         &["unsafe"],
         &[
             "src/weights.rs",
             "src/device/cpu/gemm.rs",
+            "src/device/cpu/int8/amx.rs",
+            "src/device/cpu/int8/neon.rs",
             "src/device/cpu/int8/vnni.rs",
         ],
     ));
@@ -218,6 +220,10 @@ fn public_items(tree: &Tree) -> Vec<String> {
             let is_public = line.starts_with("pub ")
                 && !line.starts_with("pub use")
                 && !line.starts_with("pub mod");
+            // Its methods are futures, of the language's own kind.
+            if path == "src/route/tokio.rs" && line.starts_with("pub async fn") {
+                continue;
+            }
             for word in [
                 "Tensor", "Device", "Gpu", "Cpu", "Kernel", "Pass", "Future", "async", "Buffer",
             ] {

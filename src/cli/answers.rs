@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::output;
 use super::policy::{front_lines, policy_line};
+use super::serving::serving_lines;
 use super::sink::Sink;
 use super::terminal::{columns, cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
@@ -187,6 +188,7 @@ impl AnswerWriter {
         if let Some(abstention) = &decision.abstained {
             output::paragraph(abstained_line(abstention, decision))?;
         }
+        serving_lines(decision).try_for_each(output::paragraph)?;
         output::paragraph(timing_line(decision))?;
         explanation.map_or(Ok(()), explain)
     }
@@ -304,6 +306,8 @@ fn abstained_line(abstention: &Abstention, decision: &Decision) -> String {
         AbstainReason::Deadline => "deadline",
     };
     let fallback = decision.policy.as_ref();
+    // Where a deadline has passed, the detail names it.
+    let fallback = fallback.filter(|_| abstention.reason != AbstainReason::Deadline);
     let fallback = fallback.and_then(|policy| policy.fallback.as_ref());
     let instead = fallback.map(|by| format!("; the fallback {by} answers"));
     let instead = instead.unwrap_or_default();
@@ -497,11 +501,14 @@ fn timing_line(decision: &Decision) -> String {
     } else {
         ""
     };
+    let place = match decision.cached {
+        true => "from the cache".to_owned(),
+        false => format!("on {}", decision.device),
+    };
     format!(
-        "{}{unknown}{truncated}; {:.1} ms on {}{degraded}; {}",
+        "{}{unknown}{truncated}; {:.1} ms {place}{degraded}; {}",
         output::counted(decision.tokens, "token"),
         decision.timing.total / 1e3,
-        decision.device,
         decision.revisions.generation,
     )
 }

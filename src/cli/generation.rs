@@ -284,7 +284,7 @@ fn print_agreement(id: &GenerationId, agreement: &Agreement) -> Result<()> {
         output::line(format!("  {name:<16} {value}"))?;
     }
     output::paragraph(match agreement.missed() {
-        None => "passed: --precision auto takes int8 on a CPU with VNNI".to_owned(),
+        None => "passed: --precision auto takes int8 on a CPU with a kernel for it".to_owned(),
         Some(missed) => format!("missed: {missed}; --precision auto stays with f32"),
     })
 }

@@ -22,6 +22,7 @@ mod progress;
 mod reliability;
 mod replay;
 mod route;
+mod serving;
 mod shell;
 mod signals;
 mod sink;
@@ -93,6 +94,12 @@ enum Command {
   hubrouter generation rollback --router my-store"
     )]
     Generation(generation::GenerationCommand),
+    /// Check a policy: which models may answer, and what excludes the others
+    #[command(
+        subcommand,
+        after_help = "Example:\n  hubrouter policy check policy.toml --router my-store"
+    )]
+    Policy(policy::PolicyCommand),
     /// Make encoder bundles from Hugging Face folders
     #[command(
         subcommand,
@@ -169,8 +176,8 @@ struct RouterArgs {
     /// Generation id, or its first characters [default: the current one]
     #[arg(long, value_name = "ID")]
     generation: Option<String>,
-    /// Numbers of the encoder's products: f32, int8, or auto: int8 on a CPU with VNNI, where the
-    /// generation's record says that it stays near f32
+    /// Numbers of the encoder's products: f32, int8, or auto: int8 where the CPU has a kernel
+    /// for it and the generation's record says that it stays near f32
     #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
 }
@@ -230,6 +237,7 @@ pub fn main() -> ExitCode {
         Command::Replay(command) => replay::run(&command),
         Command::Hub(command) => hub::run(&command),
         Command::Generation(command) => generation::run(&command),
+        Command::Policy(command) => policy::run(&command),
         Command::Encoder(command) => encoder::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => shell::completions(&args),

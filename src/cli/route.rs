@@ -8,6 +8,7 @@ use clap::Args;
 use super::answers::{AnswerForm, AnswerWriter, RouteAnswer};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
+use super::serving::{ServingArgs, remark_on_cache};
 use super::sink::Sink;
 use super::source::{Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
@@ -27,9 +28,11 @@ use crate::{PolicyHandle, Request, Router};
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
   hubrouter route --abstain-risk 10 --max-ood 0.95 \"Who is speaking in this recording?\"
+  hubrouter route --input prompts.jsonl --cache 64 --output routes.jsonl
+  hubrouter route --policy policy.json --deadline 50ms \"Translate this letter.\"
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
-(or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
+(or \"instruction\"); \"prompt_id\", \"top\", \"session\" and \"tenant\" are optional. Without prompts and --input the \
 command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
 the others are answered.
 
@@ -83,6 +86,8 @@ pub(super) struct RouteArgs {
     json: bool,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    serving: ServingArgs,
     #[command(flatten)]
     router: RouterArgs,
     #[command(flatten)]
@@ -155,7 +160,9 @@ fn answered(
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
-    let router = args.router.open(args.device.options())?;
+    let router = args
+        .router
+        .open(args.serving.options(args.device.options()))?;
     let policy = args.policy.compile(&router)?;
     let mut answers = AnswerWriter::new(args.sink()?, args.form());
     let mut progress = source.total().map(|total| Progress::new("routing", total));
@@ -168,7 +175,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         }
         let good: Vec<Request> = requests
             .iter()
-            .filter_map(|r| r.as_ref().ok().cloned())
+            .filter_map(|r| Some(args.serving.applied(r.as_ref().ok()?.clone())))
             .collect();
         let answered = answered(&router, policy.as_ref(), &good, args.explain);
         let mut decisions = answered.into_iter();
@@ -190,6 +197,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     }
     drop(progress);
     answers.finish()?;
+    remark_on_cache(&router);
     if count == 0 {
         output::remark(format!("hubrouter: no prompts in {}", source.place()));
     }

@@ -83,6 +83,12 @@ struct PromptLine {
     prompt_id: Option<Value>,
     #[serde(default)]
     top: Option<usize>,
+    /// The conversation that the prompt is a turn of.
+    #[serde(default)]
+    session: Option<String>,
+    /// Whose conversation it is.
+    #[serde(default)]
+    tenant: String,
 }
 
 impl<'s> Source<'s> {
@@ -363,9 +369,13 @@ impl PromptLine {
             Some(Value::String(id)) => id,
             Some(other) => other.to_string(),
         };
-        Request::new(self.prompt)
+        let request = Request::new(self.prompt)
             .top(self.top.unwrap_or(top))
-            .prompt_id(id)
+            .prompt_id(id);
+        match self.session {
+            Some(session) => request.session(self.tenant, session),
+            None => request,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Why a router abstains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AbstainReason {
@@ -13,7 +13,7 @@ pub enum AbstainReason {
     OutOfDistribution,
     /// No model may answer.
     NothingEligible,
-    /// The deadline has passed.
+    /// The request's deadline passed before its prompt was computed.
     Deadline,
 }
 
@@ -21,8 +21,8 @@ pub enum AbstainReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Abstention {
-    /// The reason.
+    /// The reason, for programs.
     pub reason: AbstainReason,
-    /// The numbers behind it, for people.
+    /// The reason with its numbers, for people.
     pub detail: String,
 }

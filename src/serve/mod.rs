@@ -5,4 +5,4 @@ pub(crate) mod index;
 pub(crate) mod landmarks;
 mod serving;
 
-pub(crate) use serving::{Narrowing, PromptRanking, Serving, ask};
+pub(crate) use serving::{Narrowing, PromptRanking, Serving, ask, serial};

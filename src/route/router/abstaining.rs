@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{PromptToRank, cut_of, decide, microseconds, rank};
 use crate::error::{Error, ErrorKind, Result, error};
+use crate::route::front::Asking;
 use crate::route::policy::CompiledPolicy;
 use crate::route::{AbstainReason, Abstention, Decision, Request, Timing};
 use crate::serve::Serving;
@@ -13,10 +14,10 @@ use crate::text::tokenizer::Tokens;
 /// Marks the `decisions` that `policy` withholds. The first fallback that some model meets answers
 /// them; a fallback's own answer is final. Where nothing is eligible, the error becomes a decision
 /// without a ranking.
-pub(super) fn abstain(
+pub(super) fn abstain<A: Asking>(
     serving: &Serving,
     policy: &CompiledPolicy,
-    requests: &[Request],
+    requests: &[A],
     k: usize,
     began: Instant,
     decisions: &mut [Result<Decision>],
@@ -24,7 +25,8 @@ pub(super) fn abstain(
     let Some(limits) = policy.limits() else {
         return;
     };
-    for (request, answer) in requests.iter().zip(decisions) {
+    for (asked, answer) in requests.iter().zip(decisions) {
+        let request = asked.request();
         match answer {
             Ok(decision) => {
                 let by_fallback = decision.policy.as_ref();
@@ -36,6 +38,8 @@ pub(super) fn abstain(
                     continue;
                 };
                 decision.abstained = Some(why);
+                // A model that a session looks for may stand behind.
+                decision.ranked.truncate(request.top);
                 if let Err(error) = fall_back(serving, policy, request, k, began, decision) {
                     *answer = Err(error);
                 }
@@ -64,6 +68,7 @@ fn fall_back(
     let ask = PromptToRank {
         tokens: tokens(serving, request)?,
         admitted: Some(admitted),
+        kept: None,
     };
     let answer = rank(serving, Some(policy), std::slice::from_ref(&ask), k).pop();
     let answer = answer.unwrap_or_else(|| Err(error!(Device, "no answer")))?;
@@ -75,7 +80,7 @@ fn fall_back(
     };
     let within = ask.admitted.as_ref().map(|admitted| (policy, admitted));
     let ranking = &answer.ranking;
-    let decision = decide(serving, request, &ask.tokens, ranking, within, timing);
+    let decision = decide(serving, request, &ask, ranking, within, timing);
     *withheld = Decision {
         confidence: withheld.confidence,
         abstained: withheld.abstained.take(),
@@ -93,7 +98,11 @@ fn nothing(
     error: &Error,
 ) -> Result<Decision> {
     let ranking = Ranking::nothing(&serving.index);
-    let tokens = tokens(serving, request)?;
+    let ask = PromptToRank {
+        tokens: tokens(serving, request)?,
+        admitted: None,
+        kept: None,
+    };
     let timing = Timing {
         total: microseconds(began),
         batch: 1,
@@ -106,7 +115,7 @@ fn nothing(
             reason: AbstainReason::NothingEligible,
             detail: error.to_string(),
         }),
-        ..decide(serving, request, &tokens, &ranking, None, timing)
+        ..decide(serving, request, &ask, &ranking, None, timing)
     })
 }
 

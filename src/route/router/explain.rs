@@ -43,7 +43,7 @@ impl Router {
         caught("explaining", || {
             serving.encoder.check_process()?;
             let two = request.clone().top(request.top.max(2));
-            let decisions = self.route_on(&serving, &[two], policy)?.pop();
+            let decisions = self.route_on(&serving, &[two], policy)?.answers.pop();
             let decision = decisions.unwrap_or_else(|| Err(error!(Device, "no answer")))?;
             explanation(&self.store, &serving, request, decision)
         })
