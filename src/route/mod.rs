@@ -21,7 +21,6 @@ mod watch;
 
 pub use abstain::{AbstainReason, Abstention};
 pub use cache::CacheStats;
-
 #[cfg(feature = "cli")]
 pub(crate) use chat::LONGEST_REQUEST;
 pub use chat::{
