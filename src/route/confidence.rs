@@ -134,7 +134,7 @@ impl AbstainLimits {
         if let Some(most) = self.max_ood.filter(|most| ood > *most) {
             return Some(Abstention {
                 reason: AbstainReason::OutOfDistribution,
-                detail: format!("out of distribution {ood:.3}, at most {most} was asked for"),
+                detail: format!("{ood:.3}, at most {most} was asked for"),
             });
         }
         let domain = f64::from(confidence.domain);
