@@ -11,6 +11,7 @@ mod cmrbench;
 mod doctor;
 mod encoder;
 mod eval;
+mod found;
 mod generation;
 mod hub;
 mod installed;
@@ -30,6 +31,7 @@ mod source;
 mod table;
 mod terminal;
 mod usage;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

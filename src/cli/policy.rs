@@ -150,7 +150,7 @@ pub(super) fn run(command: &PolicyCommand) -> Result<ExitCode> {
             excluded,
             pareto: Vec::new(),
         };
-        output::line(&policy_line(&record))?;
+        output::line(policy_line(&record))?;
     }
     Ok(match eligible {
         0 => ExitCode::FAILURE,

@@ -103,14 +103,14 @@ impl Job for Tall {
 }
 
 /// One product: see [`dot`].
-struct Dots<'d> {
+struct OneDot<'d> {
     rows: usize,
     a: &'d [ByteLine],
     panel: &'d [ByteLine],
     sums: &'d mut Sums,
 }
 
-impl Job for Dots<'_> {
+impl Job for OneDot<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -228,7 +228,7 @@ impl ByteKernel {
     }
 
     fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
-        self.run(Dots {
+        self.run(OneDot {
             rows,
             a,
             panel,
