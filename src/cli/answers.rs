@@ -34,6 +34,9 @@ const COSINE: &str = "score          similarity of the prompt to what training l
 /// The column where the explanations of [`PARTS`] begin.
 const EXPLAINED_AT: usize = 15;
 
+/// Most columns of a name in a list of words.
+const LONGEST_NAME: usize = 40;
+
 /// Writes answers to a sink, in one form.
 pub(super) struct AnswerWriter {
     sink: Sink,
@@ -281,7 +284,11 @@ fn behind_lines(explanation: &Explanation) -> Vec<String> {
         false => Some(format!("{name}{}", near.join(", "))),
     };
     let models = explanation.near_models.iter();
-    let models = models.map(|near| format!("{} {:.1}", escaped(&near.model), near.distance));
+    // A longer word would not fit a narrow terminal.
+    let models = models.map(|near| {
+        let name = escaped(&near.model);
+        format!("{} {:.1}", cut(&name, LONGEST_NAME), near.distance)
+    });
     lines.extend(listed("near models    ", models.collect()));
     let domains = explanation.near_domains.iter();
     let domains = domains.map(|near| format!("{} {:.1}", escaped(&near.domain), near.distance));

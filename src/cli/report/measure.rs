@@ -45,7 +45,7 @@ pub(super) struct FeedbackReport {
     /// By the domain of the model that was really used.
     pub(super) domains: Vec<AgreedDomain>,
     pub(super) cost: CostSums,
-    pub(super) calibration: Reliability,
+    pub(super) calibration: LoggedReliability,
     pub(super) days: Vec<DayOfLog>,
     pub(super) unrouted: Unrouted,
 }
@@ -101,7 +101,7 @@ pub(super) struct CostSums {
 
 /// How often a decision of some confidence is right.
 #[derive(Default, Serialize)]
-pub(super) struct Reliability {
+pub(super) struct LoggedReliability {
     /// Lines whose decision is known to be right or wrong.
     pub(super) lines: usize,
     /// Lines whose confidence is that of the decision; else it is the best model's probability.
@@ -298,7 +298,7 @@ impl Measure {
             incumbents: Vec::new(),
             domains: Vec::new(),
             cost: CostSums::default(),
-            calibration: Reliability::default(),
+            calibration: LoggedReliability::default(),
             days: Vec::new(),
             unrouted: Unrouted::default(),
         };
@@ -547,7 +547,7 @@ impl Incumbent {
     }
 }
 
-impl Reliability {
+impl LoggedReliability {
     fn finish(&mut self, bins: [ReliabilityBin; BINS]) {
         if self.lines == 0 {
             return;

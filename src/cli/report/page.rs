@@ -1,6 +1,6 @@
 //! The report as one page: tables, and figures as SVG. It has no scripts and fetches nothing.
 
-use super::measure::{DayOfLog, FeedbackReport, Reliability};
+use super::measure::{DayOfLog, FeedbackReport, LoggedReliability};
 use super::sections::{ReportSection, example, sums};
 use crate::cli::labelled::Share;
 use crate::cmrbench::page::{Anchor, Scale, Svg, document, escaped, scroll};
@@ -188,7 +188,7 @@ fn frame(svg: &mut Svg, bottom: f64) -> Scale {
     up
 }
 
-fn reliability(found: &Reliability, title: &str) -> String {
+fn reliability(found: &LoggedReliability, title: &str) -> String {
     if found.lines == 0 {
         return String::new();
     }

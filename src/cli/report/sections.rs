@@ -1,7 +1,7 @@
 //! The report in words: sections of lines and tables, for the terminal and for the page.
 
 use super::clusters::PromptCluster;
-use super::measure::{CostSums, FeedbackReport, Reliability};
+use super::measure::{CostSums, FeedbackReport, LoggedReliability};
 use crate::cli::labelled::Share;
 use crate::cli::observed::skipped_line;
 use crate::cli::output::{self, TextTable};
@@ -252,7 +252,7 @@ fn cost(cost: &CostSums) -> ReportSection {
     section
 }
 
-fn calibration(found: &Reliability) -> ReportSection {
+fn calibration(found: &LoggedReliability) -> ReportSection {
     let heads = ["confidence, %", ">lines", ">mean", ">right"];
     let mut section = ReportSection::new("Calibration", &heads);
     let (Some(error), Some(brier)) = (found.calibration_error, found.brier) else {
