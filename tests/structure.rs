@@ -91,12 +91,13 @@ fn places(tree: &Tree) -> Vec<String> {
     );
     found.extend(only_in(
         tree,
-        "unsafe lives in three files",
+        "unsafe lives in three files and in src/capi",
         &["unsafe"],
         &[
             "src/weights.rs",
             "src/device/cpu/gemm.rs",
             "src/device/cpu/int8/vnni.rs",
+            "src/capi/",
         ],
     ));
     found
@@ -140,7 +141,7 @@ const ORDER: [&[&str]; 17] = [
     &["learn"],
     &["cmrbench"],
     &["diagnostics"],
-    &["cli"],
+    &["capi", "cli"],
 ];
 
 fn rank(module: &str) -> Option<usize> {
@@ -238,7 +239,9 @@ fn defined(line: &str) -> Option<&str> {
         None => line,
     };
     let (keyword, rest) = line.trim_start().split_once(' ')?;
-    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    let name = rest
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next()?;
     matches!(keyword, "struct" | "enum" | "trait" | "type").then_some(name)
 }
 
