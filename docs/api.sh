@@ -15,8 +15,8 @@ list() {
 library=$(mktemp)
 command=$(mktemp)
 trap 'rm -f "$library" "$command"' EXIT
-list --no-default-features --features gpu >"$library"
-list >"$command"
+list --no-default-features --features gpu,tokio >"$library"
+list --features tokio >"$command"
 {
     cat <<'TEXT'
 # The public interface
@@ -28,7 +28,8 @@ inside `hubrouter`.
 
 ## The library
 
-With `--no-default-features --features gpu`; without `gpu` it is the same.
+With `--no-default-features --features gpu,tokio`; without `gpu` it is the same, and without `tokio`
+there is no `AsyncRouter`.
 
 ```text
 TEXT

@@ -77,6 +77,10 @@ enum hubrouter_status
   HUBROUTER_UNSUPPORTED = 14,
   // Code of the library panicked: a bug. Other calls are not affected.
   HUBROUTER_PANIC = 15,
+  // The request's deadline passed before it was computed, and its policy has no fallback.
+  HUBROUTER_DEADLINE = 16,
+  // As many calls wait as the queue has places: try again later, or elsewhere.
+  HUBROUTER_OVERLOADED = 17,
   // The buffer is too small; the needed length was written. The buffer is as it was.
   HUBROUTER_BUFFER_TOO_SMALL = 100,
   // A pointer is NULL, an index or a size is out of range, or handles do not belong together.
@@ -153,6 +157,8 @@ typedef struct hubrouter_summary {
   size_t tokens;
   // 1 if the prompt was longer than the encoder's limit and was cut, else 0.
   int32_t truncated;
+  // 1 if the answer was made before, for an equal prompt, and kept in the cache; else 0.
+  int32_t cached;
   // Share of the prompt's tokens that the tokenizer does not know, 0 to 1.
   float unknown;
   // Best score minus the runner-up's, or best utility if the policy trades; NaN if there is none.
@@ -169,6 +175,8 @@ typedef struct hubrouter_summary {
   struct hubrouter_str degraded;
   // The fallback of the policy that admitted the models, if one did.
   struct hubrouter_str fallback;
+  // Why the scores of the prompt did not choose, if they did not: the models are a fallback then.
+  struct hubrouter_str abstained;
 } hubrouter_summary;
 
 // One ranked model. Set `size` to `sizeof(hubrouter_ranked)` before the call.
@@ -259,7 +267,8 @@ typedef struct hubrouter_functions {
                                                   const char *body,
                                                   size_t body_len,
                                                   int32_t shape,
-                                                  size_t top,
+                                                  const char *request,
+                                                  size_t request_len,
                                                   const struct hubrouter_policy *policy,
                                                   struct hubrouter_decision **decision,
                                                   struct hubrouter_error **error);
@@ -286,6 +295,8 @@ typedef struct hubrouter_functions {
                                                   size_t capacity,
                                                   size_t *length,
                                                   struct hubrouter_error **error);
+  hubrouter_status (*hubrouter_router_warm_up)(const struct hubrouter_router *router,
+                                               struct hubrouter_error **error);
   hubrouter_status (*hubrouter_router_refresh)(const struct hubrouter_router *router,
                                                int32_t *changed,
                                                struct hubrouter_error **error);
@@ -360,8 +371,8 @@ void hubrouter_error_free(struct hubrouter_error *error);
 // one opens instead, and every decision says so in `degraded`.
 //
 // `options`: JSON with any of `schema_version` (1), `device`, `threads`, `fallback`, `encoder`,
-// `look_in`, `max_tokens`, `precision`. With a length of 0 all are the defaults. A server that
-// routes prompt by prompt takes `{"device": "cpu", "threads": 1}`.
+// `look_in`, `max_tokens`, `precision`, `cache_bytes`, `queue`, `sessions`. With a length of 0 all
+// are the defaults. A server that routes prompt by prompt takes `{"device": "cpu", "threads": 1}`.
 hubrouter_status hubrouter_router_open(const char *store,
                                        size_t store_len,
                                        const char *options,
@@ -397,7 +408,8 @@ hubrouter_status hubrouter_router_route(const struct hubrouter_router *router,
                                         struct hubrouter_error **error);
 
 // As `hubrouter_router_route`, for a request in JSON: `prompt`, and any of `prompt_id`, `top` (10
-// if it is missing) and `chat`, the record of a chat request.
+// if it is missing), `session` (`tenant` and `id`), `deadline_us`, and `chat`, the record of a chat
+// request.
 hubrouter_status hubrouter_router_route_json(const struct hubrouter_router *router,
                                              const char *request,
                                              size_t request_len,
@@ -407,7 +419,8 @@ hubrouter_status hubrouter_router_route_json(const struct hubrouter_router *rout
 
 // As `hubrouter_router_route`, for the body of a chat request as a client sends it. What is routed
 // is the newest ask of a person; `docs/chat.md` has the rules. `shape`: the API, one of
-// `hubrouter_chat`.
+// `hubrouter_chat`. `request`: JSON with the other fields of a request, as for
+// `hubrouter_router_route_json`; with a length of 0 they have their defaults.
 //
 // Fails with `HUBROUTER_FORMAT` if it is no JSON, and with `HUBROUTER_INVALID_REQUEST` if it is no
 // chat request or has no text.
@@ -415,7 +428,8 @@ hubrouter_status hubrouter_router_route_chat(const struct hubrouter_router *rout
                                              const char *body,
                                              size_t body_len,
                                              int32_t shape,
-                                             size_t top,
+                                             const char *request,
+                                             size_t request_len,
                                              const struct hubrouter_policy *policy,
                                              struct hubrouter_decision **decision,
                                              struct hubrouter_error **error);
@@ -436,7 +450,7 @@ hubrouter_status hubrouter_router_route_batch(const struct hubrouter_router *rou
                                               struct hubrouter_error **error);
 
 // Copies what the router is at this moment as JSON into `buffer`: generation, store, models, device
-// and numbers with the reasons for them, threads, limit on tokens. `length` as in
+// and numbers with the reasons for them, threads, limit on tokens, counts. `length` as in
 // `hubrouter_decision_json`. The text may be longer in the next call, after another thread has
 // installed a generation.
 hubrouter_status hubrouter_router_json(const struct hubrouter_router *router,
@@ -460,6 +474,10 @@ hubrouter_status hubrouter_router_generation(const struct hubrouter_router *rout
                                              size_t capacity,
                                              size_t *length,
                                              struct hubrouter_error **error);
+
+// Routes prompts of all lengths, so that the first request of a client is as fast as the others.
+hubrouter_status hubrouter_router_warm_up(const struct hubrouter_router *router,
+                                          struct hubrouter_error **error);
 
 // Serves the store's current generation, if it is not served already: after another process has
 // learned or rolled back. `changed`, which may be NULL, becomes 1 if something changed, else 0.

@@ -56,6 +56,10 @@ pub enum ErrorKind {
     Refused,
     /// The input is well-formed, and this crate does not support it.
     Unsupported,
+    /// The request's deadline passed before it was computed, and its policy has no fallback.
+    Deadline,
+    /// As many calls wait as the queue has places: try again later, or elsewhere.
+    Overloaded,
     /// Code of this crate or of a dependency panicked: a bug. The call has no answer; other calls
     /// are not affected.
     Panic,

@@ -6,7 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "makes files")]
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -326,6 +326,39 @@ pub(crate) fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = options.append(true).create(true).open(path);
     file.and_then(|mut file| file.write_all(bytes))
         .map_err(|e| Error::io(path, "write", e))
+}
+
+/// Appends `line`, which ends in a line break, to the log at `path` in one write. The log is
+/// created if missing, for its owner and group alone. If it ends within a line, as after a crash, a
+/// line break comes first.
+pub(crate) fn append_line(path: &Path, line: &[u8]) -> Result<()> {
+    let mut options = File::options();
+    options.read(true).append(true).create(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o640);
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    }
+    let append = || -> std::io::Result<()> {
+        let mut file = options.open(path)?;
+        match ends_in_a_line(&mut file)? {
+            true => file.write_all(line),
+            false => file.write_all(&[b"\n", line].concat()),
+        }
+    };
+    append().map_err(|e| Error::io(path, "write", e))
+}
+
+/// Whether `file` is empty or its last byte is a line break; it is left at its beginning.
+pub(crate) fn ends_in_a_line(file: &mut File) -> std::io::Result<bool> {
+    let mut last = [b'\n'];
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        file.rewind()?;
+    }
+    Ok(last == [b'\n'])
 }
 
 /// Opens an entry that is no regular file, such as a FIFO (waits for its reader), a device or the

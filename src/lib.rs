@@ -18,6 +18,7 @@ mod device;
 pub mod diagnostics;
 mod encoder;
 mod error;
+pub mod feedback;
 mod files;
 mod generation;
 mod hub;
@@ -42,11 +43,15 @@ pub use generation::{Agreement, EncoderPin, GenerationId, Learned, Manifest, New
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
-pub use options::{Options, Precision};
+pub use options::{Options, Precision, SessionOptions};
+#[cfg(feature = "tokio")]
+pub use route::AsyncRouter;
 pub use route::{
-    AttributeTest, ChatNeeds, ChatRecord, ChatShape, ChatTaken, Constraint, Decision, Deployment,
-    DomainScore, Excluded, LeftOut, LeftOutCount, ModelPattern, ParetoPoint, Policy, PolicyHandle,
-    PolicyRecord, Ranked, Request, ResponseFormat, Revisions, Router, TakenFrom, Timing, TradeOff,
+    AbstainReason, Abstention, AttributeTest, CacheStats, ChatNeeds, ChatRecord, ChatShape,
+    ChatTaken, Constraint, Decision, Deployment, DomainScore, Excluded, LeftOut, LeftOutCount,
+    ModelPattern, ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request,
+    ResponseFormat, Revisions, Router, RouterStats, SessionKey, SessionOutcome, SessionRecord,
+    StoreWatch, TakenFrom, Timing, TradeOff,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
 
@@ -60,7 +65,17 @@ struct LibraryPage;
 #[doc = include_str!("../docs/chat.md")]
 struct ChatPage;
 
+/// The example of `docs/feedback.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/feedback.md")]
+struct FeedbackPage;
+
 /// The example of `docs/policy.md` compiles and runs.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/policy.md")]
 struct PolicyPage;
+
+/// The examples of `docs/serving.md` compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/serving.md")]
+struct ServingPage;

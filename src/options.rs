@@ -29,13 +29,13 @@ fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::E
 #[non_exhaustive]
 pub enum Precision {
     /// `int8` where a generation's record says that its answers stay near those in f32, and the CPU
-    /// has VNNI; else `f32`.
+    /// has a kernel for it; else `f32`.
     #[default]
     Auto,
     /// Products in f32, on every device.
     F32,
-    /// Products of bytes, with exact sums, on a CPU with VNNI. The vector of a prompt has the same
-    /// bits on all of them, alone and in any batch.
+    /// Products of bytes, with exact sums, on a CPU with AMX, AVX-512 VNNI, AVX-VNNI or Arm's dot
+    /// products. The vector of a prompt has the same bits on all of them, alone and in any batch.
     Int8,
 }
 
@@ -99,6 +99,45 @@ pub struct Options {
     pub max_tokens: Option<usize>,
     /// The numbers that a router computes a prompt's vector in.
     pub precision: Precision,
+    /// Bytes of decisions that a router keeps, to give one again for the same prompt; 0: none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cache_bytes: usize,
+    /// Most calls that wait to be computed; one more is refused with
+    /// [`crate::ErrorKind::Overloaded`]. `None`: any number, and calls are not queued.
+    #[serde(skip_serializing_if = "is_default")]
+    pub queue: Option<usize>,
+    /// How a router keeps the models of conversations.
+    #[serde(skip_serializing_if = "is_default")]
+    pub sessions: SessionOptions,
+}
+
+/// How a router keeps the models of conversations, for requests with a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// Bytes of sessions that are kept, some 200 each; beyond it the least used are forgotten.
+    pub bytes: usize,
+    /// Seconds without a request after which a session is forgotten.
+    pub idle_seconds: u64,
+    /// Points of score, or of utility if a policy trades, by which the best model of a request must
+    /// be ahead to replace the conversation's own. A point is a factor e of probability.
+    pub margin: f32,
+}
+
+impl Default for SessionOptions {
+    /// 16 MiB, an hour, 2 points.
+    fn default() -> Self {
+        Self {
+            bytes: 16 << 20,
+            idle_seconds: 3600,
+            margin: 2.0,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Options {
@@ -112,6 +151,9 @@ impl Default for Options {
             look_in: Vec::new(),
             max_tokens: None,
             precision: Precision::Auto,
+            cache_bytes: 0,
+            queue: None,
+            sessions: SessionOptions::default(),
         }
     }
 }
@@ -162,6 +204,24 @@ impl Options {
         self
     }
 
+    /// The options with a cache of decisions of this many bytes.
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// The options with a queue of this many places in front of the computing.
+    pub fn queue(mut self, places: usize) -> Self {
+        self.queue = Some(places);
+        self
+    }
+
+    /// The options with these for sessions.
+    pub fn sessions(mut self, sessions: SessionOptions) -> Self {
+        self.sessions = sessions;
+        self
+    }
+
     /// The options with this limit on the tokens of a text.
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = Some(tokens);
@@ -182,5 +242,21 @@ mod tests {
         assert_eq!(parsed(1), Ok(Options::default().device("cpu")));
         let want = "schema_version: expected 1, found 2";
         assert!(parsed(2).is_err_and(|error| error.contains(want)));
+    }
+
+    #[test]
+    fn what_is_off_is_not_written() -> serde_json::Result<()> {
+        let json = serde_json::to_string(&Options::default())?;
+        let off = ["cache", "queue", "sessions"].map(|key| json.contains(key));
+        assert_eq!(off, [false; 3], "{json}");
+        let set = r#"{"cache_bytes": 9, "queue": 0, "sessions": {"margin": 1.5}}"#;
+        let options: Options = serde_json::from_str(set)?;
+        let back = serde_json::from_str(&serde_json::to_string(&options)?)?;
+        assert_eq!(options, back);
+        assert_eq!(
+            (options.queue, options.sessions.idle_seconds),
+            (Some(0), 3600)
+        );
+        Ok(())
     }
 }

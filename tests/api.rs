@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 
-use hubrouter::learn;
+use hubrouter::{feedback, learn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -27,10 +27,15 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::Router>();
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
+    usual::<hubrouter::StoreWatch>();
+    usual::<feedback::FeedbackLog>();
+    usual::<feedback::FeedbackOptions>();
+    usual::<feedback::Shadow>();
     usual::<learn::Accuracy>();
     usual::<learn::Control>();
     usual::<learn::Example>();
     usual::<learn::Experience>();
+    usual::<learn::ObservedExamples>();
     usual::<learn::Outcome>();
     usual::<learn::Remembered>();
     usual::<learn::Report>();
@@ -40,6 +45,9 @@ fn every_public_type_is_debug_send_and_sync() {
 
 #[test]
 fn data_can_be_compared_and_kept_as_json() {
+    data::<hubrouter::AbstainReason>();
+    data::<hubrouter::Abstention>();
+    data::<hubrouter::CacheStats>();
     data::<hubrouter::ChatNeeds>();
     data::<hubrouter::ChatRecord>();
     data::<hubrouter::ChatShape>();
@@ -71,14 +79,26 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Policy>();
     data::<hubrouter::PolicyRecord>();
     data::<hubrouter::Pruned>();
+    data::<hubrouter::QueueStats>();
     data::<hubrouter::Ranked>();
     data::<hubrouter::Request>();
     data::<hubrouter::ResponseFormat>();
     data::<hubrouter::Revisions>();
+    data::<hubrouter::RouterStats>();
+    data::<hubrouter::SessionKey>();
+    data::<hubrouter::SessionOptions>();
+    data::<hubrouter::SessionOutcome>();
+    data::<hubrouter::SessionRecord>();
     data::<hubrouter::Strengths>();
     data::<hubrouter::TakenFrom>();
     data::<hubrouter::Timing>();
     data::<hubrouter::TradeOff>();
+    data::<feedback::Feedback>();
+    data::<feedback::FeedbackLine>();
+    data::<feedback::KeepPrompt>();
+    data::<feedback::LoggedModel>();
+    data::<feedback::NoAnswer>();
+    data::<feedback::SkippedLines>();
     data::<learn::Settings>();
 }
 

@@ -34,6 +34,11 @@ mod transcripts {
     }
 
     #[test]
+    fn serving() {
+        check("serving", &Folder::new("serving"));
+    }
+
+    #[test]
     fn hub() {
         check("hub", &Folder::new("hub"));
     }
@@ -44,10 +49,20 @@ mod transcripts {
     }
 
     #[test]
+    fn sources() {
+        check("sources", &Folder::new("sources"));
+    }
+
+    #[test]
     fn learn() {
         let folder = Folder::new("learn");
         learnable(&folder);
         check("learn", &folder);
+    }
+
+    #[test]
+    fn feedback() {
+        check("feedback", &Folder::new("feedback"));
     }
 
     /// A comparison that cannot fail checks nothing.
@@ -91,6 +106,8 @@ fn every_command_has_help_with_an_example() {
         "cmrbench",
         "doctor",
         "learn",
+        "report",
+        "replay-log",
         "encoder import",
         "hub list",
         "hub show",
@@ -528,5 +545,120 @@ fn cmrbench_runs_on_a_hub_of_ones_own() {
     assert!(
         tables.contains("of which the last counts: cats") && !tables.contains("poster"),
         "{tables}"
+    );
+}
+
+/// A server that gives each request the next of `answers`: a status and a body. Its URL, and the
+/// heads of the requests.
+fn server(answers: Vec<(u16, Value)>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let thread = std::thread::spawn(move || {
+        let answer = |(status, body): (u16, Value)| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let (body, head) = (body.to_string(), head.join("\n"));
+            let length = body.len();
+            let begin = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n");
+            let whole = format!("{begin}connection: close\r\n\r\n{body}");
+            stream.write_all(whole.as_bytes()).unwrap();
+            head
+        };
+        answers.into_iter().map(answer).collect()
+    });
+    (url, thread)
+}
+
+/// The key goes to the server and nowhere else.
+#[test]
+fn a_hub_follows_the_list_of_a_server() {
+    let folder = Folder::new("server");
+    learnable(&folder);
+    let vllm = |names: &[&str]| {
+        let one = |name: &&str| json!({"id": name, "owned_by": "vllm", "max_model_len": 4096});
+        json!({"object": "list", "data": names.iter().map(one).collect::<Vec<_>>()})
+    };
+    let long = "n".repeat(1 << 20);
+    let (url, thread) = server(vec![
+        (200, vllm(&["a", "b", "a", &long])),
+        (200, vllm(&["a", "c"])),
+        (200, vllm(&["a", "c"])),
+        (200, vllm(&["a", "c"])),
+        (401, json!({"error": {"message": "unknown key sk-secret"}})),
+        (500, json!({"error": "down"})),
+    ]);
+    let from = format!("--from-openai {url} --key-env HUBROUTER_TEST_KEY --encoder toy-bert -vv");
+    let asked = |line: &str| {
+        let mut command = command_in(&folder, &format!("{line} {from} --device cpu --json"));
+        let output = command
+            .env("HUBROUTER_TEST_KEY", "sk-secret")
+            .output()
+            .unwrap();
+        for text in [text(&output.stdout), text(&output.stderr)] {
+            assert!(!text.contains("secret"), "{text}");
+        }
+        output
+    };
+    let answer = |line: &str| {
+        let [value] = lines(&succeeded(asked(line))).try_into().unwrap();
+        value
+    };
+    let built: Value = answer("hub build --out served --domain Chat");
+    let report = &built["report"];
+    assert_eq!((&built["models"], &report["new"]), (&2.into(), &2.into()));
+    assert_eq!(report["repeated"], json!(["a"]));
+    let reason = "expected a name of at most 512 bytes, found 1048576";
+    assert_eq!(report["skipped"][0]["reason"], reason);
+    assert_eq!(report["domains"]["told"], 2);
+    let model = json_in(&folder, "hub show --router served --json b");
+    let source = format!("{url}/v1/models");
+    let want = json!({"context_length": 4096, "owned_by": "vllm", "source": source});
+    assert_eq!(
+        (&model["domain"], &model["attributes"]),
+        (&"Chat".into(), &want)
+    );
+
+    let dry: Value = answer("hub add --router served --nearest-domain --dry-run");
+    assert_eq!(
+        (&dry["generation"], &dry["report"]["domains"]["nearest"]),
+        (&Value::Null, &1.into())
+    );
+    assert_eq!(dry["report"]["models"][0]["model_name"], "c");
+    assert_eq!(dry["report"]["models"][0]["domain"], "Chat");
+    let added: Value = answer("hub add --router served");
+    let report = &added["report"];
+    assert_eq!((&report["new"], &report["known"]), (&1.into(), &1.into()));
+    assert_eq!(report["vanished"], json!(["b"]));
+    assert_eq!(report["domains"]["unknown"], 1);
+    let again: Value = answer("hub add --router served");
+    assert_eq!(
+        (&again["generation"], &again["report"]["new"]),
+        (&added["generation"], &0.into())
+    );
+    failed(
+        asked("hub add --router served"),
+        1,
+        &["HTTP 401 (unknown key [key])"],
+    );
+    failed(
+        asked("hub add --router served"),
+        1,
+        &["HTTP 500 (down); try again later"],
+    );
+    for head in thread.join().unwrap() {
+        assert!(head.starts_with("GET /v1/models HTTP/1.1\n"), "{head}");
+        assert!(
+            head.to_lowercase()
+                .contains("\nauthorization: bearer sk-secret"),
+            "{head}"
+        );
+    }
+    let line = format!("hub build --out other {from}");
+    failed(
+        run_in(&folder, &line),
+        2,
+        &["a key in the variable \"HUBROUTER_TEST_KEY\", found none"],
     );
 }

@@ -55,6 +55,18 @@ fn a_forked_child_routes_or_is_told() {
     };
     assert_eq!(forked(|| same().into()), Some(1));
 
+    // Without the parent's cache and queue, whose locks another thread may have held.
+    let options = cpu(1).cache_bytes(1 << 20).queue(0);
+    let router = Router::open(store(), options).unwrap();
+    let turn = request().session("", "s");
+    router.route(&turn).unwrap();
+    assert!(router.route(&turn).unwrap().cached);
+    let without = || {
+        let decision = router.route(&turn);
+        decision.is_ok_and(|d| d.ranked[0].score == want && !d.cached && d.session.is_none())
+    };
+    assert_eq!(forked(|| without().into()), Some(1));
+
     // A pool's threads, and a GPU, stay with the parent.
     for options in devices() {
         let router = Router::open(store(), options).unwrap();

@@ -44,12 +44,12 @@ step "format"
 cargo fmt --check
 
 step "lints"
-cargo clippy --locked --all-targets -- -D warnings
+cargo clippy --locked --all-targets --features tokio -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
 step "tests"
-cargo test --locked
+cargo test --locked --features tokio
 
 step "tests without features: the CPU alone"
 # On every platform, whatever crate would bring them.
@@ -77,7 +77,7 @@ for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu; do
 done
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features tokio
 
 if [ ${#unchecked[@]} != 0 ]; then
   step "all passed, but not checked:$(printf ' %s;' "${unchecked[@]}")"

@@ -30,6 +30,8 @@ pub struct hubrouter_summary {
     pub tokens: usize,
     /// 1 if the prompt was longer than the encoder's limit and was cut, else 0.
     pub truncated: i32,
+    /// 1 if the answer was made before, for an equal prompt, and kept in the cache; else 0.
+    pub cached: i32,
     /// Share of the prompt's tokens that the tokenizer does not know, 0 to 1.
     pub unknown: f32,
     /// Best score minus the runner-up's, or best utility if the policy trades; NaN if there is none.
@@ -46,6 +48,8 @@ pub struct hubrouter_summary {
     pub degraded: hubrouter_str,
     /// The fallback of the policy that admitted the models, if one did.
     pub fallback: hubrouter_str,
+    /// Why the scores of the prompt did not choose, if they did not: the models are a fallback then.
+    pub abstained: hubrouter_str,
 }
 
 impl Growing for hubrouter_summary {
@@ -127,6 +131,7 @@ pub unsafe extern "C" fn hubrouter_decision_summary(
     call("hubrouter_decision_summary", error, || {
         let decision = &needed(decision, "decision")?.0;
         let policy = decision.policy.as_ref();
+        let abstained = decision.abstained.as_ref();
         let value = |size| hubrouter_summary {
             size,
             ranked: decision.ranked.len(),
@@ -134,6 +139,7 @@ pub unsafe extern "C" fn hubrouter_decision_summary(
             eligible: policy.map_or(0, |policy| policy.eligible),
             tokens: decision.tokens,
             truncated: decision.truncated.into(),
+            cached: decision.cached.into(),
             unknown: decision.unknown,
             margin: decision.margin.unwrap_or(f32::NAN),
             total_us: decision.timing.total,
@@ -142,6 +148,7 @@ pub unsafe extern "C" fn hubrouter_decision_summary(
             device: hubrouter_str::new(&decision.device),
             degraded: hubrouter_str::maybe(decision.degraded.as_deref()),
             fallback: hubrouter_str::maybe(policy.and_then(|p| p.fallback.as_deref())),
+            abstained: hubrouter_str::maybe(abstained.map(|why| why.detail.as_str())),
         };
         // SAFETY: the contract of the header.
         unsafe { fill(summary, "summary", value) }

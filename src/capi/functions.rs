@@ -74,7 +74,8 @@ pub struct hubrouter_functions {
         body: *const c_char,
         body_len: usize,
         shape: i32,
-        top: usize,
+        request: *const c_char,
+        request_len: usize,
         policy: Option<&hubrouter_policy>,
         decision: Option<&mut MaybeUninit<Option<Box<hubrouter_decision>>>>,
         error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
@@ -108,6 +109,10 @@ pub struct hubrouter_functions {
         buffer: *mut c_char,
         capacity: usize,
         length: Option<&mut MaybeUninit<usize>>,
+        error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
+    ) -> hubrouter_status,
+    pub hubrouter_router_warm_up: extern "C" fn(
+        router: Option<&hubrouter_router>,
         error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
     ) -> hubrouter_status,
     pub hubrouter_router_refresh: extern "C" fn(
@@ -205,6 +210,7 @@ static FUNCTIONS: hubrouter_functions = hubrouter_functions {
     hubrouter_router_json,
     hubrouter_router_hub,
     hubrouter_router_generation,
+    hubrouter_router_warm_up,
     hubrouter_router_refresh,
     hubrouter_router_install,
     hubrouter_router_rollback,

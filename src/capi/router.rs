@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::capi::decision::hubrouter_decision;
 use crate::capi::error::{
@@ -13,7 +13,7 @@ use crate::capi::error::{
 };
 use crate::capi::policy::hubrouter_policy;
 use crate::capi::status::hubrouter_status;
-use crate::capi::strings::{self, copy, hubrouter_str, items, parsed, places, text, utf8};
+use crate::capi::strings::{self, copy, hubrouter_str, items, parsed, places, read, text, utf8};
 use crate::encoder::for_each_good;
 use crate::error::Result;
 use crate::generation::GenerationId;
@@ -44,8 +44,8 @@ use hubrouter_chat::*;
 /// one opens instead, and every decision says so in `degraded`.
 ///
 /// `options`: JSON with any of `schema_version` (1), `device`, `threads`, `fallback`, `encoder`,
-/// `look_in`, `max_tokens`, `precision`. With a length of 0 all are the defaults. A server that
-/// routes prompt by prompt takes `{"device": "cpu", "threads": 1}`.
+/// `look_in`, `max_tokens`, `precision`, `cache_bytes`, `queue`, `sessions`. With a length of 0 all
+/// are the defaults. A server that routes prompt by prompt takes `{"device": "cpu", "threads": 1}`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hubrouter_router_open(
     store: *const c_char,
@@ -133,7 +133,8 @@ pub unsafe extern "C" fn hubrouter_router_route(
 }
 
 /// As `hubrouter_router_route`, for a request in JSON: `prompt`, and any of `prompt_id`, `top` (10
-/// if it is missing) and `chat`, the record of a chat request.
+/// if it is missing), `session` (`tenant` and `id`), `deadline_us`, and `chat`, the record of a chat
+/// request.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hubrouter_router_route_json(
     router: Option<&hubrouter_router>,
@@ -154,7 +155,8 @@ pub unsafe extern "C" fn hubrouter_router_route_json(
 
 /// As `hubrouter_router_route`, for the body of a chat request as a client sends it. What is routed
 /// is the newest ask of a person; `docs/chat.md` has the rules. `shape`: the API, one of
-/// `hubrouter_chat`.
+/// `hubrouter_chat`. `request`: JSON with the other fields of a request, as for
+/// `hubrouter_router_route_json`; with a length of 0 they have their defaults.
 ///
 /// Fails with `HUBROUTER_FORMAT` if it is no JSON, and with `HUBROUTER_INVALID_REQUEST` if it is no
 /// chat request or has no text.
@@ -164,7 +166,8 @@ pub unsafe extern "C" fn hubrouter_router_route_chat(
     body: *const c_char,
     body_len: usize,
     shape: i32,
-    top: usize,
+    request: *const c_char,
+    request_len: usize,
     policy: Option<&hubrouter_policy>,
     decision: Option<&mut MaybeUninit<Option<Box<hubrouter_decision>>>>,
     error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
@@ -173,11 +176,22 @@ pub unsafe extern "C" fn hubrouter_router_route_chat(
         routed(router, policy, decision, || {
             // SAFETY: the contract of the header.
             let body = unsafe { items(body.cast::<u8>(), body_len, "body") }?;
-            let request = match shape_of(shape)? {
+            // SAFETY: the contract of the header.
+            let fields = unsafe { text(request, request_len, "request") }?;
+            let chat = match shape_of(shape)? {
                 Some(shape) => Request::from_chat_as(body, shape)?,
                 None => Request::from_chat(body)?,
             };
-            Ok(request.top(top))
+            if fields.is_empty() {
+                return Ok(chat);
+            }
+            let mut fields: Map<String, Value> = parsed(fields, "request")?;
+            fields.insert("prompt".into(), chat.prompt.into());
+            let request: Request = read(fields.into(), "request")?;
+            Ok(Request {
+                chat: chat.chat,
+                ..request
+            })
         })
     })
 }
@@ -295,7 +309,7 @@ pub unsafe extern "C" fn hubrouter_router_route_batch(
 }
 
 /// Copies what the router is at this moment as JSON into `buffer`: generation, store, models, device
-/// and numbers with the reasons for them, threads, limit on tokens. `length` as in
+/// and numbers with the reasons for them, threads, limit on tokens, counts. `length` as in
 /// `hubrouter_decision_json`. The text may be longer in the next call, after another thread has
 /// installed a generation.
 #[unsafe(no_mangle)]
@@ -320,6 +334,7 @@ pub unsafe extern "C" fn hubrouter_router_json(
             "precision_reason": router.precision_reason(),
             "threads": router.threads(),
             "max_tokens": router.max_tokens(),
+            "stats": router.stats(),
         });
         // SAFETY: the contract of the header.
         unsafe { copy(&strings::json(&report)?, buffer, capacity, length) }
@@ -357,6 +372,18 @@ pub unsafe extern "C" fn hubrouter_router_generation(
         let generation = needed(router, "router")?.0.generation();
         // SAFETY: the contract of the header.
         unsafe { copy(generation.as_str(), buffer, capacity, length) }
+    })
+}
+
+/// Routes prompts of all lengths, so that the first request of a client is as fast as the others.
+#[unsafe(no_mangle)]
+pub extern "C" fn hubrouter_router_warm_up(
+    router: Option<&hubrouter_router>,
+    error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
+) -> hubrouter_status {
+    call("hubrouter_router_warm_up", error, || {
+        needed(router, "router")?.0.warm_up()?;
+        Ok(())
     })
 }
 

@@ -42,6 +42,10 @@ pub enum hubrouter_status {
     HUBROUTER_UNSUPPORTED = 14,
     /// Code of the library panicked: a bug. Other calls are not affected.
     HUBROUTER_PANIC = 15,
+    /// The request's deadline passed before it was computed, and its policy has no fallback.
+    HUBROUTER_DEADLINE = 16,
+    /// As many calls wait as the queue has places: try again later, or elsewhere.
+    HUBROUTER_OVERLOADED = 17,
     /// The buffer is too small; the needed length was written. The buffer is as it was.
     HUBROUTER_BUFFER_TOO_SMALL = 100,
     /// A pointer is NULL, an index or a size is out of range, or handles do not belong together.
@@ -68,12 +72,14 @@ impl From<ErrorKind> for hubrouter_status {
             ErrorKind::Refused => HUBROUTER_REFUSED,
             ErrorKind::Unsupported => HUBROUTER_UNSUPPORTED,
             ErrorKind::Panic => HUBROUTER_PANIC,
+            ErrorKind::Deadline => HUBROUTER_DEADLINE,
+            ErrorKind::Overloaded => HUBROUTER_OVERLOADED,
         }
     }
 }
 
 /// Each status with its name: that of the error's JSON form for the library's kinds.
-const NAMES: [(hubrouter_status, &CStr); 18] = [
+const NAMES: [(hubrouter_status, &CStr); 20] = [
     (HUBROUTER_OK, c"ok"),
     (HUBROUTER_IO, c"io"),
     (HUBROUTER_FORMAT, c"format"),
@@ -90,6 +96,8 @@ const NAMES: [(hubrouter_status, &CStr); 18] = [
     (HUBROUTER_REFUSED, c"refused"),
     (HUBROUTER_UNSUPPORTED, c"unsupported"),
     (HUBROUTER_PANIC, c"panic"),
+    (HUBROUTER_DEADLINE, c"deadline"),
+    (HUBROUTER_OVERLOADED, c"overloaded"),
     (HUBROUTER_BUFFER_TOO_SMALL, c"buffer_too_small"),
     (HUBROUTER_INVALID_ARGUMENT, c"invalid_argument"),
 ];

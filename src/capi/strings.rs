@@ -5,6 +5,7 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::error::Category;
 
 use crate::capi::error::{Called, FailedCall, needed};
@@ -113,6 +114,11 @@ pub(super) fn parsed<T: DeserializeOwned>(json: &str, name: &str) -> Result<T> {
         Category::Data => error!(InvalidRequest, "{name}: {why}"),
         Category::Io | Category::Syntax | Category::Eof => error!(Format, "{name}: {why}"),
     })
+}
+
+/// The value whose JSON is `json`.
+pub(super) fn read<T: DeserializeOwned>(json: Value, name: &str) -> Result<T> {
+    serde_json::from_value(json).map_err(|why| error!(InvalidRequest, "{name}: {why}"))
 }
 
 /// `value` as JSON.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::output;
 use super::policy::{front_lines, policy_line};
+use super::serving::serving_lines;
 use super::sink::Sink;
 use super::terminal::{columns, cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
@@ -139,6 +140,7 @@ impl AnswerWriter {
         }
         table.print()?;
         match self.form.domains {
+            _ if decision.domains.is_empty() => (),
             None => output::line(domains_line(decision, width()))?,
             Some(_) => output::paragraph(domains_line(decision, usize::MAX))?,
         }
@@ -152,6 +154,7 @@ impl AnswerWriter {
         if let Some(record) = &decision.policy {
             output::paragraph(policy_line(record))?;
         }
+        serving_lines(decision).try_for_each(output::paragraph)?;
         output::paragraph(timing_line(decision))?;
         match self.form.explain {
             true => self.explain(decision),
@@ -386,11 +389,14 @@ fn timing_line(decision: &Decision) -> String {
     } else {
         ""
     };
+    let place = match decision.cached {
+        true => "from the cache".to_owned(),
+        false => format!("on {}", decision.device),
+    };
     format!(
-        "{}{unknown}{truncated}; {:.1} ms on {}{degraded}; {}",
+        "{}{unknown}{truncated}; {:.1} ms {place}{degraded}; {}",
         output::counted(decision.tokens, "token"),
         decision.timing.total / 1e3,
-        decision.device,
         decision.revisions.generation,
     )
 }

@@ -1,6 +1,5 @@
-//! The client of a language model. Nothing else opens a socket, and this only when an endpoint is
-//! named.
-#![expect(clippy::disallowed_types, reason = "the one socket")]
+//! The client of a language model. It opens a socket only when an endpoint is named.
+#![expect(clippy::disallowed_types, reason = "a socket of the command")]
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -8,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::web::{Server, said, start};
 use crate::error::{Result, bail, error};
 
 /// Path of chat requests on an OpenAI-compatible server.
@@ -52,40 +52,11 @@ impl Endpoint {
         let root = url.trim().trim_end_matches('/');
         let root = root.strip_suffix("/chat/completions").unwrap_or(root);
         let root = root.strip_suffix("/v1").unwrap_or(root);
-        let rest = root
-            .strip_prefix("http://")
-            .or_else(|| root.strip_prefix("https://"));
-        let host = rest.and_then(|rest| rest.split('/').next());
-        let Some(host) = host.filter(|host| !host.is_empty()) else {
-            bail!(
-                InvalidRequest,
-                "--llm-endpoint: expected a URL such as http://localhost:8080, found {url:?}"
-            );
-        };
-        if host.contains('@') {
-            bail!(
-                InvalidRequest,
-                "--llm-endpoint: expected a URL without a user name; put a key into a variable \
-                 and name \
-                 it with --llm-key-env"
-            );
-        }
-        let mut config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            // Prompts go to the named server and nowhere else.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("hubrouter/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(timeout.min(Duration::from_secs(20))))
-            .timeout_global(Some(timeout));
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        if name == "localhost" || name == "[::1]" || name.starts_with("127.") {
-            config = config.proxy(None);
-        }
+        let server = Server::of(url.trim(), "--llm-endpoint", "--llm-key-env")?;
         Ok(Self {
             url: format!("{root}{PATH}"),
             key,
-            agent: config.build().new_agent(),
+            agent: server.agent(timeout),
             tries: 5,
             pause: Duration::from_secs(1),
             refused: Mutex::default(),
@@ -240,29 +211,6 @@ impl Endpoint {
             None => Err(wrong(start(text))),
         }
     }
-}
-
-/// The server's message of an error in brackets, from OpenAI's form or as it is.
-fn said(text: &str) -> String {
-    let value: Option<Value> = serde_json::from_str(text).ok();
-    let message = value.as_ref().and_then(|value| {
-        let places = ["/error/message", "/error", "/detail", "/message"];
-        let mut found = places.iter().filter_map(|place| value.pointer(place));
-        found.find_map(Value::as_str)
-    });
-    match start(message.unwrap_or(text).trim()) {
-        "" => String::new(),
-        text => format!(" ({text})"),
-    }
-}
-
-/// The first 200 characters of a text.
-fn start(text: &str) -> &str {
-    let end = text
-        .char_indices()
-        .nth(200)
-        .map_or(text.len(), |(at, _)| at);
-    &text[..end]
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::chat::Endpoint;
 use super::progress::Progress;
-use super::{DeviceArgs, bundled, eval, learn, output, signals};
+use super::{DeviceArgs, bundled, eval, learn, output, signals, web};
 use crate::cmrbench::{
     AccuracyMatrix, BenchPlan, CellSettings, Chat, Data, DomainList, EvalRows, GridStatus,
     GridWatch, LastRun, Metric, OwnHub, Prefix, REPORT_FILES, Results, measure_bundled, method,
@@ -349,21 +349,8 @@ fn names(args: &CmrbenchArgs, last: &LastRun) -> Vec<String> {
 }
 
 /// The language model at `url`.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a variable that the command line names"
-)]
 fn chat(args: &CmrbenchArgs, url: &str) -> Result<Chat> {
-    let key = match &args.llm_key_env {
-        None => None,
-        Some(name) => match std::env::var(name) {
-            Ok(key) if !key.trim().is_empty() => Some(key.trim().to_owned()),
-            _ => bail!(
-                InvalidRequest,
-                "--llm-key-env: expected a key in the variable {name:?}, found none"
-            ),
-        },
-    };
+    let key = web::key(args.llm_key_env.as_deref(), "--llm-key-env")?;
     let timeout = std::time::Duration::from_secs(args.llm_timeout.into());
     let endpoint = Endpoint::new(url, key, timeout)?;
     let domains = match args.llm_domains {

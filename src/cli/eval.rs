@@ -30,7 +30,7 @@ const DATA: &str = "HUBROUTER_CMRBENCH";
 CMRBench: hits over all rows of a file. Families and domains come from the training rows; the last \
 row of a model counts.
 
---examples takes the same file as `hubrouter learn`: lines with \"instruction\" and \
+--examples takes the same file or log of feedback as `hubrouter learn`: lines with \"instruction\" and \
 \"model_name\"; \"domain\" is optional. The hub supplies missing domains, and families. A row \
 whose model is unknown to the hub counts as a miss. Each share has a 95 % interval, over all rows \
 and per domain.")]

@@ -256,7 +256,7 @@ fn measure(args: &MeasureArgs) -> Result<ExitCode> {
             output::line(format!("  {name:<16} {value}"))?;
         }
         output::paragraph(match &missed {
-            None => "passed: --precision auto takes int8 on a CPU with VNNI".to_owned(),
+            None => "passed: --precision auto takes int8 on a CPU with a kernel for it".to_owned(),
             Some(missed) => format!("missed: {missed}; --precision auto stays with f32"),
         })?;
     }

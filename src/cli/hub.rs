@@ -1,16 +1,17 @@
 //! `hubrouter hub`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::found::{FromArgs, Listing, Nearest, Report};
 use super::progress::Progress;
-use super::{DeviceArgs, StoreArgs, StoreToChange, bundled, output};
+use super::{DeviceArgs, StoreArgs, StoreToChange, bundled, open, output};
 use crate::cmrbench::{Data, Prefix};
-use crate::error::{Result, bail};
+use crate::error::{ErrorKind, Result, bail};
 use crate::hub::read_models;
 use crate::{Edit, Encoder, GenerationId, Hub, Model, ModelCard, ModelId, NewModel, Store};
 
@@ -51,8 +52,12 @@ pub(super) enum HubCommand {
     /// Add models; each is routed by its encoded card until prompts are learned
     #[command(after_help = "Examples:
   hubrouter hub add --router my-store --model acme/ner --domain Tagging
-  hubrouter hub add --router my-store --models new.jsonl")]
-    Add(AddArgs),
+  hubrouter hub add --router my-store --models new.jsonl
+  hubrouter hub add --router my-store --from-openai http://localhost:8080 --nearest-domain
+  hubrouter hub add --router my-store --from-cards ~/models --dry-run
+
+--from-openai and --from-cards add what is new, and name what the source does not have any more.")]
+    Add(Box<AddArgs>),
     /// Exclude a model from routing for good; its id and names stay reserved
     #[command(after_help = "Example:\n  hubrouter hub retire --router my-store acme/ner")]
     Retire {
@@ -96,11 +101,20 @@ pub(super) enum HubCommand {
     #[command(after_help = "Examples:
   hubrouter hub build --models models.jsonl --out my-store
   hubrouter hub build --data ~/CMR --encoder my-encoder --out my-store
+  hubrouter hub build --from-openai http://localhost:8000 --domain \"Text Generation\" --out my-store
+  hubrouter hub build --from-openai https://openrouter.ai/api/v1 --out my-store
+  hubrouter hub build --from-openai https://api.openai.com --key-env OPENAI_API_KEY --out my-store
+  hubrouter hub build --from-cards ~/.cache/huggingface/hub --out my-store --dry-run
 
 models.jsonl has one model per line with \"model_name\" and \"domain\". Optional are \"family\", \
 \"functionality\", \"description\" and \"created_at\" (Unix milliseconds or ISO 8601). All other \
-keys are kept as attributes.")]
-    Build(BuildArgs),
+keys are kept as attributes.
+
+--from-openai reads the list of models of OpenAI, vLLM, llama.cpp, LiteLLM, OpenRouter and other \
+servers, or a file with such a list; prices are in US dollars for a million tokens. --from-cards \
+reads README.md, config.json and the headers of weights. What a source does not state is counted, \
+and not guessed.")]
+    Build(Box<BuildArgs>),
 }
 
 #[derive(Args)]
@@ -110,11 +124,11 @@ pub(super) struct AddArgs {
         long,
         value_name = "NAME",
         requires = "domain",
-        conflicts_with = "models",
-        required_unless_present = "models"
+        conflicts_with_all = ["models", "from_openai", "from_cards"],
+        required_unless_present_any = ["models", "from_openai", "from_cards"]
     )]
     model: Option<String>,
-    /// Its domain
+    /// Its domain; of --from-openai and --from-cards the domain of models that state none
     #[arg(long, value_name = "DOMAIN")]
     domain: Option<String>,
     /// Its family
@@ -124,8 +138,10 @@ pub(super) struct AddArgs {
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
     /// File of models, one JSON object per line
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from_openai", "from_cards"])]
     models: Option<PathBuf>,
+    #[command(flatten)]
+    from: FromArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -141,13 +157,18 @@ pub(super) struct BuildArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with = "data",
-        required_unless_present = "data"
+        conflicts_with_all = ["data", "from_openai", "from_cards"],
+        required_unless_present_any = ["data", "from_openai", "from_cards"]
     )]
     models: Option<PathBuf>,
     /// A CMRBench checkout; the hub contains the models of all experiences
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["from_openai", "from_cards"])]
     data: Option<PathBuf>,
+    #[command(flatten)]
+    from: FromArgs,
+    /// Domain of the models that state none
+    #[arg(long, value_name = "DOMAIN", conflicts_with_all = ["models", "data"])]
+    domain: Option<String>,
     /// Folder of the new store
     #[arg(long, value_name = "STORE")]
     out: PathBuf,
@@ -324,6 +345,9 @@ fn done(json: bool, id: Option<&GenerationId>, parent: &GenerationId) {
 }
 
 fn add(args: &AddArgs) -> Result<()> {
+    if let Some(listing) = args.from.listing()? {
+        return add_found(args, listing);
+    }
     let cards = match (&args.models, &args.model, &args.domain) {
         (Some(path), _, _) => cards_of(path)?,
         (None, Some(model), Some(domain)) => {
@@ -350,12 +374,66 @@ fn add(args: &AddArgs) -> Result<()> {
     finish(edit, args.store.dry_run, args.json)
 }
 
+/// Adds what is new of a source.
+fn add_found(args: &AddArgs, listing: Listing) -> Result<()> {
+    let dry_run = args.store.dry_run;
+    let mut edit = args.store.open()?.edit(dry_run)?;
+    let hub = edit.hub().clone();
+    let domain = args.domain.as_deref();
+    let encoder = match dry_run && !args.from.nearest() {
+        true => None,
+        false => Some(Arc::new(edit.open_encoder(&args.device.options())?)),
+    };
+    let nearest = match encoder.as_ref().filter(|_| args.from.nearest()) {
+        Some(encoder) => Some(Nearest::new(edit.contents(), encoder)?),
+        None => None,
+    };
+    let (cards, report) = listing.compared(&hub, domain, nearest.as_ref())?;
+    let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
+    edit.hub()
+        .with(models.iter().map(|new| new.model.clone()))?;
+    let parent = edit.parent().clone();
+    let (id, report) = match encoder.filter(|_| !dry_run) {
+        None => (None, report.with_models(&cards)),
+        // Nothing would be changed.
+        Some(_) if models.is_empty() => (Some(parent.clone()), report),
+        Some(encoder) => {
+            let mut progress = Progress::new("encoding cards", texts(&models) as u64);
+            edit.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
+            drop(progress);
+            (Some(edit.commit()?), report)
+        }
+    };
+    let value = json!({"schema_version": 1, "generation": id, "parent": parent,
+        "dry_run": id.is_none(), "report": report});
+    let text = match &id {
+        None => format!("nothing written: {} would be added", counted(report.new)),
+        Some(id) if models.is_empty() => format!("nothing is new: {id} stays current"),
+        Some(id) => format!("{id} is published and current (parent {parent})"),
+    };
+    say(args.json, &value, &report, &text);
+    Ok(())
+}
+
+fn counted(models: usize) -> String {
+    output::counted(models, "model")
+}
+
+/// The answer of a command that has read a source. What was done is done even if stdout cannot be
+/// written.
+fn say(json: bool, value: &serde_json::Value, report: &Report, text: &str) {
+    match (!json).then(|| report.print()) {
+        Some(Err(error)) => output::unanswered(text, &error),
+        _ => output::done(json, value, text),
+    }
+}
+
 /// Number of texts to encode.
 fn texts(models: &[NewModel]) -> usize {
     models.iter().map(|new| new.cards.len()).sum()
 }
 
-fn cards_of(path: &std::path::Path) -> Result<Vec<ModelCard>> {
+fn cards_of(path: &Path) -> Result<Vec<ModelCard>> {
     let (cards, repeated) = read_models(path)?;
     if let Some(first) = repeated.first() {
         log::warn!(
@@ -375,6 +453,9 @@ fn build(args: &BuildArgs) -> Result<()> {
              import --help)"
         );
     };
+    if let Some(listing) = args.from.listing()? {
+        return build_found(args, &folder, listing);
+    }
     let (models, made_by) = match (&args.models, &args.data) {
         (Some(path), _) => (
             cards_of(path)?
@@ -392,11 +473,7 @@ fn build(args: &BuildArgs) -> Result<()> {
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
     let encoder = Arc::new(Encoder::open(&folder, &args.device.options())?);
     if args.dry_run {
-        return output::line(format!(
-            "nothing written: {} would make {}",
-            output::counted(models.len(), "model"),
-            args.out.display()
-        ));
+        return output::line(would_make(models.len(), &args.out));
     }
     let store = Store::create(&args.out)?;
     let mut progress = Progress::new("encoding cards", texts(&models) as u64);
@@ -412,5 +489,56 @@ fn build(args: &BuildArgs) -> Result<()> {
         &value,
         format!("{id}: {models} in {}", args.out.display()),
     );
+    Ok(())
+}
+
+fn would_make(models: usize, out: &Path) -> String {
+    format!(
+        "nothing written: {} would make {}",
+        counted(models),
+        out.display()
+    )
+}
+
+/// Makes a store of the models of a source.
+fn build_found(args: &BuildArgs, folder: &Path, listing: Listing) -> Result<()> {
+    let encoder = Arc::new(Encoder::open(folder, &args.device.options())?);
+    let made_by = listing.kind.made_by;
+    let bundled = match args.from.nearest() {
+        true => {
+            let store = open(&bundled::store(None)?)?;
+            Some(store.contents(&store.current()?)?)
+        }
+        false => None,
+    };
+    let nearest = match &bundled {
+        Some(contents) => Some(Nearest::new(contents, &encoder)?),
+        None => None,
+    };
+    let domain = args.domain.as_deref();
+    let (cards, report) = listing.compared(&Hub::default(), domain, nearest.as_ref())?;
+    let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
+    Hub::default().with(models.iter().map(|new| new.model.clone()))?;
+    let (id, report) = if args.dry_run {
+        (None, report.with_models(&cards))
+    } else {
+        let store = Store::create(&args.out)?;
+        let mut progress = Progress::new("encoding cards", texts(&models) as u64);
+        let built = store.build(&encoder, &models, made_by, &mut |done, _| {
+            progress.set(done as u64)
+        });
+        let id = built.map_err(|error| match error.kind() {
+            ErrorKind::Refused => error.but("hub add adds what is new to a store"),
+            _ => error,
+        })?;
+        (Some(id), report)
+    };
+    let value = json!({"schema_version": 1, "generation": id, "models": models.len(),
+        "store": args.out, "dry_run": id.is_none(), "report": report});
+    let text = match &id {
+        None => would_make(models.len(), &args.out),
+        Some(id) => format!("{id}: {} in {}", counted(models.len()), args.out.display()),
+    };
+    say(args.json, &value, &report, &text);
     Ok(())
 }

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::observed::examples;
 use super::progress::Progress;
 use super::{RouterArgs, output};
 use crate::cmrbench::{Prefix, query_text};
 use crate::error::Result;
 use crate::hub::domain_key;
-use crate::learn::{Example, read_examples};
+use crate::learn::Example;
 use crate::{Decision, Hub, ModelId, Options, Precision, Ranked, Request, Router};
 
 /// Prompts per batch.
@@ -63,13 +64,14 @@ struct Scores {
 
 /// Hits and rows; the share has a 95 % interval.
 #[derive(Clone, Copy, Default)]
-struct Share {
-    hits: usize,
-    rows: usize,
+pub(super) struct Share {
+    pub(super) hits: usize,
+    pub(super) rows: usize,
 }
 
 impl Share {
-    fn add(&mut self, hit: Option<bool>) {
+    /// Counts a row, unless it cannot be judged.
+    pub(super) fn add(&mut self, hit: Option<bool>) {
         if let Some(hit) = hit {
             self.rows += 1;
             self.hits += usize::from(hit);
@@ -77,7 +79,7 @@ impl Share {
     }
 
     /// The share and the ends of its Wilson interval, in percent; `None` without rows.
-    fn percent(self) -> Option<[f64; 3]> {
+    pub(super) fn percent(self) -> Option<[f64; 3]> {
         if self.rows == 0 {
             return None;
         }
@@ -92,7 +94,7 @@ impl Share {
     }
 
     /// `31.2 (23-41)`
-    fn cell(self) -> String {
+    pub(super) fn cell(self) -> String {
         match self.percent() {
             Some([percent, low, high]) => format!("{percent:.1} ({low:.0}-{high:.0})"),
             None => "-".to_owned(),
@@ -184,7 +186,7 @@ pub(super) fn run(
     router: &RouterArgs,
     options: Options,
 ) -> Result<ExitCode> {
-    let examples = read_examples(path)?;
+    let examples = examples(path, || router.hub())?;
     let router = router.open(options)?;
     let prefix = if keep_prefix {
         Prefix::Keep

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::observed::examples;
 use super::progress::Progress;
 use super::signals::{self, Stop};
 use super::{DeviceArgs, StoreToChange, output};
 use crate::error::{Result, bail, error};
 use crate::learn::{
     Accuracy, Control, Experience, Learner, Outcome, Privacy, Report, Settings, Status, Withheld,
-    group_experiences, read_examples,
+    group_experiences,
 };
 use crate::{GenerationId, NewModel, Store, read_models};
 
@@ -31,8 +32,10 @@ const REFUSED: u8 = 3;
   hubrouter learn --router my-store --examples new.jsonl --models models.jsonl
   hubrouter learn --router my-store --examples new.jsonl --max-forgetting 3 --json
   hubrouter learn --router my-store --examples new.jsonl --set epochs=8 --dry-run
+  hubrouter learn --router my-store --examples feedback-log --recipe memory
 
-Examples: one JSON object per line with \"instruction\" and \"model_name\"; \"domain\" and \
+Examples: a log of feedback that keeps the text of prompts (see docs/feedback.md), or one JSON \
+object per line with \"instruction\" and \"model_name\"; \"domain\" and \
 \"experience\" are optional. A leading ###Instruction: is removed, as in `eval`. A model that the \
 hub does not know is added if its example has a domain; the answer lists these models. A name or \
 a domain that resembles a known one is refused unless --introduce is given.
@@ -63,7 +66,7 @@ beside; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP.")]
 pub(super) struct LearnArgs {
     #[command(flatten)]
     store: StoreToChange,
-    /// Labelled prompts, JSON Lines
+    /// Labelled prompts: JSON Lines, or a log of feedback
     #[arg(long, value_name = "FILE")]
     examples: PathBuf,
     /// New models with their cards, JSON Lines as for `hub build`
@@ -165,7 +168,10 @@ fn carried(args: &LearnArgs, id: &GenerationId, parent: &GenerationId) -> Result
 
 /// Reads the examples and the models.
 fn experience(args: &LearnArgs) -> Result<Experience> {
-    let experiences = group_experiences(read_examples(&args.examples)?)?;
+    let experiences = group_experiences(examples(&args.examples, || {
+        let store = args.store.open()?;
+        store.hub(&store.current()?)
+    })?)?;
     let [examples] = <[_; 1]>::try_from(experiences).map_err(|all| {
         error!(
             InvalidRequest,

@@ -11,16 +11,23 @@ mod cmrbench;
 mod doctor;
 mod encoder;
 mod eval;
+mod found;
 mod generation;
 mod hub;
 mod installed;
 mod labelled;
 mod learn;
+mod observed;
 mod output;
 mod policy;
+mod prices;
 mod progress;
 mod replay;
+mod replay_log;
+mod report;
 mod route;
+mod serving;
+mod shadow;
 mod shell;
 mod signals;
 mod sink;
@@ -28,14 +35,16 @@ mod source;
 mod table;
 mod terminal;
 mod usage;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::{GenerationId, Options, Precision, Router, Store};
+use crate::{GenerationId, Hub, Options, Precision, Router, Store};
 
 /// Picks the right model of a hub for a prompt, before any model runs
 #[derive(Parser)]
@@ -70,6 +79,10 @@ enum Command {
     Cmrbench(cmrbench::CmrbenchArgs),
     /// Learn new models and labelled prompts into a new generation
     Learn(learn::LearnArgs),
+    /// Report on logs of feedback: agreement, cost, calibration, drift, what could not be routed
+    Report(report::ReportArgs),
+    /// Route logged prompts with two generations and compare the answers; no model is called
+    ReplayLog(replay_log::ReplayLogArgs),
     /// List the prompts that a store keeps for learning; delete one
     #[command(
         subcommand,
@@ -92,6 +105,12 @@ enum Command {
   hubrouter generation rollback --router my-store"
     )]
     Generation(generation::GenerationCommand),
+    /// Check a policy: which models may answer, and what excludes the others
+    #[command(
+        subcommand,
+        after_help = "Example:\n  hubrouter policy check policy.toml --router my-store"
+    )]
+    Policy(policy::PolicyCommand),
     /// Make encoder bundles from Hugging Face folders
     #[command(
         subcommand,
@@ -168,13 +187,19 @@ struct RouterArgs {
     /// Generation id, or its first characters [default: the current one]
     #[arg(long, value_name = "ID")]
     generation: Option<String>,
-    /// Numbers of the encoder's products: f32, int8, or auto: int8 on a CPU with VNNI, where the
-    /// generation's record says that it stays near f32
+    /// Numbers of the encoder's products: f32, int8, or auto: int8 where the CPU has a kernel
+    /// for it and the generation's record says that it stays near f32
     #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
 }
 
 impl RouterArgs {
+    /// The hub of the generation.
+    fn hub(&self) -> Result<Arc<Hub>> {
+        let store = self.store.open()?;
+        store.hub(&generation_of(&store, self.generation.as_deref())?)
+    }
+
     fn open(&self, options: Options) -> Result<Router> {
         let options = options.precision(self.precision);
         let path = self.store.path()?;
@@ -226,9 +251,12 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Cmrbench(args) => cmrbench::run(&args),
         Command::Learn(args) => learn::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::ReplayLog(args) => replay_log::run(&args),
         Command::Replay(command) => replay::run(&command),
         Command::Hub(command) => hub::run(&command),
         Command::Generation(command) => generation::run(&command),
+        Command::Policy(command) => policy::run(&command),
         Command::Encoder(command) => encoder::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => shell::completions(&args),

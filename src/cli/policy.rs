@@ -1,11 +1,13 @@
-//! The policy of a command line: a file, a constraint, candidates.
+//! The policy of a command line: a file, a constraint, candidates; `hubrouter policy`
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
+use serde_json::json;
 
-use super::output;
-use crate::error::{Result, bail, error};
+use super::{DeviceArgs, StoreArgs, output};
+use crate::error::{Error, Result, bail, error};
 use crate::files::read_text;
 use crate::{Constraint, Deployment, Policy, PolicyHandle, PolicyRecord, Router};
 
@@ -27,7 +29,7 @@ pub(super) struct PolicyArgs {
     /// Only models that state that they can do what a chat request demands
     #[arg(long)]
     needs: bool,
-    /// Policy as a JSON file; the options above are added to it
+    /// Policy as a TOML or JSON file; the options above are added to it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 }
@@ -35,8 +37,13 @@ pub(super) struct PolicyArgs {
 impl PolicyArgs {
     /// The policy of these options, compiled; `None` without any.
     pub(super) fn compile(&self, router: &Router) -> Result<Option<PolicyHandle>> {
-        let policy = self.read()?;
-        policy.map(|policy| router.compile(&policy)).transpose()
+        let Some(policy) = self.read()? else {
+            return Ok(None);
+        };
+        match (router.compile(&policy), &self.policy) {
+            (Err(error), Some(path)) => Err(located(error, path)),
+            (compiled, _) => compiled.map(Some),
+        }
     }
 
     fn read(&self) -> Result<Option<Policy>> {
@@ -45,11 +52,7 @@ impl PolicyArgs {
             return Ok(None);
         }
         let mut policy = match &self.policy {
-            Some(path) => {
-                let text = read_text(path, LONGEST_FILE)?;
-                let read = serde_json::from_str(&text);
-                read.map_err(|e| error!(Format, "{}: {e}", path.display()))?
-            }
+            Some(path) => Policy::read(path)?,
             None => Policy::default(),
         };
         if let Some(text) = &self.constraint {
@@ -65,6 +68,77 @@ impl PolicyArgs {
         policy.chat_needs |= self.needs;
         Ok(Some(policy))
     }
+}
+
+/// `error`, which compiling the policy of the file `path` gave, with the file and, if that is clear,
+/// the line: the first that has a text which the error quotes, else that of the field.
+fn located(error: Error, path: &Path) -> Error {
+    let text = read_text(path, LONGEST_FILE).unwrap_or_default();
+    match line_of(&text, &error.to_string()) {
+        Some(line) => error.at(format!("{}: line {line}", path.display())),
+        None => error.at(path.display()),
+    }
+}
+
+fn line_of(text: &str, message: &str) -> Option<usize> {
+    let quoted = message.split('"').skip(1).step_by(2);
+    let field = message.split([':', '.']).next().map(str::trim);
+    let mut looked_for = quoted.chain(field).filter(|text| !text.is_empty());
+    let at = looked_for.find_map(|part| text.find(part))?;
+    Some(1 + text[..at].matches('\n').count())
+}
+
+/// Check a policy against a hub, and show what it excludes
+#[derive(Args)]
+#[command(after_help = "Examples:
+  hubrouter policy check policy.toml
+  hubrouter policy check policy.json --router my-store --json
+
+Exit codes: 0 some model may answer; 1 none may, or the file is not a policy; 2 a name that the hub \
+does not have. Errors name the line.")]
+pub(super) struct CheckArgs {
+    /// Policy as a TOML or JSON file
+    file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Subcommand)]
+pub(super) enum PolicyCommand {
+    Check(CheckArgs),
+}
+
+pub(super) fn run(command: &PolicyCommand) -> Result<ExitCode> {
+    let PolicyCommand::Check(args) = command;
+    let policy = Policy::read(&args.file)?;
+    let router = Router::open(args.store.path()?, args.device.options())?;
+    let handle = router.compile(&policy);
+    let handle = handle.map_err(|e| located(e, &args.file))?;
+    let (eligible, excluded) = (handle.eligible(), handle.excluded());
+    if args.json {
+        output::json(&json!({
+            "schema_version": 1, "generation": handle.generation(), "models": router.hub().active(),
+            "eligible": eligible, "fallback": handle.fallback(), "excluded": excluded,
+            "policy": handle.policy(),
+        }))?;
+    } else {
+        let record = PolicyRecord {
+            eligible,
+            fallback: handle.fallback(),
+            excluded,
+            pareto: Vec::new(),
+        };
+        output::line(policy_line(&record))?;
+    }
+    Ok(match eligible {
+        0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 /// The deployments that `--candidates` names.

@@ -8,8 +8,10 @@ use clap::Args;
 use super::answers::{AnswerForm, AnswerWriter};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
+use super::serving::{ServingArgs, remark_on_cache};
+use super::shadow::ShadowArgs;
 use super::sink::Sink;
-use super::source::{Format, Source, Wanted, file_of};
+use super::source::{AskedLine, Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
 use crate::error::{Result, bail};
 use crate::{Request, Router};
@@ -26,9 +28,12 @@ use crate::{Request, Router};
   hubrouter route --input requests.jsonl --format chat --json
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
+  hubrouter route --input prompts.jsonl --cache 64 --output routes.jsonl
+  hubrouter route --policy policy.json --deadline 50ms \"Translate this letter.\"
+  hubrouter route --shadow my-log --input requests.jsonl
 
 Input: a .txt file has one prompt per line. A .jsonl file has one object per line with \"prompt\" \
-(or \"instruction\"); \"prompt_id\" and \"top\" are optional. Without prompts and --input the \
+(or \"instruction\"); \"prompt_id\", \"top\", \"session\" and \"tenant\" are optional. Without prompts and --input the \
 command reads stdin and answers each line at once. A line over 4 MiB gets an error of its own; \
 the others are answered.
 
@@ -38,6 +43,11 @@ what was taken and what the request demands of a model.
 
 Policies: --where, --candidates, --needs and --policy restrict which models may answer. An \
 attribute that a model does not state fails a condition. --json has the counts of what was excluded.
+
+Shadow: --shadow records each decision in a log and shows none. In JSON a line may say what was \
+really used and how it went: \"used\", \"expected_model\", \"success\", \"rating\", \"cost\", \
+\"latency_ms\", \"input_tokens\", \"output_tokens\", \"error\", \"time\". `hubrouter report` reads the \
+log.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
@@ -80,6 +90,10 @@ pub(super) struct RouteArgs {
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
+    serving: ServingArgs,
+    #[command(flatten)]
+    shadow: ShadowArgs,
+    #[command(flatten)]
     router: RouterArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -94,6 +108,7 @@ impl RouteArgs {
             format: self.format,
             top: self.top,
             batch: self.batch,
+            feedback: self.shadow.wanted(),
         }
     }
 
@@ -127,8 +142,12 @@ impl RouteArgs {
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
-    let router = args.router.open(args.device.options())?;
+    let router = args
+        .router
+        .open(args.serving.options(args.device.options()))?;
     let policy = args.policy.compile(&router)?;
+    let mut shadow = args.shadow.open(&router)?;
+    let silent = shadow.is_some() && !(args.json || args.explain || args.output.is_some());
     let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
     let mut progress = source.total().map(|total| Progress::new("routing", total));
     let mut failed = 0usize;
@@ -140,7 +159,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         }
         let good: Vec<Request> = requests
             .iter()
-            .filter_map(|r| r.as_ref().ok().cloned())
+            .filter_map(|asked| Some(args.serving.applied(asked.as_ref().ok()?.request.clone())))
             .collect();
         let decisions = match &policy {
             Some(policy) => router.route_batch_within(&good, policy),
@@ -150,14 +169,21 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
         for request in requests {
             count += 1;
             let (id, prompt, answer) = match request {
-                Ok(request) => match decisions.next() {
-                    Some(answer) => (request.prompt_id, Some(request.prompt), answer),
+                Ok(AskedLine { request, feedback }) => match decisions.next() {
+                    Some(answer) => {
+                        if let Some(shadow) = &mut shadow {
+                            shadow.record(&request, feedback, &answer)?;
+                        }
+                        (request.prompt_id, Some(request.prompt), answer)
+                    }
                     None => bail!(Device, "an answer is missing"),
                 },
                 Err((id, error)) => (id, None, Err(error)),
             };
             failed += usize::from(answer.is_err());
-            answers.write(&id, prompt.as_deref(), answer)?;
+            if !silent || answer.is_err() {
+                answers.write(&id, prompt.as_deref(), answer)?;
+            }
         }
         if let Some(progress) = &mut progress {
             progress.set(source.done());
@@ -165,6 +191,12 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     }
     drop(progress);
     answers.finish()?;
+    remark_on_cache(&router);
+    match shadow {
+        Some(shadow) if silent => output::line(shadow.summary())?,
+        Some(shadow) => output::remark(format!("hubrouter: {}", shadow.summary())),
+        None => {}
+    }
     if count == 0 {
         output::remark(format!("hubrouter: no prompts in {}", source.place()));
     }

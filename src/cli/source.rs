@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::output;
 use crate::Request;
 use crate::error::{Error, Result, bail, error};
+use crate::feedback::Feedback;
 use crate::files::read_bytes;
 use crate::route::LONGEST_REQUEST;
 use crate::text::lines::{LONGEST_LINE, Lines, json_line};
@@ -37,10 +38,28 @@ pub(super) struct Wanted<'w> {
     pub(super) format: Option<Format>,
     pub(super) top: usize,
     pub(super) batch: Option<usize>,
+    /// Lines of JSON may say what was really used.
+    pub(super) feedback: bool,
 }
 
 /// A request, or the id and error of a line without one.
-pub(super) type ParsedRequest = std::result::Result<Request, (String, Error)>;
+pub(super) type ParsedRequest = std::result::Result<AskedLine, (String, Error)>;
+
+/// A request, and what its line says of what was really used.
+pub(super) struct AskedLine {
+    pub(super) request: Request,
+    /// Of a line of JSON, if [`Wanted::feedback`] asks for it.
+    pub(super) feedback: Feedback,
+}
+
+impl std::convert::From<Request> for AskedLine {
+    fn from(request: Request) -> Self {
+        Self {
+            request,
+            feedback: Feedback::default(),
+        }
+    }
+}
 
 /// The prompts of a run, in order.
 pub(super) struct Source<'s> {
@@ -72,6 +91,8 @@ struct PromptInput {
     remarked: bool,
     /// An error that ends the run after the prompts before it are answered.
     failed: Option<Error>,
+    /// Lines of JSON may say what was really used.
+    feedback: bool,
 }
 
 /// A line of a JSON Lines input.
@@ -83,6 +104,12 @@ struct PromptLine {
     prompt_id: Option<Value>,
     #[serde(default)]
     top: Option<usize>,
+    /// The conversation that the prompt is a turn of.
+    #[serde(default)]
+    session: Option<String>,
+    /// Whose conversation it is.
+    #[serde(default)]
+    tenant: String,
 }
 
 impl<'s> Source<'s> {
@@ -95,7 +122,9 @@ impl<'s> Source<'s> {
             _ if !wanted.prompts.is_empty() => (From::Arguments(wanted.prompts.iter()), BATCH),
             _ if !wanted.chats.is_empty() => (From::Chats(wanted.chats.iter()), BATCH),
             Some(path) => (
-                From::Lines(Box::new(PromptInput::file(path, wanted.format)?)),
+                From::Lines(Box::new(
+                    PromptInput::file(path, wanted.format)?.with_feedback(wanted.feedback),
+                )),
                 BATCH,
             ),
             None => {
@@ -106,7 +135,8 @@ impl<'s> Source<'s> {
                          (see hubrouter route --help)"
                     );
                 }
-                (From::Lines(Box::new(PromptInput::stdin(wanted.format))), 1)
+                let input = PromptInput::stdin(wanted.format).with_feedback(wanted.feedback);
+                (From::Lines(Box::new(input)), 1)
             }
         };
         Ok(Self {
@@ -126,7 +156,7 @@ impl<'s> Source<'s> {
                 for prompt in prompts.by_ref().take(self.batch) {
                     self.taken += 1;
                     let request = Request::new(prompt.as_str()).top(self.top);
-                    batch.push(Ok(request.prompt_id(self.taken.to_string())));
+                    batch.push(Ok(request.prompt_id(self.taken.to_string()).into()));
                 }
                 Ok(batch)
             }
@@ -141,7 +171,7 @@ impl<'s> Source<'s> {
                     let request = chat_of(path).map(|request| request.top(self.top));
                     bytes += request.as_ref().map_or(0, |request| request.prompt.len());
                     batch.push(match request {
-                        Ok(request) => Ok(request.prompt_id(id)),
+                        Ok(request) => Ok(request.prompt_id(id).into()),
                         Err(error) => Err((id, error)),
                     });
                 }
@@ -218,7 +248,13 @@ impl PromptInput {
             done: 0,
             remarked: false,
             failed: None,
+            feedback: false,
         }
+    }
+
+    fn with_feedback(mut self, feedback: bool) -> Self {
+        self.feedback = feedback;
+        self
     }
 
     /// At most `most` prompts, and fewer if they are longer together than [`LONGEST_LINE`].
@@ -283,6 +319,14 @@ impl PromptInput {
                 Request::from_chat(text).map(|request| request.top(top).prompt_id(id.clone()))
             }
         };
+        let parsed = parsed.and_then(|request| {
+            let feedback: Feedback = match self.feedback && self.format != Format::Txt {
+                true => json_line(text)?,
+                false => Feedback::default(),
+            };
+            feedback.check()?;
+            Ok(AskedLine { request, feedback })
+        });
         let parsed = parsed.map_err(|error| (id.clone(), error.at(at(place, &id))));
         Ok(Some((text.len(), parsed)))
     }
@@ -363,9 +407,13 @@ impl PromptLine {
             Some(Value::String(id)) => id,
             Some(other) => other.to_string(),
         };
-        Request::new(self.prompt)
+        let request = Request::new(self.prompt)
             .top(self.top.unwrap_or(top))
-            .prompt_id(id)
+            .prompt_id(id);
+        match self.session {
+            Some(session) => request.session(self.tenant, session),
+            None => request,
+        }
     }
 }
 

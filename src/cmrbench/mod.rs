@@ -28,5 +28,7 @@ pub use own::OwnHub;
 pub use predictions::{Prediction, predictions_file, read_predictions};
 pub use recall::{LastRun, passed_over, recall};
 pub use registry::RegistryMap;
+#[cfg(feature = "cli")]
+pub(crate) use report::page;
 pub use report::{REPORT_FILES, write_report};
 pub use results::{MethodOutcome, Metric, Results, SeedOutcome};

@@ -24,6 +24,7 @@ mod tests;
 pub use accuracy::Accuracy;
 pub use data::examples::{Example, Label, group_experiences, read_examples};
 pub use data::experience::Experience;
+pub use data::observed::{ObservedExamples, is_feedback, read_observed};
 pub use kept::forget::{Remembered, check, forget, remembered, would_forget};
 pub use kept::privacy::Withheld;
 pub use kept::replay::ReplayEntry;

@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::device::cpu::Cpu;
 use crate::device::cpu::int8::ByteKernel;
 use crate::encoder::Encoder;
-use crate::error::{Result, bail, error};
+use crate::error::{Result, bail};
 use crate::generation::precision::{Agreement, FEWEST};
 use crate::generation::{Contents, GenerationId};
 use crate::hub::{Hub, domain_key};
@@ -36,7 +36,7 @@ struct Labelled {
 ///
 /// Measured on the examples that the generation held out, if `examples` has at least 64 of them;
 /// else on all `examples`. Without examples: on the held-out prompts that it keeps as text. Of more
-/// than 2,048 prompts as many are taken evenly. On a CPU without VNNI the scalar reference computes
+/// than 2,048 prompts as many are taken evenly. On a CPU without a kernel the scalar reference computes
 /// the same bits, slowly.
 ///
 /// Errors: fewer than 64 prompts; the encoder is not found; the store is read-only, or has no such
@@ -80,8 +80,7 @@ pub fn measure_precision(
             domain: prompt.domain.as_deref(),
         })
         .collect();
-    let kernel = ByteKernel::right()
-        .ok_or_else(|| error!(Unsupported, "int8: no kernel gives the reference's sums"))?;
+    let kernel = ByteKernel::right();
     let (encoder, of) = (Arc::new(encoder), are_held_out);
     let agreement = measure(id, &contents, &encoder, kernel, &questions, of)?;
     store.record(id, &agreement)?;

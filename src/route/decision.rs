@@ -8,8 +8,10 @@ use crate::generation::GenerationId;
 use crate::hub::ModelId;
 use crate::memory::Parts;
 use crate::options::Precision;
+use crate::route::abstain::Abstention;
 use crate::route::chat::ChatRecord;
 use crate::route::policy::PolicyRecord;
+use crate::route::session::SessionRecord;
 
 /// Version of the JSON form of a [`Decision`].
 const SCHEMA_VERSION: u32 = 1;
@@ -22,7 +24,8 @@ pub struct Decision {
     pub schema_version: u32,
     /// As in the request.
     pub prompt_id: String,
-    /// Best first; equal scores by the smaller id. If a policy trades, by utility.
+    /// Best first; equal scores by the smaller id. If a policy trades, by utility. A conversation's
+    /// own model is the first if it was kept.
     pub ranked: Vec<Ranked>,
     /// Best domain first; domains without an eligible model are left out.
     pub domains: Vec<DomainScore>,
@@ -45,6 +48,16 @@ pub struct Decision {
     /// Which models could answer, if the request came with a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRecord>,
+    /// Why the scores of the prompt did not choose, if they did not: `ranked` has a fallback then,
+    /// with scores of 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abstained: Option<Abstention>,
+    /// Whether the conversation kept its model, if the request has a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionRecord>,
+    /// True if it was made before, for an equal prompt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
     /// Why another device or generation answered than the one asked for, if one did.
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.
@@ -120,6 +133,9 @@ pub struct Revisions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Timing {
+    /// Waiting in the queue, if the options have one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub queue: f64,
     /// Text to tokens.
     pub tokenize: f64,
     /// Tokens to vector; on a GPU without timestamps the whole of the device's work is in `total`.
@@ -130,6 +146,11 @@ pub struct Timing {
     pub total: f64,
     /// Prompts that were computed together.
     pub batch: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+fn is_zero(time: &f64) -> bool {
+    *time == 0.0
 }
 
 /// Before there was a choice.

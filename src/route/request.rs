@@ -1,8 +1,11 @@
 //! A request: a prompt, or the text of a chat request, and the size of the answer.
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Result;
+use crate::route::SessionKey;
 use crate::route::chat::{self, ChatRecord, ChatShape};
 
 /// Ranked models of a request by default.
@@ -24,6 +27,32 @@ pub struct Request {
     /// limit then keeps its head and its tail; others are cut on the right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatRecord>,
+    /// How long after the call the prompt must be in computation; in JSON in microseconds. When it
+    /// has passed, the policy's last fallback answers, or there is an error of kind
+    /// [`crate::ErrorKind::Deadline`].
+    #[serde(
+        rename = "deadline_us",
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "microseconds",
+        deserialize_with = "of_microseconds"
+    )]
+    pub deadline: Option<Duration>,
+    /// The conversation that it belongs to, which keeps its model while that is good enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionKey>,
+}
+
+#[expect(clippy::ref_option, reason = "for serde")]
+fn microseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    let whole = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    time.map(whole).serialize(serializer)
+}
+
+fn of_microseconds<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_micros))
 }
 
 fn top() -> usize {
@@ -38,6 +67,8 @@ impl Request {
             prompt_id: String::new(),
             top: TOP,
             chat: None,
+            deadline: None,
+            session: None,
         }
     }
 
@@ -82,6 +113,18 @@ impl Request {
     /// The request with this many ranked models.
     pub fn top(mut self, top: usize) -> Self {
         self.top = top;
+        self
+    }
+
+    /// The request with a deadline, counted from the call.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// The request as one of the conversation `id` of `tenant`, which may be empty.
+    pub fn session(mut self, tenant: impl Into<String>, id: impl Into<String>) -> Self {
+        self.session = Some(SessionKey::new(tenant, id));
         self
     }
 

@@ -6,29 +6,32 @@ mod tests;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
+#[cfg(feature = "cli")]
+use crate::encoder::seen::Seen;
 use crate::encoder::{Encoder, for_each_good};
 use crate::error::{Error, Result, caught, error};
 use crate::files::short;
-use crate::generation::precision;
-use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
+use crate::generation::GenerationId;
 use crate::hub::Hub;
+#[cfg(feature = "cli")]
+use crate::hub::ModelId;
 use crate::num::to_f32;
 use crate::options::{Options, Precision};
+use crate::route::front::{Asking, Front, Routed, all};
+use crate::route::open::GenerationSource;
 use crate::route::policy::{Admitted, CompiledPolicy};
 use crate::route::{
     Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
 };
-use crate::serve::gate::Choice;
 use crate::serve::index::Ranking;
 use crate::serve::{Narrowing, PromptRanking, Serving};
-use crate::store::{Store, find_encoder};
+use crate::store::Store;
 use crate::text::tokenizer::{Cut, Tokens};
 
 /// Picks the right model of a hub for a prompt.
@@ -46,137 +49,11 @@ use crate::text::tokenizer::{Cut, Tokens};
 /// # Ok::<(), hubrouter::Error>(())
 /// ```
 pub struct Router {
-    store: Store,
+    pub(super) store: Store,
     options: Options,
     host: Arc<Cpu>,
-    serving: ArcSwap<Serving>,
-}
-
-/// Opens generations of a store, and shares their encoder where it is the same.
-struct GenerationSource<'s> {
-    store: &'s Store,
-    options: &'s Options,
-    host: Arc<Cpu>,
-    open: Mutex<Option<Arc<Encoder>>>,
-}
-
-impl<'s> GenerationSource<'s> {
-    fn new(store: &'s Store, options: &'s Options, encoder: Option<Arc<Encoder>>) -> Result<Self> {
-        let host = match &encoder {
-            Some(encoder) => Arc::clone(encoder.host()),
-            None => Arc::new(Cpu::open(options.threads)?),
-        };
-        Ok(Self {
-            store,
-            options,
-            host,
-            open: Mutex::new(encoder),
-        })
-    }
-
-    /// The current generation or, when it is damaged, one made before it.
-    fn current(&self) -> Result<Serving> {
-        let open = |id, contents: Contents, note| self.serving(id, &contents, note);
-        let read = |id: &GenerationId| {
-            let folder = self.store.folder(id);
-            self.reading(&folder, || Contents::read(&folder))
-        };
-        self.store.open_current(read, open)
-    }
-
-    /// The generation `id`.
-    fn of(&self, id: &GenerationId) -> Result<Serving> {
-        let read = || self.store.contents(id);
-        let contents = self.reading(&self.store.folder(id), read)?;
-        self.serving(id.clone(), &contents, None)?
-    }
-
-    /// Calls `read`, which reads the generation in `folder`, and opens the generation's encoder
-    /// meanwhile. An error of the encoder is reported when it is needed.
-    fn reading(
-        &self,
-        folder: &Path,
-        read: impl FnOnce() -> Result<Contents> + Send,
-    ) -> Result<Contents> {
-        let open = || Manifest::read(folder).and_then(|manifest| self.encoder(&manifest.encoder));
-        let (contents, _) = self.host.join(read, open);
-        contents
-    }
-
-    /// The encoder of `pin`: the one that is open, if it is that.
-    fn encoder(&self, pin: &EncoderPin) -> Result<Arc<Encoder>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(encoder) = open.as_ref().filter(|e| e.revision() == pin.sha256) {
-            return Ok(Arc::clone(encoder));
-        }
-        let host = Arc::clone(&self.host);
-        let folder = find_encoder(self.store.root(), pin, self.options)?;
-        let encoder = Arc::new(Encoder::open_lazily(&folder, host, self.options)?);
-        *open = Some(Arc::clone(&encoder));
-        Ok(encoder)
-    }
-
-    /// The generation on the encoder's device or, with fallback, on the CPU.
-    ///
-    /// The inner error means that the generation is damaged or does not fit its encoder.
-    fn serving(
-        &self,
-        id: GenerationId,
-        contents: &Contents,
-        passed_over: Option<String>,
-    ) -> Result<Result<Serving>> {
-        let encoder = self.encoder(&contents.manifest.encoder)?;
-        let note = passed_over.clone();
-        match self.opened(id.clone(), contents, encoder, note) {
-            Err(error) if self.options.steps_down(&error) => {
-                Ok(self.on_cpu(id, contents, passed_over, &error))
-            }
-            Err(error) if error.kind().is_device() => Err(error),
-            other => Ok(other),
-        }
-    }
-
-    /// The generation on the CPU, in place of a device that failed with `error`.
-    fn on_cpu(
-        &self,
-        id: GenerationId,
-        contents: &Contents,
-        passed_over: Option<String>,
-        error: &Error,
-    ) -> Result<Serving> {
-        let options = self.options.clone().device(DeviceChoice::Cpu);
-        let (pin, host) = (&contents.manifest.encoder, Arc::clone(&self.host));
-        let folder = find_encoder(self.store.root(), pin, &options)?;
-        let mut encoder = Encoder::open_lazily(&folder, host, &options)?;
-        encoder.degrade(error);
-        self.opened(id, contents, Arc::new(encoder), passed_over)
-    }
-
-    /// The generation on the device of `encoder`, in the numbers of the options.
-    fn opened(
-        &self,
-        id: GenerationId,
-        contents: &Contents,
-        encoder: Arc<Encoder>,
-        passed_over: Option<String>,
-    ) -> Result<Serving> {
-        let folder = self.store.folder(&id);
-        let record = || precision::read(&folder, &id, encoder.revision());
-        let choice = Choice::new(self.options.precision, &encoder, record)?;
-        let open = |kernel| {
-            let (id, encoder) = (id.clone(), Arc::clone(&encoder));
-            Serving::with_kernel(id, contents, encoder, passed_over.clone(), kernel)
-        };
-        let serving = open(choice.kernel)?;
-        match &choice.vector_sha256 {
-            Some(want) if serving.vector_sha256()? != *want => {
-                let reason = "this machine computes other bits in int8 than those recorded";
-                log::warn!("int8 is not taken: {reason}");
-                Ok(open(None)?.because(reason))
-            }
-            _ => Ok(serving.because(choice.reason)),
-        }
-    }
+    pub(super) serving: ArcSwap<Serving>,
+    pub(super) front: Front,
 }
 
 impl Router {
@@ -214,8 +91,8 @@ impl Router {
     }
 
     /// As [`Router::open`], with an encoder that is open already: routers of several stores share
-    /// its weights, its device and its threads. Of `options` only `fallback` and
-    /// `precision` count.
+    /// its weights, its device and its threads. Of `options` only `fallback`,
+    /// `precision`, `cache_bytes`, `queue` and `sessions` count.
     ///
     /// Errors: as [`Router::open`]; `encoder` is not the generation's.
     pub fn with_encoder(
@@ -233,12 +110,14 @@ impl Router {
 
     fn opened(open: impl FnOnce() -> Result<(Arc<Cpu>, Serving, Store, Options)>) -> Result<Self> {
         let (host, serving, store, options) = caught("opening the router", open)?;
+        let front = Front::new(&options, host.threads())?;
         log::info!("serving {}: {} models", serving.id, serving.hub.active());
         Ok(Self {
             store,
             options,
             host,
             serving: ArcSwap::from_pointee(serving),
+            front,
         })
     }
 
@@ -307,59 +186,88 @@ impl Router {
         requests: &[Request],
         policy: Option<&PolicyHandle>,
     ) -> Vec<Result<Decision>> {
-        let all = |error: Error| requests.iter().map(|_| Err(error.clone())).collect();
-        caught("the router", || self.route_all(requests, policy)).unwrap_or_else(all)
+        let answers = caught("the router", || match self.front.is_plain(requests) {
+            true => Ok(self.route_all(requests, policy)?.answers),
+            false => self.route_managed(requests, policy, Instant::now(), None),
+        });
+        answers.unwrap_or_else(|error| all(requests, &error))
     }
 
-    fn route_all(
+    pub(super) fn route_all<A: Asking>(
         &self,
-        requests: &[Request],
+        requests: &[A],
         policy: Option<&PolicyHandle>,
-    ) -> Result<Vec<Result<Decision>>> {
+    ) -> Result<Routed> {
         let serving = self.serving.load_full();
         serving.encoder.check_process()?;
-        let answers = self.route_on(&serving, requests, policy)?;
-        let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
+        let routed = self.route_on(&serving, requests, policy)?;
+        let errors = routed
+            .answers
+            .iter()
+            .filter_map(|answer| answer.as_ref().err());
         match errors.into_iter().find(|error| error.kind().is_device()) {
             Some(error) if self.options.steps_down(error) => {
                 let serving = self.step_down(&serving, error)?;
                 self.route_on(&serving, requests, policy)
             }
-            _ => Ok(answers),
+            _ => Ok(routed),
         }
     }
 
-    fn route_on(
+    fn route_on<A: Asking>(
         &self,
         serving: &Arc<Serving>,
-        requests: &[Request],
+        requests: &[A],
         policy: Option<&PolicyHandle>,
-    ) -> Result<Vec<Result<Decision>>> {
-        let began = Instant::now();
+    ) -> Result<Routed> {
         let compiled = policy.map(|policy| policy.against(serving, &self.store));
         let compiled = compiled.transpose()?;
         let policy = compiled.as_deref();
+        let answers = self.ranked_on(serving, requests, policy)?;
+        self.front.remember(serving, policy, requests, &answers);
+        let hub = &policy.map_or(serving, |policy| &policy.serving).hub;
+        Ok(Routed {
+            hub: Arc::clone(hub),
+            answers,
+        })
+    }
+
+    fn ranked_on<A: Asking>(
+        &self,
+        serving: &Arc<Serving>,
+        requests: &[A],
+        policy: Option<&CompiledPolicy>,
+    ) -> Result<Vec<Result<Decision>>> {
+        let began = Instant::now();
         let serving = policy.map_or(serving, |policy| &policy.serving);
         let cut = |request: &Request| match request.chat {
             Some(_) => Cut::Middle,
             None => Cut::Right,
         };
-        let prompts = requests.iter().map(|r| (r.prompt.as_str(), cut(r)));
+        let prompts = requests.iter().map(Asking::request);
+        let prompts = prompts.map(|r| (r.prompt.as_str(), cut(r)));
         let tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
         let tokenize = microseconds(began);
         let nobody = (serving.index.eligible() == 0)
             .then(|| error!(NoCandidate, "{}: every model is retired", serving.id));
-        let asks = requests.iter().zip(tokens).map(|(request, tokens)| {
+        let asks = requests.iter().zip(tokens).map(|(asked, tokens)| {
             let tokens = tokens?;
             if let Some(error) = &nobody {
                 return Err(error.clone());
             }
-            let needs = request.chat.as_ref().map(|chat| &chat.needs);
+            let kept = asked.kept().and_then(|name| serving.hub.find(name));
+            let kept = kept.map(|id| id.0);
+            let needs = asked.request().chat.as_ref().map(|chat| &chat.needs);
             let admitted = policy.map(|policy| policy.admit(needs)).transpose()?;
-            Ok(PromptToRank { tokens, admitted })
+            Ok(PromptToRank {
+                tokens,
+                admitted,
+                kept,
+            })
         });
         // One more than wanted, for the margin.
-        let k = requests.iter().map(|r| r.top).max().unwrap_or(0).max(2);
+        let k = requests.iter().map(|r| r.request().top).max();
+        let k = k.unwrap_or(0).max(2);
         let k = match policy.is_some_and(CompiledPolicy::ranks_all) {
             true => usize::MAX,
             false => k,
@@ -370,7 +278,7 @@ impl Router {
             answers.map(with_ask).collect()
         });
         let total = microseconds(began);
-        let decided = requests.iter().zip(ranked).map(|(request, ranked)| {
+        let decided = requests.iter().zip(ranked).map(|(asked, ranked)| {
             let (answer, ask): (PromptRanking, PromptToRank) = ranked?;
             let timing = Timing {
                 tokenize,
@@ -378,13 +286,14 @@ impl Router {
                 score: answer.score,
                 total,
                 batch: answer.batch,
+                ..Timing::default()
             };
             let within = policy.zip(ask.admitted.as_ref());
             let ranking = answer.ranking;
             Ok(decide(
                 serving,
-                request,
-                &ask.tokens,
+                asked.request(),
+                &ask,
                 ranking,
                 within,
                 timing,
@@ -411,6 +320,7 @@ impl Router {
     fn replaced(&self, failed: &Arc<Serving>, by: Arc<Serving>) -> Arc<Serving> {
         let before = self.serving.compare_and_swap(failed, Arc::clone(&by));
         if Arc::ptr_eq(&before, failed) {
+            self.front.forget();
             by
         } else {
             Arc::clone(&before)
@@ -438,6 +348,7 @@ impl Router {
     fn swap(&self, serving: Serving) {
         log::info!("installed {}", serving.id);
         self.serving.store(Arc::new(serving));
+        self.front.forget();
     }
 
     /// Serves the store's current generation, if it is not served already: after another process
@@ -475,6 +386,11 @@ impl Router {
         Arc::clone(&self.serving.load().hub)
     }
 
+    /// The encoder of the served generation.
+    pub fn encoder(&self) -> Arc<Encoder> {
+        Arc::clone(&self.serving.load().encoder)
+    }
+
     /// The device that computes: `cpu`, or an adapter's name.
     pub fn device_name(&self) -> String {
         self.serving.load().encoder.device_name().to_owned()
@@ -503,6 +419,24 @@ impl Router {
     /// Tokens of a prompt, special ones included; longer prompts are cut.
     pub fn max_tokens(&self) -> usize {
         self.serving.load().encoder.max_tokens()
+    }
+
+    /// The best model of each vector of [`Encoder::embed`]; `None` if the served generation needs
+    /// the text, as it has an adapter or a memory.
+    #[cfg(feature = "cli")]
+    pub(crate) fn best_by_vectors(&self, vectors: &[&[f32]]) -> Result<Option<Vec<ModelId>>> {
+        let serving = self.serving.load_full();
+        let adapter = self.store.manifest(&serving.id)?.adapter;
+        if adapter.is_some() || serving.index.recall().is_some() {
+            return Ok(None);
+        }
+        let seen = |vector: &&[f32]| Seen {
+            pooled: vector.to_vec(),
+            ..Seen::default()
+        };
+        let seen: Vec<Seen> = vectors.iter().map(seen).collect();
+        let best = serving.best_of(&seen.iter().collect::<Vec<_>>())?;
+        Ok(Some(best.into_iter().map(ModelId).collect()))
     }
 
     /// How much each part of a score counts, where the served generation has a memory.
@@ -536,6 +470,16 @@ fn microseconds(began: Instant) -> f64 {
 struct PromptToRank {
     tokens: Tokens,
     admitted: Option<Admitted>,
+    /// A model whose score the answer must have, if it is eligible.
+    kept: Option<u32>,
+}
+
+/// The kept model of each prompt; empty if none has one.
+fn kept<'a>(asks: impl Iterator<Item = &'a PromptToRank> + Clone) -> Vec<Option<u32>> {
+    match asks.clone().any(|ask| ask.kept.is_some()) {
+        true => asks.map(|ask| ask.kept).collect(),
+        false => Vec::new(),
+    }
 }
 
 /// The answers to `asks`; those of one level of the policy are ranked together.
@@ -547,21 +491,26 @@ fn rank(
 ) -> Vec<Result<PromptRanking>> {
     let Some(policy) = policy else {
         let tokens: Vec<&Tokens> = asks.iter().map(|ask| &ask.tokens).collect();
-        return serving.rank_all(&tokens, k, Narrowing::default());
+        let narrowing = Narrowing {
+            kept: &kept(asks.iter()),
+            ..Narrowing::default()
+        };
+        return serving.rank_all(&tokens, k, narrowing);
     };
     let mut answers: Vec<(usize, Result<PromptRanking>)> = Vec::with_capacity(asks.len());
     for level in 0..policy.levels() {
         let of_level = asks.iter().enumerate().filter_map(|(place, ask)| {
             let admitted = ask.admitted.as_ref()?;
-            (admitted.level == level).then_some((place, &ask.tokens, admitted))
+            (admitted.level == level).then_some((place, ask, admitted))
         });
         let of_level: Vec<_> = of_level.collect();
-        let tokens: Vec<&Tokens> = of_level.iter().map(|(_, tokens, _)| *tokens).collect();
+        let tokens: Vec<&Tokens> = of_level.iter().map(|(_, ask, _)| &ask.tokens).collect();
         let admitted: Vec<&Admitted> = of_level.iter().map(|(.., admitted)| *admitted).collect();
         let masks = policy.masks(level, &admitted);
         let narrowing = Narrowing {
             index: policy.index(level),
             masks: &masks,
+            kept: &kept(of_level.iter().map(|(_, ask, _)| *ask)),
         };
         let ranked = serving.rank_all(&tokens, k, narrowing);
         let places = of_level.iter().map(|(place, ..)| *place);
@@ -574,7 +523,7 @@ fn rank(
 fn decide(
     serving: &Serving,
     request: &Request,
-    tokens: &Tokens,
+    ask: &PromptToRank,
     ranking: Ranking,
     within: Option<(&CompiledPolicy, &Admitted)>,
     timing: Timing,
@@ -600,10 +549,12 @@ fn decide(
         (_, [(_, first), (_, second), ..]) if weighed.is_none() => Some(first - second),
         _ => None,
     };
+    let wanted = |rank: usize, place: usize| rank < request.top || Some(best[place].0) == ask.kept;
     let ranked = order
         .into_iter()
-        .take(request.top)
-        .filter_map(|(place, utility)| {
+        .enumerate()
+        .filter(|(rank, (place, _))| wanted(*rank, *place))
+        .filter_map(|(_, (place, utility))| {
             let (id, score) = best[place];
             let parts = parts.get(place).copied();
             let deployments = within.map(|(policy, admitted)| policy.deployments(id, admitted));
@@ -644,6 +595,7 @@ fn decide(
         .collect();
     domains.sort_by(|a, b| b.score.total_cmp(&a.score));
     let encoder = &serving.encoder;
+    let tokens = &ask.tokens;
     Decision {
         schema_version: Decision::schema_version(),
         prompt_id: request.prompt_id.clone(),
@@ -655,19 +607,27 @@ fn decide(
         unknown: encoder.unknown_share(tokens),
         chat: request.chat.clone(),
         policy: record,
+        abstained: None,
+        session: None,
+        cached: false,
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
         precision: serving.precision(),
-        revisions: Revisions {
-            generation: serving.id.clone(),
-            encoder: format!("{}@{}", encoder.name(), short(encoder.revision())),
-            tokenizer: short(encoder.tokenizer_revision()).to_owned(),
-        },
+        revisions: revisions(serving),
         timing,
     }
 }
 
-fn degraded(device: Option<&str>, generation: Option<&str>) -> Option<String> {
+pub(super) fn revisions(serving: &Serving) -> Revisions {
+    let encoder = &serving.encoder;
+    Revisions {
+        generation: serving.id.clone(),
+        encoder: format!("{}@{}", encoder.name(), short(encoder.revision())),
+        tokenizer: short(encoder.tokenizer_revision()).to_owned(),
+    }
+}
+
+pub(super) fn degraded(device: Option<&str>, generation: Option<&str>) -> Option<String> {
     let reasons: Vec<&str> = [device, generation].into_iter().flatten().collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }

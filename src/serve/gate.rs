@@ -137,7 +137,8 @@ impl Choice {
                 }),
                 (None, why) => bail!(
                     Unsupported,
-                    "precision int8: expected a CPU with AVX-512 VNNI or AVX-VNNI, found {why}"
+                    "precision int8: expected a CPU with {}, found {why}",
+                    ByteKernel::EXPECTED
                 ),
             },
             Precision::Auto if on_gpu => Ok(Self::f32("the GPU computes in f32")),

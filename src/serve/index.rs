@@ -51,6 +51,22 @@ struct DeviceRecall {
     own: Tensor,
 }
 
+/// What a ranking should have.
+#[derive(Clone, Copy)]
+pub(crate) struct WantedRanks<'w> {
+    /// So many of the best.
+    pub(crate) k: usize,
+    /// For each prompt a model to rank behind them if it is eligible; empty: none.
+    pub(crate) kept: &'w [Option<u32>],
+}
+
+impl WantedRanks<'_> {
+    /// The `k` best.
+    pub(crate) fn best(k: usize) -> Self {
+        Self { k, kept: &[] }
+    }
+}
+
 /// The tensors of one batch.
 pub(crate) struct IndexWorkspace {
     /// [B, M]
@@ -89,13 +105,15 @@ enum Best {
         ids: Read,
         scores: Read,
     },
-    /// All scores, to be ranked on the host: for more ranks than the kernels take.
+    /// All scores, to be ranked on the host: for more ranks than the kernels take, and where a
+    /// model is kept.
     All(Read),
 }
 
 /// One prompt's answer.
 pub(crate) struct Ranking {
-    /// Best first: id and score, at most k and never a retired model.
+    /// Best first: id and score, at most k and never a retired model. Behind them the model that
+    /// was to be kept, if it is eligible and not among them.
     pub(crate) best: Vec<(u32, f32)>,
     /// For each domain the log-sum-exp of its eligible members' scores; None without any.
     pub(crate) domains: Vec<Option<f32>>,
@@ -309,11 +327,12 @@ impl Index {
         u: &Tensor,
         x: Option<&Tensor>,
         masked: bool,
-        k: usize,
+        wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
         let prompts = u.rows();
-        let k = k.min(self.eligible);
+        let k = wanted.k.min(self.eligible);
+        let keeps = wanted.kept.iter().any(Option::is_some);
         w.s.resize(prompts);
         w.domains.resize(prompts);
         ops.score.forward(
@@ -345,7 +364,7 @@ impl Index {
             },
         );
         let domains = pass.read(&w.domains);
-        if k > top_k::MOST {
+        if keeps || k > top_k::MOST {
             return RankingReads {
                 k,
                 best: Best::All(pass.read(&w.s)),
@@ -377,7 +396,7 @@ impl Index {
         }
     }
 
-    /// One ranking for each prompt; `masks`: those of its batch, if it had some.
+    /// One ranking for each prompt; `masks`, `kept`: those of its batch, if it had some.
     ///
     /// Errors: a score is not finite.
     pub(crate) fn rankings(
@@ -386,6 +405,7 @@ impl Index {
         outputs: &Outputs,
         prompts: usize,
         masks: Option<&RowMasks>,
+        kept: &[Option<u32>],
     ) -> Result<Vec<Ranking>> {
         let (k, models, count) = (reads.k, self.keys.models(), self.domains.len());
         (0..prompts)
@@ -400,6 +420,10 @@ impl Index {
                 };
                 if let Some(masks) = masks {
                     best.truncate(masks.counts[b]);
+                }
+                if let (Best::All(scores), Some(Some(model))) = (&reads.best, kept.get(b)) {
+                    let scores = &outputs.f32(*scores)[b * models..][..models];
+                    best.extend(self.behind(&best, *model, scores));
                 }
                 let domains = &outputs.f32(reads.domains)[b * count..][..count];
                 let mut ranking = Ranking::new(best, domains)?;
@@ -416,6 +440,17 @@ impl Index {
                 Ok(ranking)
             })
             .collect()
+    }
+
+    /// The row and the score of `model`, if it is eligible and not among the `best`.
+    fn behind(&self, best: &[(u32, f32)], model: u32, scores: &[f32]) -> Option<(u32, f32)> {
+        let row = match &self.ids {
+            None => model,
+            Some(ids) => to_u32(ids.iter().position(|id| *id == model)?),
+        };
+        let score = *scores.get(row as usize)?;
+        let new = !best.iter().any(|(ranked, _)| *ranked == row);
+        (new && score > LOWEST / 2.0).then_some((row, score))
     }
 
     /// The factor of the learned cosine.
@@ -529,8 +564,12 @@ fn ranked(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
         .enumerate()
         .map(|(id, s)| (to_u32(id), *s))
         .collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k > 0 && k < all.len() {
+        all.select_nth_unstable_by(k - 1, order);
+    }
     all.truncate(k);
+    all.sort_unstable_by(order);
     all
 }
 

@@ -4,4 +4,4 @@ pub(crate) mod gate;
 pub(crate) mod index;
 mod serving;
 
-pub(crate) use serving::{Narrowing, PromptRanking, Serving, ask};
+pub(crate) use serving::{Narrowing, PromptRanking, Serving, ask, serial};

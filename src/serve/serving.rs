@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::cpu::int8::ByteKernel;
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
@@ -17,10 +18,12 @@ use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
 use crate::model::int8::Int8;
 use crate::options::Precision;
-use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads};
+use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
 use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
+    /// Of [`serial`]: another one each time that a generation is opened.
+    pub(crate) serial: u64,
     pub(crate) id: GenerationId,
     pub(crate) hub: Arc<Hub>,
     pub(crate) encoder: Arc<Encoder>,
@@ -54,6 +57,8 @@ pub(crate) struct Narrowing<'n> {
     pub(crate) index: Option<&'n Index>,
     /// The models that may answer each prompt; empty: all of the index. They are not retired.
     pub(crate) masks: &'n [&'n ModelMask],
+    /// For each prompt a model to rank behind the best if it is eligible; empty: none.
+    pub(crate) kept: &'n [Option<u32>],
 }
 
 /// The answer for one prompt, with its batch's times in microseconds.
@@ -136,6 +141,7 @@ impl Serving {
         );
         let ((head, index), network) = (tables?, network?);
         Ok(Self {
+            serial: serial(),
             id,
             hub: Arc::clone(&contents.hub),
             encoder,
@@ -161,6 +167,7 @@ impl Serving {
         let Manifest { width, tau, .. } = contents.manifest;
         let index = Index::new(self.device(), hub, rows, width, tau, contents.recall()?)?;
         Ok(Self {
+            serial: serial(),
             id: self.id.clone(),
             hub: Arc::clone(hub),
             encoder: Arc::clone(&self.encoder),
@@ -204,14 +211,18 @@ impl Serving {
         let begin = Cell::new(0);
         let batch = |batch: &[T]| {
             let first = begin.replace(begin.get() + batch.len());
-            let Narrowing { index, masks } = narrowing;
-            let masks = masks.get(first..first + batch.len()).unwrap_or_default();
+            let of_batch = first..first + batch.len();
+            let narrowing = Narrowing {
+                index: narrowing.index,
+                masks: narrowing.masks.get(of_batch.clone()).unwrap_or_default(),
+                kept: narrowing.kept.get(of_batch).unwrap_or_default(),
+            };
             let BatchRanking {
                 rankings,
                 encode,
                 score,
                 dispatches,
-            } = self.rank_within(batch, k, Narrowing { index, masks })?;
+            } = self.rank_within(batch, k, narrowing)?;
             log::debug!("{} prompts, {dispatches} dispatches", batch.len());
             let answer = |ranking| {
                 Ok(PromptRanking {
@@ -243,6 +254,10 @@ impl Serving {
         let index = narrowing.index.unwrap_or(&self.index);
         let masks = (!narrowing.masks.is_empty()).then(|| index.rows_of(narrowing.masks));
         let masks = masks.as_ref();
+        let wanted = WantedRanks {
+            k,
+            kept: narrowing.kept,
+        };
         let batch = encoder.pack(prompts);
         let words = prompts
             .iter()
@@ -265,9 +280,10 @@ impl Serving {
                     self.encode(pass, &mut t.activations);
                     pass.stage();
                     let (a, u) = (&t.activations, &mut t.projected);
-                    self.score(pass, a, u, index, masks.is_some(), k, w)
+                    self.score(pass, a, u, index, masks.is_some(), wanted, w)
                 })?;
-                let rankings = index.rankings(&reads, &outputs, batch.prompts(), masks)?;
+                let prompts = batch.prompts();
+                let rankings = index.rankings(&reads, &outputs, prompts, masks, wanted.kept)?;
                 Ok(BatchRanking {
                     rankings,
                     encode: outputs.stage(0),
@@ -304,13 +320,13 @@ impl Serving {
         projected: &mut Projected,
         index: &Index,
         masked: bool,
-        k: usize,
+        wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
         let (ops, a) = (self.encoder.ops(), activations);
         self.head.forward(ops, pass, &a.pooled, projected);
         let x = a.layers.as_ref().map(|layers| &layers.units);
-        index.forward(ops, pass, &projected.u, x, masked, k, w)
+        index.forward(ops, pass, &projected.u, x, masked, wanted, w)
     }
 
     /// The encoder's network, with the generation's adapter where it has one; only of a generation
@@ -352,11 +368,14 @@ impl Serving {
                         let w = &mut t.workspace;
                         self.index.upload(pass, &words, None, w);
                         let (a, u) = (&t.activations, &mut t.projected);
-                        self.score(pass, a, u, &self.index, false, 1, w)
+                        self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w)
                     })
                 },
             )?;
-            for ranking in self.index.rankings(&reads, &outputs, chunk.len(), None)? {
+            for ranking in self
+                .index
+                .rankings(&reads, &outputs, chunk.len(), None, &[])?
+            {
                 best.push(self.first(&ranking)?);
             }
         }
@@ -402,10 +421,12 @@ impl Serving {
                 self.encode(pass, &mut t.activations);
                 let pooled = pass.read(&t.activations.pooled);
                 let (a, u) = (&t.activations, &mut t.projected);
-                let reads = self.score(pass, a, u, &self.index, false, 1, w);
+                let reads = self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w);
                 (reads, pooled)
             })?;
-            let rankings = self.index.rankings(&reads, &outcome, prompts.len(), None)?;
+            let rankings = self
+                .index
+                .rankings(&reads, &outcome, prompts.len(), None, &[])?;
             let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
             let both = rankings.iter().zip(vectors);
             both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))
@@ -434,6 +455,13 @@ impl Serving {
         let reads = self.index.read_bytes(sizes.prompts) + 4 * sizes.prompts * self.head.width();
         Plan::new(device, tensors, uploads, reads)
     }
+}
+
+/// A number that this process has not had before, from 1: what has it cannot be confused with what
+/// came before or comes after it, as places in memory can.
+pub(crate) fn serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The prompt that a generation must answer before it becomes current.

@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Between two tries of [`Lock::soon`], whose holders need some microseconds.
+const SHORT_PAUSE: Duration = Duration::from_micros(100);
+
 /// The lock of a writer; dropping it frees the store.
 pub(crate) struct Lock(File);
 
@@ -50,6 +53,30 @@ impl Lock {
         let (file, path) = open(root, name)?;
         Self::take(file, &path)?
             .or_else(|_| bail!(Refused, "{}: another process {does}", root.display()))
+    }
+
+    /// Waits for other processes for at most `patience`; `None` where the file system has no locks.
+    ///
+    /// Errors: one of them holds the lock for longer; `root` cannot be written.
+    pub(crate) fn soon(root: &Path, name: &str, patience: Duration) -> Result<Option<Self>> {
+        let began = Instant::now();
+        let (mut file, path) = open(root, name)?;
+        loop {
+            file = match Self::take(file, &path) {
+                Ok(Ok(lock)) => return Ok(Some(lock)),
+                Ok(Err(file)) => file,
+                Err(_) => return Ok(None),
+            };
+            if began.elapsed() >= patience {
+                bail!(
+                    Refused,
+                    "{}: another process has been writing for {} ms",
+                    path.display(),
+                    patience.as_millis()
+                );
+            }
+            std::thread::sleep(SHORT_PAUSE);
+        }
     }
 
     /// Waits for other writers.

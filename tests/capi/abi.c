@@ -22,6 +22,8 @@ _Static_assert(HUBROUTER_NUMERIC == 12, "");
 _Static_assert(HUBROUTER_REFUSED == 13, "");
 _Static_assert(HUBROUTER_UNSUPPORTED == 14, "");
 _Static_assert(HUBROUTER_PANIC == 15, "");
+_Static_assert(HUBROUTER_DEADLINE == 16, "");
+_Static_assert(HUBROUTER_OVERLOADED == 17, "");
 _Static_assert(HUBROUTER_BUFFER_TOO_SMALL == 100, "");
 _Static_assert(HUBROUTER_INVALID_ARGUMENT == 101, "");
 _Static_assert(sizeof(hubrouter_status) == 4, "");
@@ -46,14 +48,16 @@ FIELD(hubrouter_summary, size_t, domains, 16);
 FIELD(hubrouter_summary, size_t, eligible, 24);
 FIELD(hubrouter_summary, size_t, tokens, 32);
 FIELD(hubrouter_summary, int32_t, truncated, 40);
-FIELD(hubrouter_summary, float, unknown, 44);
-FIELD(hubrouter_summary, float, margin, 48);
+FIELD(hubrouter_summary, int32_t, cached, 44);
+FIELD(hubrouter_summary, float, unknown, 48);
+FIELD(hubrouter_summary, float, margin, 52);
 FIELD(hubrouter_summary, double, total_us, 56);
 FIELD(hubrouter_summary, hubrouter_str, prompt_id, 64);
 FIELD(hubrouter_summary, hubrouter_str, generation, 80);
 FIELD(hubrouter_summary, hubrouter_str, device, 96);
 FIELD(hubrouter_summary, hubrouter_str, degraded, 112);
 FIELD(hubrouter_summary, hubrouter_str, fallback, 128);
+FIELD(hubrouter_summary, hubrouter_str, abstained, 144);
 
 FIELD(hubrouter_ranked, size_t, size, 0);
 FIELD(hubrouter_ranked, hubrouter_str, model, 8);
@@ -96,8 +100,8 @@ FIELD(hubrouter_functions, uint32_t, version, 8);
     (const hubrouter_router *, const char *, size_t, const hubrouter_policy *,                     \
      hubrouter_decision **, hubrouter_error **))                                                   \
   f(10, hubrouter_status, hubrouter_router_route_chat,                                             \
-    (const hubrouter_router *, const char *, size_t, int32_t, size_t, const hubrouter_policy *,    \
-     hubrouter_decision **, hubrouter_error **))                                                   \
+    (const hubrouter_router *, const char *, size_t, int32_t, const char *, size_t,                \
+     const hubrouter_policy *, hubrouter_decision **, hubrouter_error **))                         \
   f(11, hubrouter_status, hubrouter_router_route_batch,                                            \
     (const hubrouter_router *, const hubrouter_str *, size_t, size_t, const hubrouter_policy *,    \
      hubrouter_decision **, hubrouter_error **, hubrouter_error **))                               \
@@ -107,33 +111,35 @@ FIELD(hubrouter_functions, uint32_t, version, 8);
     (const hubrouter_router *, char *, size_t, size_t *, hubrouter_error **))                      \
   f(14, hubrouter_status, hubrouter_router_generation,                                             \
     (const hubrouter_router *, char *, size_t, size_t *, hubrouter_error **))                      \
-  f(15, hubrouter_status, hubrouter_router_refresh,                                                \
-    (const hubrouter_router *, int32_t *, hubrouter_error **))                                     \
-  f(16, hubrouter_status, hubrouter_router_install,                                                \
-    (const hubrouter_router *, const char *, size_t, hubrouter_error **))                          \
-  f(17, hubrouter_status, hubrouter_router_rollback,                                               \
+  f(15, hubrouter_status, hubrouter_router_warm_up,                                                \
     (const hubrouter_router *, hubrouter_error **))                                                \
-  f(18, hubrouter_status, hubrouter_policy_compile,                                                \
+  f(16, hubrouter_status, hubrouter_router_refresh,                                                \
+    (const hubrouter_router *, int32_t *, hubrouter_error **))                                     \
+  f(17, hubrouter_status, hubrouter_router_install,                                                \
+    (const hubrouter_router *, const char *, size_t, hubrouter_error **))                          \
+  f(18, hubrouter_status, hubrouter_router_rollback,                                               \
+    (const hubrouter_router *, hubrouter_error **))                                                \
+  f(19, hubrouter_status, hubrouter_policy_compile,                                                \
     (const hubrouter_router *, const char *, size_t, hubrouter_policy **, hubrouter_error **))     \
-  f(19, hubrouter_status, hubrouter_policy_candidates,                                             \
+  f(20, hubrouter_status, hubrouter_policy_candidates,                                             \
     (const hubrouter_router *, const hubrouter_str *, size_t, hubrouter_policy **,                 \
      hubrouter_error **))                                                                          \
-  f(20, hubrouter_status, hubrouter_policy_eligible,                                               \
+  f(21, hubrouter_status, hubrouter_policy_eligible,                                               \
     (const hubrouter_policy *, size_t *, hubrouter_error **))                                      \
-  f(21, hubrouter_status, hubrouter_policy_json,                                                   \
+  f(22, hubrouter_status, hubrouter_policy_json,                                                   \
     (const hubrouter_policy *, char *, size_t, size_t *, hubrouter_error **))                      \
-  f(22, void, hubrouter_policy_free, (hubrouter_policy *))                                         \
-  f(23, hubrouter_status, hubrouter_decision_summary,                                              \
+  f(23, void, hubrouter_policy_free, (hubrouter_policy *))                                         \
+  f(24, hubrouter_status, hubrouter_decision_summary,                                              \
     (const hubrouter_decision *, hubrouter_summary *, hubrouter_error **))                         \
-  f(24, hubrouter_status, hubrouter_decision_ranked,                                               \
+  f(25, hubrouter_status, hubrouter_decision_ranked,                                               \
     (const hubrouter_decision *, size_t, hubrouter_ranked *, hubrouter_error **))                  \
-  f(25, hubrouter_status, hubrouter_decision_deployment,                                           \
+  f(26, hubrouter_status, hubrouter_decision_deployment,                                           \
     (const hubrouter_decision *, size_t, size_t, hubrouter_str *, hubrouter_error **))             \
-  f(26, hubrouter_status, hubrouter_decision_domain,                                               \
+  f(27, hubrouter_status, hubrouter_decision_domain,                                               \
     (const hubrouter_decision *, size_t, hubrouter_domain *, hubrouter_error **))                  \
-  f(27, hubrouter_status, hubrouter_decision_json,                                                 \
+  f(28, hubrouter_status, hubrouter_decision_json,                                                 \
     (const hubrouter_decision *, char *, size_t, size_t *, hubrouter_error **))                    \
-  f(28, void, hubrouter_decision_free, (hubrouter_decision *))
+  f(29, void, hubrouter_decision_free, (hubrouter_decision *))
 
 #define SYMBOL(number, result, name, arguments) \
   static result(*const promised_##number) arguments = name;
@@ -173,8 +179,8 @@ int main(void) {
   const char *names[] = {"ok",          "io",         "format",     "mismatch",    "tokenizer",
                          "invalid_request", "no_candidate", "no_adapter", "limits", "device",
                          "device_lost", "out_of_memory", "numeric", "refused",     "unsupported",
-                         "panic"};
-  for (int32_t status = 0; status < 16; status++) {
+                         "panic",       "deadline", "overloaded"};
+  for (int32_t status = 0; status < 18; status++) {
     if (strcmp(hubrouter_status_name(status), names[status]) != 0) {
       fprintf(stderr, "%d: expected %s\n", (int)status, names[status]);
       return 1;

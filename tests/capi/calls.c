@@ -51,7 +51,7 @@ int main(int count, char **arguments) {
   const char *store = arguments[1];
   char options[4096];
   snprintf(options, sizeof options,
-           "{\"schema_version\": 1, \"device\": \"cpu\", \"threads\": 2, \"look_in\": [\"%s\"]}",
+           "{\"device\": \"cpu\", \"threads\": 2, \"cache_bytes\": 1000000, \"look_in\": [\"%s\"]}",
            arguments[2]);
 
   /* Through the table, as a host does that has opened the library by itself. */
@@ -61,7 +61,9 @@ int main(int count, char **arguments) {
   has(hubrouter_router_generation, router, "g0002-");
   has(hubrouter_router_json, router, "\"device\":\"cpu\"");
   has(hubrouter_router_json, router, "\"threads\":2");
+  has(hubrouter_router_json, router, "\"stats\":{");
   has(hubrouter_router_hub, router, "\"name\":\"gpt2\"");
+  DO(hubrouter_router_warm_up(router, &error));
 
   /* One prompt, five ways. */
   static const char PROMPT[] = "Which bird is singing?";
@@ -79,6 +81,7 @@ int main(int count, char **arguments) {
   hubrouter_summary summary = {.size = sizeof summary};
   DO(hubrouter_decision_summary(decision, &summary, &error));
   CHECK(summary.ranked == 3 && summary.domains > 1 && summary.tokens == 7 && summary.eligible == 0);
+  CHECK(summary.cached == 0 && summary.abstained.ptr == NULL);
   CHECK(summary.truncated == 0 && summary.unknown == 0 && summary.margin > 0);
   CHECK(summary.total_us > 0 && is(summary.device, "cpu") && is(summary.prompt_id, ""));
   CHECK(summary.degraded.ptr == NULL && summary.fallback.ptr == NULL);
@@ -88,14 +91,18 @@ int main(int count, char **arguments) {
   found = best_of(other);
   CHECK(found.id == best.id && found.score == best.score);
   DO(hubrouter_decision_summary(other, &summary, &error));
-  CHECK(is(summary.prompt_id, "seven") && summary.ranked == 3);
+  CHECK(is(summary.prompt_id, "seven") && summary.ranked == 3 && summary.cached == 1);
   hubrouter_decision_free(other);
 
   for (int32_t shape = HUBROUTER_CHAT_ANY; shape <= HUBROUTER_CHAT_ANTHROPIC; shape++) {
     const char *body = CHAT[shape];
-    DO(hubrouter_router_route_chat(router, body, strlen(body), shape, 3, NULL, &other, &error));
+    const char *rest = shape == HUBROUTER_CHAT_ANY ? "" : "{\"top\": 4, \"prompt_id\": \"eight\"}";
+    DO(hubrouter_router_route_chat(router, body, strlen(body), shape, rest, strlen(rest), NULL,
+                                   &other, &error));
     found = best_of(other);
     CHECK(found.id == best.id && found.score == best.score);
+    DO(hubrouter_decision_summary(other, &summary, &error));
+    CHECK(summary.ranked == (*rest ? 4 : 10) && is(summary.prompt_id, *rest ? "eight" : ""));
     hubrouter_decision_free(other);
   }
 

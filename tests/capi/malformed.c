@@ -16,7 +16,7 @@ static uint64_t draw(uint64_t below) {
 static size_t counts[128];
 
 static int known(hubrouter_status status) {
-  return (status >= 0 && status <= 15) || status == 100 || status == 101;
+  return (status >= 0 && status <= 17) || status == 100 || status == 101;
 }
 
 /* Half of the calls do not ask for an error. */
@@ -143,7 +143,7 @@ static void route_wrongly(const struct handles *h) {
   const hubrouter_router *router = h->router;
   size_t length;
   char *text;
-  switch (draw(14)) {
+  switch (draw(15)) {
     case 0:
       CALL(HUBROUTER_INVALID_ARGUMENT, hubrouter_router_route, NULL, TEXT("Who?"), 1, NULL,
            &decision);
@@ -193,24 +193,32 @@ static void route_wrongly(const struct handles *h) {
     }
     case 10:
       text = cut(CHAT, sizeof CHAT - 1, &length);
-      CALL(HUBROUTER_FORMAT, hubrouter_router_route_chat, router, text, length, (int32_t)draw(4), 1,
-           NULL, &decision);
+      CALL(HUBROUTER_FORMAT, hubrouter_router_route_chat, router, text, length, (int32_t)draw(4),
+           NULL, 0, NULL, &decision);
       free(text);
       break;
     case 11:
       CALL(HUBROUTER_INVALID_ARGUMENT, hubrouter_router_route_chat, router, TEXT(CHAT),
-           draw(2) ? 4 + (int32_t)draw(1000) : -1 - (int32_t)draw(1000), 1, NULL, &decision);
+           draw(2) ? 4 + (int32_t)draw(1000) : -1 - (int32_t)draw(1000), NULL, 0, NULL, &decision);
       break;
     case 12: {
       static const char *const wrong[] = {"{}", "[]", "{\"messages\": 1}", "{\"messages\": []}"};
       const char *body = wrong[draw(4)];
-      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_router_route_chat, router, body, strlen(body), 0, 1,
-           NULL, &decision);
+      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_router_route_chat, router, body, strlen(body), 0,
+           NULL, 0, NULL, &decision);
+      break;
+    }
+    case 13: {
+      static const char *const wrong[] = {"{\"top\": -1}", "[]", "7", "{\"session\": {}}"};
+      const char *request = wrong[draw(4)];
+      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_router_route_chat, router, TEXT(CHAT), 0, request,
+           strlen(request), NULL, &decision);
       break;
     }
     default:
       text = no_text(&length);
-      CALL(HUBROUTER_OK, hubrouter_router_route_chat, router, text, length, 0, 1, NULL, &decision);
+      CALL(HUBROUTER_OK, hubrouter_router_route_chat, router, text, length, 0, NULL, 0, NULL,
+           &decision);
       free(text);
   }
   CHECK(decision == NULL);
@@ -395,13 +403,18 @@ static void swap_wrongly(const struct handles *h) {
   int32_t changed;
   size_t length;
   char *text;
-  switch (draw(6)) {
+  switch (draw(7)) {
     case 0:
       CALL(HUBROUTER_INVALID_ARGUMENT, hubrouter_router_refresh, NULL, draw(2) ? &changed : NULL);
       break;
     case 1: {
       hubrouter_error **asked = where();
       failed(hubrouter_router_rollback(NULL, asked), HUBROUTER_INVALID_ARGUMENT, asked, "rollback");
+      break;
+    }
+    case 5: {
+      hubrouter_error **asked = where();
+      failed(hubrouter_router_warm_up(NULL, asked), HUBROUTER_INVALID_ARGUMENT, asked, "warm-up");
       break;
     }
     case 2:

@@ -45,10 +45,16 @@ pub(super) fn page(markdown: &str, figures: &[Figure]) -> String {
             _ => blocks(rest),
         };
     }
+    document("CMRBench", &body)
+}
+
+/// A whole page of `body`, in the style of all pages.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    let title = escaped(title);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>CMRBench</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     )
 }
 
@@ -87,7 +93,10 @@ fn blocks(markdown: &str) -> String {
     let events = Parser::new_ext(markdown, Options::ENABLE_TABLES).into_offset_iter();
     let events = events.flat_map(|(event, place)| match event {
         Event::Start(Tag::Table(_)) => {
-            vec![Event::Html(scroll(&markdown[place]).into()), event]
+            vec![
+                Event::Html(scroll(behind_first(&markdown[place])).into()),
+                event,
+            ]
         }
         Event::End(TagEnd::Table) => vec![event, Event::Html("</div>\n".into())],
         Event::Start(Tag::Link { .. } | Tag::Image { .. })
@@ -102,16 +111,22 @@ fn blocks(markdown: &str) -> String {
     text
 }
 
-/// The frame that a table scrolls in; of a wide one it says so on a phone.
-fn scroll(table: &str) -> &'static str {
+/// Characters of the widest row of a table, without its first column.
+fn behind_first(table: &str) -> usize {
     let behind_first = |line: &str| {
         let cells = line.trim_start_matches('|').split_once('|');
         cells.map_or(0, |(_, rest)| rest.chars().count())
     };
     let rows = table.lines().filter(|line| !line.starts_with("|---"));
-    match rows.map(behind_first).max() {
-        Some(width) if width > NARROW => "<div class=\"scroll wide\" tabindex=\"0\">\n",
-        _ => "<div class=\"scroll\" tabindex=\"0\">\n",
+    rows.map(behind_first).max().unwrap_or(0)
+}
+
+/// The frame that a table scrolls in; of a wide one it says so on a phone. `width`: characters
+/// behind its first column.
+pub(crate) fn scroll(width: usize) -> &'static str {
+    match width > NARROW {
+        true => "<div class=\"scroll wide\" tabindex=\"0\">\n",
+        false => "<div class=\"scroll\" tabindex=\"0\">\n",
     }
 }
 

@@ -26,6 +26,13 @@ use crate::encoder::read_manifest;
 use crate::error::{Result, bail, error};
 use crate::files;
 
+/// The parts of which other pages are made, too.
+#[cfg(feature = "cli")]
+pub(crate) mod page {
+    pub(crate) use super::html::{document, scroll};
+    pub(crate) use super::svg::{Anchor, Scale, Svg, escaped};
+}
+
 /// Files of a report, in the order in which they are written.
 pub const REPORT_FILES: [&str; 11] = [
     "matrix.csv",

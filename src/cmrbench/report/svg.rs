@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// A picture under construction. Lengths are in pixels, the origin is at the top left.
-pub(super) struct Svg {
+pub(crate) struct Svg {
     width: f64,
     height: f64,
     body: String,
@@ -11,14 +11,14 @@ pub(super) struct Svg {
 
 /// Which part of a text lies at the given place.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     Start,
     Middle,
     End,
 }
 
 impl Svg {
-    pub(super) fn new(width: f64, height: f64, title: &str) -> Self {
+    pub(crate) fn new(width: f64, height: f64, title: &str) -> Self {
         let mut svg = Self {
             width,
             height,
@@ -34,7 +34,7 @@ impl Svg {
         self.body.push('\n');
     }
 
-    pub(super) fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), fill: &str) {
+    pub(crate) fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), fill: &str) {
         let width = width.max(0.0);
         self.add(format_args!(
             r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{fill}"/>"#
@@ -42,7 +42,7 @@ impl Svg {
     }
 
     /// `style`: further attributes.
-    pub(super) fn line(&mut self, points: &[(f64, f64)], colour: &str, style: &str) {
+    pub(crate) fn line(&mut self, points: &[(f64, f64)], colour: &str, style: &str) {
         let points: Vec<String> = points
             .iter()
             .map(|(x, y)| format!("{x:.1},{y:.1}"))
@@ -53,7 +53,7 @@ impl Svg {
         ));
     }
 
-    pub(super) fn band(&mut self, points: &[(f64, f64)], fill: &str) {
+    pub(crate) fn band(&mut self, points: &[(f64, f64)], fill: &str) {
         let points: Vec<String> = points
             .iter()
             .map(|(x, y)| format!("{x:.1},{y:.1}"))
@@ -64,27 +64,27 @@ impl Svg {
         ));
     }
 
-    pub(super) fn circle(&mut self, (x, y): (f64, f64), radius: f64, fill: &str) {
+    pub(crate) fn circle(&mut self, (x, y): (f64, f64), radius: f64, fill: &str) {
         self.add(format_args!(
             r#"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="{fill}"/>"#
         ));
     }
 
     /// A hollow mark that shows on light and on dark.
-    pub(super) fn ring(&mut self, (x, y): (f64, f64), radius: f64) {
+    pub(crate) fn ring(&mut self, (x, y): (f64, f64), radius: f64) {
         self.add(format_args!(
             r##"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="none" stroke="#fff" stroke-width="4"/><circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="none" stroke="#b91c1c" stroke-width="2"/>"##
         ));
     }
 
     /// A translucent path; `outline` is in the syntax of SVG's `d`.
-    pub(super) fn path(&mut self, outline: &str, fill: &str) {
+    pub(crate) fn path(&mut self, outline: &str, fill: &str) {
         self.add(format_args!(
             r#"<path d="{outline}" fill="{fill}" fill-opacity="0.8"/>"#
         ));
     }
 
-    pub(super) fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, style: &str, text: &str) {
+    pub(crate) fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, style: &str, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",
             Anchor::Middle => "middle",
@@ -96,7 +96,7 @@ impl Svg {
         ));
     }
 
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         let Self {
             width,
             height,
@@ -111,7 +111,7 @@ impl Svg {
 }
 
 /// `text` as the content of an element or an attribute.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -119,9 +119,9 @@ pub(super) fn escaped(text: &str) -> String {
 }
 
 /// A linear scale with round marks.
-pub(super) struct Scale {
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub(crate) struct Scale {
+    pub(crate) low: f64,
+    pub(crate) high: f64,
     from: f64,
     to: f64,
     step: f64,
@@ -129,7 +129,7 @@ pub(super) struct Scale {
 
 impl Scale {
     /// From the values `low..=high`, widened to round numbers, to the pixels `from..to`.
-    pub(super) fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
+    pub(crate) fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
         let span = (high - low).max(1.0);
         let mut step = 1.0;
         for factor in [2.0, 2.5, 2.0].into_iter().cycle() {
@@ -149,11 +149,11 @@ impl Scale {
         }
     }
 
-    pub(super) fn at(&self, value: f64) -> f64 {
+    pub(crate) fn at(&self, value: f64) -> f64 {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
-    pub(super) fn marks(&self) -> Vec<f64> {
+    pub(crate) fn marks(&self) -> Vec<f64> {
         let mut marks = Vec::new();
         let mut mark = self.low;
         while mark <= self.high + 1e-9 {

@@ -375,18 +375,20 @@ fn multiply_tile(
 
 /// An f16 panel of two sides of 16 columns as one of f32, which has all 32 side by side.
 fn widen_sides(level: Level, panel: &[PanelLine], wide: &mut [PanelLine]) {
-    let (left, right) = panel.split_at(panel.len() / 2);
     match level {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the step into code compiled for a SIMD level")]
-        // SAFETY: as in `multiply_tile`.
-        Level::Avx512 => unsafe {
-            x86::avx512_widen(
-                [left, right].map(bytemuck::cast_slice),
-                bytemuck::cast_slice_mut(wide),
-            );
-        },
-        _ => unreachable!("{level:?} has panels of 32 columns in f16"),
+        Level::Avx512 => {
+            let (left, right) = panel.split_at(panel.len() / 2);
+            let sides = [left, right].map(bytemuck::cast_slice);
+            // SAFETY: as in `multiply_tile`.
+            unsafe { x86::avx512_widen(sides, bytemuck::cast_slice_mut(wide)) }
+        }
+        _ => unreachable!(
+            "{level:?} widens no panel: {} lines to {}",
+            panel.len(),
+            wide.len()
+        ),
     }
 }
 

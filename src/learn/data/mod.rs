@@ -2,5 +2,6 @@
 
 pub(crate) mod examples;
 pub(crate) mod experience;
+pub(crate) mod observed;
 pub(crate) mod oddities;
 pub(crate) mod rows;

@@ -32,7 +32,7 @@ pub(super) struct Chunk<'c> {
 /// What is kept of a chunk between steps and chunks; room grows and stays.
 #[derive(Default)]
 struct ChunkRoom {
-    parts: Vec<Part>,
+    parts: Vec<ChunkPart>,
     /// What each part made in the step before: heads or outputs of a map.
     made: Vec<Vec<Block>>,
     /// Groups that each part made in the step before.
@@ -41,7 +41,7 @@ struct ChunkRoom {
 
 /// What one part of a chunk has: all of the activations, and its share of what is being made.
 #[derive(Default)]
-struct Part {
+struct ChunkPart {
     /// [rows][H / 16]
     x: Vec<Block>,
     /// Inputs of a map of H or of the heads.
@@ -63,7 +63,7 @@ thread_local! {
 
 /// A quarter of a layer, or the end.
 #[derive(Clone, Copy)]
-enum Step<'s> {
+enum ChunkStep<'s> {
     /// The end of the layer before, or the embeddings if there is none; then attention by heads.
     Heads(&'s ByteLayer, Option<&'s ByteLayer>),
     /// The map behind attention, by outputs.
@@ -78,7 +78,7 @@ enum Step<'s> {
 
 /// What all parts read in a step, and which of `parts` this one is.
 #[derive(Clone, Copy)]
-struct View<'v> {
+struct PartView<'v> {
     model: &'v Int8,
     words: &'v WordReader<'v>,
     batch: Batch<'v>,
@@ -89,14 +89,14 @@ struct View<'v> {
 }
 
 /// A step of one part.
-struct Share<'s> {
-    view: View<'s>,
-    step: Step<'s>,
-    part: &'s mut Part,
+struct PartStep<'s> {
+    view: PartView<'s>,
+    step: ChunkStep<'s>,
+    part: &'s mut ChunkPart,
 }
 
 /// Rows of a matrix that become the mean, or the first, of each prompt's.
-struct Pool<'p> {
+struct PoolRows<'p> {
     model: &'p Int8,
     pooling: Pooling,
     offsets: &'p [u32],
@@ -123,7 +123,7 @@ impl Chunk<'_> {
     pub(super) fn run(self, cpu: &Cpu, parts: usize) {
         let mut room = ROOM.take();
         let most = parts.max(room.parts.len());
-        room.parts.resize_with(most, Part::default);
+        room.parts.resize_with(most, ChunkPart::default);
         room.made.resize_with(most, Vec::new);
         room.groups.resize_with(most, Rows::default);
         self.layers(cpu, parts, &mut room);
@@ -134,29 +134,29 @@ impl Chunk<'_> {
         let model = self.model;
         let mut norm = None;
         for (number, layer) in model.layers.iter().enumerate() {
-            self.step(cpu, parts, Step::Heads(layer, norm), room);
+            self.step(cpu, parts, ChunkStep::Heads(layer, norm), room);
             if number > 0 {
                 self.mean(number - 1, room);
             }
             room.hand_over();
-            self.step(cpu, parts, Step::Mix(layer), room);
+            self.step(cpu, parts, ChunkStep::Mix(layer), room);
             room.hand_over();
-            self.step(cpu, parts, Step::Inner(layer), room);
+            self.step(cpu, parts, ChunkStep::Inner(layer), room);
             room.hand_over_groups();
-            self.step(cpu, parts, Step::Outer(layer), room);
+            self.step(cpu, parts, ChunkStep::Outer(layer), room);
             room.hand_over();
             norm = Some(layer);
         }
         if let Some(layer) = norm {
             let view = self.view(&room.made, &room.groups, parts);
-            model.kernel.run(Share {
+            model.kernel.run(PartStep {
                 view,
-                step: Step::End(layer),
+                step: ChunkStep::End(layer),
                 part: &mut room.parts[0],
             });
             self.mean(model.layers.len() - 1, room);
         }
-        model.kernel.run(Pool {
+        model.kernel.run(PoolRows {
             model,
             pooling: model.pooling,
             offsets: self.batch.offsets,
@@ -167,12 +167,12 @@ impl Chunk<'_> {
     }
 
     /// All parts of `step`.
-    fn step(&self, cpu: &Cpu, parts: usize, step: Step<'_>, room: &mut ChunkRoom) {
+    fn step(&self, cpu: &Cpu, parts: usize, step: ChunkStep<'_>, room: &mut ChunkRoom) {
         let view = self.view(&room.made, &room.groups, parts);
-        let one = |number: usize, part: &mut [Part]| {
+        let one = |number: usize, part: &mut [ChunkPart]| {
             for part in part {
-                let view = View { number, ..view };
-                self.model.kernel.run(Share { view, step, part });
+                let view = PartView { number, ..view };
+                self.model.kernel.run(PartStep { view, step, part });
             }
         };
         match parts {
@@ -182,8 +182,13 @@ impl Chunk<'_> {
     }
 
     /// What the first of `parts` sees.
-    fn view<'v>(&'v self, made: &'v [Vec<Block>], groups: &'v [Rows], parts: usize) -> View<'v> {
-        View {
+    fn view<'v>(
+        &'v self,
+        made: &'v [Vec<Block>],
+        groups: &'v [Rows],
+        parts: usize,
+    ) -> PartView<'v> {
+        PartView {
             model: self.model,
             words: self.words,
             batch: self.batch,
@@ -199,7 +204,7 @@ impl Chunk<'_> {
         let elements = self.model.shape.elements;
         let (which, means) = &mut self.out.means;
         if let Some(place) = which.iter().position(|which| *which == number) {
-            self.model.kernel.run(Pool {
+            self.model.kernel.run(PoolRows {
                 model: self.model,
                 pooling: Pooling::Mean,
                 offsets: self.batch.offsets,
@@ -227,32 +232,32 @@ impl ChunkRoom {
     }
 }
 
-impl Job for Share<'_> {
+impl Job for PartStep<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
         let Self { view, step, part } = self;
         match step {
-            Step::Heads(layer, before) => {
+            ChunkStep::Heads(layer, before) => {
                 match before {
                     Some(before) => view.end(w, before, part),
                     None => view.embed(w, part),
                 }
                 view.heads(w, layer, part);
             }
-            Step::Mix(layer) => view.mix(w, layer, part),
-            Step::Inner(layer) => {
+            ChunkStep::Mix(layer) => view.mix(w, layer, part),
+            ChunkStep::Inner(layer) => {
                 view.settle(w, &layer.attention_output, &layer.attention_norm, part);
                 view.inner(w, layer, part);
             }
-            Step::Outer(layer) => view.outer(w, layer, part),
-            Step::End(layer) => view.end(w, layer, part),
+            ChunkStep::Outer(layer) => view.outer(w, layer, part),
+            ChunkStep::End(layer) => view.end(w, layer, part),
         }
     }
 }
 
-impl View<'_> {
+impl PartView<'_> {
     /// The part `number` of `parts` of `all`.
     fn share_of(&self, number: usize, all: usize) -> Range<usize> {
         all * number / self.parts..all * (number + 1) / self.parts
@@ -265,7 +270,7 @@ impl View<'_> {
 
     /// `x`, the embeddings of the tokens after their norm, and its bytes.
     #[inline(always)]
-    fn embed<W: Wide>(&self, w: W, part: &mut Part) {
+    fn embed<W: Wide>(&self, w: W, part: &mut ChunkPart) {
         let (model, rows) = (self.model, self.batch.tokens());
         let Dims {
             elements, hidden, ..
@@ -287,14 +292,14 @@ impl View<'_> {
 
     /// `making`: for each row this part's heads, from the bytes of `x`.
     #[inline(always)]
-    fn heads<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut Part) {
+    fn heads<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
         let Dims {
             heads,
             head,
             head_panels,
             ..
         } = self.model.shape;
-        let Part {
+        let ChunkPart {
             a,
             head: of_head,
             making,
@@ -340,7 +345,7 @@ impl View<'_> {
 
     /// This part's outputs of the map of all heads.
     #[inline(always)]
-    fn mix<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut Part) {
+    fn mix<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
         let Dims { heads, head, .. } = self.model.shape;
         let (rows, width) = (self.batch.tokens(), heads * head);
         part.a.reset(rows, layer.attention_output.blocks(), W::TALL);
@@ -360,14 +365,14 @@ impl View<'_> {
                 part.a.put(w, r, group, values);
             }
         }
-        let Part { x, a, making, .. } = part;
+        let ChunkPart { x, a, making, .. } = part;
         self.add_or_make(w, a, &layer.attention_output, x, making);
     }
 
     /// This part's groups of the feed-forward part's inner activations.
     #[inline(always)]
-    fn inner<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut Part) {
-        let Part {
+    fn inner<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+        let ChunkPart {
             a,
             own_groups,
             line,
@@ -408,8 +413,8 @@ impl View<'_> {
 
     /// This part's outputs of the map of all groups.
     #[inline(always)]
-    fn outer<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut Part) {
-        let Part {
+    fn outer<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+        let ChunkPart {
             x,
             all_groups,
             making,
@@ -475,13 +480,13 @@ impl View<'_> {
 
     /// `x` and its bytes after a layer.
     #[inline(always)]
-    fn end<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut Part) {
+    fn end<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
         self.settle(w, &layer.output, &layer.output_norm, part);
     }
 
     /// `x` and its bytes after `map`, whose outputs several parts made, and its norm.
     #[inline(always)]
-    fn settle<W: Wide>(&self, w: W, map: &Linear, norm: &ByteNorm, part: &mut Part) {
+    fn settle<W: Wide>(&self, w: W, map: &Linear, norm: &ByteNorm, part: &mut ChunkPart) {
         let hidden = self.model.shape.hidden;
         if self.parts > 1 {
             for (number, made) in self.made.iter().enumerate() {
@@ -503,7 +508,7 @@ impl View<'_> {
     }
 }
 
-impl Job for Pool<'_> {
+impl Job for PoolRows<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -534,8 +539,8 @@ impl Job for Pool<'_> {
 impl Int8 {
     /// The norm of every row of `part.x`, and its bytes.
     #[inline(always)]
-    fn norm_rows<W: Wide>(&self, w: W, norm: &ByteNorm, part: &mut Part) {
-        let Part { x, a, .. } = part;
+    fn norm_rows<W: Wide>(&self, w: W, norm: &ByteNorm, part: &mut ChunkPart) {
+        let ChunkPart { x, a, .. } = part;
         let hidden = self.shape.hidden;
         a.reset(x.len() / hidden, self.shape.elements.div_ceil(64), W::TALL);
         for (r, x) in x.chunks_exact_mut(hidden).enumerate() {

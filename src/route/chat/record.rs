@@ -20,7 +20,7 @@ pub enum ChatShape {
 }
 
 /// What a chat request demands of a model, whatever its text is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ChatNeeds {

@@ -16,8 +16,8 @@ use crate::route::policy::trade::{Stated, pareto};
 use crate::route::policy::{
     Constraint, Excluded, ModelPattern, ParetoPoint, Policy, PolicyRecord, Weighed,
 };
-use crate::serve::Serving;
 use crate::serve::index::Index;
+use crate::serve::{Serving, serial};
 use crate::store::Store;
 
 /// Names in an error about candidates.
@@ -25,6 +25,8 @@ const NAMED: usize = 5;
 
 /// A policy, ready for requests.
 pub(crate) struct CompiledPolicy {
+    /// Of [`serial`]: another one each time that a policy is compiled.
+    pub(crate) serial: u64,
     /// The serving that it was compiled against.
     pub(crate) base: Arc<Serving>,
     /// `base`, or that with the models that only cards describe.
@@ -135,6 +137,7 @@ impl CompiledPolicy {
             .collect::<Result<_>>()?;
         serving.compile_mask()?;
         Ok(Self {
+            serial: serial(),
             base: Arc::clone(base),
             serving,
             policy: policy.clone(),
@@ -145,10 +148,19 @@ impl CompiledPolicy {
         })
     }
 
+    /// The constraint or fallback that lets some models answer a request without needs.
+    fn level(&self) -> Option<&PolicyLevel> {
+        self.levels.iter().find(|level| level.models > 0)
+    }
+
     /// Models that may answer a request without needs.
     pub(crate) fn models(&self) -> usize {
-        let some = self.levels.iter().find(|level| level.models > 0);
-        some.map_or(0, |level| level.models)
+        self.level().map_or(0, |level| level.models)
+    }
+
+    /// The fallback that lets them answer, if it is one.
+    pub(crate) fn fallback(&self) -> Option<Arc<str>> {
+        self.level()?.fallback.clone()
     }
 
     /// What was excluded for every request.
@@ -261,6 +273,44 @@ impl CompiledPolicy {
         }
         let mask = |admitted: &&'c Admitted| admitted.mask.as_ref().unwrap_or(&level.mask);
         admitted.iter().map(mask).collect()
+    }
+
+    /// The last fallback and the models that it lets answer, in the order of the trade-off, else of
+    /// the candidates, else of ids: for an answer that may look at no score. `None` without a
+    /// fallback, or if it admits no model.
+    pub(crate) fn last_resort(&self, needs: Option<&ChatNeeds>) -> Option<(Admitted, Vec<u32>)> {
+        let level = self.levels.len() - 1;
+        let needs = needs.filter(|_| self.policy.chat_needs);
+        let demands = needs.map(Demands::new);
+        let able = self.entries.iter().filter(|entry| {
+            let meets = |demands: &Demands<'_>| demands.all(&entry.abilities);
+            entry.passes & (1 << level) != 0 && demands.as_ref().is_none_or(meets)
+        });
+        let mut able: Vec<&PolicyEntry> = able.collect();
+        if let Some(prefer) = &self.policy.prefer {
+            let key = |entry: &PolicyEntry| prefer.penalty(entry.stated).unwrap_or(f64::INFINITY);
+            able.sort_by(|a, b| key(a).total_cmp(&key(b)));
+        }
+        let mut seen = HashSet::new();
+        let models = able.iter().map(|entry| entry.model);
+        let models: Vec<u32> = models.filter(|model| seen.insert(*model)).collect();
+        if level == 0 || models.is_empty() {
+            return None;
+        }
+        let excluded = demands.as_ref().map(|demands| self.excluded_by(demands));
+        let admitted = Admitted {
+            level,
+            mask: None,
+            models: models.len(),
+            needs: needs.cloned(),
+            excluded_by_needs: excluded.unwrap_or_default(),
+        };
+        Some((admitted, models))
+    }
+
+    /// Whether the needs of a chat request restrict who may answer it.
+    pub(crate) fn looks_at_needs(&self) -> bool {
+        self.policy.chat_needs
     }
 
     /// Whether all eligible models must be ranked to answer.

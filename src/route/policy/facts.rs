@@ -65,7 +65,7 @@ impl<'f> Facts<'f> {
 }
 
 /// `whole`, or the entry that `a.b` names inside of `attributes`.
-fn within<'v>(
+pub(crate) fn within<'v>(
     whole: Option<&'v Value>,
     attributes: &'v BTreeMap<String, Value>,
     path: &str,

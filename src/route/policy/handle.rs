@@ -44,6 +44,13 @@ impl PolicyHandle {
         Ok(compiled)
     }
 
+    /// The policy if it is compiled for `serving`.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn ready(&self, serving: &Arc<Serving>) -> Option<Arc<CompiledPolicy>> {
+        let compiled = self.compiled.load_full();
+        Arc::ptr_eq(&compiled.base, serving).then_some(compiled)
+    }
+
     /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -57,6 +64,11 @@ impl PolicyHandle {
     /// Models that may answer a request, its needs aside; 0 if none may.
     pub fn eligible(&self) -> usize {
         self.compiled.load().models()
+    }
+
+    /// The fallback that lets them answer, in its text form, if no model meets the constraint.
+    pub fn fallback(&self) -> Option<Arc<str>> {
+        self.compiled.load().fallback()
     }
 
     /// What the policy excludes, whatever the request is.

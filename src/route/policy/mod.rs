@@ -8,7 +8,7 @@
 //! | `facts.rs`, `truth.rs` | what is known of a model; whether a condition holds of it |
 //! | `needs.rs` | what a chat request demands, as conditions |
 //! | `deployment.rs` | a name that a gateway serves, and the model behind it |
-//! | `policy.rs` | all of this as data |
+//! | `policy.rs`, `file.rs` | all of this as data; its files |
 //! | `compile.rs`, `handle.rs` | a policy against the hub that is served, as masks |
 //! | `excluded.rs` | how many models were excluded, and why |
 //! | `trade.rs` | quality against cost and latency |
@@ -18,6 +18,7 @@ mod constraint;
 mod deployment;
 mod excluded;
 mod facts;
+mod file;
 mod handle;
 mod json;
 mod lexer;
@@ -33,6 +34,8 @@ pub(super) use compile::{Admitted, CompiledPolicy};
 pub use constraint::{AttributeTest, Constraint};
 pub use deployment::Deployment;
 pub use excluded::{Excluded, PolicyRecord};
+#[cfg(feature = "cli")]
+pub(crate) use facts::within;
 pub use handle::PolicyHandle;
 pub use pattern::ModelPattern;
 pub use policy::Policy;

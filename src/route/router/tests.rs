@@ -76,7 +76,7 @@ fn int8_is_taken_where_it_is_asked_for() {
         assert!(error.to_string().contains(why), "{error}");
     };
     if ByteKernel::detect().0.is_none() {
-        return refused(Precision::Int8, "AVX-512 VNNI or AVX-VNNI");
+        return refused(Precision::Int8, ByteKernel::EXPECTED);
     }
     let one = open(Precision::Int8, 1).unwrap();
     let bytes = route(&one);

@@ -6,22 +6,27 @@
 //! [`Wide`]: an output has the same bits whatever the kernel, the tile, the thread or the number of
 //! rows.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub(crate) mod attention;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod rows;
+#[cfg(target_arch = "x86_64")]
 mod vnni;
 pub(crate) mod wide;
 
 use std::fmt;
 use std::ops::Range;
 
-use pulp::NullaryFnOnce;
-
 pub(crate) use pack::{Arena, Linear};
 pub(crate) use rows::Rows;
+#[cfg(target_arch = "aarch64")]
+use wide::Neon;
 #[cfg(target_arch = "x86_64")]
 use wide::{Avx2, Avx512};
-use wide::{Block, Scalar, Wide};
+use wide::{Block, Plain, Scalar, Wide};
 
 /// Inputs that share a scale and a zero point.
 pub(crate) const GROUP: usize = 384;
@@ -33,7 +38,7 @@ const GROUP_BLOCKS: usize = GROUP / 64;
 pub(crate) const PANEL: usize = 32;
 
 /// Most rows of any kernel's tile.
-const TALLEST: usize = 14;
+const TALLEST: usize = 32;
 
 /// Bytes that are loaded together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -41,17 +46,26 @@ const TALLEST: usize = 14;
 pub(crate) struct ByteLine(pub(crate) [u8; 64]);
 
 /// The sums of a tile: rows by the two halves of a panel.
-pub(crate) type Sums = [[[i32; 16]; 2]; TALLEST];
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(crate) struct Sums([[[i32; 16]; 2]; TALLEST]);
 
 /// How products of bytes are computed.
 #[derive(Clone, Copy)]
 pub(crate) enum ByteKernel {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(Avx512<amx::Amx>),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
+    Avx512(Avx512<vnni::Avx512>),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     /// The reference of the others.
     Scalar,
+    /// The code around AMX's instructions over an emulation of them.
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    AmxEmulated,
 }
 
 /// Code that is compiled for a kernel's SIMD level.
@@ -63,9 +77,11 @@ pub(crate) trait Job {
 }
 
 /// A job with its level, as `pulp` takes it.
+#[cfg(target_arch = "x86_64")]
 struct JobAt<J, W>(J, W);
 
-impl<J: Job, W: Wide> NullaryFnOnce for JobAt<J, W> {
+#[cfg(target_arch = "x86_64")]
+impl<J: Job, W: Wide> pulp::NullaryFnOnce for JobAt<J, W> {
     type Output = J::Output;
 
     #[inline(always)]
@@ -74,52 +90,115 @@ impl<J: Job, W: Wide> NullaryFnOnce for JobAt<J, W> {
     }
 }
 
+/// Most rows of a kernel's tile.
+struct Tall;
+
+impl Job for Tall {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<W: Wide>(self, _: W) -> usize {
+        W::TALL
+    }
+}
+
+/// One product: see [`dot`].
+struct OneDot<'d> {
+    rows: usize,
+    a: &'d [ByteLine],
+    panel: &'d [ByteLine],
+    sums: &'d mut Sums,
+}
+
+impl Job for OneDot<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(self, w: W) {
+        w.dot(self.rows, self.a, self.panel, self.sums);
+    }
+}
+
 impl ByteKernel {
-    /// Those that this machine runs, the fastest first.
-    pub(crate) fn available() -> Vec<Self> {
-        let mut kernels = Vec::new();
+    /// What a CPU has that runs any kernel but the reference.
+    pub(crate) const EXPECTED: &str = "AVX-512 VNNI, AVX-VNNI or Arm dot products";
+
+    /// The kernels that this machine runs, the fastest first and the reference last; between them
+    /// why it does not run the others.
+    fn look() -> Vec<Result<Self, String>> {
+        let mut found = Vec::new();
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        let absent = |name: &str| format!("{name}: not on this CPU");
         #[cfg(target_arch = "x86_64")]
         {
-            kernels.extend(Avx512::detect().map(Self::Avx512));
-            kernels.extend(Avx2::detect().map(Self::Avx2));
+            #[cfg(target_os = "linux")]
+            found.push(match Avx512::new(()) {
+                Some(level) => amx::Amx::detect()
+                    .map(|amx| Self::Amx(level.with(amx)))
+                    .map_err(|why| format!("{AMX}: {why}")),
+                None => Err(absent(AMX)),
+            });
+            let avx512 = vnni::Avx512::detect().and_then(Avx512::new);
+            found.push(avx512.map(Self::Avx512).ok_or_else(|| absent(AVX512)));
+            let avx2 = vnni::Avx::detect().and_then(Avx2::new);
+            found.push(avx2.map(Self::Avx2).ok_or_else(|| absent(AVX2)));
         }
-        kernels.push(Self::Scalar);
-        kernels
+        #[cfg(target_arch = "aarch64")]
+        {
+            let neon = neon::Dotprod::detect().and_then(Neon::new);
+            found.push(neon.map(Self::Neon).ok_or_else(|| absent(NEON)));
+        }
+        found.push(Ok(Self::Scalar));
+        found
     }
 
     /// The fastest kernel of this CPU that gives the reference's sums, and why it is that; `None`:
     /// the CPU has no instruction for products of bytes, or one that is wrong.
     pub(crate) fn detect() -> (Option<Self>, String) {
-        let mut wrong = String::new();
-        for kernel in Self::available() {
-            if matches!(kernel, Self::Scalar) {
-                break;
+        let mut reasons = Vec::new();
+        for found in Self::look() {
+            match found {
+                Ok(Self::Scalar) => break,
+                Ok(kernel) if kernel.is_right() => {
+                    reasons.push(format!("{kernel}: the reference's sums"));
+                    reasons.extend(kernel.caveat().map(str::to_owned));
+                    return (Some(kernel), reasons.join("; "));
+                }
+                Ok(kernel) => {
+                    log::warn!("int8: {kernel} does not give the reference's sums on this machine");
+                    reasons.push(format!("{kernel}: not the reference's sums"));
+                }
+                Err(why) => reasons.push(why),
             }
-            if kernel.is_right() {
-                return (
-                    Some(kernel),
-                    format!("{wrong}{kernel}: the reference's sums"),
-                );
-            }
-            log::warn!("int8: {kernel} does not give the reference's sums on this machine");
-            wrong.push_str(&format!("{kernel}: not the reference's sums; "));
         }
-        let none = "a CPU without AVX-512 VNNI and AVX-VNNI";
-        match wrong.strip_suffix("; ") {
-            Some(wrong) => (None, wrong.to_owned()),
-            None => (None, none.to_owned()),
+        if reasons.is_empty() {
+            reasons.push("a processor without kernels".to_owned());
         }
+        (None, reasons.join("; "))
     }
 
     /// As [`ByteKernel::detect`], the reference itself where no other is right.
-    pub(crate) fn right() -> Option<Self> {
-        Self::available()
-            .into_iter()
-            .find(|kernel| kernel.is_right())
+    pub(crate) fn right() -> Self {
+        Self::detect().0.unwrap_or(Self::Scalar)
     }
 
-    /// Whether a small product is the reference's.
+    /// Of a kernel that was developed on machines without its instructions.
+    fn caveat(self) -> Option<&'static str> {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => Some(
+                "developed with an emulation of AMX, checked on this CPU by those sums alone, not \
+                 timed yet",
+            ),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => Some("developed with an emulator, not timed yet"),
+            _ => None,
+        }
+    }
+
+    /// Whether small products of any number of rows are the reference's.
     fn is_right(self) -> bool {
+        const BLOCKS: usize = 2;
         let line = |seed: usize| {
             let mut line = ByteLine([0; 64]);
             for (i, byte) in line.0.iter_mut().enumerate() {
@@ -127,67 +206,118 @@ impl ByteKernel {
             }
             line
         };
-        (1..=self.tall()).all(|rows| {
-            let a: Vec<ByteLine> = (0..2 * rows).map(line).collect();
-            let panel: Vec<ByteLine> = (7..7 + 2 * PANEL).map(line).collect();
-            let (mut got, mut want) = ([[[0; 16]; 2]; TALLEST], [[[0; 16]; 2]; TALLEST]);
-            self.dot(rows, &a, &panel, &mut got);
-            dot(rows, &a, &panel, &mut want);
-            got == want
+        // A row is the same in all products, so that those of the reference are one.
+        let rows_of = |rows: usize| -> Vec<ByteLine> {
+            let of_block = |block| (0..rows).map(move |row| line(block * TALLEST + row));
+            (0..BLOCKS).flat_map(of_block).collect()
+        };
+        let panel: Vec<ByteLine> = (7..7 + BLOCKS * PANEL).map(line).collect();
+        let tall = self.tall();
+        let mut want = Sums::new();
+        dot(tall, &rows_of(tall), &panel, &mut want);
+        (1..=tall).all(|rows| {
+            let mut got = Sums::new();
+            self.dot(rows, &rows_of(rows), &panel, &mut got);
+            got.0[..rows] == want.0[..rows]
         })
     }
 
     /// Most rows of a register tile.
-    pub(crate) fn tall(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => Avx512::TALL,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => Avx2::TALL,
-            Self::Scalar => Scalar::TALL,
-        }
+    fn tall(self) -> usize {
+        self.run(Tall)
     }
 
     fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(level) => level.dot(rows, a, panel, sums),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(level) => level.dot(rows, a, panel, sums),
-            Self::Scalar => Scalar.dot(rows, a, panel, sums),
-        }
+        self.run(OneDot {
+            rows,
+            a,
+            panel,
+            sums,
+        });
     }
 
     /// Runs `job` at this kernel's level.
     pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(level) => amx::Tiles::with(level.products, |tiles| {
+                level.simd.vectorize(JobAt(job, level.with(tiles)))
+            }),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(level) => level.simd.vectorize(JobAt(job, level)),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(level) => level.simd.vectorize(JobAt(job, level)),
-            Self::Scalar => job.run(Scalar),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(level) => job.run(level),
+            Self::Scalar => job.run(Scalar(Plain)),
+            #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+            Self::AmxEmulated => {
+                amx::Tiles::with(&amx::Emulation::default(), |tiles| job.run(Scalar(tiles)))
+            }
         }
     }
 }
 
+#[cfg(test)]
+impl ByteKernel {
+    /// Those that this machine runs, the fastest first; then the reference, and an emulation.
+    pub(crate) fn available() -> Vec<Self> {
+        let emulated = [
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::AmxEmulated,
+        ];
+        Self::look().into_iter().flatten().chain(emulated).collect()
+    }
+
+    /// Whether it has to do with few prompts.
+    pub(crate) fn is_slow(self) -> bool {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::AmxEmulated => true,
+            kernel => matches!(kernel, Self::Scalar),
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const AMX: &str = "AMX";
+#[cfg(target_arch = "x86_64")]
+const AVX512: &str = "AVX-512 VNNI";
+#[cfg(target_arch = "x86_64")]
+const AVX2: &str = "AVX-VNNI";
+#[cfg(target_arch = "aarch64")]
+const NEON: &str = "Arm dot products";
+
 impl fmt::Display for ByteKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => AMX,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => "AVX-512 VNNI",
+            Self::Avx512(_) => AVX512,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => "AVX-VNNI",
+            Self::Avx2(_) => AVX2,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => NEON,
             Self::Scalar => "scalar",
+            #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+            Self::AmxEmulated => "AMX, emulated",
         })
     }
 }
 
+impl Sums {
+    fn new() -> Self {
+        Self([[[0; 16]; 2]; TALLEST])
+    }
+}
+
 /// The reference: `a` is [blocks][rows] lines of activations, `panel` [blocks][2][16] lines, each
-/// of 16 outputs by 4 inputs; `sums` becomes [rows][2][16].
+/// of 16 outputs by 4 inputs; the first rows of `sums` become theirs.
 pub(crate) fn dot(rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
-    *sums = [[[0; 16]; 2]; TALLEST];
+    sums.0[..rows].fill([[0; 16]; 2]);
     for (a, panel) in a.chunks_exact(rows).zip(panel.chunks_exact(PANEL)) {
-        for (sums, a) in sums.iter_mut().zip(a) {
+        for (sums, a) in sums.0.iter_mut().zip(a) {
             for (half, panel) in panel.chunks_exact(16).enumerate() {
                 for (x, line) in a.0.chunks_exact(4).zip(panel) {
                     for (sum, w) in sums[half].iter_mut().zip(line.0.chunks_exact(4)) {
@@ -214,7 +344,7 @@ pub(crate) fn multiply<W: Wide>(
     mut sink: impl FnMut(usize, usize, W::F),
 ) {
     let (b, lines) = weights;
-    let mut sums: Sums = [[[0; 16]; 2]; TALLEST];
+    let mut sums = Sums::new();
     let mut totals = [[[0.0; 16]; 2]; TALLEST];
     for panel in panels {
         let of_panel = b.panel(lines, panel);
@@ -232,18 +362,19 @@ pub(crate) fn multiply<W: Wide>(
                     &mut sums,
                 );
                 let of_group = &b.sums[panel * groups + group];
-                for r in 0..count {
+                let of_rows = sums.0.iter().zip(&mut totals).take(count);
+                for (r, (sums, totals)) in of_rows.enumerate() {
                     let [s, z] = a.scale(first + r, group);
                     let (s, z) = (w.splat(s), w.splat(z));
                     for v in 0..2 {
-                        let sum = w.widen(&sums[r][v]);
+                        let sum = w.widen(&sums[v]);
                         let exact = w.neg_mul_add(z, w.load(&of_group[v]), sum);
                         let total = match group {
                             0 => w.mul(exact, s),
-                            _ => w.mul_add(exact, s, w.load(&totals[r][v])),
+                            _ => w.mul_add(exact, s, w.load(&totals[v])),
                         };
                         if group + 1 < groups {
-                            totals[r][v] = w.store(total);
+                            totals[v] = w.store(total);
                         } else {
                             let y = w.mul_add(total, w.load(&scale[v]), w.load(&bias[v]));
                             sink(first + r, panel * PANEL + v * 16, y);
@@ -297,6 +428,30 @@ mod tests {
     }
 
     #[test]
+    fn the_first_kernel_that_is_right_is_taken_and_the_others_have_a_reason() {
+        let (kernel, why) = ByteKernel::detect();
+        let name = kernel.map_or("none".to_owned(), |kernel| kernel.to_string());
+        if let Ok(want) = std::env::var("HUBROUTER_TEST_INT8") {
+            assert_eq!(name, want, "{why}");
+        }
+        let reasons: Vec<&str> = why.split("; ").collect();
+        let looked = ByteKernel::look();
+        let absent = looked.iter().take_while(|found| found.is_err());
+        let before = absent.clone().count();
+        for (found, reason) in absent.zip(&reasons) {
+            assert_eq!(found.as_ref().err().map(String::as_str), Some(*reason));
+        }
+        match kernel {
+            Some(_) => assert_eq!(reasons[before], format!("{name}: the reference's sums")),
+            None => assert!(matches!(looked[before], Ok(ByteKernel::Scalar))),
+        }
+        assert_eq!(
+            ByteKernel::right().to_string() == "scalar",
+            kernel.is_none()
+        );
+    }
+
+    #[test]
     fn every_kernel_gives_the_reference_sums() {
         let extremes = [255u8, 129, 127, 0];
         for kernel in ByteKernel::available() {
@@ -310,19 +465,19 @@ mod tests {
                     }
                     for (a, panel) in cases {
                         let (a, panel) = (lines(&a), lines(&panel));
-                        let (mut got, mut want) =
-                            ([[[7; 16]; 2]; TALLEST], [[[0; 16]; 2]; TALLEST]);
+                        let (mut got, mut want) = (Sums([[[7; 16]; 2]; TALLEST]), Sums::new());
                         kernel.dot(rows, &a, &panel, &mut got);
                         dot(rows, &a, &panel, &mut want);
-                        assert_eq!(got[..rows], want[..rows], "{kernel}, {rows} rows");
+                        assert_eq!(got.0[..rows], want.0[..rows], "{kernel}, {rows} rows");
+                        assert_eq!(got.0[rows..], [[[7; 16]; 2]; TALLEST][rows..], "{kernel}");
                     }
                 }
             }
         }
         let (a, panel) = (lines(&[255; 384]), lines(&[129; 384 * PANEL]));
-        let mut sums = [[[0; 16]; 2]; TALLEST];
+        let mut sums = Sums::new();
         dot(1, &a, &panel, &mut sums);
-        assert_eq!(sums[0], [[255 * -127 * 384; 16]; 2]);
+        assert_eq!(sums.0[0], [[255 * -127 * 384; 16]; 2]);
     }
 
     /// A map of bytes applied to rows of f32.

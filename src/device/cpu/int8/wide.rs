@@ -12,6 +12,16 @@ pub(crate) type Block = [f32; 16];
 /// even, which stays in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
+/// How a SIMD level multiplies bytes.
+pub(crate) trait Dot: Copy {
+    /// Most rows of a register tile.
+    const TALL: usize;
+
+    /// Sums of products of `rows` rows of bytes (0 to 255) and a panel's signed bytes; see
+    /// [`super::dot`].
+    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums);
+}
+
 /// A SIMD level with its product of bytes.
 pub(crate) trait Wide: Copy {
     /// Sixteen numbers in registers.
@@ -45,7 +55,7 @@ pub(crate) trait Wide: Copy {
     /// The nearest integers, ties to even, 0 to 255; numbers beyond are clamped.
     fn bytes(self, values: [Self::F; 4]) -> [u8; 64];
 
-    /// Sums of products of `rows` rows of bytes (0 to 255) and a panel's signed bytes.
+    /// See [`Dot::dot`].
     fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums);
 
     /// Row i of the result has number i of each row.
@@ -152,7 +162,20 @@ fn halve(mut lanes: Block, f: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// Whatever the target has, without intrinsics: the reference of the others.
 #[derive(Clone, Copy)]
-pub(crate) struct Scalar;
+pub(crate) struct Scalar<P>(pub(crate) P);
+
+/// The reference's products.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain;
+
+impl Dot for Plain {
+    const TALL: usize = 4;
+
+    #[inline(always)]
+    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+        super::dot(rows, a, panel, sums);
+    }
+}
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> Block {
@@ -163,10 +186,10 @@ fn each(f: impl Fn(usize) -> f32) -> Block {
     out
 }
 
-impl Wide for Scalar {
+impl<P: Dot> Wide for Scalar<P> {
     type F = Block;
 
-    const TALL: usize = 4;
+    const TALL: usize = P::TALL;
     const ROOM: usize = 4;
 
     #[inline(always)]
@@ -247,7 +270,7 @@ impl Wide for Scalar {
 
     #[inline(always)]
     fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
-        super::dot(rows, a, panel, sums);
+        self.0.dot(rows, a, panel, sums);
     }
 }
 
@@ -264,24 +287,29 @@ mod x86 {
     use super::super::vnni;
     use super::*;
 
-    /// 512-bit registers, AVX-512 VNNI.
+    /// 512-bit registers; products of AVX-512 VNNI or AMX.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512 {
+    pub(crate) struct Avx512<P> {
         pub(in super::super) simd: V4,
-        vnni: vnni::Avx512,
+        pub(in super::super) products: P,
     }
 
-    impl Avx512 {
-        pub(crate) fn detect() -> Option<Self> {
-            let (simd, vnni) = (V4::try_new()?, vnni::Avx512::detect()?);
-            Some(Self { simd, vnni })
+    impl<P> Avx512<P> {
+        pub(crate) fn new(products: P) -> Option<Self> {
+            V4::try_new().map(|simd| Self { simd, products })
+        }
+
+        /// This level with other products.
+        pub(crate) fn with<Q>(&self, products: Q) -> Avx512<Q> {
+            let simd = self.simd;
+            Avx512 { simd, products }
         }
     }
 
-    impl Wide for Avx512 {
+    impl<P: Dot> Wide for Avx512<P> {
         type F = __m512;
 
-        const TALL: usize = 14;
+        const TALL: usize = P::TALL;
         const ROOM: usize = 12;
 
         #[inline(always)]
@@ -364,7 +392,7 @@ mod x86 {
 
         #[inline(always)]
         fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
-            self.vnni.dot(rows, a, panel, sums);
+            self.products.dot(rows, a, panel, sums);
         }
 
         #[inline(always)]
@@ -406,9 +434,8 @@ mod x86 {
     }
 
     impl Avx2 {
-        pub(crate) fn detect() -> Option<Self> {
-            let (simd, vnni) = (V3::try_new()?, vnni::Avx::detect()?);
-            Some(Self { simd, vnni })
+        pub(in super::super) fn new(vnni: vnni::Avx) -> Option<Self> {
+            V3::try_new().map(|simd| Self { simd, vnni })
         }
     }
 
@@ -422,7 +449,7 @@ mod x86 {
     impl Wide for Avx2 {
         type F = Pair;
 
-        const TALL: usize = 6;
+        const TALL: usize = vnni::Avx::TALL;
         const ROOM: usize = 4;
 
         #[inline(always)]
@@ -520,6 +547,137 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm::Neon;
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{float32x4_t, int32x4_t};
+
+    use pulp::{aarch64, cast};
+
+    use super::super::neon;
+    use super::*;
+
+    /// 128-bit registers, Arm's dot products.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Neon {
+        simd: aarch64::Neon,
+        products: neon::Dotprod,
+    }
+
+    impl Neon {
+        pub(in super::super) fn new(products: neon::Dotprod) -> Option<Self> {
+            aarch64::Neon::try_new().map(|simd| Self { simd, products })
+        }
+    }
+
+    type Quad = [float32x4_t; 4];
+
+    #[inline(always)]
+    fn four(f: impl Fn(usize) -> float32x4_t) -> Quad {
+        [f(0), f(1), f(2), f(3)]
+    }
+
+    impl Wide for Neon {
+        type F = Quad;
+
+        const TALL: usize = neon::Dotprod::TALL;
+        const ROOM: usize = 4;
+
+        #[inline(always)]
+        fn splat(self, value: f32) -> Quad {
+            four(|_| self.simd.neon.vdupq_n_f32(value))
+        }
+
+        #[inline(always)]
+        fn load(self, values: &Block) -> Quad {
+            cast(*values)
+        }
+
+        #[inline(always)]
+        fn store(self, a: Quad) -> Block {
+            cast(a)
+        }
+
+        #[inline(always)]
+        fn widen(self, values: &[i32; 16]) -> Quad {
+            let quarters: [int32x4_t; 4] = cast(*values);
+            four(|i| self.simd.neon.vcvtq_f32_s32(quarters[i]))
+        }
+
+        #[inline(always)]
+        fn add(self, a: Quad, b: Quad) -> Quad {
+            four(|i| self.simd.neon.vaddq_f32(a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn sub(self, a: Quad, b: Quad) -> Quad {
+            four(|i| self.simd.neon.vsubq_f32(a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn mul(self, a: Quad, b: Quad) -> Quad {
+            four(|i| self.simd.neon.vmulq_f32(a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn div(self, a: Quad, b: Quad) -> Quad {
+            four(|i| self.simd.neon.vdivq_f32(a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn mul_add(self, a: Quad, b: Quad, c: Quad) -> Quad {
+            four(|i| self.simd.neon.vfmaq_f32(c[i], a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn neg_mul_add(self, a: Quad, b: Quad, c: Quad) -> Quad {
+            four(|i| self.simd.neon.vfmsq_f32(c[i], a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn min(self, a: Quad, b: Quad) -> Quad {
+            // Not `vminq_f32`: that is NaN where one is.
+            let neon = self.simd.neon;
+            four(|i| neon.vbslq_f32(neon.vcltq_f32(a[i], b[i]), a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn max(self, a: Quad, b: Quad) -> Quad {
+            let neon = self.simd.neon;
+            four(|i| neon.vbslq_f32(neon.vcgtq_f32(a[i], b[i]), a[i], b[i]))
+        }
+
+        #[inline(always)]
+        fn power(self, shifted: Quad) -> Quad {
+            let neon = self.simd.neon;
+            let one = neon.vdupq_n_s32(0x3f80_0000);
+            four(|i| cast(neon.vaddq_s32(neon.vshlq_n_s32::<23>(cast(shifted[i])), one)))
+        }
+
+        #[inline(always)]
+        fn bytes(self, values: [Quad; 4]) -> [u8; 64] {
+            let neon = self.simd.neon;
+            // Spelled out, since a `map` of vectors is a call that is not inlined.
+            let round = |x| neon.vqmovn_s32(neon.vcvtnq_s32_f32(x));
+            let narrow = |[a, b, c, d]: Quad| {
+                neon.vcombine_u8(
+                    neon.vqmovun_s16(neon.vcombine_s16(round(a), round(b))),
+                    neon.vqmovun_s16(neon.vcombine_s16(round(c), round(d))),
+                )
+            };
+            let [a, b, c, d] = values;
+            cast([narrow(a), narrow(b), narrow(c), narrow(d)])
+        }
+
+        #[inline(always)]
+        fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+            self.products.dot(rows, a, panel, sums);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -589,6 +747,6 @@ mod tests {
     }
 
     fn want_of(x: f32) -> f32 {
-        Scalar.exp2([x; 16])[0]
+        Scalar(Plain).exp2([x; 16])[0]
     }
 }
