@@ -161,7 +161,7 @@ typedef struct hubrouter_summary {
   int32_t cached;
   // Share of the prompt's tokens that the tokenizer does not know, 0 to 1.
   float unknown;
-  // Best score minus the runner-up's, or best utility if the policy trades; NaN if there is none.
+  // Best score minus the runner-up's, or best utility if the policy trades; NaN with one model.
   float margin;
   // From the call to the answer, in microseconds.
   double total_us;
@@ -175,7 +175,7 @@ typedef struct hubrouter_summary {
   struct hubrouter_str degraded;
   // The fallback of the policy that admitted the models, if one did.
   struct hubrouter_str fallback;
-  // Why the scores of the prompt did not choose, if they did not: the models are a fallback then.
+  // Why the scores of the prompt did not choose, if they did not: a fallback answers then.
   struct hubrouter_str abstained;
 } hubrouter_summary;
 
@@ -408,8 +408,8 @@ hubrouter_status hubrouter_router_route(const struct hubrouter_router *router,
                                         struct hubrouter_error **error);
 
 // As `hubrouter_router_route`, for a request in JSON: `prompt`, and any of `prompt_id`, `top` (10
-// if it is missing), `session` (`tenant` and `id`), `deadline_us`, and `chat`, the record of a chat
-// request.
+// if it is missing), `session` (`tenant` and `id`), `deadline_us`, and `chat`, the record of a
+// chat request.
 hubrouter_status hubrouter_router_route_json(const struct hubrouter_router *router,
                                              const char *request,
                                              size_t request_len,
@@ -436,10 +436,10 @@ hubrouter_status hubrouter_router_route_chat(const struct hubrouter_router *rout
 
 // Routes `count` prompts together: sooner than one after the other, with the same answers.
 //
-// `decisions` and `errors` are arrays of `count` pointers; `errors` may be NULL. Each prompt gets a
-// decision or an error, and the other pointer is NULL. The call returns the status of the first
-// prompt that has no decision, and `error` has that prompt's error, too. If an argument is invalid,
-// there are no decisions and no `errors`.
+// `decisions` and `errors` are arrays of `count` pointers; `errors` may be NULL. Each prompt gets
+// a decision or an error, and the other pointer is NULL. The call returns the status of the first
+// prompt that has no decision, and `error` has that prompt's error, too. If an argument is
+// invalid, there are no decisions and no `errors`.
 hubrouter_status hubrouter_router_route_batch(const struct hubrouter_router *router,
                                               const struct hubrouter_str *prompts,
                                               size_t count,
@@ -449,8 +449,8 @@ hubrouter_status hubrouter_router_route_batch(const struct hubrouter_router *rou
                                               struct hubrouter_error **errors,
                                               struct hubrouter_error **error);
 
-// Copies what the router is at this moment as JSON into `buffer`: generation, store, models, device
-// and numbers with the reasons for them, threads, limit on tokens, counts. `length` as in
+// Copies what the router is at this moment as JSON into `buffer`: generation, store, models,
+// device and numbers with the reasons for them, threads, limit on tokens, counts. `length` as in
 // `hubrouter_decision_json`. The text may be longer in the next call, after another thread has
 // installed a generation.
 hubrouter_status hubrouter_router_json(const struct hubrouter_router *router,

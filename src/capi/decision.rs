@@ -34,7 +34,7 @@ pub struct hubrouter_summary {
     pub cached: i32,
     /// Share of the prompt's tokens that the tokenizer does not know, 0 to 1.
     pub unknown: f32,
-    /// Best score minus the runner-up's, or best utility if the policy trades; NaN if there is none.
+    /// Best score minus the runner-up's, or best utility if the policy trades; NaN with one model.
     pub margin: f32,
     /// From the call to the answer, in microseconds.
     pub total_us: f64,
@@ -48,7 +48,7 @@ pub struct hubrouter_summary {
     pub degraded: hubrouter_str,
     /// The fallback of the policy that admitted the models, if one did.
     pub fallback: hubrouter_str,
-    /// Why the scores of the prompt did not choose, if they did not: the models are a fallback then.
+    /// Why the scores of the prompt did not choose, if they did not: a fallback answers then.
     pub abstained: hubrouter_str,
 }
 

@@ -133,8 +133,8 @@ pub unsafe extern "C" fn hubrouter_router_route(
 }
 
 /// As `hubrouter_router_route`, for a request in JSON: `prompt`, and any of `prompt_id`, `top` (10
-/// if it is missing), `session` (`tenant` and `id`), `deadline_us`, and `chat`, the record of a chat
-/// request.
+/// if it is missing), `session` (`tenant` and `id`), `deadline_us`, and `chat`, the record of a
+/// chat request.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hubrouter_router_route_json(
     router: Option<&hubrouter_router>,
@@ -244,10 +244,10 @@ fn routed(
 
 /// Routes `count` prompts together: sooner than one after the other, with the same answers.
 ///
-/// `decisions` and `errors` are arrays of `count` pointers; `errors` may be NULL. Each prompt gets a
-/// decision or an error, and the other pointer is NULL. The call returns the status of the first
-/// prompt that has no decision, and `error` has that prompt's error, too. If an argument is invalid,
-/// there are no decisions and no `errors`.
+/// `decisions` and `errors` are arrays of `count` pointers; `errors` may be NULL. Each prompt gets
+/// a decision or an error, and the other pointer is NULL. The call returns the status of the first
+/// prompt that has no decision, and `error` has that prompt's error, too. If an argument is
+/// invalid, there are no decisions and no `errors`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hubrouter_router_route_batch(
     router: Option<&hubrouter_router>,
@@ -308,8 +308,8 @@ pub unsafe extern "C" fn hubrouter_router_route_batch(
     })
 }
 
-/// Copies what the router is at this moment as JSON into `buffer`: generation, store, models, device
-/// and numbers with the reasons for them, threads, limit on tokens, counts. `length` as in
+/// Copies what the router is at this moment as JSON into `buffer`: generation, store, models,
+/// device and numbers with the reasons for them, threads, limit on tokens, counts. `length` as in
 /// `hubrouter_decision_json`. The text may be longer in the next call, after another thread has
 /// installed a generation.
 #[unsafe(no_mangle)]
