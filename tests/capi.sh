@@ -50,7 +50,7 @@ step "every function"
 mkdir "$work/store"
 cp -r weights/cmrbench/g* weights/cmrbench/current tests/fixtures/zero-shot/g* "$work/store/"
 compile calls tests/capi/calls.c -fsanitize=address,undefined -fno-sanitize-recover=all
-"$work/calls" "$work/store" "$root/weights"
+"$work/calls" "$work/store" "$root/weights/all-MiniLM-L6-v2"
 
 step "the example in C, linked to the shared and to the static library"
 cp -r examples/c "$work/c"
