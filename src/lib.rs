@@ -39,7 +39,10 @@ pub use encoder::Encoder;
 #[doc(hidden)]
 pub use encoder::{ImportOptions, Imported, Trace, import_encoder};
 pub use error::{Error, ErrorKind, Result};
-pub use generation::{Agreement, EncoderPin, GenerationId, Learned, Manifest, NewModel};
+pub use generation::{
+    Agreement, Calibrated, Calibration, EncoderPin, GenerationId, Learned, Manifest, NewModel,
+    RiskPoint,
+};
 pub use hub::{Hub, Model, ModelCard, ModelId, read_models};
 pub use learn::Learner;
 pub use memory::{Parts, Strengths};
@@ -47,10 +50,11 @@ pub use options::{Options, Precision, SessionOptions};
 #[cfg(feature = "tokio")]
 pub use route::AsyncRouter;
 pub use route::{
-    AbstainReason, Abstention, AttributeTest, CacheStats, ChatNeeds, ChatRecord, ChatShape,
-    ChatTaken, Constraint, Decision, Deployment, DomainScore, Excluded, LeftOut, LeftOutCount,
-    ModelPattern, ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request,
-    ResponseFormat, Revisions, Router, RouterStats, SessionKey, SessionOutcome, SessionRecord,
+    AbstainReason, AbstainRule, Abstention, AttributeTest, CacheStats, ChatNeeds, ChatRecord,
+    ChatShape, ChatTaken, Confidence, Constraint, Decision, Deployment, DomainScore, Excluded,
+    Explanation, Introduced, LeftOut, LeftOutCount, ModelPattern, NearDomain, NearModel,
+    ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request, ResponseFormat,
+    Revisions, Router, RouterStats, RunnerUp, SessionKey, SessionOutcome, SessionRecord,
     StoreWatch, TakenFrom, Timing, TradeOff,
 };
 pub use store::{Difference, Edit, GenerationReport, Pruned, Store};
@@ -69,6 +73,11 @@ struct ChatPage;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/feedback.md")]
 struct FeedbackPage;
+
+/// The example of `docs/confidence.md` compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/confidence.md")]
+struct ConfidencePage;
 
 /// The example of `docs/policy.md` compiles and runs.
 #[cfg(doctest)]

@@ -46,12 +46,16 @@ fn every_public_type_is_debug_send_and_sync() {
 #[test]
 fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::AbstainReason>();
+    data::<hubrouter::AbstainRule>();
     data::<hubrouter::Abstention>();
+    data::<hubrouter::Calibrated>();
+    data::<hubrouter::Calibration>();
     data::<hubrouter::CacheStats>();
     data::<hubrouter::ChatNeeds>();
     data::<hubrouter::ChatRecord>();
     data::<hubrouter::ChatShape>();
     data::<hubrouter::ChatTaken>();
+    data::<hubrouter::Confidence>();
     data::<hubrouter::Constraint>();
     data::<hubrouter::Decision>();
     data::<hubrouter::Deployment>();
@@ -61,9 +65,11 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::EncoderPin>();
     data::<hubrouter::ErrorKind>();
     data::<hubrouter::Excluded>();
+    data::<hubrouter::Explanation>();
     data::<hubrouter::GenerationId>();
     data::<hubrouter::GenerationReport>();
     data::<hubrouter::Hub>();
+    data::<hubrouter::Introduced>();
     data::<hubrouter::Learned>();
     data::<hubrouter::LeftOut>();
     data::<hubrouter::LeftOutCount>();
@@ -72,6 +78,8 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::ModelCard>();
     data::<hubrouter::ModelId>();
     data::<hubrouter::ModelPattern>();
+    data::<hubrouter::NearDomain>();
+    data::<hubrouter::NearModel>();
     data::<hubrouter::NewModel>();
     data::<hubrouter::Options>();
     data::<hubrouter::ParetoPoint>();
@@ -84,7 +92,9 @@ fn data_can_be_compared_and_kept_as_json() {
     data::<hubrouter::Request>();
     data::<hubrouter::ResponseFormat>();
     data::<hubrouter::Revisions>();
+    data::<hubrouter::RiskPoint>();
     data::<hubrouter::RouterStats>();
+    data::<hubrouter::RunnerUp>();
     data::<hubrouter::SessionKey>();
     data::<hubrouter::SessionOptions>();
     data::<hubrouter::SessionOutcome>();

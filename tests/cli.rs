@@ -34,6 +34,11 @@ mod transcripts {
     }
 
     #[test]
+    fn confidence() {
+        check("confidence", &Folder::new("confidence"));
+    }
+
+    #[test]
     fn serving() {
         check("serving", &Folder::new("serving"));
     }

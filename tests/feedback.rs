@@ -1,5 +1,5 @@
-//! Logs of feedback: bounded, whole after a kill, shared by processes, silent about prompts; and what
-//! reports and learning make of them.
+//! Logs of feedback: bounded, whole after a kill, shared by processes, silent about prompts; and
+//! what reports and learning make of them.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 

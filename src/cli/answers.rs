@@ -9,7 +9,10 @@ use super::sink::Sink;
 use super::terminal::{columns, cut, escaped, width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Parts, Strengths};
-use crate::{ChatRecord, ChatShape, Decision, LeftOut, Ranked, ResponseFormat, TakenFrom};
+use crate::{
+    AbstainReason, Abstention, ChatRecord, ChatShape, Decision, Explanation, LeftOut, Ranked,
+    ResponseFormat, TakenFrom,
+};
 
 /// Above this share of unknown tokens the table warns that the answer means little.
 const MOSTLY_UNKNOWN: f32 = 1.0 / 3.0;
@@ -44,12 +47,40 @@ pub(super) struct AnswerForm {
     pub(super) json: bool,
     /// JSON repeats the prompt.
     pub(super) echo: bool,
-    /// The table shows the parts of each score.
-    pub(super) explain: bool,
     /// Most domains of an answer. `None`: [`USUAL_DOMAINS`]; a table shows as many as fit a line.
     pub(super) domains: Option<usize>,
-    /// Of the generation that answers, for `explain`.
-    pub(super) strengths: Option<Strengths>,
+}
+
+/// A decision and, where that is asked for, what is behind it.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum RouteAnswer {
+    Plain(Box<Decision>),
+    Explained(Box<Explanation>),
+}
+
+impl RouteAnswer {
+    pub(super) fn plain(decision: Decision) -> Self {
+        Self::Plain(Box::new(decision))
+    }
+
+    pub(super) fn explained(explanation: Explanation) -> Self {
+        Self::Explained(Box::new(explanation))
+    }
+
+    pub(super) fn decision(&self) -> &Decision {
+        match self {
+            Self::Plain(decision) => decision,
+            Self::Explained(explanation) => &explanation.decision,
+        }
+    }
+
+    fn decision_mut(&mut self) -> &mut Decision {
+        match self {
+            Self::Plain(decision) => decision,
+            Self::Explained(explanation) => &mut explanation.decision,
+        }
+    }
 }
 
 /// Domains of an answer where the command line names no number.
@@ -91,16 +122,19 @@ impl AnswerWriter {
         &mut self,
         id: &str,
         prompt: Option<&str>,
-        answer: Result<Decision>,
+        answer: Result<RouteAnswer>,
     ) -> Result<()> {
         match answer {
-            Ok(mut decision) => {
+            Ok(mut answer) => {
                 let most = self.form.domains.unwrap_or(USUAL_DOMAINS);
-                decision.domains.truncate(most);
-                if self.form.json {
-                    self.json(&decision, prompt)
-                } else {
-                    self.table(prompt.unwrap_or_default(), &decision)
+                answer.decision_mut().domains.truncate(most);
+                let prompt_text = prompt.unwrap_or_default();
+                match &answer {
+                    _ if self.form.json => self.json(&answer, prompt),
+                    RouteAnswer::Plain(decision) => self.table(prompt_text, decision, None),
+                    RouteAnswer::Explained(explanation) => {
+                        self.table(prompt_text, &explanation.decision, Some(explanation))
+                    }
                 }
             }
             Err(error) if self.form.json => self.json(&failure(id, &error), prompt),
@@ -119,7 +153,12 @@ impl AnswerWriter {
         self.sink.write(&line)
     }
 
-    fn table(&mut self, prompt: &str, decision: &Decision) -> Result<()> {
+    fn table(
+        &mut self,
+        prompt: &str,
+        decision: &Decision,
+        explanation: Option<&Explanation>,
+    ) -> Result<()> {
         if !std::mem::take(&mut self.first) {
             output::line("")?;
         }
@@ -132,7 +171,7 @@ impl AnswerWriter {
                 format!("{:.2} %", ranked.probability * 100.0),
                 ranked.domain.to_string(),
             ]);
-            let explained = self.form.explain.then(|| explained(ranked));
+            let explained = explanation.map(|_| explained(ranked));
             let notes: Vec<String> = deployed(ranked).into_iter().chain(explained).collect();
             if !notes.is_empty() {
                 table.note(notes.join("; "));
@@ -154,52 +193,133 @@ impl AnswerWriter {
         if let Some(record) = &decision.policy {
             output::paragraph(policy_line(record))?;
         }
+        if let Some(abstention) = &decision.abstained {
+            output::paragraph(abstained_line(abstention, decision))?;
+        }
         serving_lines(decision).try_for_each(output::paragraph)?;
         output::paragraph(timing_line(decision))?;
-        match self.form.explain {
-            true => self.explain(decision),
-            false => Ok(()),
-        }
-    }
-
-    /// What the parts of a score are, how long each stage took, and what answered.
-    fn explain(&self, decision: &Decision) -> Result<()> {
-        let has_parts = decision.ranked.iter().any(|ranked| ranked.parts.is_some());
-        let legend = if has_parts { &PARTS[..] } else { &[COSINE] };
-        for text in legend {
-            output::hanging(text, EXPLAINED_AT)?;
-        }
-        if let Some(strengths) = self.form.strengths.filter(|_| has_parts) {
-            output::hanging(strengths_line(&strengths), EXPLAINED_AT)?;
-        }
-        if let Some(margin) = decision.margin {
-            let trades = decision
-                .ranked
-                .iter()
-                .any(|ranked| ranked.utility.is_some());
-            let of = if trades { "utility" } else { "score" };
-            let margin = format!("margin         {margin:.3}: best {of} minus the next");
-            output::hanging(margin, EXPLAINED_AT)?;
-        }
-        let timing = decision.timing;
-        let [tokenize, encode, score] =
-            [timing.tokenize, timing.encode, timing.score].map(|us| us / 1e3);
-        let stages = format!(
-            "stages         tokenize {tokenize:.2} ms, encode {encode:.2} ms, score {score:.2} ms"
-        );
-        output::hanging(stages, EXPLAINED_AT)?;
-        let encoder = format!("encoder        {}", decision.revisions.encoder);
-        output::hanging(encoder, EXPLAINED_AT)?;
-        let mut front = decision.policy.iter().flat_map(front_lines);
-        front.try_for_each(|line| output::hanging(line, EXPLAINED_AT))?;
-        let mut chat = decision.chat.iter().flat_map(chat_lines);
-        chat.try_for_each(|line| output::hanging(line, EXPLAINED_AT))
+        explanation.map_or(Ok(()), explain)
     }
 
     /// Completes the output: a regular file appears now.
     pub(super) fn finish(self) -> Result<()> {
         self.sink.finish()
     }
+}
+
+/// What the parts of a score are, what is behind the decision, how long each stage took, and what
+/// answered.
+fn explain(explanation: &Explanation) -> Result<()> {
+    let decision = &explanation.decision;
+    let has_parts = decision.ranked.iter().any(|ranked| ranked.parts.is_some());
+    let legend = if has_parts { &PARTS[..] } else { &[COSINE] };
+    for text in legend {
+        output::hanging(text, EXPLAINED_AT)?;
+    }
+    if let Some(strengths) = explanation.strengths.filter(|_| has_parts) {
+        output::hanging(strengths_line(&strengths), EXPLAINED_AT)?;
+    }
+    if let Some(margin) = decision.margin {
+        let trades = decision
+            .ranked
+            .iter()
+            .any(|ranked| ranked.utility.is_some());
+        let of = if trades { "utility" } else { "score" };
+        let margin = format!("margin         {margin:.3}: best {of} minus the next");
+        output::hanging(margin, EXPLAINED_AT)?;
+    }
+    let mut behind = behind_lines(explanation).into_iter();
+    behind.try_for_each(|line| output::hanging(line, EXPLAINED_AT))?;
+    let timing = decision.timing;
+    let [tokenize, encode, score] =
+        [timing.tokenize, timing.encode, timing.score].map(|us| us / 1e3);
+    let stages = format!(
+        "stages         tokenize {tokenize:.2} ms, encode {encode:.2} ms, score {score:.2} ms"
+    );
+    output::hanging(stages, EXPLAINED_AT)?;
+    let encoder = format!("encoder        {}", decision.revisions.encoder);
+    output::hanging(encoder, EXPLAINED_AT)?;
+    let mut front = decision.policy.iter().flat_map(front_lines);
+    front.try_for_each(|line| output::hanging(line, EXPLAINED_AT))?;
+    let mut chat = decision.chat.iter().flat_map(chat_lines);
+    chat.try_for_each(|line| output::hanging(line, EXPLAINED_AT))
+}
+
+/// The runner-up, how sure the decision is, what is near, what was excluded, and the generation
+/// that brought the best model.
+fn behind_lines(explanation: &Explanation) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(second) = &explanation.runner_up {
+        let parts = second
+            .parts
+            .as_ref()
+            .map(|parts| format!(" = {}", sum(parts)));
+        lines.push(format!(
+            "runner-up      {}, {}: {:.3}{} behind",
+            escaped(&second.model),
+            escaped(&second.domain),
+            second.gap,
+            parts.unwrap_or_default()
+        ));
+    }
+    if let Some(sure) = &explanation.decision.confidence {
+        lines.push(format!(
+            "confidence     {:.0} % that the domain is right, {:.0} % that the model is",
+            100.0 * sure.domain,
+            100.0 * sure.model
+        ));
+        lines.push(format!(
+            "distance       {:.3} out of distribution: farther than {:.0} % of the held-out prompts, \
+             more unknown words than {:.0} %",
+            sure.out_of_distribution,
+            100.0 * sure.far,
+            100.0 * sure.strange_words
+        ));
+    }
+    let listed = |name: &str, near: Vec<String>| match near.is_empty() {
+        true => None,
+        false => Some(format!("{name}{}", near.join(", "))),
+    };
+    let models = explanation.near_models.iter();
+    let models = models.map(|near| format!("{} {:.1}", escaped(&near.model), near.distance));
+    lines.extend(listed("near models    ", models.collect()));
+    let domains = explanation.near_domains.iter();
+    let domains = domains.map(|near| format!("{} {:.1}", escaped(&near.domain), near.distance));
+    lines.extend(listed("near domains   ", domains.collect()));
+    let excluded = explanation.excluded.iter();
+    let excluded = excluded.map(|part| format!("{} {}", escaped(&part.by), part.models));
+    lines.extend(listed("excluded       ", excluded.collect()));
+    lines.extend(explanation.introduced.as_ref().map(|introduced| {
+        let update = introduced.update;
+        let update = update.map_or(String::new(), |number| format!(", update {number}"));
+        let or = match introduced.certain {
+            true => "",
+            false => ", or an earlier generation, which the store does not have",
+        };
+        format!(
+            "introduced     by {}{update} ({}){or}",
+            introduced.generation,
+            escaped(&introduced.made_by)
+        )
+    }));
+    lines
+}
+
+/// Why the answer is not to be acted on, and who answers instead.
+fn abstained_line(abstention: &Abstention, decision: &Decision) -> String {
+    let reason = match abstention.reason {
+        AbstainReason::LowConfidence => "low confidence",
+        AbstainReason::OutOfDistribution => "out of distribution",
+        AbstainReason::NothingEligible => "nothing eligible",
+        AbstainReason::Deadline => "deadline",
+    };
+    let fallback = decision.policy.as_ref();
+    // Where a deadline has passed, the detail names it.
+    let fallback = fallback.filter(|_| abstention.reason != AbstainReason::Deadline);
+    let fallback = fallback.and_then(|policy| policy.fallback.as_ref());
+    let instead = fallback.map(|by| format!("; the fallback {by} answers"));
+    let instead = instead.unwrap_or_default();
+    format!("abstained: {reason}: {}{instead}", abstention.detail)
 }
 
 fn failure<'f>(id: &'f str, error: &Error) -> Failure<'f> {

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::progress::Progress;
+use super::reliability::{self, Judged, Reliability};
 use super::{DeviceArgs, RouterArgs, labelled, output};
 use crate::cmrbench::{BenchExperience, BenchRow, Data, Hits, Percent, Prefix, Tables};
 use crate::error::{Result, bail};
@@ -26,6 +27,7 @@ const DATA: &str = "HUBROUTER_CMRBENCH";
   hubrouter eval --data ~/CMR
   hubrouter eval --data ~/CMR --router my-store --json | jq .macro
   hubrouter eval --examples mine.jsonl --router my-store --generation g0003
+  hubrouter eval --data ~/CMR --ood foreign.jsonl
 
 CMRBench: hits over all rows of a file. Families and domains come from the training rows; the last \
 row of a model counts.
@@ -33,7 +35,10 @@ row of a model counts.
 --examples takes the same file or log of feedback as `hubrouter learn`: lines with \"instruction\" and \
 \"model_name\"; \"domain\" is optional. The hub supplies missing domains, and families. A row \
 whose model is unknown to the hub counts as a miss. Each share has a 95 % interval, over all rows \
-and per domain.")]
+and per domain.
+
+Confidence: calibration error, AUROC against being right, and wrong answers by the share of rows \
+that are answered, if it was measured for the generation.")]
 pub(super) struct EvalArgs {
     /// A CMRBench checkout, or a folder with its layout [default: $HUBROUTER_CMRBENCH]
     #[arg(long, value_name = "FOLDER")]
@@ -41,6 +46,9 @@ pub(super) struct EvalArgs {
     /// Your labelled prompts, JSON Lines
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     examples: Option<PathBuf>,
+    /// Prompts that are out of distribution, JSON Lines with "prompt": how well they are told apart
+    #[arg(long, value_name = "FILE")]
+    ood: Option<PathBuf>,
     /// Keep a leading "###Instruction:" of a prompt
     #[arg(long)]
     keep_prefix: bool,
@@ -59,6 +67,8 @@ struct EvalReport {
     experiences: Vec<ExperienceLine>,
     #[serde(rename = "macro")]
     mean: ExperienceLine,
+    /// Of the rows of all experiences; null where confidence was not measured.
+    confidence: Option<Reliability>,
     texts_per_second: f64,
     device: String,
     precision: Precision,
@@ -89,7 +99,15 @@ struct ExperienceLine {
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     if let Some(path) = &args.examples {
         let options = args.device.options();
-        return labelled::run(path, args.keep_prefix, args.json, &args.router, options);
+        let foreign = args.ood.as_deref();
+        return labelled::run(
+            path,
+            args.keep_prefix,
+            args.json,
+            foreign,
+            &args.router,
+            options,
+        );
     }
     let prefix = if args.keep_prefix {
         Prefix::Keep
@@ -112,9 +130,15 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     };
     let mut seconds = 0.0;
     let mut lines = Vec::new();
+    let mut judged = Judged::default();
     for experience in &data.experiences {
         let (answers, ranks, took) = route(&router, experience, &mut step)?;
         seconds += took;
+        for (row, answer) in experience.eval.iter().zip(&answers) {
+            let best = answer.ranked.first();
+            let hits = best.map_or(Hits::default(), |best| tables.hits(&best.model, row));
+            judged.add(answer, Some(hits.domain > 0), hits.model > 0);
+        }
         lines.push(measure(experience, &tables, &router, &answers, &ranks));
     }
     drop(progress);
@@ -122,6 +146,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         schema_version: 1,
         mean: mean(&lines),
         experiences: lines,
+        confidence: judged.report(&router, args.ood.as_deref())?,
         texts_per_second: total as f64 / seconds.max(1e-9),
         device: router.device_name(),
         precision: router.precision(),
@@ -281,6 +306,7 @@ fn print(report: &EvalReport) -> Result<()> {
         report.precision,
         output::counted(report.threads, "thread")
     ))?;
+    reliability::print(report.confidence.as_ref())?;
     for file in &report.missing {
         output::line(format!("missing: {}", file.display()))?;
     }

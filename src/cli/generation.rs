@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{StoreArgs, StoreToChange, bundled, generation_of, output};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::learn;
-use crate::{GenerationId, Options, Store};
+use crate::{Agreement, Calibration, GenerationId, Options, Store};
 
 #[derive(Subcommand)]
 pub(super) enum GenerationCommand {
@@ -44,16 +44,18 @@ pub(super) enum GenerationCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Measure how near answers in int8 are to those in f32, and record it beside the generation
+    /// Measure how near int8 is to f32 and how sure answers are, and record it beside the generation
     ///
-    /// `--precision auto` takes int8 where all bars were passed.
+    /// `--precision auto` takes int8 where all bars were passed. Decisions have a confidence where it
+    /// was measured.
     #[command(after_help = "Examples:
   hubrouter generation measure --router my-store
   hubrouter generation measure --router my-store --examples mine.jsonl
 
-Measured on the examples that the generation held out, if there are 64 of them, else on all \
-examples; without --examples on the held-out prompts that the generation keeps as text. Exit code \
-1: a bar was missed.")]
+Int8 is measured on the examples that the generation held out, if there are 64 of them, else on all \
+examples; without --examples on the held-out prompts that the generation keeps as text. Confidence \
+is measured on the held-out prompts that it keeps in any form, or on the examples where it keeps \
+fewer than 64. Exit code 1: int8 missed a bar.")]
     Measure(MeasureArgs),
     /// Make the parent of the current generation, or the one named by --to, current
     #[command(after_help = "Example:\n  hubrouter generation rollback --router my-store")]
@@ -233,37 +235,96 @@ fn measure(args: &MeasureArgs) -> Result<ExitCode> {
         ..Options::default()
     };
     options.look_in.extend(bundled::encoder());
-    let agreement = learn::measure_precision(&store, &id, examples.as_deref(), &options)?;
-    let missed = agreement.missed();
-    let n = agreement.prompts;
+    let examples = examples.as_deref();
+    let agreement = learn::measure_precision(&store, &id, examples, &options);
+    let calibration = learn::measure_confidence(&store, &id, examples, &options);
+    let (agreement, calibration) = match (agreement, calibration) {
+        (Err(error), Err(_)) => return Err(error),
+        (Err(error), _) | (_, Err(error)) if error.kind() != ErrorKind::InvalidRequest => {
+            return Err(error);
+        }
+        both => both,
+    };
+    let missed = agreement.as_ref().ok().and_then(Agreement::missed);
     if args.json {
+        let passed = agreement.as_ref().ok().map(|_| missed.is_none());
         output::json(&json!({
-            "schema_version": 1, "generation": id, "agreement": agreement,
-            "passed": missed.is_none(), "missed": missed,
+            "schema_version": 1, "generation": id, "agreement": agreement.as_ref().ok(),
+            "passed": passed, "missed": missed, "calibration": calibration.as_ref().ok(),
         }))?;
     } else {
-        let share = |count: usize| format!("{:.1} %", 100.0 * count as f64 / n as f64);
-        let pair = |[f32, int8]: [usize; 2]| format!("{} -> {}", share(f32), share(int8));
-        let which = if agreement.held_out { "held-out " } else { "" };
-        output::line(format!("{id}: f32 -> int8, {n} {which}prompts"))?;
-        for (name, value) in [
-            ("same best model", share(agreement.same_model)),
-            ("same domain", share(agreement.same_domain)),
-            ("domain accuracy", pair(agreement.domain_hits)),
-            ("model accuracy", pair(agreement.model_hits)),
-            ("worst cosine", format!("{:.4}", agreement.worst_cosine)),
-        ] {
-            output::line(format!("  {name:<16} {value}"))?;
+        match &agreement {
+            Ok(agreement) => print_agreement(&id, agreement)?,
+            Err(error) => output::remark(format!("hubrouter: int8 is not measured: {error}")),
         }
-        output::paragraph(match &missed {
-            None => "passed: --precision auto takes int8 on a CPU with a kernel for it".to_owned(),
-            Some(missed) => format!("missed: {missed}; --precision auto stays with f32"),
-        })?;
+        match &calibration {
+            Ok(calibration) => print_calibration(&id, calibration)?,
+            Err(error) => output::remark(format!("hubrouter: confidence is not measured: {error}")),
+        }
     }
     Ok(match missed {
         None => ExitCode::SUCCESS,
         Some(_) => ExitCode::FAILURE,
     })
+}
+
+fn print_agreement(id: &GenerationId, agreement: &Agreement) -> Result<()> {
+    let n = agreement.prompts;
+    let share = |count: usize| format!("{:.1} %", 100.0 * count as f64 / n as f64);
+    let pair = |[f32, int8]: [usize; 2]| format!("{} -> {}", share(f32), share(int8));
+    let which = if agreement.held_out { "held-out " } else { "" };
+    output::line(format!("{id}: f32 -> int8, {n} {which}prompts"))?;
+    for (name, value) in [
+        ("same best model", share(agreement.same_model)),
+        ("same domain", share(agreement.same_domain)),
+        ("domain accuracy", pair(agreement.domain_hits)),
+        ("model accuracy", pair(agreement.model_hits)),
+        ("worst cosine", format!("{:.4}", agreement.worst_cosine)),
+    ] {
+        output::line(format!("  {name:<16} {value}"))?;
+    }
+    output::paragraph(match agreement.missed() {
+        None => "passed: --precision auto takes int8 on a CPU with a kernel for it".to_owned(),
+        Some(missed) => format!("missed: {missed}; --precision auto stays with f32"),
+    })
+}
+
+fn print_calibration(id: &GenerationId, calibration: &Calibration) -> Result<()> {
+    let n = calibration.prompts;
+    let which = if calibration.held_out {
+        "held-out "
+    } else {
+        ""
+    };
+    output::line(format!("{id}: confidence, {n} {which}prompts"))?;
+    for (name, of) in [
+        ("domain", &calibration.domain),
+        ("model", &calibration.model),
+    ] {
+        let area = of.auroc.map_or("-".to_owned(), |area| format!("{area:.3}"));
+        output::line(format!(
+            "  {name:<7} {:.1} % right; error {:.1} points ({:.1} of the softmax); AUROC {area}",
+            100.0 * of.right as f64 / n as f64,
+            of.error,
+            of.softmax_error
+        ))?;
+    }
+    for risk in [5.0, 10.0, 20.0] {
+        let least = calibration.least_confidence(risk);
+        let curve = &calibration.curve;
+        let answered = curve.partition_point(|point| point.least >= least);
+        let coverage = curve[..answered].last();
+        let coverage = coverage.map_or(0.0, |point| 100.0 * point.coverage);
+        output::line(format!(
+            "  risk {risk:>2} %: confidence from {least:.3}, about {coverage:.0} % answered"
+        ))?;
+    }
+    match calibration.held_out {
+        true => Ok(()),
+        false => output::paragraph(
+            "these prompts were not held out: if they were learned, the confidence is too high",
+        ),
+    }
 }
 
 fn rollback(target: &StoreToChange, to: Option<&str>, json: bool) -> Result<()> {

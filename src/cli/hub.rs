@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::found::{FromArgs, Listing, Nearest, Report};
+use super::found::{FromArgs, Listing, Nearest, SourceReport};
 use super::progress::Progress;
 use super::{DeviceArgs, StoreArgs, StoreToChange, bundled, open, output};
 use crate::cmrbench::{Data, Prefix};
@@ -421,7 +421,7 @@ fn counted(models: usize) -> String {
 
 /// The answer of a command that has read a source. What was done is done even if stdout cannot be
 /// written.
-fn say(json: bool, value: &serde_json::Value, report: &Report, text: &str) {
+fn say(json: bool, value: &serde_json::Value, report: &SourceReport, text: &str) {
     match (!json).then(|| report.print()) {
         Some(Err(error)) => output::unanswered(text, &error),
         _ => output::done(json, value, text),

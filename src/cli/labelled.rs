@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::observed::examples;
 use super::progress::Progress;
+use super::reliability::{self, Judged, Reliability};
 use super::{RouterArgs, output};
 use crate::cmrbench::{Prefix, query_text};
 use crate::error::Result;
@@ -35,6 +36,8 @@ struct LabelledReport {
     #[serde(flatten)]
     all: Scores,
     domains: Vec<OfDomain>,
+    /// `None` where confidence was not measured.
+    confidence: Option<Reliability>,
     texts_per_second: f64,
     device: String,
     precision: Precision,
@@ -183,6 +186,7 @@ pub(super) fn run(
     path: &Path,
     keep_prefix: bool,
     json: bool,
+    foreign: Option<&Path>,
     router: &RouterArgs,
     options: Options,
 ) -> Result<ExitCode> {
@@ -194,7 +198,8 @@ pub(super) fn run(
         Prefix::Strip
     };
     let (decisions, seconds) = route(&router, path, &examples, prefix)?;
-    let report = measure(&router, &examples, &decisions, seconds, keep_prefix);
+    let mut report = measure(&router, &examples, &decisions, seconds, keep_prefix);
+    report.confidence = judged(&router, &examples, &decisions).report(&router, foreign)?;
     remark_on_domains(path, &examples, &router.hub());
     if json {
         output::json(&report)?;
@@ -259,6 +264,7 @@ fn measure(
         unknown,
         all,
         domains,
+        confidence: None,
         texts_per_second: examples.len() as f64 / seconds.max(1e-9),
         device: router.device_name(),
         precision: router.precision(),
@@ -267,6 +273,21 @@ fn measure(
         models: hub.active(),
         prefix: if keep_prefix { "keep" } else { "strip" },
     }
+}
+
+/// The decisions, and whether they were right.
+fn judged(router: &Router, examples: &[Example], decisions: &[Decision]) -> Judged {
+    let hub = router.hub();
+    let known = Spellings::of(&hub);
+    let mut judged = Judged::default();
+    for (example, decision) in examples.iter().zip(decisions) {
+        let gold = Gold::new(example, &hub, &known);
+        let best = decision.ranked.first();
+        let domain = same(gold.domain, best.map(|best| &*best.domain));
+        let model = best.is_some_and(|best| Some(best.id) == gold.model);
+        judged.add(decision, domain, model);
+    }
+    judged
 }
 
 /// Warns about domains that no model has. They are probably typing errors, and each row is a miss.
@@ -325,7 +346,8 @@ fn print(report: &LabelledReport) -> Result<()> {
         report.device,
         report.precision,
         output::counted(report.threads, "thread"),
-    ))
+    ))?;
+    reliability::print(report.confidence.as_ref())
 }
 
 #[cfg(test)]

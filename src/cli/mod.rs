@@ -22,6 +22,7 @@ mod output;
 mod policy;
 mod prices;
 mod progress;
+mod reliability;
 mod replay;
 mod replay_log;
 mod report;

@@ -29,6 +29,15 @@ pub(super) struct PolicyArgs {
     /// Only models that state that they can do what a chat request demands
     #[arg(long)]
     needs: bool,
+    /// Abstain where more than this percent of domains would be wrong
+    #[arg(long, value_name = "PERCENT")]
+    abstain_risk: Option<f64>,
+    /// Abstain below this confidence of the domain, 0 to 1
+    #[arg(long, value_name = "SHARE")]
+    min_confidence: Option<f64>,
+    /// Abstain where more than this share of held-out prompts are nearer, 0 to 1
+    #[arg(long, value_name = "SHARE")]
+    max_ood: Option<f64>,
     /// Policy as a TOML or JSON file; the options above are added to it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -48,7 +57,9 @@ impl PolicyArgs {
 
     fn read(&self) -> Result<Option<Policy>> {
         let options = (&self.constraint, &self.candidates, self.needs, &self.policy);
-        if let (None, None, false, None) = options {
+        let thresholds = [self.abstain_risk, self.min_confidence, self.max_ood];
+        let abstains = thresholds.iter().any(Option::is_some);
+        if let ((None, None, false, None), false) = (options, abstains) {
             return Ok(None);
         }
         let mut policy = match &self.policy {
@@ -66,6 +77,12 @@ impl PolicyArgs {
             policy.candidates = Some(candidates(text)?);
         }
         policy.chat_needs |= self.needs;
+        if abstains {
+            let rule = policy.abstain.get_or_insert_default();
+            rule.risk = self.abstain_risk.or(rule.risk);
+            rule.min_confidence = self.min_confidence.or(rule.min_confidence);
+            rule.max_ood = self.max_ood.or(rule.max_ood);
+        }
         Ok(Some(policy))
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::answers::{AnswerForm, AnswerWriter};
+use super::answers::{AnswerForm, AnswerWriter, RouteAnswer};
 use super::policy::PolicyArgs;
 use super::progress::Progress;
 use super::serving::{ServingArgs, remark_on_cache};
@@ -14,7 +14,7 @@ use super::sink::Sink;
 use super::source::{AskedLine, Format, Source, Wanted, file_of};
 use super::{DeviceArgs, RouterArgs, output};
 use crate::error::{Result, bail};
-use crate::{Request, Router};
+use crate::{PolicyHandle, Request, Router};
 
 /// Rank the hub's models for prompts
 #[derive(Args)]
@@ -28,6 +28,7 @@ use crate::{Request, Router};
   hubrouter route --input requests.jsonl --format chat --json
   hubrouter route --where \"context_length >= 32768 and price <= 2\" \"Summarise this report.\"
   hubrouter route --candidates deployments.json --chat request.json --needs
+  hubrouter route --abstain-risk 10 --max-ood 0.95 \"Who is speaking in this recording?\"
   hubrouter route --input prompts.jsonl --cache 64 --output routes.jsonl
   hubrouter route --policy policy.json --deadline 50ms \"Translate this letter.\"
   hubrouter route --shadow my-log --input requests.jsonl
@@ -48,6 +49,9 @@ Shadow: --shadow records each decision in a log and shows none. In JSON a line m
 really used and how it went: \"used\", \"expected_model\", \"success\", \"rating\", \"cost\", \
 \"latency_ms\", \"input_tokens\", \"output_tokens\", \"error\", \"time\". `hubrouter report` reads the \
 log.
+
+Abstaining: --abstain-risk, --min-confidence and --max-ood mark answers that are not to be acted \
+on, with the reason; the ranking is shown all the same. The first fallback of a policy answers then.
 
 Output: a regular file appears when all answers are complete; its mode is kept and links are \
 followed. A FIFO, a device or /dev/fd/N is written line by line. - is stdout.
@@ -78,8 +82,8 @@ pub(super) struct RouteArgs {
     /// Prompts per batch [default: 32 from a file, 1 from stdin]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Show the parts of each score, and what they are
-    #[arg(long, conflicts_with_all = ["json", "output"])]
+    /// Show the parts of each score, the runner-up, what is near, and what brought the best model
+    #[arg(long)]
     explain: bool,
     /// Include the prompt in JSON answers
     #[arg(long)]
@@ -126,18 +130,42 @@ impl RouteArgs {
         Sink::open(path, &inputs)
     }
 
-    fn form(&self, router: &Router) -> AnswerForm {
+    fn form(&self) -> AnswerForm {
         AnswerForm {
             json: self.json || self.output.is_some(),
             echo: self.echo,
-            explain: self.explain,
             domains: self.domains.map(|most| match most {
                 0 => usize::MAX,
                 _ => most,
             }),
-            strengths: router.strengths(),
         }
     }
+}
+
+fn answered(
+    router: &Router,
+    policy: Option<&PolicyHandle>,
+    requests: &[Request],
+    explain: bool,
+) -> Vec<Result<RouteAnswer>> {
+    let explained = |request: &Request| match policy {
+        Some(policy) => router.explain_within(request, policy),
+        None => router.explain(request),
+    };
+    if explain {
+        let all = requests.iter().map(explained);
+        return all
+            .map(|answer| answer.map(RouteAnswer::explained))
+            .collect();
+    }
+    let decisions = match policy {
+        Some(policy) => router.route_batch_within(requests, policy),
+        None => router.route_batch(requests),
+    };
+    let decisions = decisions.into_iter();
+    decisions
+        .map(|answer| answer.map(RouteAnswer::plain))
+        .collect()
 }
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
@@ -148,7 +176,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let policy = args.policy.compile(&router)?;
     let mut shadow = args.shadow.open(&router)?;
     let silent = shadow.is_some() && !(args.json || args.explain || args.output.is_some());
-    let mut answers = AnswerWriter::new(args.sink()?, args.form(&router));
+    let mut answers = AnswerWriter::new(args.sink()?, args.form());
     let mut progress = source.total().map(|total| Progress::new("routing", total));
     let mut failed = 0usize;
     let mut count = 0usize;
@@ -161,18 +189,16 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
             .iter()
             .filter_map(|asked| Some(args.serving.applied(asked.as_ref().ok()?.request.clone())))
             .collect();
-        let decisions = match &policy {
-            Some(policy) => router.route_batch_within(&good, policy),
-            None => router.route_batch(&good),
-        };
-        let mut decisions = decisions.into_iter();
+        let answered = answered(&router, policy.as_ref(), &good, args.explain);
+        let mut decisions = answered.into_iter();
         for request in requests {
             count += 1;
             let (id, prompt, answer) = match request {
                 Ok(AskedLine { request, feedback }) => match decisions.next() {
                     Some(answer) => {
                         if let Some(shadow) = &mut shadow {
-                            shadow.record(&request, feedback, &answer)?;
+                            let answer = answer.as_ref().map(RouteAnswer::decision);
+                            shadow.record(&request, feedback, answer)?;
                         }
                         (request.prompt_id, Some(request.prompt), answer)
                     }

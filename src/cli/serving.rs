@@ -50,12 +50,9 @@ fn time(text: &str) -> Result<Duration, String> {
     split.ok_or_else(|| "expected a time with its unit, such as 50ms, 2s or 500us".to_owned())
 }
 
-/// What the cache, a deadline or a session did, a line for each.
+/// What a session did.
 pub(super) fn serving_lines(decision: &Decision) -> impl Iterator<Item = String> {
-    let abstained = decision.abstained.as_ref();
-    let abstained = abstained.map(|why| format!("no choice by score: {}", why.detail));
-    let session = decision.session.as_ref().map(session_line);
-    abstained.into_iter().chain(session)
+    decision.session.as_ref().map(session_line).into_iter()
 }
 
 fn session_line(record: &SessionRecord) -> String {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::output;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::feedback::{Feedback, FeedbackLog, FeedbackOptions, KeepPrompt};
 use crate::{Decision, Hub, Request, Router};
 
@@ -69,7 +69,7 @@ impl ShadowWriter {
         &mut self,
         request: &Request,
         mut feedback: Feedback,
-        answer: &Result<Decision>,
+        answer: std::result::Result<&Decision, &Error>,
     ) -> Result<()> {
         feedback.used = feedback.used.or_else(|| self.used.clone());
         match answer {

@@ -393,7 +393,7 @@ impl FeedbackLine {
             if !(0.0..=1.0).contains(&ranked.probability) || !ranked.score.is_finite() {
                 bail!(
                     Format,
-                    "ranked: expected a finite score and a probability from 0 to 1, found {} and {}",
+                    "ranked: expected a finite score and a probability from 0 to 1, found {}, {}",
                     ranked.score,
                     ranked.probability
                 );

@@ -108,7 +108,7 @@ impl FeedbackOptions {
 /// A log of decisions and of what became of them: a folder of JSON Lines files.
 ///
 /// `Send + Sync`; several processes may write the same folder. A call appends one line and takes
-/// some 30 microseconds, more on a slow disk; with [`KeepPrompt::Vector`] also the time of an
+/// some 20 microseconds, more on a slow disk; with [`KeepPrompt::Vector`] also the time of an
 /// encoding. No call panics. An error loses one line and no other, and [`FeedbackLog::lost`]
 /// counts it: a host should go on.
 ///

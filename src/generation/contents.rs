@@ -10,6 +10,7 @@ use safetensors::Dtype;
 
 use crate::error::{Result, bail};
 use crate::files::{self, FileDigest, Staged};
+use crate::generation::confidence::{self, CONFIDENCE, Calibration};
 use crate::generation::manifest::{ADAPTER, GenerationId, HEAD, HUB, MANIFEST, Manifest};
 use crate::generation::precision::{self, Agreement, PRECISION};
 use crate::hub::Hub;
@@ -41,6 +42,8 @@ pub(crate) struct Contents {
     /// How near its answers in int8 are to those in f32, where that was measured before it is
     /// written; no part of it. Of a generation that was read: `None`, see [`precision::read`].
     pub(crate) agreement: Option<Agreement>,
+    /// How sure its answers are; as `agreement`.
+    pub(crate) calibration: Option<Calibration>,
 }
 
 impl Contents {
@@ -103,6 +106,7 @@ impl Contents {
             embeddings,
             parts,
             agreement: None,
+            calibration: None,
         })
     }
 
@@ -189,8 +193,8 @@ impl Contents {
             // The name is a hash, so the same content was written before. It may be damaged by now.
             match Self::read(&folder).and_then(|contents| ask(&id, &contents)) {
                 Ok(()) => {
-                    if let Some(record) = self.record(&id)? {
-                        files::replace(&folder.join(PRECISION), &record)?;
+                    for (name, record) in self.records(&id)? {
+                        files::replace(&folder.join(name), &record)?;
                     }
                     return Ok((id, false));
                 }
@@ -210,8 +214,8 @@ impl Contents {
             }
         }
         staged.write(MANIFEST, &sealed)?;
-        if let Some(record) = self.record(&id)? {
-            staged.write(PRECISION, &record)?;
+        for (name, record) in self.records(&id)? {
+            staged.write(name, &record)?;
         }
         let written = Self::read_as(staged.path(), Some(id.as_str().as_ref()))
             .and_then(|contents| ask(&id, &contents));
@@ -220,13 +224,17 @@ impl Contents {
         Ok((id, true))
     }
 
-    /// The bytes of the record of int8, if it was measured.
-    fn record(&self, id: &GenerationId) -> Result<Option<Vec<u8>>> {
+    /// The names and bytes of the records of what was measured.
+    fn records(&self, id: &GenerationId) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let encoder = &self.manifest.encoder.sha256;
-        let bytes = self.agreement.as_ref();
-        bytes
-            .map(|a| precision::to_bytes(id, encoder, a))
-            .transpose()
+        let mut records = Vec::new();
+        if let Some(agreement) = &self.agreement {
+            records.push((PRECISION, precision::to_bytes(id, encoder, agreement)?));
+        }
+        if let Some(calibration) = &self.calibration {
+            records.push((CONFIDENCE, confidence::to_bytes(id, encoder, calibration)?));
+        }
+        Ok(records)
     }
 
     fn head(&self) -> Result<Vec<u8>> {

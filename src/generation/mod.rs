@@ -1,6 +1,7 @@
 //! A generation: one trained router on disk, a folder that is whole or absent.
 
 pub(crate) mod cards;
+pub(crate) mod confidence;
 mod contents;
 mod grow;
 mod manifest;
@@ -8,6 +9,7 @@ pub(crate) mod memory;
 pub(crate) mod precision;
 pub(crate) mod rows;
 
+pub use confidence::{Calibrated, Calibration, RiskPoint};
 pub(crate) use contents::Contents;
 pub(crate) use manifest::{ADAPTER, HUB};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};

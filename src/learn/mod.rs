@@ -10,6 +10,7 @@
 //! | `settings/` | every number of the method, by name |
 
 mod accuracy;
+mod confidence;
 mod data;
 mod engine;
 mod kept;
@@ -22,6 +23,7 @@ mod settings;
 mod tests;
 
 pub use accuracy::Accuracy;
+pub use confidence::measure_confidence;
 pub use data::examples::{Example, Label, group_experiences, read_examples};
 pub use data::experience::Experience;
 pub use data::observed::{ObservedExamples, is_feedback, read_observed};

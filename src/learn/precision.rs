@@ -24,10 +24,10 @@ use crate::text::tokenizer::Tokens;
 const MOST: usize = 2048;
 
 /// A prompt to measure, and its right model and domain as far as they are known.
-struct Labelled {
-    text: String,
-    model: Option<u32>,
-    domain: Option<String>,
+pub(super) struct Labelled {
+    pub(super) text: String,
+    pub(super) model: Option<u32>,
+    pub(super) domain: Option<String>,
 }
 
 /// Measures how near the answers of generation `id` in int8 are to those in f32, and records it
@@ -125,13 +125,17 @@ pub(crate) fn of_child<'r>(
 }
 
 /// At most [`MOST`] of `all`, evenly.
-fn spread<T>(all: &[T]) -> Vec<&T> {
+pub(super) fn spread<T>(all: &[T]) -> Vec<&T> {
     let count = all.len().min(MOST);
     (0..count).map(|i| &all[i * all.len() / count]).collect()
 }
 
 /// The examples that were held out if they are enough, or else all; and whether they were.
-fn of_examples(examples: &[Example], held_out: &Replay, hub: &Hub) -> (Vec<Labelled>, bool) {
+pub(super) fn of_examples(
+    examples: &[Example],
+    held_out: &Replay,
+    hub: &Hub,
+) -> (Vec<Labelled>, bool) {
     let label = |example: &Example| {
         let model = hub.find(&example.model_name);
         let registered = model.and_then(|id| hub.get(id));

@@ -25,7 +25,8 @@ use crate::learn::method::layout::ParameterLayout;
 use crate::learn::method::targets::SoftTarget;
 use crate::learn::settings::Train;
 use crate::learn::{
-    Accuracy, Control, Example, Experience, Learner, Outcome, Settings, measure_precision,
+    Accuracy, Control, Example, Experience, Learner, Outcome, Settings, measure_confidence,
+    measure_precision,
 };
 use crate::model::lora::{Adapter, Lora, Target as Map};
 use crate::ops::reference::{dot, normalize};
@@ -1072,4 +1073,45 @@ fn int8_is_measured_and_recorded_by_learning_and_on_request() {
     // Earlier held-out prompts count as well.
     let third = store.agreement(&learn(512..520)).unwrap();
     assert_eq!(third.map(|a| a.prompts), has_kernel.then_some(66));
+}
+
+/// As int8: the id does not depend on it, and the command finds what learning found.
+#[test]
+fn confidence_is_measured_and_recorded_by_learning_and_on_request() {
+    let options = Options::default().device("cpu").threads(1);
+    let encoder = toy(&options);
+    let (_folder, store, first) = two_models("confidence", &encoder);
+    let measure = |id: &GenerationId, examples: Option<&[Example]>| {
+        measure_confidence(&store, id, examples, &options)
+    };
+    assert_eq!(store.calibration(&first).unwrap(), None);
+    let few = measure(&first, Some(&prompts(0..63).examples)).unwrap_err();
+    assert!(few.to_string().contains("found 63"), "{few}");
+    let none = measure(&first, None).unwrap_err();
+    assert!(none.to_string().contains("--examples"), "{none}");
+    let learn = |numbers: std::ops::Range<usize>| {
+        let settings = Settings::memory();
+        let mut learner = Learner::open(store.root(), None, settings, options.clone()).unwrap();
+        let outcome = learner.learn(&prompts(numbers), None, &mut |_| Control::Continue);
+        outcome.unwrap();
+        learner.commit().unwrap()
+    };
+    let second = learn(0..512);
+    let recorded = store.calibration(&second).unwrap().unwrap();
+    assert!(recorded.held_out && recorded.prompts == 64);
+    let measured = measure(&second, None).unwrap();
+    // What is kept of a prompt's vector is in half precision.
+    assert_eq!(measured.prompts, 64);
+    assert!(measured.domain.right.abs_diff(recorded.domain.right) <= 1);
+    assert!((measured.domain.slope - recorded.domain.slope).abs() < 0.05);
+    assert!((measured.distances[50] - recorded.distances[50]).abs() < 1e-3);
+    assert_eq!(store.calibration(&second).unwrap(), Some(measured));
+    assert!(store.check(&second).is_ok());
+    // Without a memory or held-out prompts, by examples.
+    let others = measure(&first, Some(&prompts(600..700).examples)).unwrap();
+    assert!(!others.held_out && others.prompts == 100, "{others:?}");
+    assert_eq!(others.unknown_words, [0.0; 101]);
+    // Earlier held-out prompts count as well; few are too few.
+    let third = store.calibration(&learn(512..520)).unwrap();
+    assert_eq!(third.map(|c| c.prompts), Some(66));
 }

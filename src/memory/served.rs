@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::weights::View;
+
 /// The weight of each part of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +106,30 @@ impl Recall {
         .collect()
     }
 
+    /// The mean key of each domain's models, weighted by their prompts and a half, [N, R]: where
+    /// the domain's prompts are in the memory's space.
+    #[expect(clippy::cast_possible_truncation, reason = "distances are of f32")]
+    pub(crate) fn centroids(&self) -> Vec<f32> {
+        let mut sums = vec![0.0; self.words.domains() * self.rank];
+        let mut weights = vec![0.0; self.words.domains()];
+        let keys = View::of_half(&self.keys, self.rank).to_f32();
+        for (model, key) in keys.chunks_exact(self.rank).enumerate() {
+            let domain = self.of[model] as usize;
+            let weight = f64::from(self.prompts[model]) + 0.5;
+            weights[domain] += weight;
+            let sum = sums[domain * self.rank..].iter_mut();
+            sum.zip(key)
+                .for_each(|(sum, x)| *sum += weight * f64::from(*x));
+        }
+        let rows = sums.chunks_exact(self.rank).zip(weights);
+        let mean = |(row, weight): (&[f64], f64)| -> Vec<f32> {
+            row.iter()
+                .map(|x| (x / f64::max(weight, 0.5)) as f32)
+                .collect()
+        };
+        rows.flat_map(mean).collect()
+    }
+
     /// The models `ids` alone, in this order; without the projection, which is the same.
     pub(crate) fn gathered(&self, ids: &[u32]) -> Self {
         let ids = || ids.iter().map(|id| *id as usize);
@@ -175,8 +201,8 @@ impl Bayes {
     }
 
     /// ln P(d | words) of each domain, [N], shifted so that the largest is 0. Words that no learned
-    /// prompt has are ignored.
-    pub(crate) fn scores(&self, words: &[u32]) -> Vec<f64> {
+    /// prompt has are ignored; with the number of the others.
+    pub(crate) fn scores(&self, words: &[u32]) -> (Vec<f64>, f64) {
         let mut scores = self.prior.clone();
         let mut known = 0.0;
         for word in words {
@@ -194,7 +220,7 @@ impl Bayes {
         }
         let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         scores.iter_mut().for_each(|score| *score -= best);
-        scores
+        (scores, known)
     }
 }
 
@@ -207,7 +233,8 @@ mod tests {
     fn words_make_their_domains_likely() {
         let counts = [(3, 0, 2), (7, 0, 1), (7, 1, 1)];
         let bayes = Bayes::new(&[3, 1, 0], counts.into_iter());
-        let found = bayes.scores(&[3, 5, 7]);
+        let (found, known) = bayes.scores(&[3, 5, 7]);
+        assert_eq!(known, 2.0);
         // Two of the words are known; 3 counts in domain 0, 1 in domain 1, of 2 words.
         let p = |share: f64, counts: [f64; 2], total: f64| {
             let words = counts.map(|n| ((n + SMOOTHING) / (total + 2.0 * SMOOTHING)).ln());
@@ -223,7 +250,8 @@ mod tests {
             assert!((found[d] - want).abs() < 1e-6, "{found:?}, {want}");
         }
         // Unknown words alone leave the shares.
-        let shares = bayes.scores(&[5]);
+        let (shares, known) = bayes.scores(&[5]);
+        assert_eq!(known, 0.0);
         assert!(
             (shares[1] - (1.5f64 / 3.5).ln()).abs() < 1e-12,
             "{shares:?}"
@@ -233,6 +261,29 @@ mod tests {
     #[test]
     fn without_prompts_all_domains_are_alike() {
         let bayes = Bayes::new(&[0, 0], std::iter::empty());
-        assert_eq!(bayes.scores(&[1, 2, 3]), [0.0, 0.0]);
+        assert_eq!(bayes.scores(&[1, 2, 3]).0, [0.0, 0.0]);
+    }
+
+    /// By hand: models of 3 prompts and of none in domain 0, of 1 in domain 1; none in domain 2.
+    #[test]
+    fn centroids_are_weighted_by_prompts() {
+        let half = |values: &[f32]| -> Vec<u8> {
+            let halves = values.iter().map(|x| half::f16::from_f32(*x).to_le_bytes());
+            halves.flatten().collect()
+        };
+        let recall = Recall {
+            strengths: Strengths::default(),
+            layers: vec![0],
+            width: 2,
+            rank: 2,
+            projection: Vec::new(),
+            bias: vec![0.0; 2],
+            keys: half(&[1.0, 0.0, -6.0, 4.0, 2.0, 2.0]),
+            offsets: vec![0.0; 3],
+            prompts: vec![3, 0, 1],
+            of: vec![0, 0, 1],
+            words: Arc::new(Bayes::new(&[3, 1, 0], std::iter::empty())),
+        };
+        assert_eq!(recall.centroids(), [0.125, 0.5, 2.0, 2.0, 0.0, 0.0]);
     }
 }

@@ -1,17 +1,23 @@
-//! Why a decision is not the router's own choice.
+//! Why a decision is not to be acted on.
 
 use serde::{Deserialize, Serialize};
 
-/// Why a router did not choose by the scores of the prompt.
+/// Why a router abstains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AbstainReason {
+    /// The domain is too uncertain.
+    LowConfidence,
+    /// The prompt is too far from those that the generation learned.
+    OutOfDistribution,
+    /// No model may answer.
+    NothingEligible,
     /// The request's deadline passed before its prompt was computed.
     Deadline,
 }
 
-/// That a router did not choose by the scores of the prompt, and why.
+/// That a router abstains, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Abstention {

@@ -78,6 +78,7 @@ impl Router {
             unknown: 0.0,
             chat: request.chat.clone(),
             policy: Some(record),
+            confidence: None,
             abstained: Some(abstained),
             session: None,
             cached: false,

@@ -10,6 +10,7 @@ use crate::memory::Parts;
 use crate::options::Precision;
 use crate::route::abstain::Abstention;
 use crate::route::chat::ChatRecord;
+use crate::route::confidence::Confidence;
 use crate::route::policy::PolicyRecord;
 use crate::route::session::SessionRecord;
 
@@ -48,8 +49,13 @@ pub struct Decision {
     /// Which models could answer, if the request came with a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRecord>,
-    /// Why the scores of the prompt did not choose, if they did not: `ranked` has a fallback then,
-    /// with scores of 0.
+    /// How sure the answer is, if that was measured for the generation: of the best by the scores,
+    /// also where a session keeps another model or a fallback answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<Confidence>,
+    /// Why the answer is not the router's own choice, if a policy or a deadline says so. `ranked`
+    /// is the answer of the fallback that `policy` names, with scores of 0 if a deadline passed;
+    /// without a fallback it is what would have been answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abstained: Option<Abstention>,
     /// Whether the conversation kept its model, if the request has a session.

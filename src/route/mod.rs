@@ -3,8 +3,10 @@
 mod abstain;
 mod cache;
 mod chat;
+mod confidence;
 mod deadline;
 mod decision;
+mod explanation;
 mod front;
 mod open;
 mod policy;
@@ -19,13 +21,14 @@ mod watch;
 
 pub use abstain::{AbstainReason, Abstention};
 pub use cache::CacheStats;
-
 #[cfg(feature = "cli")]
 pub(crate) use chat::LONGEST_REQUEST;
 pub use chat::{
     ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat, TakenFrom,
 };
+pub use confidence::{AbstainRule, Confidence};
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};
+pub use explanation::{Explanation, Introduced, NearDomain, NearModel, RunnerUp};
 pub use front::RouterStats;
 #[cfg(feature = "cli")]
 pub(crate) use policy::within;

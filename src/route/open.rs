@@ -7,8 +7,8 @@ use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
-use crate::generation::precision;
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
+use crate::generation::{confidence, precision};
 use crate::options::Options;
 use crate::serve::Serving;
 use crate::serve::gate::Choice;
@@ -134,13 +134,21 @@ impl<'s> GenerationSource<'s> {
             Serving::with_kernel(id, contents, encoder, passed_over.clone(), kernel)
         };
         let serving = open(choice.kernel)?;
-        match &choice.vector_sha256 {
+        let serving = match &choice.vector_sha256 {
             Some(want) if serving.vector_sha256()? != *want => {
                 let reason = "this machine computes other bits in int8 than those recorded";
                 log::warn!("int8 is not taken: {reason}");
-                Ok(open(None)?.because(reason))
+                open(None)?.because(reason)
             }
-            _ => Ok(serving.because(choice.reason)),
-        }
+            _ => serving.because(choice.reason),
+        };
+        Ok(match confidence::read(&folder, &id, encoder.revision()) {
+            Ok(Some(calibration)) => serving.calibrated(calibration),
+            Ok(None) => serving,
+            Err(error) => {
+                log::warn!("decisions have no confidence: {error}");
+                serving
+            }
+        })
     }
 }

@@ -1,6 +1,8 @@
 //! The router: it opens a generation, routes prompts, installs another generation or rolls back.
 #![expect(clippy::disallowed_types, reason = "times of a request, for Timing")]
 
+mod abstaining;
+mod explain;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +29,7 @@ use crate::route::front::{Asking, Front, Routed, all};
 use crate::route::open::GenerationSource;
 use crate::route::policy::{Admitted, CompiledPolicy};
 use crate::route::{
-    Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
+    Confidence, Decision, DomainScore, Policy, PolicyHandle, Ranked, Request, Revisions, Timing,
 };
 use crate::serve::index::Ranking;
 use crate::serve::{Narrowing, PromptRanking, Serving};
@@ -240,12 +242,8 @@ impl Router {
     ) -> Result<Vec<Result<Decision>>> {
         let began = Instant::now();
         let serving = policy.map_or(serving, |policy| &policy.serving);
-        let cut = |request: &Request| match request.chat {
-            Some(_) => Cut::Middle,
-            None => Cut::Right,
-        };
         let prompts = requests.iter().map(Asking::request);
-        let prompts = prompts.map(|r| (r.prompt.as_str(), cut(r)));
+        let prompts = prompts.map(|r| (r.prompt.as_str(), cut_of(r)));
         let tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
         let tokenize = microseconds(began);
         let nobody = (serving.index.eligible() == 0)
@@ -258,7 +256,7 @@ impl Router {
             let kept = asked.kept().and_then(|name| serving.hub.find(name));
             let kept = kept.map(|id| id.0);
             let needs = asked.request().chat.as_ref().map(|chat| &chat.needs);
-            let admitted = policy.map(|policy| policy.admit(needs)).transpose()?;
+            let admitted = policy.map(|policy| policy.admit(needs, 0)).transpose()?;
             Ok(PromptToRank {
                 tokens,
                 admitted,
@@ -289,7 +287,7 @@ impl Router {
                 ..Timing::default()
             };
             let within = policy.zip(ask.admitted.as_ref());
-            let ranking = answer.ranking;
+            let ranking = &answer.ranking;
             Ok(decide(
                 serving,
                 asked.request(),
@@ -299,7 +297,11 @@ impl Router {
                 timing,
             ))
         });
-        Ok(decided.collect())
+        let mut decided: Vec<Result<Decision>> = decided.collect();
+        if let Some(policy) = policy {
+            abstaining::abstain(serving, policy, requests, k, began, &mut decided);
+        }
+        Ok(decided)
     }
 
     /// Reopens `failed`'s generation on the CPU and serves it, unless another call has already.
@@ -439,13 +441,6 @@ impl Router {
         Ok(Some(best.into_iter().map(ModelId).collect()))
     }
 
-    /// How much each part of a score counts, where the served generation has a memory.
-    #[cfg(feature = "cli")]
-    pub(crate) fn strengths(&self) -> Option<crate::memory::Strengths> {
-        let serving = self.serving.load();
-        serving.index.recall().map(|recall| recall.strengths)
-    }
-
     /// The store that the router was opened on.
     pub fn store(&self) -> &Store {
         &self.store
@@ -459,6 +454,13 @@ impl fmt::Debug for Router {
             .field("generation", &self.generation())
             .field("device", &self.device_name())
             .finish_non_exhaustive()
+    }
+}
+
+fn cut_of(request: &Request) -> Cut {
+    match request.chat {
+        Some(_) => Cut::Middle,
+        None => Cut::Right,
     }
 }
 
@@ -524,7 +526,7 @@ fn decide(
     serving: &Serving,
     request: &Request,
     ask: &PromptToRank,
-    ranking: Ranking,
+    ranking: &Ranking,
     within: Option<(&CompiledPolicy, &Admitted)>,
     timing: Timing,
 ) -> Decision {
@@ -533,13 +535,14 @@ fn decide(
         domains,
         total,
         parts,
+        ..
     } = ranking;
     let own = within.and_then(|(policy, admitted)| policy.index(admitted.level));
     let index = own.unwrap_or(&serving.index);
     #[expect(clippy::cast_possible_truncation, reason = "a probability")]
     // Rounding may leave a little more than 1.
-    let probability = |score: f32| (f64::from(score) - total).exp().min(1.0) as f32;
-    let weighed = within.and_then(|(policy, admitted)| policy.weigh(&best, admitted));
+    let probability = |score: f32| (f64::from(score) - *total).exp().min(1.0) as f32;
+    let weighed = within.and_then(|(policy, admitted)| policy.weigh(best, admitted));
     let order: Vec<(usize, Option<f64>)> = match &weighed {
         Some(weighed) => weighed.iter().map(|w| (w.place, w.utility)).collect(),
         None => (0..best.len()).map(|place| (place, None)).collect(),
@@ -551,12 +554,12 @@ fn decide(
     };
     let wanted = |rank: usize, place: usize| rank < request.top || Some(best[place].0) == ask.kept;
     let ranked = order
-        .into_iter()
+        .iter()
         .enumerate()
         .filter(|(rank, (place, _))| wanted(*rank, *place))
         .filter_map(|(_, (place, utility))| {
-            let (id, score) = best[place];
-            let parts = parts.get(place).copied();
+            let (id, score) = best[*place];
+            let parts = parts.get(*place).copied();
             let deployments = within.map(|(policy, admitted)| policy.deployments(id, admitted));
             let id = crate::hub::ModelId(id);
             let model = serving.hub.get(id)?;
@@ -570,14 +573,17 @@ fn decide(
                 domain: Arc::clone(&model.domain),
                 family: model.family.clone(),
                 deployments: deployments.unwrap_or_default(),
-                utility,
+                utility: *utility,
             })
         })
         .collect();
+    let answer = order.first().map(|(place, _)| best[*place]);
+    let confidence = answer.zip(serving.confidences.as_ref());
+    let confidence = confidence.map(|(answer, sure)| Confidence::new(sure, index, ranking, answer));
     let record = within.map(|(policy, admitted)| {
         let mut record = policy.record(admitted);
         let weighed = weighed.as_deref();
-        record.pareto = weighed.map_or_else(Vec::new, |weighed| policy.front(weighed, &best));
+        record.pareto = weighed.map_or_else(Vec::new, |weighed| policy.front(weighed, best));
         record
     });
     let mut domains: Vec<DomainScore> = index
@@ -585,7 +591,7 @@ fn decide(
         .iter()
         .zip(domains)
         .filter_map(|(domain, score)| {
-            let score = score?;
+            let score = (*score)?;
             Some(DomainScore {
                 domain: Arc::clone(domain),
                 score,
@@ -607,6 +613,7 @@ fn decide(
         unknown: encoder.unknown_share(tokens),
         chat: request.chat.clone(),
         policy: record,
+        confidence,
         abstained: None,
         session: None,
         cached: false,

@@ -340,7 +340,8 @@ mod tests {
         let json = serde_json::json!({"schema_version": 1, "prompt_id": "", "ranked": ranked,
             "domains": [], "margin": null, "tokens": 3, "truncated": false, "degraded": null,
             "device": "cpu", "generation": "g0001-0123456789ab", "encoder": "e", "tokenizer": "t",
-            "timings_us": {"tokenize": 1.0, "encode": 1.0, "score": 1.0, "total": 1.0, "batch": 1}});
+            "timings_us":
+                {"tokenize": 1.0, "encode": 1.0, "score": 1.0, "total": 1.0, "batch": 1}});
         serde_json::from_value(json).unwrap()
     }
 

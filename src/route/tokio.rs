@@ -18,10 +18,10 @@ use crate::route::{Decision, PolicyHandle, Request, Router};
 
 /// A [`Router`] whose calls are futures.
 ///
-/// Cheap to clone. An answer that is in the cache is given at once. Other calls wait in the router's
-/// queue without a thread, and compute on a blocking thread of the runtime; as many compute at once
-/// as the router has slots for: one with a pool of threads, else one for each core. A deadline ends
-/// the waiting at its moment, computed or not.
+/// Cheap to clone. An answer that is in the cache is given at once. Other calls wait in the
+/// router's queue without a thread, and compute on a blocking thread of the runtime; as many
+/// compute at once as the router has slots for: one with a pool of threads, else one for each core.
+/// A deadline ends the waiting at its moment, computed or not.
 ///
 /// A future that is dropped leaves the queue. If its prompt is being computed, that is finished for
 /// the cache alone.

@@ -121,6 +121,26 @@ pub(crate) struct Ranking {
     pub(crate) total: f64,
     /// The parts of each of the best models' scores; empty without a memory.
     pub(crate) parts: Vec<Parts>,
+    /// Where the memory sees the prompt, if there is a memory.
+    pub(crate) place: Option<PromptPlace>,
+}
+
+/// A prompt as a memory sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PromptPlace {
+    /// [R]
+    pub(crate) y: Vec<f32>,
+    /// Share of its words, and pairs of words, that no learned prompt has.
+    pub(crate) unknown: f32,
+}
+
+/// The words of a batch against those of the learned prompts; empty without a memory.
+#[derive(Default)]
+pub(crate) struct WordMatches {
+    /// Scores of domains, [B, N].
+    scores: Vec<f32>,
+    /// [`PromptPlace::unknown`], [B].
+    unknown: Vec<f32>,
 }
 
 impl Index {
@@ -252,14 +272,37 @@ impl Index {
         self.recalled.as_ref().map(|recalled| &recalled.recall)
     }
 
-    /// Scores of a batch by the words of its prompts, [B, N], for [`Index::upload`].
+    /// The words of a batch's prompts, for [`Index::upload`].
     #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-    pub(crate) fn by_words<'w>(&self, prompts: impl Iterator<Item = &'w [u32]>) -> Vec<f32> {
+    pub(crate) fn by_words<'w>(&self, prompts: impl Iterator<Item = &'w [u32]>) -> WordMatches {
+        let mut all = WordMatches::default();
         let Some(recall) = self.recall() else {
-            return Vec::new();
+            return all;
         };
-        let scores = prompts.flat_map(|words| recall.words.scores(words));
-        scores.map(|score| score as f32).collect()
+        for words in prompts {
+            let (scores, known) = recall.words.scores(words);
+            all.scores
+                .extend(scores.into_iter().map(|score| score as f32));
+            // A prompt without words is unlike any other.
+            let known = known / words.len().max(1) as f64;
+            all.unknown.push((1.0 - known) as f32);
+        }
+        all
+    }
+
+    /// The probabilities of the model `id` with this score and of its domain: softmax over the
+    /// eligible models of `ranking`.
+    pub(crate) fn probabilities(&self, ranking: &Ranking, id: u32, score: f32) -> [f64; 2] {
+        let row = match &self.ids {
+            None => Some(id as usize),
+            Some(ids) => ids.iter().position(|other| *other == id),
+        };
+        let domain = row.and_then(|row| self.of.get(row));
+        let of_domain = domain.and_then(|domain| ranking.domains[*domain as usize]);
+        [Some(score), of_domain].map(|score| match score {
+            Some(score) => (f64::from(score) - ranking.total).exp().min(1.0),
+            None => 0.0,
+        })
     }
 
     /// Most prompts of a batch.
@@ -305,12 +348,12 @@ impl Index {
     pub(crate) fn upload(
         &self,
         pass: &mut Pass<'_>,
-        by_words: &[f32],
+        by_words: &WordMatches,
         masks: Option<&RowMasks>,
         w: &mut IndexWorkspace,
     ) {
         if let Some(looked) = &mut w.recalled {
-            pass.upload_f32(&mut looked.words, by_words);
+            pass.upload_f32(&mut looked.words, &by_words.scores);
         }
         if let Some(masks) = masks {
             pass.upload(&mut w.mask, &masks.bits);
@@ -396,7 +439,7 @@ impl Index {
         }
     }
 
-    /// One ranking for each prompt; `masks`, `kept`: those of its batch, if it had some.
+    /// One ranking for each prompt; `by_words`, `masks`, `kept`: those of its batch, if it had some.
     ///
     /// Errors: a score is not finite.
     pub(crate) fn rankings(
@@ -404,6 +447,7 @@ impl Index {
         reads: &RankingReads,
         outputs: &Outputs,
         prompts: usize,
+        by_words: &WordMatches,
         masks: Option<&RowMasks>,
         kept: &[Option<u32>],
     ) -> Result<Vec<Ranking>> {
@@ -432,6 +476,10 @@ impl Index {
                     let y = &outputs.f32(y)[b * rank..][..rank];
                     let words = &outputs.f32(words)[b * own.recall.words.domains()..];
                     ranking.parts = own.parts(&ranking.best, y, words, self.scale());
+                    ranking.place = by_words.unknown.get(b).map(|unknown| PromptPlace {
+                        y: y.to_vec(),
+                        unknown: *unknown,
+                    });
                 }
                 if let Some(ids) = &self.ids {
                     let rows = ranking.best.iter_mut();
@@ -574,6 +622,17 @@ fn ranked(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
 }
 
 impl Ranking {
+    /// Of a prompt that no model of `index` may answer.
+    pub(crate) fn nothing(index: &Index) -> Self {
+        Self {
+            best: Vec::new(),
+            domains: vec![None; index.domains.len()],
+            total: 0.0,
+            parts: Vec::new(),
+            place: None,
+        }
+    }
+
     /// `domains`: log-sum-exps, near [`LOWEST`] without an eligible member.
     ///
     /// Errors: a score is not finite.
@@ -599,6 +658,7 @@ impl Ranking {
             domains: domains.iter().map(eligible).collect(),
             total: log_sum_exp_of(domains),
             parts: Vec::new(),
+            place: None,
         })
     }
 }

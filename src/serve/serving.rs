@@ -11,7 +11,7 @@ use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
 use crate::files::short;
-use crate::generation::{Contents, GenerationId, Manifest};
+use crate::generation::{Calibration, Contents, GenerationId, Manifest};
 use crate::hub::{Hub, ModelMask};
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
@@ -19,6 +19,7 @@ use crate::model::head::{Head, Projected};
 use crate::model::int8::Int8;
 use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
+use crate::serve::landmarks::{Confidences, Landmarks};
 use crate::text::tokenizer::Tokens;
 
 pub(crate) struct Serving {
@@ -32,6 +33,8 @@ pub(crate) struct Serving {
     pub(crate) passed_over: Option<String>,
     /// Why its network computes in these numbers.
     pub(crate) why: String,
+    /// How sure its answers are, where that was measured.
+    pub(crate) confidences: Option<Arc<Confidences>>,
     network: Arc<Network>,
     head: Arc<Head>,
     plans: Plans<RouteWorkspace>,
@@ -148,6 +151,7 @@ impl Serving {
             index,
             passed_over,
             why: String::new(),
+            confidences: None,
             network: Arc::new(network),
             head: Arc::new(head),
             plans: Plans::new(),
@@ -157,6 +161,16 @@ impl Serving {
     /// With the reason why its network computes in these numbers.
     pub(crate) fn because(mut self, why: impl Into<String>) -> Self {
         self.why = why.into();
+        self
+    }
+
+    /// With the record of how sure its answers are.
+    pub(crate) fn calibrated(mut self, calibration: Calibration) -> Self {
+        let landmarks = Landmarks::new(&self.index);
+        self.confidences = Some(Arc::new(Confidences {
+            calibration,
+            landmarks,
+        }));
         self
     }
 
@@ -174,6 +188,7 @@ impl Serving {
             index,
             passed_over: self.passed_over.clone(),
             why: self.why.clone(),
+            confidences: self.confidences.clone(),
             network: Arc::clone(&self.network),
             head: Arc::clone(&self.head),
             plans: Plans::new(),
@@ -282,8 +297,8 @@ impl Serving {
                     let (a, u) = (&t.activations, &mut t.projected);
                     self.score(pass, a, u, index, masks.is_some(), wanted, w)
                 })?;
-                let prompts = batch.prompts();
-                let rankings = index.rankings(&reads, &outputs, prompts, masks, wanted.kept)?;
+                let (prompts, kept) = (batch.prompts(), wanted.kept);
+                let rankings = index.rankings(&reads, &outputs, prompts, &words, masks, kept)?;
                 Ok(BatchRanking {
                     rankings,
                     encode: outputs.stage(0),
@@ -340,7 +355,13 @@ impl Serving {
 
     /// As [`Serving::best`], for prompts whose features are known, by the same network and layers.
     pub(crate) fn best_of(&self, prompts: &[&Seen]) -> Result<Vec<u32>> {
-        let mut best = Vec::with_capacity(prompts.len());
+        let rankings = self.rank_seen(prompts)?;
+        rankings.iter().map(|ranking| self.first(ranking)).collect()
+    }
+
+    /// The best model for prompts whose features are known, by the same network and layers.
+    pub(crate) fn rank_seen(&self, prompts: &[&Seen]) -> Result<Vec<Ranking>> {
+        let mut all = Vec::with_capacity(prompts.len());
         for chunk in prompts.chunks(self.index.most_prompts().min(64)) {
             let words = self
                 .index
@@ -372,14 +393,11 @@ impl Serving {
                     })
                 },
             )?;
-            for ranking in self
-                .index
-                .rankings(&reads, &outputs, chunk.len(), None, &[])?
-            {
-                best.push(self.first(&ranking)?);
-            }
+            let count = chunk.len();
+            let index = &self.index;
+            all.extend(index.rankings(&reads, &outputs, count, &words, None, &[])?);
         }
-        Ok(best)
+        Ok(all)
     }
 
     fn first(&self, ranking: &Ranking) -> Result<u32> {
@@ -424,9 +442,9 @@ impl Serving {
                 let reads = self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w);
                 (reads, pooled)
             })?;
-            let rankings = self
-                .index
-                .rankings(&reads, &outcome, prompts.len(), None, &[])?;
+            let rankings =
+                self.index
+                    .rankings(&reads, &outcome, prompts.len(), &words, None, &[])?;
             let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
             let both = rankings.iter().zip(vectors);
             both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))

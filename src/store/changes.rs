@@ -71,6 +71,7 @@ impl Store {
             embeddings,
             parts: BTreeMap::new(),
             agreement: None,
+            calibration: None,
         };
         // An earlier call that was killed before its end is completed by the same call.
         if !there.is_empty() {

@@ -139,6 +139,7 @@ impl Edit {
             bail!(InvalidRequest, "a dry run publishes nothing");
         };
         self.contents.agreement = self.store.inherited_agreement(&self.parent);
+        self.contents.calibration = self.store.inherited_calibration(&self.parent);
         let child = self.contents.child(self.parent, made_by);
         self.store.publish(lock, &child, self.encoder.as_ref())
     }

@@ -13,6 +13,7 @@ use crate::device::cpu::Cpu;
 use crate::encoder::Encoder;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::files;
+use crate::generation::confidence::{self, CONFIDENCE, Calibration};
 use crate::generation::precision::{self, Agreement, PRECISION};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::{Hub, ModelId};
@@ -362,6 +363,36 @@ impl Store {
         let encoder = Manifest::read(&folder)?.encoder.sha256;
         let bytes = precision::to_bytes(id, &encoder, agreement)?;
         files::replace(&folder.join(PRECISION), &bytes)
+    }
+
+    /// How sure the answers of `id` are; `None`: that was not measured.
+    ///
+    /// Errors: the record is damaged, or that of another generation or encoder.
+    pub fn calibration(&self, id: &GenerationId) -> Result<Option<Calibration>> {
+        self.exists(id)?;
+        let folder = self.folder(id);
+        let encoder = Manifest::read(&folder)?.encoder.sha256;
+        confidence::read(&folder, id, &encoder)
+    }
+
+    /// What a child of `parent` inherits whose vectors are those of `parent`; nothing where the
+    /// record is damaged.
+    pub(crate) fn inherited_calibration(&self, parent: &GenerationId) -> Option<Calibration> {
+        let calibration = self.calibration(parent).ok().flatten()?;
+        Some(calibration.inherited(parent))
+    }
+
+    /// Records `calibration` of `id`.
+    pub(crate) fn record_calibration(
+        &self,
+        id: &GenerationId,
+        calibration: &Calibration,
+    ) -> Result<()> {
+        let _lock = self.lock()?;
+        let folder = self.folder(id);
+        let encoder = Manifest::read(&folder)?.encoder.sha256;
+        let bytes = confidence::to_bytes(id, &encoder, calibration)?;
+        files::replace(&folder.join(CONFIDENCE), &bytes)
     }
 
     /// The manifest of `id`; every part is checked against it.

@@ -7,7 +7,7 @@ use std::path::Path;
 use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 use serde_json::{Map, Value};
 
-use super::tasks::Stated;
+use super::tasks::StatedDomain;
 use super::{Found, count, description, short_text, texts, yaml};
 use crate::error::{Error, Result, bail, error};
 use crate::files;
@@ -111,9 +111,9 @@ impl Card {
     }
 
     /// `pipeline_tag`; without it the one task of the results, or the one task among the tags.
-    fn domain(&self) -> Option<Stated> {
+    fn domain(&self) -> Option<StatedDomain> {
         let tag = self.front.get("pipeline_tag").and_then(Value::as_str);
-        if let Some(stated) = tag.and_then(Stated::tag) {
+        if let Some(stated) = tag.and_then(StatedDomain::tag) {
             return Some(stated);
         }
         let tasks = self.measured().filter_map(|result| {
@@ -122,7 +122,7 @@ impl Card {
         });
         let tasks: BTreeSet<String> = tasks.collect();
         let of_results = tasks.first().filter(|_| tasks.len() == 1);
-        if let Some(stated) = of_results.and_then(|task| Stated::known(task)) {
+        if let Some(stated) = of_results.and_then(|task| StatedDomain::known(task)) {
             return Some(stated);
         }
         one_task(&texts(self.front.get("tags")?)?)
@@ -171,8 +171,8 @@ impl Card {
 }
 
 /// The task among `tags`, if there is one alone.
-pub(super) fn one_task(tags: &[String]) -> Option<Stated> {
-    let mut tasks = tags.iter().filter_map(|tag| Stated::known(tag));
+pub(super) fn one_task(tags: &[String]) -> Option<StatedDomain> {
+    let mut tasks = tags.iter().filter_map(|tag| StatedDomain::known(tag));
     let first = tasks.next()?;
     tasks.all(|other| other == first).then_some(first)
 }
@@ -363,7 +363,7 @@ fn elements(path: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::tasks::Spellings;
+    use super::super::tasks::DomainSpellings;
     use super::super::tests::Folder;
     use super::*;
     use serde_json::json;
@@ -378,7 +378,7 @@ mod tests {
 
     fn domain(found: &Found) -> Option<String> {
         let stated = found.domain.as_ref()?;
-        Some(stated.name(&Spellings::default()))
+        Some(stated.name(&DomainSpellings::default()))
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::card::{Card, configure, is_model, one_task};
-use super::gguf::{Header, quantisation};
-use super::{Entry, Found, Skipped, count, description, short_text, texts};
+use super::gguf::{GgufHeader, quantisation};
+use super::{Found, Skipped, SourceEntry, count, description, short_text, texts};
 use crate::cli::progress::Progress;
 use crate::error::{Error, Result, bail};
 use crate::files;
@@ -23,7 +23,7 @@ const CACHED: &str = "models--";
 const HUGGING_FACE: &str = "https://huggingface.co/";
 
 /// A place with a model.
-struct Candidate {
+struct ModelPlace {
     /// The name for the hub.
     name: String,
     path: PathBuf,
@@ -35,14 +35,14 @@ struct Candidate {
 /// The search for candidates.
 #[derive(Default)]
 struct Search {
-    candidates: Vec<Candidate>,
+    candidates: Vec<ModelPlace>,
     entries: usize,
 }
 
 /// The models below `root`, by name.
 ///
 /// Errors: `root` is no folder that can be read, or has too many entries.
-pub(super) fn read(root: &Path) -> Result<Vec<Entry>> {
+pub(super) fn read(root: &Path) -> Result<Vec<SourceEntry>> {
     if !root.is_dir() {
         let missing = std::fs::metadata(root).err();
         return Err(match missing {
@@ -59,7 +59,7 @@ pub(super) fn read(root: &Path) -> Result<Vec<Entry>> {
     let mut candidates = search.candidates;
     candidates.sort_by(|a, b| a.name.cmp(&b.name));
     // The card of a folder with nothing but GGUF files is theirs.
-    let own = |candidate: &&Candidate| candidate.is_gguf;
+    let own = |candidate: &&ModelPlace| candidate.is_gguf;
     let with_files: Vec<PathBuf> = candidates
         .iter()
         .filter(own)
@@ -126,7 +126,7 @@ impl Search {
                 "" => last(folder),
                 name => name.to_owned(),
             };
-            self.candidates.push(Candidate {
+            self.candidates.push(ModelPlace {
                 name: own,
                 path: folder.to_owned(),
                 folder: folder.to_owned(),
@@ -144,7 +144,7 @@ impl Search {
                     continue;
                 };
                 if let Some(name) = first_shard(stem) {
-                    self.candidates.push(Candidate {
+                    self.candidates.push(ModelPlace {
                         name: name.to_owned(),
                         folder: model.clone().unwrap_or_else(|| folder.to_owned()),
                         path,
@@ -206,7 +206,7 @@ fn snapshot(folder: &Path) -> Option<PathBuf> {
 
 /// The model of a Hugging Face folder; `None`: it is none, or its card is that of the GGUF files in
 /// it.
-fn of_folder(candidate: &Candidate, has_files: bool) -> Result<Option<Found>> {
+fn of_folder(candidate: &ModelPlace, has_files: bool) -> Result<Option<Found>> {
     let mut found = Found::new(&candidate.name);
     let card = Card::read(&candidate.path)?;
     let configured = configure(&candidate.path, &mut found)?;
@@ -222,8 +222,8 @@ fn of_folder(candidate: &Candidate, has_files: bool) -> Result<Option<Found>> {
 /// The model of a GGUF file, described by its metadata and by the card of its folder.
 ///
 /// Errors: it cannot be read, or is a part of a model.
-fn of_file(candidate: &Candidate) -> Result<Found> {
-    let header = Header::read(&candidate.path)?;
+fn of_file(candidate: &ModelPlace) -> Result<Found> {
+    let header = GgufHeader::read(&candidate.path)?;
     let text = |key: &str| header.text(key).and_then(short_text);
     let kind = text("general.type");
     let architecture = text("general.architecture");
@@ -289,8 +289,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn names(entries: &[Entry]) -> Vec<String> {
-        let name = |entry: &Entry| match entry {
+    fn names(entries: &[SourceEntry]) -> Vec<String> {
+        let name = |entry: &SourceEntry| match entry {
             Ok(found) => found.name.clone(),
             Err(skipped) => format!("! {}", skipped.name),
         };

@@ -31,14 +31,14 @@ const MOST_DIMENSIONS: u32 = 8;
 
 /// What a GGUF file says of itself.
 #[derive(Debug, Default)]
-pub(super) struct Header {
+pub(super) struct GgufHeader {
     /// Of the metadata that is short.
     pub(super) metadata: BTreeMap<String, Value>,
     /// Elements of all tensors.
     pub(super) parameters: u64,
 }
 
-impl Header {
+impl GgufHeader {
     /// Errors: no GGUF file of a version that is known; a length in it is larger than the file.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let (file, length) = files::open_file(path)?;
@@ -51,7 +51,7 @@ impl Header {
     }
 
     fn parse(input: impl BufRead, length: u64) -> Result<Self> {
-        let mut bytes = Bytes {
+        let mut bytes = GgufBytes {
             input,
             left: length.min(LARGEST),
             whole: length <= LARGEST,
@@ -98,14 +98,14 @@ impl Header {
 }
 
 /// The bytes that are left of a header.
-struct Bytes<R> {
+struct GgufBytes<R> {
     input: R,
     left: u64,
     /// `left` ends with the file, and not with the bound of a header.
     whole: bool,
 }
 
-impl<R: BufRead> Bytes<R> {
+impl<R: BufRead> GgufBytes<R> {
     /// Takes `n` off what is left.
     fn take(&mut self, n: u64) -> Result<()> {
         match self.left.checked_sub(n) {
@@ -357,8 +357,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parsed(bytes: &[u8]) -> Result<Header> {
-        Header::parse(bytes, bytes.len() as u64)
+    fn parsed(bytes: &[u8]) -> Result<GgufHeader> {
+        GgufHeader::parse(bytes, bytes.len() as u64)
     }
 
     fn array(kind: u32, count: u64, elements: &[u8]) -> Vec<u8> {
@@ -519,7 +519,9 @@ mod tests {
     #[test]
     fn a_header_is_bounded() {
         let bytes = file(&[entry("a", 8, &(1_u64 << 40).to_le_bytes())], &[]);
-        let error = Header::parse(&bytes[..], 1 << 50).unwrap_err().to_string();
+        let error = GgufHeader::parse(&bytes[..], 1 << 50)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("a header of at most 268435456 bytes"),
             "{error}"

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub(super) use nearest::Nearest;
-use tasks::{Spellings, Stated};
+use tasks::{DomainSpellings, StatedDomain};
 
 use super::output::{self, counted};
 use crate::error::{Result, bail};
@@ -129,13 +129,13 @@ static CARDS: Kind = Kind {
 };
 
 /// An entry of a source.
-type Entry = std::result::Result<Found, Skipped>;
+type SourceEntry = std::result::Result<Found, Skipped>;
 
 /// A model as its source states it.
 #[derive(Debug, Default)]
 struct Found {
     name: String,
-    domain: Option<Stated>,
+    domain: Option<StatedDomain>,
     family: Option<String>,
     /// The name for people.
     title: Option<String>,
@@ -198,7 +198,7 @@ impl Listing {
     /// Of a repeated name the first entry counts.
     ///
     /// Errors: no entry is a model.
-    fn new(kind: &'static Kind, source: String, entries: Vec<Entry>) -> Result<Self> {
+    fn new(kind: &'static Kind, source: String, entries: Vec<SourceEntry>) -> Result<Self> {
         let mut listing = Self {
             kind,
             source,
@@ -234,8 +234,8 @@ impl Listing {
         hub: &Hub,
         domain: Option<&str>,
         nearest: Option<&Nearest<'_>>,
-    ) -> Result<(Vec<ModelCard>, Report)> {
-        let mut report = Report {
+    ) -> Result<(Vec<ModelCard>, SourceReport)> {
+        let mut report = SourceReport {
             kind: self.kind.name,
             source: self.source.clone(),
             found: self.found.len(),
@@ -245,11 +245,11 @@ impl Listing {
             vanished: self.vanished(hub),
             repeated: self.repeated,
             skipped: self.skipped,
-            domains: Domains::default(),
+            domains: DomainCounts::default(),
             missing: BTreeMap::new(),
             models: Vec::new(),
         };
-        let there = Spellings::of(hub);
+        let there = DomainSpellings::of(hub);
         let mut cards = Vec::new();
         let mut without = Vec::new();
         for found in self.found {
@@ -320,7 +320,7 @@ impl Listing {
 }
 
 /// `found` if its name can be that of a model.
-fn named(found: Found) -> Entry {
+fn named(found: Found) -> SourceEntry {
     let name = &found.name;
     let reason = if name.trim().is_empty() {
         "expected a name, found none".to_owned()
@@ -340,7 +340,7 @@ fn named(found: Found) -> Entry {
 
 /// How many domains are from where.
 #[derive(Default, Serialize)]
-struct Domains {
+struct DomainCounts {
     stated: usize,
     told: usize,
     nearest: usize,
@@ -349,7 +349,7 @@ struct Domains {
 
 /// What a source gave, and what it did not state.
 #[derive(Serialize)]
-pub(super) struct Report {
+pub(super) struct SourceReport {
     kind: &'static str,
     source: String,
     /// Models of the source.
@@ -362,7 +362,7 @@ pub(super) struct Report {
     vanished: Vec<String>,
     repeated: Vec<String>,
     skipped: Vec<Skipped>,
-    domains: Domains,
+    domains: DomainCounts,
     /// Of the new models, how many do not state the attribute.
     missing: BTreeMap<&'static str, usize>,
     /// The new cards, in a dry run.
@@ -370,7 +370,7 @@ pub(super) struct Report {
     models: Vec<ModelCard>,
 }
 
-impl Report {
+impl SourceReport {
     fn count_missing(&mut self, found: &Found, kind: &Kind) {
         for key in kind.counted {
             let stated = found.attributes.contains_key(*key)
@@ -552,7 +552,7 @@ mod tests {
         found
     }
 
-    fn listing(entries: Vec<Entry>) -> Result<Listing> {
+    fn listing(entries: Vec<SourceEntry>) -> Result<Listing> {
         Listing::new(&OPENAI, "here".to_owned(), entries)
     }
 

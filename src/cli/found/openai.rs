@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::tasks::{self, Stated};
-use super::{Entry, Found, Skipped, short_text, texts};
+use super::tasks::{self, StatedDomain};
+use super::{Found, Skipped, SourceEntry, short_text, texts};
 use crate::cli::web::{self, Server, said, start};
 use crate::error::{Result, bail, error};
 use crate::files;
@@ -21,12 +21,12 @@ const MOST_PAGES: usize = 100;
 
 /// Where a list is read from.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum ListPlace {
     Url(String),
     File(std::path::PathBuf),
 }
 
-impl Place {
+impl ListPlace {
     /// `text`: the URL of a server, of its `/v1` or of the list, or a file.
     ///
     /// Errors: the URL is none, or contains a user name.
@@ -160,7 +160,7 @@ fn get(url: &str, key: Option<&str>, timeout: Duration) -> Result<Vec<u8>> {
 /// A list, or a page of one.
 struct Page {
     /// The models, in the list's order.
-    entries: Vec<Entry>,
+    entries: Vec<SourceEntry>,
     /// Where the next page is, as the server writes it.
     next: Option<String>,
     /// There are more models, wherever they are.
@@ -211,7 +211,7 @@ fn parse(bytes: &[u8]) -> Result<Page> {
     })
 }
 
-fn entry(at: usize, item: &Value) -> Entry {
+fn entry(at: usize, item: &Value) -> SourceEntry {
     let skipped = |reason: &str| {
         let name = format!("data[{at}]");
         Err(Skipped::new(name, reason.to_owned()))
@@ -377,12 +377,12 @@ impl<'f> Fields<'f> {
     }
 
     /// The domain that is stated, or the task that inputs and outputs or the kind make.
-    fn domain(&self, found: &Found) -> Option<Stated> {
+    fn domain(&self, found: &Found) -> Option<StatedDomain> {
         if let Some(domain) = self.text("domain").and_then(short_text) {
-            return Some(Stated::Words(domain));
+            return Some(StatedDomain::Words(domain));
         }
         let tag = self.text("pipeline_tag").or_else(|| self.text("task"));
-        if let Some(stated) = tag.and_then(Stated::tag) {
+        if let Some(stated) = tag.and_then(StatedDomain::tag) {
             return Some(stated);
         }
         let modality = found.attributes.get("modality").and_then(Value::as_str);
@@ -428,9 +428,9 @@ pub(super) fn asked(
     text: &str,
     key_env: Option<&str>,
     timeout: Duration,
-) -> Result<(Place, Vec<Entry>)> {
-    let place = Place::of(text)?;
-    if let (Place::File(path), Some(_)) = (&place, key_env) {
+) -> Result<(ListPlace, Vec<SourceEntry>)> {
+    let place = ListPlace::of(text)?;
+    if let (ListPlace::File(path), Some(_)) = (&place, key_env) {
         bail!(
             InvalidRequest,
             "--key-env: expected a URL after --from-openai, found {}; a file needs no key",
@@ -463,9 +463,9 @@ pub(super) fn asked(
 }
 
 /// A host without a scheme looks like a file.
-fn hint(error: crate::Error, place: &Place) -> crate::Error {
+fn hint(error: crate::Error, place: &ListPlace) -> crate::Error {
     match place {
-        Place::File(path) if error.is_missing() && !is_json(path) => {
+        ListPlace::File(path) if error.is_missing() && !is_json(path) => {
             error.but("a URL begins with http:// or https://")
         }
         _ => error,
@@ -479,7 +479,7 @@ fn is_json(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::tasks::Spellings;
+    use super::super::tasks::DomainSpellings;
     use super::*;
     use crate::error::ErrorKind;
     use std::io::{BufRead, BufReader, Write};
@@ -497,7 +497,7 @@ mod tests {
 
     fn domain(found: &Found) -> Option<String> {
         let stated = found.domain.as_ref()?;
-        Some(stated.name(&Spellings::default()))
+        Some(stated.name(&DomainSpellings::default()))
     }
 
     #[test]
@@ -702,9 +702,9 @@ mod tests {
 
     #[test]
     fn urls_lead_to_the_list() {
-        let url = |text: &str| match Place::of(text) {
-            Ok(Place::Url(url)) => url,
-            Ok(Place::File(path)) => format!("file {}", path.display()),
+        let url = |text: &str| match ListPlace::of(text) {
+            Ok(ListPlace::Url(url)) => url,
+            Ok(ListPlace::File(path)) => format!("file {}", path.display()),
             Err(error) => error.to_string(),
         };
         for (text, want) in [
@@ -736,12 +736,12 @@ mod tests {
             text.contains("--key-env") && !text.contains("secret"),
             "{text}"
         );
-        let place = Place::of("http://h/v1/models?key=secret").unwrap();
+        let place = ListPlace::of("http://h/v1/models?key=secret").unwrap();
         assert_eq!(place.name(), "http://h/v1/models");
         let next = |link: &str| {
             place.other(link).map(|place| match place {
-                Place::Url(url) => url,
-                Place::File(_) => String::new(),
+                ListPlace::Url(url) => url,
+                ListPlace::File(_) => String::new(),
             })
         };
         let want = Some("http://h/v1/models?offset=2".to_owned());
@@ -802,7 +802,7 @@ mod tests {
     const SECONDS: Duration = Duration::from_secs(20);
 
     fn read(url: &str, key: Option<&str>, timeout: Duration) -> Result<Vec<u8>> {
-        Place::of(url).unwrap().read(key, timeout)
+        ListPlace::of(url).unwrap().read(key, timeout)
     }
 
     #[test]

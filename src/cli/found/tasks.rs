@@ -6,7 +6,7 @@ use crate::hub::domain_key;
 
 /// A task by its tag on Hugging Face, and as a domain: the group, and the name within it.
 #[derive(Debug, PartialEq)]
-pub(super) struct Task {
+pub(super) struct KnownTask {
     tag: &'static str,
     group: &'static str,
     name: &'static str,
@@ -19,12 +19,12 @@ const MULTIMODAL: &str = "Multimodal";
 const TABULAR: &str = "Tabular";
 const REINFORCEMENT: &str = "Reinforcement Learning";
 
-const fn task(tag: &'static str, group: &'static str, name: &'static str) -> Task {
-    Task { tag, group, name }
+const fn task(tag: &'static str, group: &'static str, name: &'static str) -> KnownTask {
+    KnownTask { tag, group, name }
 }
 
 /// The tasks of Hugging Face. Where the bundled hub has two groups, the one with more models.
-static TASKS: [Task; 57] = [
+static TASKS: [KnownTask; 57] = [
     task("any-to-any", MULTIMODAL, "Any-to-Any"),
     task("audio-classification", AUDIO, "Audio Classification"),
     task("audio-text-to-text", MULTIMODAL, "Audio-Text-to-Text"),
@@ -123,18 +123,18 @@ static TASKS: [Task; 57] = [
 
 /// A domain as a source states it.
 #[derive(Debug, PartialEq)]
-pub(super) enum Stated {
+pub(super) enum StatedDomain {
     /// A task that is known.
-    Task(&'static Task),
+    KnownTask(&'static KnownTask),
     /// In the source's own words.
     Words(String),
 }
 
-impl Stated {
+impl StatedDomain {
     /// The task of `tag`; a tag that is not known is spelled as words.
     pub(super) fn tag(tag: &str) -> Option<Self> {
         if let Some(task) = known(tag) {
-            return Some(Self::Task(task));
+            return Some(Self::KnownTask(task));
         }
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if tag.is_empty() || tag.len() > 64 || !tag.chars().all(fits) {
@@ -150,15 +150,15 @@ impl Stated {
 
     /// A task that `tag` names, as it may stand among other tags.
     pub(super) fn known(tag: &str) -> Option<Self> {
-        known(tag).map(Self::Task)
+        known(tag).map(Self::KnownTask)
     }
 
     /// The domain's name among `there`: with the group or without it, as the hub has it; with the
     /// group if it has neither.
-    pub(super) fn name(&self, there: &Spellings) -> String {
+    pub(super) fn name(&self, there: &DomainSpellings) -> String {
         match self {
             Self::Words(words) => there.spelled(words).unwrap_or(words).to_owned(),
-            Self::Task(task) => {
+            Self::KnownTask(task) => {
                 let whole = match task.group {
                     "" => task.name.to_owned(),
                     group => format!("{group} {}", task.name),
@@ -172,9 +172,9 @@ impl Stated {
 
 /// The domains of a hub, by their key.
 #[derive(Default)]
-pub(super) struct Spellings(HashMap<String, String>);
+pub(super) struct DomainSpellings(HashMap<String, String>);
 
-impl Spellings {
+impl DomainSpellings {
     pub(super) fn of(hub: &crate::Hub) -> Self {
         let mut there = HashMap::new();
         for (_, model) in hub.iter() {
@@ -189,13 +189,13 @@ impl Spellings {
     }
 }
 
-fn known(tag: &str) -> Option<&'static Task> {
+fn known(tag: &str) -> Option<&'static KnownTask> {
     TASKS.iter().find(|task| task.tag == tag)
 }
 
 /// The task of a model with these inputs and outputs, as OpenRouter names them: `text`, `image`,
 /// `audio`, `video`, `file`, `embeddings`.
-pub(super) fn of_modality(inputs: &[&str], outputs: &[&str]) -> Option<Stated> {
+pub(super) fn of_modality(inputs: &[&str], outputs: &[&str]) -> Option<StatedDomain> {
     let from = |name: &str| inputs.contains(&name);
     let only = |name: &str| inputs.iter().all(|input| *input == name);
     let tag = match outputs {
@@ -219,11 +219,11 @@ pub(super) fn of_modality(inputs: &[&str], outputs: &[&str]) -> Option<Stated> {
         ["text", "audio"] | ["audio", "text"] if from("audio") => "any-to-any",
         _ => return None,
     };
-    Stated::known(tag)
+    StatedDomain::known(tag)
 }
 
 /// The task behind a word for a model's kind, as LiteLLM (`mode`) and others (`type`) use them.
-pub(super) fn of_kind(kind: &str) -> Option<Stated> {
+pub(super) fn of_kind(kind: &str) -> Option<StatedDomain> {
     let tag = match kind {
         "chat" | "completion" | "responses" | "language" | "llm" | "code" => "text-generation",
         "vlm" => "image-text-to-text",
@@ -236,7 +236,7 @@ pub(super) fn of_kind(kind: &str) -> Option<Stated> {
         "moderation" => "text-classification",
         _ => return None,
     };
-    Stated::known(tag)
+    StatedDomain::known(tag)
 }
 
 #[cfg(test)]
@@ -245,8 +245,8 @@ mod tests {
     use super::*;
     use crate::{Hub, Model};
 
-    fn named(stated: Option<Stated>) -> Option<String> {
-        stated.map(|stated| stated.name(&Spellings::default()))
+    fn named(stated: Option<StatedDomain>) -> Option<String> {
+        stated.map(|stated| stated.name(&DomainSpellings::default()))
     }
 
     /// All but those that the bundled hub has no model of.
@@ -255,7 +255,7 @@ mod tests {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let store = crate::Store::open(root.join("weights/cmrbench")).unwrap();
         let hub = store.hub(&store.current().unwrap()).unwrap();
-        let there = Spellings::of(&hub);
+        let there = DomainSpellings::of(&hub);
         let without: Vec<&str> = TASKS
             .iter()
             .filter(|task| {
@@ -277,14 +277,14 @@ mod tests {
 
     #[test]
     fn a_hub_keeps_its_own_spelling() {
-        let stated = Stated::tag("token-classification").unwrap();
+        let stated = StatedDomain::tag("token-classification").unwrap();
         let whole = "Natural Language Processing Token Classification";
         for (domain, want) in [
             ("token  Classification", "token  Classification"),
             ("x", whole),
         ] {
             let hub = Hub::default().with([Model::new("m", domain)]).unwrap();
-            assert_eq!(stated.name(&Spellings::of(&hub)), want);
+            assert_eq!(stated.name(&DomainSpellings::of(&hub)), want);
         }
         let hub = Hub::default()
             .with([
@@ -292,18 +292,21 @@ mod tests {
                 Model::new("b", whole),
             ])
             .unwrap();
-        assert_eq!(stated.name(&Spellings::of(&hub)), whole);
+        assert_eq!(stated.name(&DomainSpellings::of(&hub)), whole);
     }
 
     #[test]
     fn tags_that_are_not_known_are_spelled_as_words() {
         let want = |text: &str| Some(text.to_owned());
-        assert_eq!(named(Stated::tag("other")), want("Other"));
-        assert_eq!(named(Stated::tag("video-to-scent")), want("Video To Scent"));
+        assert_eq!(named(StatedDomain::tag("other")), want("Other"));
+        assert_eq!(
+            named(StatedDomain::tag("video-to-scent")),
+            want("Video To Scent")
+        );
         for none in ["", "two words", "é", &"x".repeat(65)] {
-            assert_eq!(Stated::tag(none), None);
+            assert_eq!(StatedDomain::tag(none), None);
         }
-        assert_eq!(Stated::known("pytorch"), None);
+        assert_eq!(StatedDomain::known("pytorch"), None);
     }
 
     #[test]
@@ -339,7 +342,10 @@ mod tests {
             (&["text"], &["scent"], None),
             (&["text"], &[], None),
         ] {
-            assert_eq!(of_modality(inputs, outputs), want.and_then(Stated::known));
+            assert_eq!(
+                of_modality(inputs, outputs),
+                want.and_then(StatedDomain::known)
+            );
         }
     }
 }

@@ -53,6 +53,7 @@ impl Update<'_> {
             embeddings,
             parts: Default::default(),
             agreement: None,
+            calibration: None,
         };
         child.manifest.width = layout.w.rows;
         child.manifest.tau = to_f32(self.config.settings.tau);
@@ -76,6 +77,7 @@ impl Update<'_> {
             embeddings: std::mem::take(&mut parent.embeddings),
             parts: std::mem::take(&mut parent.parts),
             agreement: None,
+            calibration: None,
         };
         child.embeddings.extend(new_rows);
         child

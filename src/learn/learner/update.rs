@@ -26,9 +26,9 @@ use crate::learn::data::rows::PromptRow;
 use crate::learn::kept::replay::Replay;
 use crate::learn::method::domains::DomainGroups;
 use crate::learn::method::schedule::Schedule;
-use crate::learn::precision;
 use crate::learn::report::Report;
 use crate::learn::settings::Settings;
+use crate::learn::{confidence, precision};
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::store::Store;
@@ -150,6 +150,13 @@ impl Update<'_> {
             child.agreement = precision::of_child(id, &child, &self.encoder, rows);
             if child.agreement.is_none() && !self.trains {
                 child.agreement = self.config.store.inherited_agreement(id);
+            }
+            let seen = kept.seen.old.iter().chain(&kept.seen.new);
+            let rows = self.old.iter().chain(&self.new);
+            let encoder = &self.encoder;
+            child.calibration = confidence::of_child(id, &child, encoder, rows, seen);
+            if child.calibration.is_none() && !self.trains {
+                child.calibration = self.config.store.inherited_calibration(id);
             }
         }
         Ok((child, report))

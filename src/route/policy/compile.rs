@@ -7,6 +7,7 @@ use crate::error::{Error, Result, bail, error};
 use crate::generation::NewModel;
 use crate::hub::{Hub, ModelCard, ModelId, ModelMask};
 use crate::route::chat::ChatNeeds;
+use crate::route::confidence::AbstainLimits;
 use crate::route::policy::deployment::Deployment;
 use crate::route::policy::excluded::{Exclusions, in_words};
 use crate::route::policy::facts::Facts;
@@ -38,6 +39,8 @@ pub(crate) struct CompiledPolicy {
     /// `constraint`, then the fallbacks.
     levels: Vec<PolicyLevel>,
     excluded: Vec<Excluded>,
+    /// `None`: it never abstains.
+    limits: Option<AbstainLimits>,
 }
 
 /// A model, or a deployment of one, that may answer at some level.
@@ -76,6 +79,11 @@ impl CompiledPolicy {
     /// have the same name; a card's name is taken; the trade-off is not valid.
     pub(crate) fn new(policy: &Policy, base: &Arc<Serving>, store: &Store) -> Result<Self> {
         check(policy)?;
+        let measured = base.confidences.as_ref();
+        let measured = measured.map(|confidences| &confidences.calibration);
+        let abstain = policy.abstain.as_ref();
+        let limits = abstain.map(|rule| rule.limits(&base.id, measured));
+        let limits = limits.transpose()?;
         let serving = match unknown_cards(policy, &base.hub)? {
             cards if cards.is_empty() => Arc::clone(base),
             cards => {
@@ -145,6 +153,7 @@ impl CompiledPolicy {
             entries_of,
             levels,
             excluded: exclusions.finish(),
+            limits,
         })
     }
 
@@ -168,12 +177,17 @@ impl CompiledPolicy {
         &self.excluded
     }
 
-    /// The models that may answer a request with these needs.
+    /// When it abstains; `None`: never.
+    pub(crate) fn limits(&self) -> Option<&AbstainLimits> {
+        self.limits.as_ref()
+    }
+
+    /// The models that may answer a request with these needs, at the level `from` or a later one.
     ///
     /// Errors: none may.
-    pub(crate) fn admit(&self, needs: Option<&ChatNeeds>) -> Result<Admitted> {
+    pub(crate) fn admit(&self, needs: Option<&ChatNeeds>, from: usize) -> Result<Admitted> {
         let Some(needs) = needs.filter(|_| self.policy.chat_needs) else {
-            let mut levels = self.levels.iter().enumerate();
+            let mut levels = self.levels.iter().enumerate().skip(from);
             return match levels.find(|(_, level)| level.models > 0) {
                 Some((level, found)) => Ok(Admitted {
                     level,
@@ -187,7 +201,7 @@ impl CompiledPolicy {
         };
         let demands = Demands::new(needs);
         let excluded_by_needs = self.excluded_by(&demands);
-        for (level, found) in self.levels.iter().enumerate() {
+        for (level, found) in self.levels.iter().enumerate().skip(from) {
             let mut mask = ModelMask::none(self.serving.hub.len());
             for entry in &self.entries {
                 if entry.passes & (1 << level) != 0 && demands.all(&entry.abilities) {
@@ -205,13 +219,20 @@ impl CompiledPolicy {
                 });
             }
         }
-        let all: Vec<Excluded> = self
-            .excluded
-            .iter()
-            .chain(&excluded_by_needs)
-            .cloned()
-            .collect();
-        Err(self.nobody(&all))
+        Err(self.nobody(&self.refused(Some(needs)).excluded))
+    }
+
+    /// The record of a request with these needs for which nothing is eligible.
+    pub(crate) fn refused(&self, needs: Option<&ChatNeeds>) -> PolicyRecord {
+        let needs = needs.filter(|_| self.policy.chat_needs);
+        let by_needs = needs.map(|needs| self.excluded_by(&Demands::new(needs)));
+        let excluded = self.excluded.iter().cloned();
+        PolicyRecord {
+            eligible: 0,
+            fallback: None,
+            excluded: excluded.chain(by_needs.into_iter().flatten()).collect(),
+            pareto: Vec::new(),
+        }
     }
 
     /// Of what passes the first level, or any where nothing does, what the needs exclude.

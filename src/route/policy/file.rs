@@ -113,7 +113,7 @@ attributes = { price = 0.5, tools = true }
         for (toml, want) in [
             (
                 "where = \"price <\"\n",
-                "line 1: column 8: expected a number",
+                "line 1: constraint: column 8: expected a number",
             ),
             ("\n\nalow = []\n", "line 3: unknown field `alow`"),
             (

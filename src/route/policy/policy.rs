@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::files;
+use crate::route::AbstainRule;
 use crate::route::policy::{Constraint, Deployment, ModelPattern, TradeOff};
 
 /// Version of the JSON form of a [`Policy`].
@@ -63,6 +64,10 @@ pub struct Policy {
     /// Ranks by quality less cost and latency. `None`: by the score alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefer: Option<TradeOff>,
+    /// When no model should be named. The first fallback for which a model is eligible answers
+    /// then. `None`: never, and that nothing is eligible is an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub abstain: Option<AbstainRule>,
 }
 
 impl Default for Policy {
@@ -77,6 +82,7 @@ impl Default for Policy {
             fallbacks: Vec::new(),
             chat_needs: false,
             prefer: None,
+            abstain: None,
         }
     }
 }
@@ -104,7 +110,7 @@ mod tests {
     fn json_keeps_everything_and_refuses_what_it_does_not_know() {
         let json = r#"{"schema_version":1,"candidates":["a",
             {"name":"b","card":{"model_name":"m","domain":"d"}}],"allow":["google/*"],"deny":["id:3"],"where":"price <= 2","fallbacks":["price <= 9"],
-            "chat_needs":true,"prefer":{"cost":0.5}}"#;
+            "chat_needs":true,"prefer":{"cost":0.5},"abstain":{"risk":10.0}}"#;
         let policy: Policy = serde_json::from_str(json).unwrap();
         let back = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<Policy>(&back).unwrap(), policy);
