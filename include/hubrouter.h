@@ -163,6 +163,13 @@ typedef struct hubrouter_summary {
   float unknown;
   // Best score minus the runner-up's, or best utility if the policy trades; NaN with one model.
   float margin;
+  // Probability that the best model is of the prompt's domain; NaN if the generation has no
+  // measurement of it, as the next two.
+  float domain_confidence;
+  // Probability that the best model is the right one.
+  float model_confidence;
+  // How far the prompt is from the learned ones: the share of held-out prompts that are nearer.
+  float out_of_distribution;
   // From the call to the answer, in microseconds.
   double total_us;
   // The id of the request, "" if it had none.
@@ -175,7 +182,8 @@ typedef struct hubrouter_summary {
   struct hubrouter_str degraded;
   // The fallback of the policy that admitted the models, if one did.
   struct hubrouter_str fallback;
-  // Why the scores of the prompt did not choose, if they did not: a fallback answers then.
+  // Why the answer is not the router's own choice, if a policy or a deadline says so. A gateway
+  // then does without the answer, unless `fallback` is there.
   struct hubrouter_str abstained;
 } hubrouter_summary;
 

@@ -65,6 +65,12 @@ grep -v '^{' "$work/shared.txt"
 if "$work/c/route" /nowhere "Who?" 2>"$work/stderr"; then exit 1; fi
 grep '^io: /nowhere' "$work/stderr"
 
+step "the program of docs/embedding.md"
+awk '/^```c$/ { code = 1; next } /^```$/ && code { exit } code' docs/embedding.md >"$work/first.c"
+compile first "$work/first.c"
+"$work/first" | tee "$work/first.txt"
+grep -q AudioProtoPNet "$work/first.txt"
+
 step "the example in Python"
 python3 examples/python/ctypes_route.py "$prefix/lib/libhubrouter.so" "$store" "${prompts[@]}" |
   tee "$work/python.txt"

@@ -36,6 +36,13 @@ pub struct hubrouter_summary {
     pub unknown: f32,
     /// Best score minus the runner-up's, or best utility if the policy trades; NaN with one model.
     pub margin: f32,
+    /// Probability that the best model is of the prompt's domain; NaN if the generation has no
+    /// measurement of it, as the next two.
+    pub domain_confidence: f32,
+    /// Probability that the best model is the right one.
+    pub model_confidence: f32,
+    /// How far the prompt is from the learned ones: the share of held-out prompts that are nearer.
+    pub out_of_distribution: f32,
     /// From the call to the answer, in microseconds.
     pub total_us: f64,
     /// The id of the request, "" if it had none.
@@ -48,7 +55,8 @@ pub struct hubrouter_summary {
     pub degraded: hubrouter_str,
     /// The fallback of the policy that admitted the models, if one did.
     pub fallback: hubrouter_str,
-    /// Why the scores of the prompt did not choose, if they did not: a fallback answers then.
+    /// Why the answer is not the router's own choice, if a policy or a deadline says so. A gateway
+    /// then does without the answer, unless `fallback` is there.
     pub abstained: hubrouter_str,
 }
 
@@ -132,6 +140,7 @@ pub unsafe extern "C" fn hubrouter_decision_summary(
         let decision = &needed(decision, "decision")?.0;
         let policy = decision.policy.as_ref();
         let abstained = decision.abstained.as_ref();
+        let confidence = decision.confidence.as_ref();
         let value = |size| hubrouter_summary {
             size,
             ranked: decision.ranked.len(),
@@ -142,6 +151,9 @@ pub unsafe extern "C" fn hubrouter_decision_summary(
             cached: decision.cached.into(),
             unknown: decision.unknown,
             margin: decision.margin.unwrap_or(f32::NAN),
+            domain_confidence: confidence.map_or(f32::NAN, |sure| sure.domain),
+            model_confidence: confidence.map_or(f32::NAN, |sure| sure.model),
+            out_of_distribution: confidence.map_or(f32::NAN, |sure| sure.out_of_distribution),
             total_us: decision.timing.total,
             prompt_id: hubrouter_str::new(&decision.prompt_id),
             generation: hubrouter_str::new(decision.revisions.generation.as_str()),

@@ -81,6 +81,8 @@ int main(int count, char **arguments) {
   hubrouter_summary summary = {.size = sizeof summary};
   DO(hubrouter_decision_summary(decision, &summary, &error));
   CHECK(summary.ranked == 3 && summary.domains > 1 && summary.tokens == 7 && summary.eligible == 0);
+  CHECK(summary.domain_confidence > 0.5f && summary.domain_confidence <= 1);
+  CHECK(summary.model_confidence > 0 && summary.out_of_distribution < 1);
   CHECK(summary.cached == 0 && summary.abstained.ptr == NULL);
   CHECK(summary.truncated == 0 && summary.unknown == 0 && summary.margin > 0);
   CHECK(summary.total_us > 0 && is(summary.device, "cpu") && is(summary.prompt_id, ""));
