@@ -95,6 +95,51 @@ mod transcripts {
     }
 }
 
+/// `docs/schemas` is what the command prints; HUBROUTER_TRANSCRIPTS=write writes it. What the command
+/// reads and writes has the fields that a schema names, and no others.
+#[test]
+fn schemas_are_those_of_the_types() {
+    let folder = Folder::new("schemas");
+    let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/schemas");
+    let schema = |form: &str| -> serde_json::Value {
+        let printed = succeeded(run_in(&folder, &format!("schema {form}"))).stdout;
+        let path = schemas.join(format!("{form}.json"));
+        if std::env::var("HUBROUTER_TRANSCRIPTS").is_ok_and(|mode| mode == "write") {
+            std::fs::write(&path, &printed).unwrap();
+        }
+        assert!(
+            std::fs::read(&path).is_ok_and(|committed| committed == printed),
+            "{}: expected what `hubrouter schema {form}` prints, found another text; \
+             HUBROUTER_TRANSCRIPTS=write writes it",
+            path.display()
+        );
+        serde_json::from_slice(&printed).unwrap()
+    };
+    let route = "route --device cpu --precision f32 --json --top 2";
+    for (form, command) in [
+        (
+            "decision",
+            format!("{route} --where \"domain has audio\" 'Who sings?'"),
+        ),
+        ("explanation", format!("{route} --explain 'Who sings?'")),
+    ] {
+        let answer = succeeded(run_in(&folder, &command)).stdout;
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        let schema = schema(form);
+        let known = schema["properties"].as_object().unwrap();
+        let answer = answer.as_object().unwrap();
+        for key in answer.keys() {
+            assert!(known.contains_key(key), "{form}: {key}");
+        }
+        for key in schema["required"].as_array().unwrap() {
+            assert!(answer.contains_key(key.as_str().unwrap()), "{form}: {key}");
+        }
+    }
+    for form in ["request", "policy", "feedback-line", "model-card"] {
+        schema(form);
+    }
+}
+
 #[test]
 fn every_command_has_help_with_an_example() {
     let without_json = [
@@ -104,6 +149,8 @@ fn every_command_has_help_with_an_example() {
         "encoder",
         "completions",
         "man",
+        "policy",
+        "schema",
     ];
     let with_json = [
         "route",
@@ -121,6 +168,7 @@ fn every_command_has_help_with_an_example() {
         "hub rename",
         "hub alias",
         "hub build",
+        "policy check",
         "replay list",
         "replay forget",
         "generation list",

@@ -27,6 +27,7 @@ mod replay;
 mod replay_log;
 mod report;
 mod route;
+mod schema;
 mod serving;
 mod shadow;
 mod shell;
@@ -121,6 +122,8 @@ enum Command {
     Encoder(encoder::EncoderCommand),
     /// Show devices and test every op on each
     Doctor(doctor::DoctorArgs),
+    /// Print the JSON Schema of requests, decisions, policies and log lines
+    Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
     Completions(shell::CompletionsArgs),
     /// Print a manual page
@@ -260,6 +263,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => policy::run(&command),
         Command::Encoder(command) => encoder::run(&command),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     };

@@ -31,12 +31,14 @@ const GOOD: f64 = 0.5;
 /// assert_eq!(went.used.as_deref(), Some("acme/ner"));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Feedback {
     /// When the request came, in Unix milliseconds; in JSON also ISO 8601, which is written.
     /// `None`: when the line is written.
     #[serde(with = "iso", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "cli", schemars(with = "Option<String>"))]
     pub time: Option<i64>,
     /// The model that was really used, or the name of its deployment.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +71,7 @@ pub struct Feedback {
 
 /// One line of a log (`docs/feedback.md`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct FeedbackLine {
     /// `hubrouter-feedback`.
@@ -146,6 +149,7 @@ pub struct FeedbackLine {
 
 /// A ranked model, as a log keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct LoggedModel {
     /// Its name.
@@ -166,6 +170,7 @@ pub struct LoggedModel {
 
 /// The error of a router that had no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct NoAnswer {
     /// Its kind.

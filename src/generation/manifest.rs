@@ -27,6 +27,11 @@ pub(crate) const TAU: RangeInclusive<f32> = 1e-4..=1e4;
 /// The name of a generation: its place in the line of descent and the beginning of its manifest's
 /// hash. Ids are ordered by place, then by hash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(schemars::JsonSchema),
+    schemars(with = "String")
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct GenerationId {
     sequence: u32,

@@ -13,6 +13,7 @@ use crate::text::lines::{Lines, json_line};
 
 /// One line of a `models.jsonl` (cmrbench.md section 10).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ModelCard {
     /// The model's name.

@@ -15,6 +15,7 @@ const MOST: usize = u32::MAX as usize - 1;
 
 /// A model's place in the registry and its row in the table E; never changes, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct ModelId(pub u32);
 

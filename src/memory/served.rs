@@ -22,6 +22,7 @@ use crate::weights::View;
 
 /// The weight of each part of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Strengths {
@@ -52,6 +53,7 @@ impl Default for Strengths {
 
 /// The three parts that add up to a score.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Parts {
     /// The learned score times its strength.

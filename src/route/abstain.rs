@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a router abstains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AbstainReason {
@@ -19,6 +20,7 @@ pub enum AbstainReason {
 
 /// That a router abstains, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Abstention {
     /// The reason, for programs.

@@ -11,6 +11,7 @@ use crate::serve::landmarks::Confidences;
 
 /// How sure a decision is, by the record of its generation (`docs/confidence.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Confidence {
     /// Probability that the best model is of the prompt's domain.
@@ -55,6 +56,7 @@ impl Confidence {
 
 /// When a router abstains. Empty, it does so only where nothing is eligible.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct AbstainRule {

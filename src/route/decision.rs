@@ -19,6 +19,7 @@ const SCHEMA_VERSION: u32 = 1;
 
 /// The models that should take a prompt, with scores and provenance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Decision {
     /// Version of this form; 1.
@@ -81,6 +82,7 @@ pub struct Decision {
 
 /// One ranked model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Ranked {
     /// Its id in the registry.
@@ -113,6 +115,7 @@ pub struct Ranked {
 
 /// The score of a domain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct DomainScore {
     /// The domain, as first spelled in the hub.
@@ -125,6 +128,7 @@ pub struct DomainScore {
 
 /// The versions that answered; with these three the answer can be reproduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Revisions {
     /// The generation.
@@ -137,6 +141,7 @@ pub struct Revisions {
 
 /// Microseconds of each stage. The prompts of a batch share the times of their batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Timing {
     /// Waiting in the queue, if the options have one.

@@ -14,6 +14,7 @@ use crate::route::{Decision, Excluded};
 /// Prompts are not named: a memory keeps sums over them alone. The nearest models and domains stand
 /// in for the nearest prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Explanation {
     /// The decision; its fields stand beside the others in JSON.
@@ -37,6 +38,7 @@ pub struct Explanation {
 
 /// The second of a ranking against the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct RunnerUp {
     /// Its name.
@@ -52,6 +54,7 @@ pub struct RunnerUp {
 
 /// A model whose prompts are near.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct NearModel {
     /// Its id in the registry.
@@ -69,6 +72,7 @@ pub struct NearModel {
 
 /// A domain whose prompts are near.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct NearDomain {
     /// The domain, as first spelled in the hub.
@@ -81,6 +85,7 @@ pub struct NearDomain {
 
 /// The generation that brought a model into the hub.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Introduced {
     /// The generation.

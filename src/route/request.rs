@@ -13,6 +13,7 @@ const TOP: usize = 10;
 
 /// A prompt, and how many ranked models the answer should have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Request {
     /// The text to route.
@@ -37,6 +38,7 @@ pub struct Request {
         serialize_with = "microseconds",
         deserialize_with = "of_microseconds"
     )]
+    #[cfg_attr(feature = "cli", schemars(with = "Option<u64>"))]
     pub deadline: Option<Duration>,
     /// The conversation that it belongs to, which keeps its model while that is good enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]

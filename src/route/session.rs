@@ -38,6 +38,7 @@ pub struct SessionKey {
 
 /// What a session did with a decision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct SessionRecord {
     /// Whether the conversation kept its model, and why not.
@@ -53,6 +54,7 @@ pub struct SessionRecord {
 
 /// Whether a conversation kept its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SessionOutcome {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The API whose JSON a chat request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ChatShape {
@@ -21,6 +22,7 @@ pub enum ChatShape {
 
 /// What a chat request demands of a model, whatever its text is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ChatNeeds {
@@ -47,6 +49,7 @@ pub struct ChatNeeds {
 
 /// The form of the answer that a chat request asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ResponseFormat {
@@ -63,6 +66,7 @@ pub enum ResponseFormat {
 
 /// Where the routed text was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TakenFrom {
@@ -80,6 +84,7 @@ pub enum TakenFrom {
 
 /// Why a part of a conversation is not in the routed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LeftOut {
@@ -107,6 +112,7 @@ pub enum LeftOut {
 
 /// Parts that were left out for one reason, and their bytes of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct LeftOutCount {
     /// Parts of messages, or blocks within a part.
@@ -117,6 +123,7 @@ pub struct LeftOutCount {
 
 /// The message that became the routed text, and what did not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ChatTaken {
     /// How the message was chosen.
@@ -133,6 +140,7 @@ pub struct ChatTaken {
 
 /// A chat request without its text: which API, what it demands, what of it is routed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ChatRecord {
     /// The API.

@@ -8,6 +8,7 @@ use crate::route::policy::ParetoPoint;
 
 /// How many models one part of a policy excluded. A model that fails several parts counts in each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Excluded {
     /// The part: a condition of `where` in its text form, `allow`, `deny PATTERN`, `retired`, or
@@ -25,6 +26,7 @@ pub struct Excluded {
 
 /// What a policy did for one request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct PolicyRecord {
     /// Models that could answer.

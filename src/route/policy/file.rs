@@ -41,7 +41,17 @@ impl Policy {
     /// ```
     pub fn from_toml(text: &str) -> Result<Self> {
         toml::from_str(text).map_err(|e: toml::de::Error| {
-            let line = e.span().map(|span| line_at(text, span.start));
+            // The span of a list; the text that is wrong is somewhere in it.
+            let line = e.span().map(|span| {
+                let quoted = e
+                    .message()
+                    .split('"')
+                    .nth(1)
+                    .filter(|part| !part.is_empty());
+                let list = text.get(span.clone()).unwrap_or_default();
+                let inside = quoted.and_then(|part| list.find(part)).unwrap_or(0);
+                line_at(text, span.start + inside)
+            });
             located(line, e.message())
         })
     }

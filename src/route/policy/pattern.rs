@@ -20,6 +20,11 @@ use crate::route::policy::truth::glob;
 ///
 /// Names are compared exactly, domains and families without regard to case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(schemars::JsonSchema),
+    schemars(with = "String")
+)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
 pub enum ModelPattern {

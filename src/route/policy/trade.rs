@@ -15,6 +15,7 @@ use crate::route::policy::facts::Facts;
 ///
 /// A model that does not state an attribute whose factor is not 0 ranks behind all that do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TradeOff {
@@ -45,6 +46,7 @@ impl Default for TradeOff {
 
 /// A model that no other eligible one beats in score, cost and latency at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ParetoPoint {
     /// The model.
