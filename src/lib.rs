@@ -5,6 +5,9 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
+#[cfg(feature = "capi")]
+#[doc(hidden)]
+pub mod capi;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

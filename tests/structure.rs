@@ -91,7 +91,7 @@ fn places(tree: &Tree) -> Vec<String> {
     );
     found.extend(only_in(
         tree,
-        "unsafe lives in five files",
+        "unsafe lives in five files and in src/capi",
         &["unsafe"],
         &[
             "src/weights.rs",
@@ -99,6 +99,7 @@ fn places(tree: &Tree) -> Vec<String> {
             "src/device/cpu/int8/amx.rs",
             "src/device/cpu/int8/neon.rs",
             "src/device/cpu/int8/vnni.rs",
+            "src/capi/",
         ],
     ));
     found
@@ -143,7 +144,7 @@ const ORDER: [&[&str]; 18] = [
     &["learn"],
     &["cmrbench"],
     &["diagnostics"],
-    &["cli"],
+    &["capi", "cli"],
 ];
 
 fn rank(module: &str) -> Option<usize> {
@@ -245,7 +246,9 @@ fn defined(line: &str) -> Option<&str> {
         None => line,
     };
     let (keyword, rest) = line.trim_start().split_once(' ')?;
-    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    let name = rest
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next()?;
     matches!(keyword, "struct" | "enum" | "trait" | "type").then_some(name)
 }
 

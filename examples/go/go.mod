@@ -1,0 +1,3 @@
+module hubrouter/example
+
+go 1.19
