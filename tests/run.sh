@@ -44,7 +44,7 @@ step "format"
 cargo fmt --check
 
 step "lints"
-cargo clippy --locked --all-targets --features tokio -- -D warnings
+cargo clippy --locked --all-targets --features tokio,capi -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
@@ -58,7 +58,7 @@ if grep -E '^(wgpu|naga)' <<<"$tree"; then
   echo "expected no wgpu and no naga without the feature gpu, found those above" >&2
   exit 1
 fi
-cargo test --locked --no-default-features --lib --test concurrency --test golden --test hosts
+cargo test --locked --no-default-features --features capi --lib --test concurrency --test golden --test hosts
 
 # A toolchain or a target that rustup cannot get here is named, and is no failure.
 unchecked=()
