@@ -300,6 +300,7 @@ mod x86 {
         }
 
         /// This level with other products.
+        #[cfg(target_os = "linux")]
         pub(crate) fn with<Q>(&self, products: Q) -> Avx512<Q> {
             let simd = self.simd;
             Avx512 { simd, products }
