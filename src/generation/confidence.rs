@@ -9,8 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
-use crate::files;
 use crate::generation::GenerationId;
+use crate::generation::beside::Beside;
 
 pub(crate) const CONFIDENCE: &str = "confidence.json";
 const KIND: &str = "hubrouter-confidence";
@@ -452,10 +452,17 @@ struct ConfidenceFile {
     sha256: String,
 }
 
-impl ConfidenceFile {
-    fn digest(&mut self) -> Result<String> {
-        self.sha256.clear();
-        Ok(files::sha256(&files::to_json(self)?))
+impl Beside for ConfidenceFile {
+    const NAME: &str = CONFIDENCE;
+    const KIND: &str = KIND;
+    const LIMIT: u64 = LIMIT;
+
+    fn belongs_to(&self) -> (&GenerationId, &str) {
+        (&self.generation, &self.encoder)
+    }
+
+    fn sha256(&mut self) -> &mut String {
+        &mut self.sha256
     }
 }
 
@@ -465,7 +472,7 @@ pub(crate) fn to_bytes(
     encoder: &str,
     calibration: &Calibration,
 ) -> Result<Vec<u8>> {
-    let mut file = ConfidenceFile {
+    let file = ConfidenceFile {
         schema_version: 1,
         kind: KIND.to_owned(),
         generation: id.clone(),
@@ -473,8 +480,7 @@ pub(crate) fn to_bytes(
         calibration: calibration.clone(),
         sha256: String::new(),
     };
-    file.sha256 = file.digest()?;
-    files::to_json(&file)
+    file.sealed()
 }
 
 /// The calibration that is recorded in `folder`, which is generation `id` with the encoder
@@ -482,31 +488,13 @@ pub(crate) fn to_bytes(
 ///
 /// Errors: the file is damaged, or belongs to another generation or encoder.
 pub(crate) fn read(folder: &Path, id: &GenerationId, encoder: &str) -> Result<Option<Calibration>> {
-    let path = folder.join(CONFIDENCE);
-    let bytes = match files::read_bytes(&path, LIMIT) {
-        Err(error) if error.is_missing() => return Ok(None),
-        other => other?,
+    let Some(file) = ConfidenceFile::read(folder, id, encoder)? else {
+        return Ok(None);
     };
-    let mut file: ConfidenceFile = files::parse_form(&path, &bytes, KIND)?;
-    let place = path.display();
-    if file.generation != *id || file.encoder != encoder {
-        bail!(
-            Mismatch,
-            "{place}: expected a record of {id} and encoder {}, found {} and {}",
-            files::short(encoder),
-            file.generation,
-            files::short(&file.encoder)
-        );
-    }
-    let found = file.sha256.clone();
-    let want = file.digest()?;
-    if found != want {
-        bail!(
-            Mismatch,
-            "{place}: sha256: expected {want} of the content, found {found}"
-        );
-    }
-    file.calibration.check().map_err(|e| e.at(place))?;
+    let place = folder.join(CONFIDENCE);
+    file.calibration
+        .check()
+        .map_err(|e| e.at(place.display()))?;
     Ok(Some(file.calibration))
 }
 
@@ -514,6 +502,7 @@ pub(crate) fn read(folder: &Path, id: &GenerationId, encoder: &str) -> Result<Op
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::files;
     use crate::num::mix;
 
     /// A number in (0, 1), by its place.

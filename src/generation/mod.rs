@@ -1,5 +1,6 @@
 //! A generation: one trained router on disk, a folder that is whole or absent.
 
+mod beside;
 pub(crate) mod cards;
 pub(crate) mod confidence;
 mod contents;

@@ -8,8 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, bail};
-use crate::files;
 use crate::generation::GenerationId;
+use crate::generation::beside::Beside;
 
 pub(crate) const PRECISION: &str = "precision.json";
 const KIND: &str = "hubrouter-precision";
@@ -128,16 +128,23 @@ struct Record {
     sha256: String,
 }
 
-impl Record {
-    fn digest(&mut self) -> Result<String> {
-        self.sha256.clear();
-        Ok(files::sha256(&files::to_json(self)?))
+impl Beside for Record {
+    const NAME: &str = PRECISION;
+    const KIND: &str = KIND;
+    const LIMIT: u64 = LIMIT;
+
+    fn belongs_to(&self) -> (&GenerationId, &str) {
+        (&self.generation, &self.encoder)
+    }
+
+    fn sha256(&mut self) -> &mut String {
+        &mut self.sha256
     }
 }
 
 /// The file's bytes for generation `id`, whose encoder has the hash `encoder`.
 pub(crate) fn to_bytes(id: &GenerationId, encoder: &str, agreement: &Agreement) -> Result<Vec<u8>> {
-    let mut record = Record {
+    let record = Record {
         schema_version: 1,
         kind: KIND.to_owned(),
         generation: id.clone(),
@@ -145,8 +152,7 @@ pub(crate) fn to_bytes(id: &GenerationId, encoder: &str, agreement: &Agreement) 
         agreement: agreement.clone(),
         sha256: String::new(),
     };
-    record.sha256 = record.digest()?;
-    files::to_json(&record)
+    record.sealed()
 }
 
 /// The agreement that is recorded in `folder`, which is generation `id` with the encoder `encoder`;
@@ -154,31 +160,14 @@ pub(crate) fn to_bytes(id: &GenerationId, encoder: &str, agreement: &Agreement) 
 ///
 /// Errors: the file is damaged, or belongs to another generation or encoder.
 pub(crate) fn read(folder: &Path, id: &GenerationId, encoder: &str) -> Result<Option<Agreement>> {
-    let path = folder.join(PRECISION);
-    let bytes = match files::read_bytes(&path, LIMIT) {
-        Err(error) if error.is_missing() => return Ok(None),
-        other => other?,
+    let Some(record) = Record::read(folder, id, encoder)? else {
+        return Ok(None);
     };
-    let mut record: Record = files::parse_form(&path, &bytes, KIND)?;
-    let place = path.display();
-    if record.generation != *id || record.encoder != encoder {
-        bail!(
-            Mismatch,
-            "{place}: expected a record of {id} and encoder {}, found {} and {}",
-            files::short(encoder),
-            record.generation,
-            files::short(&record.encoder)
-        );
-    }
-    let found = record.sha256.clone();
-    let want = record.digest()?;
-    if found != want {
-        bail!(
-            Mismatch,
-            "{place}: sha256: expected {want} of the content, found {found}"
-        );
-    }
-    record.agreement.check().map_err(|e| e.at(place))?;
+    let place = folder.join(PRECISION);
+    record
+        .agreement
+        .check()
+        .map_err(|e| e.at(place.display()))?;
     Ok(Some(record.agreement))
 }
 
@@ -186,6 +175,7 @@ pub(crate) fn read(folder: &Path, id: &GenerationId, encoder: &str) -> Result<Op
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::files;
 
     fn good(prompts: usize) -> Agreement {
         Agreement {
