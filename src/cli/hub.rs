@@ -472,32 +472,33 @@ fn build(args: &BuildArgs) -> Result<()> {
     };
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
     let encoder = Arc::new(Encoder::open(&folder, &args.device.options())?);
-    if args.dry_run {
-        return output::line(would_make(models.len(), &args.out));
-    }
-    let store = Store::create(&args.out)?;
-    let mut progress = Progress::new("encoding cards", texts(&models) as u64);
-    let id = store.build(&encoder, &models, made_by, &mut |done, _| {
-        progress.set(done as u64)
-    })?;
-    drop(progress);
-    let value =
-        json!({"schema_version": 1, "generation": id, "models": models.len(), "store": args.out});
-    let models = output::counted(models.len(), "model");
+    let id = if args.dry_run {
+        None
+    } else {
+        let store = Store::create(&args.out)?;
+        let mut progress = Progress::new("encoding cards", texts(&models) as u64);
+        let built = store.build(&encoder, &models, made_by, &mut |done, _| {
+            progress.set(done as u64)
+        });
+        Some(built?)
+    };
+    let value = json!({"schema_version": 1, "generation": id, "models": models.len(),
+        "store": args.out, "dry_run": id.is_none()});
     output::done(
         args.json,
         &value,
-        format!("{id}: {models} in {}", args.out.display()),
+        made(id.as_ref(), models.len(), &args.out),
     );
     Ok(())
 }
 
-fn would_make(models: usize, out: &Path) -> String {
-    format!(
-        "nothing written: {} would make {}",
-        counted(models),
-        out.display()
-    )
+/// What became of `models` models, or would become without an id.
+fn made(id: Option<&GenerationId>, models: usize, out: &Path) -> String {
+    let (models, out) = (counted(models), out.display());
+    match id {
+        None => format!("nothing written: {models} would make {out}"),
+        Some(id) => format!("{id}: {models} in {out}"),
+    }
 }
 
 /// Makes a store of the models of a source.
@@ -535,10 +536,7 @@ fn build_found(args: &BuildArgs, folder: &Path, listing: Listing) -> Result<()> 
     };
     let value = json!({"schema_version": 1, "generation": id, "models": models.len(),
         "store": args.out, "dry_run": id.is_none(), "report": report});
-    let text = match &id {
-        None => would_make(models.len(), &args.out),
-        Some(id) => format!("{id}: {} in {}", counted(models.len()), args.out.display()),
-    };
+    let text = made(id.as_ref(), models.len(), &args.out);
     say(args.json, &value, &report, &text);
     Ok(())
 }
