@@ -133,7 +133,7 @@ pub(super) enum PolicyCommand {
 pub(super) fn run(command: &PolicyCommand) -> Result<ExitCode> {
     let PolicyCommand::Check(args) = command;
     let policy = Policy::read(&args.file)?;
-    let router = Router::open(args.store.path()?, args.device.options())?;
+    let router = Router::open(args.store.path()?, args.device.options()?)?;
     let handle = router.compile(&policy);
     let handle = handle.map_err(|e| located(e, &args.file))?;
     let (eligible, excluded) = (handle.eligible(), handle.excluded());

@@ -172,7 +172,7 @@ pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
     let router = args
         .router
-        .open(args.serving.options(args.device.options()))?;
+        .open(args.serving.options(args.device.options()?))?;
     let policy = args.policy.compile(&router)?;
     let mut shadow = args.shadow.open(&router)?;
     let silent = shadow.is_some() && !(args.json || args.explain || args.output.is_some());

@@ -7,8 +7,9 @@ use std::arch::x86_64::*;
 
 use bytemuck::{cast, cast_ref};
 
+use super::int8::Int8;
 use super::wide::Dot;
-use super::{ByteLine, Sums};
+use super::{Line, Sums};
 
 /// Proofs that this CPU has the instructions of a kernel, with the kernel for each number of rows.
 macro_rules! products {
@@ -29,10 +30,12 @@ macro_rules! products {
         }
 
         impl Dot for $name {
+            type Numbers = Int8;
+
             const TALL: usize = [$($rows),*].len();
 
             #[expect(unsafe_code, reason = "the step into VNNI")]
-            fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+            fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
                 match rows {
                     // SAFETY: `self` exists only where both features were found.
                     $($rows => unsafe { $kernel::<$rows>(a, panel, sums) },)*
@@ -48,7 +51,7 @@ products!(Avx512: "AVX-512 VNNI", "avx512f" and "avx512vnni", avx512:
 products!(Avx: "AVX-VNNI", "avx2" and "avxvnni", avx: 1 2 3 4 5 6);
 
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn avx512<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+fn avx512<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
     let mut total = [[_mm512_setzero_si512(); 2]; R];
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();
@@ -70,7 +73,7 @@ fn avx512<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
 }
 
 #[target_feature(enable = "avx2,avxvnni")]
-fn avx<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+fn avx<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();
     // Half a line holds eight outputs; two halves of six rows fill the registers.
