@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 use bytemuck::{cast, cast_ref};
 
 use super::bf16::Bf16;
+use super::vnni::ask_ahead;
 use super::wide::Dot;
 use super::{LowLine, Sums};
 
@@ -50,7 +51,9 @@ fn dots<const R: usize>(a: &[LowLine], panel: &[LowLine], sums: &mut Sums<f32>) 
     let (panel, _) = panel.as_chunks::<32>();
     for (a, panel) in a.iter().zip(panel) {
         for pair in 0..16 {
-            let w: [__m512bh; 2] = [cast(panel[pair].0), cast(panel[16 + pair].0)];
+            let lines = [&panel[pair], &panel[16 + pair]];
+            lines.into_iter().for_each(ask_ahead::<Bf16>);
+            let w: [__m512bh; 2] = lines.map(|line| cast(line.0));
             for r in 0..R {
                 let pairs: &[i32; 16] = cast_ref(&a[r]);
                 let x: __m512bh = cast(_mm512_set1_epi32(pairs[pair]));
