@@ -69,8 +69,8 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
 fn print(diagnosis: &Diagnosis) -> Result<()> {
     let cpu = &diagnosis.cpu;
     output::paragraph(format!(
-        "CPU: {} threads, kernels of the level {} (HUBROUTER_CPU) for {}, in int8 {} ({}), in bf16 {} \
-         ({}), features {}",
+        "CPU: {} threads, kernels of the level {} (HUBROUTER_CPU) for {}, in int8 {} ({}), in bf16 \
+         {} ({}), features {}",
         cpu.threads,
         cpu.level,
         cpu.kernels,

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::Cpu;
-use crate::device::cpu::low::Format;
+use crate::device::cpu::low::LowFormat;
 use crate::device::gpu::{self, Gpu};
 use crate::device::{CpuLevel, Device, DeviceChoice, choose};
 use crate::error::Result;
@@ -113,8 +113,8 @@ pub fn diagnose(choice: &DeviceChoice, level: CpuLevel) -> Result<Diagnosis> {
             &report.name,
         );
     }
-    let (int8, int8_reason) = host.low_kernel(Format::Int8);
-    let (bf16, bf16_reason) = host.low_kernel(Format::Bf16);
+    let (int8, int8_reason) = host.low_kernel(LowFormat::Int8);
+    let (bf16, bf16_reason) = host.low_kernel(LowFormat::Bf16);
     Ok(Diagnosis {
         schema_version: 1,
         cpu: CpuReport {

@@ -34,7 +34,7 @@ mod tests {
 
     use super::*;
     use crate::device::Plan;
-    use crate::device::cpu::low::Format;
+    use crate::device::cpu::low::LowFormat;
     use crate::encoder::{ImportOptions, import_encoder, sizes};
     use crate::model::activations::{Activations, Layers};
     use crate::num::cosine;
@@ -98,7 +98,7 @@ mod tests {
 
     /// Every kernel and number of threads, alone and in company: the same bits, in bf16 of one
     /// kernel; and near to f32.
-    fn check(folder: &Path, format: Format, count: usize, worst: f64) {
+    fn check(folder: &Path, format: LowFormat, count: usize, worst: f64) {
         let encoders = [1, 2, 4].map(|threads| open(folder, threads));
         let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(count).collect();
         let prompts = tokens(&encoders[0], &texts);
@@ -111,7 +111,7 @@ mod tests {
         let mut want = encode(&encoders[0], fastest, &prompts);
         for kernel in LowKernel::available(format) {
             let few = if kernel.is_slow() { 5 } else { count };
-            if format == Format::Bf16 {
+            if format == LowFormat::Bf16 {
                 want = encode(&encoders[0], kernel, &prompts[..few]);
             }
             for encoder in &encoders {
@@ -143,8 +143,8 @@ mod tests {
 
     #[test]
     fn minilm_is_the_same_everywhere_and_near_to_f32() {
-        check(Path::new(MINILM), Format::Int8, 30, 0.995);
-        check(Path::new(MINILM), Format::Bf16, 30, 0.9999);
+        check(Path::new(MINILM), LowFormat::Int8, 30, 0.995);
+        check(Path::new(MINILM), LowFormat::Bf16, 30, 0.9999);
     }
 
     #[test]
@@ -154,8 +154,8 @@ mod tests {
             let folder = std::env::temp_dir().join(own);
             let from = Path::new("tests/fixtures").join(name);
             import_encoder(from, &folder, &ImportOptions::default()).unwrap();
-            check(&folder, Format::Int8, 40, 0.99);
-            check(&folder, Format::Bf16, 40, 0.9998);
+            check(&folder, LowFormat::Int8, 40, 0.99);
+            check(&folder, LowFormat::Bf16, 40, 0.9998);
             std::fs::remove_dir_all(folder).unwrap();
         }
     }
@@ -165,7 +165,9 @@ mod tests {
         let encoder = open(Path::new(MINILM), 2);
         let [short, mut long] = tokens(&encoder, &TEXTS[..2]).try_into().unwrap();
         long.ids = long.ids.iter().copied().cycle().take(250).collect();
-        for kernel in [Format::Int8, Format::Bf16].map(|format| LowKernel::available(format)[0]) {
+        for kernel in
+            [LowFormat::Int8, LowFormat::Bf16].map(|format| LowKernel::available(format)[0])
+        {
             let prompts = [short.clone(), long.clone(), short.clone()];
             let [first, middle, last] = encode(&encoder, kernel, &prompts).try_into().unwrap();
             assert!(encode(&encoder, kernel, &prompts[1..2])[0] == middle);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::device::cpu::Cpu;
-use crate::device::cpu::low::{Format, LowKernel};
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::precision::{Agreement, FEWEST};
@@ -106,7 +106,7 @@ pub(crate) fn of_child<'r>(
             })
         })
         .collect();
-    let why = match (encoder.device(), encoder.host().low_kernel(Format::Int8)) {
+    let why = match (encoder.device(), encoder.host().low_kernel(LowFormat::Int8)) {
         _ if questions.len() < FEWEST => {
             format!("{} held-out prompts have their text", questions.len())
         }

@@ -12,7 +12,7 @@ use crate::device::Pass;
 use crate::device::cpu::Cpu;
 use crate::device::cpu::low::wide::Block;
 use crate::device::cpu::low::{
-    Arena, Bf16, Format, Int8, Linear, LowKernel, Numbers, PANEL, blocks, sixteens,
+    Arena, Bf16, Int8, Linear, LowFormat, LowKernel, Numbers, PANEL, blocks, sixteens,
 };
 use crate::error::Result;
 use crate::model::Config;
@@ -109,8 +109,8 @@ impl LowBert {
         factors: Option<&Factors>,
     ) -> Result<Self> {
         match kernel.format() {
-            Format::Int8 => Self::pack::<Int8>(cpu, kernel, config, pooling, weights, factors),
-            Format::Bf16 => Self::pack::<Bf16>(cpu, kernel, config, pooling, weights, factors),
+            LowFormat::Int8 => Self::pack::<Int8>(cpu, kernel, config, pooling, weights, factors),
+            LowFormat::Bf16 => Self::pack::<Bf16>(cpu, kernel, config, pooling, weights, factors),
         }
     }
 
@@ -238,7 +238,7 @@ impl LowBert {
     }
 
     /// The numbers of its maps.
-    pub(crate) fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> LowFormat {
         self.kernel.format()
     }
 

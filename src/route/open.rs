@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
-use crate::device::cpu::low::Format;
+use crate::device::cpu::low::LowFormat;
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
@@ -139,7 +139,7 @@ impl<'s> GenerationSource<'s> {
             Some(want) if serving.vector_sha256()? != *want => {
                 let reason = "this machine computes other bits in int8 than those recorded";
                 log::warn!("int8 is not taken: {reason}");
-                let (bf16, _) = encoder.host().low_kernel(Format::Bf16);
+                let (bf16, _) = encoder.host().low_kernel(LowFormat::Bf16);
                 let choice = Choice::without_int8(bf16, reason);
                 open(choice.kernel)?.because(choice.reason)
             }

@@ -1,11 +1,11 @@
-//! Whether a generation is served in low precision: how far its answers move in int8 is measured and
-//! recorded, and a router that may choose takes int8 where the record is good and the CPU has a
+//! Whether a generation is served in low precision: how far its answers move in int8 is measured
+//! and recorded, and a router that may choose takes int8 where the record is good and the CPU has a
 //! kernel, else bf16 where the CPU has tiles.
 
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::device::cpu::low::{Format, LowKernel};
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail, error};
 use crate::files;
@@ -129,8 +129,8 @@ impl Choice {
                 let detect = |format| cpu.low_kernel(format);
                 return Ok(Self::auto(detect, record));
             }
-            (Precision::Bf16, _) => Format::Bf16,
-            (Precision::Int8, _) => Format::Int8,
+            (Precision::Bf16, _) => LowFormat::Bf16,
+            (Precision::Int8, _) => LowFormat::Int8,
         };
         let Device::Cpu(cpu) = encoder.device() else {
             bail!(
@@ -155,10 +155,10 @@ impl Choice {
 
     /// int8 if the record is good, else what [`Choice::without_int8`] takes.
     fn auto(
-        detect: impl Fn(Format) -> (Option<LowKernel>, String),
+        detect: impl Fn(LowFormat) -> (Option<LowKernel>, String),
         record: impl FnOnce() -> Result<Option<Agreement>>,
     ) -> Self {
-        let (kernel, why) = detect(Format::Int8);
+        let (kernel, why) = detect(LowFormat::Int8);
         let why = match (kernel, record()) {
             (None, _) => format!("no kernel for int8: {why}"),
             (_, Ok(None)) => "how near int8 is was not measured for this generation; `hubrouter \
@@ -187,7 +187,7 @@ impl Choice {
                 }
             },
         };
-        let (kernel, _) = detect(Format::Bf16);
+        let (kernel, _) = detect(LowFormat::Bf16);
         Self::without_int8(kernel, why)
     }
 
@@ -223,7 +223,7 @@ mod tests {
     }
 
     /// The kernels of tests, the emulated one last.
-    fn kernels(format: Format) -> [LowKernel; 2] {
+    fn kernels(format: LowFormat) -> [LowKernel; 2] {
         let all = LowKernel::available(format);
         let scalar = all.iter().position(|kernel| kernel.to_string() == "scalar");
         [all[scalar.unwrap()], *all.last().unwrap()]
@@ -232,21 +232,28 @@ mod tests {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]
     fn auto_takes_int8_then_bf16_with_tiles_then_f32() {
-        let ([bytes, _], [halves, tiles]) = (kernels(Format::Int8), kernels(Format::Bf16));
+        let ([bytes, _], [halves, tiles]) = (kernels(LowFormat::Int8), kernels(LowFormat::Bf16));
         let choose = |int8: Option<LowKernel>, bf16: Option<LowKernel>, record| {
             let detect = |format| {
-                let kernel = if format == Format::Int8 { int8 } else { bf16 };
+                let kernel = if format == LowFormat::Int8 {
+                    int8
+                } else {
+                    bf16
+                };
                 (kernel, "a reason".to_owned())
             };
             let choice = Choice::auto(detect, || record);
             let format = choice.kernel.map(LowKernel::format);
-            assert_eq!(choice.vector_sha256.is_some(), format == Some(Format::Int8));
+            assert_eq!(
+                choice.vector_sha256.is_some(),
+                format == Some(LowFormat::Int8)
+            );
             (format, choice.reason)
         };
         let good = || Ok(Some(agreement(99)));
         let bad = || Ok(Some(agreement(90)));
         let (format, _) = choose(Some(bytes), Some(tiles), good());
-        assert_eq!(format, Some(Format::Int8));
+        assert_eq!(format, Some(LowFormat::Int8));
         // Int8 is not to be had, for one reason or another.
         for (int8, record, why) in [
             (None, good(), "no kernel for int8: a reason"),
@@ -255,7 +262,7 @@ mod tests {
             (Some(bytes), Err(error!(Format, "torn")), "damaged: torn"),
         ] {
             let (format, reason) = choose(int8, Some(tiles), record);
-            assert_eq!(format, Some(Format::Bf16), "{reason}");
+            assert_eq!(format, Some(LowFormat::Bf16), "{reason}");
             assert!(reason.contains(why), "{reason}");
             assert!(reason.ends_with("; bf16 by AMX, emulated"), "{reason}");
         }

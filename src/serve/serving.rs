@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::cpu::low::{Format, LowKernel};
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -322,8 +322,8 @@ impl Serving {
         match &*self.network {
             Network::F32(_) => Precision::F32,
             Network::Low(low) => match low.format() {
-                Format::Int8 => Precision::Int8,
-                Format::Bf16 => Precision::Bf16,
+                LowFormat::Int8 => Precision::Int8,
+                LowFormat::Bf16 => Precision::Bf16,
             },
         }
     }

@@ -54,7 +54,8 @@ impl CpuLevel {
                 let others: Vec<String> = others.map(Self::to_string).collect();
                 bail!(
                     Unsupported,
-                    "cpu level {self} (Options::cpu, HUBROUTER_CPU): expected one that this machine has ({}); {why}",
+                    "cpu level {self} (Options::cpu, HUBROUTER_CPU): expected one that this machine has \
+                     ({}); {why}",
                     others.join(", ")
                 )
             }

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::error::{Result, bail, error};
 use gemm::Level;
 pub use level::CpuLevel;
-use low::{Format, LowKernel};
+use low::{LowFormat, LowKernel};
 use turn::Turns;
 
 /// Below this many multiply-adds a job is not worth a second thread.
@@ -156,7 +156,7 @@ impl Cpu {
     }
 
     /// See [`LowKernel::detect`].
-    pub(crate) fn low_kernel(&self, format: Format) -> (Option<LowKernel>, String) {
+    pub(crate) fn low_kernel(&self, format: LowFormat) -> (Option<LowKernel>, String) {
         LowKernel::detect(format, self.asked)
     }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::device::CpuLevel;
-use crate::device::cpu::low::{Format, LowKernel};
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::error::ErrorKind;
 use crate::hub::ModelId;
 use crate::options::Precision;
@@ -51,14 +51,14 @@ fn a_missing_adapter_is_an_error_or_a_visible_step_down() {
 #[test]
 fn low_precision_is_taken_where_it_is_asked_for() {
     for (precision, format) in [
-        (Precision::Int8, Format::Int8),
-        (Precision::Bf16, Format::Bf16),
+        (Precision::Int8, LowFormat::Int8),
+        (Precision::Bf16, LowFormat::Bf16),
     ] {
         check_low(precision, format);
     }
 }
 
-fn check_low(precision: Precision, format: Format) {
+fn check_low(precision: Precision, format: LowFormat) {
     let open = |precision: Precision, threads: usize, level: CpuLevel| {
         let options = Options::default().device("cpu").threads(threads);
         Router::open(STORE, options.precision(precision).cpu(level))
@@ -164,7 +164,7 @@ fn auto_takes_int8_where_the_record_is_good() {
         assert_eq!(decision.precision, router.precision());
         (router.precision(), router.precision_reason())
     };
-    let bf16 = LowKernel::detect(Format::Bf16, CpuLevel::Auto).0;
+    let bf16 = LowKernel::detect(LowFormat::Bf16, CpuLevel::Auto).0;
     let otherwise = match bf16.is_some_and(LowKernel::has_tiles) {
         true => Precision::Bf16,
         false => Precision::F32,
@@ -177,7 +177,10 @@ fn auto_takes_int8_where_the_record_is_good() {
     let store = Store::open(&root).unwrap();
     let good = store.agreement(&id).unwrap().unwrap();
     let record = folder.join(crate::generation::precision::PRECISION);
-    if LowKernel::detect(Format::Int8, CpuLevel::Auto).0.is_none() {
+    if LowKernel::detect(LowFormat::Int8, CpuLevel::Auto)
+        .0
+        .is_none()
+    {
         stays("no kernel for int8");
         return std::fs::remove_dir_all(root).unwrap();
     }

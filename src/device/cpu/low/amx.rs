@@ -1,5 +1,5 @@
-//! Products by AMX's tiles: of unsigned and signed bytes, summed exactly in i32, and of bf16, summed
-//! in f32.
+//! Products by AMX's tiles: of unsigned and signed bytes, summed exactly in i32, and of bf16,
+//! summed in f32.
 //!
 //! Stable Rust has no intrinsics for tiles, so their instructions are text here. No tile lives
 //! between two Rust statements: a product loads, multiplies and stores within one `asm!`. Tests
@@ -18,7 +18,7 @@ use std::marker::PhantomData;
 use super::bf16::Bf16;
 use super::int8::Int8;
 use super::wide::Dot;
-use super::{Line, Numbers, PANEL, SumsOf};
+use super::{LowLine, Numbers, PANEL, SumsOf};
 
 /// Most rows of a tile.
 const HALF: usize = 16;
@@ -168,8 +168,8 @@ impl TileConfig {
 pub(super) struct Operands<'o, N: Numbers> {
     rows: usize,
     blocks: usize,
-    a: &'o [Line],
-    panel: &'o [Line],
+    a: &'o [LowLine],
+    panel: &'o [LowLine],
     sums: &'o mut SumsOf<N>,
 }
 
@@ -180,10 +180,10 @@ type SumRow = [[u32; 16]; 2];
 #[derive(Clone, Copy)]
 pub(crate) struct Registers {
     /// The first lines of the two halves of a block's rows.
-    a0: *const Line,
-    a1: *const Line,
+    a0: *const LowLine,
+    a1: *const LowLine,
     /// A block of the panel.
-    b: *const Line,
+    b: *const LowLine,
     /// The sums of the two halves of the rows.
     c0: *mut SumRow,
     c1: *mut SumRow,
@@ -196,7 +196,7 @@ pub(crate) struct Registers {
 }
 
 impl<'o, N: Numbers> Operands<'o, N> {
-    fn new(rows: usize, a: &'o [Line], panel: &'o [Line], sums: &'o mut SumsOf<N>) -> Self {
+    fn new(rows: usize, a: &'o [LowLine], panel: &'o [LowLine], sums: &'o mut SumsOf<N>) -> Self {
         const { assert!(size_of::<N::Sum>() == size_of::<u32>()) };
         let blocks = panel.len() / PANEL;
         assert!(
@@ -244,9 +244,9 @@ impl<'o, N: Numbers> Operands<'o, N> {
             b: self.panel.as_ptr(),
             c0,
             c1: c0.wrapping_add(first),
-            line: size_of::<Line>(),
+            line: size_of::<LowLine>(),
             row: size_of::<SumRow>(),
-            step: self.rows * size_of::<Line>(),
+            step: self.rows * size_of::<LowLine>(),
             blocks: self.blocks,
         }
     }
@@ -302,7 +302,7 @@ impl<U: Unit> Dot for &Tiles<U> {
     const TALL: usize = 2 * HALF;
 
     #[expect(unsafe_code, reason = "the step into tiles")]
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<U::Numbers>) {
+    fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut SumsOf<U::Numbers>) {
         let operands = Operands::new(rows, a, panel, sums);
         if CONFIGURED.get() != rows {
             self.unit.configure(&operands.config());
@@ -315,7 +315,8 @@ impl<U: Unit> Dot for &Tiles<U> {
     }
 }
 
-/// Calls a macro with each kind of numbers, the bit of its product in CPUID, and the product's name.
+/// Calls a macro with each kind of numbers, the bit of its product in CPUID, and the product's
+/// name.
 macro_rules! each_numbers {
     ($use:ident) => {
         $use!(Int8, 25, "tdpbusd");

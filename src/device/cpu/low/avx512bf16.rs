@@ -10,7 +10,7 @@ use bytemuck::{cast, cast_ref};
 use super::bf16::Bf16;
 use super::vnni::ask_ahead;
 use super::wide::Dot;
-use super::{Line, Sums};
+use super::{LowLine, Sums};
 
 /// Proof that this CPU has AVX-512 BF16.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ impl Dot for Avx512Bf16 {
     const TALL: usize = 14;
 
     #[expect(unsafe_code, reason = "the step into AVX-512 BF16")]
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums<f32>) {
+    fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut Sums<f32>) {
         macro_rules! step {
             ($($rows:literal)*) => {
                 match rows {
@@ -45,7 +45,7 @@ impl Dot for Avx512Bf16 {
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn dots<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<f32>) {
+fn dots<const R: usize>(a: &[LowLine], panel: &[LowLine], sums: &mut Sums<f32>) {
     let mut total = [[_mm512_setzero_ps(); 2]; R];
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();

@@ -6,14 +6,14 @@
 //! same whatever the tile, the thread or the number of rows.
 
 use super::wide::{Block, Wide};
-use super::{Format, Line, Numbers};
+use super::{LowFormat, LowLine, Numbers};
 
 /// bf16 of weights and activations.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16;
 
 impl Numbers for Bf16 {
-    const FORMAT: Format = Format::Bf16;
+    const FORMAT: LowFormat = LowFormat::Bf16;
     const LINE: usize = 32;
     const HAS_SCALES: bool = false;
     type Sum = f32;
@@ -22,7 +22,7 @@ impl Numbers for Bf16 {
     fn round<'l, W: Wide>(
         w: W,
         values: &[Block],
-        lines: impl Iterator<Item = &'l mut Line>,
+        lines: impl Iterator<Item = &'l mut LowLine>,
     ) -> [f32; 2] {
         for (line, values) in lines.zip(values.chunks(2)) {
             let mut pair = [w.splat(0.0); 2];
@@ -68,8 +68,8 @@ impl Numbers for Bf16 {
     }
 
     /// Multiples of 1/16 from -8 to below 8.
-    fn exact_line(bytes: [u8; 64]) -> Line {
-        let mut line = Line([0; 64]);
+    fn exact_line(bytes: [u8; 64]) -> LowLine {
+        let mut line = LowLine([0; 64]);
         for (two, byte) in line.0.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
             *two = upper_half(f32::from(byte.cast_signed()) / 16.0).to_le_bytes();
         }

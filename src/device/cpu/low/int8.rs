@@ -6,14 +6,14 @@
 //! [`GROUP`]: super::GROUP
 
 use super::wide::{Block, Wide};
-use super::{Format, Line, Numbers};
+use super::{LowFormat, LowLine, Numbers};
 
 /// Signed bytes of weights, unsigned ones of activations.
 #[derive(Clone, Copy)]
 pub(crate) struct Int8;
 
 impl Numbers for Int8 {
-    const FORMAT: Format = Format::Int8;
+    const FORMAT: LowFormat = LowFormat::Int8;
     const LINE: usize = 64;
     const HAS_SCALES: bool = true;
     type Sum = i32;
@@ -23,7 +23,7 @@ impl Numbers for Int8 {
     fn round<'l, W: Wide>(
         w: W,
         values: &[Block],
-        lines: impl Iterator<Item = &'l mut Line>,
+        lines: impl Iterator<Item = &'l mut LowLine>,
     ) -> [f32; 2] {
         let (mut low, mut high) = (w.splat(0.0), w.splat(0.0));
         for value in values {
@@ -99,7 +99,7 @@ impl Numbers for Int8 {
             .sum::<i32>()
     }
 
-    fn exact_line(bytes: [u8; 64]) -> Line {
-        Line(bytes)
+    fn exact_line(bytes: [u8; 64]) -> LowLine {
+        LowLine(bytes)
     }
 }

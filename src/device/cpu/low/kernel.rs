@@ -18,7 +18,7 @@ use super::wide::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::wide::{Avx2, Avx512};
 use super::wide::{Plain, Scalar, Wide};
-use super::{Format, Line, Numbers, PANEL, Sums, TALLEST, dot};
+use super::{LowFormat, LowLine, Numbers, PANEL, Sums, TALLEST, dot};
 use crate::device::cpu::CpuLevel;
 
 /// How products in low precision are computed.
@@ -93,11 +93,11 @@ fn are_right<W: Wide>(w: W) -> bool {
         W::Numbers::exact_line(bytes)
     };
     // A row is the same in all products, so that those of the reference are one.
-    let rows_of = |rows: usize| -> Vec<Line> {
+    let rows_of = |rows: usize| -> Vec<LowLine> {
         let of_block = |block| (0..rows).map(move |row| line(block * TALLEST + row));
         (0..BLOCKS).flat_map(of_block).collect()
     };
-    let panel: Vec<Line> = (7..7 + BLOCKS * PANEL).map(line).collect();
+    let panel: Vec<LowLine> = (7..7 + BLOCKS * PANEL).map(line).collect();
     let mut want = Sums::new();
     dot::<W::Numbers>(W::TALL, &rows_of(W::TALL), &panel, &mut want);
     (1..=W::TALL).all(|rows| {
@@ -109,32 +109,32 @@ fn are_right<W: Wide>(w: W) -> bool {
 
 impl LowKernel {
     /// What a CPU has that runs any kernel of `format` but the reference.
-    pub(crate) fn expected(format: Format) -> &'static str {
+    pub(crate) fn expected(format: LowFormat) -> &'static str {
         match format {
-            Format::Int8 => "AVX-512 VNNI, AVX-VNNI or Arm dot products",
-            Format::Bf16 => "AMX or AVX-512 BF16",
+            LowFormat::Int8 => "AVX-512 VNNI, AVX-VNNI or Arm dot products",
+            LowFormat::Bf16 => "AMX or AVX-512 BF16",
         }
     }
 
     /// The kernels of `format` and `level` that this machine runs, the fastest first and without
     /// the reference; between them why it does not run the others.
-    fn look(format: Format, level: CpuLevel) -> Vec<Result<Self, String>> {
+    fn look(format: LowFormat, level: CpuLevel) -> Vec<Result<Self, String>> {
         let all: &[(CpuLevel, &str)] = match format {
             #[cfg(target_arch = "x86_64")]
-            Format::Int8 => &[
+            LowFormat::Int8 => &[
                 #[cfg(target_os = "linux")]
                 (CpuLevel::Amx, AMX),
                 (CpuLevel::Avx512, AVX512_INT8),
                 (CpuLevel::Avx2, AVX2_INT8),
             ],
             #[cfg(target_arch = "x86_64")]
-            Format::Bf16 => &[
+            LowFormat::Bf16 => &[
                 #[cfg(target_os = "linux")]
                 (CpuLevel::Amx, AMX),
                 (CpuLevel::Avx512, AVX512_BF16),
             ],
             #[cfg(target_arch = "aarch64")]
-            Format::Int8 => &[(CpuLevel::Neon, NEON_INT8)],
+            LowFormat::Int8 => &[(CpuLevel::Neon, NEON_INT8)],
             #[allow(unreachable_patterns, reason = "platforms without kernels")]
             _ => &[],
         };
@@ -149,30 +149,30 @@ impl LowKernel {
     /// The kernel of `format` and `level`.
     ///
     /// Errors: why this machine does not run it.
-    fn find(format: Format, level: CpuLevel) -> Result<Self, String> {
+    fn find(format: LowFormat, level: CpuLevel) -> Result<Self, String> {
         let found = match (format, level) {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             (_, CpuLevel::Amx) => {
                 let simd = Avx512::new(()).ok_or_else(absent)?;
                 return match format {
-                    Format::Int8 => amx::Amx::detect().map(|amx| Self::AmxInt8(simd.with(amx))),
-                    Format::Bf16 => amx::Amx::detect().map(|amx| Self::AmxBf16(simd.with(amx))),
+                    LowFormat::Int8 => amx::Amx::detect().map(|amx| Self::AmxInt8(simd.with(amx))),
+                    LowFormat::Bf16 => amx::Amx::detect().map(|amx| Self::AmxBf16(simd.with(amx))),
                 };
             }
             #[cfg(target_arch = "x86_64")]
-            (Format::Int8, CpuLevel::Avx512) => vnni::Avx512::detect()
+            (LowFormat::Int8, CpuLevel::Avx512) => vnni::Avx512::detect()
                 .and_then(Avx512::new)
                 .map(Self::Avx512Int8),
             #[cfg(target_arch = "x86_64")]
-            (Format::Bf16, CpuLevel::Avx512) => Avx512Bf16::detect()
+            (LowFormat::Bf16, CpuLevel::Avx512) => Avx512Bf16::detect()
                 .and_then(Avx512::new)
                 .map(Self::Avx512Bf16),
             #[cfg(target_arch = "x86_64")]
-            (Format::Int8, CpuLevel::Avx2) => {
+            (LowFormat::Int8, CpuLevel::Avx2) => {
                 vnni::Avx::detect().and_then(Avx2::new).map(Self::Avx2Int8)
             }
             #[cfg(target_arch = "aarch64")]
-            (Format::Int8, CpuLevel::Neon) => neon::Dotprod::detect()
+            (LowFormat::Int8, CpuLevel::Neon) => neon::Dotprod::detect()
                 .and_then(Neon::new)
                 .map(Self::NeonInt8),
             _ => None,
@@ -183,7 +183,8 @@ impl LowKernel {
     /// Why this machine has no tiles for any format; `None`: it has.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn why_no_amx() -> Option<String> {
-        let both = [Format::Int8, Format::Bf16].map(|format| Self::find(format, CpuLevel::Amx));
+        let both =
+            [LowFormat::Int8, LowFormat::Bf16].map(|format| Self::find(format, CpuLevel::Amx));
         match both {
             [Err(why), Err(_)] => Some(why),
             _ => None,
@@ -192,7 +193,7 @@ impl LowKernel {
 
     /// The fastest kernel of `format` and `level` on this CPU that gives the reference's sums, and
     /// why it is that; `None`: the CPU has no instruction for such products, or one that is wrong.
-    pub(crate) fn detect(format: Format, level: CpuLevel) -> (Option<Self>, String) {
+    pub(crate) fn detect(format: LowFormat, level: CpuLevel) -> (Option<Self>, String) {
         let mut reasons = Vec::new();
         for found in Self::look(format, level) {
             match found {
@@ -218,7 +219,7 @@ impl LowKernel {
 
     /// As [`LowKernel::detect`] in int8, the reference itself where no other is right.
     pub(crate) fn right_int8(level: CpuLevel) -> Self {
-        let (kernel, _) = Self::detect(Format::Int8, level);
+        let (kernel, _) = Self::detect(LowFormat::Int8, level);
         kernel.unwrap_or(Self::ScalarInt8)
     }
 
@@ -237,13 +238,13 @@ impl LowKernel {
     }
 
     /// The numbers that it multiplies.
-    pub(crate) fn format(self) -> Format {
+    pub(crate) fn format(self) -> LowFormat {
         struct FormatOf;
         impl Job for FormatOf {
-            type Output = Format;
+            type Output = LowFormat;
 
             #[inline(always)]
-            fn run<W: Wide>(self, _: W) -> Format {
+            fn run<W: Wide>(self, _: W) -> LowFormat {
                 W::Numbers::FORMAT
             }
         }
@@ -301,19 +302,19 @@ impl LowKernel {
 impl LowKernel {
     /// Those of `format` that this machine runs, the fastest first; then the reference, and an
     /// emulation.
-    pub(crate) fn available(format: Format) -> Vec<Self> {
+    pub(crate) fn available(format: LowFormat) -> Vec<Self> {
         let found = Self::look(format, CpuLevel::Auto).into_iter().flatten();
         found.chain(Self::for_tests(format)).collect()
     }
 
-    fn for_tests(format: Format) -> Vec<Self> {
+    fn for_tests(format: LowFormat) -> Vec<Self> {
         match format {
-            Format::Int8 => vec![
+            LowFormat::Int8 => vec![
                 Self::ScalarInt8,
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Self::EmulatedInt8,
             ],
-            Format::Bf16 => vec![
+            LowFormat::Bf16 => vec![
                 Self::ScalarBf16,
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Self::EmulatedBf16,
@@ -372,14 +373,14 @@ impl fmt::Display for LowKernel {
 mod tests {
     use super::*;
 
-    const FORMATS: [Format; 2] = [Format::Int8, Format::Bf16];
+    const FORMATS: [LowFormat; 2] = [LowFormat::Int8, LowFormat::Bf16];
 
     #[test]
     fn the_first_kernel_that_is_right_is_taken_and_the_others_have_a_reason() {
         for format in FORMATS {
             let (kernel, why) = LowKernel::detect(format, CpuLevel::Auto);
             let name = kernel.map_or("none".to_owned(), |kernel| kernel.to_string());
-            if let (Format::Int8, Ok(want)) = (format, std::env::var("HUBROUTER_TEST_INT8")) {
+            if let (LowFormat::Int8, Ok(want)) = (format, std::env::var("HUBROUTER_TEST_INT8")) {
                 assert_eq!(name, want, "{why}");
             }
             let reasons: Vec<&str> = why.split("; ").collect();
@@ -397,7 +398,7 @@ mod tests {
                 None => assert_eq!(before, looked.len(), "{why}"),
             }
         }
-        let (kernel, _) = LowKernel::detect(Format::Int8, CpuLevel::Auto);
+        let (kernel, _) = LowKernel::detect(LowFormat::Int8, CpuLevel::Auto);
         let right = LowKernel::right_int8(CpuLevel::Auto).to_string();
         assert_eq!(right == "scalar", kernel.is_none());
     }
@@ -444,7 +445,7 @@ mod tests {
 
         const TALL: usize = 9;
 
-        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums<N::Sum>) {
+        fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut Sums<N::Sum>) {
             self.1.dot(rows, a, panel, sums);
             if rows > self.0 {
                 sums.0[self.0][1][15] = sums.0[0][0][0];

@@ -1,4 +1,5 @@
-//! Linear maps whose factors have low precision, bytes ([`Int8`]) or [`Bf16`], with sums of 32 bits.
+//! Linear maps whose factors have low precision, bytes ([`Int8`]) or [`Bf16`], with sums of 32
+//! bits.
 //!
 //! Both are packed alike, in lines of 64 bytes of which a product takes four bytes at a time: four
 //! inputs in int8, two in bf16. `y = w sum_g s_g (acc_g - z_g sum_g) + bias`, g over the groups of
@@ -44,7 +45,7 @@ const TALLEST: usize = 32;
 /// Bytes that are loaded together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub(crate) [u8; 64]);
+pub(crate) struct LowLine(pub(crate) [u8; 64]);
 
 /// The sums of a tile: rows by the two halves of a panel.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,12 +56,12 @@ pub(crate) type SumsOf<N> = Sums<<N as Numbers>::Sum>;
 
 /// Numbers of low precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub(crate) enum LowFormat {
     Int8,
     Bf16,
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for LowFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Int8 => "int8",
@@ -71,7 +72,7 @@ impl fmt::Display for Format {
 
 /// The numbers of a product's factors: how f32 is rounded to them, and what is made of their sums.
 pub(crate) trait Numbers: Copy + 'static {
-    const FORMAT: Format;
+    const FORMAT: LowFormat;
 
     /// Inputs of a line.
     const LINE: usize;
@@ -94,7 +95,7 @@ pub(crate) trait Numbers: Copy + 'static {
     fn round<'l, W: Wide>(
         w: W,
         values: &[Block],
-        lines: impl Iterator<Item = &'l mut Line>,
+        lines: impl Iterator<Item = &'l mut LowLine>,
     ) -> [f32; 2];
 
     /// Rounds an output's weights to bytes. Returns what a step is worth.
@@ -114,7 +115,7 @@ pub(crate) trait Numbers: Copy + 'static {
     fn dot_four(sum: Self::Sum, x: [u8; 4], w: [u8; 4]) -> Self::Sum;
 
     /// A line made of `bytes`; a few hundred products of such are summed exactly in any order.
-    fn exact_line(bytes: [u8; 64]) -> Line;
+    fn exact_line(bytes: [u8; 64]) -> LowLine;
 }
 
 impl<T: bytemuck::Pod> Sums<T> {
@@ -125,7 +126,7 @@ impl<T: bytemuck::Pod> Sums<T> {
 
 /// The reference: `a` is [blocks][rows] lines of activations, `panel` [blocks][2][16] lines, each
 /// of 16 outputs by four bytes; the first rows of `sums` become theirs.
-pub(crate) fn dot<N: Numbers>(rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<N>) {
+pub(crate) fn dot<N: Numbers>(rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut SumsOf<N>) {
     sums.0[..rows].fill(Sums::<N::Sum>::new().0[0]);
     for (a, panel) in a.chunks_exact(rows).zip(panel.chunks_exact(PANEL)) {
         for (sums, a) in sums.0.iter_mut().zip(a) {
@@ -147,7 +148,7 @@ pub(crate) fn multiply<W: Wide>(
     w: W,
     a: &Rows,
     tiles: Range<usize>,
-    weights: (&Linear, &[Line]),
+    weights: (&Linear, &[LowLine]),
     panels: Range<usize>,
     mut sink: impl FnMut(usize, usize, W::F),
 ) {
@@ -210,7 +211,7 @@ mod tests {
     use crate::device::cpu::Cpu;
     use crate::error::{Result, error};
 
-    const BOTH: [Format; 2] = [Format::Int8, Format::Bf16];
+    const BOTH: [LowFormat; 2] = [LowFormat::Int8, LowFormat::Bf16];
 
     /// Bytes that look random.
     pub(super) fn bytes(count: usize, seed: u32) -> Vec<u8> {
@@ -228,7 +229,7 @@ mod tests {
         bytes(2 * count, seed).chunks_exact(2).map(two).collect()
     }
 
-    fn lines<N: Numbers>(bytes: &[u8]) -> Vec<Line> {
+    fn lines<N: Numbers>(bytes: &[u8]) -> Vec<LowLine> {
         let line = |chunk: &[u8; 64]| N::exact_line(*chunk);
         bytes.as_chunks::<64>().0.iter().map(line).collect()
     }
@@ -312,7 +313,7 @@ mod tests {
         x: &'a [f32],
         inputs: usize,
         map: &'a Linear,
-        lines: &'a [Line],
+        lines: &'a [LowLine],
         y: &'a mut [f32],
         outputs: usize,
     }
@@ -341,7 +342,7 @@ mod tests {
     }
 
     /// `x` [rows][inputs] rounded as a kernel does, in f64.
-    fn rounded_rows(format: Format, x: &[f32], inputs: usize) -> Vec<f64> {
+    fn rounded_rows(format: LowFormat, x: &[f32], inputs: usize) -> Vec<f64> {
         let groups = x.chunks_exact(inputs).flat_map(|row| row.chunks(GROUP));
         let rounded = groups.flat_map(|group| {
             let low = group.iter().copied().fold(0.0, f32::min);
@@ -349,11 +350,11 @@ mod tests {
             let scale = ((high - low) / 255.0).max(1e-12);
             let zero = (-low * (1.0 / scale)).round_ties_even();
             group.iter().map(move |x| match format {
-                Format::Int8 => {
+                LowFormat::Int8 => {
                     let byte = x.mul_add(1.0 / scale, zero).round_ties_even();
                     f64::from(byte.clamp(0.0, 255.0) - zero) * f64::from(scale)
                 }
-                Format::Bf16 => rounded_half(*x),
+                LowFormat::Bf16 => rounded_half(*x),
             })
         });
         rounded.collect()
@@ -369,7 +370,7 @@ mod tests {
     /// The map in f64 of inputs and weights that were rounded in f64 as well, and the size of an
     /// output: sum |x w|.
     fn reference(
-        format: Format,
+        format: LowFormat,
         x: &[f32],
         w: &[f32],
         bias: &[f32],
@@ -381,10 +382,10 @@ mod tests {
             for (w, bias) in w.chunks_exact(inputs).zip(bias) {
                 let scale = w.iter().fold(0.0f32, |most, w| most.max(w.abs())) / 127.0;
                 let step = |w: &f32| match format {
-                    Format::Int8 => {
+                    LowFormat::Int8 => {
                         f64::from((w * (1.0 / scale)).round_ties_even()) * f64::from(scale)
                     }
-                    Format::Bf16 => rounded_half(*w),
+                    LowFormat::Bf16 => rounded_half(*w),
                 };
                 let products = x.iter().zip(w).map(|(x, w)| x * step(w));
                 let (sum, size) = products.fold((0.0, 0.0), |(sum, size), product| {
@@ -398,20 +399,20 @@ mod tests {
 
     /// Packs for the numbers of `format`.
     fn pack(
-        format: Format,
+        format: LowFormat,
         cpu: &Cpu,
         inputs: usize,
         outputs: usize,
         read: impl Fn(usize, &mut [f32]) -> Result<(f32, f32)> + Sync,
     ) -> Result<(Arena, Linear)> {
         let lines = match format {
-            Format::Int8 => Linear::size::<Int8>(inputs, outputs),
-            Format::Bf16 => Linear::size::<Bf16>(inputs, outputs),
+            LowFormat::Int8 => Linear::size::<Int8>(inputs, outputs),
+            LowFormat::Bf16 => Linear::size::<Bf16>(inputs, outputs),
         };
         let mut arena = Arena::new(lines)?;
         let map = match format {
-            Format::Int8 => Linear::pack::<Int8>(cpu, &mut arena, inputs, outputs, read),
-            Format::Bf16 => Linear::pack::<Bf16>(cpu, &mut arena, inputs, outputs, read),
+            LowFormat::Int8 => Linear::pack::<Int8>(cpu, &mut arena, inputs, outputs, read),
+            LowFormat::Bf16 => Linear::pack::<Bf16>(cpu, &mut arena, inputs, outputs, read),
         }?;
         Ok((arena, map))
     }
@@ -455,14 +456,14 @@ mod tests {
                         for (y, (want, size)) in y.iter().zip(&want) {
                             let error = (f64::from(*y) - want).abs();
                             let bound = match format {
-                                Format::Int8 => 1e-4 * (1.0 + want.abs()),
+                                LowFormat::Int8 => 1e-4 * (1.0 + want.abs()),
                                 // Of factors that are rounded already, sums in f32 alone.
-                                Format::Bf16 => 1e-5 * size + 1e-7,
+                                LowFormat::Bf16 => 1e-5 * size + 1e-7,
                             };
                             assert!(error < bound, "{format}, {kernel}: {error}");
                         }
                         let first = first.get_or_insert_with(|| y.clone());
-                        if format == Format::Int8 {
+                        if format == LowFormat::Int8 {
                             assert_eq!(*first, y, "{kernel}, {rows}");
                         }
                     }
@@ -477,12 +478,12 @@ mod tests {
         let cpu = Cpu::open(Some(1)).expect("a pool");
         let (inputs, outputs, rows) = (1536, 40, 17);
         let (x, w) = (noise(rows * inputs, 6), noise(inputs * outputs, 7));
-        let packed = pack(Format::Bf16, &cpu, inputs, outputs, |output, row| {
+        let packed = pack(LowFormat::Bf16, &cpu, inputs, outputs, |output, row| {
             row.copy_from_slice(&w[output * inputs..][..inputs]);
             Ok((0.0, 1.0))
         });
         let (arena, map) = packed.expect("good weights");
-        for kernel in LowKernel::available(Format::Bf16) {
+        for kernel in LowKernel::available(LowFormat::Bf16) {
             let mut y = vec![f32::NAN; rows * outputs];
             kernel.run(Apply {
                 x: &x,
@@ -513,12 +514,12 @@ mod tests {
         let cpu = Cpu::open(Some(1)).expect("a pool");
         let (inputs, outputs, most) = (1000, 70, 40);
         let (x, w) = (noise(most * inputs, 8), noise(inputs * outputs, 9));
-        let packed = pack(Format::Bf16, &cpu, inputs, outputs, |output, row| {
+        let packed = pack(LowFormat::Bf16, &cpu, inputs, outputs, |output, row| {
             row[..inputs].copy_from_slice(&w[output * inputs..][..inputs]);
             Ok((0.5, 3.0))
         });
         let (arena, map) = packed.expect("good weights");
-        for kernel in LowKernel::available(Format::Bf16) {
+        for kernel in LowKernel::available(LowFormat::Bf16) {
             let apply = |first: usize, rows: usize| {
                 let mut y = vec![f32::NAN; rows * outputs];
                 kernel.run(Apply {
@@ -570,7 +571,11 @@ mod tests {
 
     #[test]
     fn an_output_that_cannot_be_read_is_an_error() {
-        for (threads, format) in [(1, Format::Int8), (2, Format::Int8), (2, Format::Bf16)] {
+        for (threads, format) in [
+            (1, LowFormat::Int8),
+            (2, LowFormat::Int8),
+            (2, LowFormat::Bf16),
+        ] {
             let cpu = Cpu::open(Some(threads)).expect("a pool");
             let packed = pack(format, &cpu, 384, 96, |output, _| match output {
                 40 | 70 => Err(error!(Numeric, "output {output}")),

@@ -1,13 +1,13 @@
 //! Weights as the kernels read them.
 //!
-//! A panel has [`PANEL`] outputs: for each block of inputs (64 in int8, 32 in bf16) two halves of 16
-//! outputs, each half 16 lines, a line 16 outputs by four bytes of inputs. AVX-512 reads a line at once, AVX2 half of one. Missing
-//! inputs and outputs are zeros.
+//! A panel has [`PANEL`] outputs: for each block of inputs (64 in int8, 32 in bf16) two halves of
+//! 16 outputs, each half 16 lines, a line 16 outputs by four bytes of inputs. AVX-512 reads a line at
+//! once, AVX2 half of one. Missing inputs and outputs are zeros.
 
 use memmap2::MmapMut;
 
 use super::wide::Block;
-use super::{GROUP, Line, Numbers, PANEL};
+use super::{GROUP, LowLine, Numbers, PANEL};
 use crate::device::cpu::Cpu;
 use crate::error::{Result, error};
 
@@ -30,7 +30,7 @@ pub(crate) struct Arena {
 impl Arena {
     /// Room for `lines`.
     pub(crate) fn new(lines: usize) -> Result<Self> {
-        let bytes = lines * size_of::<Line>();
+        let bytes = lines * size_of::<LowLine>();
         let map = MmapMut::map_anon(bytes + HUGE)
             .map_err(|e| error!(Io, "cannot map {bytes} bytes for weights: {e}"))?;
         // A wish; without huge pages all is the same, and slower.
@@ -45,16 +45,16 @@ impl Arena {
         })
     }
 
-    pub(crate) fn lines(&self) -> &[Line] {
-        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<Line>()])
+    pub(crate) fn lines(&self) -> &[LowLine] {
+        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<LowLine>()])
     }
 
     /// The next `count` lines.
-    fn take(&mut self, count: usize) -> (usize, &mut [Line]) {
+    fn take(&mut self, count: usize) -> (usize, &mut [LowLine]) {
         let start = self.taken;
         self.taken += count;
-        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<Line>()];
-        let lines: &mut [Line] = bytemuck::cast_slice_mut(bytes);
+        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<LowLine>()];
+        let lines: &mut [LowLine] = bytemuck::cast_slice_mut(bytes);
         (start, &mut lines[start..][..count])
     }
 }
@@ -76,7 +76,7 @@ pub(crate) struct Linear {
 
 /// A panel that is being packed.
 struct Packing<'p> {
-    lines: &'p mut [Line],
+    lines: &'p mut [LowLine],
     scale: &'p mut [Block; 2],
     bias: &'p mut [Block; 2],
     columns: &'p mut [[Block; 2]],
@@ -174,7 +174,7 @@ impl Linear {
 
     /// A panel of this map in its arena's lines.
     #[inline(always)]
-    pub(super) fn panel<'l>(&self, lines: &'l [Line], panel: usize) -> &'l [Line] {
+    pub(super) fn panel<'l>(&self, lines: &'l [LowLine], panel: usize) -> &'l [LowLine] {
         let size = self.blocks * PANEL;
         &lines[self.start + panel * size..][..size]
     }

@@ -4,12 +4,12 @@
 use std::ops::Range;
 
 use super::wide::{Block, Wide};
-use super::{Line, Numbers};
+use super::{LowLine, Numbers};
 
 /// Rows of lines; room is kept from one use to the next.
 #[derive(Default)]
 pub(crate) struct Rows {
-    lines: Vec<Line>,
+    lines: Vec<LowLine>,
     /// (scale, zero point): [row][group]; empty for numbers without.
     scales: Vec<[f32; 2]>,
     rows: usize,
@@ -22,8 +22,8 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// Makes room for `rows` of `blocks` of inputs in the numbers of `W`, in tiles of at most as many
-    /// rows as `W` takes that are all about as tall.
+    /// Makes room for `rows` of `blocks` of inputs in the numbers of `W`, in tiles of at most
+    /// `W::TALL` rows that are all about as tall.
     pub(crate) fn reset<W: Wide>(&mut self, rows: usize, blocks: usize) {
         let group_lines = W::Numbers::GROUP_LINES;
         *self = Self {
@@ -35,7 +35,7 @@ impl Rows {
             group_lines,
             height: rows.div_ceil(rows.div_ceil(W::TALL).max(1)).max(1),
         };
-        self.lines.resize(rows * blocks, Line([0; 64]));
+        self.lines.resize(rows * blocks, LowLine([0; 64]));
         let scales = if W::Numbers::HAS_SCALES {
             rows * self.groups
         } else {
@@ -50,7 +50,7 @@ impl Rows {
 
     /// The first row of a tile, the number of its rows, and its lines.
     #[inline(always)]
-    pub(crate) fn tile(&self, tile: usize) -> (usize, usize, &[Line]) {
+    pub(crate) fn tile(&self, tile: usize) -> (usize, usize, &[LowLine]) {
         let first = tile * self.height;
         let count = self.height.min(self.rows - first);
         let lines = &self.lines[first * self.blocks..][..count * self.blocks];

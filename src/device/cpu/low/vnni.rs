@@ -9,7 +9,7 @@ use bytemuck::{cast, cast_ref};
 
 use super::int8::Int8;
 use super::wide::Dot;
-use super::{Line, Numbers, PANEL, Sums};
+use super::{LowLine, Numbers, PANEL, Sums};
 
 /// Proofs that this CPU has the instructions of a kernel, with the kernel for each number of rows.
 macro_rules! products {
@@ -35,7 +35,7 @@ macro_rules! products {
             const TALL: usize = [$($rows),*].len();
 
             #[expect(unsafe_code, reason = "the step into VNNI")]
-            fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
+            fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut Sums<i32>) {
                 match rows {
                     // SAFETY: `self` exists only where both features were found.
                     $($rows => unsafe { $kernel::<$rows>(a, panel, sums) },)*
@@ -55,14 +55,14 @@ products!(Avx: "AVX-VNNI", "avx2" and "avxvnni", avx: 1 2 3 4 5 6);
 /// tile is computed.
 #[inline(always)]
 #[expect(unsafe_code, reason = "a prefetch")]
-pub(super) fn ask_ahead<N: Numbers>(line: &Line) {
+pub(super) fn ask_ahead<N: Numbers>(line: &LowLine) {
     let next = std::ptr::from_ref(line).wrapping_add(N::GROUP_LINES * PANEL);
     // SAFETY: A prefetch reads nothing, so any address will do.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(next.cast()) };
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn avx512<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
+fn avx512<const R: usize>(a: &[LowLine], panel: &[LowLine], sums: &mut Sums<i32>) {
     let mut total = [[_mm512_setzero_si512(); 2]; R];
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();
@@ -86,7 +86,7 @@ fn avx512<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
 }
 
 #[target_feature(enable = "avx2,avxvnni")]
-fn avx<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
+fn avx<const R: usize>(a: &[LowLine], panel: &[LowLine], sums: &mut Sums<i32>) {
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();
     // Half a line holds eight outputs; two halves of six rows fill the registers.

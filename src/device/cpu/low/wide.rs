@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 
 use super::bf16::upper_half;
-use super::{Line, Numbers, SumsOf};
+use super::{LowLine, Numbers, SumsOf};
 
 /// Sixteen numbers in memory.
 pub(crate) type Block = [f32; 16];
@@ -23,7 +23,7 @@ pub(crate) trait Dot: Copy {
     const TALL: usize;
 
     /// Sums of products of `rows` rows and a panel; see [`super::dot`].
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>);
+    fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut SumsOf<Self::Numbers>);
 }
 
 /// A SIMD level with its product of numbers of low precision.
@@ -63,7 +63,7 @@ pub(crate) trait Wide: Copy {
     fn bytes(self, values: [Self::F; 4]) -> [u8; 64];
 
     /// See [`Dot::dot`].
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>);
+    fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut SumsOf<Self::Numbers>);
 
     /// The nearest bf16, ties to even.
     #[inline(always)]
@@ -198,7 +198,7 @@ impl<N: Numbers> Dot for Plain<N> {
     const TALL: usize = 4;
 
     #[inline(always)]
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<N>) {
+    fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut SumsOf<N>) {
         super::dot::<N>(rows, a, panel, sums);
     }
 }
@@ -296,7 +296,7 @@ impl<P: Dot> Wide for Scalar<P> {
     }
 
     #[inline(always)]
-    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
+    fn dot(self, rows: usize, a: &[LowLine], panel: &[LowLine], sums: &mut SumsOf<Self::Numbers>) {
         self.0.dot(rows, a, panel, sums);
     }
 }
@@ -420,7 +420,13 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
+        fn dot(
+            self,
+            rows: usize,
+            a: &[LowLine],
+            panel: &[LowLine],
+            sums: &mut SumsOf<Self::Numbers>,
+        ) {
             self.products.dot(rows, a, panel, sums);
         }
 
@@ -571,7 +577,13 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
+        fn dot(
+            self,
+            rows: usize,
+            a: &[LowLine],
+            panel: &[LowLine],
+            sums: &mut SumsOf<Self::Numbers>,
+        ) {
             self.vnni.dot(rows, a, panel, sums);
         }
     }
@@ -703,7 +715,13 @@ mod arm {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
+        fn dot(
+            self,
+            rows: usize,
+            a: &[LowLine],
+            panel: &[LowLine],
+            sums: &mut SumsOf<Self::Numbers>,
+        ) {
             self.products.dot(rows, a, panel, sums);
         }
     }
@@ -712,7 +730,7 @@ mod arm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cpu::low::{Format, Int8, Job, LowKernel};
+    use crate::device::cpu::low::{Int8, Job, LowFormat, LowKernel};
 
     /// GELU, 2^-|x|, sums and extremes of every sixteen, its bytes and halves.
     struct Functions<'a>(&'a [Block]);
@@ -744,7 +762,7 @@ mod tests {
         let xs: Vec<f32> = (-16_000..16_000).map(|i| i as f32 / 1000.0).collect();
         let blocks: Vec<Block> = xs.as_chunks::<16>().0.to_vec();
         let want = LowKernel::ScalarInt8.run(Functions(&blocks));
-        let kernels = [Format::Int8, Format::Bf16].map(LowKernel::available);
+        let kernels = [LowFormat::Int8, LowFormat::Bf16].map(LowKernel::available);
         for kernel in kernels.concat() {
             assert!(kernel.run(Functions(&blocks)) == want, "{kernel}");
         }

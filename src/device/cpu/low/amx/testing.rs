@@ -293,7 +293,7 @@ fn tile(name: &str) -> usize {
 }
 
 /// Lines that look random, and whose products are exact.
-fn noise<N: Numbers>(count: usize, seed: usize) -> Vec<Line> {
+fn noise<N: Numbers>(count: usize, seed: usize) -> Vec<LowLine> {
     let byte = |at: usize| (((at + seed) * 2_654_435_761) >> 13).to_le_bytes()[0];
     let line = |line: usize| N::exact_line(std::array::from_fn(|at| byte(line * 64 + at)));
     (0..count).map(line).collect()
@@ -550,7 +550,7 @@ fn check_encoding([one, two]: [Vec<u8>; 2], prefix: u8, opcode: u8) {
 fn sums_of_bf16_are_two_chains() {
     let half = |x: f32| super::super::bf16::upper_half(x).to_le_bytes();
     // 2^24 + 1 is no f32, so 2^24 in the even chain would swallow the ones of the odd one.
-    let (mut a, mut panel) = (vec![Line([0; 64]); 1], vec![Line([0; 64]); PANEL]);
+    let (mut a, mut panel) = (vec![LowLine([0; 64]); 1], vec![LowLine([0; 64]); PANEL]);
     for (pair, x) in [[16_777_216.0, 1.0], [0.0, 1.0], [-16_777_216.0, 0.0]]
         .into_iter()
         .enumerate()
