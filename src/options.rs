@@ -114,6 +114,7 @@ pub struct Options {
 
 /// How a router keeps the models of conversations, for requests with a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SessionOptions {

@@ -49,6 +49,11 @@ mod transcripts {
     }
 
     #[test]
+    fn shell() {
+        check("shell", &Folder::new("shell"));
+    }
+
+    #[test]
     fn build() {
         check("build", &Folder::new("build"));
     }

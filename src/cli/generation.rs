@@ -394,6 +394,10 @@ fn diff(store: &Store, old: &str, new: Option<&str>, json: bool) -> Result<()> {
         .aliased
         .iter()
         .try_for_each(|(a, b)| output::line(format!("  ~ {a} is also {b}")))?;
+    difference
+        .described
+        .iter()
+        .try_for_each(|name| output::line(format!("  ~ {name} has other attributes")))?;
     output::line(format!(
         "  rows moved: {} (at most {:.2} degrees); projection {}; encoder {}",
         difference.moved_rows,

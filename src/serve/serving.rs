@@ -21,6 +21,7 @@ use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
 use crate::serve::landmarks::{Confidences, Landmarks};
 use crate::text::tokenizer::Tokens;
+use crate::weights::with_table;
 
 pub(crate) struct Serving {
     /// Of [`serial`]: another one each time that a generation is opened.
@@ -121,14 +122,13 @@ impl Serving {
             );
         }
         let (device, host) = (encoder.device(), encoder.host());
+        let halved = kernel.is_some();
         // The two slow parts side by side.
         let (tables, network) = host.join(
             || -> Result<(Head, Index)> {
-                let recall = contents.recall()?;
-                let head = Head::new(device, &contents.projection, encoder.width())?;
-                let (hub, rows) = (&contents.hub, &contents.embeddings);
-                let Manifest { width, tau, .. } = contents.manifest;
-                Ok((head, Index::new(device, hub, rows, width, tau, recall)?))
+                let (w, inputs) = (&contents.projection, encoder.width());
+                let head = with_table(w, inputs, halved, |w| Head::new(device, w))?;
+                Ok((head, index_of(device, contents, halved)?))
             },
             || match (kernel, contents.factors(encoder.config())?) {
                 (Some(kernel), factors) => {
@@ -177,13 +177,12 @@ impl Serving {
     /// The same generation with the models that `contents` has beyond it: its network and head are
     /// shared.
     pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
-        let (hub, rows) = (&contents.hub, &contents.embeddings);
-        let Manifest { width, tau, .. } = contents.manifest;
-        let index = Index::new(self.device(), hub, rows, width, tau, contents.recall()?)?;
+        let halved = self.precision() != Precision::F32;
+        let index = index_of(self.device(), contents, halved)?;
         Ok(Self {
             serial: serial(),
             id: self.id.clone(),
-            hub: Arc::clone(hub),
+            hub: Arc::clone(&contents.hub),
             encoder: Arc::clone(&self.encoder),
             index,
             passed_over: self.passed_over.clone(),
@@ -473,6 +472,15 @@ impl Serving {
         let reads = self.index.read_bytes(sizes.prompts) + 4 * sizes.prompts * self.head.width();
         Plan::new(device, tensors, uploads, reads)
     }
+}
+
+/// The models of `contents`; with a network that is not in f32 neither are their keys, half of
+/// whose bytes are saved.
+fn index_of(device: &Device, contents: &Contents, halved: bool) -> Result<Index> {
+    let Manifest { width, tau, .. } = contents.manifest;
+    let rows = (&contents.embeddings[..], width);
+    let recall = contents.recall()?;
+    Index::new(device, &contents.hub, rows, tau, recall, halved)
 }
 
 /// A number that this process has not had before, from 1: what has it cannot be confused with what

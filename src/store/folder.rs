@@ -67,6 +67,9 @@ pub struct Difference {
     pub renamed: Vec<(String, String)>,
     /// Model and new alias; a former name counts as a rename.
     pub aliased: Vec<(String, String)>,
+    /// Models whose attributes differ.
+    #[serde(default)]
+    pub described: Vec<String>,
     /// Models whose row of E differs.
     pub moved_rows: usize,
     /// Largest angle by which a row turned, in degrees.
@@ -594,6 +597,9 @@ impl Store {
             }
             if model.retired && !before.retired {
                 difference.retired.push(model.name.to_string());
+            }
+            if before.attributes != model.attributes {
+                difference.described.push(model.name.to_string());
             }
             for alias in &model.aliases {
                 if !before.aliases.contains(alias) && *alias != before.name {
