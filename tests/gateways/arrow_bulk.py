@@ -118,8 +118,9 @@ def in_ray() -> list[str]:
 
     table = pa.table({"n": range(COUNT), "prompt": PROMPTS})
     dataset = ray.data.from_arrow([table.slice(n, BATCH) for n in range(0, COUNT, BATCH)])
+    pool = ray.data.ActorPoolStrategy(size=2)
     done = dataset.map_batches(
-        Route, batch_format="pyarrow", batch_size=BATCH, concurrency=2, num_cpus=1
+        Route, batch_format="pyarrow", batch_size=BATCH, compute=pool, num_cpus=1
     )
     rows = pa.concat_tables(ray.get(done.to_arrow_refs())).sort_by("n")
     SPANS.extend(zip(rows["began"].to_pylist(), rows["ended"].to_pylist()))

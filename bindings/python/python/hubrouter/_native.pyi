@@ -4,7 +4,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, final
 
-__all__: list[str]
 __version__: str
 
 _Path: TypeAlias = str | PathLike[str]
