@@ -13,7 +13,10 @@ ASKS = {
     "birds": "Which bird is singing in recording {n}?",
     "letters": "Translate letter {n} into Spanish.",
 }
-MODELS = {"birds": "acme/birds", "letters": "acme/letters"}
+MODELS = {
+    "birds": "DBD-research-group/AudioProtoPNet-20-BirdSet-XCL",
+    "letters": "ByteDance-Seed/Seed-X-PPO-7B",
+}
 
 
 async def ask(client: AsyncOpenAI, model: str, prompt: str, stream: bool = False):

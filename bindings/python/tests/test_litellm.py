@@ -134,7 +134,8 @@ def test_the_hook_picks_a_group_and_tells_in_headers() -> None:
     hook = litellm.Hook(["birds", "flan"], deployments=deployments)
 
     def routed(model: str, prompt: str) -> tuple[str, dict[str, str] | None]:
-        data = {"model": model, "messages": [{"role": "user", "content": prompt}], "user": object()}
+        messages = [{"role": "user", "content": prompt}]
+        data = {"model": model, "messages": messages, "metadata": None, "user": object()}
         data = asyncio.run(hook.async_pre_call_hook(None, None, data, "completion"))
         headers = asyncio.run(hook.async_post_call_response_headers_hook(data, None, None))
         return str(data["model"]), headers
@@ -145,6 +146,16 @@ def test_the_hook_picks_a_group_and_tells_in_headers() -> None:
     assert routed("flan", PROMPT) == ("flan", None)
     model, headers = routed("auto", " ")
     assert (model, headers) == ("auto", {"x-hubrouter-error": "invalid_request"})
+
+
+def test_no_exception_reaches_a_request() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    context = asking(PROMPT)
+    context.structured_messages = circle
+    done = run(litellm.RoutingPlugin(deployments=DEPLOYMENTS), context)
+    assert done.candidate_models == NAMES
+    assert done.signals["hubrouter"] == {"error": "ValueError"}
 
 
 def test_headers_are_ascii_and_of_known_names() -> None:

@@ -2,22 +2,12 @@
 
 from hubrouter.litellm import ClassifierPlugin, Hook, RoutingPlugin
 
-# `litellm_params.model` -> a model of the hub, or a card that says what the deployment is good at.
+# `litellm_params.model` -> a model of the hub that is good at the same things. A model that is like
+# none of the hub's has a card in words in place of the name:
+#     {"card": {"model_name": "acme/x", "domain": "Translation", "description": "Translates .."}}
 DEPLOYMENTS = {
-    "openai/birds": {
-        "card": {
-            "model_name": "acme/birds",
-            "domain": "Audio Classification",
-            "description": "Recognises birds by their songs in recordings.",
-        }
-    },
-    "openai/letters": {
-        "card": {
-            "model_name": "acme/letters",
-            "domain": "Translation",
-            "description": "Translates letters and other texts into other languages.",
-        }
-    },
+    "openai/birds": "DBD-research-group/AudioProtoPNet-20-BirdSet-XCL",
+    "openai/letters": "ByteDance-Seed/Seed-X-PPO-7B",
 }
 
 # router_settings.plugins: narrows the deployments of the group `auto`.

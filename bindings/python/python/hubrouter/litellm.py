@@ -131,9 +131,10 @@ class _Chooser:
                 return {"error": "no_candidate"}
             request = Request.from_chat(json.dumps(body, default=str), top=1)
             return _signal(self._router.route(request, policy=policy))
-        except Error as error:
+        except Exception as error:
+            # Whatever it is, the request goes on without a router.
             LOG.warning("not routed: %s", error)
-            return {"error": error.kind}
+            return {"error": error.kind if isinstance(error, Error) else type(error).__name__}
 
 
 def _signal(decision: Decision) -> dict[str, Any]:
@@ -259,7 +260,7 @@ class Hook(CustomLogger):  # type: ignore[misc]
         if self._models and data.get("model") == self._group:
             body = {key: data[key] for key in BODY if key in data}
             signal = await asyncio.to_thread(self._chooser.choose, body, self._models)
-            data.setdefault("metadata", {})[SIGNAL] = signal
+            data["metadata"] = {**(data.get("metadata") or {}), SIGNAL: signal}
             if "deployments" in signal:
                 data["model"] = signal["deployments"][0]
         return data
