@@ -411,7 +411,7 @@ fn add(args: &AddArgs) -> Result<()> {
     edit.hub()
         .with(models.iter().map(|new| new.model.clone()))?;
     if !args.store.dry_run {
-        let encoder = Arc::new(edit.open_encoder(&args.device.options())?);
+        let encoder = Arc::new(edit.open_encoder(&args.device.options()?)?);
         let mut progress = Progress::new("encoding cards", texts(&models) as u64);
         edit.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
     }
@@ -426,7 +426,7 @@ fn add_found(args: &AddArgs, listing: Listing) -> Result<()> {
     let domain = args.domain.as_deref();
     let encoder = match dry_run && !args.from.nearest() {
         true => None,
-        false => Some(Arc::new(edit.open_encoder(&args.device.options())?)),
+        false => Some(Arc::new(edit.open_encoder(&args.device.options()?)?)),
     };
     let nearest = match encoder.as_ref().filter(|_| args.from.nearest()) {
         Some(encoder) => Some(Nearest::new(edit.contents(), encoder)?),
@@ -521,7 +521,7 @@ fn build(args: &BuildArgs) -> Result<()> {
         (None, None) => bail!(InvalidRequest, "pass --models FILE or --data FOLDER"),
     };
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
-    let encoder = Arc::new(Encoder::open(&folder, &args.device.options())?);
+    let encoder = Arc::new(Encoder::open(&folder, &args.device.options()?)?);
     let id = if args.dry_run {
         None
     } else {
@@ -553,7 +553,7 @@ fn made(id: Option<&GenerationId>, models: usize, out: &Path) -> String {
 
 /// Makes a store of the models of a source.
 fn build_found(args: &BuildArgs, folder: &Path, listing: Listing) -> Result<()> {
-    let encoder = Arc::new(Encoder::open(folder, &args.device.options())?);
+    let encoder = Arc::new(Encoder::open(folder, &args.device.options()?)?);
     let made_by = listing.kind.made_by;
     let bundled = match args.from.nearest() {
         true => {

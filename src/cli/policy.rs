@@ -138,7 +138,7 @@ pub(super) enum PolicyCommand {
 pub(super) fn run(command: &PolicyCommand) -> Result<ExitCode> {
     let PolicyCommand::Check(args) = command;
     let policy = Policy::read(&args.file)?;
-    let options = args.device.options().for_policy(&policy);
+    let options = args.device.options()?.for_policy(&policy);
     let router = Router::open(args.store.path()?, options)?;
     let handle = router.compile(&policy);
     let handle = handle.map_err(|e| located(e, &args.file))?;

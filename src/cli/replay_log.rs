@@ -56,7 +56,7 @@ pub(super) struct ReplayLogArgs {
     /// Generation id, or its first characters; given twice: the former and the new one
     #[arg(long, required = true, value_name = "ID")]
     generation: Vec<String>,
-    /// Numbers of the encoder's products: auto, f32 or int8
+    /// Numbers of the encoder's products: auto, f32, bf16 or int8
     #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
     /// Print one JSON object
@@ -318,7 +318,7 @@ pub(super) fn run(args: &ReplayLogArgs) -> Result<ExitCode> {
     let store = Store::open(&path)?;
     let ids = [store.find(former)?, store.find(new)?];
     let policy = args.policy.read()?;
-    let mut options = args.device.options().precision(args.precision);
+    let mut options = args.device.options()?.precision(args.precision);
     if let Some(policy) = &policy {
         options = options.for_policy(policy);
     }

@@ -171,7 +171,7 @@ fn answered(
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
     let mut policy = args.policy.read()?;
-    let options = args.device.options();
+    let options = args.device.options()?;
     let router = args
         .router
         .open(args.serving.options(options, policy.as_mut()))?;

@@ -405,7 +405,7 @@ impl Router {
         self.serving.load().encoder.device_reason().to_owned()
     }
 
-    /// The numbers of the encoder's products: f32 or int8.
+    /// The numbers of the encoder's products: f32, bf16 or int8.
     pub fn precision(&self) -> Precision {
         self.serving.load().precision()
     }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::cpu::int8::ByteKernel;
+use crate::device::cpu::low::{Format, LowKernel};
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -16,7 +16,7 @@ use crate::hub::{Hub, ModelMask};
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
-use crate::model::int8::Int8;
+use crate::model::low::LowBert;
 use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
 use crate::serve::landmarks::{Confidences, Landmarks};
@@ -44,7 +44,7 @@ pub(crate) struct Serving {
 /// The encoder's network, with the generation's adapter where it has one.
 enum Network {
     F32(Arc<Bert>),
-    Int8(Box<Int8>),
+    Low(Box<LowBert>),
 }
 
 /// The tensors of one batch, from tokens to ranks.
@@ -94,13 +94,13 @@ impl Serving {
         Self::with_kernel(id, contents, encoder, passed_over, None)
     }
 
-    /// As [`Serving::new`]; with a kernel in int8, else in f32.
+    /// As [`Serving::new`]; with a kernel in its numbers, else in f32.
     pub(crate) fn with_kernel(
         id: GenerationId,
         contents: &Contents,
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
-        kernel: Option<ByteKernel>,
+        kernel: Option<LowKernel>,
     ) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
@@ -132,8 +132,8 @@ impl Serving {
             },
             || match (kernel, contents.factors(encoder.config())?) {
                 (Some(kernel), factors) => {
-                    let int8 = encoder.int8(kernel, factors.as_ref())?;
-                    Ok(Network::Int8(Box::new(int8)))
+                    let low = encoder.low(kernel, factors.as_ref())?;
+                    Ok(Network::Low(Box::new(low)))
                 }
                 (None, Some(factors)) => {
                     let merged = encoder.merged(&factors)?;
@@ -313,15 +313,18 @@ impl Serving {
         let ops = self.encoder.ops();
         match &*self.network {
             Network::F32(bert) => bert.forward(ops, pass, a, None, None),
-            Network::Int8(int8) => int8.encode(ops, pass, self.encoder.words(), a),
+            Network::Low(low) => low.encode(ops, pass, self.encoder.words(), a),
         }
     }
 
     /// The numbers that vectors are computed in.
     pub(crate) fn precision(&self) -> Precision {
-        match *self.network {
+        match &*self.network {
             Network::F32(_) => Precision::F32,
-            Network::Int8(_) => Precision::Int8,
+            Network::Low(low) => match low.format() {
+                Format::Int8 => Precision::Int8,
+                Format::Bf16 => Precision::Bf16,
+            },
         }
     }
 
@@ -348,7 +351,7 @@ impl Serving {
     pub(crate) fn network(&self) -> &Bert {
         match &*self.network {
             Network::F32(bert) => bert,
-            Network::Int8(_) => unreachable!("learning opens a generation in f32"),
+            Network::Low(_) => unreachable!("learning opens a generation in f32"),
         }
     }
 

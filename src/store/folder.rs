@@ -170,7 +170,7 @@ impl Store {
     }
 
     pub(super) fn open_encoder(&self, pin: &EncoderPin, options: &Options) -> Result<Encoder> {
-        let host = Arc::new(Cpu::open(options.threads)?);
+        let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
         open_encoder(&self.root, pin, host, options)
     }
 
@@ -421,7 +421,7 @@ impl Store {
         options.look_in.clone_from(&self.look_in);
         match find_encoder(&self.root, &contents.manifest.encoder, &options) {
             Ok(folder) => {
-                let host = Arc::new(Cpu::open(options.threads)?);
+                let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
                 let encoder = Encoder::open_lazily(&folder, host, &options)?;
                 ask(id, contents, &Arc::new(encoder))
             }

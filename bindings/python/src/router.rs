@@ -116,7 +116,8 @@ impl PyRouter {
     #[new]
     #[pyo3(signature = (
         store=None, *, generation=None, device="auto", threads=None, fallback=false, encoder=None,
-        look_in=None, max_tokens=None, precision="auto", cache_bytes=0, queue=None, sessions=None
+        look_in=None, max_tokens=None, precision="auto", cpu="auto", cache_bytes=0, queue=None,
+        sessions=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments")]
     fn new(
@@ -130,6 +131,7 @@ impl PyRouter {
         look_in: Option<Vec<PathBuf>>,
         max_tokens: Option<usize>,
         precision: &str,
+        cpu: &str,
         cache_bytes: usize,
         queue: Option<usize>,
         sessions: Option<Bound<'_, PyDict>>,
@@ -140,6 +142,7 @@ impl PyRouter {
         options.look_in.splice(0..0, look_in.unwrap_or_default());
         options.max_tokens = max_tokens;
         options.precision = precision.parse().map_err(|error| raised(&error))?;
+        options.cpu = cpu.parse().map_err(|error| raised(&error))?;
         options.cache_bytes = cache_bytes;
         options.queue = queue;
         if let Some(sessions) = sessions {

@@ -152,6 +152,8 @@ def test_errors_say_what_was_found(tmp_path: Path, router: hubrouter.Router) -> 
     assert caught.value.kind == "io" and isinstance(caught.value, hubrouter.Error)
     with pytest.raises(hubrouter.InvalidRequestError, match="precision"):
         hubrouter.Router(precision="f16")  # type: ignore[arg-type]
+    with pytest.raises(hubrouter.InvalidRequestError, match="f16"):
+        hubrouter.Router(cpu="f16")
     with pytest.raises(hubrouter.NoAdapterError):
         hubrouter.Router(device="no such adapter")
     with pytest.raises(hubrouter.InvalidRequestError, match="UTF-8"):

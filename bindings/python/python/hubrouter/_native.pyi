@@ -9,7 +9,7 @@ __version__: str
 _Path: TypeAlias = str | PathLike[str]
 _Session: TypeAlias = str | tuple[str, str]
 _Shape: TypeAlias = Literal["openai_chat", "openai_responses", "anthropic_messages"]
-_Precision: TypeAlias = Literal["auto", "f32", "int8"]
+_Precision: TypeAlias = Literal["auto", "f32", "bf16", "int8"]
 _Rows: TypeAlias = Iterable[Mapping[str, Any]]
 
 class _ArrowArray(Protocol):
@@ -272,6 +272,7 @@ class Router:
         look_in: Sequence[_Path] | None = None,
         max_tokens: int | None = None,
         precision: _Precision = "auto",
+        cpu: str = "auto",
         cache_bytes: int = 0,
         queue: int | None = None,
         sessions: dict[str, Any] | None = None,
