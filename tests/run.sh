@@ -42,6 +42,7 @@ export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
 
 step "format"
 cargo fmt --check
+cargo fmt --check --package hubrouter-python
 
 step "lints"
 cargo clippy --locked --all-targets --features tokio,capi -- -D warnings
@@ -54,11 +55,16 @@ cargo test --locked --features tokio
 step "tests without features: the CPU alone"
 # On every platform, whatever crate would bring them.
 tree=$(cargo tree --locked --no-default-features -e normal,build --target all --prefix none)
-if grep -E '^(wgpu|naga)' <<<"$tree"; then
-  echo "expected no wgpu and no naga without the feature gpu, found those above" >&2
+if grep -E '^(wgpu|naga|pyo3|arrow)' <<<"$tree"; then
+  echo "expected no wgpu and no naga without the feature gpu, and nothing of bindings; found those" >&2
   exit 1
 fi
 cargo test --locked --no-default-features --features capi --lib --test concurrency --test golden --test hosts
+
+step "the Python wheel"
+python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+cargo clippy --locked --package hubrouter-python --no-default-features -- -D warnings
+./bindings/python/test.sh
 
 # A toolchain or a target that rustup cannot get here is named, and is no failure.
 unchecked=()

@@ -39,6 +39,7 @@ mod terminal;
 mod usage;
 mod web;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -265,9 +266,15 @@ impl StoreToChange {
 
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    run(std::env::args_os().collect())
+}
+
+/// Runs the command with these arguments, the first of which is the program's name. Once in a
+/// process: it takes over the log and the signals.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return usage::say(error),
+        Err(error) => return usage::say(error, arguments.into_iter().skip(1)),
     };
     output::listen_to_log(cli.verbose);
     let outcome = match cli.command {
