@@ -76,7 +76,6 @@ pub async fn observed(
     };
     let response = next.run(request).instrument(span.clone()).await;
     let code = response.status().as_u16();
-    span.record("http.response.status_code", code);
     let labels = RequestLabels {
         api: api_name(api),
         code,
@@ -86,39 +85,38 @@ pub async fn observed(
         .metrics
         .request_duration
         .observe(began.elapsed().as_secs_f64());
-    if let Some(record) = response.extensions().get::<RouteRecord>() {
-        gateway.metrics.decided(api_name(api), record);
-        describe(&span, record);
+    match response.extensions().get::<RouteRecord>() {
+        None => {
+            span.record("http.response.status_code", code);
+        }
+        Some(record) => {
+            gateway.metrics.decided(api_name(api), record);
+            describe(&span, code, record);
+        }
     }
     response.map(|body| Body::new(ObservedBody { body, _open: open }))
 }
 
-fn describe(span: &Span, record: &RouteRecord) {
-    span.record("hubrouter.requested", record.requested.as_str());
-    span.record("hubrouter.reason", record.reason.as_str());
-    span.record("hubrouter.fallback", record.fallback);
-    let micros = u64::try_from(record.elapsed.as_micros()).unwrap_or(u64::MAX);
-    span.record("hubrouter.route_us", micros);
-    if let Some(model) = &record.model {
-        span.record("hubrouter.model", &**model);
-    }
-    let Some(decision) = &record.decision else {
-        return;
-    };
-    span.record(
-        "hubrouter.generation",
-        decision.revisions.generation.as_str(),
+/// All at once: each single call writes the span's fields anew.
+fn describe(span: &Span, code: u16, record: &RouteRecord) {
+    let decision = record.decision.as_deref();
+    let first = decision.and_then(|decision| decision.ranked.first());
+    let confidence = decision.and_then(|decision| decision.confidence);
+    let policy = decision.and_then(|decision| decision.policy.as_ref());
+    tracing::record_all!(
+        span,
+        http.response.status_code = code,
+        hubrouter.requested = record.requested.as_str(),
+        hubrouter.model = record.model.as_deref(),
+        hubrouter.reason = record.reason.as_str(),
+        hubrouter.fallback = record.fallback,
+        hubrouter.generation = decision.map(|decision| decision.revisions.generation.as_str()),
+        hubrouter.domain = first.map(|first| &*first.domain),
+        hubrouter.probability = first.map(|first| f64::from(first.probability)),
+        hubrouter.confidence = confidence.map(|confidence| f64::from(confidence.domain)),
+        hubrouter.eligible = policy.map(|policy| policy.eligible),
+        hubrouter.route_us = u64::try_from(record.elapsed.as_micros()).unwrap_or(u64::MAX),
     );
-    if let Some(first) = decision.ranked.first() {
-        span.record("hubrouter.domain", &*first.domain);
-        span.record("hubrouter.probability", f64::from(first.probability));
-    }
-    if let Some(confidence) = &decision.confidence {
-        span.record("hubrouter.confidence", f64::from(confidence.domain));
-    }
-    if let Some(policy) = &decision.policy {
-        span.record("hubrouter.eligible", policy.eligible);
-    }
 }
 
 /// A request whose answer has not ended.
@@ -193,26 +191,14 @@ pub async fn forward(
             }
         };
     };
-    let span = tracing::info_span!(
-        "gateway.upstream",
-        otel.kind = "client",
-        trace_id = Empty,
-        span_id = Empty,
-        parent_span_id = Empty,
-        gen_ai.operation.name = "chat",
-        gen_ai.provider.name = upstream.name.as_str(),
-        gen_ai.request.model = model.as_str(),
-        server.address = upstream.base.as_str(),
-        http.response.status_code = Empty,
-    );
-    let call = called(&gateway, api, upstream, parts, body);
-    call.instrument(span).await
+    called(&gateway, api, upstream, &model, parts, body).await
 }
 
 async fn called(
     gateway: &Arc<Gateway>,
     api: ChatShape,
     upstream: &Upstream,
+    model: &str,
     mut parts: Parts,
     body: Bytes,
 ) -> Response {
@@ -251,20 +237,30 @@ async fn called(
         }
         None => {}
     }
-    if let Some(context) = parts.extensions.remove::<TraceContext>() {
-        let span = Span::current();
-        let span_id = context.child(&mut parts.headers);
-        span.record("trace_id", context.trace_id);
-        span.record("span_id", span_id);
-        span.record("parent_span_id", context.span_id);
-    }
+    let context = parts.extensions.remove::<TraceContext>();
+    let span_id = context
+        .as_ref()
+        .map(|context| context.child(&mut parts.headers));
+    let span = tracing::info_span!(
+        "gateway.upstream",
+        otel.kind = "client",
+        trace_id = context.as_ref().map(|context| context.trace_id.as_str()),
+        span_id = span_id.as_deref(),
+        parent_span_id = context.as_ref().map(|context| context.span_id.as_str()),
+        gen_ai.operation.name = "chat",
+        gen_ai.provider.name = upstream.name.as_str(),
+        gen_ai.request.model = model,
+        server.address = upstream.base.as_str(),
+        http.response.status_code = Empty,
+    );
     let mut request = http::Request::new(Full::new(body.clone()));
     *request.method_mut() = parts.method;
     *request.uri_mut() = uri;
     *request.headers_mut() = parts.headers;
     let limits = &gateway.config.limits;
     let patience = Duration::from_secs(limits.answer_seconds);
-    let answered = tokio::time::timeout(patience, gateway.client.request(request)).await;
+    let call = gateway.client.request(request).instrument(span.clone());
+    let answered = tokio::time::timeout(patience, call).await;
     let response = match answered {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
@@ -281,7 +277,7 @@ async fn called(
     };
     let took = began.elapsed();
     let status = response.status();
-    Span::current().record("http.response.status_code", status.as_u16());
+    span.record("http.response.status_code", status.as_u16());
     let labels = UpstreamLabels {
         upstream: upstream.name.clone(),
     };
