@@ -36,7 +36,7 @@ mod store;
 mod text;
 mod weights;
 
-pub use device::DeviceChoice;
+pub use device::{CpuLevel, DeviceChoice};
 pub use encoder::Encoder;
 #[doc(hidden)]
 pub use encoder::{ImportOptions, Imported, Trace, import_encoder};

@@ -59,7 +59,9 @@ function response(status, headers, text)
   if not generation or not expected[generation] then
     return wrong("generation " .. tostring(generation))
   end
-  if not generations:find(generation, 1, true) then generations = generations .. generation .. " " end
+  if not generations:find(generation, 1, true) then
+    generations = generations .. generation .. " "
+  end
   if user ~= "new" and expected[generation][tonumber(user)] ~= model then
     wrong("prompt " .. user .. " of " .. generation .. " went to " .. model)
   end
@@ -77,8 +79,9 @@ function done(summary, latency)
   local e = summary.errors
   io.write(why)
   io.write(string.format(
-    'RESULT {"requests":%d,"seconds":%.3f,"bad":%d,"errors":%d,"generations":%d,"p50_us":%d,"p99_us":%d,"max_us":%d}\n',
+    'RESULT {"requests":%d,"seconds":%.3f,"bad":%d,"errors":%d,"generations":%d,' ..
+    '"p50_us":%d,"p99_us":%d}\n',
     summary.requests, summary.duration / 1e6, wrongs,
     e.connect + e.read + e.write + e.status + e.timeout, kinds,
-    latency:percentile(50), latency:percentile(99), latency.max))
+    latency:percentile(50), latency:percentile(99)))
 end

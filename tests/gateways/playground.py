@@ -12,7 +12,8 @@ BIRD = "Which bird is singing in this recording?"
 CONTRAST = """() => {
   const rgb = (text) => text.match(/[0-9.]+/g).map(Number);
   const light = (c) => {
-    const [r, g, b] = c.map((x) => { x /= 255; return x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4; });
+    const linear = (x) => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+    const [r, g, b] = c.map((x) => linear(x / 255));
     return .2126 * r + .7152 * g + .0722 * b;
   };
   const behind = (e) => {
@@ -28,7 +29,7 @@ CONTRAST = """() => {
     if (!own || !e.getClientRects().length) continue;
     const a = light(rgb(getComputedStyle(e).color).slice(0, 3)), b = light(behind(e));
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) low.push(`${e.tagName} ${e.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
+    if (ratio < 4.5) low.push(`${e.tagName} ${e.textContent.trim().slice(0, 30)} ${ratio}`);
   }
   return low;
 }"""

@@ -82,6 +82,8 @@ impl Gateway {
 
     fn opened(config: Config) -> Result<Self, Failure> {
         let routing = &config.routing;
+        let policy = config.policy.as_ref().map(Policy::read).transpose()?;
+        let policy = policy.unwrap_or_default();
         let mut options = Options::default()
             .device("cpu")
             .threads(routing.threads)
@@ -90,12 +92,12 @@ impl Gateway {
         if let Some(encoder) = &config.encoder {
             options = options.encoder(encoder);
         }
+        // A policy may name its cache and its sessions.
+        options = options.for_policy(&policy);
         let router = Arc::new(Router::open(&config.store, options)?);
         let upstreams: Result<Vec<Upstream>, Failure> =
             config.upstreams.iter().map(Upstream::new).collect();
         let upstreams = upstreams?;
-        let policy = config.policy.as_ref().map(Policy::read).transpose()?;
-        let policy = policy.unwrap_or_default();
         if policy.candidates.is_some() {
             return Err(Failure(
                 "policy: expected no candidates (the models of the upstreams are), found some"

@@ -267,8 +267,8 @@ impl Metrics {
     }
 }
 
-/// OpenMetrics as the older format: a counter's or an info's type names the sample as it is spelled,
-/// and there is no unit and no end.
+/// OpenMetrics as the older format: a counter's or an info's type names the sample as it is
+/// spelled, and there is no unit and no end.
 fn prometheus(open: &str) -> String {
     let mut text = String::with_capacity(open.len());
     let mut help = None;

@@ -13,8 +13,8 @@ const STYLE: &str = include_str!("../playground/style.css");
 const SCRIPT: &str = include_str!("../playground/playground.js");
 
 /// Nothing from elsewhere, and in no frame.
-const SOURCES: &str = "default-src 'none'; img-src data:; script-src 'self'; style-src 'self'; connect-src 'self'; \
-    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const SOURCES: &str = "default-src 'none'; img-src data:; script-src 'self'; style-src 'self'; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn routes() -> Router {
     Router::new()

@@ -3,7 +3,10 @@
 //! Each operation is one of IEEE 754, correctly rounded, and a fused multiply-add is called by that
 //! name; nothing is left to the compiler's choice.
 
-use super::{ByteLine, Sums};
+use std::marker::PhantomData;
+
+use super::bf16::upper_half;
+use super::{Line, Numbers, SumsOf};
 
 /// Sixteen numbers in memory.
 pub(crate) type Block = [f32; 16];
@@ -12,18 +15,22 @@ pub(crate) type Block = [f32; 16];
 /// even, which stays in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// How a SIMD level multiplies bytes.
+/// How a SIMD level multiplies numbers of low precision.
 pub(crate) trait Dot: Copy {
+    type Numbers: Numbers;
+
     /// Most rows of a register tile.
     const TALL: usize;
 
-    /// Sums of products of `rows` rows of bytes (0 to 255) and a panel's signed bytes; see
-    /// [`super::dot`].
-    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums);
+    /// Sums of products of `rows` rows and a panel; see [`super::dot`].
+    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>);
 }
 
-/// A SIMD level with its product of bytes.
+/// A SIMD level with its product of numbers of low precision.
 pub(crate) trait Wide: Copy {
+    /// Those that it multiplies.
+    type Numbers: Numbers;
+
     /// Sixteen numbers in registers.
     type F: Copy;
 
@@ -56,7 +63,18 @@ pub(crate) trait Wide: Copy {
     fn bytes(self, values: [Self::F; 4]) -> [u8; 64];
 
     /// See [`Dot::dot`].
-    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums);
+    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>);
+
+    /// The nearest bf16, ties to even.
+    #[inline(always)]
+    fn halves(self, values: [Self::F; 2]) -> [u8; 64] {
+        let mut out = [0; 64];
+        let values = values.into_iter().flat_map(|values| self.store(values));
+        for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *out = upper_half(value).to_le_bytes();
+        }
+        out
+    }
 
     /// Row i of the result has number i of each row.
     #[inline(always)]
@@ -166,14 +184,22 @@ pub(crate) struct Scalar<P>(pub(crate) P);
 
 /// The reference's products.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain;
+pub(crate) struct Plain<N>(PhantomData<N>);
 
-impl Dot for Plain {
+impl<N> Plain<N> {
+    pub(crate) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<N: Numbers> Dot for Plain<N> {
+    type Numbers = N;
+
     const TALL: usize = 4;
 
     #[inline(always)]
-    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
-        super::dot(rows, a, panel, sums);
+    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<N>) {
+        super::dot::<N>(rows, a, panel, sums);
     }
 }
 
@@ -187,6 +213,7 @@ fn each(f: impl Fn(usize) -> f32) -> Block {
 }
 
 impl<P: Dot> Wide for Scalar<P> {
+    type Numbers = P::Numbers;
     type F = Block;
 
     const TALL: usize = P::TALL;
@@ -269,7 +296,7 @@ impl<P: Dot> Wide for Scalar<P> {
     }
 
     #[inline(always)]
-    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
         self.0.dot(rows, a, panel, sums);
     }
 }
@@ -287,7 +314,7 @@ mod x86 {
     use super::super::vnni;
     use super::*;
 
-    /// 512-bit registers; products of AVX-512 VNNI or AMX.
+    /// 512-bit registers; products of AVX-512 VNNI, AVX-512 BF16 or AMX.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512<P> {
         pub(in super::super) simd: V4,
@@ -308,6 +335,7 @@ mod x86 {
     }
 
     impl<P: Dot> Wide for Avx512<P> {
+        type Numbers = P::Numbers;
         type F = __m512;
 
         const TALL: usize = P::TALL;
@@ -392,7 +420,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
             self.products.dot(rows, a, panel, sums);
         }
 
@@ -448,6 +476,7 @@ mod x86 {
     }
 
     impl Wide for Avx2 {
+        type Numbers = <vnni::Avx as Dot>::Numbers;
         type F = Pair;
 
         const TALL: usize = vnni::Avx::TALL;
@@ -542,7 +571,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
             self.vnni.dot(rows, a, panel, sums);
         }
     }
@@ -581,6 +610,7 @@ mod arm {
     }
 
     impl Wide for Neon {
+        type Numbers = <neon::Dotprod as Dot>::Numbers;
         type F = Quad;
 
         const TALL: usize = neon::Dotprod::TALL;
@@ -673,7 +703,7 @@ mod arm {
         }
 
         #[inline(always)]
-        fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+        fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<Self::Numbers>) {
             self.products.dot(rows, a, panel, sums);
         }
     }
@@ -682,9 +712,9 @@ mod arm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cpu::int8::{ByteKernel, Job};
+    use crate::device::cpu::low::{Format, Int8, Job, LowKernel};
 
-    /// GELU, 2^-|x|, sums and extremes of every sixteen, and its bytes.
+    /// GELU, 2^-|x|, sums and extremes of every sixteen, its bytes and halves.
     struct Functions<'a>(&'a [Block]);
 
     impl Job for Functions<'_> {
@@ -700,6 +730,7 @@ mod tests {
                 let low = w.min(x, w.sub(w.splat(0.0), x));
                 powers.extend(w.store(w.exp2(low)));
                 totals.extend([w.total(x), w.least(x), w.largest(x)]);
+                bytes.extend(w.halves([x, w.gelu(x)]));
                 bytes.extend(w.bytes([x, low, w.mul(x, w.splat(20.0)), w.splat(1e9)]));
                 let turned = w.transpose([x; 16]);
                 totals.extend(w.store(turned[3]));
@@ -712,8 +743,9 @@ mod tests {
     fn functions_are_accurate_and_the_same_at_every_level() {
         let xs: Vec<f32> = (-16_000..16_000).map(|i| i as f32 / 1000.0).collect();
         let blocks: Vec<Block> = xs.as_chunks::<16>().0.to_vec();
-        let want = ByteKernel::Scalar.run(Functions(&blocks));
-        for kernel in ByteKernel::available() {
+        let want = LowKernel::ScalarInt8.run(Functions(&blocks));
+        let kernels = [Format::Int8, Format::Bf16].map(LowKernel::available);
+        for kernel in kernels.concat() {
             assert!(kernel.run(Functions(&blocks)) == want, "{kernel}");
         }
         let (gelu, powers, totals, bytes) = want;
@@ -748,6 +780,6 @@ mod tests {
     }
 
     fn want_of(x: f32) -> f32 {
-        Scalar(Plain).exp2([x; 16])[0]
+        Scalar(Plain::<Int8>::new()).exp2([x; 16])[0]
     }
 }

@@ -10,19 +10,67 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
-use crate::device::cpu::int8::dot;
+use crate::device::cpu::low::Sums;
+use crate::device::cpu::low::bf16::f32s;
+use crate::device::cpu::low::dot;
 
 type Tile = [[u8; 64]; HALF];
 
 /// Tiles, and what was done to their configuration.
-#[derive(Default)]
-pub(in super::super) struct Emulation {
+pub(in super::super) struct Emulation<N> {
     config: RefCell<Option<TileConfig>>,
     /// Rows of the first and second half that were configured; `None`: a release.
     log: RefCell<Vec<Option<[u8; 2]>>>,
     /// A change of the instructions, (from, to), that must be noticed.
     planted: Option<(&'static str, &'static str)>,
+    numbers: PhantomData<N>,
 }
+
+impl<N> Default for Emulation<N> {
+    fn default() -> Self {
+        Self {
+            config: RefCell::default(),
+            log: RefCell::default(),
+            planted: None,
+            numbers: PhantomData,
+        }
+    }
+}
+
+/// The instructions' text, what its registers hold, and the tiles that it lists.
+type Text = (
+    &'static [&'static str],
+    HashMap<&'static str, usize>,
+    &'static [&'static str],
+);
+
+/// Numbers whose products are emulated.
+pub(in super::super) trait TileText: TileNumbers {
+    fn text(is_tall: bool, registers: Registers) -> Text;
+}
+
+macro_rules! as_text {
+    ([$from:ident] $($text:expr),*; $($name:ident)*; $($tile:tt)*) => {(
+        &[$($text),*][..],
+        HashMap::from([$((stringify!($name), $from.$name as usize)),*]),
+        &[$($tile),*][..],
+    )};
+}
+
+macro_rules! tile_text {
+    ($numbers:ident, $bit:literal, $dot:literal) => {
+        impl TileText for $numbers {
+            fn text(is_tall: bool, registers: Registers) -> Text {
+                match is_tall {
+                    true => two_halves!($dot, as_text!(registers)),
+                    false => one_half!($dot, as_text!(registers)),
+                }
+            }
+        }
+    };
+}
+
+each_numbers!(tile_text);
 
 /// What instructions can reach.
 struct Reach<'m> {
@@ -33,7 +81,9 @@ struct Reach<'m> {
     tiles: [Tile; 8],
 }
 
-impl Unit for &Emulation {
+impl<N: TileText> Unit for &Emulation<N> {
+    type Numbers = N;
+
     fn configure(self, config: &TileConfig) {
         assert_eq!((config.palette, config.start), (1, 0));
         assert_eq!(config.reserved, [0; 14]);
@@ -61,19 +111,9 @@ impl Unit for &Emulation {
     }
 
     #[expect(unsafe_code, reason = "as in the trait; all is checked here")]
-    unsafe fn multiply(self, mut operands: Operands<'_>) {
-        macro_rules! as_text {
-            ([$from:ident] $($text:tt),*; $($name:ident)*; $($tile:tt)*) => {(
-                &[$($text),*][..],
-                HashMap::from([$((stringify!($name), $from.$name as usize)),*]),
-                &[$($tile),*][..],
-            )};
-        }
+    unsafe fn multiply(self, mut operands: Operands<'_, N>) {
         let registers = operands.registers();
-        let (text, registers, clobbers) = match operands.is_tall() {
-            true => two_halves!(as_text!(registers)),
-            false => one_half!(as_text!(registers)),
-        };
+        let (text, registers, clobbers) = N::text(operands.is_tall(), registers);
         let text: Vec<String> = match self.planted {
             None => text.iter().map(|line| (*line).to_owned()).collect(),
             Some((from, to)) => text.iter().map(|line| line.replace(from, to)).collect(),
@@ -89,8 +129,8 @@ impl Unit for &Emulation {
             readable: [operands.a, operands.panel].map(bytemuck::cast_slice),
             writable: bytemuck::cast_slice_mut(&mut operands.sums.0[..operands.rows]),
             config: self.config.borrow().expect("tiles that are configured"),
-            // What a tile held before is never used.
-            tiles: [[[0xa5; 64]; HALF]; 8],
+            // What a tile held before is never used; as f32 it is 1.5e16.
+            tiles: [[[0x5a; 64]; HALF]; 8],
         }
         .run(&text);
     }
@@ -108,7 +148,14 @@ impl Reach<'_> {
                 ("tilezero", [to]) => self.tiles[tile(to)] = [[0; 64]; HALF],
                 ("tileloadd", [to, from]) => self.load(tile(to), from),
                 ("tilestored", [to, from]) => self.store(to, tile(from)),
-                ("tdpbusd", [sums, a, b]) => self.multiply(tile(sums), tile(a), tile(b)),
+                ("tdpbusd" | "tdpbf16ps", [sums, a, b]) => {
+                    let tiles = [sums, a, b].map(|name| tile(name));
+                    self.check(tiles);
+                    match name {
+                        "tdpbusd" => self.multiply_bytes(tiles),
+                        _ => self.multiply_bf16(tiles),
+                    }
+                }
                 ("add", [to, what]) => {
                     let what = self.value(what);
                     *self.register(to) += what;
@@ -177,8 +224,8 @@ impl Reach<'_> {
         }
     }
 
-    /// Sums of products of the unsigned bytes of `a` and the signed bytes of `b`, by fours.
-    fn multiply(&mut self, sums: usize, a: usize, b: usize) {
+    /// The shapes of sums, first and second factor.
+    fn check(&self, [sums, a, b]: [usize; 3]) {
         let (rows, line) = (self.config.rows, self.config.line);
         let is_defined = rows[sums] == rows[a]
             && line[sums] == line[b]
@@ -190,8 +237,13 @@ impl Reach<'_> {
             is_defined,
             "tiles {sums}, {a}, {b}: rows {rows:?}, lines {line:?}"
         );
+    }
+
+    /// Sums of products of the unsigned bytes of `a` and the signed bytes of `b`, by fours.
+    fn multiply_bytes(&mut self, [sums, a, b]: [usize; 3]) {
+        let rows = self.config.rows[sums].into();
         let [a, b] = [a, b].map(|tile| self.tiles[tile]);
-        for (sums, a) in self.tiles[sums].iter_mut().zip(a).take(rows[sums].into()) {
+        for (sums, a) in self.tiles[sums].iter_mut().zip(a).take(rows) {
             for (x, b) in a.as_chunks::<4>().0.iter().zip(b) {
                 let columns = sums.as_chunks_mut::<4>().0.iter_mut();
                 for (sum, w) in columns.zip(b.as_chunks::<4>().0) {
@@ -204,6 +256,35 @@ impl Reach<'_> {
             }
         }
     }
+
+    /// Sums of products of bf16, by twos: of the even and of the odd inputs apart, one chain of
+    /// fused multiply-adds each, both added to what was there. What is below 2^-126 counts as zero.
+    fn multiply_bf16(&mut self, [sums, a, b]: [usize; 3]) {
+        let flushed = |x: f32| {
+            if x.is_subnormal() {
+                0.0f32.copysign(x)
+            } else {
+                x
+            }
+        };
+        let rows = self.config.rows[sums].into();
+        let [a, b] = [a, b].map(|tile| self.tiles[tile]);
+        for (sums, a) in self.tiles[sums].iter_mut().zip(a).take(rows) {
+            let mut chains = [[0.0f32; 2]; 16];
+            for (x, b) in a.as_chunks::<4>().0.iter().zip(b) {
+                for (chain, w) in chains.iter_mut().zip(b.as_chunks::<4>().0) {
+                    let [x, w] = [*x, *w].map(f32s);
+                    for (i, chain) in chain.iter_mut().enumerate() {
+                        *chain = flushed(flushed(x[i]).mul_add(flushed(w[i]), *chain));
+                    }
+                }
+            }
+            for (sum, [even, odd]) in sums.as_chunks_mut::<4>().0.iter_mut().zip(chains) {
+                let all = flushed(f32::from_le_bytes(*sum)) + flushed(even + odd);
+                *sum = flushed(all).to_le_bytes();
+            }
+        }
+    }
 }
 
 fn tile(name: &str) -> usize {
@@ -211,19 +292,23 @@ fn tile(name: &str) -> usize {
     number.parse().expect("its number")
 }
 
-/// Lines that look random.
-fn noise(count: usize, seed: usize) -> Vec<ByteLine> {
+/// Lines that look random, and whose products are exact.
+fn noise<N: Numbers>(count: usize, seed: usize) -> Vec<Line> {
     let byte = |at: usize| (((at + seed) * 2_654_435_761) >> 13).to_le_bytes()[0];
-    let line = |line: usize| ByteLine(std::array::from_fn(|at| byte(line * 64 + at)));
+    let line = |line: usize| N::exact_line(std::array::from_fn(|at| byte(line * 64 + at)));
     (0..count).map(line).collect()
 }
 
 /// Whether a product with `planted` in its instructions is the reference's; a panic means no.
-fn is_right(rows: usize, blocks: usize, planted: Option<(&'static str, &'static str)>) -> bool {
-    let (a, panel) = (noise(rows * blocks, 1), noise(PANEL * blocks, 99));
+fn is_right<N: TileText>(
+    rows: usize,
+    blocks: usize,
+    planted: Option<(&'static str, &'static str)>,
+) -> bool {
+    let (a, panel) = (noise::<N>(rows * blocks, 1), noise::<N>(PANEL * blocks, 99));
     let (mut got, mut want) = (Sums::new(), Sums::new());
-    dot(rows, &a, &panel, &mut want);
-    let emulation = Emulation {
+    dot::<N>(rows, &a, &panel, &mut want);
+    let emulation = Emulation::<N> {
         planted,
         ..Emulation::default()
     };
@@ -233,9 +318,14 @@ fn is_right(rows: usize, blocks: usize, planted: Option<(&'static str, &'static 
 
 #[test]
 fn planted_errors_in_the_instructions_are_noticed() {
+    notice_planted_errors::<Int8>();
+    notice_planted_errors::<Bf16>();
+}
+
+fn notice_planted_errors<N: TileText>() {
     for rows in [1, 16, 17, 32] {
         assert!(
-            is_right(rows, 6, None) && is_right(rows, 24, None),
+            is_right::<N>(rows, 6, None) && is_right::<N>(rows, 24, None),
             "{rows}"
         );
     }
@@ -248,7 +338,7 @@ fn planted_errors_in_the_instructions_are_noticed() {
         ("+ 1024", "+ 960"),
         ("+ {line}", "+ {row}"),
         ("tmm4, tmm6", "tmm6, tmm4"),
-        ("tdpbusd tmm1, tmm4, tmm7", "tdpbusd tmm1, tmm4, tmm6"),
+        (" tmm1, tmm4, tmm7", " tmm1, tmm4, tmm6"),
         ("{b}, 2048", "{b}, 2112"),
         ("{b}, 2048", "{b}, 1024"),
         ("{a0}, {step}", "{a0}, 64"),
@@ -257,25 +347,25 @@ fn planted_errors_in_the_instructions_are_noticed() {
         ("[{c0} + {row}*1]", "[{c0} + {line}*1]"),
         ("*1 + 64], tmm1", "*1 + 68], tmm1"),
     ] {
-        assert!(!is_right(9, 6, Some((from, to))), "{from} -> {to}");
-        assert!(!is_right(31, 6, Some((from, to))), "{from} -> {to}");
+        assert!(!is_right::<N>(9, 6, Some((from, to))), "{from} -> {to}");
+        assert!(!is_right::<N>(31, 6, Some((from, to))), "{from} -> {to}");
     }
     for (from, to) in [
         ("tilezero tmm3", "tilezero tmm2"),
         ("{a1}, {step}", "{a1}, {row}"),
         ("[{a1}", "[{a0}"),
-        ("tdpbusd tmm3, tmm5, tmm7", "tdpbusd tmm3, tmm4, tmm7"),
+        (" tmm3, tmm5, tmm7", " tmm3, tmm4, tmm7"),
         ("[{c1} + {row}*1 + 64]", "[{c0} + {row}*1 + 64]"),
     ] {
-        assert!(!is_right(32, 6, Some((from, to))), "{from} -> {to}");
+        assert!(!is_right::<N>(32, 6, Some((from, to))), "{from} -> {to}");
     }
 }
 
 #[test]
 fn tiles_are_configured_for_other_rows_and_released_at_the_end() {
-    let emulation = Emulation::default();
-    let product = |tiles: &Tiles<&Emulation>, rows: usize| {
-        let (a, panel) = (noise(rows, 1), noise(PANEL, 2));
+    let emulation = Emulation::<Int8>::default();
+    let product = |tiles: &Tiles<&Emulation<Int8>>, rows: usize| {
+        let (a, panel) = (noise::<Int8>(rows, 1), noise::<Int8>(PANEL, 2));
         tiles.dot(rows, &a, &panel, &mut Sums::new());
     };
     let log = || emulation.log.take();
@@ -314,38 +404,48 @@ fn operands_of_other_lengths_are_refused() {
         (2, 2, 64),
         (2, 0, 0),
     ] {
-        let (a, panel) = (noise(of_a, 1), noise(of_panel, 2));
+        let (a, panel) = (noise::<Int8>(of_a, 1), noise::<Int8>(of_panel, 2));
         let mut sums = Sums::new();
         let product = AssertUnwindSafe(|| {
-            let emulation = Emulation::default();
+            let emulation = Emulation::<Int8>::default();
             Tiles::with(&emulation, |tiles| tiles.dot(rows, &a, &panel, &mut sums));
         });
         let panic = catch_unwind(product).expect_err("lengths that differ");
         let message = panic.downcast_ref::<String>().expect("a message");
-        assert!(message.starts_with("int8: "), "{message}");
+        assert!(message.starts_with("AMX: "), "{message}");
     }
 }
 
 #[test]
 fn tiles_are_refused_with_the_reason() {
+    let (int8, bf16) = (Int8::FEATURE, Bf16::FEATURE);
     let good = Signs {
-        features: FEATURES | 1,
+        features: TILE | int8 | bf16 | 1,
         kept: KEPT | 0xe7,
         palette: PALETTE,
     };
     let never = || -> io::Result<()> { panic!("nothing to ask for") };
-    let why = |signs: Signs| signs.judge(never).expect_err("a reason");
-    assert_eq!(good.judge(|| Ok(())), Ok(()));
+    let why = |signs: Signs| signs.judge(int8, never).expect_err("a reason");
+    assert_eq!(good.judge(int8, || Ok(())), Ok(()));
+    assert_eq!(good.judge(bf16, || Ok(())), Ok(()));
+    // Of the two products only that of bytes.
+    let features = TILE | int8;
+    let bytes_alone = Signs { features, ..good };
+    assert_eq!(bytes_alone.judge(int8, || Ok(())), Ok(()));
+    assert_eq!(
+        bytes_alone.judge(bf16, never),
+        Err("not on this CPU".to_owned())
+    );
     assert_eq!(
         why(Signs {
-            features: 1 << 24,
+            features: TILE,
             ..good
         }),
         "not on this CPU"
     );
     assert_eq!(
         why(Signs {
-            features: 1 << 25,
+            features: int8 | bf16,
             ..good
         }),
         "not on this CPU"
@@ -360,14 +460,14 @@ fn tiles_are_refused_with_the_reason() {
         why(Signs { palette, ..good }),
         "tiles of another size, [0, 0, 0]"
     );
-    let refused = good.judge(|| Err(io::Error::from_raw_os_error(libc::EINVAL)));
+    let refused = good.judge(int8, || Err(io::Error::from_raw_os_error(libc::EINVAL)));
     let want = "Linux refuses permission: Invalid argument (os error 22)";
     assert_eq!(refused, Err(want.to_owned()));
 }
 
 /// The machine code of a list of instructions, which is jumped over.
 macro_rules! encode {
-    ([] $($text:tt),*; $($name:ident)*; $($tile:tt)*) => {{
+    ([] $($text:expr),*; $($name:ident)*; $($tile:tt)*) => {{
         let (begin, end): (*const u8, *const u8);
         // SAFETY: Nothing is executed but two loads of an address and a jump. Between the two
         // addresses there is code, which may be read.
@@ -390,16 +490,38 @@ macro_rules! encode {
 }
 
 /// Intel's manual: VEX.128, map 0F38, W0. Prefix F2, opcode 49: `tilezero`, its tile in ModRM.reg.
-/// Prefix 66, opcode 5E: unsigned by signed bytes, sums in ModRM.reg, unsigned in ModRM.rm, signed
-/// in VEX.vvvv, inverted.
+/// A product has its sums in ModRM.reg, the first factor in ModRM.rm, the second in VEX.vvvv,
+/// inverted. Prefix 66, opcode 5E: unsigned by signed bytes; prefix F3, opcode 5C: bf16.
 #[test]
 #[expect(unsafe_code, reason = "reads machine code")]
 fn the_text_assembles_to_the_instructions_of_the_manual() {
+    // The prefix as VEX.pp has it: 1 is 66, 2 is F3.
+    check_encoding(
+        [
+            one_half!("tdpbusd", encode!()),
+            two_halves!("tdpbusd", encode!()),
+        ],
+        1,
+        0x5e,
+    );
+    check_encoding(
+        [
+            one_half!("tdpbf16ps", encode!()),
+            two_halves!("tdpbf16ps", encode!()),
+        ],
+        2,
+        0x5c,
+    );
+}
+
+fn check_encoding([one, two]: [Vec<u8>; 2], prefix: u8, opcode: u8) {
     let zero = |tile: u8| vec![0xc4, 0xe2, 0x7b, 0x49, 0xc0 | tile << 3];
-    let product =
-        |sums: u8, a: u8, b: u8| vec![0xc4, 0xe2, (!b & 15) << 3 | 1, 0x5e, 0xc0 | sums << 3 | a];
-    let one = [zero(0), zero(1), product(0, 4, 6), product(1, 4, 7)];
-    let two = [
+    let product = |sums: u8, a: u8, b: u8| {
+        let vex = (!b & 15) << 3 | prefix;
+        vec![0xc4, 0xe2, vex, opcode, 0xc0 | sums << 3 | a]
+    };
+    let of_one = [zero(0), zero(1), product(0, 4, 6), product(1, 4, 7)];
+    let of_two = [
         zero(0),
         zero(1),
         zero(2),
@@ -409,10 +531,7 @@ fn the_text_assembles_to_the_instructions_of_the_manual() {
         product(2, 5, 6),
         product(3, 5, 7),
     ];
-    for (code, want) in [
-        (one_half!(encode!()), &one[..]),
-        (two_halves!(encode!()), &two[..]),
-    ] {
+    for (code, want) in [(one, &of_one[..]), (two, &of_two[..])] {
         let mut left = &code[..];
         for instruction in want {
             let at = left.windows(5).position(|bytes| bytes == instruction);
@@ -421,7 +540,30 @@ fn the_text_assembles_to_the_instructions_of_the_manual() {
         }
         let products = code
             .windows(3)
-            .filter(|bytes| bytes[0] == 0xe2 && bytes[2] == 0x5e);
+            .filter(|bytes| bytes[0] == 0xe2 && bytes[2] == opcode);
         assert_eq!(products.count(), want.len() / 2);
     }
+}
+
+/// Inputs in four bytes of a line are a pair, even and odd, and their sums meet at the end.
+#[test]
+fn sums_of_bf16_are_two_chains() {
+    let half = |x: f32| super::super::bf16::upper_half(x).to_le_bytes();
+    // 2^24 + 1 is no f32, so 2^24 in the even chain would swallow the ones of the odd one.
+    let (mut a, mut panel) = (vec![Line([0; 64]); 1], vec![Line([0; 64]); PANEL]);
+    for (pair, x) in [[16_777_216.0, 1.0], [0.0, 1.0], [-16_777_216.0, 0.0]]
+        .into_iter()
+        .enumerate()
+    {
+        for (i, x) in x.into_iter().enumerate() {
+            a[0].0[4 * pair + 2 * i..][..2].copy_from_slice(&half(x));
+            panel[pair].0[2 * i..][..2].copy_from_slice(&half(1.0));
+        }
+    }
+    let emulation = Emulation::<Bf16>::default();
+    let mut sums = Sums::new();
+    Tiles::with(&emulation, |tiles| tiles.dot(1, &a, &panel, &mut sums));
+    assert_eq!(sums.0[0][0][0], 2.0);
+    dot::<Bf16>(1, &a, &panel, &mut sums);
+    assert_eq!(sums.0[0][0][0], 0.0);
 }

@@ -1,4 +1,5 @@
-//! Products of unsigned and signed bytes by AMX's tiles, summed exactly in i32.
+//! Products by AMX's tiles: of unsigned and signed bytes, summed exactly in i32, and of bf16, summed
+//! in f32.
 //!
 //! Stable Rust has no intrinsics for tiles, so their instructions are text here. No tile lives
 //! between two Rust statements: a product loads, multiplies and stores within one `asm!`. Tests
@@ -14,15 +15,35 @@ use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 
+use super::bf16::Bf16;
+use super::int8::Int8;
 use super::wide::Dot;
-use super::{ByteLine, PANEL, Sums};
+use super::{Line, Numbers, PANEL, SumsOf};
 
 /// Most rows of a tile.
 const HALF: usize = 16;
 
-/// Proof that this CPU has tiles of bytes, and that this process may use them.
+/// Proof that this CPU has tiles of these numbers, and that this process may use them.
 #[derive(Clone, Copy)]
-pub(crate) struct Amx(());
+pub(crate) struct Amx<N>(PhantomData<N>);
+
+/// Numbers that tiles multiply.
+pub(crate) trait TileNumbers: Numbers {
+    /// The bit of CPUID 7, EDX, for their product.
+    const FEATURE: u32;
+
+    /// # Safety
+    ///
+    /// As [`Unit::multiply`], by [`Operands::registers`] of up to 16 rows.
+    #[expect(unsafe_code, reason = "a condition that types do not show")]
+    unsafe fn multiply_one(registers: Registers);
+
+    /// # Safety
+    ///
+    /// As [`Unit::multiply`], by [`Operands::registers`] of 17 to 32 rows.
+    #[expect(unsafe_code, reason = "a condition that types do not show")]
+    unsafe fn multiply_two(registers: Registers);
+}
 
 /// What this CPU and its system say of tiles.
 #[derive(Clone, Copy)]
@@ -35,8 +56,8 @@ struct Signs {
     palette: [u32; 3],
 }
 
-/// AMX-TILE and AMX-INT8.
-const FEATURES: u32 = 1 << 24 | 1 << 25;
+/// AMX-TILE.
+const TILE: u32 = 1 << 24;
 
 /// The tiles' configuration, and the tiles.
 const KEPT: u64 = 1 << 17 | 1 << 18;
@@ -69,9 +90,10 @@ impl Signs {
         }
     }
 
-    /// Why tiles cannot be used; `ask` asks the system for them.
-    fn judge(self, ask: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
-        if self.features & FEATURES != FEATURES {
+    /// Why tiles with the product `feature` cannot be used; `ask` asks the system for them.
+    fn judge(self, feature: u32, ask: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+        let features = TILE | feature;
+        if self.features & features != features {
             return Err("not on this CPU".to_owned());
         }
         if self.kept & KEPT != KEPT {
@@ -105,10 +127,11 @@ fn ask() -> io::Result<()> {
     }
 }
 
-impl Amx {
+impl<N: TileNumbers> Amx<N> {
     /// To be called on a CPU with AVX-512. `Err`: why this process cannot use tiles.
     pub(super) fn detect() -> Result<Self, String> {
-        Signs::read().judge(ask).map(|()| Self(()))
+        let judged = Signs::read().judge(N::FEATURE, ask);
+        judged.map(|()| Self(PhantomData))
     }
 }
 
@@ -142,25 +165,28 @@ impl TileConfig {
 }
 
 /// A product whose lengths are right.
-pub(super) struct Operands<'o> {
+pub(super) struct Operands<'o, N: Numbers> {
     rows: usize,
     blocks: usize,
-    a: &'o [ByteLine],
-    panel: &'o [ByteLine],
-    sums: &'o mut Sums,
+    a: &'o [Line],
+    panel: &'o [Line],
+    sums: &'o mut SumsOf<N>,
 }
+
+/// A row of sums, i32 or f32.
+type SumRow = [[u32; 16]; 2];
 
 /// What the instructions' text names.
 #[derive(Clone, Copy)]
-struct Registers {
+pub(crate) struct Registers {
     /// The first lines of the two halves of a block's rows.
-    a0: *const ByteLine,
-    a1: *const ByteLine,
+    a0: *const Line,
+    a1: *const Line,
     /// A block of the panel.
-    b: *const ByteLine,
+    b: *const Line,
     /// The sums of the two halves of the rows.
-    c0: *mut [[i32; 16]; 2],
-    c1: *mut [[i32; 16]; 2],
+    c0: *mut SumRow,
+    c1: *mut SumRow,
     /// Bytes from a line to the next, from a row of sums to the next, and from a block of rows to
     /// the next.
     line: usize,
@@ -169,15 +195,16 @@ struct Registers {
     blocks: usize,
 }
 
-impl<'o> Operands<'o> {
-    fn new(rows: usize, a: &'o [ByteLine], panel: &'o [ByteLine], sums: &'o mut Sums) -> Self {
+impl<'o, N: Numbers> Operands<'o, N> {
+    fn new(rows: usize, a: &'o [Line], panel: &'o [Line], sums: &'o mut SumsOf<N>) -> Self {
+        const { assert!(size_of::<N::Sum>() == size_of::<u32>()) };
         let blocks = panel.len() / PANEL;
         assert!(
             (1..=2 * HALF).contains(&rows)
                 && blocks > 0
                 && panel.len() == blocks * PANEL
                 && a.len() == blocks * rows,
-            "int8: {} lines of {rows} rows by {} of a panel",
+            "AMX: {} lines of {rows} rows by {} of a panel",
             a.len(),
             panel.len()
         );
@@ -210,16 +237,16 @@ impl<'o> Operands<'o> {
 
     fn registers(&mut self) -> Registers {
         let [first, _] = self.heights();
-        let (a0, c0) = (self.a.as_ptr(), self.sums.0.as_mut_ptr());
+        let (a0, c0) = (self.a.as_ptr(), self.sums.0.as_mut_ptr().cast::<SumRow>());
         Registers {
             a0,
             a1: a0.wrapping_add(first),
             b: self.panel.as_ptr(),
             c0,
             c1: c0.wrapping_add(first),
-            line: size_of::<ByteLine>(),
-            row: size_of::<[[i32; 16]; 2]>(),
-            step: self.rows * size_of::<ByteLine>(),
+            line: size_of::<Line>(),
+            row: size_of::<SumRow>(),
+            step: self.rows * size_of::<Line>(),
             blocks: self.blocks,
         }
     }
@@ -227,6 +254,8 @@ impl<'o> Operands<'o> {
 
 /// Where tiles are: this CPU, or an emulation.
 pub(super) trait Unit: Copy {
+    type Numbers: TileNumbers;
+
     fn configure(self, config: &TileConfig);
 
     fn release(self);
@@ -235,7 +264,7 @@ pub(super) trait Unit: Copy {
     ///
     /// This thread's tiles have the configuration of `operands`.
     #[expect(unsafe_code, reason = "a condition that types do not show")]
-    unsafe fn multiply(self, operands: Operands<'_>);
+    unsafe fn multiply(self, operands: Operands<'_, Self::Numbers>);
 }
 
 thread_local! {
@@ -268,10 +297,12 @@ impl<U: Unit> Drop for Tiles<U> {
 }
 
 impl<U: Unit> Dot for &Tiles<U> {
+    type Numbers = U::Numbers;
+
     const TALL: usize = 2 * HALF;
 
     #[expect(unsafe_code, reason = "the step into tiles")]
-    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut SumsOf<U::Numbers>) {
         let operands = Operands::new(rows, a, panel, sums);
         if CONFIGURED.get() != rows {
             self.unit.configure(&operands.config());
@@ -284,11 +315,19 @@ impl<U: Unit> Dot for &Tiles<U> {
     }
 }
 
-/// Hands the instructions for up to 16 rows to a macro: their text, the registers and the tiles
-/// that it names. Loads and products take turns; the tiles of a panel have a line for four inputs, in it
-/// four bytes of each output.
+/// Calls a macro with each kind of numbers, the bit of its product in CPUID, and the product's name.
+macro_rules! each_numbers {
+    ($use:ident) => {
+        $use!(Int8, 25, "tdpbusd");
+        $use!(Bf16, 22, "tdpbf16ps");
+    };
+}
+
+/// Hands the instructions for up to 16 rows to a macro, with the product `$dot`: their text, the
+/// registers and the tiles that it names. Loads and products take turns; the tiles of a panel have
+/// a line for four bytes of inputs, in it four bytes of each output.
 macro_rules! one_half {
-    ($use:ident!($($with:tt)*)) => {
+    ($dot:literal, $use:ident!($($with:tt)*)) => {
         $use! {
             [$($with)*]
             "tilezero tmm0",
@@ -296,9 +335,9 @@ macro_rules! one_half {
             "2:",
             "tileloadd tmm4, [{a0} + {line}*1]",
             "tileloadd tmm6, [{b} + {line}*1]",
-            "tdpbusd tmm0, tmm4, tmm6",
+            concat!($dot, " tmm0, tmm4, tmm6"),
             "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-            "tdpbusd tmm1, tmm4, tmm7",
+            concat!($dot, " tmm1, tmm4, tmm7"),
             "add {b}, 2048",
             "add {a0}, {step}",
             "dec {blocks}",
@@ -313,7 +352,7 @@ macro_rules! one_half {
 
 /// As [`one_half`], for 17 to 32 rows.
 macro_rules! two_halves {
-    ($use:ident!($($with:tt)*)) => {
+    ($dot:literal, $use:ident!($($with:tt)*)) => {
         $use! {
             [$($with)*]
             "tilezero tmm0",
@@ -323,12 +362,12 @@ macro_rules! two_halves {
             "2:",
             "tileloadd tmm6, [{b} + {line}*1]",
             "tileloadd tmm4, [{a0} + {line}*1]",
-            "tdpbusd tmm0, tmm4, tmm6",
+            concat!($dot, " tmm0, tmm4, tmm6"),
             "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-            "tdpbusd tmm1, tmm4, tmm7",
+            concat!($dot, " tmm1, tmm4, tmm7"),
             "tileloadd tmm5, [{a1} + {line}*1]",
-            "tdpbusd tmm2, tmm5, tmm6",
-            "tdpbusd tmm3, tmm5, tmm7",
+            concat!($dot, " tmm2, tmm5, tmm6"),
+            concat!($dot, " tmm3, tmm5, tmm7"),
             "add {b}, 2048",
             "add {a0}, {step}",
             "add {a1}, {step}",
@@ -345,7 +384,7 @@ macro_rules! two_halves {
 }
 
 macro_rules! assemble {
-    ([$registers:ident] $($text:tt),*; $($name:ident)*; $($tile:tt)*) => {
+    ([$registers:ident] $($text:expr),*; $($name:ident)*; $($tile:tt)*) => {
         asm!(
             $($text,)*
             $($name = inout(reg) $registers.$name => _,)*
@@ -356,7 +395,9 @@ macro_rules! assemble {
 }
 
 #[expect(unsafe_code, reason = "instructions without intrinsics")]
-impl Unit for Amx {
+impl<N: TileNumbers> Unit for Amx<N> {
+    type Numbers = N;
+
     fn configure(self, config: &TileConfig) {
         // SAFETY: `self` proves that the CPU has the instruction and the process its permission.
         // It reads the 64 bytes of `config`: palette 1, lines of 64 bytes, 1 to 16 rows.
@@ -374,7 +415,7 @@ impl Unit for Amx {
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
     }
 
-    unsafe fn multiply(self, mut operands: Operands<'_>) {
+    unsafe fn multiply(self, mut operands: Operands<'_, N>) {
         let registers = operands.registers();
         let is_tall = operands.is_tall();
         // SAFETY: `self` proves that the CPU has the instructions and the process its permission.
@@ -383,32 +424,37 @@ impl Unit for Amx {
         // once; sums of `rows` rows are written. `Operands::new` has checked the lengths.
         unsafe {
             match is_tall {
-                true => multiply_two(registers),
-                false => multiply_one(registers),
+                true => N::multiply_two(registers),
+                false => N::multiply_one(registers),
             }
         }
     }
 }
 
-/// # Safety
-///
-/// As [`Unit::multiply`], by [`Operands::registers`] of up to 16 rows.
-#[inline(never)]
-#[expect(unsafe_code, reason = "instructions without intrinsics")]
-unsafe fn multiply_one(registers: Registers) {
-    // SAFETY: The caller's promise. The instructions change memory and what is listed alone.
-    unsafe { one_half!(assemble!(registers)) }
+macro_rules! tile_numbers {
+    ($numbers:ident, $bit:literal, $dot:literal) => {
+        #[expect(unsafe_code, reason = "instructions without intrinsics")]
+        impl TileNumbers for $numbers {
+            const FEATURE: u32 = 1 << $bit;
+
+            #[inline(never)]
+            unsafe fn multiply_one(registers: Registers) {
+                // SAFETY: The caller's promise. The instructions change memory and what is listed
+                // alone.
+                unsafe { one_half!($dot, assemble!(registers)) }
+            }
+
+            #[inline(never)]
+            unsafe fn multiply_two(registers: Registers) {
+                // SAFETY: The caller's promise. The instructions change memory and what is listed
+                // alone.
+                unsafe { two_halves!($dot, assemble!(registers)) }
+            }
+        }
+    };
 }
 
-/// # Safety
-///
-/// As [`Unit::multiply`], by [`Operands::registers`] of 17 to 32 rows.
-#[inline(never)]
-#[expect(unsafe_code, reason = "instructions without intrinsics")]
-unsafe fn multiply_two(registers: Registers) {
-    // SAFETY: The caller's promise. The instructions change memory and what is listed alone.
-    unsafe { two_halves!(assemble!(registers)) }
-}
+each_numbers!(tile_numbers);
 
 #[cfg(test)]
 mod testing;

@@ -1,15 +1,18 @@
 //! Weights as the kernels read them.
 //!
-//! A panel has [`PANEL`] outputs: for each block of 64 inputs two halves of 16 outputs, each half
-//! 16 lines, a line 16 outputs by 4 inputs. AVX-512 reads a line at once, AVX2 half of one. Missing
+//! A panel has [`PANEL`] outputs: for each block of inputs (64 in int8, 32 in bf16) two halves of 16
+//! outputs, each half 16 lines, a line 16 outputs by four bytes of inputs. AVX-512 reads a line at once, AVX2 half of one. Missing
 //! inputs and outputs are zeros.
 
 use memmap2::MmapMut;
 
 use super::wide::Block;
-use super::{ByteLine, GROUP, GROUP_BLOCKS, PANEL};
+use super::{GROUP, Line, Numbers, PANEL};
 use crate::device::cpu::Cpu;
 use crate::error::{Result, error};
+
+/// Of a panel.
+const NONE: [Block; 2] = [[0.0; 16]; 2];
 
 /// The size and alignment of a huge page.
 const HUGE: usize = 2 << 20;
@@ -27,9 +30,9 @@ pub(crate) struct Arena {
 impl Arena {
     /// Room for `lines`.
     pub(crate) fn new(lines: usize) -> Result<Self> {
-        let bytes = lines * size_of::<ByteLine>();
+        let bytes = lines * size_of::<Line>();
         let map = MmapMut::map_anon(bytes + HUGE)
-            .map_err(|e| error!(Io, "int8: cannot map {bytes} bytes for weights: {e}"))?;
+            .map_err(|e| error!(Io, "cannot map {bytes} bytes for weights: {e}"))?;
         // A wish; without huge pages all is the same, and slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
@@ -42,16 +45,16 @@ impl Arena {
         })
     }
 
-    pub(crate) fn lines(&self) -> &[ByteLine] {
-        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<ByteLine>()])
+    pub(crate) fn lines(&self) -> &[Line] {
+        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<Line>()])
     }
 
     /// The next `count` lines.
-    fn take(&mut self, count: usize) -> (usize, &mut [ByteLine]) {
+    fn take(&mut self, count: usize) -> (usize, &mut [Line]) {
         let start = self.taken;
         self.taken += count;
-        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<ByteLine>()];
-        let lines: &mut [ByteLine] = bytemuck::cast_slice_mut(bytes);
+        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<Line>()];
+        let lines: &mut [Line] = bytemuck::cast_slice_mut(bytes);
         (start, &mut lines[start..][..count])
     }
 }
@@ -60,62 +63,63 @@ impl Arena {
 pub(crate) struct Linear {
     start: usize,
     blocks: usize,
+    groups: usize,
     panels: usize,
     /// What a step of an output's weights is worth: [panel][2][16].
     pub(super) scales: Vec<[Block; 2]>,
     /// [panel][2][16]
     pub(super) biases: Vec<[Block; 2]>,
-    /// The sum of an output's weights over the inputs of a group: [panel][group][2][16].
-    pub(super) sums: Vec<[Block; 2]>,
+    /// The sum of an output's weights over the inputs of a group: [panel][group][2][16]; empty for
+    /// numbers without zero points.
+    columns: Vec<[Block; 2]>,
 }
 
 /// A panel that is being packed.
 struct Packing<'p> {
-    lines: &'p mut [ByteLine],
+    lines: &'p mut [Line],
     scale: &'p mut [Block; 2],
     bias: &'p mut [Block; 2],
-    sums: &'p mut [[Block; 2]],
+    columns: &'p mut [[Block; 2]],
     outcome: Result<()>,
 }
 
 impl Linear {
     /// Lines that a map of this shape takes.
-    pub(crate) fn size(inputs: usize, outputs: usize) -> usize {
-        inputs.div_ceil(64) * PANEL * outputs.div_ceil(PANEL)
+    pub(crate) fn size<N: Numbers>(inputs: usize, outputs: usize) -> usize {
+        N::blocks(inputs) * PANEL * outputs.div_ceil(PANEL)
     }
 
     /// Packs a map of `inputs` to `outputs`. `read(output, weights)` writes the weights of an
     /// output over zeros, and returns its bias and a factor for both.
     ///
     /// Errors: that of the first output that cannot be read.
-    pub(crate) fn pack(
+    pub(crate) fn pack<N: Numbers>(
         cpu: &Cpu,
         arena: &mut Arena,
         inputs: usize,
         outputs: usize,
         read: impl Fn(usize, &mut [f32]) -> Result<(f32, f32)> + Sync,
     ) -> Result<Self> {
-        let (blocks, panels) = (inputs.div_ceil(64), outputs.div_ceil(PANEL));
-        let groups = blocks.div_ceil(GROUP_BLOCKS);
-        let (start, lines) = arena.take(Self::size(inputs, outputs));
-        let none = [[0.0; 16]; 2];
-        let (mut scales, mut biases) = (vec![none; panels], vec![none; panels]);
-        let mut sums = vec![none; panels * groups];
+        let (blocks, panels) = (N::blocks(inputs), outputs.div_ceil(PANEL));
+        let groups = inputs.div_ceil(GROUP);
+        let (start, lines) = arena.take(Self::size::<N>(inputs, outputs));
+        let (mut scales, mut biases) = (vec![NONE; panels], vec![NONE; panels]);
+        let mut columns = vec![NONE; if N::HAS_SCALES { panels * groups } else { 0 }];
+        let mut of_panels = columns.chunks_mut(groups);
         let mut packing: Vec<Packing<'_>> = lines
             .chunks_mut(blocks * PANEL)
             .zip(&mut scales)
             .zip(&mut biases)
-            .zip(sums.chunks_mut(groups))
-            .map(|(((lines, scale), bias), sums)| Packing {
+            .map(|((lines, scale), bias)| Packing {
                 lines,
                 scale,
                 bias,
-                sums,
+                columns: of_panels.next().unwrap_or_default(),
                 outcome: Ok(()),
             })
             .collect();
         cpu.each(&mut packing, 1, inputs * PANEL, |panel, packing| {
-            let mut row = vec![0.0; blocks * 64];
+            let mut row = vec![0.0; blocks * N::LINE];
             let mut bytes = vec![0; blocks * 64];
             for packing in packing {
                 let outputs = (panel * PANEL..outputs).take(PANEL);
@@ -123,7 +127,7 @@ impl Linear {
                     row.fill(0.0);
                     let (bias, factor) = read(output, &mut row)?;
                     let scale = cpu.simd(|| {
-                        let scale = to_bytes(&row, &mut bytes);
+                        let scale = N::round_weights(&row, &mut bytes);
                         packing.put(place, &bytes);
                         scale
                     });
@@ -139,30 +143,38 @@ impl Linear {
         Ok(Self {
             start,
             blocks,
+            groups,
             panels,
             scales,
             biases,
-            sums,
+            columns,
         })
     }
 
-    /// Blocks of 64 inputs.
+    /// Blocks of inputs, each a line of a row.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks
     }
 
     /// Groups of [`GROUP`] inputs; the last may be smaller.
     pub(crate) fn groups(&self) -> usize {
-        self.blocks.div_ceil(GROUP_BLOCKS)
+        self.groups
     }
 
     pub(crate) fn panels(&self) -> usize {
         self.panels
     }
 
+    /// Sums of a panel's weights over a group; zeros for numbers without zero points.
+    #[inline(always)]
+    pub(super) fn columns(&self, panel: usize, group: usize) -> &[Block; 2] {
+        let columns = self.columns.get(panel * self.groups + group);
+        columns.unwrap_or(&NONE)
+    }
+
     /// A panel of this map in its arena's lines.
     #[inline(always)]
-    pub(super) fn panel<'l>(&self, lines: &'l [ByteLine], panel: usize) -> &'l [ByteLine] {
+    pub(super) fn panel<'l>(&self, lines: &'l [Line], panel: usize) -> &'l [Line] {
         let size = self.blocks * PANEL;
         &lines[self.start + panel * size..][..size]
     }
@@ -171,40 +183,18 @@ impl Linear {
 impl Packing<'_> {
     /// Takes the weights of an output, which is the `place`th of the panel.
     #[inline(always)]
-    fn put(&mut self, place: usize, bytes: &[i8]) {
+    fn put(&mut self, place: usize, bytes: &[u8]) {
         let (half, column) = (place / 16, place % 16);
         for (block, bytes) in bytes.chunks_exact(64).enumerate() {
             let lines = &mut self.lines[block * PANEL + half * 16..][..16];
             for (line, four) in lines.iter_mut().zip(bytes.chunks_exact(4)) {
-                line.0[column * 4..][..4].copy_from_slice(bytemuck::cast_slice(four));
+                line.0[column * 4..][..4].copy_from_slice(four);
             }
         }
-        for (sums, bytes) in self.sums.iter_mut().zip(bytes.chunks(GROUP)) {
-            let sum: i32 = bytes.iter().map(|byte| i32::from(*byte)).sum();
-            sums[half][column] = sum as f32;
+        // Numbers with zero points are bytes.
+        for (columns, bytes) in self.columns.iter_mut().zip(bytes.chunks(GROUP)) {
+            let sum: i32 = bytes.iter().map(|byte| i32::from(byte.cast_signed())).sum();
+            columns[half][column] = sum as f32;
         }
     }
-}
-
-/// The nearest of 255 steps to each weight, and what a step is worth: the largest weight is 127.
-#[inline(always)]
-fn to_bytes(row: &[f32], bytes: &mut [i8]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for block in row.chunks_exact(16) {
-        for (lane, weight) in lanes.iter_mut().zip(block) {
-            *lane = if weight.abs() > *lane {
-                weight.abs()
-            } else {
-                *lane
-            };
-        }
-    }
-    let scale = lanes.into_iter().fold(0.0, f32::max) / 127.0;
-    let steps = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    for (byte, weight) in bytes.iter_mut().zip(row) {
-        // 1.5 * 2^23 rounds to the nearest integer, which stays in the low bits.
-        let bits = (weight * steps + 12_582_912.0).to_bits();
-        *byte = bits.to_le_bytes()[0].cast_signed();
-    }
-    scale
 }

@@ -10,8 +10,9 @@ use std::arch::asm;
 
 use bytemuck::{cast, cast_ref};
 
+use super::int8::Int8;
 use super::wide::Dot;
-use super::{ByteLine, Sums};
+use super::{Line, Sums};
 
 /// Proof that this CPU has Arm's dot products.
 #[derive(Clone, Copy)]
@@ -24,10 +25,12 @@ impl Dotprod {
 }
 
 impl Dot for Dotprod {
+    type Numbers = Int8;
+
     const TALL: usize = 8;
 
     #[expect(unsafe_code, reason = "the step into dot products")]
-    fn dot(self, rows: usize, a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+    fn dot(self, rows: usize, a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
         macro_rules! step {
             ($($rows:literal)*) => {
                 match rows {
@@ -43,7 +46,7 @@ impl Dot for Dotprod {
 
 /// Eight outputs at a time, half a line: of eight rows they leave room for the operands.
 #[target_feature(enable = "dotprod")]
-fn dots<const R: usize>(a: &[ByteLine], panel: &[ByteLine], sums: &mut Sums) {
+fn dots<const R: usize>(a: &[Line], panel: &[Line], sums: &mut Sums<i32>) {
     let (a, _) = a.as_chunks::<R>();
     let (panel, _) = panel.as_chunks::<32>();
     let (zero, least) = (vdupq_n_s32(0), vdupq_n_s8(-128));

@@ -1,17 +1,17 @@
-//! An encoder's network with maps of bytes.
+//! An encoder's network with maps of low precision.
 
-use crate::device::cpu::int8::ByteKernel;
+use crate::device::cpu::low::LowKernel;
 use crate::encoder::Encoder;
 use crate::encoder::bundle::Bundle;
 use crate::error::Result;
-use crate::model::int8::Int8;
 use crate::model::lora::Factors;
+use crate::model::low::LowBert;
 
 impl Encoder {
-    /// The network with maps of bytes; `factors`: an adapter that is added to the weights.
+    /// The network with maps in the numbers of `kernel`; `factors`: an adapter that is added to the weights.
     ///
     /// Errors: a tensor is missing, has another shape or dtype, or is not finite.
-    pub(crate) fn int8(&self, kernel: ByteKernel, factors: Option<&Factors>) -> Result<Int8> {
+    pub(crate) fn low(&self, kernel: LowKernel, factors: Option<&Factors>) -> Result<LowBert> {
         let Bundle {
             weights,
             config,
@@ -20,7 +20,7 @@ impl Encoder {
         } = &*self.bundle;
         weights.check_unchanged()?;
         let pooling = manifest.pooling;
-        let pack = || Int8::new(&self.host, kernel, config, pooling, weights, factors);
+        let pack = || LowBert::new(&self.host, kernel, config, pooling, weights, factors);
         let network = self.host.run(pack);
         weights.release();
         network
@@ -34,6 +34,7 @@ mod tests {
 
     use super::*;
     use crate::device::Plan;
+    use crate::device::cpu::low::Format;
     use crate::encoder::{ImportOptions, import_encoder, sizes};
     use crate::model::activations::{Activations, Layers};
     use crate::num::cosine;
@@ -63,7 +64,7 @@ mod tests {
     }
 
     /// Of each prompt its pooled vector, and its unit vectors of the first and the last layer.
-    fn encode(encoder: &Encoder, kernel: ByteKernel, prompts: &[Tokens]) -> Vec<Vec<f32>> {
+    fn encode(encoder: &Encoder, kernel: LowKernel, prompts: &[Tokens]) -> Vec<Vec<f32>> {
         encode_in(None, encoder, kernel, prompts)
     }
 
@@ -71,10 +72,10 @@ mod tests {
     fn encode_in(
         parts: Option<usize>,
         encoder: &Encoder,
-        kernel: ByteKernel,
+        kernel: LowKernel,
         prompts: &[Tokens],
     ) -> Vec<Vec<f32>> {
-        let network = encoder.int8(kernel, None).unwrap();
+        let network = encoder.low(kernel, None).unwrap();
         let (device, config) = (encoder.device(), encoder.config());
         let batch = encoder.pack(prompts);
         let mut a = Activations::new(device, config, sizes(&batch)).unwrap();
@@ -95,54 +96,66 @@ mod tests {
             .collect()
     }
 
-    /// Every kernel and number of threads, alone and in company: the same bits; and near to f32.
-    fn check(folder: &Path, count: usize, worst: f64) {
+    /// Every kernel and number of threads, alone and in company: the same bits, in bf16 of one
+    /// kernel; and near to f32.
+    fn check(folder: &Path, format: Format, count: usize, worst: f64) {
         let encoders = [1, 2, 4].map(|threads| open(folder, threads));
         let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(count).collect();
         let prompts = tokens(&encoders[0], &texts);
-        let fastest = ByteKernel::available()[0];
-        let want = encode(&encoders[0], fastest, &prompts);
-        for kernel in ByteKernel::available() {
+        let full: Vec<Vec<f32>> = encoders[0]
+            .embed(&texts)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        let fastest = LowKernel::available(format)[0];
+        let mut want = encode(&encoders[0], fastest, &prompts);
+        for kernel in LowKernel::available(format) {
             let few = if kernel.is_slow() { 5 } else { count };
+            if format == Format::Bf16 {
+                want = encode(&encoders[0], kernel, &prompts[..few]);
+            }
             for encoder in &encoders {
                 let got = encode(encoder, kernel, &prompts[..few]);
                 assert!(
                     got == want[..few],
-                    "{kernel}, {} threads",
+                    "{format}, {kernel}, {} threads",
                     encoder.host.threads()
                 );
             }
+            for (vector, got) in full.iter().zip(&want) {
+                let cosine = cosine(vector, &got[..vector.len()]);
+                assert!(cosine > worst, "{format}, {kernel}: {cosine}");
+                assert!(*vector != got[..vector.len()], "f32 was computed");
+            }
         }
+        let want = encode(&encoders[0], fastest, &prompts);
         for (prompt, want) in prompts.chunks_exact(1).zip(&want).take(TEXTS.len()) {
             assert!(encode(&encoders[1], fastest, prompt)[0] == *want, "alone");
         }
-        let most = encoders[1].int8(fastest, None).unwrap().most_parts();
+        let most = encoders[1].low(fastest, None).unwrap().most_parts();
         for parts in 1..=most {
             for count in [1, 2, 7] {
                 let got = encode_in(Some(parts), &encoders[1], fastest, &prompts[..count]);
                 assert!(got == want[..count], "{count} prompts in {parts} parts");
             }
         }
-        for (vector, got) in encoders[0].embed(&texts).into_iter().zip(&want) {
-            let vector = vector.unwrap();
-            let cosine = cosine(&vector, &got[..vector.len()]);
-            assert!(cosine > worst, "{cosine}");
-        }
     }
 
     #[test]
     fn minilm_is_the_same_everywhere_and_near_to_f32() {
-        check(Path::new(MINILM), 30, 0.995);
+        check(Path::new(MINILM), Format::Int8, 30, 0.995);
+        check(Path::new(MINILM), Format::Bf16, 30, 0.9999);
     }
 
     #[test]
     fn encoders_of_odd_widths_are_the_same_everywhere_and_near_to_f32() {
         for name in ["toy-bert", "toy-xlm-roberta"] {
-            let own = format!("hubrouter-int8-{}-{name}", std::process::id());
+            let own = format!("hubrouter-low-{}-{name}", std::process::id());
             let folder = std::env::temp_dir().join(own);
             let from = Path::new("tests/fixtures").join(name);
             import_encoder(from, &folder, &ImportOptions::default()).unwrap();
-            check(&folder, 40, 0.99);
+            check(&folder, Format::Int8, 40, 0.99);
+            check(&folder, Format::Bf16, 40, 0.9998);
             std::fs::remove_dir_all(folder).unwrap();
         }
     }
@@ -152,12 +165,13 @@ mod tests {
         let encoder = open(Path::new(MINILM), 2);
         let [short, mut long] = tokens(&encoder, &TEXTS[..2]).try_into().unwrap();
         long.ids = long.ids.iter().copied().cycle().take(250).collect();
-        let kernel = ByteKernel::available()[0];
-        let prompts = [short.clone(), long.clone(), short.clone()];
-        let [first, middle, last] = encode(&encoder, kernel, &prompts).try_into().unwrap();
-        assert!(encode(&encoder, kernel, &[long])[0] == middle);
-        assert!(encode(&encoder, kernel, &[short])[0] == first);
-        assert!(first == last);
-        assert!(middle.iter().all(|value| value.is_finite()));
+        for kernel in [Format::Int8, Format::Bf16].map(|format| LowKernel::available(format)[0]) {
+            let prompts = [short.clone(), long.clone(), short.clone()];
+            let [first, middle, last] = encode(&encoder, kernel, &prompts).try_into().unwrap();
+            assert!(encode(&encoder, kernel, &prompts[1..2])[0] == middle);
+            assert!(encode(&encoder, kernel, &prompts[..1])[0] == first);
+            assert!(first == last);
+            assert!(middle.iter().all(|value| value.is_finite()));
+        }
     }
 }

@@ -2,17 +2,17 @@
 //!
 //! A layer has four steps: attention by heads, the map behind it by outputs, the first map of the
 //! feed-forward part by groups of outputs, the second by outputs. Between two steps the parts of a
-//! chunk hand over what they made. What is short, the norms and the rounding of rows to bytes, each
-//! part does again for itself.
+//! chunk hand over what they made. What is short, the norms and the rounding of rows, each part does
+//! again for itself.
 
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{Batch, ByteLayer, ByteNorm, Dims, Int8, Out, WordReader};
+use super::{Batch, Dims, LowBert, LowLayer, LowNorm, Out, WordReader};
 use crate::device::cpu::Cpu;
-use crate::device::cpu::int8::attention::{HeadRoom, Shape, attend};
-use crate::device::cpu::int8::wide::{Block, Wide};
-use crate::device::cpu::int8::{GROUP, Job, Linear, PANEL, Rows, multiply};
+use crate::device::cpu::low::attention::{HeadRoom, Shape, attend};
+use crate::device::cpu::low::wide::{Block, Wide};
+use crate::device::cpu::low::{GROUP, Job, Linear, Numbers, PANEL, Rows, multiply};
 use crate::ops::pool::Pooling;
 
 /// Sixteens of a group of inputs.
@@ -23,7 +23,7 @@ const PANEL_WIDTH: usize = PANEL / 16;
 
 /// One chunk of a batch.
 pub(super) struct Chunk<'c> {
-    pub(super) model: &'c Int8,
+    pub(super) model: &'c LowBert,
     pub(super) words: &'c WordReader<'c>,
     pub(super) batch: Batch<'c>,
     pub(super) out: Out<'c>,
@@ -65,21 +65,21 @@ thread_local! {
 #[derive(Clone, Copy)]
 enum ChunkStep<'s> {
     /// The end of the layer before, or the embeddings if there is none; then attention by heads.
-    Heads(&'s ByteLayer, Option<&'s ByteLayer>),
+    Heads(&'s LowLayer, Option<&'s LowLayer>),
     /// The map behind attention, by outputs.
-    Mix(&'s ByteLayer),
+    Mix(&'s LowLayer),
     /// Attention's norm; then the feed-forward part's first map, by groups of outputs.
-    Inner(&'s ByteLayer),
+    Inner(&'s LowLayer),
     /// The feed-forward part's second map, by outputs.
-    Outer(&'s ByteLayer),
+    Outer(&'s LowLayer),
     /// The end of a layer.
-    End(&'s ByteLayer),
+    End(&'s LowLayer),
 }
 
 /// What all parts read in a step, and which of `parts` this one is.
 #[derive(Clone, Copy)]
 struct PartView<'v> {
-    model: &'v Int8,
+    model: &'v LowBert,
     words: &'v WordReader<'v>,
     batch: Batch<'v>,
     made: &'v [Vec<Block>],
@@ -97,7 +97,7 @@ struct PartStep<'s> {
 
 /// Rows of a matrix that become the mean, or the first, of each prompt's.
 struct PoolRows<'p> {
-    model: &'p Int8,
+    model: &'p LowBert,
     pooling: Pooling,
     offsets: &'p [u32],
     x: &'p [Block],
@@ -106,10 +106,10 @@ struct PoolRows<'p> {
     stride: usize,
 }
 
-impl Int8 {
+impl LowBert {
     /// Most parts that a chunk can have.
     pub(crate) fn most_parts(&self) -> usize {
-        let of_layer = |layer: &ByteLayer| {
+        let of_layer = |layer: &LowLayer| {
             let outputs = layer.output.panels().min(layer.attention_output.panels());
             outputs.min(layer.output.groups())
         };
@@ -268,7 +268,7 @@ impl PartView<'_> {
         self.share_of(self.number, all)
     }
 
-    /// `x`, the embeddings of the tokens after their norm, and its bytes.
+    /// `x`, the embeddings of the tokens after their norm, and its rounded rows.
     #[inline(always)]
     fn embed<W: Wide>(&self, w: W, part: &mut ChunkPart) {
         let (model, rows) = (self.model, self.batch.tokens());
@@ -290,9 +290,9 @@ impl PartView<'_> {
         model.norm_rows(w, &model.embedding_norm, part);
     }
 
-    /// `making`: for each row this part's heads, from the bytes of `x`.
+    /// `making`: for each row this part's heads, from the rounded rows of `x`.
     #[inline(always)]
-    fn heads<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+    fn heads<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
         let Dims {
             heads,
             head,
@@ -345,10 +345,10 @@ impl PartView<'_> {
 
     /// This part's outputs of the map of all heads.
     #[inline(always)]
-    fn mix<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+    fn mix<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
         let Dims { heads, head, .. } = self.model.shape;
         let (rows, width) = (self.batch.tokens(), heads * head);
-        part.a.reset(rows, layer.attention_output.blocks(), W::TALL);
+        part.a.reset::<W>(rows, layer.attention_output.blocks());
         part.line.resize(width.max(part.line.len()), [0.0; 16]);
         for r in 0..rows {
             let row = if self.parts == 1 {
@@ -371,7 +371,7 @@ impl PartView<'_> {
 
     /// This part's groups of the feed-forward part's inner activations.
     #[inline(always)]
-    fn inner<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+    fn inner<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
         let ChunkPart {
             a,
             own_groups,
@@ -379,7 +379,7 @@ impl PartView<'_> {
             ..
         } = part;
         let (map, lines) = (&layer.intermediate, self.model.arena.lines());
-        own_groups.reset(self.batch.tokens(), layer.output.blocks(), W::TALL);
+        own_groups.reset::<W>(self.batch.tokens(), layer.output.blocks());
         for number in self.own(layer.output.groups()) {
             let each = GROUP / PANEL;
             let panels = number * each..map.panels().min((number + 1) * each);
@@ -413,7 +413,7 @@ impl PartView<'_> {
 
     /// This part's outputs of the map of all groups.
     #[inline(always)]
-    fn outer<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+    fn outer<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
         let ChunkPart {
             x,
             all_groups,
@@ -423,7 +423,7 @@ impl PartView<'_> {
         let map = &layer.output;
         let mut a = &self.groups[0];
         if self.parts > 1 {
-            all_groups.reset(self.batch.tokens(), map.blocks(), W::TALL);
+            all_groups.reset::<W>(self.batch.tokens(), map.blocks());
             for (number, groups) in self.groups.iter().enumerate() {
                 all_groups.take(groups, self.share_of(number, map.groups()));
             }
@@ -478,15 +478,15 @@ impl PartView<'_> {
         multiply(w, a, 0..a.tiles(), (map, lines), panels, sink);
     }
 
-    /// `x` and its bytes after a layer.
+    /// `x` and its rounded rows after a layer.
     #[inline(always)]
-    fn end<W: Wide>(&self, w: W, layer: &ByteLayer, part: &mut ChunkPart) {
+    fn end<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
         self.settle(w, &layer.output, &layer.output_norm, part);
     }
 
-    /// `x` and its bytes after `map`, whose outputs several parts made, and its norm.
+    /// `x` and its rounded rows after `map`, whose outputs several parts made, and its norm.
     #[inline(always)]
-    fn settle<W: Wide>(&self, w: W, map: &Linear, norm: &ByteNorm, part: &mut ChunkPart) {
+    fn settle<W: Wide>(&self, w: W, map: &Linear, norm: &LowNorm, part: &mut ChunkPart) {
         let hidden = self.model.shape.hidden;
         if self.parts > 1 {
             for (number, made) in self.made.iter().enumerate() {
@@ -536,13 +536,13 @@ impl Job for PoolRows<'_> {
     }
 }
 
-impl Int8 {
-    /// The norm of every row of `part.x`, and its bytes.
+impl LowBert {
+    /// The norm of every row of `part.x`, and its rounded rows.
     #[inline(always)]
-    fn norm_rows<W: Wide>(&self, w: W, norm: &ByteNorm, part: &mut ChunkPart) {
+    fn norm_rows<W: Wide>(&self, w: W, norm: &LowNorm, part: &mut ChunkPart) {
         let ChunkPart { x, a, .. } = part;
         let hidden = self.shape.hidden;
-        a.reset(x.len() / hidden, self.shape.elements.div_ceil(64), W::TALL);
+        a.reset::<W>(x.len() / hidden, W::Numbers::blocks(self.shape.elements));
         for (r, x) in x.chunks_exact_mut(hidden).enumerate() {
             self.norm(w, norm, x);
             for (group, values) in x.chunks(GROUP_WIDTH).enumerate() {
@@ -553,7 +553,7 @@ impl Int8 {
 
     /// (x - mean) / sqrt(variance + eps) gamma + beta
     #[inline(always)]
-    fn norm<W: Wide>(&self, w: W, norm: &ByteNorm, x: &mut [Block]) {
+    fn norm<W: Wide>(&self, w: W, norm: &LowNorm, x: &mut [Block]) {
         let n = self.shape.elements as f32;
         let mut sums = [w.splat(0.0); 4];
         for x in x.chunks(4) {

@@ -1,38 +1,47 @@
-//! Activations as the kernels read them: tiles of rows, each [block of 64 inputs][row] lines of
-//! bytes, with a scale and a zero point for each row and group of inputs.
+//! Activations as the kernels read them: tiles of rows, each [block of inputs][row] lines; in int8
+//! with a scale and a zero point for each row and group of inputs.
 
 use std::ops::Range;
 
 use super::wide::{Block, Wide};
-use super::{ByteLine, GROUP_BLOCKS};
+use super::{Line, Numbers};
 
-/// Rows of bytes; room is kept from one use to the next.
+/// Rows of lines; room is kept from one use to the next.
 #[derive(Default)]
 pub(crate) struct Rows {
-    lines: Vec<ByteLine>,
-    /// (scale, zero point): [row][group].
+    lines: Vec<Line>,
+    /// (scale, zero point): [row][group]; empty for numbers without.
     scales: Vec<[f32; 2]>,
     rows: usize,
     blocks: usize,
     groups: usize,
+    /// Lines of a row that a group takes; the last may have fewer.
+    group_lines: usize,
     /// Rows of a tile; the last may have fewer.
     height: usize,
 }
 
 impl Rows {
-    /// Makes room for `rows` of `blocks` of 64 inputs, in tiles of at most `tall` rows that are all
-    /// about as tall.
-    pub(crate) fn reset(&mut self, rows: usize, blocks: usize, tall: usize) {
+    /// Makes room for `rows` of `blocks` of inputs in the numbers of `W`, in tiles of at most as many
+    /// rows as `W` takes that are all about as tall.
+    pub(crate) fn reset<W: Wide>(&mut self, rows: usize, blocks: usize) {
+        let group_lines = W::Numbers::GROUP_LINES;
         *self = Self {
             lines: std::mem::take(&mut self.lines),
             scales: std::mem::take(&mut self.scales),
             rows,
             blocks,
-            groups: blocks.div_ceil(GROUP_BLOCKS),
-            height: rows.div_ceil(rows.div_ceil(tall).max(1)).max(1),
+            groups: blocks.div_ceil(group_lines),
+            group_lines,
+            height: rows.div_ceil(rows.div_ceil(W::TALL).max(1)).max(1),
         };
-        self.lines.resize(rows * blocks, ByteLine([0; 64]));
-        self.scales.resize(rows * self.groups, [0.0; 2]);
+        self.lines.resize(rows * blocks, Line([0; 64]));
+        let scales = if W::Numbers::HAS_SCALES {
+            rows * self.groups
+        } else {
+            0
+        };
+        self.scales.resize(scales, [1.0, 0.0]);
     }
 
     pub(crate) fn tiles(&self) -> usize {
@@ -41,50 +50,38 @@ impl Rows {
 
     /// The first row of a tile, the number of its rows, and its lines.
     #[inline(always)]
-    pub(crate) fn tile(&self, tile: usize) -> (usize, usize, &[ByteLine]) {
+    pub(crate) fn tile(&self, tile: usize) -> (usize, usize, &[Line]) {
         let first = tile * self.height;
         let count = self.height.min(self.rows - first);
         let lines = &self.lines[first * self.blocks..][..count * self.blocks];
         (first, count, lines)
     }
 
+    /// 1 and 0 for numbers without.
     #[inline(always)]
     pub(super) fn scale(&self, row: usize, group: usize) -> [f32; 2] {
-        self.scales[row * self.groups + group]
+        let scale = self.scales.get(row * self.groups + group);
+        scale.copied().unwrap_or([1.0, 0.0])
     }
 
-    /// Takes `values` as the inputs of a group: byte = x / scale + zero, zero the byte of 0.
+    /// Takes `values` as the inputs of a group.
     #[inline(always)]
     pub(crate) fn put<W: Wide>(&mut self, w: W, row: usize, group: usize, values: &[Block]) {
-        let (mut low, mut high) = (w.splat(0.0), w.splat(0.0));
-        for value in values {
-            low = w.min(w.load(value), low);
-            high = w.max(w.load(value), high);
-        }
-        let (low, high) = (w.least(low), w.largest(high));
-        let scale = ((high - low) / 255.0).max(1e-12);
-        let steps = 1.0 / scale;
-        // Not above 255: -low is at most high - low.
-        let zero = (-low * steps).round_ties_even();
-        self.scales[row * self.groups + group] = [scale, zero];
-        let (steps, zero) = (w.splat(steps), w.splat(zero));
         let (tile, slot) = (row / self.height, row % self.height);
         let first = tile * self.height;
         let count = self.height.min(self.rows - first);
-        let begin = first * self.blocks + group * GROUP_BLOCKS * count + slot;
+        let begin = first * self.blocks + group * W::Numbers::GROUP_LINES * count + slot;
         let lines = self.lines[begin..].iter_mut().step_by(count);
-        for (line, values) in lines.zip(values.chunks(4)) {
-            let mut four = [zero; 4];
-            for (four, value) in four.iter_mut().zip(values) {
-                *four = w.mul_add(w.load(value), steps, zero);
-            }
-            line.0 = w.bytes(four);
+        let scale = W::Numbers::round(w, values, lines);
+        if W::Numbers::HAS_SCALES {
+            self.scales[row * self.groups + group] = scale;
         }
     }
 
     /// Takes `groups` of `other`, which has the same shape.
     pub(crate) fn take(&mut self, other: &Self, groups: Range<usize>) {
-        let blocks = groups.start * GROUP_BLOCKS..self.blocks.min(groups.end * GROUP_BLOCKS);
+        let blocks =
+            groups.start * self.group_lines..self.blocks.min(groups.end * self.group_lines);
         for tile in 0..self.tiles() {
             let first = tile * self.height;
             let count = self.height.min(self.rows - first);

@@ -1,4 +1,5 @@
-//! The forward pass of a BERT-family encoder with maps of bytes, for serving on the CPU.
+//! The forward pass of a BERT-family encoder with maps of low precision, int8 or bf16, for serving
+//! on the CPU.
 //!
 //! Whole prompts go through all layers in chunks of at most [`CHUNK`] tokens, each on one thread:
 //! the output of a layer stays in that core's cache, and no thread waits for another. A few short
@@ -9,8 +10,10 @@ mod chunk;
 
 use crate::device::Pass;
 use crate::device::cpu::Cpu;
-use crate::device::cpu::int8::wide::Block;
-use crate::device::cpu::int8::{Arena, ByteKernel, Linear, PANEL, blocks, sixteens};
+use crate::device::cpu::low::wide::Block;
+use crate::device::cpu::low::{
+    Arena, Bf16, Format, Int8, Linear, LowKernel, Numbers, PANEL, blocks, sixteens,
+};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::activations::{Activations, Layers};
@@ -29,16 +32,16 @@ const CHUNK: usize = 192;
 /// Fewest tokens for which a second thread is worth a second reading of the weights.
 const WORTH: usize = 48;
 
-/// A network whose maps are bytes.
-pub(crate) struct Int8 {
-    kernel: ByteKernel,
+/// A network whose maps have low precision.
+pub(crate) struct LowBert {
+    kernel: LowKernel,
     shape: Dims,
     pooling: Pooling,
     arena: Arena,
     /// Position rows with the row of token type 0 added: [P][H / 16].
     places: Vec<Block>,
-    embedding_norm: ByteNorm,
-    layers: Vec<ByteLayer>,
+    embedding_norm: LowNorm,
+    layers: Vec<LowLayer>,
     /// 1 for each element of a row's last sixteen, 0 behind the last element.
     mask: Block,
 }
@@ -57,18 +60,18 @@ struct Dims {
     eps: f32,
 }
 
-struct ByteLayer {
+struct LowLayer {
     /// For each head its query, key and value; scores are powers of 2.
     qkv: Linear,
     /// Its inputs are heads, each filled up to sixteens.
     attention_output: Linear,
-    attention_norm: ByteNorm,
+    attention_norm: LowNorm,
     intermediate: Linear,
     output: Linear,
-    output_norm: ByteNorm,
+    output_norm: LowNorm,
 }
 
-struct ByteNorm {
+struct LowNorm {
     gamma: Vec<Block>,
     beta: Vec<Block>,
 }
@@ -93,13 +96,28 @@ struct Out<'o> {
 /// Writes the row of a token.
 type WordReader<'w> = dyn Fn(u32, &mut [f32]) + Sync + 'w;
 
-impl Int8 {
-    /// Packs `weights`; `factors`: an adapter that is added to them.
+impl LowBert {
+    /// Packs `weights` for `kernel`; `factors`: an adapter that is added to them.
     ///
     /// Errors: a tensor is missing, has another shape or dtype, or is not finite.
     pub(crate) fn new(
         cpu: &Cpu,
-        kernel: ByteKernel,
+        kernel: LowKernel,
+        config: &Config,
+        pooling: Pooling,
+        weights: &Weights,
+        factors: Option<&Factors>,
+    ) -> Result<Self> {
+        match kernel.format() {
+            Format::Int8 => Self::pack::<Int8>(cpu, kernel, config, pooling, weights, factors),
+            Format::Bf16 => Self::pack::<Bf16>(cpu, kernel, config, pooling, weights, factors),
+        }
+    }
+
+    /// Packs for a kernel of `N`.
+    fn pack<N: Numbers>(
+        cpu: &Cpu,
+        kernel: LowKernel,
         config: &Config,
         pooling: Pooling,
         weights: &Weights,
@@ -118,13 +136,13 @@ impl Int8 {
         };
         let heads = config.heads;
         let (qkv, context) = (heads * shape.head_panels * PANEL, heads * head * 16);
-        let lines = Linear::size(h, qkv)
-            + Linear::size(context, h)
-            + Linear::size(h, f)
-            + Linear::size(f, h);
+        let lines = Linear::size::<N>(h, qkv)
+            + Linear::size::<N>(context, h)
+            + Linear::size::<N>(h, f)
+            + Linear::size::<N>(f, h);
         let mut arena = Arena::new(lines * config.layers)?;
-        let norm = |name: &str| -> Result<ByteNorm> {
-            Ok(ByteNorm {
+        let norm = |name: &str| -> Result<LowNorm> {
+            Ok(LowNorm {
                 gamma: blocks(&read(&format!("{name}.weight"), &[h])?),
                 beta: blocks(&read(&format!("{name}.bias"), &[h])?),
             })
@@ -148,13 +166,13 @@ impl Int8 {
             let at = |name: &str| format!("encoder.layer.{layer}.{name}");
             let map = |target| CheckpointMap::new(weights, factors, config, layer, target);
             let heads = [map(Target::Query)?, map(Target::Key)?, map(Target::Value)?];
-            layers.push(ByteLayer {
-                qkv: pack_heads(cpu, &mut arena, config, shape, &heads)?,
+            layers.push(LowLayer {
+                qkv: pack_heads::<N>(cpu, &mut arena, config, shape, &heads)?,
                 attention_output: map(Target::AttentionOutput)?
-                    .pack_from_heads(cpu, &mut arena, config, shape)?,
+                    .pack_from_heads::<N>(cpu, &mut arena, config, shape)?,
                 attention_norm: norm(&at("attention.output.LayerNorm"))?,
-                intermediate: map(Target::Intermediate)?.pack(cpu, &mut arena)?,
-                output: map(Target::Output)?.pack(cpu, &mut arena)?,
+                intermediate: map(Target::Intermediate)?.pack::<N>(cpu, &mut arena)?,
+                output: map(Target::Output)?.pack::<N>(cpu, &mut arena)?,
                 output_norm: norm(&at("output.LayerNorm"))?,
             });
         }
@@ -184,7 +202,7 @@ impl Int8 {
         self.encode_in(None, ops, pass, words, a);
     }
 
-    /// As [`Int8::encode`], all prompts as one chunk of `parts` parts if that is `Some`.
+    /// As [`LowBert::encode`], all prompts as one chunk of `parts` parts if that is `Some`.
     pub(crate) fn encode_in(
         &self,
         parts: Option<usize>,
@@ -194,7 +212,7 @@ impl Int8 {
         a: &mut Activations,
     ) {
         let (Pass::Cpu(cpu), WordRows::Cpu(table)) = (&mut *pass, words) else {
-            unreachable!("int8: a network of bytes is the CPU's");
+            unreachable!("a network of low precision is the CPU's");
         };
         let view = table.view();
         let batch = Batch {
@@ -217,6 +235,11 @@ impl Int8 {
         if let Some(layers) = &mut a.layers {
             layers.finish(ops, pass);
         }
+    }
+
+    /// The numbers of its maps.
+    pub(crate) fn format(&self) -> Format {
+        self.kernel.format()
     }
 
     /// Encodes `batch`; to be called inside [`Cpu::run`].
@@ -365,16 +388,16 @@ impl<'w> CheckpointMap<'w> {
         Ok(())
     }
 
-    fn pack(&self, cpu: &Cpu, arena: &mut Arena) -> Result<Linear> {
+    fn pack<N: Numbers>(&self, cpu: &Cpu, arena: &mut Arena) -> Result<Linear> {
         let inputs = self.weights.columns;
-        Linear::pack(cpu, arena, inputs, self.bias.len(), |output, row| {
+        Linear::pack::<N>(cpu, arena, inputs, self.bias.len(), |output, row| {
             self.read(cpu, output, &mut row[..inputs])?;
             Ok((self.bias[output], 1.0))
         })
     }
 
     /// With inputs that are heads, each filled up to sixteens.
-    fn pack_from_heads(
+    fn pack_from_heads<N: Numbers>(
         &self,
         cpu: &Cpu,
         arena: &mut Arena,
@@ -382,7 +405,7 @@ impl<'w> CheckpointMap<'w> {
         shape: Dims,
     ) -> Result<Linear> {
         let (h, width, padded) = (config.hidden, config.head_width(), shape.head * 16);
-        Linear::pack(cpu, arena, config.heads * padded, h, |output, row| {
+        Linear::pack::<N>(cpu, arena, config.heads * padded, h, |output, row| {
             self.read(cpu, output, &mut row[..h])?;
             for head in (0..config.heads).rev() {
                 row.copy_within(head * width..(head + 1) * width, head * padded);
@@ -394,7 +417,7 @@ impl<'w> CheckpointMap<'w> {
 }
 
 /// `maps`, query, key and value, head by head.
-fn pack_heads(
+fn pack_heads<N: Numbers>(
     cpu: &Cpu,
     arena: &mut Arena,
     config: &Config,
@@ -405,7 +428,7 @@ fn pack_heads(
     let (padded, of_head) = (shape.head * 16, shape.head_panels * PANEL);
     // Scores become powers of 2, and are divided by the root of the head's width.
     let scores = std::f32::consts::LOG2_E / (width as f32).sqrt();
-    Linear::pack(cpu, arena, h, config.heads * of_head, |output, row| {
+    Linear::pack::<N>(cpu, arena, h, config.heads * of_head, |output, row| {
         let (head, place) = (output / of_head, output % of_head);
         let (which, element) = (place / padded, place % padded);
         if which > 2 || element >= width {
