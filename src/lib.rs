@@ -22,6 +22,8 @@ pub mod feedback;
 mod files;
 mod generation;
 mod hub;
+#[cfg(feature = "tower")]
+pub mod layer;
 pub mod learn;
 mod memory;
 mod model;

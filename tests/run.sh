@@ -41,22 +41,25 @@ fi
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
 
 step "format"
-cargo fmt --check
-cargo fmt --check --package hubrouter-python
+cargo fmt --check --all
 
 step "lints"
-cargo clippy --locked --all-targets --features tokio,capi -- -D warnings
+cargo clippy --locked --all-targets --features tower,capi -- -D warnings
+cargo clippy --locked -p hubrouter-gateway --all-targets -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
 step "tests"
-cargo test --locked --features tokio
+cargo test --locked --features tower
+
+step "the gateway"
+cargo test --locked -p hubrouter-gateway
 
 step "tests without features: the CPU alone"
 # On every platform, whatever crate would bring them.
 tree=$(cargo tree --locked --no-default-features -e normal,build --target all --prefix none)
-if grep -E '^(wgpu|naga|pyo3|arrow)' <<<"$tree"; then
-  echo "expected no wgpu and no naga without the feature gpu, and nothing of bindings; found those" >&2
+if grep -E '^(wgpu|naga|tokio|http|hyper|tower|axum|pyo3|arrow)' <<<"$tree"; then
+  echo "expected no GPU, no HTTP and nothing of bindings without their features, found those above" >&2
   exit 1
 fi
 cargo test --locked --no-default-features --features capi --lib --test concurrency --test golden --test hosts
@@ -83,7 +86,7 @@ for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu; do
 done
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features tokio
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features tower
 
 if [ ${#unchecked[@]} != 0 ]; then
   step "all passed, but not checked:$(printf ' %s;' "${unchecked[@]}")"

@@ -141,7 +141,7 @@ const ORDER: [&[&str]; 18] = [
     &["serve"],
     &["store"],
     &["route"],
-    &["feedback"],
+    &["feedback", "layer"],
     &["learn"],
     &["cmrbench"],
     &["diagnostics"],

@@ -1,5 +1,5 @@
-//! A gateway: threads share one router and print decisions as JSON Lines.
-//! `cargo run --release --example gateway`
+//! Threads share one router and print decisions as JSON Lines.
+//! `cargo run --release --example threads`
 #![allow(clippy::print_stdout, reason = "an example")]
 
 use std::sync::Arc;
