@@ -151,6 +151,7 @@ impl Cpu {
     }
 
     /// The kernels that were asked for.
+    #[cfg(feature = "cli")]
     pub(crate) fn asked(&self) -> CpuLevel {
         self.asked
     }
