@@ -168,7 +168,9 @@ fn what_is_cited_exists() {
 #[test]
 fn links_lead_somewhere() {
     let mut pages = BTreeMap::new();
-    for folder in ["docs", "shaders", "benches", "bindings", "weights", "tests", "examples"] {
+    for folder in [
+        "docs", "shaders", "benches", "bindings", "weights", "tests", "examples",
+    ] {
         collect(folder, &[".md"], &mut pages);
     }
     let readme = Path::new(ROOT).join("README.md");
