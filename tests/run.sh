@@ -23,7 +23,7 @@ install() {
 have() {
   if bash -c "$2" >/dev/null 2>&1; then return; fi
   if timeout 300 bash -c "$3" >/dev/null 2>&1 && bash -c "$2" >/dev/null 2>&1; then return; fi
-  echo "not checked: rustup cannot install $1 here"
+  echo "not checked: $1 cannot be installed here"
   unchecked+=("$1")
   return 1
 }
@@ -64,13 +64,22 @@ if grep -E '^(wgpu|naga|tokio|http|hyper|tower|axum|pyo3|arrow)' <<<"$tree"; the
 fi
 cargo test --locked --no-default-features --features capi --lib --test concurrency --test golden --test hosts
 
+step "the C interface"
+for tool in make pkg-config python3; do command -v $tool >/dev/null || install $tool; done
+./tests/capi.sh
+
+# What rustup or pip cannot get here is named, and is no failure.
+unchecked=()
+
 step "the Python wheel"
 python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
 cargo clippy --locked --package hubrouter-python --no-default-features -- -D warnings
-./bindings/python/test.sh
+tools=target/python/tools
+if have "the Python wheel" "$tools/bin/maturin --version" \
+  "python3 -m venv $tools && $tools/bin/pip install --quiet maturin==1.16.0"; then
+  ./bindings/python/test.sh
+fi
 
-# A toolchain or a target that rustup cannot get here is named, and is no failure.
-unchecked=()
 oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
 step "the oldest compiler: $oldest"
 if have "the compiler $oldest" \
