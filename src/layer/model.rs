@@ -23,6 +23,8 @@ pub(super) struct NamedModel<'j> {
 /// The model that `body` names. `None` if it is no JSON object, has no model or several, or one
 /// that is no text.
 pub(super) fn find(body: &[u8]) -> Option<NamedModel<'_>> {
+    // A list would do for the fields of a struct as well.
+    (*body.trim_ascii_start().first()? == b'{').then_some(())?;
     let outermost: Outermost<'_> = serde_json::from_slice(body).ok()?;
     let value = outermost.model?.get();
     // The value is a part of the body, so that addresses say where it begins.
