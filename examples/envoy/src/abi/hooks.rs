@@ -78,9 +78,9 @@ pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destr
 ) {
     // Null if it was refused.
     if !config.is_null() {
-        // SAFETY: `config_new` made it, and Envoy does not use it any more.
         guarded((), || {
-            drop(unsafe { Arc::<Shared>::from_raw(config.cast()) })
+            // SAFETY: `config_new` made it, and Envoy does not use it any more.
+            drop(unsafe { Arc::<Shared>::from_raw(config.cast()) });
         });
     }
 }
@@ -103,10 +103,10 @@ pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(filter: *const c_void) {
-    // SAFETY: `filter_new` made it, and Envoy does not use it any more. Hooks hold no reference
-    // when they call what may destroy it.
     guarded((), || {
-        drop(unsafe { Box::<Filter>::from_raw(filter.cast_mut().cast()) })
+        // SAFETY: `filter_new` made it, and Envoy does not use it any more. Hooks hold no reference
+        // when they call what may destroy it.
+        drop(unsafe { Box::<Filter>::from_raw(filter.cast_mut().cast()) });
     });
 }
 

@@ -1,6 +1,6 @@
 //! The hooks against an Envoy of the test's own: the functions that the real one exports, and
 //! streams whose misuse ends the test.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
