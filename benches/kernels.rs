@@ -7,7 +7,7 @@
 #![allow(clippy::print_stdout, missing_docs, reason = "a bench")]
 
 use hubrouter::diagnostics::{KernelBench, diagnose};
-use hubrouter::{DeviceChoice, Result};
+use hubrouter::{CpuLevel, DeviceChoice, Result};
 
 /// Tokens and prompts of a batch: one short prompt, one of the benchmark's median, a long one, 32.
 const BATCHES: [(usize, usize); 4] = [(8, 1), (18, 1), (128, 1), (576, 32)];
@@ -22,7 +22,7 @@ fn main() -> Result<()> {
         .collect();
     let devices: Vec<(String, usize)> = match arguments.as_slice() {
         [] => {
-            let adapters = diagnose(&DeviceChoice::Auto)?.adapters;
+            let adapters = diagnose(&DeviceChoice::Auto, CpuLevel::Auto)?.adapters;
             let cpu = [1, 2].map(|threads| ("cpu".to_owned(), threads));
             cpu.into_iter()
                 .chain(adapters.into_iter().map(|adapter| (adapter.name, 1)))

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use hubrouter::diagnostics::diagnose;
 use hubrouter::learn::{Control, Example, Experience, Learner, Outcome, Settings};
-use hubrouter::{DeviceChoice, Encoder, GenerationId, ModelCard, NewModel, Options, Result, Store};
+use hubrouter::{
+    CpuLevel, DeviceChoice, Encoder, GenerationId, ModelCard, NewModel, Options, Result, Store,
+};
 
 const ENCODER: &str = "weights/all-MiniLM-L6-v2";
 
@@ -53,7 +55,7 @@ fn main() -> Result<()> {
     match arguments.as_slice() {
         [] => {
             growth(&scratch.0, &Options::default().device("cpu").threads(2))?;
-            for adapter in diagnose(&DeviceChoice::Auto)?.adapters {
+            for adapter in diagnose(&DeviceChoice::Auto, CpuLevel::Auto)?.adapters {
                 if !adapter.hardware {
                     software(
                         &scratch.0,
@@ -66,7 +68,7 @@ fn main() -> Result<()> {
         [device, rest @ ..] => {
             let threads = rest.first().and_then(|threads| threads.parse().ok());
             let options = Options::default().device(device.as_str());
-            let software_adapter = diagnose(&device.as_str().into())?
+            let software_adapter = diagnose(&device.as_str().into(), CpuLevel::Auto)?
                 .adapters
                 .iter()
                 .any(|adapter| !adapter.hardware && adapter.name.contains(device.as_str()));

@@ -21,7 +21,7 @@ fn devices() -> Vec<(String, Options)> {
         )
     };
     let mut devices = vec![cpu(1), cpu(2)];
-    let adapters = hubrouter::diagnostics::diagnose(&"auto".into())
+    let adapters = hubrouter::diagnostics::diagnose(&"auto".into(), hubrouter::CpuLevel::Auto)
         .map(|d| d.adapters)
         .unwrap_or_default();
     for adapter in adapters {

@@ -15,8 +15,8 @@ list() {
 library=$(mktemp)
 command=$(mktemp)
 trap 'rm -f "$library" "$command"' EXIT
-list --no-default-features --features gpu,tokio >"$library"
-list --features tokio >"$command"
+list --no-default-features --features gpu,tower >"$library"
+list --features tower >"$command"
 {
     cat <<'TEXT'
 # The public interface
@@ -28,8 +28,8 @@ inside `hubrouter`.
 
 ## The library
 
-With `--no-default-features --features gpu,tokio`; without `gpu` it is the same, and without `tokio`
-there is no `AsyncRouter`.
+With `--no-default-features --features gpu,tower`; without `gpu` it is the same, without `tower`
+there is no `layer`, and without `tokio` no `AsyncRouter`.
 
 ```text
 TEXT

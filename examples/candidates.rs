@@ -1,4 +1,5 @@
-//! What a ranking costs after encoding: the whole hub, 12 candidates, and half of the hub by a mask.
+//! What a ranking costs after encoding: the whole hub, 12 candidates, and half of the hub by a mask;
+//! with one thread and with two.
 //!
 //! `cargo run --release --example candidates` ranks the bundled hub. With a number it makes a hub of
 //! as many models, of a toy's encoder, in the folder for temporary files:
@@ -19,7 +20,15 @@ const ROUTES: usize = 300;
 const TOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/toy-bert");
 
 fn main() -> Result<(), hubrouter::Error> {
-    let options = Options::default().device("cpu").threads(1);
+    for threads in [1, 2] {
+        println!("threads: {threads}");
+        with_threads(threads)?;
+    }
+    Ok(())
+}
+
+fn with_threads(threads: usize) -> Result<(), hubrouter::Error> {
+    let options = Options::default().device("cpu").threads(threads);
     let router = match std::env::args().nth(1).and_then(|count| count.parse().ok()) {
         Some(models) => {
             let folder = std::env::temp_dir().join(format!("candidates-{}", std::process::id()));

@@ -22,6 +22,8 @@ pub mod feedback;
 mod files;
 mod generation;
 mod hub;
+#[cfg(feature = "tower")]
+pub mod layer;
 pub mod learn;
 mod memory;
 mod model;
@@ -34,7 +36,7 @@ mod store;
 mod text;
 mod weights;
 
-pub use device::DeviceChoice;
+pub use device::{CpuLevel, DeviceChoice};
 pub use encoder::Encoder;
 #[doc(hidden)]
 pub use encoder::{ImportOptions, Imported, Trace, import_encoder};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::device::DeviceChoice;
+use crate::device::{CpuLevel, DeviceChoice};
 use crate::error::{Error, error};
 use crate::files;
 
@@ -30,11 +30,14 @@ fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::E
 #[non_exhaustive]
 pub enum Precision {
     /// `int8` where a generation's record says that its answers stay near those in f32, and the CPU
-    /// has a kernel for it; else `f32`.
+    /// has a kernel for it; else `bf16` on a CPU with AMX; else `f32`.
     #[default]
     Auto,
     /// Products in f32, on every device.
     F32,
+    /// Products of bf16, the upper half of f32, with sums in f32, on a CPU with AMX or AVX-512 BF16.
+    /// The vector of a prompt has the same bits alone and in any batch, and others on another CPU.
+    Bf16,
     /// Products of bytes, with exact sums, on a CPU with AMX, AVX-512 VNNI, AVX-VNNI or Arm's dot
     /// products. The vector of a prompt has the same bits on all of them, alone and in any batch.
     Int8,
@@ -45,6 +48,7 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         })
     }
@@ -54,12 +58,12 @@ impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let all = [Self::Auto, Self::F32, Self::Int8];
+        let all = [Self::Auto, Self::F32, Self::Bf16, Self::Int8];
         let named = all.into_iter().find(|known| known.to_string() == text);
         named.ok_or_else(|| {
             error!(
                 InvalidRequest,
-                "precision: expected auto, f32 or int8, found {text:?}"
+                "precision: expected auto, f32, bf16 or int8, found {text:?}"
             )
         })
     }
@@ -100,6 +104,9 @@ pub struct Options {
     pub max_tokens: Option<usize>,
     /// The numbers that a router computes a prompt's vector in.
     pub precision: Precision,
+    /// The instructions that the CPU's kernels use. One that this machine lacks is an error.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu: CpuLevel,
     /// Bytes of decisions that a router keeps, to give one again for the same prompt; 0: none.
     #[serde(skip_serializing_if = "is_default")]
     pub cache_bytes: usize,
@@ -114,6 +121,7 @@ pub struct Options {
 
 /// How a router keeps the models of conversations, for requests with a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SessionOptions {
@@ -152,6 +160,7 @@ impl Default for Options {
             look_in: Vec::new(),
             max_tokens: None,
             precision: Precision::Auto,
+            cpu: CpuLevel::Auto,
             cache_bytes: 0,
             queue: None,
             sessions: SessionOptions::default(),
@@ -205,6 +214,12 @@ impl Options {
         self
     }
 
+    /// The options with these instructions for the CPU's kernels.
+    pub fn cpu(mut self, level: CpuLevel) -> Self {
+        self.cpu = level;
+        self
+    }
+
     /// The options with a cache of decisions of this many bytes.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
@@ -248,12 +263,13 @@ mod tests {
     #[test]
     fn what_is_off_is_not_written() -> serde_json::Result<()> {
         let json = serde_json::to_string(&Options::default())?;
-        let off = ["cache", "queue", "sessions"].map(|key| json.contains(key));
-        assert_eq!(off, [false; 3], "{json}");
-        let set = r#"{"cache_bytes": 9, "queue": 0, "sessions": {"margin": 1.5}}"#;
+        let off = ["cache", "queue", "sessions", "cpu"].map(|key| json.contains(key));
+        assert_eq!(off, [false; 4], "{json}");
+        let set = r#"{"cpu": "avx2", "cache_bytes": 9, "queue": 0, "sessions": {"margin": 1.5}}"#;
         let options: Options = serde_json::from_str(set)?;
         let back = serde_json::from_str(&serde_json::to_string(&options)?)?;
         assert_eq!(options, back);
+        assert_eq!(options.cpu, CpuLevel::Avx2);
         assert_eq!(
             (options.queue, options.sessions.idle_seconds),
             (Some(0), 3600)

@@ -350,6 +350,29 @@ impl<'w> View<'w> {
     }
 }
 
+/// Calls `f` with `values` as a table of `columns`, `halved` to f16 if that has room for them all.
+pub(crate) fn with_table<T>(
+    values: &[f32],
+    columns: usize,
+    halved: bool,
+    f: impl FnOnce(View<'_>) -> T,
+) -> T {
+    match halved.then(|| halves(values)).flatten() {
+        Some(bytes) => f(View::of_half(&bytes, columns)),
+        None => f(View::of_f32(values, columns)),
+    }
+}
+
+/// `values` in f16, little-endian; `None` if one is too large for it.
+fn halves(values: &[f32]) -> Option<Vec<u8>> {
+    let half = |value: &f32| {
+        let half = half::f16::from_f32(*value);
+        half.is_finite().then(|| half.to_le_bytes())
+    };
+    let halves: Option<Vec<[u8; 2]>> = values.iter().map(half).collect();
+    halves.map(|halves| halves.concat())
+}
+
 /// Widens little-endian elements to f32; every dtype here fits exactly.
 fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {

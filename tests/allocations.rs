@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{bundle, cpu, store};
-use hubrouter::{Encoder, Request, Router};
+use hubrouter::{Encoder, ErrorKind, Precision, Request, Router};
 
 /// The system's allocator, which counts.
 struct Counting;
@@ -66,6 +66,33 @@ fn prompt(words: usize) -> String {
         .cycle()
         .take(words);
     words.copied().collect::<Vec<_>>().join(" ")
+}
+
+/// The forward pass in low precision allocates nothing as large as its rows: 72 in all are found, in
+/// 33 kB, most of them the answer's.
+#[test]
+fn a_warm_route_in_low_precision_allocates_no_more_than_its_answer() {
+    let _alone = ALONE.lock().unwrap();
+    for precision in [Precision::Int8, Precision::Bf16] {
+        let options = cpu(1).precision(precision);
+        let router = match Router::open(store(), options) {
+            Ok(router) => router,
+            Err(error) => {
+                // This CPU has no kernel for it.
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                continue;
+            }
+        };
+        for words in [20, 100] {
+            let text = prompt(words);
+            let request = Request::new(text.as_str());
+            let [count, bytes, _] = allocated(|| assert!(router.route(&request).is_ok()));
+            assert!(
+                count <= 80 && bytes < 128 << 10,
+                "{precision}: {count}, {bytes} bytes"
+            );
+        }
+    }
 }
 
 /// Of 97 allocations of a warm `embed` on one thread most are a product's list of row slices, 16

@@ -28,6 +28,13 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<hubrouter::Store>();
     usual::<hubrouter::Trace>();
     usual::<hubrouter::StoreWatch>();
+    #[cfg(feature = "tower")]
+    {
+        usual::<hubrouter::layer::RouteLayer>();
+        usual::<hubrouter::layer::RouteReason>();
+        usual::<hubrouter::layer::RouteRecord>();
+        usual::<hubrouter::layer::RouteService<()>>();
+    }
     usual::<feedback::FeedbackLog>();
     usual::<feedback::FeedbackOptions>();
     usual::<feedback::Shadow>();

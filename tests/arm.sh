@@ -21,7 +21,7 @@ on() {
   CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -cpu $1" \
     HUBROUTER_TEST_INT8="$2" \
     cargo test --locked --no-default-features --target "$target" --lib -- \
-    device::cpu::int8 encoder::bytes route::router::tests
+    device::cpu::low encoder::low route::router::tests
 }
 
 on max "Arm dot products"

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use common::Folder;
 use common::command::{
@@ -46,6 +46,11 @@ mod transcripts {
     #[test]
     fn hub() {
         check("hub", &Folder::new("hub"));
+    }
+
+    #[test]
+    fn shell() {
+        check("shell", &Folder::new("shell"));
     }
 
     #[test]
@@ -193,6 +198,77 @@ fn every_command_has_help_with_an_example() {
             "{command}: no --json"
         );
     }
+}
+
+#[test]
+fn the_environment_names_the_kernels_of_the_cpu() {
+    let route = ["route", "--device", "cpu", "--json", "Who is speaking?"];
+    let at = |level: &str, more: &[&str]| {
+        let mut command = hubrouter(&[&route[..], more].concat());
+        command.env("HUBROUTER_CPU", level).output().unwrap()
+    };
+    let precision = |output: Output| {
+        let [decision] = lines(&succeeded(output)).try_into().unwrap();
+        let decision: serde_json::Value = decision;
+        decision["precision"].as_str().unwrap().to_owned()
+    };
+    // Unset and empty are auto.
+    let own = precision(run(&route));
+    assert_eq!(precision(at("", &[])), own);
+    assert_eq!(precision(at("auto", &[])), own);
+    assert_eq!(precision(at("portable", &[])), "f32");
+    let foreign = if cfg!(target_arch = "x86_64") {
+        "neon"
+    } else {
+        "avx2"
+    };
+    for (level, more, code, why) in [
+        (
+            "sse9",
+            &[][..],
+            2,
+            "HUBROUTER_CPU: cpu level: expected auto, ",
+        ),
+        (
+            foreign,
+            &[],
+            1,
+            "expected one that this machine has (auto, ",
+        ),
+        (
+            "portable",
+            &["--precision", "int8"],
+            1,
+            "not of the level portable",
+        ),
+        (
+            "portable",
+            &["--precision", "bf16"],
+            1,
+            "not of the level portable",
+        ),
+    ] {
+        let output = at(level, more);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{error}");
+        // Kernels of other processors have no reason of their own.
+        let is_known = cfg!(target_arch = "x86_64") || code != 1 || level == foreign;
+        assert!(error.contains(why) || !is_known, "{error}");
+    }
+    let mut doctor = hubrouter(&["doctor", "--device", "cpu"]);
+    let shown = succeeded(doctor.env("HUBROUTER_CPU", "portable").output().unwrap());
+    let shown = text(&shown.stdout)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(
+        shown.contains("kernels of the level portable (HUBROUTER_CPU)"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("in int8 none") && shown.contains("in bf16 none"),
+        "{shown}"
+    );
 }
 
 #[cfg(feature = "gpu")]

@@ -28,7 +28,7 @@ fn collect(folder: &str, endings: &[&str], files: &mut BTreeMap<String, String>)
 
 fn sources() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
-    for folder in ["src", "shaders", "tests", "benches", "examples"] {
+    for folder in ["src", "shaders", "tests", "benches", "bindings", "examples"] {
         collect(folder, &[".rs", ".wgsl", ".py", ".md"], &mut files);
     }
     // It cites what does not exist.
@@ -168,7 +168,7 @@ fn what_is_cited_exists() {
 #[test]
 fn links_lead_somewhere() {
     let mut pages = BTreeMap::new();
-    for folder in ["docs", "shaders", "benches", "weights", "tests"] {
+    for folder in ["docs", "shaders", "benches", "bindings", "weights", "tests", "examples"] {
         collect(folder, &[".md"], &mut pages);
     }
     let readme = Path::new(ROOT).join("README.md");

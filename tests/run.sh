@@ -41,24 +41,37 @@ fi
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
 
 step "format"
-cargo fmt --check
+cargo fmt --check --all
 
 step "lints"
-cargo clippy --locked --all-targets --features tokio,capi -- -D warnings
+cargo clippy --locked --all-targets --features tower,capi -- -D warnings
+cargo clippy --locked -p hubrouter-gateway --all-targets -- -D warnings
+cargo clippy --locked -p hubrouter-envoy --all-targets -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
 step "tests"
-cargo test --locked --features tokio
+cargo test --locked --features tower
+
+step "the gateway"
+cargo test --locked -p hubrouter-gateway
 
 step "tests without features: the CPU alone"
 # On every platform, whatever crate would bring them.
 tree=$(cargo tree --locked --no-default-features -e normal,build --target all --prefix none)
-if grep -E '^(wgpu|naga)' <<<"$tree"; then
-  echo "expected no wgpu and no naga without the feature gpu, found those above" >&2
+if grep -E '^(wgpu|naga|tokio|http|hyper|tower|axum|pyo3|arrow)' <<<"$tree"; then
+  echo "expected no GPU, no HTTP and nothing of bindings without their features, found those above" >&2
   exit 1
 fi
 cargo test --locked --no-default-features --features capi --lib --test concurrency --test golden --test hosts
+
+step "the module for Envoy, with an Envoy of its tests' own"
+cargo test --locked -p hubrouter-envoy
+
+step "the Python wheel"
+python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+cargo clippy --locked --package hubrouter-python --no-default-features -- -D warnings
+./bindings/python/test.sh
 
 # A toolchain or a target that rustup cannot get here is named, and is no failure.
 unchecked=()
@@ -77,7 +90,7 @@ for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu; do
 done
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features tokio
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features tower
 
 if [ ${#unchecked[@]} != 0 ]; then
   step "all passed, but not checked:$(printf ' %s;' "${unchecked[@]}")"

@@ -184,6 +184,39 @@ fn a_policy_has_answers_of_its_own() {
 }
 
 #[test]
+fn a_policy_names_the_cache_and_the_sessions_of_its_router() {
+    let place = Place::new("named");
+    let toml = "cache_bytes = 1048576\nsessions = { margin = 0.5, idle_seconds = 60 }\n";
+    let policy = Policy::from_toml(toml).unwrap();
+    let options = cpu(1).for_policy(&policy);
+    let sessions = &options.sessions;
+    assert_eq!((options.cache_bytes, sessions.idle_seconds), (1 << 20, 60));
+    assert_eq!(sessions.bytes, SessionOptions::default().bytes);
+    let router = place.open(options);
+    let handle = router.compile(&policy).unwrap();
+    let request = Request::new(&*place.prompt);
+    let cached = [(); 2].map(|()| router.route_within(&request, &handle).unwrap().cached);
+    assert_eq!(cached, [false, true]);
+    // Another policy of the same router need not name them.
+    router.compile(&Policy::default()).unwrap();
+    // A router without them would not do what the policy says.
+    for (options, want) in [
+        (
+            cpu(1),
+            "cache_bytes: the policy names 1048576, and its router was opened with 0",
+        ),
+        (
+            cpu(1).cache_bytes(1 << 20),
+            "sessions: the policy names others",
+        ),
+    ] {
+        let error = place.open(options).compile(&policy).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        assert!(error.to_string().starts_with(want), "{error}");
+    }
+}
+
+#[test]
 fn a_conversation_keeps_its_model_with_a_cache_and_without() {
     let open = |options: Options| Router::open(common::store(), options).unwrap();
     let wide = SessionOptions::default();

@@ -91,14 +91,15 @@ fn places(tree: &Tree) -> Vec<String> {
     );
     found.extend(only_in(
         tree,
-        "unsafe lives in five files and in src/capi",
+        "unsafe lives in six files and in src/capi",
         &["unsafe"],
         &[
             "src/weights.rs",
             "src/device/cpu/gemm.rs",
-            "src/device/cpu/int8/amx.rs",
-            "src/device/cpu/int8/neon.rs",
-            "src/device/cpu/int8/vnni.rs",
+            "src/device/cpu/low/amx.rs",
+            "src/device/cpu/low/avx512bf16.rs",
+            "src/device/cpu/low/neon.rs",
+            "src/device/cpu/low/vnni.rs",
             "src/capi/",
         ],
     ));
@@ -140,7 +141,7 @@ const ORDER: [&[&str]; 18] = [
     &["serve"],
     &["store"],
     &["route"],
-    &["feedback"],
+    &["feedback", "layer"],
     &["learn"],
     &["cmrbench"],
     &["diagnostics"],

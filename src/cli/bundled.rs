@@ -24,7 +24,7 @@ const HOME: &str = "HUBROUTER_HOME";
 /// The file in a store that names its current generation.
 const CURRENT: &str = "current";
 
-/// The program's folder in a user's data folder.
+/// The program's folder in a folder of data.
 const PROGRAM: &str = "hubrouter";
 
 /// Returns `named`, or the bundled store.
@@ -46,8 +46,9 @@ pub(super) fn encoder() -> Option<PathBuf> {
 /// The folder of the bundled store and encoder.
 ///
 /// Searched in this order: `$HUBROUTER_HOME` if it is set, and nothing else then; the executable's
-/// folder and those above it; the user's data folder; the source tree that built this program; the
-/// working folder if it is such a source tree.
+/// folder and those above it; `share/hubrouter` beside the executable's folder, where a package
+/// installs; the user's data folder; the source tree that built this program; the working folder if
+/// it is such a source tree.
 pub(super) fn weights() -> Result<PathBuf> {
     let is_there = |folder: &PathBuf| folder.join(STORE).is_dir();
     if let Some(home) = set(HOME) {
@@ -82,6 +83,8 @@ fn candidates() -> Vec<PathBuf> {
     if let Ok(executable) = executable {
         let above = executable.ancestors().skip(1).take(ABOVE);
         folders.extend(above.map(|folder| folder.join(WEIGHTS)));
+        let prefix = executable.ancestors().nth(2);
+        folders.extend(prefix.map(|prefix| prefix.join("share").join(PROGRAM).join(WEIGHTS)));
     }
     folders.extend(data_folder().map(|folder| folder.join(WEIGHTS)));
     folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join(WEIGHTS));

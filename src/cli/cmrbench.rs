@@ -243,7 +243,7 @@ fn plan(args: &CmrbenchArgs, out: &Path) -> Result<BenchPlan> {
         Some(folder) => folder.clone(),
         None => bundled::store(None)?.with_file_name(ENCODER),
     };
-    let options = args.device.options();
+    let options = args.device.options()?;
     let mut plan = BenchPlan::new(data, eval, prefix, encoder, options, select(&names)?);
     plan.quick = args.quick;
     if args.quick {

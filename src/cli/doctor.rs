@@ -46,7 +46,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         // Printed first, because the devices take a while.
         installed.print()?;
     }
-    let diagnosis = diagnose(&args.device.as_str().into())?;
+    let diagnosis = diagnose(&args.device.as_str().into(), super::cpu_level()?)?;
     if !args.json {
         print(&diagnosis)?
     }
@@ -69,11 +69,15 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
 fn print(diagnosis: &Diagnosis) -> Result<()> {
     let cpu = &diagnosis.cpu;
     output::paragraph(format!(
-        "CPU: {} threads, kernels for {}, in int8 {} ({}), features {}",
+        "CPU: {} threads, kernels of the level {} (HUBROUTER_CPU) for {}, in int8 {} ({}), in bf16 \
+         {} ({}), features {}",
         cpu.threads,
+        cpu.level,
         cpu.kernels,
         cpu.int8.as_deref().unwrap_or("none"),
         cpu.int8_reason,
+        cpu.bf16.as_deref().unwrap_or("none"),
+        cpu.bf16_reason,
         cpu.features.join(" ")
     ))?;
     if diagnosis.adapters.is_empty() {

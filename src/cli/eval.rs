@@ -98,7 +98,7 @@ struct ExperienceLine {
 
 pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
     if let Some(path) = &args.examples {
-        let options = args.device.options();
+        let options = args.device.options()?;
         let foreign = args.ood.as_deref();
         return labelled::run(
             path,
@@ -115,7 +115,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<ExitCode> {
         Prefix::Strip
     };
     let data = Data::open(data_folder(args.data.as_deref())?, prefix)?;
-    let router = args.router.open(args.device.options())?;
+    let router = args.router.open(args.device.options()?)?;
     let tables = Tables::new(&data, data.experiences.len());
     let total: usize = data
         .experiences

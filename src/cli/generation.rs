@@ -232,6 +232,7 @@ fn measure(args: &MeasureArgs) -> Result<ExitCode> {
     let mut options = Options {
         threads: args.threads,
         encoder: args.encoder.clone(),
+        cpu: super::cpu_level()?,
         ..Options::default()
     };
     options.look_in.extend(bundled::encoder());
@@ -285,7 +286,7 @@ fn print_agreement(id: &GenerationId, agreement: &Agreement) -> Result<()> {
     }
     output::paragraph(match agreement.missed() {
         None => "passed: --precision auto takes int8 on a CPU with a kernel for it".to_owned(),
-        Some(missed) => format!("missed: {missed}; --precision auto stays with f32"),
+        Some(missed) => format!("missed: {missed}; --precision auto does not take int8"),
     })
 }
 
@@ -394,6 +395,10 @@ fn diff(store: &Store, old: &str, new: Option<&str>, json: bool) -> Result<()> {
         .aliased
         .iter()
         .try_for_each(|(a, b)| output::line(format!("  ~ {a} is also {b}")))?;
+    difference
+        .described
+        .iter()
+        .try_for_each(|name| output::line(format!("  ~ {name} has other attributes")))?;
     output::line(format!(
         "  rows moved: {} (at most {:.2} degrees); projection {}; encoder {}",
         difference.moved_rows,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::found::{FromArgs, Listing, Nearest, SourceReport};
 use super::progress::Progress;
@@ -56,7 +56,8 @@ pub(super) enum HubCommand {
   hubrouter hub add --router my-store --from-openai http://localhost:8080 --nearest-domain
   hubrouter hub add --router my-store --from-cards ~/models --dry-run
 
---from-openai and --from-cards add what is new, and name what the source does not have any more.")]
+--from-openai and --from-cards add what is new, and name what the source does not have any more. \
+--update takes other prices and the like of models that came from there before.")]
     Add(Box<AddArgs>),
     /// Exclude a model from routing for good; its id and names stay reserved
     #[command(after_help = "Example:\n  hubrouter hub retire --router my-store acme/ner")]
@@ -91,6 +92,24 @@ pub(super) enum HubCommand {
         name: String,
         /// The alias to add
         alias: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: StoreToChange,
+    },
+    /// Set attributes of a model, such as its price
+    #[command(after_help = "Examples:
+  hubrouter hub set --router my-store acme/ner price=0.5 licence=mit
+  hubrouter hub set --router my-store acme/ner 'languages=[\"de\", \"en\"]' tools=null
+
+A value is JSON, or else a text. null takes the attribute away.")]
+    Set {
+        /// Name or alias
+        name: String,
+        /// Attributes
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = attribute)]
+        attributes: Vec<(String, Value)>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -142,6 +161,10 @@ pub(super) struct AddArgs {
     models: Option<PathBuf>,
     #[command(flatten)]
     from: FromArgs,
+    /// With --from-openai and --from-cards: known models of the source take the attributes that it
+    /// states now
+    #[arg(long, conflicts_with_all = ["model", "models"])]
+    update: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -221,6 +244,15 @@ pub(super) fn run(command: &HubCommand) -> Result<ExitCode> {
             store,
         } => {
             change(store, *json, |edit| edit.alias(name, alias))?;
+        }
+        HubCommand::Set {
+            name,
+            attributes,
+            json,
+            store,
+        } => {
+            let attributes = attributes.iter().cloned().collect();
+            change(store, *json, |edit| edit.set(name, &attributes))?;
         }
         HubCommand::Build(args) => build(args)?,
     }
@@ -317,6 +349,18 @@ fn show(store: &Store, name: &str, json: bool) -> Result<()> {
     ))
 }
 
+/// `price=0.5`
+fn attribute(text: &str) -> Result<(String, Value), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            let text = || Value::from(value);
+            let value = serde_json::from_str(value).unwrap_or_else(|_| text());
+            Ok((name.trim().to_owned(), value))
+        }
+        _ => Err("expected NAME=VALUE, such as price=0.5".to_owned()),
+    }
+}
+
 fn change(
     target: &StoreToChange,
     json: bool,
@@ -367,7 +411,7 @@ fn add(args: &AddArgs) -> Result<()> {
     edit.hub()
         .with(models.iter().map(|new| new.model.clone()))?;
     if !args.store.dry_run {
-        let encoder = Arc::new(edit.open_encoder(&args.device.options())?);
+        let encoder = Arc::new(edit.open_encoder(&args.device.options()?)?);
         let mut progress = Progress::new("encoding cards", texts(&models) as u64);
         edit.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
     }
@@ -382,25 +426,31 @@ fn add_found(args: &AddArgs, listing: Listing) -> Result<()> {
     let domain = args.domain.as_deref();
     let encoder = match dry_run && !args.from.nearest() {
         true => None,
-        false => Some(Arc::new(edit.open_encoder(&args.device.options())?)),
+        false => Some(Arc::new(edit.open_encoder(&args.device.options()?)?)),
     };
     let nearest = match encoder.as_ref().filter(|_| args.from.nearest()) {
         Some(encoder) => Some(Nearest::new(edit.contents(), encoder)?),
         None => None,
     };
-    let (cards, report) = listing.compared(&hub, domain, nearest.as_ref())?;
+    let (cards, mut report) = listing.compared(&hub, domain, nearest.as_ref())?;
     let models: Vec<NewModel> = cards.iter().map(NewModel::from).collect();
     edit.hub()
         .with(models.iter().map(|new| new.model.clone()))?;
     let parent = edit.parent().clone();
+    let updates = report.update(args.update);
+    for (name, attributes) in &updates {
+        edit.set(name, attributes)?;
+    }
+    let changes = models.len() + updates.len();
     let (id, report) = match encoder.filter(|_| !dry_run) {
         None => (None, report.with_models(&cards)),
         // Nothing would be changed.
-        Some(_) if models.is_empty() => (Some(parent.clone()), report),
+        Some(_) if changes == 0 => (Some(parent.clone()), report),
         Some(encoder) => {
-            let mut progress = Progress::new("encoding cards", texts(&models) as u64);
-            edit.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
-            drop(progress);
+            if !models.is_empty() {
+                let mut progress = Progress::new("encoding cards", texts(&models) as u64);
+                edit.add(&encoder, &models, &mut |done, _| progress.set(done as u64))?;
+            }
             (Some(edit.commit()?), report)
         }
     };
@@ -408,7 +458,7 @@ fn add_found(args: &AddArgs, listing: Listing) -> Result<()> {
         "dry_run": id.is_none(), "report": report});
     let text = match &id {
         None => format!("nothing written: {} would be added", counted(report.new)),
-        Some(id) if models.is_empty() => format!("nothing is new: {id} stays current"),
+        Some(id) if changes == 0 => format!("nothing is new: {id} stays current"),
         Some(id) => format!("{id} is published and current (parent {parent})"),
     };
     say(args.json, &value, &report, &text);
@@ -471,38 +521,39 @@ fn build(args: &BuildArgs) -> Result<()> {
         (None, None) => bail!(InvalidRequest, "pass --models FILE or --data FOLDER"),
     };
     Hub::default().with(models.iter().map(|new| new.model.clone()))?;
-    let encoder = Arc::new(Encoder::open(&folder, &args.device.options())?);
-    if args.dry_run {
-        return output::line(would_make(models.len(), &args.out));
-    }
-    let store = Store::create(&args.out)?;
-    let mut progress = Progress::new("encoding cards", texts(&models) as u64);
-    let id = store.build(&encoder, &models, made_by, &mut |done, _| {
-        progress.set(done as u64)
-    })?;
-    drop(progress);
-    let value =
-        json!({"schema_version": 1, "generation": id, "models": models.len(), "store": args.out});
-    let models = output::counted(models.len(), "model");
+    let encoder = Arc::new(Encoder::open(&folder, &args.device.options()?)?);
+    let id = if args.dry_run {
+        None
+    } else {
+        let store = Store::create(&args.out)?;
+        let mut progress = Progress::new("encoding cards", texts(&models) as u64);
+        let built = store.build(&encoder, &models, made_by, &mut |done, _| {
+            progress.set(done as u64)
+        });
+        Some(built?)
+    };
+    let value = json!({"schema_version": 1, "generation": id, "models": models.len(),
+        "store": args.out, "dry_run": id.is_none()});
     output::done(
         args.json,
         &value,
-        format!("{id}: {models} in {}", args.out.display()),
+        made(id.as_ref(), models.len(), &args.out),
     );
     Ok(())
 }
 
-fn would_make(models: usize, out: &Path) -> String {
-    format!(
-        "nothing written: {} would make {}",
-        counted(models),
-        out.display()
-    )
+/// What became of `models` models, or would become without an id.
+fn made(id: Option<&GenerationId>, models: usize, out: &Path) -> String {
+    let (models, out) = (counted(models), out.display());
+    match id {
+        None => format!("nothing written: {models} would make {out}"),
+        Some(id) => format!("{id}: {models} in {out}"),
+    }
 }
 
 /// Makes a store of the models of a source.
 fn build_found(args: &BuildArgs, folder: &Path, listing: Listing) -> Result<()> {
-    let encoder = Arc::new(Encoder::open(folder, &args.device.options())?);
+    let encoder = Arc::new(Encoder::open(folder, &args.device.options()?)?);
     let made_by = listing.kind.made_by;
     let bundled = match args.from.nearest() {
         true => {
@@ -535,10 +586,7 @@ fn build_found(args: &BuildArgs, folder: &Path, listing: Listing) -> Result<()> 
     };
     let value = json!({"schema_version": 1, "generation": id, "models": models.len(),
         "store": args.out, "dry_run": id.is_none(), "report": report});
-    let text = match &id {
-        None => would_make(models.len(), &args.out),
-        Some(id) => format!("{id}: {} in {}", counted(models.len()), args.out.display()),
-    };
+    let text = made(id.as_ref(), models.len(), &args.out);
     say(args.json, &value, &report, &text);
     Ok(())
 }

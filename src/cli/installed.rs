@@ -46,7 +46,7 @@ impl Installed {
             pin.name,
             pin.sha256.get(..12).unwrap_or(&pin.sha256)
         ));
-        let mut options = Options::default().device("cpu");
+        let mut options = Options::default().device("cpu").cpu(super::cpu_level()?);
         options.encoder.clone_from(&encoder);
         options.look_in.extend(bundled::encoder());
         store.encoder(&id, &options)?;

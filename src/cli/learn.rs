@@ -204,7 +204,7 @@ fn learner(args: &LearnArgs) -> Result<Learner> {
         let (key, value) = setting(text)?;
         settings.set(key, value)?;
     }
-    let options = args.device.options();
+    let options = args.device.options()?;
     let mut learner = Learner::open(args.store.path()?, None, settings, options)?
         .recipe(&args.recipe)
         .introduce(args.introduce)

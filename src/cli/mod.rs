@@ -39,6 +39,7 @@ mod terminal;
 mod usage;
 mod web;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ use std::sync::Arc;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::{GenerationId, Hub, Options, Precision, Router, Store};
+use crate::{CpuLevel, GenerationId, Hub, Options, Precision, Router, Store};
 
 /// Picks the right model of a hub for a prompt, before any model runs
 #[derive(Parser)]
@@ -148,14 +149,33 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    fn options(&self) -> Options {
+    /// Errors: the environment names kernels that nobody knows.
+    fn options(&self) -> Result<Options> {
         let mut options = Options::default()
             .device(self.device.as_str())
-            .fallback(self.fallback);
+            .fallback(self.fallback)
+            .cpu(cpu_level()?);
         options.threads = self.threads;
         options.encoder.clone_from(&self.encoder);
         options.look_in.extend(bundled::encoder());
-        options
+        Ok(options)
+    }
+}
+
+/// The environment variable with the instructions of the CPU's kernels.
+const CPU: &str = "HUBROUTER_CPU";
+
+/// The instructions of the CPU's kernels that the environment names.
+///
+/// Errors: nobody knows them.
+#[expect(clippy::disallowed_methods, reason = "reads the environment")]
+fn cpu_level() -> Result<CpuLevel> {
+    match std::env::var_os(CPU) {
+        Some(level) if !level.is_empty() => level
+            .to_string_lossy()
+            .parse()
+            .map_err(|e: Error| e.at(CPU)),
+        _ => Ok(CpuLevel::Auto),
     }
 }
 
@@ -191,8 +211,9 @@ struct RouterArgs {
     /// Generation id, or its first characters [default: the current one]
     #[arg(long, value_name = "ID")]
     generation: Option<String>,
-    /// Numbers of the encoder's products: f32, int8, or auto: int8 where the CPU has a kernel
-    /// for it and the generation's record says that it stays near f32
+    /// Numbers of the encoder's products: f32, bf16, int8, or auto: int8 where the CPU has a
+    /// kernel for it and the generation's record says that it stays near f32, else bf16 on a CPU
+    /// with AMX
     #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
 }
@@ -245,9 +266,15 @@ impl StoreToChange {
 
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    run(std::env::args_os().collect())
+}
+
+/// Runs the command with these arguments, the first of which is the program's name. Once in a
+/// process: it takes over the log and the signals.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return usage::say(error),
+        Err(error) => return usage::say(error, arguments.into_iter().skip(1)),
     };
     output::listen_to_log(cli.verbose);
     let outcome = match cli.command {

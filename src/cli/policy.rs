@@ -44,18 +44,23 @@ pub(super) struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    /// The policy of these options, compiled; `None` without any.
-    pub(super) fn compile(&self, router: &Router) -> Result<Option<PolicyHandle>> {
-        let Some(policy) = self.read()? else {
+    /// `policy`, which [`PolicyArgs::read`] gave, compiled.
+    pub(super) fn compile(
+        &self,
+        policy: Option<&Policy>,
+        router: &Router,
+    ) -> Result<Option<PolicyHandle>> {
+        let Some(policy) = policy else {
             return Ok(None);
         };
-        match (router.compile(&policy), &self.policy) {
+        match (router.compile(policy), &self.policy) {
             (Err(error), Some(path)) => Err(located(error, path)),
             (compiled, _) => compiled.map(Some),
         }
     }
 
-    fn read(&self) -> Result<Option<Policy>> {
+    /// The policy of these options; `None` without any.
+    pub(super) fn read(&self) -> Result<Option<Policy>> {
         let options = (&self.constraint, &self.candidates, self.needs, &self.policy);
         let thresholds = [self.abstain_risk, self.min_confidence, self.max_ood];
         let abstains = thresholds.iter().any(Option::is_some);
@@ -133,7 +138,8 @@ pub(super) enum PolicyCommand {
 pub(super) fn run(command: &PolicyCommand) -> Result<ExitCode> {
     let PolicyCommand::Check(args) = command;
     let policy = Policy::read(&args.file)?;
-    let router = Router::open(args.store.path()?, args.device.options())?;
+    let options = args.device.options()?.for_policy(&policy);
+    let router = Router::open(args.store.path()?, options)?;
     let handle = router.compile(&policy);
     let handle = handle.map_err(|e| located(e, &args.file))?;
     let (eligible, excluded) = (handle.eligible(), handle.excluded());

@@ -74,7 +74,7 @@ pub(super) fn run(command: &ReplayCommand) -> Result<ExitCode> {
             let (entries, remembered) = would_forget(&folder, prompt)?;
             let id = match store.dry_run {
                 true => None,
-                false => Some(forget(&folder, prompt, &device.options())?),
+                false => Some(forget(&folder, prompt, &device.options()?)?),
             };
             let text = match &id {
                 Some(id) => format!("published {id} without the prompt"),

@@ -56,7 +56,7 @@ pub(super) struct ReplayLogArgs {
     /// Generation id, or its first characters; given twice: the former and the new one
     #[arg(long, required = true, value_name = "ID")]
     generation: Vec<String>,
-    /// Numbers of the encoder's products: auto, f32 or int8
+    /// Numbers of the encoder's products: auto, f32, bf16 or int8
     #[arg(long, default_value_t, value_name = "PRECISION")]
     precision: Precision,
     /// Print one JSON object
@@ -317,14 +317,18 @@ pub(super) fn run(args: &ReplayLogArgs) -> Result<ExitCode> {
     let path = args.store.path()?;
     let store = Store::open(&path)?;
     let ids = [store.find(former)?, store.find(new)?];
-    let options = args.device.options().precision(args.precision);
+    let policy = args.policy.read()?;
+    let mut options = args.device.options()?.precision(args.precision);
+    if let Some(policy) = &policy {
+        options = options.for_policy(policy);
+    }
     let router = Router::open_generation(&path, &ids[0], options)?;
     let mut replay = LoggedPrompts::default();
     let skipped = read_all(&args.logs, |line| {
         replay.add(line);
         Ok(())
     })?;
-    let policy = args.policy.compile(&router)?;
+    let policy = args.policy.compile(policy.as_ref(), &router)?;
     let policy = policy.as_ref();
     let texts = replay.by_text.len() as u64;
     let (mut progress, mut done) = (Progress::new("routing", 2 * texts), 0);

@@ -170,10 +170,12 @@ fn answered(
 
 pub(super) fn run(args: &RouteArgs) -> Result<ExitCode> {
     let mut source = Source::open(&args.wanted())?;
+    let mut policy = args.policy.read()?;
+    let options = args.device.options()?;
     let router = args
         .router
-        .open(args.serving.options(args.device.options()))?;
-    let policy = args.policy.compile(&router)?;
+        .open(args.serving.options(options, policy.as_mut()))?;
+    let policy = args.policy.compile(policy.as_ref(), &router)?;
     let mut shadow = args.shadow.open(&router)?;
     let silent = shadow.is_some() && !(args.json || args.explain || args.output.is_some());
     let mut answers = AnswerWriter::new(args.sink()?, args.form());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::output;
-use crate::{Decision, Options, Request, SessionOutcome, SessionRecord};
+use crate::{Decision, Options, Policy, Request, SessionOutcome, SessionRecord};
 
 /// Units of a time, the longest endings first.
 const UNITS: [(&str, f64); 3] = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0)];
@@ -27,9 +27,16 @@ pub(super) struct ServingArgs {
 }
 
 impl ServingArgs {
-    pub(super) fn options(&self, options: Options) -> Options {
-        let bytes = self.cache.map_or(0, |mib| u64::from(mib) << 20);
-        options.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+    /// `options` with the cache and the sessions of `policy`; `--cache` takes the place of its
+    /// cache.
+    pub(super) fn options(&self, options: Options, policy: Option<&mut Policy>) -> Options {
+        let bytes = self.cache.map(|mib| u64::from(mib) << 20);
+        let bytes = bytes.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let Some(policy) = policy else {
+            return options.cache_bytes(bytes.unwrap_or_default());
+        };
+        policy.cache_bytes = bytes.or(policy.cache_bytes);
+        options.for_policy(policy)
     }
 
     pub(super) fn applied(&self, mut request: Request) -> Request {

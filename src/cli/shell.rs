@@ -1,5 +1,6 @@
 //! `hubrouter completions` and `hubrouter man`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory};
@@ -19,10 +20,15 @@ pub(super) struct CompletionsArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   hubrouter man | man -l -
-  hubrouter man hub build > hubrouter-hub-build.1")]
+  hubrouter man hub build > hubrouter-hub-build.1
+  hubrouter man --out ~/.local/share/man/man1")]
 pub(super) struct ManArgs {
     /// The command, such as hub build [default: hubrouter itself]
+    #[arg(conflicts_with = "out")]
     command: Vec<String>,
+    /// Write the pages of all commands to this folder, which must exist
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
 }
 
 pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
@@ -35,6 +41,11 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 }
 
 pub(super) fn man(args: &ManArgs) -> Result<ExitCode> {
+    if let Some(folder) = &args.out {
+        clap_mangen::generate_to(Cli::command(), folder)
+            .map_err(|e| error!(Io, "{}: cannot write the pages: {e}", folder.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut whole = Cli::command();
     // Gives each command its full name.
     whole.build();

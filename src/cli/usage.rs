@@ -11,8 +11,9 @@ use super::{Cli, output};
 /// Largest edit distance at which an option is suggested for a mistyped one.
 const FARTHEST: usize = 2;
 
-/// Prints the error, or the requested help or version, and returns the exit code.
-pub(super) fn say(mut error: clap::Error) -> ExitCode {
+/// Prints the error, or the requested help or version, and returns the exit code. `arguments` are
+/// those behind the program's name.
+pub(super) fn say(mut error: clap::Error, arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if !error.use_stderr() {
         // Help and version, in colour if the terminal supports it.
         return match error.print() {
@@ -23,7 +24,7 @@ pub(super) fn say(mut error: clap::Error) -> ExitCode {
             _ => ExitCode::SUCCESS,
         };
     }
-    let mut command = named_command(std::env::args_os().skip(1));
+    let mut command = named_command(arguments);
     if let Some(option) = nearest(&error, &command) {
         let tip = ContextValue::String(format!("--{option}"));
         error.insert(ContextKind::SuggestedArg, tip);

@@ -13,6 +13,7 @@ mod tensor;
 
 use std::sync::Arc;
 
+pub use cpu::CpuLevel;
 pub(crate) use gpu::{Kernel, Shader, shader};
 pub(crate) use pass::{CpuPass, Outputs, Pass, Read};
 pub(crate) use plan::{Plan, Plans, Sizes};

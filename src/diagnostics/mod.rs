@@ -14,9 +14,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub use crate::device::adapter::{AdapterReport, LimitsReport};
-use crate::device::cpu::{Cpu, int8};
+use crate::device::cpu::Cpu;
+use crate::device::cpu::low::LowFormat;
 use crate::device::gpu::{self, Gpu};
-use crate::device::{Device, DeviceChoice, choose};
+use crate::device::{CpuLevel, Device, DeviceChoice, choose};
 use crate::error::Result;
 use cases::CaseScale;
 #[doc(hidden)]
@@ -52,12 +53,18 @@ pub struct Diagnosis {
 pub struct CpuReport {
     /// Threads that are used by default.
     pub threads: usize,
+    /// The instructions that were asked for.
+    pub level: CpuLevel,
     /// The instruction set of the GEMM kernels.
     pub kernels: &'static str,
     /// The kernel of products in int8; `None`: this CPU has no instruction for them.
     pub int8: Option<String>,
     /// Why it is that kernel.
     pub int8_reason: String,
+    /// The kernel of products in bf16; `None`: this CPU has no instruction for them.
+    pub bf16: Option<String>,
+    /// Why it is that kernel.
+    pub bf16_reason: String,
     /// Instruction set extensions that were found.
     pub features: Vec<&'static str>,
 }
@@ -78,9 +85,12 @@ pub struct OpTest {
     pub ok: bool,
 }
 
-/// Looks at every device and tests every op on it, within seconds.
-pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
-    let host = Arc::new(Cpu::open(None)?);
+/// Looks at every device and tests every op on it, within seconds; on the CPU with the kernels of
+/// `level`.
+///
+/// Errors: the CPU lacks that level.
+pub fn diagnose(choice: &DeviceChoice, level: CpuLevel) -> Result<Diagnosis> {
+    let host = Arc::new(Cpu::open_at(None, level)?);
     let adapters = gpu::adapters();
     let reports: Vec<AdapterReport> = adapters.iter().map(gpu::GpuAdapter::report).collect();
     let (chosen, reason) = match choose(choice, || adapters.clone()) {
@@ -103,14 +113,18 @@ pub fn diagnose(choice: &DeviceChoice) -> Result<Diagnosis> {
             &report.name,
         );
     }
-    let (int8, int8_reason) = int8::ByteKernel::detect();
+    let (int8, int8_reason) = host.low_kernel(LowFormat::Int8);
+    let (bf16, bf16_reason) = host.low_kernel(LowFormat::Bf16);
     Ok(Diagnosis {
         schema_version: 1,
         cpu: CpuReport {
             threads: host.threads(),
+            level: host.asked(),
             kernels: host.level().name(),
             int8: int8.map(|kernel| kernel.to_string()),
             int8_reason,
+            bf16: bf16.map(|kernel| kernel.to_string()),
+            bf16_reason,
             features: cpu_features(),
         },
         adapters: reports,

@@ -1,8 +1,8 @@
 //! An encoder on a device: it turns texts into pooled vectors.
 
 mod bundle;
-mod bytes;
 mod import;
+mod low;
 pub(crate) mod seen;
 
 use std::borrow::Borrow;
@@ -83,7 +83,7 @@ impl Encoder {
     /// Errors: a file of the bundle is missing, malformed or not the one that its manifest names;
     /// the device cannot be opened and `options` allow no fallback.
     pub fn open(folder: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        let host = Arc::new(Cpu::open(options.threads)?);
+        let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
         Self::open_on(folder.as_ref(), host, options)
     }
 

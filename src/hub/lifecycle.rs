@@ -1,5 +1,6 @@
-//! Changes of a hub, each of which makes a new one: add, retire, rename, alias.
+//! Changes of a hub, each of which makes a new one: add, retire, rename, alias, set.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -55,6 +56,24 @@ impl Hub {
         let alias: Arc<str> = alias.into();
         hub.claim(&alias, id)?;
         hub.model_mut(id).aliases.push(alias);
+        Ok(hub)
+    }
+
+    /// The hub in which the model called `name` has these attributes; it keeps its others, and
+    /// `null` takes one away.
+    ///
+    /// Errors: no model has the name; an attribute is nested too deeply.
+    pub fn set(&self, name: &str, attributes: &BTreeMap<String, Value>) -> Result<Self> {
+        let id = self.resolve(name)?;
+        let mut hub = self.clone();
+        let model = hub.model_mut(id);
+        for (key, value) in attributes {
+            match value {
+                Value::Null => model.attributes.remove(key),
+                value => model.attributes.insert(key.clone(), value.clone()),
+            };
+        }
+        check_depth(model)?;
         Ok(hub)
     }
 }
@@ -125,6 +144,28 @@ mod tests {
         assert_eq!((&*model.name, model.aliases.len()), ("a", 1));
         assert_eq!(hub.rename("a", "b").unwrap_err().kind(), ErrorKind::Refused);
         assert_eq!(hub.rename("a", "a").unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn attributes_are_set_and_taken_away() {
+        let of = |attributes: Value| serde_json::from_value(attributes).unwrap();
+        let hub = hub();
+        let hub = hub.set("a", &of(serde_json::json!({"price": 2, "tools": true})));
+        let hub = hub.unwrap();
+        let hub = hub.set(
+            "a",
+            &of(serde_json::json!({"price": 0.5, "tools": null, "no": null})),
+        );
+        let hub = hub.unwrap();
+        let attributes = &hub.get(ModelId(0)).unwrap().attributes;
+        assert_eq!(*attributes, of(serde_json::json!({"price": 0.5})));
+        assert!(hub.get(ModelId(1)).unwrap().attributes.is_empty());
+        let deep = (0..40).fold(Value::from(1), |value, _| serde_json::json!([value]));
+        let error = hub
+            .set("a", &of(serde_json::json!({"deep": deep})))
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        assert!(hub.set("nobody", &BTreeMap::new()).is_err());
     }
 
     #[test]

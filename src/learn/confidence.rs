@@ -47,7 +47,7 @@ pub fn measure_confidence(
     let contents = store.contents(id)?;
     let held_out = kept(&contents, HELD_OUT)?;
     let options = options.clone().device("cpu");
-    let host = Arc::new(Cpu::open(options.threads)?);
+    let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
     let encoder = open_encoder(store.root(), &contents.manifest.encoder, host, &options)?;
     let encoder = Arc::new(encoder);
     let serving = Serving::new(id.clone(), &contents, Arc::clone(&encoder), None)?;

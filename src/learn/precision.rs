@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::device::cpu::Cpu;
-use crate::device::cpu::int8::ByteKernel;
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::precision::{Agreement, FEWEST};
@@ -66,7 +66,7 @@ pub fn measure_precision(
     }
     let prompts: Vec<&Labelled> = spread(&prompts);
     let options = options.clone().device("cpu");
-    let host = Arc::new(Cpu::open(options.threads)?);
+    let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
     let encoder = open_encoder(store.root(), &contents.manifest.encoder, host, &options)?;
     let texts: Vec<&str> = prompts.iter().map(|prompt| &*prompt.text).collect();
     let tokens = encoder.tokenize_prompts(&texts).into_iter();
@@ -80,7 +80,7 @@ pub fn measure_precision(
             domain: prompt.domain.as_deref(),
         })
         .collect();
-    let kernel = ByteKernel::right();
+    let kernel = LowKernel::right_int8(options.cpu);
     let (encoder, of) = (Arc::new(encoder), are_held_out);
     let agreement = measure(id, &contents, &encoder, kernel, &questions, of)?;
     store.record(id, &agreement)?;
@@ -106,7 +106,7 @@ pub(crate) fn of_child<'r>(
             })
         })
         .collect();
-    let why = match (encoder.device(), ByteKernel::detect()) {
+    let why = match (encoder.device(), encoder.host().low_kernel(LowFormat::Int8)) {
         _ if questions.len() < FEWEST => {
             format!("{} held-out prompts have their text", questions.len())
         }

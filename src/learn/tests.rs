@@ -12,8 +12,9 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use crate::device::CpuLevel;
 use crate::device::Place;
-use crate::device::cpu::int8::ByteKernel;
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::encoder::{ENCODED, Encoder, ImportOptions, import_encoder};
 use crate::generation::{GenerationId, NewModel};
 use crate::hub::Model;
@@ -1064,7 +1065,9 @@ fn int8_is_measured_and_recorded_by_learning_and_on_request() {
     // They are kept as text.
     let kept = measure_precision(&store, &second, None, &options).unwrap();
     assert_eq!(kept, measured);
-    let has_kernel = ByteKernel::detect().0.is_some();
+    let has_kernel = LowKernel::detect(LowFormat::Int8, CpuLevel::Auto)
+        .0
+        .is_some();
     assert_eq!(recorded, has_kernel.then_some(measured));
     assert!(store.check(&second).is_ok());
     // Of others all are taken.

@@ -19,9 +19,9 @@ pub(crate) struct Projected {
 
 impl Head {
     /// `projection`: [D, H].
-    pub(crate) fn new(device: &Device, projection: &[f32], inputs: usize) -> Result<Self> {
-        let rows = projection.len() / inputs.max(1);
-        let parts = [("prompt_projection.weight", View::of_f32(projection, inputs))];
+    pub(crate) fn new(device: &Device, projection: View<'_>) -> Result<Self> {
+        let rows = projection.rows();
+        let parts = [("prompt_projection.weight", projection)];
         Ok(Self {
             projection: Weight::new(device, &parts, &vec![0.0; rows])?,
         })

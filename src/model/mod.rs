@@ -4,8 +4,8 @@ pub(crate) mod activations;
 pub(crate) mod adapted;
 pub(crate) mod bert;
 pub(crate) mod head;
-pub(crate) mod int8;
 pub(crate) mod lora;
+pub(crate) mod low;
 pub(crate) mod parameters;
 pub(crate) mod training;
 

@@ -69,7 +69,7 @@ pub struct Decision {
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.
     pub device: String,
-    /// The numbers that the prompt's vector was computed in: `f32` or `int8`.
+    /// The numbers that the prompt's vector was computed in: `f32`, `bf16` or `int8`.
     #[serde(default = "f32")]
     pub precision: Precision,
     /// The generation, encoder and tokenizer that answered.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Cpu;
+use crate::device::cpu::low::LowFormat;
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
@@ -30,7 +31,7 @@ impl<'s> GenerationSource<'s> {
     ) -> Result<Self> {
         let host = match &encoder {
             Some(encoder) => Arc::clone(encoder.host()),
-            None => Arc::new(Cpu::open(options.threads)?),
+            None => Arc::new(Cpu::open_at(options.threads, options.cpu)?),
         };
         Ok(Self {
             store,
@@ -138,7 +139,9 @@ impl<'s> GenerationSource<'s> {
             Some(want) if serving.vector_sha256()? != *want => {
                 let reason = "this machine computes other bits in int8 than those recorded";
                 log::warn!("int8 is not taken: {reason}");
-                open(None)?.because(reason)
+                let (bf16, _) = encoder.host().low_kernel(LowFormat::Bf16);
+                let choice = Choice::without_int8(bf16, reason);
+                open(choice.kernel)?.because(choice.reason)
             }
             _ => serving.because(choice.reason),
         };

@@ -151,11 +151,13 @@ impl Router {
     /// does not know, that takes as long as adding them.
     ///
     /// Errors: a name is not in the hub (the text lists similar ones); a constraint, a factor or a
-    /// card is not valid. That nothing is eligible is no error here: see
+    /// card is not valid; the policy names a cache or sessions and the router was not opened by
+    /// [`Options::for_policy`]. That nothing is eligible is no error here: see
     /// [`PolicyHandle::eligible`].
     pub fn compile(&self, policy: &Policy) -> Result<PolicyHandle> {
         let serving = self.serving.load_full();
         serving.encoder.check_process()?;
+        policy.check_router(&self.options)?;
         let compiled = caught("compiling a policy", || {
             CompiledPolicy::new(policy, &serving, &self.store)
         })?;
@@ -403,7 +405,7 @@ impl Router {
         self.serving.load().encoder.device_reason().to_owned()
     }
 
-    /// The numbers of the encoder's products: f32 or int8.
+    /// The numbers of the encoder's products: f32, bf16 or int8.
     pub fn precision(&self) -> Precision {
         self.serving.load().precision()
     }

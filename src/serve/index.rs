@@ -11,7 +11,7 @@ use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys};
 use crate::ops::top_k::{self, TopKWorkspace};
 use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, mask, normalize};
-use crate::weights::View;
+use crate::weights::{View, with_table};
 
 /// Scores of one batch that a device holds at most.
 const MOST_SCORES: usize = 1 << 24;
@@ -144,14 +144,14 @@ pub(crate) struct WordMatches {
 }
 
 impl Index {
-    /// `rows`: E [M, D], any length but zero; ids are those of `hub`.
+    /// `rows`: E [M, D], any length but zero; ids are those of `hub`. `halved`: keys are in f16.
     pub(crate) fn new(
         device: &Device,
         hub: &Hub,
-        rows: &[f32],
-        width: usize,
+        (rows, width): (&[f32], usize),
         tau: f32,
         recall: Option<Recall>,
+        halved: bool,
     ) -> Result<Self> {
         if rows.len() != hub.len() * width {
             bail!(
@@ -177,7 +177,7 @@ impl Index {
             .map(|recall| DeviceRecall::new(device, recall, &retired))
             .transpose()?;
         Ok(Self {
-            keys: Keys::new(device, View::of_f32(&keys, width), &floor)?,
+            keys: with_table(&keys, width, halved, |keys| Keys::new(device, keys, &floor))?,
             members: device.upload_ids("members", 1, &members)?,
             offsets: device.upload_ids("domain offsets", 1, &offsets)?,
             domains: domains.names,

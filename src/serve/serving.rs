@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::cpu::int8::ByteKernel;
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::device::{Device, Pass, Plan, Plans, Sizes};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
@@ -16,11 +16,12 @@ use crate::hub::{Hub, ModelMask};
 use crate::model::activations::{Activations, Layers};
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
-use crate::model::int8::Int8;
+use crate::model::low::LowBert;
 use crate::options::Precision;
 use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
 use crate::serve::landmarks::{Confidences, Landmarks};
 use crate::text::tokenizer::Tokens;
+use crate::weights::with_table;
 
 pub(crate) struct Serving {
     /// Of [`serial`]: another one each time that a generation is opened.
@@ -43,7 +44,7 @@ pub(crate) struct Serving {
 /// The encoder's network, with the generation's adapter where it has one.
 enum Network {
     F32(Arc<Bert>),
-    Int8(Box<Int8>),
+    Low(Box<LowBert>),
 }
 
 /// The tensors of one batch, from tokens to ranks.
@@ -93,13 +94,13 @@ impl Serving {
         Self::with_kernel(id, contents, encoder, passed_over, None)
     }
 
-    /// As [`Serving::new`]; with a kernel in int8, else in f32.
+    /// As [`Serving::new`]; with a kernel in its numbers, else in f32.
     pub(crate) fn with_kernel(
         id: GenerationId,
         contents: &Contents,
         encoder: Arc<Encoder>,
         passed_over: Option<String>,
-        kernel: Option<ByteKernel>,
+        kernel: Option<LowKernel>,
     ) -> Result<Self> {
         let pin = &contents.manifest.encoder;
         if pin.sha256 != encoder.revision() {
@@ -121,19 +122,18 @@ impl Serving {
             );
         }
         let (device, host) = (encoder.device(), encoder.host());
+        let halved = kernel.is_some();
         // The two slow parts side by side.
         let (tables, network) = host.join(
             || -> Result<(Head, Index)> {
-                let recall = contents.recall()?;
-                let head = Head::new(device, &contents.projection, encoder.width())?;
-                let (hub, rows) = (&contents.hub, &contents.embeddings);
-                let Manifest { width, tau, .. } = contents.manifest;
-                Ok((head, Index::new(device, hub, rows, width, tau, recall)?))
+                let (w, inputs) = (&contents.projection, encoder.width());
+                let head = with_table(w, inputs, halved, |w| Head::new(device, w))?;
+                Ok((head, index_of(device, contents, halved)?))
             },
             || match (kernel, contents.factors(encoder.config())?) {
                 (Some(kernel), factors) => {
-                    let int8 = encoder.int8(kernel, factors.as_ref())?;
-                    Ok(Network::Int8(Box::new(int8)))
+                    let low = encoder.low(kernel, factors.as_ref())?;
+                    Ok(Network::Low(Box::new(low)))
                 }
                 (None, Some(factors)) => {
                     let merged = encoder.merged(&factors)?;
@@ -177,13 +177,12 @@ impl Serving {
     /// The same generation with the models that `contents` has beyond it: its network and head are
     /// shared.
     pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
-        let (hub, rows) = (&contents.hub, &contents.embeddings);
-        let Manifest { width, tau, .. } = contents.manifest;
-        let index = Index::new(self.device(), hub, rows, width, tau, contents.recall()?)?;
+        let halved = self.precision() != Precision::F32;
+        let index = index_of(self.device(), contents, halved)?;
         Ok(Self {
             serial: serial(),
             id: self.id.clone(),
-            hub: Arc::clone(hub),
+            hub: Arc::clone(&contents.hub),
             encoder: Arc::clone(&self.encoder),
             index,
             passed_over: self.passed_over.clone(),
@@ -314,15 +313,18 @@ impl Serving {
         let ops = self.encoder.ops();
         match &*self.network {
             Network::F32(bert) => bert.forward(ops, pass, a, None, None),
-            Network::Int8(int8) => int8.encode(ops, pass, self.encoder.words(), a),
+            Network::Low(low) => low.encode(ops, pass, self.encoder.words(), a),
         }
     }
 
     /// The numbers that vectors are computed in.
     pub(crate) fn precision(&self) -> Precision {
-        match *self.network {
+        match &*self.network {
             Network::F32(_) => Precision::F32,
-            Network::Int8(_) => Precision::Int8,
+            Network::Low(low) => match low.format() {
+                LowFormat::Int8 => Precision::Int8,
+                LowFormat::Bf16 => Precision::Bf16,
+            },
         }
     }
 
@@ -349,7 +351,7 @@ impl Serving {
     pub(crate) fn network(&self) -> &Bert {
         match &*self.network {
             Network::F32(bert) => bert,
-            Network::Int8(_) => unreachable!("learning opens a generation in f32"),
+            Network::Low(_) => unreachable!("learning opens a generation in f32"),
         }
     }
 
@@ -473,6 +475,15 @@ impl Serving {
         let reads = self.index.read_bytes(sizes.prompts) + 4 * sizes.prompts * self.head.width();
         Plan::new(device, tensors, uploads, reads)
     }
+}
+
+/// The models of `contents`; with a network that is not in f32 neither are their keys, half of
+/// whose bytes are saved.
+fn index_of(device: &Device, contents: &Contents, halved: bool) -> Result<Index> {
+    let Manifest { width, tau, .. } = contents.manifest;
+    let rows = (&contents.embeddings[..], width);
+    let recall = contents.recall()?;
+    Index::new(device, &contents.hub, rows, tau, recall, halved)
 }
 
 /// A number that this process has not had before, from 1: what has it cannot be confused with what

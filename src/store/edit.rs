@@ -1,5 +1,6 @@
 //! Changes of a store's current generation that need no learning.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -111,6 +112,18 @@ impl Edit {
     pub fn alias(&mut self, name: &str, alias: &str) -> Result<()> {
         self.change_hub(format!("hub alias {name} {alias}"), |hub| {
             hub.alias(name, alias)
+        })
+    }
+
+    /// Gives a model attributes in place of those of the same names; `null` takes one away.
+    pub fn set(
+        &mut self,
+        name: &str,
+        attributes: &BTreeMap<String, serde_json::Value>,
+    ) -> Result<()> {
+        let keys: Vec<&str> = attributes.keys().map(String::as_str).collect();
+        self.change_hub(format!("hub set {name} {}", keys.join(" ")), |hub| {
+            hub.set(name, attributes)
         })
     }
 

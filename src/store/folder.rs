@@ -67,6 +67,9 @@ pub struct Difference {
     pub renamed: Vec<(String, String)>,
     /// Model and new alias; a former name counts as a rename.
     pub aliased: Vec<(String, String)>,
+    /// Models whose attributes differ.
+    #[serde(default)]
+    pub described: Vec<String>,
     /// Models whose row of E differs.
     pub moved_rows: usize,
     /// Largest angle by which a row turned, in degrees.
@@ -167,7 +170,7 @@ impl Store {
     }
 
     pub(super) fn open_encoder(&self, pin: &EncoderPin, options: &Options) -> Result<Encoder> {
-        let host = Arc::new(Cpu::open(options.threads)?);
+        let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
         open_encoder(&self.root, pin, host, options)
     }
 
@@ -418,7 +421,7 @@ impl Store {
         options.look_in.clone_from(&self.look_in);
         match find_encoder(&self.root, &contents.manifest.encoder, &options) {
             Ok(folder) => {
-                let host = Arc::new(Cpu::open(options.threads)?);
+                let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
                 let encoder = Encoder::open_lazily(&folder, host, &options)?;
                 ask(id, contents, &Arc::new(encoder))
             }
@@ -594,6 +597,9 @@ impl Store {
             }
             if model.retired && !before.retired {
                 difference.retired.push(model.name.to_string());
+            }
+            if before.attributes != model.attributes {
+                difference.described.push(model.name.to_string());
             }
             for alias in &model.aliases {
                 if !before.aliases.contains(alias) && *alias != before.name {

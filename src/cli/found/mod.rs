@@ -242,6 +242,8 @@ impl Listing {
             new: 0,
             known: 0,
             changed: Vec::new(),
+            updated: false,
+            updates: Vec::new(),
             vanished: self.vanished(hub),
             repeated: self.repeated,
             skipped: self.skipped,
@@ -259,9 +261,13 @@ impl Listing {
                 let same_source = |old: &&BTreeMap<String, Value>| {
                     old.get(SOURCE).and_then(Value::as_str) == Some(&self.source)
                 };
-                let now = found.card(String::new(), &self.source).attributes;
-                if old.filter(same_source).is_some_and(|old| *old != now) {
-                    report.changed.push(found.name);
+                if let Some(old) = old.filter(same_source) {
+                    let mut now = found.card(String::new(), &self.source).attributes;
+                    now.retain(|key, value| old.get(key) != Some(value));
+                    if !now.is_empty() {
+                        report.changed.push(found.name.clone());
+                        report.updates.push((found.name, now));
+                    }
                 }
                 continue;
             }
@@ -356,8 +362,12 @@ pub(super) struct SourceReport {
     found: usize,
     pub(super) new: usize,
     known: usize,
-    /// Known models whose attributes are others now.
+    /// Known models that state other attributes than the hub has.
     changed: Vec<String>,
+    /// Whether the hub takes those.
+    updated: bool,
+    #[serde(skip)]
+    updates: Vec<(String, BTreeMap<String, Value>)>,
     /// Models of the hub that the source does not have any more.
     vanished: Vec<String>,
     repeated: Vec<String>,
@@ -379,6 +389,15 @@ impl SourceReport {
         }
         let missing = self.missing.entry("description").or_default();
         *missing += usize::from(found.description.is_none());
+    }
+
+    /// Takes the attributes that changed, if `wanted`, and returns them by model.
+    pub(super) fn update(&mut self, wanted: bool) -> Vec<(String, BTreeMap<String, Value>)> {
+        self.updated = wanted && !self.updates.is_empty();
+        match wanted {
+            true => std::mem::take(&mut self.updates),
+            false => Vec::new(),
+        }
     }
 
     /// Adds the cards, for a dry run.
@@ -430,7 +449,12 @@ impl SourceReport {
             (
                 &self.changed,
                 "changed",
-                "the hub keeps the attributes that it has",
+                match self.updated {
+                    true => "the hub takes the new attributes",
+                    false => {
+                        "the hub keeps the attributes that it has; --update takes the new ones"
+                    }
+                },
             ),
             (
                 &self.vanished,

@@ -120,7 +120,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let (mut report, unrouted) = measure.finish(skipped);
     match &found {
         Some((store, id)) if !unrouted.is_empty() => {
-            let options = args.device.options();
+            let options = args.device.options()?;
             clusters::cluster(&mut report.unrouted, &unrouted, store, id, &options)?;
         }
         None if !unrouted.is_empty() => {

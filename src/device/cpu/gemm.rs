@@ -88,6 +88,20 @@ impl Level {
         }
     }
 
+    /// The same for code that the compiler vectorises.
+    pub(super) fn arch(self) -> pulp::Arch {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => pulp::Arch::new(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => pulp::x86::V3::try_new().map_or(pulp::Arch::Scalar, pulp::Arch::V3),
+            #[cfg(target_arch = "x86_64")]
+            Self::Portable => pulp::Arch::Scalar,
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Portable => pulp::Arch::new(),
+        }
+    }
+
     /// (largest rows, columns) of a tile.
     fn tile(self) -> (usize, usize) {
         match self {

@@ -1,9 +1,10 @@
-//! The CPU: a pool of as many threads as the host allowed, the SIMD level found at open.
+//! The CPU: a pool of as many threads as the host allowed, the SIMD level found or named at open.
 
 pub(crate) mod blocks;
 pub(crate) mod dense;
 pub(crate) mod gemm;
-pub(crate) mod int8;
+mod level;
+pub(crate) mod low;
 pub(crate) mod math;
 mod turn;
 
@@ -13,6 +14,8 @@ use rayon::prelude::*;
 
 use crate::error::{Result, bail, error};
 use gemm::Level;
+pub use level::CpuLevel;
+use low::{LowFormat, LowKernel};
 use turn::Turns;
 
 /// Below this many multiply-adds a job is not worth a second thread.
@@ -29,6 +32,8 @@ pub(crate) struct Cpu {
     pool: Option<rayon::ThreadPool>,
     threads: usize,
     level: Level,
+    /// What was asked for, which low precision has kernels of its own for.
+    asked: CpuLevel,
     arch: pulp::Arch,
     /// One call at a time has the whole pool: two would only steal each other's jobs.
     turns: Turns,
@@ -72,7 +77,16 @@ pub(crate) struct Tile<'t> {
 impl Cpu {
     /// `threads`: None for a modest number, Some(1) for the caller's thread alone.
     pub(crate) fn open(threads: Option<usize>) -> Result<Self> {
-        Self::with_level(threads, Level::detect())
+        Self::open_at(threads, CpuLevel::Auto)
+    }
+
+    /// As [`Cpu::open`], with the kernels of `asked`.
+    ///
+    /// Errors: this machine lacks them.
+    pub(crate) fn open_at(threads: Option<usize>, asked: CpuLevel) -> Result<Self> {
+        let mut cpu = Self::with_level(threads, asked.in_f32()?)?;
+        cpu.asked = asked;
+        Ok(cpu)
     }
 
     pub(crate) fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
@@ -99,7 +113,8 @@ impl Cpu {
             pool,
             threads,
             level,
-            arch: pulp::Arch::new(),
+            asked: CpuLevel::Auto,
+            arch: level.arch(),
             turns: Turns::default(),
             process: std::process::id(),
             roomy: threads <= available,
@@ -133,6 +148,17 @@ impl Cpu {
 
     pub(crate) fn level(&self) -> Level {
         self.level
+    }
+
+    /// The kernels that were asked for.
+    #[cfg(feature = "cli")]
+    pub(crate) fn asked(&self) -> CpuLevel {
+        self.asked
+    }
+
+    /// See [`LowKernel::detect`].
+    pub(crate) fn low_kernel(&self, format: LowFormat) -> (Option<LowKernel>, String) {
+        LowKernel::detect(format, self.asked)
     }
 
     /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.

@@ -148,7 +148,7 @@ fn subtract(
     let (Some(mut memory), Some(how)) = (contents.memory()?, contents.how()?) else {
         return Ok(());
     };
-    let host = Arc::new(Cpu::open(options.threads)?);
+    let host = Arc::new(Cpu::open_at(options.threads, options.cpu)?);
     let encoder = open_encoder(store.root(), &contents.manifest.encoder, host, options)?;
     let factors = contents.factors(encoder.config())?;
     let merged = factors

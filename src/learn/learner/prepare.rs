@@ -33,7 +33,7 @@ impl<'c> Update<'c> {
     pub(super) fn prepare(config: &'c UpdateConfig, experience: &Experience) -> Result<Self> {
         let (began, settings) = (Instant::now(), &config.settings);
         let parent = config.store.contents(&config.parent)?;
-        let host = Arc::new(Cpu::open(config.options.threads)?);
+        let host = Arc::new(Cpu::open_at(config.options.threads, config.options.cpu)?);
         let pin = &parent.manifest.encoder;
         let encoder = open_encoder(config.store.root(), pin, host, &config.options)?;
         let Extended {

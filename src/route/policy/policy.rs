@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::error::{Result as Checked, bail};
 use crate::files;
+use crate::options::{Options, SessionOptions};
 use crate::route::AbstainRule;
 use crate::route::policy::{Constraint, Deployment, ModelPattern, TradeOff};
 
@@ -69,6 +71,13 @@ pub struct Policy {
     /// then. `None`: never, and that nothing is eligible is an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub abstain: Option<AbstainRule>,
+    /// [`Options::cache_bytes`] of a router that serves by this policy. A router has one cache and
+    /// one set of sessions for all of its policies: see [`Options::for_policy`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<usize>,
+    /// [`Options::sessions`] of such a router.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionOptions>,
 }
 
 impl Default for Policy {
@@ -84,6 +93,8 @@ impl Default for Policy {
             chat_needs: false,
             prefer: None,
             abstain: None,
+            cache_bytes: None,
+            sessions: None,
         }
     }
 }
@@ -100,6 +111,50 @@ impl Policy {
         self.constraint = Some(constraint);
         self
     }
+
+    /// Errors: the router was opened with another cache or other sessions than the policy names.
+    pub(in crate::route) fn check_router(&self, options: &Options) -> Checked<()> {
+        if let Some(wanted) = self.cache_bytes.filter(|n| *n != options.cache_bytes) {
+            bail!(
+                InvalidRequest,
+                "cache_bytes: the policy names {wanted}, and its router was opened with {}: open \
+                 it with the same (Options::for_policy)",
+                options.cache_bytes
+            );
+        }
+        if self
+            .sessions
+            .as_ref()
+            .is_some_and(|own| *own != options.sessions)
+        {
+            bail!(
+                InvalidRequest,
+                "sessions: the policy names others than its router was opened with: open it \
+                 with the same (Options::for_policy)"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Options {
+    /// The options with the cache and the sessions that `policy` names.
+    ///
+    /// ```
+    /// use hubrouter::{Options, Policy};
+    ///
+    /// let policy = Policy::from_toml("cache_bytes = 1048576\nsessions = { margin = 1.5 }")?;
+    /// let options = Options::default().for_policy(&policy);
+    /// assert_eq!(options.cache_bytes, 1 << 20);
+    /// # Ok::<(), hubrouter::Error>(())
+    /// ```
+    pub fn for_policy(mut self, policy: &Policy) -> Self {
+        self.cache_bytes = policy.cache_bytes.unwrap_or(self.cache_bytes);
+        if let Some(sessions) = &policy.sessions {
+            self.sessions = sessions.clone();
+        }
+        self
+    }
 }
 
 #[cfg(test)]
@@ -111,7 +166,8 @@ mod tests {
     fn json_keeps_everything_and_refuses_what_it_does_not_know() {
         let json = r#"{"schema_version":1,"candidates":["a",
             {"name":"b","card":{"model_name":"m","domain":"d"}}],"allow":["google/*"],"deny":["id:3"],"where":"price <= 2","fallbacks":["price <= 9"],
-            "chat_needs":true,"prefer":{"cost":0.5},"abstain":{"risk":10.0}}"#;
+            "chat_needs":true,"prefer":{"cost":0.5},"abstain":{"risk":10.0},"cache_bytes":9,
+            "sessions":{"margin":1.5}}"#;
         let policy: Policy = serde_json::from_str(json).unwrap();
         let back = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<Policy>(&back).unwrap(), policy);

@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::device::cpu::int8::ByteKernel;
+use crate::device::CpuLevel;
+use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::error::ErrorKind;
 use crate::hub::ModelId;
 use crate::options::Precision;
@@ -48,10 +49,19 @@ fn a_missing_adapter_is_an_error_or_a_visible_step_down() {
 }
 
 #[test]
-fn int8_is_taken_where_it_is_asked_for() {
-    let open = |precision: Precision, threads: usize| {
+fn low_precision_is_taken_where_it_is_asked_for() {
+    for (precision, format) in [
+        (Precision::Int8, LowFormat::Int8),
+        (Precision::Bf16, LowFormat::Bf16),
+    ] {
+        check_low(precision, format);
+    }
+}
+
+fn check_low(precision: Precision, format: LowFormat) {
+    let open = |precision: Precision, threads: usize, level: CpuLevel| {
         let options = Options::default().device("cpu").threads(threads);
-        Router::open(STORE, options.precision(precision))
+        Router::open(STORE, options.precision(precision).cpu(level))
     };
     let requests = [
         "Translate this letter into Spanish.",
@@ -68,31 +78,69 @@ fn int8_is_taken_where_it_is_asked_for() {
         let ranked = decision.ranked.iter();
         ranked.map(|ranked| (ranked.id, ranked.score)).collect()
     };
-    let full = route(&open(Precision::F32, 2).unwrap());
+    let full = route(&open(Precision::F32, 2, CpuLevel::Auto).unwrap());
     assert!(full.iter().all(|d| d.precision == Precision::F32));
-    let refused = |precision: Precision, why: &str| {
-        let error = open(precision, 1).err().unwrap();
+    let refused = |level: CpuLevel, why: &str| {
+        let error = open(precision, 1, level).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.to_string().contains(why), "{error}");
     };
-    if ByteKernel::detect().0.is_none() {
-        return refused(Precision::Int8, ByteKernel::EXPECTED);
+    refused(CpuLevel::Portable, LowKernel::expected(format));
+    if LowKernel::detect(format, CpuLevel::Auto).0.is_none() {
+        return refused(CpuLevel::Auto, LowKernel::expected(format));
     }
-    let one = open(Precision::Int8, 1).unwrap();
-    let bytes = route(&one);
-    let again = route(&open(Precision::Int8, 2).unwrap());
-    for ((bytes, again), (full, request)) in
-        bytes.iter().zip(&again).zip(full.iter().zip(&requests))
-    {
-        assert_eq!(bytes.precision, Precision::Int8);
-        assert_eq!(scores(bytes), scores(again), "two threads");
-        assert_eq!(scores(bytes), scores(&one.route(request).unwrap()), "alone");
-        assert_ne!(scores(bytes), scores(full), "f32 was computed");
-        assert_eq!(bytes.domains[0].domain, full.domains[0].domain);
+    let one = open(precision, 1, CpuLevel::Auto).unwrap();
+    let low = route(&one);
+    let again = route(&open(precision, 2, CpuLevel::Auto).unwrap());
+    for ((low, again), (full, request)) in low.iter().zip(&again).zip(full.iter().zip(&requests)) {
+        assert_eq!(low.precision, precision);
+        assert_eq!(scores(low), scores(again), "two threads");
+        assert_eq!(scores(low), scores(&one.route(request).unwrap()), "alone");
+        assert_ne!(scores(low), scores(full), "f32 was computed");
+        assert_eq!(low.domains[0].domain, full.domains[0].domain);
     }
-    // What opens beside it is in int8 as well.
+    // What opens beside it is in the same numbers.
     one.install(&one.generation()).unwrap();
-    assert_eq!(scores(&route(&one)[0]), scores(&bytes[0]));
+    assert_eq!(scores(&route(&one)[0]), scores(&low[0]));
+}
+
+/// In f32 and in int8 the levels of SIMD give the same bits; the portable one is near.
+#[test]
+fn levels_of_the_cpu_give_the_same_bits_and_one_that_is_missing_is_an_error() {
+    let open = |level: CpuLevel, precision: Precision| {
+        let options = Options::default().device("cpu").threads(1);
+        Router::open(STORE, options.cpu(level).precision(precision))
+    };
+    let route = |router: &Router| {
+        let decision = router.route(&Request::new("Who is speaking?")).unwrap();
+        let score = decision.ranked[0].score;
+        (decision.ranked[0].id, score, decision.precision)
+    };
+    let levels = ["amx", "avx512", "avx2", "neon", "portable"].map(|l| l.parse().unwrap());
+    for precision in [Precision::F32, Precision::Int8] {
+        let Ok(auto) = open(CpuLevel::Auto, precision) else {
+            assert_eq!(precision, Precision::Int8);
+            continue;
+        };
+        for level in levels {
+            match open(level, precision) {
+                Ok(router) if level == CpuLevel::Portable => {
+                    let (own, auto) = (route(&router), route(&auto));
+                    assert_eq!((own.0, own.2), (auto.0, auto.2));
+                    assert!((own.1 - auto.1).abs() < 1e-4, "{own:?}, {auto:?}");
+                }
+                Ok(router) => assert_eq!(route(&router), route(&auto), "{level}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                    assert_ne!((level, precision), (CpuLevel::Portable, Precision::F32));
+                }
+            }
+        }
+    }
+    // Nothing but f32 is left at this level.
+    let auto = open(CpuLevel::Portable, Precision::Auto).unwrap();
+    assert_eq!(auto.precision(), Precision::F32);
+    assert!(auto.precision_reason().contains("no kernel for int8"));
 }
 
 #[test]
@@ -116,15 +164,23 @@ fn auto_takes_int8_where_the_record_is_good() {
         assert_eq!(decision.precision, router.precision());
         (router.precision(), router.precision_reason())
     };
+    let bf16 = LowKernel::detect(LowFormat::Bf16, CpuLevel::Auto).0;
+    let otherwise = match bf16.is_some_and(LowKernel::has_tiles) {
+        true => Precision::Bf16,
+        false => Precision::F32,
+    };
     let stays = |why: &str| {
         let (precision, reason) = look();
-        assert_eq!(precision, Precision::F32, "{reason}");
+        assert_eq!(precision, otherwise, "{reason}");
         assert!(reason.contains(why), "{reason}");
     };
     let store = Store::open(&root).unwrap();
     let good = store.agreement(&id).unwrap().unwrap();
     let record = folder.join(crate::generation::precision::PRECISION);
-    if ByteKernel::detect().0.is_none() {
+    if LowKernel::detect(LowFormat::Int8, CpuLevel::Auto)
+        .0
+        .is_none()
+    {
         stays("no kernel for int8");
         return std::fs::remove_dir_all(root).unwrap();
     }
@@ -299,14 +355,13 @@ mod on_a_gpu {
     }
 
     #[test]
-    fn int8_is_refused_on_a_gpu() {
-        let options = Options::default().device(adapter_name().as_str());
-        let error = Router::open(STORE, options.precision(Precision::Int8)).err();
-        assert!(
-            error
-                .unwrap()
-                .to_string()
-                .contains("expected the device cpu")
-        );
+    fn low_precision_is_refused_on_a_gpu() {
+        for precision in [Precision::Int8, Precision::Bf16] {
+            let options = Options::default().device(adapter_name().as_str());
+            let error = Router::open(STORE, options.precision(precision)).err();
+            let error = error.unwrap().to_string();
+            let want = format!("precision {precision}: expected the device cpu");
+            assert!(error.contains(&want), "{error}");
+        }
     }
 }
