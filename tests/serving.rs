@@ -103,6 +103,36 @@ fn a_hit_is_the_same_answer_and_says_so() {
 }
 
 #[test]
+fn what_the_cache_has_can_be_asked_for_alone() {
+    let place = Place::new("alone");
+    let router = place.open(cached());
+    let policy = compiled(&router, r#"{"deny": ["model-5"]}"#);
+    let request = Request::new(&*place.prompt).top(3);
+    assert!(router.cached(&request, None).is_none());
+    let routed = router.route(&request).unwrap();
+    let found = router.cached(&request, None).unwrap();
+    assert!(found.cached && found.timing.total > 0.0);
+    assert_eq!(lasting(&found), lasting(&routed));
+    assert!(router.cached(&request, Some(&policy)).is_none());
+    router.route_within(&request, &policy).unwrap();
+    assert!(router.cached(&request, Some(&policy)).is_some());
+    // Only what is given counts; each of the two routes was a miss.
+    let stats = router.stats().cache.unwrap();
+    assert_eq!((stats.hits, stats.misses), (2, 2));
+    let session = request.clone().session("acme", "7");
+    assert!(router.cached(&session, None).is_none());
+    // Until something is routed within it, the policy is one for the former generation.
+    router.install(&place.ids[1]).unwrap();
+    assert!(router.cached(&request, None).is_none());
+    assert!(router.cached(&request, Some(&policy)).is_none());
+    router.route_within(&request, &policy).unwrap();
+    assert!(router.cached(&request, Some(&policy)).is_some());
+    let plain = place.open(cpu(1));
+    plain.route(&request).unwrap();
+    assert!(plain.cached(&request, None).is_none());
+}
+
+#[test]
 fn no_answer_of_another_generation_is_given() {
     let place = Place::new("stale");
     let router = place.open(cached());

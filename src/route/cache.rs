@@ -207,7 +207,6 @@ impl DecisionCache {
     }
 
     /// True if there is a decision; neither a hit nor a miss.
-    #[cfg(feature = "tokio")]
     pub(super) fn has(&self, answerer: Answerer, request: &Request) -> bool {
         let query = CacheQuery::new(answerer, request);
         self.kept.peek(&query).is_some()

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::hub::Hub;
 use crate::options::Options;
 use crate::route::cache::{Answerer, CacheStats, DecisionCache};
@@ -183,7 +183,7 @@ impl Router {
         if !front.is_own_process() {
             return Ok(self.route_all(requests, policy)?.answers);
         }
-        let mut answers = self.cached(requests, policy)?;
+        let mut answers = self.looked_up(requests, policy)?;
         for (request, answer) in requests.iter().zip(&mut answers) {
             let checked = request.session.as_ref().map_or(Ok(()), Sessions::check);
             if let Err(error) = checked {
@@ -215,7 +215,7 @@ impl Router {
     }
 
     /// What the cache has for each of `requests`.
-    fn cached(
+    fn looked_up(
         &self,
         requests: &[Request],
         policy: Option<&PolicyHandle>,
@@ -363,10 +363,19 @@ impl Router {
     pub fn stats(&self) -> RouterStats {
         self.front.stats()
     }
-}
 
-#[cfg(feature = "tokio")]
-impl Router {
+    /// The decision that the cache has for `request`, in microseconds and without waiting for
+    /// anything. For hosts whose threads may not compute: they route elsewhere what is `None`.
+    ///
+    /// `None` without a cache, for a request with a session, which may need more than the cache,
+    /// and while `policy` is not compiled for the generation that is served now: the next call
+    /// that routes within it compiles it. Only a decision that is given counts, as a hit.
+    pub fn cached(&self, request: &Request, policy: Option<&PolicyHandle>) -> Option<Decision> {
+        let began = Instant::now();
+        let look = || Ok(self.at_hand(std::slice::from_ref(request), policy, began));
+        caught("the cache", look).ok().flatten()?.pop()
+    }
+
     /// The answers to `requests` if all of them are in the cache: in microseconds, and without
     /// waiting for anything. Requests with sessions may need more.
     pub(super) fn at_hand(

@@ -45,7 +45,6 @@ impl PolicyHandle {
     }
 
     /// The policy if it is compiled for `serving`.
-    #[cfg(feature = "tokio")]
     pub(crate) fn ready(&self, serving: &Arc<Serving>) -> Option<Arc<CompiledPolicy>> {
         let compiled = self.compiled.load_full();
         Arc::ptr_eq(&compiled.base, serving).then_some(compiled)

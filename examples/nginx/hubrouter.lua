@@ -1,0 +1,196 @@
+-- Routes chat requests inside nginx: the C library through LuaJIT's FFI. nginx.conf shows the use.
+local ffi = require "ffi"
+local cjson = require "cjson.safe"
+
+local M = {}
+
+-- The declarations of the installed header, which LuaJIT reads but for the preprocessor's lines. Of
+-- those the header has only these conditions, as they are for C11.
+local conditions = {
+  ["#ifndef HUBROUTER_H"] = true,
+  ["#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L"] = false,
+  ["#if __STDC_VERSION__ >= 202311L"] = false,
+  ["#ifndef __cplusplus"] = true,
+  ["#ifdef __cplusplus"] = false,
+}
+
+local function declarations(path)
+  local kept, within = {}, { true }
+  for line in io.lines(path) do
+    local at = #within
+    if line:find("^#endif") then
+      within[at] = nil
+    elseif line:find("^#else") then
+      within[at] = within[at - 1] and not within[at]
+    elseif line:find("^#if") then
+      local holds = conditions[line:gsub("%s+$", "")]
+      assert(holds ~= nil, path .. ": expected a known condition, found " .. line)
+      within[at + 1] = within[at] and holds
+    elseif within[at] and not line:find("^#") then
+      kept[#kept + 1] = line
+    end
+  end
+  return table.concat(kept, "\n")
+end
+
+local C, router, policy, fallback
+-- None is routed by a worker that could not open its router.
+local names = {}
+-- Written by one call at a time: no call yields.
+local out = {}
+
+local function text(str)
+  return str.ptr ~= nil and ffi.string(str.ptr, str.len) or nil
+end
+
+-- The error of the last call, if it failed.
+local function failure(status)
+  if status == 0 then return nil end
+  local message = "status " .. status
+  if out.error[0] ~= nil then
+    message = ffi.string(C.hubrouter_status_name(status)) .. ": "
+      .. ffi.string(C.hubrouter_error_message(out.error[0]))
+    C.hubrouter_error_free(out.error[0])
+  end
+  return message
+end
+
+-- For init_by_lua: reads the header. `prefix`: where include/install.sh put the library.
+function M.load(prefix)
+  ffi.cdef(declarations(prefix .. "/include/hubrouter.h"))
+  C = ffi.load(prefix .. "/lib/libhubrouter.so.1")
+end
+
+-- For init_worker_by_lua, so that every worker has a router of its own.
+-- `with`: store, options, policy (JSON), fallback, names (`auto`), seconds between looks at the store.
+function M.open(with)
+  out.router = ffi.new("hubrouter_router *[1]")
+  out.policy = ffi.new("hubrouter_policy *[1]")
+  out.decision = ffi.new("hubrouter_decision *[1]")
+  out.error = ffi.new("hubrouter_error *[1]")
+  out.summary = ffi.new("hubrouter_summary", { size = ffi.sizeof("hubrouter_summary") })
+  out.ranked = ffi.new("hubrouter_ranked", { size = ffi.sizeof("hubrouter_ranked") })
+  out.changed = ffi.new("int32_t[1]")
+  local options = with.options or '{"device": "cpu", "threads": 1, "cache_bytes": 67108864}'
+  local failed = failure(C.hubrouter_router_open(
+    with.store, #with.store, options, #options, out.router, out.error))
+  if failed then error(failed) end
+  router = ffi.gc(out.router[0], C.hubrouter_router_free)
+  if with.policy then
+    failed = failure(C.hubrouter_policy_compile(
+      router, with.policy, #with.policy, out.policy, out.error))
+    if failed then error(failed) end
+    policy = ffi.gc(out.policy[0], C.hubrouter_policy_free)
+  end
+  fallback, names = with.fallback, with.names or { auto = true }
+  if (with.seconds or 1) > 0 then
+    ngx.timer.every(with.seconds or 1, function()
+      local failed = failure(C.hubrouter_router_refresh(router, out.changed, out.error))
+      if failed then ngx.log(ngx.WARN, "hubrouter: ", failed) end
+    end)
+  end
+end
+
+-- Where the value of `model` of the outermost object of `body` stands: its first and its last byte.
+-- Nothing if there is none, or more than one.
+local function place_of_model(body)
+  local at, first, last = body:match("^%s*{()"), nil, nil
+  local function past_string(from)
+    while true do
+      local quote = body:find('["\\]', from)
+      if not quote then return nil end
+      if body:byte(quote) == 34 then return quote + 1 end
+      from = quote + 2
+    end
+  end
+  local function past_value(from)
+    local c = body:sub(from, from)
+    if c == '"' then return past_string(from + 1) end
+    if c ~= "{" and c ~= "[" then return body:find("[,}%]]", from) end
+    local depth = 0
+    while from do
+      from = body:find('["{}%[%]]', from)
+      if not from then return nil end
+      c = body:sub(from, from)
+      if c == '"' then
+        from = past_string(from + 1)
+      else
+        depth = depth + ((c == "{" or c == "[") and 1 or -1)
+        from = from + 1
+        if depth == 0 then return from end
+      end
+    end
+  end
+  while at do
+    local key, stop = body:match('^%s*()"', at), nil
+    if not key then return nil end
+    stop = past_string(key + 1)
+    local value = stop and body:match("^%s*:%s*()", stop)
+    local behind = value and past_value(value)
+    if not behind then return nil end
+    if cjson.decode("[" .. body:sub(key, stop - 1) .. "]")[1] == "model" then
+      if first then return nil end
+      first, last = value, behind - 1
+    end
+    local mark
+    mark, at = body:match("^%s*([,}])()", behind)
+    if mark == "}" then return first, last end
+  end
+end
+
+local function body_of_request()
+  ngx.req.read_body()
+  local body = ngx.req.get_body_data()
+  local path = not body and ngx.req.get_body_file()
+  if path then
+    local file = assert(io.open(path, "rb"))
+    body = file:read("*a")
+    file:close()
+  end
+  return body
+end
+
+-- The model for the chat request `body`, or nothing; why; and the generation.
+local function decide(body)
+  local rest = '{"top": 1}'
+  local failed = failure(C.hubrouter_router_route_chat(
+    router, body, #body, 0, rest, #rest, policy, out.decision, out.error))
+  if failed then return nil, "failed", nil, failed end
+  local decision, summary, ranked = out.decision[0], out.summary, out.ranked
+  C.hubrouter_decision_summary(decision, summary, nil)
+  local generation, fell_back = text(summary.generation), text(summary.fallback)
+  local name, reason = nil, "abstained"
+  if summary.ranked > 0 and (fell_back or not text(summary.abstained)) then
+    C.hubrouter_decision_ranked(decision, 0, ranked, nil)
+    name = text(ranked.deployment) or text(ranked.model)
+    reason = fell_back and "policy_fallback" or summary.cached == 1 and "cached" or "decided"
+  end
+  C.hubrouter_decision_free(decision)
+  return name, reason, generation
+end
+
+-- For access_by_lua: `model: auto` becomes a model of the hub, and headers say which. A request is
+-- never refused: without a decision the fallback answers or, without one, it goes on with `auto`.
+function M.route()
+  for _, header in ipairs { "model", "reason", "generation" } do
+    ngx.req.clear_header("x-hubrouter-" .. header)
+  end
+  local body = ngx.req.get_method() == "POST" and body_of_request()
+  local first, last = nil, nil
+  if body then first, last = place_of_model(body) end
+  local asked = first and (cjson.decode("[" .. body:sub(first, last) .. "]") or {})[1]
+  if not names[asked] then return end
+  local called, name, reason, generation, failed = pcall(decide, body)
+  if not called then name, reason, generation, failed = nil, "failed", nil, name end
+  if failed then ngx.log(ngx.WARN, "hubrouter: not routed: ", failed) end
+  name = name or fallback
+  if name then
+    local quoted = cjson.encode(name):gsub("\\/", "/")
+    ngx.req.set_body_data(body:sub(1, first - 1) .. quoted .. body:sub(last + 1))
+    ngx.req.set_header("x-hubrouter-model", name)
+  end
+  ngx.req.set_header("x-hubrouter-reason", reason)
+  ngx.req.set_header("x-hubrouter-generation", generation)
+end
+
+return M
