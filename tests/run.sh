@@ -45,16 +45,15 @@ cargo fmt --check --all
 
 step "lints"
 cargo clippy --locked --all-targets --features tower,capi -- -D warnings
-cargo clippy --locked -p hubrouter-gateway --all-targets -- -D warnings
-cargo clippy --locked -p hubrouter-envoy --all-targets -- -D warnings
+cargo clippy --locked -p hubrouter-gateway -p hubrouter-envoy --all-targets -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
 step "tests"
 cargo test --locked --features tower
 
-step "the gateway"
-cargo test --locked -p hubrouter-gateway
+step "the gateway; the module for Envoy, with an Envoy of its tests' own"
+cargo test --locked -p hubrouter-gateway -p hubrouter-envoy
 
 step "tests without features: the CPU alone"
 # On every platform, whatever crate would bring them.
@@ -68,9 +67,6 @@ cargo test --locked --no-default-features --features capi --lib --test concurren
 step "the C interface"
 for tool in make pkg-config python3; do command -v $tool >/dev/null || install $tool; done
 ./tests/capi.sh
-
-step "the module for Envoy, with an Envoy of its tests' own"
-cargo test --locked -p hubrouter-envoy
 
 # What rustup or pip cannot get here is named, and is no failure.
 unchecked=()
