@@ -15,9 +15,6 @@ use crate::pool::{Answer, Ask, Pool, Slot};
 /// Longer bodies are parsed on threads of the module.
 const PARSED_ON_A_WORKER: usize = 64 << 10;
 
-/// What Envoy may hold beyond the longest body: its last piece may come before the filter lets go.
-const SLACK: u64 = 1 << 20;
-
 /// What filters of one configuration share.
 pub(crate) struct Shared {
     config: Config,
@@ -292,7 +289,7 @@ impl Filter {
             self.shared.explain(stream, Reason::TooLarge, false);
             return Next::GoOn;
         }
-        stream.hold_at_least(config.max_body_bytes as u64 + SLACK);
+        stream.hold_at_least(config.max_body_bytes as u64);
         self.stage = Stage::Reading;
         Next::Hold
     }

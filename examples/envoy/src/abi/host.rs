@@ -230,12 +230,15 @@ impl Stream<'_> {
         }
     }
 
-    /// Lets Envoy hold `bytes` of this request, and no less than it would otherwise.
+    /// Lets Envoy hold `bytes` of this request and what comes with one more read, which is about as
+    /// much as it would hold otherwise.
     pub(crate) fn hold_at_least(&mut self, bytes: u64) {
         // SAFETY: the stream is valid during the hook.
         let limit = unsafe { envoy_dynamic_module_callback_http_get_buffer_limit(self.raw) };
         // 0: there is no limit.
-        if (1..bytes).contains(&limit) {
+        if limit > 0 {
+            let more = limit.max(1 << 20).saturating_mul(2);
+            let bytes = bytes.saturating_add(more);
             // SAFETY: as above.
             unsafe { envoy_dynamic_module_callback_http_set_buffer_limit(self.raw, bytes) }
         }

@@ -408,7 +408,7 @@ fn a_miss_waits_for_a_thread_and_a_hit_does_not() {
     let module = Module::new("");
     let first = module.stream();
     assert_eq!(first.send(&bird("auto")), 1);
-    assert_eq!(first.fake().limit, (4 << 20) + (1 << 20));
+    assert_eq!(first.fake().limit, (4 << 20) + 2 * (1 << 20));
     first.wait();
     assert_eq!(first.whole(), bird(BIRD));
     assert_eq!(first.header("x-hubrouter-model"), Some(BIRD));
