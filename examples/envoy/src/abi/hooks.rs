@@ -38,13 +38,24 @@ pub(super) fn guarded<R>(otherwise: R, job: impl FnOnce() -> R) -> R {
     }
 }
 
+/// What `hook` makes of a stream and its filter, or `otherwise` if it panics.
+///
 /// # Safety
 ///
-/// `filter` is a filter that [`envoy_dynamic_module_on_http_filter_new`] made and that was not
-/// destroyed; no other reference to it lasts.
-unsafe fn of<'f>(filter: *const c_void) -> &'f mut Filter {
-    // SAFETY: the caller's promise.
-    unsafe { &mut *filter.cast_mut().cast() }
+/// `stream` is a stream of Envoy's, on its worker. `filter` is its filter, which
+/// [`envoy_dynamic_module_on_http_filter_new`] made and which was not destroyed; no other reference
+/// to it lasts.
+unsafe fn hooked<R>(
+    otherwise: R,
+    stream: *mut c_void,
+    filter: *const c_void,
+    hook: impl FnOnce(&mut Filter, &mut Stream<'_>) -> R,
+) -> R {
+    guarded(otherwise, || {
+        // SAFETY: the caller's promise.
+        let (mut stream, filter) = unsafe { (Stream::new(stream), &mut *filter.cast_mut().cast()) };
+        hook(filter, &mut stream)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -116,11 +127,12 @@ pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_head
     filter: *const c_void,
     end: bool,
 ) -> c_uint {
-    guarded(CONTINUE, || {
-        // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
-        let (mut stream, filter) = unsafe { (Stream::new(stream), of(filter)) };
-        status(filter.headers(&mut stream, end))
-    })
+    // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
+    unsafe {
+        hooked(CONTINUE, stream, filter, |filter, stream| {
+            status(filter.headers(stream, end))
+        })
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -129,11 +141,12 @@ pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body
     filter: *const c_void,
     end: bool,
 ) -> c_uint {
-    guarded(CONTINUE, || {
-        // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
-        let (mut stream, filter) = unsafe { (Stream::new(stream), of(filter)) };
-        status(filter.body(&mut stream, end))
-    })
+    // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
+    unsafe {
+        hooked(CONTINUE, stream, filter, |filter, stream| {
+            status(filter.body(stream, end))
+        })
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -141,11 +154,12 @@ pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_trai
     stream: *mut c_void,
     filter: *const c_void,
 ) -> c_uint {
-    guarded(CONTINUE, || {
-        // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
-        let (mut stream, filter) = unsafe { (Stream::new(stream), of(filter)) };
-        status(filter.trailers(&mut stream))
-    })
+    // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
+    unsafe {
+        hooked(CONTINUE, stream, filter, |filter, stream| {
+            status(filter.trailers(stream))
+        })
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -155,11 +169,8 @@ pub(super) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(
     _event: u64,
 ) {
     // A request that waited goes on after a panic, too.
-    let resumes = guarded(true, || {
-        // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
-        let (mut stream, filter) = unsafe { (Stream::new(stream), of(filter)) };
-        filter.scheduled(&mut stream)
-    });
+    // SAFETY: Envoy passes a stream and its filter, on the stream's worker.
+    let resumes = unsafe { hooked(true, stream, filter, Filter::scheduled) };
     if resumes {
         // SAFETY: Envoy passes a stream. The reference to its filter has ended.
         unsafe { Stream::new(stream) }.go_on();
