@@ -34,6 +34,8 @@ mod route;
 mod serve;
 mod store;
 mod text;
+#[cfg(feature = "cli")]
+mod verify;
 mod weights;
 
 pub use device::{CpuLevel, DeviceChoice};

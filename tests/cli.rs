@@ -140,7 +140,7 @@ fn schemas_are_those_of_the_types() {
             assert!(answer.contains_key(key.as_str().unwrap()), "{form}: {key}");
         }
     }
-    for form in ["request", "policy", "feedback-line", "model-card"] {
+    for form in ["request", "policy", "feedback-line", "model-card", "verify"] {
         schema(form);
     }
 }
@@ -162,6 +162,7 @@ fn every_command_has_help_with_an_example() {
         "eval",
         "cmrbench",
         "doctor",
+        "verify",
         "learn",
         "report",
         "replay-log",

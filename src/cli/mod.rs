@@ -1,8 +1,8 @@
 //! The command: arguments, exit codes, tables and JSON on stdout, progress and errors on stderr.
 //!
 //! Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request: a wrong option,
-//! or a name that the hub or the store does not have; 3 refused by a gate; 128 + n ended by
-//! signal n.
+//! or a name that the hub or the store does not have; 3 refused by a gate; 4 a verification found a
+//! difference; 128 + n ended by signal n.
 
 mod answers;
 mod bundled;
@@ -37,6 +37,7 @@ mod source;
 mod table;
 mod terminal;
 mod usage;
+mod verify;
 mod web;
 
 use std::ffi::OsString;
@@ -61,8 +62,8 @@ use crate::{CpuLevel, GenerationId, Hub, Options, Precision, Router, Store};
   hubrouter doctor
 
 Exit codes: 0 success; 1 a failure, explained on stderr; 2 an invalid request (a wrong option, or \
-a name that the hub or the store does not have); 3 refused by a gate (learn); 130, 143, 129 ended \
-by Ctrl-C, SIGTERM, SIGHUP."
+a name that the hub or the store does not have); 3 refused by a gate (learn); 4 a difference was \
+found (verify); 130, 143, 129 ended by Ctrl-C, SIGTERM, SIGHUP."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -123,6 +124,8 @@ enum Command {
     Encoder(encoder::EncoderCommand),
     /// Show devices and test every op on each
     Doctor(doctor::DoctorArgs),
+    /// Compare this machine with a recorded run or a store, and say where they part
+    Verify(verify::VerifyArgs),
     /// Print the JSON Schema of requests, decisions, policies and log lines
     Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
@@ -290,6 +293,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Policy(command) => policy::run(&command),
         Command::Encoder(command) => encoder::run(&command),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -12,6 +12,7 @@ use super::output;
 use crate::error::Result;
 use crate::feedback::FeedbackLine;
 use crate::files::to_json;
+use crate::verify::VerifyReport;
 use crate::{
     Constraint, Decision, Deployment, Explanation, ModelCard, Policy, Request, SessionKey,
 };
@@ -38,6 +39,8 @@ enum SchemaForm {
     FeedbackLine,
     /// A model card: a line of a models.jsonl
     ModelCard,
+    /// The report of verify --json
+    Verify,
 }
 
 pub(super) fn run(args: &SchemaArgs) -> Result<ExitCode> {
@@ -50,6 +53,7 @@ pub(super) fn run(args: &SchemaArgs) -> Result<ExitCode> {
         SchemaForm::Policy => root::<Policy>(read),
         SchemaForm::FeedbackLine => root::<FeedbackLine>(written),
         SchemaForm::ModelCard => root::<ModelCard>(read),
+        SchemaForm::Verify => root::<VerifyReport>(written),
     };
     output::raw(&to_json(&schema)?)?;
     Ok(ExitCode::SUCCESS)

@@ -1,11 +1,19 @@
 //! An encoder's network with maps of low precision.
 
+#[cfg(feature = "cli")]
+use crate::device::Plan;
 use crate::device::cpu::low::LowKernel;
 use crate::encoder::Encoder;
 use crate::encoder::bundle::Bundle;
+#[cfg(feature = "cli")]
+use crate::encoder::sizes;
 use crate::error::Result;
+#[cfg(feature = "cli")]
+use crate::model::activations::Activations;
 use crate::model::lora::Factors;
 use crate::model::low::LowBert;
+#[cfg(feature = "cli")]
+use crate::text::tokenizer::Tokens;
 
 impl Encoder {
     /// The network with maps in the numbers of `kernel`; `factors`: an adapter that is added to the weights.
@@ -24,6 +32,20 @@ impl Encoder {
         let network = self.host.run(pack);
         weights.release();
         network
+    }
+
+    /// Pooled vectors [B, H] of one batch by `network`.
+    #[cfg(feature = "cli")]
+    pub(crate) fn embed_batch_low(&self, network: &LowBert, batch: &[Tokens]) -> Result<Vec<f32>> {
+        let batch = self.pack(batch);
+        let a = Activations::new(self.device(), self.config(), sizes(&batch))?;
+        let mut plan = Plan::new(self.device(), a, 0, 0)?;
+        let (read, outputs) = self.device().run(&mut plan, |pass, a| {
+            a.upload(pass, &batch);
+            network.encode(self.ops(), pass, self.words(), a);
+            pass.read(&a.pooled)
+        })?;
+        Ok(outputs.f32(read).to_vec())
     }
 }
 

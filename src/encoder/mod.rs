@@ -23,6 +23,8 @@ use crate::model::lora::Factors;
 use crate::model::parameters::Parameters;
 use crate::ops::Ops;
 use crate::ops::embed::WordRows;
+#[cfg(feature = "cli")]
+use crate::ops::pool::Pooling;
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::{Cut, Tokens};
@@ -198,7 +200,12 @@ impl Encoder {
         })
     }
 
-    fn embed_batch(&self, bert: &Bert, batch: &[Tokens]) -> Result<Vec<f32>> {
+    /// Pooled vectors [B, H] of one batch by `bert`.
+    pub(crate) fn embed_batch<T: Borrow<Tokens>>(
+        &self,
+        bert: &Bert,
+        batch: &[T],
+    ) -> Result<Vec<f32>> {
         let batch = self.pack(batch);
         self.plans.with(
             sizes(&batch),
@@ -218,14 +225,14 @@ impl Encoder {
     #[doc(hidden)]
     pub fn trace(&self, text: &str) -> Result<Trace> {
         self.check_process()?;
-        caught("the encoder", || self.traced(text))
+        caught("the encoder", || {
+            let prefix = &self.bundle.manifest.query_prefix;
+            self.trace_tokens(self.bundle.tokenizer.encode(prefix, text)?)
+        })
     }
 
-    fn traced(&self, text: &str) -> Result<Trace> {
-        let tokens = self
-            .bundle
-            .tokenizer
-            .encode(&self.bundle.manifest.query_prefix, text)?;
+    /// As [`Encoder::trace`], of a text whose tokens are known.
+    pub(crate) fn trace_tokens(&self, tokens: Tokens) -> Result<Trace> {
         let (batch, bert) = (self.pack(&[&tokens]), self.bert()?);
         let sizes = sizes(&batch);
         // Not from the shared plans: a trace brings more back than they have room for.
@@ -486,6 +493,24 @@ impl Encoder {
 
     pub(crate) fn config(&self) -> &Config {
         &self.bundle.config
+    }
+
+    /// How a text's vector is made of its tokens' vectors.
+    #[cfg(feature = "cli")]
+    pub(crate) fn pooling(&self) -> Pooling {
+        self.bundle.manifest.pooling
+    }
+
+    /// The text before a prompt.
+    #[cfg(feature = "cli")]
+    pub(crate) fn query_prefix(&self) -> &str {
+        &self.bundle.manifest.query_prefix
+    }
+
+    /// The weights as the bundle has them.
+    #[cfg(feature = "cli")]
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.bundle.weights
     }
 }
 

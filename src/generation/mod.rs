@@ -12,6 +12,8 @@ pub(crate) mod rows;
 
 pub use confidence::{Calibrated, Calibration, RiskPoint};
 pub(crate) use contents::Contents;
+#[cfg(feature = "cli")]
+pub(crate) use manifest::TAU;
 pub(crate) use manifest::{ADAPTER, HUB};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
 pub use precision::Agreement;

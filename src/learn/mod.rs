@@ -42,3 +42,11 @@ pub(crate) use {
     report::{forget_peak_memory, peak_memory},
     settings::{CandidateMode, EwcScope, InitProfile, Regulariser, ReplayStrategy, Train},
 };
+#[cfg(feature = "cli")]
+pub(crate) use {
+    data::rows::RowInput,
+    engine::{Anchors, Capacity, Engine, Item, Penalty, StepRates},
+    kept::{forget::kept, replay::HELD_OUT},
+    learner::digest,
+    method::{layout::ParameterLayout, targets::SoftTarget},
+};

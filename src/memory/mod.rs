@@ -345,7 +345,7 @@ impl Memory {
     }
 
     /// The sum of a model's vectors, [L H].
-    fn sum(&self, model: usize) -> Result<Vec<i64>> {
+    pub(crate) fn sum(&self, model: usize) -> Result<Vec<i64>> {
         match self.counts[model] {
             0 => Ok(vec![0; self.width()]),
             _ => unpack(&mut &self.sums[model][..], self.width()),

@@ -262,6 +262,12 @@ impl Index {
         &self.domains
     }
 
+    /// The place among [`Index::domains`] of the domain of row `row`.
+    #[cfg(feature = "cli")]
+    pub(crate) fn domain_of(&self, row: u32) -> usize {
+        self.of[row as usize] as usize
+    }
+
     /// The cosine of prompt and model embedding behind a model's score, or behind its learned part.
     pub(crate) fn cosine(&self, score: f32, parts: Option<&Parts>) -> f32 {
         parts.map_or(score, |parts| parts.learned) / self.scale()

@@ -456,6 +456,26 @@ impl Serving {
             .with(sizes(&batch), |sizes| self.plan(sizes), run)
     }
 
+    /// The unit vector of each prompt of one batch behind W, [D].
+    #[cfg(feature = "cli")]
+    pub(crate) fn queries(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
+        let (device, batch) = (self.device(), self.encoder.pack(prompts));
+        let sizes = sizes(&batch);
+        let a = Activations::new(device, self.encoder.config(), sizes)?;
+        let room = (a, self.head.room(device, prompts.len())?);
+        let reads = 4 * prompts.len() * self.head.width();
+        let mut plan = Plan::new(device, room, Activations::upload_bytes(sizes), reads)?;
+        let (read, outputs) = device.run(&mut plan, |pass, (a, projected)| {
+            a.upload(pass, &batch);
+            self.encode(pass, a);
+            let ops = self.encoder.ops();
+            self.head.forward(ops, pass, &a.pooled, projected);
+            pass.read(&projected.u)
+        })?;
+        let rows = outputs.f32(read).chunks_exact(self.head.width());
+        Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
         let mut activations = Activations::new(device, config, sizes)?;

@@ -46,6 +46,12 @@ impl<'b> Tensors<'b> {
         self.metadata.info(name).map(|info| &info.shape[..])
     }
 
+    /// The element type of `name`, None without such a tensor.
+    #[cfg(feature = "cli")]
+    pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.metadata.info(name).map(|info| info.dtype)
+    }
+
     /// Bytes of `name`, which must have this type and shape; [`ANY`] matches every size.
     pub(crate) fn bytes(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&'b [u8]> {
         let wanted = || {

@@ -20,6 +20,7 @@ mod harness;
 mod lines;
 mod make;
 mod mutate;
+mod parity;
 mod requests;
 mod seal;
 mod stores;
@@ -66,4 +67,9 @@ fn options() {
 #[test]
 fn settings() {
     attack(requests::Keys::new, "settings", 20);
+}
+
+#[test]
+fn parity() {
+    attack(parity::Parity::new, "parity", 60);
 }

@@ -334,6 +334,25 @@ impl Engine {
         Ok(models.iter().map(of).collect())
     }
 
+    /// Steps keep their gradients from now on, for [`Engine::watched`].
+    #[cfg(feature = "cli")]
+    pub(crate) fn watch(&mut self) -> Result<()> {
+        self.optimiser.watch(&self.parameters.layout)
+    }
+
+    /// The gradients of the last step, penalties included, before clipping; in the order of the
+    /// layout, empty if [`Engine::watch`] was not called before.
+    #[cfg(feature = "cli")]
+    pub(crate) fn watched(&self) -> &[f32] {
+        self.optimiser.watched.as_deref().unwrap_or_default()
+    }
+
+    /// The next step adds to `gradients`, in the order of the layout, in place of zeros.
+    #[cfg(feature = "cli")]
+    pub(crate) fn carry(&mut self, gradients: &[f32]) -> Result<()> {
+        self.parameters.set_gradients(gradients)
+    }
+
     /// The loss of micro-batches, whose gradients are added up.
     #[cfg(test)]
     pub(crate) fn gradients(&mut self, batches: &[Vec<Item<'_>>]) -> Result<f64> {

@@ -25,6 +25,8 @@ pub(super) struct Optimiser {
     plan: Plan<StepEnd>,
     /// Norm of the clipped gradients in the last step.
     pub(super) norm: f32,
+    /// The gradients of the last step; `None`: they are not kept.
+    pub(super) watched: Option<Vec<f32>>,
 }
 
 /// The tensors of a step's end.
@@ -42,8 +44,13 @@ pub(super) struct StepEnd {
 }
 
 impl StepEnd {
-    /// With room to read the penalties of `snapshots`.
-    fn plan(encoder: &Encoder, layout: &ParameterLayout, snapshots: usize) -> Result<Plan<Self>> {
+    /// With room to read the penalties of `snapshots`, and `more` numbers.
+    fn plan(
+        encoder: &Encoder,
+        layout: &ParameterLayout,
+        snapshots: usize,
+        more: usize,
+    ) -> Result<Plan<Self>> {
         let device = encoder.device();
         let (models, width) = (layout.e.rows, layout.w.rows);
         let parts = Weighted::losses(layout.len());
@@ -55,7 +62,7 @@ impl StepEnd {
             ewc_losses: device.scratch("ewc losses", parts, 1)?,
             moved: device.ids("moved rows", models, 1)?,
         };
-        let reads = 4 * (models + width + snapshots * parts + 1);
+        let reads = 4 * (models + width + snapshots * parts + more + 1);
         Plan::new(device, end, 2 * 4 * models, reads)
     }
 }
@@ -65,6 +72,7 @@ struct EndReads {
     anchors: Option<AnchorReads>,
     ewc: Vec<Read>,
     norm: Read,
+    gradients: Option<Read>,
 }
 
 impl Optimiser {
@@ -72,10 +80,20 @@ impl Optimiser {
         Ok(Self {
             references: None,
             snapshots: Vec::new(),
-            plan: StepEnd::plan(&encoder, layout, 0)?,
+            plan: StepEnd::plan(&encoder, layout, 0, 0)?,
             norm: 0.0,
+            watched: None,
             encoder,
         })
+    }
+
+    /// Steps keep their gradients from now on.
+    #[cfg(feature = "cli")]
+    pub(super) fn watch(&mut self, layout: &ParameterLayout) -> Result<()> {
+        self.watched = Some(Vec::new());
+        let snapshots = self.snapshots.len();
+        self.plan = StepEnd::plan(&self.encoder, layout, snapshots, layout.len())?;
+        Ok(())
     }
 
     /// Anchors pull to these from now on: R [M_old, D] and W0 [D, H].
@@ -109,7 +127,8 @@ impl Optimiser {
             })
         };
         self.snapshots = snapshots.iter().map(upload).collect::<Result<_>>()?;
-        self.plan = StepEnd::plan(&self.encoder, layout, snapshots.len())?;
+        let more = self.watched.as_ref().map_or(0, |_| layout.len());
+        self.plan = StepEnd::plan(&self.encoder, layout, snapshots.len(), more)?;
         Ok(())
     }
 
@@ -143,6 +162,7 @@ impl Optimiser {
         let (segments, clip) = segments(&parameters.layout, rates);
         let (ops, snapshots) = (self.encoder.ops(), &self.snapshots);
         let references = anchors.zip(self.references.as_ref());
+        let watching = self.watched.is_some();
         let (reads, outputs) = self.encoder.device().run(&mut self.plan, |pass, end| {
             let anchors = references.map(|(anchors, references)| {
                 references.pull(pass, ops, anchors, parameters, end, anchored.as_deref())
@@ -154,6 +174,7 @@ impl Optimiser {
                 };
                 snapshots.iter().map(pull).collect()
             });
+            let gradients = watching.then(|| pass.read(&parameters.grad));
             if let Some(ids) = &moved {
                 pass.upload(&mut end.moved, ids);
             }
@@ -175,8 +196,16 @@ impl Optimiser {
                 },
             );
             let norm = pass.read(&end.adamw.norm);
-            EndReads { anchors, ewc, norm }
+            EndReads {
+                anchors,
+                ewc,
+                norm,
+                gradients,
+            }
         })?;
+        if let Some(read) = reads.gradients {
+            self.watched = Some(outputs.f32(read).to_vec());
+        }
         self.norm = outputs.f32(reads.norm)[0];
         if !rates.touched {
             parameters.rows.step(segments[E].keep());

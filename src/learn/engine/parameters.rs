@@ -72,7 +72,12 @@ impl TrainedParameters {
 
     /// Sets the gradients to 0.
     pub(super) fn clear_gradients(&mut self) -> Result<()> {
-        self.grad = self.upload("grad", &vec![0.0; self.layout.len()])?;
+        self.set_gradients(&vec![0.0; self.layout.len()])
+    }
+
+    /// Replaces the gradients.
+    pub(super) fn set_gradients(&mut self, values: &[f32]) -> Result<()> {
+        self.grad = self.upload("grad", values)?;
         Ok(())
     }
 
