@@ -138,8 +138,8 @@ impl Sides<'_> {
             .and_then(|f| f.padded.as_ref())
         {
             report.not_compared.push(format!(
-                "padding: prompts are never padded here; the bundle's own vectors move by up to {:.1e} \
-                 in a padded batch",
+                "padding: prompts are never padded here; the bundle's own vectors move by up to \
+                 {:.1e} in a padded batch",
                 padded.max_abs
             ));
         }

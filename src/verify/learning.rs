@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::form::{ClipOver, ParityLearning, ParityLosses, ParityMemory, ParitySplit, ParityStep};
+use super::form::{
+    ClipOver, ParityItem, ParityLearning, ParityLosses, ParityMemory, ParitySplit, ParityStep,
+};
 use super::learning_check::{check, check_memory};
 use super::tensors::{ParityTensors, ParityValues};
 use crate::encoder::Encoder;
@@ -217,40 +219,8 @@ impl Replayed<'_> {
         } else {
             pooled.clear();
         }
-        let input = |row: usize| match pooled.get(&row) {
-            Some(vector) => RowInput::Pooled(Arc::clone(vector)),
-            None => RowInput::Tokens(Arc::clone(&self.tokens[row])),
-        };
-        let item = |item: &super::form::ParityItem| Item {
-            input: input(item.row),
-            target: SoftTarget {
-                ids: item.targets.iter().map(|(id, _)| *id).collect(),
-                mass: item.targets.iter().map(|(_, mass)| to_f32(*mass)).collect(),
-            },
-            candidates: item.candidates.clone(),
-            weight: to_f32(item.weight),
-            key: 0,
-            distilled: None,
-        };
-        let batches: Vec<Vec<Item<'_>>> = step
-            .batches
-            .iter()
-            .map(|batch| batch.iter().map(item).collect())
-            .collect();
-        let counter = |counter: Option<usize>| counter.unwrap_or(1).max(1);
-        let rates = StepRates {
-            lora: step
-                .rates
-                .lora
-                .map(|rate| (rate, counter(step.counters.lora))),
-            w: step.rates.projection,
-            e: step.rates.embeddings,
-            counter: counter(step.counters.router),
-            decay: self.form.weight_decay,
-            clip: to_f32(self.form.clip),
-            clip_all: self.form.clip_scope == ClipOver::All,
-            touched: false,
-        };
+        let batches = self.batches(step, pooled);
+        let rates = self.rates(step);
         let penalty = step.anchors.as_ref().map(|anchors| {
             Penalty::Anchors(Anchors {
                 embedding: to_f32(anchors.embedding),
@@ -281,8 +251,50 @@ impl Replayed<'_> {
         Ok(())
     }
 
-    /// Accuracy by the cosine alone and with the memory, and the memory itself; by the network as it
-    /// would be served.
+    /// The micro-batches of `step`; a row of which `pooled` has the vector enters as that.
+    fn batches(
+        &self,
+        step: &ParityStep,
+        pooled: &BTreeMap<usize, Arc<[f32]>>,
+    ) -> Vec<Vec<Item<'static>>> {
+        let input = |row: usize| match pooled.get(&row) {
+            Some(vector) => RowInput::Pooled(Arc::clone(vector)),
+            None => RowInput::Tokens(Arc::clone(&self.tokens[row])),
+        };
+        let item = |item: &ParityItem| Item {
+            input: input(item.row),
+            target: SoftTarget {
+                ids: item.targets.iter().map(|(id, _)| *id).collect(),
+                mass: item.targets.iter().map(|(_, mass)| to_f32(*mass)).collect(),
+            },
+            candidates: item.candidates.clone(),
+            weight: to_f32(item.weight),
+            key: 0,
+            distilled: None,
+        };
+        let batches = step.batches.iter();
+        batches
+            .map(|batch| batch.iter().map(item).collect())
+            .collect()
+    }
+
+    fn rates(&self, step: &ParityStep) -> StepRates {
+        let (rates, counters) = (&step.rates, &step.counters);
+        let count = |counter: Option<usize>| counter.unwrap_or(1).max(1);
+        StepRates {
+            lora: rates.lora.map(|rate| (rate, count(counters.lora))),
+            w: rates.projection,
+            e: rates.embeddings,
+            counter: count(counters.router),
+            decay: self.form.weight_decay,
+            clip: to_f32(self.form.clip),
+            clip_all: self.form.clip_scope == ClipOver::All,
+            touched: false,
+        }
+    }
+
+    /// Accuracy by the cosine alone and with the memory, and the memory itself; by the network as
+    /// it would be served.
     fn evaluate(&mut self, number: usize, after: &LearnedState) -> Result<()> {
         let encoder = Arc::clone(self.encoder);
         let factors = Factors {
@@ -540,8 +552,8 @@ fn capacity<'s>(steps: impl Iterator<Item = &'s ParityStep>) -> Result<Capacity>
     if with > 0 && without > 0 {
         bail!(
             Unsupported,
-            "candidates: expected all rows of an experience to have some, or none, found {with} with \
-             and {without} without"
+            "candidates: expected all rows of an experience to have some, or none, found {with} \
+             with and {without} without"
         );
     }
     Ok(capacity)

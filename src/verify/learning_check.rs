@@ -10,7 +10,7 @@ use crate::generation::memory::check_strengths;
 /// Largest rank of an adapter.
 const MOST_RANK: usize = 4096;
 
-/// Errors: a number out of range, an id of nothing, or an optimiser that this program does not have.
+/// Errors: a number out of range, an id of nothing, an optimiser that this program does not have.
 pub(super) fn check(form: &ParityLearning, plan: &ParityTensors) -> Result<()> {
     numbers(form)?;
     let width = width(plan)?;

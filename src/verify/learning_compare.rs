@@ -13,16 +13,16 @@ use crate::error::{Result, bail};
 const GRADIENTS: f64 = 1e-4;
 
 /// The same at later steps, where the parameters have parted a little.
-const LATER_GRADIENTS: f64 = 1e-2;
+const LATER_GRADIENTS: f64 = 1e-3;
 
 /// Relative error of a loss in the first experience.
 const LOSSES: f64 = 1e-3;
 
 /// The same in later ones.
-const LATER_LOSSES: f64 = 2e-2;
+const LATER_LOSSES: f64 = 1e-2;
 
 /// Relative error of a parameter's tensor after an experience.
-const PARAMETERS: f64 = 1e-2;
+const PARAMETERS: f64 = 5e-3;
 
 /// Error of the memory's keys over 1 + |key|, where both have the same sums.
 const KEYS: f64 = 1e-4;
@@ -166,8 +166,8 @@ impl LearnedTwice<'_> {
     }
 
     fn parameters(&self, report: &mut VerifyReport) {
-        let why = "by tensor, after an experience; AdamW makes a step of the learning rate of every \
-                   gradient, however small";
+        let why = "by tensor, after an experience; AdamW makes a step of the learning rate of \
+                   every gradient, however small";
         let mut stage = StageComparison::new(
             "parameters",
             ErrorMeasure::Tensors,
@@ -183,8 +183,8 @@ impl LearnedTwice<'_> {
 
     fn memory(&self, report: &mut VerifyReport) {
         let mut counts = StageComparison::exact("memory.counts", "numbers of prompts");
-        let why = "elements of a prompt's vector are rounded to 1/64; one near the middle may fall on \
-                   either side";
+        let why = "elements of a prompt's vector are rounded to 1/64; one near the middle may fall \
+                   on either side";
         let bound = ParityBound {
             limit: SUMS,
             cosine: None,

@@ -61,7 +61,8 @@ pub(super) fn page(report: &VerifyReport) -> String {
 fn figure(title: &str, svg: &str) -> String {
     let title = escaped(title);
     format!(
-        "<div class=\"figures\">\n<figure><figcaption>{title}</figcaption>\n{svg}</figure>\n</div>\n"
+        "<div class=\"figures\">\n<figure><figcaption>{title}</figcaption>\n{svg}</figure>\n\
+         </div>\n"
     )
 }
 
