@@ -133,15 +133,10 @@ fn again(
     if let Some(router) = &form.router {
         progress("router", 0, 1);
         let (id, contents) = bundle::generation(bundle, router, store)?;
-        let ranked = ranked(
-            &id,
-            &contents,
-            encoder,
-            options.precision,
-            &tokens,
-            router.top,
-        )?;
-        (run.manifest.router, run.router) = (Some(ranked.0), Some(ranked.1));
+        let precision = options.precision;
+        let (mut ranked, made) = ranked(&id, &contents, encoder, precision, &tokens, router.top)?;
+        ranked.folder.clone_from(&router.folder);
+        (run.manifest.router, run.router) = (Some(ranked), Some(made));
     }
     if let (Some(learning), Some(plan)) = (&form.learning, &expected.learning) {
         let steps = learning.steps.len();
