@@ -71,5 +71,5 @@ fn settings() {
 
 #[test]
 fn parity() {
-    attack(parity::Parity::new, "parity", 60);
+    attack(parity::Parity::new, "parity", 40);
 }
