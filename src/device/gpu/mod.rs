@@ -112,6 +112,10 @@ pub(crate) struct Gpu {
     queue: wgpu::Queue,
     limits: wgpu::Limits,
     clock: bool,
+    /// Timestamps can be taken inside of a compute pass.
+    stamps_inside: bool,
+    /// A wait is short enough to be spent awake.
+    hardware: bool,
     zeroes_scratch: bool,
     made: AtomicUsize,
     /// Shaders by name.
@@ -157,7 +161,9 @@ impl Gpu {
             }
         }
         // The adapter's own limits: a hub's table may need more than the portable 128 MiB.
-        let clock = adapter.0.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let stamps =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let clock = adapter.0.features() & stamps;
         let request = adapter.0.request_device(&wgpu::DeviceDescriptor {
             label: Some("hubrouter"),
             required_features: clock,
@@ -174,6 +180,8 @@ impl Gpu {
         let failure = Arc::new(Mutex::new(None));
         let gpu = Self {
             clock: !clock.is_empty() && queue.get_timestamp_period() > 0.0,
+            stamps_inside: clock == stamps,
+            hardware: adapter.report().hardware,
             zeroes_scratch: false,
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
@@ -341,6 +349,14 @@ impl Gpu {
         self.clock
     }
 
+    pub(super) fn stamps_inside(&self) -> bool {
+        self.stamps_inside
+    }
+
+    pub(super) fn is_hardware(&self) -> bool {
+        self.hardware
+    }
+
     pub(super) fn timestamp_period(&self) -> f32 {
         self.queue.get_timestamp_period()
     }
@@ -372,6 +388,8 @@ impl Gpu {
             queue: self.queue.clone(),
             limits: self.limits.clone(),
             clock: self.clock,
+            stamps_inside: self.stamps_inside,
+            hardware: self.hardware,
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             zeroes_scratch: true,
