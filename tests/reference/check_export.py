@@ -4,9 +4,11 @@
   check_export.py FOLDER
 
 Compared are tokens, pooled vectors by transformers with PEFT's adapter beside the weights, the same merged by PEFT,
-queries by W and by sentence-transformers, and scores by W and E. Every element must be within 2e-5 (1 + |want|). An
-encoder that is stored in f16 is served with merged weights in f16: the adapter beside the weights is then within 2e-3
-only, and the merged weights are rounded before they are compared.
+queries by W and by sentence-transformers, and scores by W and E. Every element must be within 2e-5 (1 + |want|).
+
+An encoder that is stored in f16 is served with merged weights in f16. The adapter beside the weights is then within
+2e-3. Weights merged by PEFT are rounded here, too: its f32 sums differ in the last bit, so that some weights are a step
+of f16 apart, and vectors are within 2e-4.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from transformers import AutoModel, AutoTokenizer
 from carve import E, W, scores
 from encoders import maps, pool
 
-BOUND, BOUND_OF_UNROUNDED = 2e-5, 2e-3
+#: Of served weights; of weights that were rounded to f16 from other sums; of weights that were not rounded.
+BOUND, BOUND_OF_ROUNDED, BOUND_OF_UNROUNDED = 2e-5, 2e-4, 2e-3
 
 
 def main():
@@ -57,8 +60,10 @@ def check(folder):
     yield verdict("tokens", ids == [samples[f"{i}.ids"].tolist() for i in range(len(prompts))], len(prompts))
 
     network = AutoModel.from_pretrained(folder / said["base"], dtype=torch.float32, attn_implementation="eager").eval()
+    merged_bound = BOUND
     if said.get("adapter"):
         rounded = said.get("merged_in") == "f16"
+        merged_bound = BOUND_OF_ROUNDED if rounded else BOUND
         adapted = PeftModel.from_pretrained(network, folder / said["adapter"]).eval()
         bound = BOUND_OF_UNROUNDED if rounded else BOUND
         yield compare("transformers + PEFT: pooled", pooled(adapted, ids, encoder), samples["pooled"], bound)
@@ -68,11 +73,11 @@ def check(folder):
             if rounded and f"base_model.model.{path}.lora_A.weight" in factors:
                 linear.weight.copy_(linear.weight.to(torch.float16))
     h = pooled(network, ids, encoder)
-    yield compare("transformers, merged: pooled", h, samples["pooled"])
+    yield compare("transformers, merged: pooled", h, samples["pooled"], merged_bound)
     u = torch.nn.functional.normalize(torch.tensor(h) @ w.T, dim=1).numpy()
-    yield compare("W: queries", u, samples["queries"])
+    yield compare("W: queries", u, samples["queries"], merged_bound)
     cosines = scores(torch.tensor(h), w, e, tau=1.0).numpy()
-    yield compare("W and E: cosines", cosines, samples["learned"] * said["tau"])
+    yield compare("W and E: cosines", cosines, samples["learned"] * said["tau"], merged_bound)
     sentence = SentenceTransformer(str(folder / said["sentence_transformers"]), device="cpu")
     yield compare("sentence-transformers: queries", sentence.encode(prompts), samples["queries"])
 

@@ -217,11 +217,16 @@ def adapt(model, parameters, scale):
 
 @torch.no_grad()
 def merge(encoder, parameters, scale):
-    """Adds the adapters to the weights, as hubrouter serves them: rounded to f16 where the encoder is stored in f16."""
+    """Adds the adapters to the weights, as hubrouter serves them: rounded to f16 where the encoder is stored in f16.
+
+    The products are added in the order of the rank, so that f16 rounds the same numbers on both sides.
+    """
     for path, linear in maps(encoder.model):
         if f"{path}.lora_A.weight" in parameters:
             a, b = (parameters[f"{path}.lora_{part}.weight"].to(linear.weight) for part in "AB")
-            merged = linear.weight + scale * (b @ a)
+            merged = linear.weight.clone()
+            for row, column in zip(a, b.T):
+                merged += (scale * column)[:, None] * row
             linear.weight.copy_(merged.to(torch.float16) if encoder.stored == torch.float16 else merged)
 
 
