@@ -27,7 +27,8 @@ const PARAMETERS: f64 = 5e-3;
 /// Error of the memory's keys over 1 + |key|, where both have the same sums.
 const KEYS: f64 = 1e-4;
 
-/// The same where an element of a vector was rounded to the other of two steps of 1/64.
+/// Relative error of the products of keys with each other, where an element of a vector was rounded
+/// to the other of two steps of 1/64: then the directions may turn, which no score depends on.
 const KEYS_OF_OTHER_SUMS: f64 = 2e-2;
 
 /// Largest difference of two sums of steps of 1/64.
@@ -195,7 +196,7 @@ impl LearnedTwice<'_> {
         let mut keys =
             StageComparison::new("memory", ErrorMeasure::Elements, self.bound(KEYS, why));
         let bound = self.bound(KEYS_OF_OTHER_SUMS, why_other());
-        let mut others = StageComparison::new("memory.other_sums", ErrorMeasure::Elements, bound);
+        let mut others = StageComparison::new("memory.other_sums", ErrorMeasure::Tensors, bound);
         for e in 0..self.form.experiences {
             let at = |name: &str| format!("memory.{e}.{name}");
             for (name, found, expected) in self.pairs(&at("counts")) {
@@ -205,17 +206,21 @@ impl LearnedTwice<'_> {
                 }
             }
             let same = self.sums(e, &mut sums);
-            let stage = if same { &mut keys } else { &mut others };
-            let directions = self
-                .expected
-                .get(&at("bias"))
-                .map_or(1, |bias| bias.shape[0].max(1));
-            for (name, found, expected) in self.pairs(&at("keys")) {
-                let place = |at: usize| {
-                    let (model, direction) = (at / directions, at % directions);
-                    format!("experience {e}, model {model}, direction {direction}{name}")
-                };
-                stage.elements(e, place, &found, &expected);
+            let bias = self.expected.get(&at("bias"));
+            let directions = bias.map_or(1, |bias| bias.shape[0].max(1));
+            for (_, found, expected) in self.pairs(&at("keys")) {
+                if same {
+                    let place = |at: usize| {
+                        let (model, direction) = (at / directions, at % directions);
+                        format!("experience {e}, model {model}, direction {direction}")
+                    };
+                    keys.elements(e, place, &found, &expected);
+                } else {
+                    let [found, expected] =
+                        [found, expected].map(|keys| products(&keys, directions));
+                    let name = format!("experience {e}, products of keys");
+                    others.tensor(e, &name, &found, &expected);
+                }
             }
         }
         let all = [counts, sums, keys, others];
@@ -288,7 +293,17 @@ impl LearnedTwice<'_> {
 }
 
 fn why_other() -> &'static str {
-    "an element of a prompt's vector was rounded to the other of two steps of 1/64"
+    "an element of a prompt's vector was rounded to the other of two steps of 1/64; products of keys \
+     with each other, since directions may turn"
+}
+
+/// The products of all rows of `keys` with each other.
+fn products(keys: &[f64], columns: usize) -> Vec<f64> {
+    let rows = || keys.chunks_exact(columns);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
+    rows()
+        .flat_map(|a| rows().map(move |b| dot(a, b)))
+        .collect()
 }
 
 fn point(step: usize, form: &ParityStep, found: f64) -> CurvePoint {
