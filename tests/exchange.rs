@@ -90,6 +90,13 @@ fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     .collect()
 }
 
+/// As [`tensors`], those whose names end so.
+fn tensors_of_kind(path: &Path, end: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let mut all = tensors(path);
+    all.retain(|name, _| name.ends_with(end));
+    all
+}
+
 fn write_tensors(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
     let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
@@ -361,7 +368,8 @@ fn the_exported_encoders_give_the_same_vectors() {
         (imported.dtype.as_str(), imported.licence.as_str()),
         ("f16", "mit")
     );
-    assert_eq!(vectors(&base), vectors(&bundle()));
+    let own = bundle();
+    assert_eq!(vectors(&base), vectors(&own));
     // The merged one, up to its pooling, as it serves.
     let merged = out.join("sentence-transformers");
     let error = import_encoder(&merged, folder.join("no"), &ImportOptions::default());
@@ -370,8 +378,7 @@ fn the_exported_encoders_give_the_same_vectors() {
         error.kind() == ErrorKind::Unsupported && error.to_string().contains("Dense"),
         "{error}"
     );
-    let modules = merged.join("modules.json");
-    let mut list = read_json(&modules);
+    let list = read_json(&merged.join("modules.json"));
     let kinds: Vec<&str> = list
         .as_array()
         .unwrap()
@@ -379,10 +386,8 @@ fn the_exported_encoders_give_the_same_vectors() {
         .map(|module| module["type"].as_str().unwrap().rsplit('.').next().unwrap())
         .collect();
     assert_eq!(kinds, ["Transformer", "Pooling", "Dense", "Normalize"]);
-    list.as_array_mut().unwrap().truncate(2);
-    write_json(&modules, &list);
     let bundle = folder.join("merged");
-    import_encoder(&merged, &bundle, &ImportOptions::default()).unwrap();
+    merged_bundle(&out, &bundle);
     let samples = tensors(&out.join("samples.safetensors"));
     let error = worst(&vectors(&bundle).concat(), &samples["pooled"].1);
     assert!(error < 2e-5, "{error}");
@@ -406,7 +411,7 @@ fn the_exported_encoders_give_the_same_vectors() {
     // The tokens are those of the encoder.
     let bytes = fs::read(out.join("samples.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let encoder = Encoder::open(common_bundle(), &cpu(1)).unwrap();
+    let encoder = Encoder::open(own, &cpu(1)).unwrap();
     for (place, ids) in encoder.token_ids(&prompts).into_iter().enumerate() {
         let found = file.tensor(&format!("{place}.ids")).unwrap();
         let found: Vec<u32> = found
@@ -416,10 +421,6 @@ fn the_exported_encoders_give_the_same_vectors() {
             .collect();
         assert_eq!(found, ids.unwrap());
     }
-}
-
-fn common_bundle() -> PathBuf {
-    bundle()
 }
 
 #[test]
@@ -504,6 +505,59 @@ fn one_layer_two_ranks_and_rank_stabilised_scales_come_in() {
         distance(&setup, "out", 0, "attention.self.query", &zero),
         0.0
     );
+}
+
+/// The merged encoder of an export, up to its pooling, as a bundle.
+fn merged_bundle(out: &Path, to: &Path) {
+    let merged = out.join("sentence-transformers");
+    let modules = merged.join("modules.json");
+    let mut list = read_json(&modules);
+    list.as_array_mut().unwrap().truncate(2);
+    write_json(&modules, &list);
+    import_encoder(&merged, to, &ImportOptions::default()).unwrap();
+}
+
+#[test]
+fn adapters_that_peft_saved_give_pefts_vectors() {
+    for (name, rank, note) in [
+        ("toy-bert", 2, "pooler.dense"),
+        ("toy-xlm-roberta", 3, "2 of 6 maps have no factors"),
+    ] {
+        let folder = Folder::new("peft");
+        let encoder = folder.join(name);
+        let mut f32 = ImportOptions::default();
+        f32.dtype = Some("f32".into());
+        import_encoder(fixture(name), &encoder, &f32).unwrap();
+        let options = cpu(1).encoder(&encoder);
+        let open = Arc::new(Encoder::open(&encoder, &options).unwrap());
+        let store = Store::create(folder.join("store")).unwrap();
+        store
+            .build(&open, &[toy::model(0)], "hub build", &mut |_, _| {})
+            .unwrap();
+        let from = fixture(&format!("peft-{name}"));
+        let report = adopt(&store, from, &[], false, &options).unwrap();
+        assert_eq!(report.rank, Some(rank));
+        let notes = report.notes.join("\n");
+        assert!(notes.contains(note), "{notes}");
+        let (out, bundle) = (folder.join("out"), folder.join("merged"));
+        let router = exported(&store, &out, &options);
+        assert_eq!(router["merged_in"], "f32");
+        merged_bundle(&out, &bundle);
+        let adapted = Encoder::open(&bundle, &cpu(1)).unwrap();
+        let said = read_json(&fixture(&format!("{name}.json")));
+        let golden = tensors(&fixture(&format!("peft-{name}.safetensors")));
+        let before = tensors_of_kind(&fixture(&format!("{name}.safetensors")), "pooled");
+        for (i, prompt) in said["prompts"].as_array().unwrap().iter().enumerate() {
+            let prompt = prompt.as_str().unwrap();
+            let text = prompt.strip_prefix("route: ").unwrap_or(prompt);
+            let vector = adapted.embed(&[text]).remove(0).unwrap();
+            let want = &golden[&format!("{i}.pooled")].1;
+            let error = worst(&vector, want);
+            assert!(error < 2e-5, "{name} {i}: {error}");
+            // It is the adapter that makes the vector.
+            assert!(worst(want, &before[&format!("{i}.pooled")].1) > 1e-2);
+        }
+    }
 }
 
 #[test]

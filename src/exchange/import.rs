@@ -15,6 +15,7 @@ use crate::files;
 use crate::generation::cards::{self, CARDS, card_vectors};
 use crate::generation::{ADAPTER, Contents, EncoderPin, GenerationId, Learned, Manifest, NewModel};
 use crate::hub::ModelCard;
+use crate::serve::ask;
 use crate::store::Store;
 
 /// The store that [`import`] made.
@@ -84,6 +85,8 @@ pub fn import(
     contents.hub = Arc::new(hub);
     let rank = contents.manifest.adapter.as_ref().map(|lora| lora.r);
     contents.check_rows().map_err(|e| e.at(from.display()))?;
+    // Before anything is written.
+    ask(&contents.id()?, &contents, encoder).map_err(|e| e.at(from.display()))?;
     let store = Store::create(to)?;
     let lock = store.lock()?;
     Ok(ImportedGeneration {
