@@ -37,7 +37,7 @@ pub(super) struct ExportArgs {
 }
 
 #[derive(Args)]
-pub(super) struct ImportArgs {
+pub(super) struct GenerationImportArgs {
     /// Folder with router.json
     #[arg(long, value_name = "FOLDER")]
     from: PathBuf,
@@ -104,7 +104,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<ExitCode> {
     done(args.json, json!(&exported), &text, notes)
 }
 
-pub(super) fn import(args: &ImportArgs) -> Result<ExitCode> {
+pub(super) fn import(args: &GenerationImportArgs) -> Result<ExitCode> {
     let cards = cards(args.models.as_ref())?;
     let options = args.device.options()?;
     let folder = options.encoder.clone().or_else(bundled::encoder);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::exchange::{self, AdoptArgs, ExportArgs, ImportArgs};
+use super::exchange::{self, AdoptArgs, ExportArgs, GenerationImportArgs};
 use super::{StoreArgs, StoreToChange, bundled, generation_of, output};
 use crate::error::{ErrorKind, Result};
 use crate::learn;
@@ -73,7 +73,7 @@ vectors of sample prompts (samples.safetensors). The memory and kept prompts are
 
 tests/reference/convert.py converts checkpoints of the reference. The encoder must be the one that \
 the router was made for; the default is the bundled one.")]
-    Import(ImportArgs),
+    Import(GenerationImportArgs),
     /// Take a LoRA adapter, or W and E, that were trained elsewhere into a new generation
     #[command(after_help = "Examples:
   hubrouter generation adopt --router my-store --from my-peft-adapter

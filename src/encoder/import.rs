@@ -97,19 +97,11 @@ pub fn import_encoder(
     };
     let mut notes = Vec::new();
     let modules = Modules::read(from)?;
-    let checkpoint = Checkpoint {
-        root: from,
-        folder: &modules.transformer,
-        modules: &modules,
-    };
+    let checkpoint = Checkpoint::of(from, &modules);
     let (config, config_json) = checkpoint.config()?;
     let [query_prefix, document_prefix] = checkpoint.prefixes(options, &mut notes)?;
     let pooling = modules.pooling(options.pooling.as_deref(), &config, &query_prefix)?;
-    if modules.normalizes {
-        let note = "modules.json normalises vectors: those of a bundle keep their length, of which no \
-                    score depends";
-        notes.push(note.into());
-    }
+    notes.extend(modules.note());
     let (tokenizer, parsed) = checkpoint.tokenizer()?;
     modules.check_case(&parsed)?;
     let max_tokens = checkpoint.max_tokens(options.max_tokens, &config, &parsed, &mut notes)?;
@@ -214,7 +206,15 @@ struct Checkpoint<'c> {
     modules: &'c Modules,
 }
 
-impl Checkpoint<'_> {
+impl<'c> Checkpoint<'c> {
+    fn of(root: &'c Path, modules: &'c Modules) -> Self {
+        Self {
+            root,
+            folder: &modules.transformer,
+            modules,
+        }
+    }
+
     /// `config.json`, parsed and as it is.
     fn config(&self) -> Result<(Config, Vec<u8>)> {
         let path = self.folder.join("config.json");

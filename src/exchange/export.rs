@@ -17,6 +17,7 @@ use crate::files::{self, FileDigest, Staged};
 use crate::generation::cards::CARDS;
 use crate::generation::{Contents, EMBEDDINGS, GenerationId, PROJECTION};
 use crate::model::bert::Bert;
+use crate::model::lora::Factors;
 use crate::num::{dot, to_f32};
 use crate::ops::normalize::unit;
 use crate::options::Options;
@@ -203,28 +204,7 @@ impl Export<'_> {
         let manifest = &contents.manifest;
         let factors = contents.factors(encoder.config())?;
         let factors = factors.filter(|factors| !factors.adapter.lora.targets.is_empty());
-        let base = encoder.checkpoint(self.bundle, &ExportedWeights::Stored, &[])?;
-        folder.add_folder(BASE, &base)?;
-        drop(base);
-        let pooling = [("config.json", encoder.pooling_config()?)];
-        folder.add_folder(&format!("{BASE}/{POOLING}"), &pooling)?;
-        if let Some(factors) = &factors {
-            folder.add_folder(ADAPTER, &peft::files(factors, encoder.name())?)?;
-        }
-        let is_identity = is_identity(&contents.projection, manifest.width);
-        let more: &[(&str, &str)] = match is_identity {
-            true => &[("Normalize", "2_Normalize")],
-            false => &[("Dense", DENSE), ("Normalize", "3_Normalize")],
-        };
-        let served = ExportedWeights::Served(factors.as_ref());
-        let merged = encoder.checkpoint(self.bundle, &served, more)?;
-        folder.add_folder(SENTENCE_TRANSFORMERS, &merged)?;
-        drop(merged);
-        folder.add_folder(&format!("{SENTENCE_TRANSFORMERS}/{POOLING}"), &pooling)?;
-        if !is_identity {
-            let dense = format!("{SENTENCE_TRANSFORMERS}/{DENSE}");
-            folder.add_folder(&dense, &self.dense()?)?;
-        }
+        self.write_encoders(folder, factors.as_ref())?;
         folder.add(form::HEAD, &self.head()?)?;
         let network = factors.as_ref().map(|factors| encoder.merged(factors));
         let network = network.transpose()?;
@@ -281,6 +261,34 @@ impl Export<'_> {
             notes: self.notes(adapter.is_some())?,
             adapter,
         })
+    }
+
+    /// The encoder, its adapter, and both merged.
+    fn write_encoders(&self, folder: &mut Folder, factors: Option<&Factors>) -> Result<()> {
+        let encoder = self.encoder;
+        let base = encoder.checkpoint(self.bundle, &ExportedWeights::Stored, &[])?;
+        folder.add_folder(BASE, &base)?;
+        drop(base);
+        let pooling = [("config.json", encoder.pooling_config()?)];
+        folder.add_folder(&format!("{BASE}/{POOLING}"), &pooling)?;
+        if let Some(factors) = factors {
+            folder.add_folder(ADAPTER, &peft::files(factors, encoder.name())?)?;
+        }
+        let is_identity = is_identity(&self.contents.projection, self.contents.manifest.width);
+        let more: &[(&str, &str)] = match is_identity {
+            true => &[("Normalize", "2_Normalize")],
+            false => &[("Dense", DENSE), ("Normalize", "3_Normalize")],
+        };
+        let served = ExportedWeights::Served(factors);
+        let merged = encoder.checkpoint(self.bundle, &served, more)?;
+        folder.add_folder(SENTENCE_TRANSFORMERS, &merged)?;
+        drop(merged);
+        folder.add_folder(&format!("{SENTENCE_TRANSFORMERS}/{POOLING}"), &pooling)?;
+        if !is_identity {
+            let dense = format!("{SENTENCE_TRANSFORMERS}/{DENSE}");
+            folder.add_folder(&dense, &self.dense()?)?;
+        }
+        Ok(())
     }
 
     fn is_trained(&self) -> bool {

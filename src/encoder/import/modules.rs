@@ -25,7 +25,7 @@ pub(super) struct Modules {
     /// The folder with the configuration of the pooling, below the root.
     pooling: String,
     /// The vectors are made unit vectors there.
-    pub(super) normalizes: bool,
+    normalizes: bool,
 }
 
 /// The file at `path` as JSON, `None` where there is none.
@@ -94,6 +94,13 @@ impl Modules {
             );
         }
         Ok(())
+    }
+
+    /// What of them a bundle leaves out.
+    pub(super) fn note(&self) -> Option<String> {
+        let note = "modules.json normalises vectors: those of a bundle keep their length, on which no \
+                    score depends";
+        self.normalizes.then(|| note.to_owned())
     }
 
     /// The pooling: `told`, or that of the folder. `prefix`: the text before a prompt.
