@@ -31,7 +31,7 @@ const SAMPLES: &str = "samples.safetensors";
 const POOLING: &str = "1_Pooling";
 const DENSE: &str = "2_Dense";
 
-/// The prompts of the samples; [`LONG`] times the last word of [`REPEATED`] is one more.
+/// The prompts of the samples; [`REPEATED`], [`LONG`] times, is one more.
 const PROMPTS: [&str; 8] = [
     "Hi",
     "Which model is right for this?",
