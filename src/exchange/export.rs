@@ -111,7 +111,7 @@ pub struct ExportedAdapter {
 
 /// Writes generation `id` as the folder `to`, which must not exist: the encoder as a checkpoint of
 /// transformers, the adapter in PEFT's form, a sentence-transformers folder whose vectors are the
-/// router's unit queries [D], W and E as safetensors, and sample prompts with their vectors.
+/// router's unit queries `[D]`, W and E as safetensors, and sample prompts with their vectors.
 ///
 /// The folder has no memory, no kept prompts and no settings. It appears whole, by rename. The
 /// vectors are computed on the CPU in f32. `options` say where the encoder is, and the threads.
