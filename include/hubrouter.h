@@ -117,6 +117,9 @@ typedef int32_t hubrouter_chat;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// Why a request goes to its model.
+typedef struct RouteReason RouteReason;
+
 // The answer to a request. It never changes. The caller frees it; it does not need its router.
 typedef struct hubrouter_decision hubrouter_decision;
 
@@ -355,6 +358,20 @@ typedef struct hubrouter_functions {
                                               size_t *length,
                                               struct hubrouter_error **error);
   void (*hubrouter_decision_free)(struct hubrouter_decision *decision);
+  hubrouter_status (*hubrouter_chat_model)(const char *body,
+                                           size_t body_len,
+                                           char *buffer,
+                                           size_t capacity,
+                                           size_t *length,
+                                           struct hubrouter_error **error);
+  hubrouter_status (*hubrouter_chat_with_model)(const char *body,
+                                                size_t body_len,
+                                                const char *model,
+                                                size_t model_len,
+                                                char *buffer,
+                                                size_t capacity,
+                                                size_t *length,
+                                                struct hubrouter_error **error);
 } hubrouter_functions;
 
 #ifdef __cplusplus
@@ -577,6 +594,31 @@ hubrouter_status hubrouter_decision_json(const struct hubrouter_decision *decisi
 
 // Frees a decision and its texts. NULL is allowed.
 void hubrouter_decision_free(struct hubrouter_decision *decision);
+
+// Copies the model that the body of a chat request names to `buffer`. Only the key `model` of the
+// outermost object counts; the rest is not looked at but for its form as JSON.
+//
+// Fails with `HUBROUTER_INVALID_REQUEST` if the body is no JSON object, or has no model, several,
+// or one that is no text.
+hubrouter_status hubrouter_chat_model(const char *body,
+                                      size_t body_len,
+                                      char *buffer,
+                                      size_t capacity,
+                                      size_t *length,
+                                      struct hubrouter_error **error);
+
+// Copies the body of a chat request to `buffer`, with `model` in place of the model that it names.
+// No other byte changes. A capacity of `body_len + 6 * model_len + 2` is always enough.
+//
+// Fails as `hubrouter_chat_model` does, and if the body is not UTF-8.
+hubrouter_status hubrouter_chat_with_model(const char *body,
+                                           size_t body_len,
+                                           const char *model,
+                                           size_t model_len,
+                                           char *buffer,
+                                           size_t capacity,
+                                           size_t *length,
+                                           struct hubrouter_error **error);
 
 // The version of the library, as `"0.1.0"`. It ends with NUL and is never freed.
 const char *hubrouter_version(void);

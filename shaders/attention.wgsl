@@ -8,13 +8,16 @@
 //            exp(score - maximum), and the mean
 //   layout   row-major f32, contiguous; a row of qkv is query, key, value, each [heads, WIDTH]
 //   entries  forward            one workgroup per (query tile, head)   y   =   (overwrites)
+//            forward_quads      the same, for a WIDTH that is a multiple of 4, up to 4 MOST_QUADS;
+//                               of qkv4 and y4, which are qkv and y as vectors of four
 //            backward_queries   one workgroup per (query tile, head, SIDE rows of the tile)
 //                               dqkv's dq, statistics   =   (overwrites)
 //            backward_keys      the same, after backward_queries
 //                               dqkv's dk and dv   =   (overwrites)
-//   order    keys ascending in steps of KEYS from the prompt's first, with a running maximum;
+//   order    keys ascending in steps of KEYS from the prompt's first, with a running maximum; in
+//            forward_quads every fourth key in each of four sums, which are joined in order;
 //            backward in steps of SIDE, queries too
-//   scratch  queries, keys, values, weights, sums, own, other, slopes, totals: written before they
+//   scratch  queries, keys, values, weights, sums, staged, own, other, slopes, totals: written before they
 //            are read
 //   uses     nothing
 
@@ -31,6 +34,8 @@ struct Dims { hidden: u32, scale: f32 }
 @group(0) @binding(2) var<storage, read> offsets: array<u32>; // [B + 1]
 @group(0) @binding(3) var<storage, read> tiles: array<u32>; // [J, 2]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [T, H]
+@group(0) @binding(1) var<storage, read> qkv4: array<vec4<f32>>; // [T, 3 H / 4]
+@group(0) @binding(4) var<storage, read_write> y4: array<vec4<f32>>; // [T, H / 4]
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T, H]
 @group(0) @binding(6) var<storage, read_write> statistics: array<f32>; // [T, heads, 3]
 @group(0) @binding(7) var<storage, read_write> dqkv: array<f32>; // [T, 3 H]
@@ -94,6 +99,80 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         for (var d = part; d < WIDTH; d += PARTS) {
             y[(first + q) * dims.hidden + head + d] = sums[q * WIDTH + d] / total;
         }
+    }
+}
+
+const MOST_QUADS = 16u;
+const STAGED = 32u; // keys staged at a time; at least QUERIES (PARTS - 1) / 2
+override QUADS: u32 = WIDTH / 4u;
+override ROW: u32 = QUADS + 1u; // of staged rows: lanes that read several meet different banks
+
+// Keys and values; at the end the sums of parts 1 to 3, each with its maximum and total.
+var<workgroup> staged: array<vec4<f32>, 2u * STAGED * ROW>;
+
+// A lane has every fourth key of one query, in registers.
+@compute @workgroup_size(QUERIES * PARTS)
+fn forward_quads(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let first = tiles[group.x * 2u];
+    let prompt = tiles[group.x * 2u + 1u];
+    let head = group.y * QUADS;
+    let begin = offsets[prompt];
+    let end = offsets[prompt + 1u];
+    let hidden = dims.hidden / 4u;
+    let row = first + lane % QUERIES;
+    let part = lane / QUERIES;
+    var query: array<vec4<f32>, MOST_QUADS>;
+    var sum: array<vec4<f32>, MOST_QUADS>;
+    for (var d = 0u; d < QUADS; d += 1u) {
+        query[d] = qkv4[min(row, end - 1u) * 3u * hidden + head + d] * dims.scale;
+        sum[d] = vec4<f32>();
+    }
+    var largest = LOWEST;
+    var total = 0.0;
+    for (var start = begin; start < end; start += STAGED) {
+        for (var n = lane; n < STAGED * QUADS; n += QUERIES * PARTS) {
+            let there = min(start + n / QUADS, end - 1u) * 3u * hidden + hidden + head + n % QUADS;
+            let here = n / QUADS * ROW + n % QUADS;
+            staged[here] = qkv4[there];
+            staged[STAGED * ROW + here] = qkv4[there + hidden];
+        }
+        workgroupBarrier();
+        let count = min(end - start, STAGED);
+        for (var j = part; j < count; j += PARTS) {
+            var score = 0.0;
+            for (var d = 0u; d < QUADS; d += 1u) { score += dot(query[d], staged[j * ROW + d]); }
+            let peak = max(largest, score);
+            let fade = exp(largest - peak);
+            let weight = exp(score - peak);
+            largest = peak;
+            total = total * fade + weight;
+            for (var d = 0u; d < QUADS; d += 1u) {
+                sum[d] = sum[d] * fade + weight * staged[(STAGED + j) * ROW + d];
+            }
+        }
+        workgroupBarrier();
+    }
+    if part > 0u {
+        let here = (lane - QUERIES) * ROW;
+        for (var d = 0u; d < QUADS; d += 1u) { staged[here + d] = sum[d]; }
+        staged[here + QUADS] = vec4(largest, total, 0.0, 0.0);
+    }
+    workgroupBarrier();
+    if part == 0u && row < end {
+        for (var p = 0u; p + 1u < PARTS; p += 1u) {
+            let there = (p * QUERIES + lane) * ROW;
+            let other = staged[there + QUADS];
+            let peak = max(largest, other.x);
+            let fade = exp(largest - peak);
+            let gain = exp(other.x - peak);
+            largest = peak;
+            total = total * fade + other.y * gain;
+            for (var d = 0u; d < QUADS; d += 1u) { sum[d] = sum[d] * fade + staged[there + d] * gain; }
+        }
+        for (var d = 0u; d < QUADS; d += 1u) { y4[row * hidden + head + d] = sum[d] / total; }
     }
 }
 

@@ -1,4 +1,4 @@
-// linear: y[t,o] = sum over i of x[t,i] w[o,i] + bias[o]; dx[t,i] = sum over o of dy[t,o] w[o,i]
+// linear: y[t,o] = end(sum over i of x[t,i] w[o,i] + bias[o]), end(v) = v, or gelu(v) with GELU; dx[t,i] = sum over o of dy[t,o] w[o,i]
 //
 //   shapes   x, dx: [T, in]   w: [out, in]   bias: [out]   y, dy: [T, out]
 //   layout   row-major f32, contiguous
@@ -10,7 +10,9 @@
 //   order    i, or o, ascending in one sum, whatever the tile: a row is the same alone and in a
 //            batch
 //   scratch  xs, ws of tile: written before they are read
-//   uses     tile: multiply_tile
+//   uses     tile: multiply_tile; math: erf
+
+override GELU: bool = false;
 
 struct Dims { rows: u32, inputs: u32, outputs: u32 }
 
@@ -60,7 +62,9 @@ fn store(row: u32, column: u32, sums: vec4<f32>) {
     if row >= dims.rows { return; }
     let last = min(TILE, dims.outputs - min(column, dims.outputs));
     for (var j = 0u; j < last; j += 1u) {
-        y[row * dims.outputs + column + j] = sums[j] + bias[column + j];
+        var value = sums[j] + bias[column + j];
+        if GELU { value = 0.5 * value * (1.0 + erf(value * 0.70710678)); }
+        y[row * dims.outputs + column + j] = value;
     }
 }
 

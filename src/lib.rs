@@ -52,9 +52,9 @@ pub use options::{Options, Precision, SessionOptions};
 #[cfg(feature = "tokio")]
 pub use route::AsyncRouter;
 pub use route::{
-    AbstainReason, AbstainRule, Abstention, AttributeTest, CacheStats, ChatNeeds, ChatRecord,
-    ChatShape, ChatTaken, Confidence, Constraint, Decision, Deployment, DomainScore, Excluded,
-    Explanation, Introduced, LeftOut, LeftOutCount, ModelPattern, NearDomain, NearModel,
+    AbstainReason, AbstainRule, Abstention, AttributeTest, CacheStats, ChatModel, ChatNeeds,
+    ChatRecord, ChatShape, ChatTaken, Confidence, Constraint, Decision, Deployment, DomainScore,
+    Excluded, Explanation, Introduced, LeftOut, LeftOutCount, ModelPattern, NearDomain, NearModel,
     ParetoPoint, Policy, PolicyHandle, PolicyRecord, QueueStats, Ranked, Request, ResponseFormat,
     Revisions, Router, RouterStats, RunnerUp, SessionKey, SessionOutcome, SessionRecord,
     StoreWatch, TakenFrom, Timing, TradeOff,

@@ -3,7 +3,8 @@
 
 What is timed: for the peers tokenizing and encoding (mean pooling included); for hubrouter the whole route:
 tokenizing, encoding, scoring the hub, ranking, the decision. All read the weights of one bundle (f16), on the CPU,
-with the same number of threads. Each measures itself, inside its process. Peers compute in f32, ONNX Runtime also in
+with the same number of threads. Each measures itself, inside its process: candle and hubrouter in one of their own,
+the others in this one, as hubrouter with --wheel. Peers compute in f32, ONNX Runtime also in
 int8 (its dynamic quantisation, as it comes), OpenVINO and PyTorch also in bf16; hubrouter in each of --precision.
 With --device gpu hubrouter computes on the first hardware adapter and PyTorch, then the only peer, with CUDA.
 
@@ -108,6 +109,27 @@ class HubRouter:
             rows.append(judge.inverse @ cosines)
         zero_shot.close()
         return dict(zip(prompts, rows))
+
+
+class HubRouterWheel(HubRouter):
+    """The Python package, in the process of the peers and timed as they are."""
+
+    def __init__(self, precision, threads, batch, device):
+        import hubrouter
+        self.name = f"hubrouter {precision}"
+        self.precision, self.batch, self.seen = precision, batch, {}
+        self.router = hubrouter.Router(device=device, threads=threads, precision=precision)
+
+    def __call__(self, prompts):
+        began = time.perf_counter()
+        if self.batch == 1:
+            self.router.route(prompts[0])
+        else:
+            self.router.route_many(prompts)
+        return time.perf_counter() - began
+
+    def close(self):
+        del self.router
 
 
 class Candle:
@@ -388,6 +410,7 @@ def main():
     parser.add_argument("--batches", type=int, help="batches of 32, spread over all lengths [default: all]")
     parser.add_argument("--peers", help=f"{','.join(known)}, which is the default; with --device gpu pytorch alone")
     parser.add_argument("--precision", help="hubrouter's, by commas [default: all that it has]")
+    parser.add_argument("--wheel", action="store_true", help="hubrouter by its Python package, in the process of the peers")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--output", help="file for the figures, JSON")
     arguments = parser.parse_args()
@@ -413,7 +436,8 @@ def main():
         ("single prompts, 30 ms apart", single, 1, 0, 0.03),
         ("length-sorted batches", batches, 32, 4, 0.1),
     ]
-    routers = [lambda *machine, precision=precision: HubRouter(precision, *machine) for precision in own]
+    router = HubRouterWheel if arguments.wheel else HubRouter
+    routers = [lambda *machine, precision=precision: router(precision, *machine) for precision in own]
     vectors = {}
     for kind, work, size, block, pause in kinds:
         runners = [make(arguments.threads, size, arguments.device) for make in routers + [known[name] for name in names]]

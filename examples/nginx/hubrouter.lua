@@ -1,6 +1,5 @@
 -- Routes chat requests inside nginx: the C library through LuaJIT's FFI. nginx.conf shows the use.
 local ffi = require "ffi"
-local cjson = require "cjson.safe"
 
 local M = {}
 
@@ -71,6 +70,7 @@ function M.open(with)
   out.summary = ffi.new("hubrouter_summary", { size = ffi.sizeof("hubrouter_summary") })
   out.ranked = ffi.new("hubrouter_ranked", { size = ffi.sizeof("hubrouter_ranked") })
   out.changed = ffi.new("int32_t[1]")
+  out.length = ffi.new("size_t[1]")
   local options = with.options or '{"device": "cpu", "threads": 1, "cache_bytes": 67108864}'
   local failed = failure(C.hubrouter_router_open(
     with.store, #with.store, options, #options, out.router, out.error))
@@ -91,51 +91,22 @@ function M.open(with)
   end
 end
 
--- Where the value of `model` of the outermost object of `body` stands: its first and its last byte.
--- Nothing if there is none, or more than one.
-local function place_of_model(body)
-  local at, first, last = body:match("^%s*{()"), nil, nil
-  local function past_string(from)
-    while true do
-      local quote = body:find('["\\]', from)
-      if not quote then return nil end
-      if body:byte(quote) == 34 then return quote + 1 end
-      from = quote + 2
-    end
-  end
-  local function past_value(from)
-    local c = body:sub(from, from)
-    if c == '"' then return past_string(from + 1) end
-    if c ~= "{" and c ~= "[" then return body:find("[,}%]]", from) end
-    local depth = 0
-    while from do
-      from = body:find('["{}%[%]]', from)
-      if not from then return nil end
-      c = body:sub(from, from)
-      if c == '"' then
-        from = past_string(from + 1)
-      else
-        depth = depth + ((c == "{" or c == "[") and 1 or -1)
-        from = from + 1
-        if depth == 0 then return from end
-      end
-    end
-  end
-  while at do
-    local key, stop = body:match('^%s*()"', at), nil
-    if not key then return nil end
-    stop = past_string(key + 1)
-    local value = stop and body:match("^%s*:%s*()", stop)
-    local behind = value and past_value(value)
-    if not behind then return nil end
-    if cjson.decode("[" .. body:sub(key, stop - 1) .. "]")[1] == "model" then
-      if first then return nil end
-      first, last = value, behind - 1
-    end
-    local mark
-    mark, at = body:match("^%s*([,}])()", behind)
-    if mark == "}" then return first, last end
-  end
+-- The model that the chat request `body` names, or nothing.
+local function model_of(body)
+  local room = #body
+  local buffer = ffi.new("char[?]", room)
+  local status = C.hubrouter_chat_model(body, #body, buffer, room, out.length, nil)
+  return status == 0 and ffi.string(buffer, out.length[0]) or nil
+end
+
+-- `body` with the model `name`; no other byte changes.
+local function with_model(body, name)
+  local room = #body + 6 * #name + 2
+  local buffer = ffi.new("char[?]", room)
+  local failed = failure(C.hubrouter_chat_with_model(
+    body, #body, name, #name, buffer, room, out.length, out.error))
+  if failed then error(failed) end
+  return ffi.string(buffer, out.length[0])
 end
 
 local function body_of_request()
@@ -176,17 +147,13 @@ function M.route()
     ngx.req.clear_header("x-hubrouter-" .. header)
   end
   local body = ngx.req.get_method() == "POST" and body_of_request()
-  local first, last = nil, nil
-  if body then first, last = place_of_model(body) end
-  local asked = first and (cjson.decode("[" .. body:sub(first, last) .. "]") or {})[1]
-  if not names[asked] then return end
+  if not body or not names[model_of(body) or ""] then return end
   local called, name, reason, generation, failed = pcall(decide, body)
   if not called then name, reason, generation, failed = nil, "failed", nil, name end
   if failed then ngx.log(ngx.WARN, "hubrouter: not routed: ", failed) end
   name = name or fallback
   if name then
-    local quoted = cjson.encode(name):gsub("\\/", "/")
-    ngx.req.set_body_data(body:sub(1, first - 1) .. quoted .. body:sub(last + 1))
+    ngx.req.set_body_data(with_model(body, name))
     ngx.req.set_header("x-hubrouter-model", name)
   end
   ngx.req.set_header("x-hubrouter-reason", reason)

@@ -7,6 +7,7 @@
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 
+use crate::capi::chat::*;
 use crate::capi::decision::*;
 use crate::capi::error::*;
 use crate::capi::policy::*;
@@ -189,6 +190,24 @@ pub struct hubrouter_functions {
         error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
     ) -> hubrouter_status,
     pub hubrouter_decision_free: extern "C" fn(decision: Option<Box<hubrouter_decision>>),
+    pub hubrouter_chat_model: unsafe extern "C" fn(
+        body: *const c_char,
+        body_len: usize,
+        buffer: *mut c_char,
+        capacity: usize,
+        length: Option<&mut MaybeUninit<usize>>,
+        error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
+    ) -> hubrouter_status,
+    pub hubrouter_chat_with_model: unsafe extern "C" fn(
+        body: *const c_char,
+        body_len: usize,
+        model: *const c_char,
+        model_len: usize,
+        buffer: *mut c_char,
+        capacity: usize,
+        length: Option<&mut MaybeUninit<usize>>,
+        error: Option<&mut MaybeUninit<Option<Box<hubrouter_error>>>>,
+    ) -> hubrouter_status,
 }
 
 /// The one table.
@@ -225,6 +244,8 @@ static FUNCTIONS: hubrouter_functions = hubrouter_functions {
     hubrouter_decision_domain,
     hubrouter_decision_json,
     hubrouter_decision_free,
+    hubrouter_chat_model,
+    hubrouter_chat_with_model,
 };
 
 /// The version of the library, as `"0.1.0"`. It ends with NUL and is never freed.

@@ -33,8 +33,11 @@ mod policy;
 
 mod decision;
 
+mod chat;
+
 mod functions;
 
+pub use chat::*;
 pub use decision::*;
 pub use error::*;
 pub use functions::*;

@@ -24,6 +24,8 @@ pub(crate) struct Outputs {
     pub(super) stages: Vec<f64>,
     /// Kernels that were dispatched; none on the CPU.
     pub(crate) dispatches: usize,
+    /// Compute passes that they were in.
+    pub(crate) passes: usize,
 }
 
 impl Outputs {

@@ -26,7 +26,6 @@
 //! `examples/gateway` is a gateway that is made with it.
 
 mod body;
-mod model;
 mod plan;
 mod record;
 mod service;

@@ -17,8 +17,8 @@ use tower_service::Service;
 
 use crate::error::{Result, caught};
 use crate::layer::plan::LayerPlan;
-use crate::layer::{RouteRecord, RoutedBody, model};
-use crate::route::{ChatShape, Decision};
+use crate::layer::{RouteRecord, RoutedBody};
+use crate::route::{ChatModel, ChatShape, Decision};
 
 /// A body with more bytes is parsed on a blocking thread: a MiB takes milliseconds.
 const LONG: usize = 64 << 10;
@@ -112,9 +112,9 @@ async fn routed<B: Body<Data = Bytes> + Unpin>(
             None => plan.router.route(request).await,
         },
     };
-    let mut record = RouteRecord::new(asked.name, answer, plan.fallback.as_ref());
+    let mut record = RouteRecord::new(asked.model.name.clone(), answer, plan.fallback.as_ref());
     if let Some(model) = &record.model {
-        let changed = model::replaced(&bytes, asked.place, model);
+        let changed = Bytes::from(asked.model.replaced_in(&bytes, model)?);
         if parts.headers.contains_key(CONTENT_LENGTH) {
             let length = HeaderValue::from(changed.len());
             parts.headers.insert(CONTENT_LENGTH, length);
@@ -127,18 +127,16 @@ async fn routed<B: Body<Data = Bytes> + Unpin>(
 
 /// A request that asks for a routed model.
 struct AskedModel {
-    name: String,
-    place: std::ops::Range<usize>,
+    model: ChatModel,
     request: Result<crate::route::Request>,
 }
 
 fn read(bytes: &Bytes, shape: ChatShape, names: &[String]) -> Option<AskedModel> {
-    let found = model::find(bytes)?;
-    names.iter().any(|name| *name == found.name).then(|| {
+    let model = ChatModel::find(bytes)?;
+    names.contains(&model.name).then(|| {
         let read = || crate::route::Request::from_chat_as(bytes, shape);
         AskedModel {
-            name: found.name.into_owned(),
-            place: found.place,
+            model,
             request: caught("reading a chat request", read),
         }
     })

@@ -89,7 +89,7 @@ impl Bert {
         );
     }
 
-    /// From state `index` to the next one; eight dispatches without an adapter.
+    /// From state `index` to the next one; seven dispatches without an adapter.
     fn layer(
         &self,
         ops: &Ops,
@@ -116,25 +116,22 @@ impl Bert {
         map.apply(pass, w, |maps| &maps.attention_output, &k.context, y);
         let sum = (x, Some(&k.attention_branch));
         self.norm(ops, pass, &layer.attention_norm, sum, &mut k.middle);
-        match pass {
+        if serving {
+            let f = linear::Forward {
+                x: &k.middle,
+                w: &layer.intermediate,
+                y: &mut k.activated,
+            };
+            ops.linear.forward_gelu(pass, f);
+        } else {
             // Learning needs what GELU got.
-            Pass::Cpu(cpu) if serving => {
-                let f = linear::Forward {
-                    x: &k.middle,
-                    w: &layer.intermediate,
-                    y: &mut k.activated,
-                };
-                ops.linear.forward_gelu(cpu, f);
-            }
-            _ => {
-                let (w, y) = (&layer.intermediate, &mut k.wide);
-                map.apply(pass, w, |maps| &maps.intermediate, &k.middle, y);
-                let f = gelu::Forward {
-                    x: &k.wide,
-                    y: &mut k.activated,
-                };
-                ops.gelu.forward(pass, f);
-            }
+            let (w, y) = (&layer.intermediate, &mut k.wide);
+            map.apply(pass, w, |maps| &maps.intermediate, &k.middle, y);
+            let f = gelu::Forward {
+                x: &k.wide,
+                y: &mut k.activated,
+            };
+            ops.gelu.forward(pass, f);
         }
         let (w, y) = (&layer.output, &mut k.output_branch);
         map.apply(pass, w, |maps| &maps.output, &k.activated, y);

@@ -16,6 +16,12 @@ pub(crate) const QUERIES: usize = 16;
 /// Keys that the shader stages at a time.
 const KEYS: usize = 8;
 
+/// Keys that `forward_quads` stages at a time.
+const STAGED: usize = 32;
+
+/// The widest head of `forward_quads`.
+const WIDEST: usize = 64;
+
 /// Rows of a workgroup of the backward entries, and rows that it stages at a time.
 const SIDE: usize = 8;
 
@@ -39,6 +45,8 @@ pub(crate) fn query_tiles(offsets: &[u32]) -> Vec<u32> {
 
 pub(crate) struct Attention {
     pub(super) forward: Kernel,
+    /// Whether that one reads vectors of four.
+    quads: bool,
     backward_queries: Kernel,
     backward_keys: Kernel,
     width: usize,
@@ -81,9 +89,14 @@ impl Attention {
                 );
             }
         }
+        let staged = 16 * 2 * STAGED * (width / 4 + 1);
+        let quads = width.is_multiple_of(4)
+            && width <= WIDEST
+            && matches!(device, Device::Gpu(gpu) if staged <= gpu.most_scratch() as usize);
         let kernel = |entry| Kernel::new(&SHADER, entry, &[("WIDTH", width as f64)]);
         Ok(Self {
-            forward: kernel("forward"),
+            forward: kernel(if quads { "forward_quads" } else { "forward" }),
+            quads,
             backward_queries: kernel("backward_queries"),
             backward_keys: kernel("backward_keys"),
             width,
@@ -110,10 +123,10 @@ impl Attention {
                     scale,
                 },
                 &[
-                    ("qkv", f.qkv),
+                    (if self.quads { "qkv4" } else { "qkv" }, f.qkv),
                     ("offsets", f.offsets),
                     ("tiles", f.tiles),
-                    ("y", f.y),
+                    (if self.quads { "y4" } else { "y" }, f.y),
                 ],
             ),
             Pass::Cpu(pass) => {

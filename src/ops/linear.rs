@@ -14,7 +14,7 @@ use crate::error::{Result, bail};
 use crate::num::to_u32;
 use crate::weights::View;
 
-const SHADER: Shader = shader!("linear", "tile");
+const SHADER: Shader = shader!("linear", "tile", "math");
 
 /// Rows up to which the narrow tile is taken.
 const NARROW: usize = 32;
@@ -33,6 +33,8 @@ struct Dims {
 pub(crate) struct Linear {
     pub(super) wide: Kernel,
     pub(super) narrow: Kernel,
+    pub(super) wide_gelu: Kernel,
+    pub(super) narrow_gelu: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -114,6 +116,13 @@ pub(crate) struct Forward<'t> {
     pub(crate) y: &'t mut Tensor,
 }
 
+/// What becomes of the sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Bias,
+    Gelu,
+}
+
 /// `dy`: [T, out]; `w`: made by [`Weight::for_learning`]; `dx`: [T, in], overwritten or added to.
 pub(crate) struct Backward<'t> {
     pub(crate) dy: &'t Tensor,
@@ -124,42 +133,50 @@ pub(crate) struct Backward<'t> {
 impl Linear {
     pub(crate) fn new() -> Self {
         let kernel = |entry, down| Kernel::new(&SHADER, entry, &[("DOWN", down)]);
+        let gelu = |down| Kernel::new(&SHADER, "forward", &[("DOWN", down), ("GELU", 1.0)]);
         Self {
             wide: kernel("forward", 16.0),
             narrow: kernel("forward", 4.0),
+            wide_gelu: gelu(16.0),
+            narrow_gelu: gelu(4.0),
             backward: kernel("backward", 16.0),
             backward_add: kernel("backward_add", 16.0),
         }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
-        self.forward_at(pass, f, NARROW);
+        self.forward_at(pass, f, End::Bias, NARROW);
     }
 
     /// `y = gelu(x . W^T + b)`, with the bits of the two ops one after the other.
-    pub(crate) fn forward_gelu(&self, pass: &CpuPass<'_>, f: Forward<'_>) {
-        Self::forward_cpu(pass, f, Finish::Gelu);
+    pub(crate) fn forward_gelu(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+        self.forward_at(pass, f, End::Gelu, NARROW);
     }
 
-    fn forward_cpu<'t>(pass: &CpuPass<'_>, f: Forward<'t>, finish: fn(&'t [f32]) -> Finish<'t>) {
+    fn forward_cpu(pass: &CpuPass<'_>, f: Forward<'_>, end: End) {
         let WeightValues::Cpu { forward, .. } = &f.w.values else {
             unreachable!("linear: weights live on another device");
+        };
+        let finish = match end {
+            End::Bias => Finish::Bias,
+            End::Gelu => Finish::Gelu,
         };
         let x = Matrix::of_rows(f.x.f32(), f.w.inputs);
         let y = RowsMut::whole(f.y.f32_mut(), f.w.outputs);
         gemm::multiply(pass.cpu, x, forward, finish(f.w.bias.f32()), y);
     }
 
-    fn forward_at(&self, pass: &mut Pass<'_>, f: Forward<'_>, narrow: usize) {
+    fn forward_at(&self, pass: &mut Pass<'_>, f: Forward<'_>, end: End, narrow: usize) {
         let rows = f.x.rows();
         f.x.expect("linear", "x", rows, f.w.inputs);
         f.y.expect("linear", "y", rows, f.w.outputs);
         match (pass, &f.w.values) {
             (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
-                let (kernel, high) = if rows <= narrow {
-                    (&self.narrow, 16)
-                } else {
-                    (&self.wide, 64)
+                let (kernel, high) = match (rows <= narrow, end) {
+                    (true, End::Bias) => (&self.narrow, 16),
+                    (true, End::Gelu) => (&self.narrow_gelu, 16),
+                    (false, End::Bias) => (&self.wide, 64),
+                    (false, End::Gelu) => (&self.wide_gelu, 64),
                 };
                 gpu.dispatch(
                     kernel,
@@ -172,7 +189,7 @@ impl Linear {
                     &[("x", f.x), ("w", w), ("bias", &f.w.bias), ("y", f.y)],
                 );
             }
-            (Pass::Cpu(pass), _) => Self::forward_cpu(pass, f, Finish::Bias),
+            (Pass::Cpu(pass), _) => Self::forward_cpu(pass, f, end),
             _ => unreachable!("linear: weights live on another device"),
         }
     }

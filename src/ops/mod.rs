@@ -96,16 +96,17 @@ impl Ops {
     }
 
     /// The kernels that a route without a policy may dispatch, for any encoder and any hub.
-    fn of_a_route(&self) -> [&Kernel; 16] {
+    fn of_a_route(&self) -> [&Kernel; 17] {
         [
             &self.attention.forward,
             &self.by_domain.forward,
             &self.embed.forward,
-            &self.gelu.forward,
             &self.layer_norm.forward,
             &self.layer_norm.forward_branch,
             &self.linear.wide,
             &self.linear.narrow,
+            &self.linear.wide_gelu,
+            &self.linear.narrow_gelu,
             &self.log_sum_exp.forward,
             &self.normalize.forward,
             &self.pool.mean,

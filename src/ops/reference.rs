@@ -38,8 +38,16 @@ pub(crate) fn worst(got: &[f32], want: &[f64]) -> f64 {
     })
 }
 
-/// erf by its Taylor series; for |x| below 6.
+/// erf by its Taylor series; beyond 3, where the terms cancel, by the continued fraction of erfc.
 pub(crate) fn erf(x: f64) -> f64 {
+    if x.abs() > 3.0 {
+        let far = x.abs();
+        let fraction = (1..=60)
+            .rev()
+            .fold(far, |below, n| far + f64::from(n) / 2.0 / below);
+        let beyond = (-far * far).exp() / fraction * std::f64::consts::FRAC_2_SQRT_PI / 2.0;
+        return (1.0 - beyond).copysign(x);
+    }
     let (mut term, mut sum) = (x, x);
     for n in 1..300 {
         term *= -x * x / f64::from(n);

@@ -24,7 +24,8 @@ pub use cache::CacheStats;
 #[cfg(feature = "cli")]
 pub(crate) use chat::LONGEST_REQUEST;
 pub use chat::{
-    ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat, TakenFrom,
+    ChatModel, ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat,
+    TakenFrom,
 };
 pub use confidence::{AbstainRule, Confidence};
 pub use decision::{Decision, DomainScore, Ranked, Revisions, Timing};

@@ -79,8 +79,9 @@ pub(crate) struct BatchRanking {
     pub(crate) rankings: Vec<Ranking>,
     pub(crate) encode: f64,
     pub(crate) score: f64,
-    /// Kernels that were dispatched; none on the CPU.
+    /// Kernels that were dispatched, and the compute passes that they were in; none on the CPU.
     pub(crate) dispatches: usize,
+    pub(crate) passes: usize,
 }
 
 impl Serving {
@@ -236,8 +237,10 @@ impl Serving {
                 encode,
                 score,
                 dispatches,
+                passes,
             } = self.rank_within(batch, k, narrowing)?;
-            log::debug!("{} prompts, {dispatches} dispatches", batch.len());
+            let prompts = batch.len();
+            log::debug!("{prompts} prompts, {dispatches} dispatches, {passes} passes");
             let answer = |ranking| {
                 Ok(PromptRanking {
                     ranking,
@@ -303,6 +306,7 @@ impl Serving {
                     encode: outputs.stage(0),
                     score: outputs.stage(1),
                     dispatches: outputs.dispatches,
+                    passes: outputs.passes,
                 })
             },
         )

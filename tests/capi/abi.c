@@ -142,7 +142,11 @@ FIELD(hubrouter_functions, uint32_t, version, 8);
     (const hubrouter_decision *, size_t, hubrouter_domain *, hubrouter_error **))                  \
   f(28, hubrouter_status, hubrouter_decision_json,                                                 \
     (const hubrouter_decision *, char *, size_t, size_t *, hubrouter_error **))                    \
-  f(29, void, hubrouter_decision_free, (hubrouter_decision *))
+  f(29, void, hubrouter_decision_free, (hubrouter_decision *))                                     \
+  f(30, hubrouter_status, hubrouter_chat_model,                                                    \
+    (const char *, size_t, char *, size_t, size_t *, hubrouter_error **))                          \
+  f(31, hubrouter_status, hubrouter_chat_with_model,                                               \
+    (const char *, size_t, const char *, size_t, char *, size_t, size_t *, hubrouter_error **))
 
 #define SYMBOL(number, result, name, arguments) \
   static result(*const promised_##number) arguments = name;

@@ -108,6 +108,15 @@ int main(int count, char **arguments) {
     hubrouter_decision_free(other);
   }
 
+  static const char BODY[] = "{\"a\": 1.0, \"model\" : \"au\\u0074o\", \"b\": [{\"model\": \"no\"}]}";
+  static const char CHANGED[] = "{\"a\": 1.0, \"model\" : \"x\\\"y\", \"b\": [{\"model\": \"no\"}]}";
+  char rewritten[sizeof BODY + 6 * 3 + 2];
+  size_t length = 0;
+  DO(hubrouter_chat_model(TEXT(BODY), rewritten, sizeof rewritten, &length, &error));
+  CHECK(length == 4 && memcmp(rewritten, "auto", 4) == 0);
+  DO(hubrouter_chat_with_model(TEXT(BODY), TEXT("x\"y"), rewritten, sizeof rewritten, &length, &error));
+  CHECK(length == sizeof CHANGED - 1 && memcmp(rewritten, CHANGED, length) == 0);
+
   hubrouter_str prompts[] = {{TEXT("Who?")}, {TEXT(PROMPT)}};
   hubrouter_decision *decisions[2];
   hubrouter_error *errors[2];
@@ -130,7 +139,7 @@ int main(int count, char **arguments) {
       "\"where\": \"price < 1\", \"fallbacks\": [\"price <= 2\"], \"prefer\": {\"cost\": 0.5}}";
   hubrouter_policy *policy;
   DO(hubrouter_policy_compile(router, TEXT(POLICY), &policy, &error));
-  size_t eligible, length;
+  size_t eligible;
   DO(hubrouter_policy_eligible(policy, &eligible, &error));
   CHECK(eligible == 1);
   char report[4096];

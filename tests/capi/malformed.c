@@ -399,6 +399,45 @@ static void copy_wrongly(const struct handles *h) {
   }
 }
 
+/* Bodies without a single model, and buffers that do not do. */
+static void name_wrongly(void) {
+  static const char NAMED[] = "{\"model\": \"auto\", \"messages\": [{\"content\": \"a}\"}]}";
+  static const char *const wrong[] = {"",  "[]", "{\"model\": 1}", "{\"model\": \"\xff\"}",
+                                      "7", "{}", "{\"model\": \"a\", \"model\": \"a\"}"};
+  char buffer[128];
+  size_t length;
+  char *text = cut(NAMED, sizeof NAMED - 1, &length);
+  const char *body = wrong[draw(7)];
+  size_t found;
+  switch (draw(6)) {
+    case 0:
+      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_chat_model, text, length, buffer, sizeof buffer,
+           &found);
+      break;
+    case 1:
+      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_chat_model, body, strlen(body), buffer,
+           sizeof buffer, &found);
+      break;
+    case 2:
+      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_chat_with_model, body, strlen(body), TEXT("gpt2"),
+           buffer, sizeof buffer, &found);
+      break;
+    case 3:
+      CALL(HUBROUTER_INVALID_REQUEST, hubrouter_chat_with_model, TEXT(NAMED), TEXT("\xff"), buffer,
+           sizeof buffer, &found);
+      break;
+    case 4:
+      CALL(HUBROUTER_BUFFER_TOO_SMALL, hubrouter_chat_with_model, TEXT(NAMED), TEXT("gpt2"), buffer,
+           1 + draw(sizeof NAMED - 2), &found);
+      CHECK(found == sizeof NAMED - 1);
+      break;
+    default:
+      CALL(HUBROUTER_INVALID_ARGUMENT, hubrouter_chat_model, draw(2) ? NULL : NOWHERE,
+           SIZE_MAX - draw(9), buffer, sizeof buffer, &found);
+  }
+  free(text);
+}
+
 static void swap_wrongly(const struct handles *h) {
   int32_t changed;
   size_t length;
@@ -460,13 +499,14 @@ int main(int count, char **arguments) {
   check_null();
   long calls = atol(arguments[2]);
   for (long call = 0; call < calls; call++) {
-    switch (draw(7)) {
+    switch (draw(8)) {
       case 0: open_wrongly(&h); break;
       case 1: route_wrongly(&h); break;
       case 2: route_batch_wrongly(&h); break;
       case 3: compile_wrongly(&h); break;
       case 4: read_wrongly(&h); break;
       case 5: copy_wrongly(&h); break;
+      case 6: name_wrongly(); break;
       default: swap_wrongly(&h);
     }
   }

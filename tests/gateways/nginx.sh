@@ -3,7 +3,7 @@
 #
 # HUBROUTER_CAPI_PREFIX: where the library is installed already. HUBROUTER_PROFILE: `release` or `dev`.
 source "$(dirname "$0")/common.sh"
-install curl python3 wrk nginx libnginx-mod-http-lua lua-cjson
+install curl python3 wrk nginx libnginx-mod-http-lua
 
 prefix=${HUBROUTER_CAPI_PREFIX:-$work/prefix}
 [ -n "${HUBROUTER_CAPI_PREFIX:-}" ] || ./include/install.sh "$prefix"

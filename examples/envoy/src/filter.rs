@@ -1,13 +1,13 @@
 //! What a stream goes through.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hubrouter::{AbstainReason, Decision, ErrorKind, PolicyHandle, Request, Router, StoreWatch};
+use hubrouter::{
+    AbstainReason, ChatModel, Decision, ErrorKind, PolicyHandle, Request, Router, StoreWatch,
+};
 
 use crate::abi::{BodyPart, ConfigHost, Stream};
-use crate::body::{named_model, with_model};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pool::{Answer, Ask, Pool, Slot};
@@ -180,8 +180,9 @@ impl Shared {
         let chosen = ranked.map(|ranked| ranked.deployments.first().unwrap_or(&ranked.model));
         let fallback = self.config.fallback_model.as_deref();
         let fallback = fallback.filter(|_| chosen.is_none());
-        if let Some(name) = chosen.map(|name| &**name).or(fallback) {
-            let body = with_model(&held.body, &held.place, name);
+        let name = chosen.map(|name| &**name).or(fallback);
+        let changed = name.and_then(|name| held.asked.replaced_in(&held.body, name));
+        if let (Some(name), Some(body)) = (name, changed) {
             if stream.header("content-length").is_some() {
                 stream.set_header("content-length", body.len().to_string().as_bytes());
             }
@@ -233,8 +234,8 @@ fn put(stream: &mut Stream<'_>, name: &str, value: &str) {
 /// A request that is to be routed.
 struct Held {
     body: Arc<Vec<u8>>,
-    /// Where its model stands.
-    place: Range<usize>,
+    /// The model that it asks for.
+    asked: ChatModel,
     came: Instant,
 }
 
@@ -333,14 +334,14 @@ impl Filter {
         let came = Instant::now();
         let shared = &self.shared;
         let body = stream.body();
-        let to_route = |name: &String| shared.config.models.contains(name);
-        let Some(model) = named_model(&body).filter(|model| to_route(&model.name)) else {
+        let to_route = |asked: &ChatModel| shared.config.models.contains(&asked.name);
+        let Some(asked) = ChatModel::find(&body).filter(to_route) else {
             shared.metrics.passed(stream);
             return Next::GoOn;
         };
         let held = Held {
             body: Arc::new(body),
-            place: model.place,
+            asked,
             came,
         };
         let ask = match held.body.len() > PARSED_ON_A_WORKER {

@@ -13,7 +13,6 @@
 //! - [`metrics`]: counters and times, among Envoy's own.
 
 mod abi;
-mod body;
 mod config;
 mod filter;
 mod metrics;

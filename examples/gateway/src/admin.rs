@@ -49,18 +49,17 @@ async fn change(
     what: &'static str,
     job: impl FnOnce(&Gateway) -> hubrouter::Result<bool> + Send + 'static,
 ) -> Response {
-    let _turn = gateway.changing.lock().await;
     let given = Arc::clone(&gateway);
-    let done = tokio::task::spawn_blocking(move || {
+    let changed = gateway.changes.run(move || {
         let before = given.router.generation();
         let changed = job(&given)?;
         let after = given.router.generation();
         tracing::info!(what, %before, %after, changed, "generation");
         Ok::<_, hubrouter::Error>((before, changed))
     });
-    let done = match done.await {
-        Ok(done) => done.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
+    let done = match changed.await {
+        Some(done) => done.map_err(|error| error.to_string()),
+        None => Err("it has panicked".to_owned()),
     };
     let result = match &done {
         Ok((_, true)) => "changed",

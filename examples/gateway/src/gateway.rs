@@ -21,6 +21,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Semaphore;
 
+use crate::changes::Changes;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::{Failure, guard};
@@ -58,8 +59,8 @@ pub struct Gateway {
     pub watch: Option<Arc<StoreWatch>>,
     /// Explanations that may be computed at once: they do not queue with requests.
     pub explaining: Semaphore,
-    /// Reload and rollback take turns.
-    pub changing: tokio::sync::Mutex<()>,
+    /// Reload and rollback take turns there.
+    pub changes: Changes,
     ready: AtomicBool,
 }
 
@@ -130,7 +131,7 @@ impl Gateway {
             feedback: feedback.transpose()?,
             watch,
             explaining: Semaphore::new(1),
-            changing: tokio::sync::Mutex::new(()),
+            changes: Changes::start()?,
             ready: AtomicBool::new(true),
             router,
             config,

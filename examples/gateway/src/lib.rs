@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod changes;
 pub mod config;
 pub mod gateway;
 pub mod guard;

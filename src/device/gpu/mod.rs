@@ -112,6 +112,10 @@ pub(crate) struct Gpu {
     queue: wgpu::Queue,
     limits: wgpu::Limits,
     clock: bool,
+    /// Timestamps can be taken inside of a compute pass.
+    stamps_inside: bool,
+    /// A wait is short enough to be spent awake.
+    hardware: bool,
     zeroes_scratch: bool,
     made: AtomicUsize,
     /// Shaders by name.
@@ -157,7 +161,9 @@ impl Gpu {
             }
         }
         // The adapter's own limits: a hub's table may need more than the portable 128 MiB.
-        let clock = adapter.0.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let stamps =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let clock = adapter.0.features() & stamps;
         let request = adapter.0.request_device(&wgpu::DeviceDescriptor {
             label: Some("hubrouter"),
             required_features: clock,
@@ -174,6 +180,8 @@ impl Gpu {
         let failure = Arc::new(Mutex::new(None));
         let gpu = Self {
             clock: !clock.is_empty() && queue.get_timestamp_period() > 0.0,
+            stamps_inside: clock == stamps,
+            hardware: adapter.report().hardware,
             zeroes_scratch: false,
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
@@ -341,6 +349,14 @@ impl Gpu {
         self.clock
     }
 
+    pub(super) fn stamps_inside(&self) -> bool {
+        self.stamps_inside
+    }
+
+    pub(super) fn is_hardware(&self) -> bool {
+        self.hardware
+    }
+
     pub(super) fn timestamp_period(&self) -> f32 {
         self.queue.get_timestamp_period()
     }
@@ -372,6 +388,8 @@ impl Gpu {
             queue: self.queue.clone(),
             limits: self.limits.clone(),
             clock: self.clock,
+            stamps_inside: self.stamps_inside,
+            hardware: self.hardware,
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             zeroes_scratch: true,
@@ -418,7 +436,10 @@ fn described(error: &wgpu::Error) -> (ErrorKind, String) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::testing::gpu;
+    use crate::device::Device;
+    use crate::ops::gelu::{Forward, Gelu};
+    use crate::ops::reference;
+    use crate::ops::testing::{assert_close, gpu, run};
 
     #[test]
     fn errors_of_the_driver_have_their_kind() {
@@ -434,6 +455,38 @@ mod tests {
         };
         let (kind, text) = described(&invalid);
         assert_eq!((kind, text.as_str()), (ErrorKind::Device, "binding 3"));
+    }
+
+    /// x -> y is read, y -> x overwrites x, which was read before, x -> y overwrites y.
+    #[test]
+    fn a_result_is_as_it_was_at_its_place_and_waits_where_it_can() {
+        let device = Device::Gpu(gpu());
+        let (gelu, values) = (Gelu::new(), [-1.0, 0.5, 2.0]);
+        let content = |times: usize| {
+            let mut row: Vec<f64> = values.map(f64::from).to_vec();
+            (0..times).for_each(|_| row = reference::gelu(&row));
+            row
+        };
+        let mut x = device.upload("x", 3, &values).unwrap();
+        let mut y = device.scratch("y", 1, 3).unwrap();
+        let (reads, outputs) = run(&device, |pass| {
+            pass.stage();
+            let before = pass.read(&x);
+            gelu.forward(pass, Forward { x: &x, y: &mut y });
+            let once = pass.read(&y);
+            gelu.forward(pass, Forward { x: &y, y: &mut x });
+            let twice = pass.read(&x);
+            pass.stage();
+            gelu.forward(pass, Forward { x: &x, y: &mut y });
+            [before, once, twice, pass.read(&y)]
+        });
+        for (times, read) in reads.into_iter().enumerate() {
+            assert_close("content", outputs.f32(read), &content(times), 1e-6);
+        }
+        assert_eq!(outputs.dispatches, 3);
+        // `before` and `once` end one each, `twice` does not.
+        assert_eq!(outputs.passes, if gpu().stamps_inside() { 3 } else { 4 });
+        assert!(!gpu().has_clock() || outputs.stage(1) > 0.0);
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! Recording, bind groups, dispatch, submit, read back: all of it, once.
+#![expect(clippy::disallowed_types, reason = "how long a thread waits awake")]
 
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use crate::device::gpu::Gpu;
-use crate::device::gpu::tape::{Entry, SLOTS, STAGES, Tape};
+use crate::device::gpu::tape::{Bound, Clock, Entry, SLOTS, STAGES, Tape};
 use crate::device::pass::{Outputs, Read};
 use crate::device::{Kernel, Part, Tensor};
 use crate::error::{Error, Result, error};
 use crate::num::to_u32;
+
+/// How long a thread waits awake for a hardware GPU.
+const AWAKE: Duration = Duration::from_micros(500);
 
 pub(crate) struct GpuPass<'p> {
     gpu: &'p Gpu,
@@ -24,7 +29,7 @@ pub(crate) struct GpuPass<'p> {
 }
 
 enum Step {
-    /// A new compute pass, timed as this stage.
+    /// The beginning of this timed stage.
     Stage(usize),
     Dispatch {
         entry: usize,
@@ -178,7 +183,7 @@ impl<'p> GpuPass<'p> {
                     .buffers
                     .iter()
                     .zip(tensors)
-                    .all(|(kept, (_, t))| kept == t.buffer())
+                    .all(|(kept, (_, t))| kept.buffer == *t.buffer())
         });
         if !kept {
             let made = self.bind(kernel, place, tensors);
@@ -216,10 +221,17 @@ impl<'p> GpuPass<'p> {
                 resource,
             });
         }
-        for (name, _) in tensors {
-            let known = kernel.bindings.iter().any(|binding| binding.name == *name);
-            assert!(known, "{label}: no binding is called {name}");
-        }
+        let bound_by = |(name, tensor): &(&str, &Tensor)| {
+            let mut bindings = kernel.bindings.iter();
+            match bindings.find(|binding| binding.name == *name) {
+                Some(binding) => Bound {
+                    buffer: tensor.buffer().clone(),
+                    written: binding.written,
+                },
+                None => panic!("{label}: no binding is called {name}"),
+            }
+        };
+        let buffers = tensors.iter().map(bound_by).collect();
         let group = self
             .gpu
             .device()
@@ -228,10 +240,6 @@ impl<'p> GpuPass<'p> {
                 layout: &kernel.layout,
                 entries: &bound,
             });
-        let buffers = tensors
-            .iter()
-            .map(|(_, tensor)| tensor.buffer().clone())
-            .collect();
         Entry {
             pipeline: kernel.pipeline.clone(),
             buffers,
@@ -254,7 +262,7 @@ impl<'p> GpuPass<'p> {
             let size = (self.dispatches * tape.slot) as u64;
             encoder.copy_buffer_to_buffer(&tape.staging, 0, &tape.uniforms, 0, size);
         }
-        encode(&mut encoder, tape, &self.steps);
+        let passes = encode(&mut encoder, tape, &self.steps);
         let stamps = resolve_stamps(&mut encoder, tape, self.stages, read_bytes);
         let index = gpu.queue().submit([encoder.finish()]);
         wait(gpu, tape, index)?;
@@ -273,6 +281,7 @@ impl<'p> GpuPass<'p> {
                     gpu.timestamp_period(),
                 ),
                 dispatches: self.dispatches,
+                passes,
             }
         };
         tape.readback.unmap();
@@ -312,70 +321,153 @@ fn wait(gpu: &Gpu, tape: &Tape, index: wgpu::SubmissionIndex) -> Result<()> {
         .map_async(wgpu::MapMode::Write, .., tell(sender.clone()));
     tape.readback
         .map_async(wgpu::MapMode::Read, .., tell(sender));
-    let waited = gpu.device().poll(wgpu::PollType::Wait {
-        submission_index: Some(index),
-        timeout: None,
-    });
-    gpu.check()?;
-    let name = gpu.name();
-    if let Err(e) = waited {
-        let error = error!(DeviceLost, "{name}: cannot wait for the device: {e}");
-        return Err(gpu.explain(error));
+    let mut done = Vec::with_capacity(2);
+    if gpu.is_hardware() {
+        // To be woken takes as long as a short prompt.
+        let began = Instant::now();
+        while done.len() < 2 && began.elapsed() < AWAKE {
+            // An error shows in the wait below.
+            let _ = gpu.device().poll(wgpu::PollType::Poll);
+            done.extend(mapped.try_iter());
+            std::hint::spin_loop();
+        }
     }
-    if !(mapped.recv() == Ok(true) && mapped.recv() == Ok(true)) {
+    let name = gpu.name();
+    if done.len() < 2 {
+        let waited = gpu.device().poll(wgpu::PollType::Wait {
+            submission_index: Some(index),
+            timeout: None,
+        });
+        gpu.check()?;
+        if let Err(e) = waited {
+            let error = error!(DeviceLost, "{name}: cannot wait for the device: {e}");
+            return Err(gpu.explain(error));
+        }
+        let missing = 2 - done.len();
+        done.extend(mapped.iter().take(missing));
+    }
+    gpu.check()?;
+    if done != [true, true] {
         let error = error!(DeviceLost, "{name}: the result could not be read back");
         return Err(gpu.explain(error));
     }
     Ok(())
 }
 
-/// Copies go between compute passes; dispatches share one as long as they can.
-fn encode(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) {
+/// Records the steps; returns the number of compute passes.
+///
+/// Uploads are copied before all else, and a result is copied behind all dispatches if none of them
+/// writes it any more. So a batch is one compute pass, unless a stage has to be one for its times.
+fn encode(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) -> usize {
     for step in steps {
         if let Step::Upload { from, to, size } = step {
             encoder.copy_buffer_to_buffer(&tape.staging, *from, to, 0, *size);
         }
     }
-    let mut index = 0;
+    let (mut index, mut passes) = (0, 0);
     while index < steps.len() {
-        match &steps[index] {
-            Step::Upload { .. } => index += 1,
-            Step::Read { from, at, to, size } => {
-                encoder.copy_buffer_to_buffer(from, *at, &tape.readback, *to, *size);
-                index += 1;
+        let done = match &steps[index] {
+            Step::Upload { .. } => 1,
+            Step::Read { .. } if waits(tape, &steps[index..]) => 1,
+            step @ Step::Read { .. } => {
+                copy_read(encoder, tape, step);
+                1
             }
             Step::Stage(_) | Step::Dispatch { .. } => {
-                let stage = match &steps[index] {
-                    Step::Stage(stage) => {
-                        index += 1;
-                        Some(to_u32(*stage))
-                    }
-                    _ => None,
-                };
-                let timestamps = tape.clock.as_ref().zip(stage).map(|(clock, stage)| {
-                    wgpu::ComputePassTimestampWrites {
-                        query_set: &clock.queries,
-                        beginning_of_pass_write_index: Some(stage * 2),
-                        end_of_pass_write_index: Some(stage * 2 + 1),
-                    }
-                });
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: None,
-                    timestamp_writes: timestamps,
-                });
-                while let Some(Step::Dispatch {
-                    entry,
-                    groups: [x, y, z],
-                }) = steps.get(index)
-                {
-                    let entry = &tape.entries[*entry];
-                    pass.set_pipeline(&entry.pipeline);
-                    pass.set_bind_group(0, &entry.group, &[]);
-                    pass.dispatch_workgroups(*x, *y, *z);
-                    index += 1;
-                }
+                passes += 1;
+                compute(encoder, tape, &steps[index..])
             }
+        };
+        index += done;
+    }
+    for (index, step) in steps.iter().enumerate() {
+        if waits(tape, &steps[index..]) {
+            copy_read(encoder, tape, step);
         }
+    }
+    passes
+}
+
+/// Whether the first of `steps` is a read of what no later one writes.
+fn waits(tape: &Tape, steps: &[Step]) -> bool {
+    let Some((Step::Read { from, .. }, later)) = steps.split_first() else {
+        return false;
+    };
+    !later.iter().any(|step| match step {
+        Step::Dispatch { entry, .. } => {
+            let bound = &tape.entries[*entry].buffers;
+            bound.iter().any(|b| b.written && b.buffer == *from)
+        }
+        _ => false,
+    })
+}
+
+fn copy_read(encoder: &mut wgpu::CommandEncoder, tape: &Tape, step: &Step) {
+    if let Step::Read { from, at, to, size } = step {
+        encoder.copy_buffer_to_buffer(from, *at, &tape.readback, *to, *size);
+    }
+}
+
+/// Records one compute pass from the first of `steps` on; returns how many steps it took.
+fn compute(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) -> usize {
+    let clock = tape.clock.as_ref();
+    let inside = clock.filter(|clock| clock.inside);
+    let around = match (clock, steps.first()) {
+        (Some(clock), Some(Step::Stage(stage))) if !clock.inside => {
+            let first = to_u32(*stage) * 2;
+            Some(wgpu::ComputePassTimestampWrites {
+                query_set: &clock.queries,
+                beginning_of_pass_write_index: Some(first),
+                end_of_pass_write_index: Some(first + 1),
+            })
+        }
+        _ => None,
+    };
+    let apart = clock.is_some() && inside.is_none();
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+        label: None,
+        timestamp_writes: around,
+    });
+    let mut stamps = StageStamps { inside, open: None };
+    let mut taken = 0;
+    for (index, step) in steps.iter().enumerate() {
+        match step {
+            Step::Dispatch { entry, groups } => {
+                let entry = &tape.entries[*entry];
+                let [x, y, z] = *groups;
+                pass.set_pipeline(&entry.pipeline);
+                pass.set_bind_group(0, &entry.group, &[]);
+                pass.dispatch_workgroups(x, y, z);
+            }
+            Step::Stage(_) if apart && index > 0 => break,
+            Step::Stage(stage) => stamps.next(&mut pass, Some(*stage)),
+            Step::Upload { .. } => {}
+            Step::Read { .. } if waits(tape, &steps[index..]) => {}
+            Step::Read { .. } => break,
+        }
+        taken = index + 1;
+    }
+    stamps.next(&mut pass, None);
+    taken
+}
+
+/// Takes the stamps of stages inside of a compute pass.
+struct StageStamps<'c> {
+    inside: Option<&'c Clock>,
+    open: Option<usize>,
+}
+
+impl StageStamps<'_> {
+    /// Ends the stage that is open, and begins `stage`.
+    fn next(&mut self, pass: &mut wgpu::ComputePass<'_>, stage: Option<usize>) {
+        let Some(clock) = self.inside else { return };
+        if let Some(open) = self.open {
+            pass.write_timestamp(&clock.queries, to_u32(open * 2 + 1));
+        }
+        if let Some(stage) = stage {
+            pass.write_timestamp(&clock.queries, to_u32(stage * 2));
+        }
+        self.open = stage;
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Binding {
     pub(crate) name: String,
     pub(crate) number: u32,
     pub(crate) uniform: bool,
+    /// Whether its type allows writing.
+    pub(crate) written: bool,
 }
 
 /// A shader that was read, validated and handed to the device: once, for all its entry points.
@@ -91,6 +93,11 @@ fn bindings(module: &naga::Module, info: &naga::valid::ModuleInfo, index: usize)
                 name: variable.name.clone().unwrap_or_default(),
                 number: binding.binding,
                 uniform: variable.space == naga::AddressSpace::Uniform,
+                written: matches!(
+                    variable.space,
+                    naga::AddressSpace::Storage { access }
+                        if access.contains(naga::StorageAccess::STORE)
+                ),
             });
         }
     }

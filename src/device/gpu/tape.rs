@@ -25,13 +25,22 @@ pub(crate) struct Tape {
 pub(super) struct Clock {
     pub(super) queries: wgpu::QuerySet,
     pub(super) resolved: wgpu::Buffer,
+    /// Stamps can be taken inside of a compute pass; else a stage is a pass of its own.
+    pub(super) inside: bool,
 }
 
 /// The bind group of one dispatch and what it was made of.
 pub(super) struct Entry {
     pub(super) pipeline: wgpu::ComputePipeline,
-    pub(super) buffers: Vec<wgpu::Buffer>,
+    pub(super) buffers: Vec<Bound>,
     pub(super) group: wgpu::BindGroup,
+}
+
+/// A buffer of a bind group.
+pub(super) struct Bound {
+    pub(super) buffer: wgpu::Buffer,
+    /// Whether the kernel may write it.
+    pub(super) written: bool,
 }
 
 impl Tape {
@@ -78,6 +87,7 @@ impl Tape {
                     STAGES * 16,
                     Use::QUERY_RESOLVE | Use::COPY_SRC,
                 )?,
+                inside: gpu.stamps_inside(),
             }),
         };
         Ok(Self {

@@ -166,6 +166,25 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_has_the_same_output_in_any_company() {
+        for (heads, width) in [(2, 16), (1, 5), (1, 64)] {
+            let row = 3 * heads * width;
+            let qkv = noise(90 * row, 7);
+            let forward = |offsets: &[u32], qkv: &[f32]| {
+                outputs::<1>(|device| {
+                    let op = Attention::new(device, width)?.into();
+                    forward_case(device, &op, offsets, qkv)
+                })
+            };
+            let together = forward(&offsets_of(&[19, 67, 4]), &qkv);
+            let alone = forward(&[0, 67], &qkv[19 * row..86 * row]);
+            for ([together], [alone]) in together.iter().zip(&alone) {
+                assert_eq!(together[19 * row / 3..86 * row / 3], *alone);
+            }
+        }
+    }
+
+    #[test]
     fn backward_matches_hand_values_v16() {
         // Three queries see two keys there: the reference can, packed prompts cannot.
         let q = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backward, Forward, Linear, NARROW, Weight};
+use super::{Backward, End, Forward, Linear, NARROW, Weight};
 use crate::device::{Device, Pass, Tensor};
 use crate::error::Result;
 use crate::ops::case::{Case, each};
@@ -19,12 +19,13 @@ pub(crate) fn all(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Res
             noise(outputs, 3),
         );
         let dy = noise(rows * outputs, 4);
-        let forward = forward_case(device, &op, [&x, &w, &b], NARROW)?;
+        let forward = |end| forward_case(device, &op, [&x, &w, &b], end, NARROW);
         let backward = |add| backward_case(device, &op, [&dy, &w], inputs, add);
         let at = format!("{label} {rows}x{inputs} . {outputs}x{inputs}");
         let back = format!("{label} {rows}x{outputs} . {outputs}x{inputs}");
         Ok([
-            forward.of(&at),
+            forward(End::Bias)?.of(&at),
+            forward(End::Gelu)?.of(&format!("gelu {at}")),
             backward(false)?.of(&format!("backward {back}")),
             backward(true)?.of(&format!("backward, added {back}")),
         ])
@@ -42,6 +43,7 @@ fn forward_case(
     device: &Device,
     op: &Arc<Linear>,
     [x, w, b]: [&[f32]; 3],
+    end: End,
     narrow: usize,
 ) -> Result<Case> {
     let (outputs, columns) = (b.len(), w.len() / b.len());
@@ -53,10 +55,16 @@ fn forward_case(
     let op = Arc::clone(op);
     let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
         let (x, w) = (&input, &weight);
-        op.forward_at(pass, Forward { x, w, y }, narrow);
+        op.forward_at(pass, Forward { x, w, y }, end, narrow);
     };
     let [x, w, b] = [x, w, b].map(<[f32]>::to_vec);
-    let want = move || [reference::linear(&wide(&x), &wide(&w), &wide(&b))];
+    let want = move || {
+        let y = reference::linear(&wide(&x), &wide(&w), &wide(&b));
+        [match end {
+            End::Bias => y,
+            End::Gelu => reference::gelu(&y),
+        }]
+    };
     Ok(Case::new("linear", [y], run, want).work(flops, bytes))
 }
 
@@ -122,14 +130,17 @@ mod tests {
                 noise(outs * inputs, 2),
                 noise(outs, 3),
             );
-            let at = |narrow| {
+            let at = |end, narrow| {
                 let make = |device: &Device| {
-                    forward_case(device, &Linear::new().into(), [&x, &w, &b], narrow)
+                    forward_case(device, &Linear::new().into(), [&x, &w, &b], end, narrow)
                 };
                 check(|device| Ok(vec![make(device)?]));
                 outputs::<1>(make)
             };
-            assert_eq!(at(usize::MAX), at(0), "the tile shows in the bits");
+            for end in [End::Bias, End::Gelu] {
+                let tiles = [at(end, usize::MAX), at(end, 0)];
+                assert_eq!(tiles[0], tiles[1], "the tile shows in the bits");
+            }
         }
     }
 

@@ -5,11 +5,13 @@ mod filler;
 mod harness;
 mod json;
 mod messages;
+mod model;
 mod needs;
 mod record;
 mod select;
 mod shape;
 
+pub use model::ChatModel;
 pub use record::{
     ChatNeeds, ChatRecord, ChatShape, ChatTaken, LeftOut, LeftOutCount, ResponseFormat, TakenFrom,
 };
