@@ -127,7 +127,7 @@ fn safety_notes(tree: &Tree) -> Vec<String> {
 }
 
 /// Modules in the order in which they may use each other: only what stands in an earlier group.
-const ORDER: [&[&str]; 18] = [
+const ORDER: [&[&str]; 19] = [
     &["error"],
     &["num"],
     &["files"],
@@ -143,6 +143,7 @@ const ORDER: [&[&str]; 18] = [
     &["route"],
     &["feedback", "layer"],
     &["learn"],
+    &["exchange"],
     &["cmrbench"],
     &["diagnostics"],
     &["capi", "cli"],
