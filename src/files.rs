@@ -484,6 +484,21 @@ impl Staged {
         write_synced(&self.temporary.join(name), bytes)
     }
 
+    /// Adds a folder called `name` with `files`: names and bytes.
+    pub(crate) fn write_folder<N: AsRef<str>>(
+        &self,
+        name: &str,
+        files: &[(N, Vec<u8>)],
+    ) -> Result<()> {
+        let folder = self.temporary.join(name);
+        make_folder(&folder)?;
+        for (file, bytes) in files {
+            write_synced(&folder.join(file.as_ref()), bytes)?;
+        }
+        sync_folder(&folder)?;
+        sync_folder(parent_of(&folder))
+    }
+
     /// Adds `name` as another name of the finished file `source`, or as a copy where the file
     /// system has no hard links.
     pub(crate) fn link(&self, name: &str, source: &Path) -> Result<()> {

@@ -18,6 +18,7 @@ mod device;
 pub mod diagnostics;
 mod encoder;
 mod error;
+pub mod exchange;
 pub mod feedback;
 mod files;
 mod generation;

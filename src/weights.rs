@@ -231,6 +231,11 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
+    /// The shape of `name`; `None` without such a tensor.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| &entry.shape[..])
+    }
+
     /// Releases the memory of the mapped files. Later reads load from the files again.
     pub(crate) fn release(&self) {
         #[cfg(unix)]

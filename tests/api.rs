@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 
-use hubrouter::{feedback, learn};
+use hubrouter::{exchange, feedback, learn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,6 +35,11 @@ fn every_public_type_is_debug_send_and_sync() {
         usual::<hubrouter::layer::RouteRecord>();
         usual::<hubrouter::layer::RouteService<()>>();
     }
+    usual::<exchange::Adopted>();
+    usual::<exchange::AdoptedHead>();
+    usual::<exchange::ExportedAdapter>();
+    usual::<exchange::ExportedGeneration>();
+    usual::<exchange::ImportedGeneration>();
     usual::<feedback::FeedbackLog>();
     usual::<feedback::FeedbackOptions>();
     usual::<feedback::Shadow>();
@@ -42,6 +47,8 @@ fn every_public_type_is_debug_send_and_sync() {
     usual::<learn::Control>();
     usual::<learn::Example>();
     usual::<learn::Experience>();
+    usual::<learn::FollowedPrompts>();
+    usual::<learn::MemoryFate>();
     usual::<learn::ObservedExamples>();
     usual::<learn::Outcome>();
     usual::<learn::Remembered>();

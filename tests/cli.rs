@@ -71,6 +71,13 @@ mod transcripts {
     }
 
     #[test]
+    fn exchange() {
+        let folder = Folder::new("exchange");
+        learnable(&folder);
+        check("exchange", &folder);
+    }
+
+    #[test]
     fn feedback() {
         check("feedback", &Folder::new("feedback"));
     }
@@ -181,6 +188,9 @@ fn every_command_has_help_with_an_example() {
         "generation show",
         "generation check",
         "generation measure",
+        "generation export",
+        "generation import",
+        "generation adopt",
         "generation rollback",
         "generation diff",
         "generation prune",

@@ -136,6 +136,25 @@ fn what_cannot_be_imported_is_refused_by_name() {
         let file = file.to_owned();
         move |folder: &PathBuf| fs::remove_file(folder.join(&file)).unwrap()
     };
+    let write = |file: &str, text: &str| {
+        let (file, text) = (file.to_owned(), text.to_owned());
+        move |folder: &PathBuf| fs::write(folder.join(&file), &text).unwrap()
+    };
+    let capitals: Break = |folder| {
+        let lower = r#"{"max_seq_length": 40, "do_lower_case": true}"#;
+        fs::write(folder.join("sentence_bert_config.json"), lower).unwrap();
+        let path = folder.join("tokenizer.json");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(
+            &path,
+            text.replace("\"lowercase\": true", "\"lowercase\": false"),
+        )
+        .unwrap();
+    };
+    let adapter: Break = |folder| {
+        fs::remove_file(folder.join("model.safetensors.index.json")).unwrap();
+        fs::write(folder.join("adapter_config.json"), "{}").unwrap();
+    };
     let pickle: Break = |folder| {
         fs::remove_file(folder.join("model.safetensors.index.json")).unwrap();
         fs::write(folder.join("pytorch_model.bin"), b"").unwrap();
@@ -206,6 +225,77 @@ fn what_cannot_be_imported_is_refused_by_name() {
             ErrorKind::Unsupported,
             "Dense",
         ),
+        (
+            "modules in another order",
+            Box::new(edit(
+                "modules.json",
+                "models.Transformer",
+                "models.Normalize",
+            )),
+            ErrorKind::Unsupported,
+            "in this order",
+        ),
+        (
+            "a module outside",
+            Box::new(edit("modules.json", "1_Pooling", "../1_Pooling")),
+            ErrorKind::Format,
+            "modules.json: path",
+        ),
+        (
+            "no modules",
+            Box::new(write("modules.json", "[]")),
+            ErrorKind::Format,
+            "at least the module Transformer",
+        ),
+        (
+            "modules that are no list",
+            Box::new(write("modules.json", "{}")),
+            ErrorKind::Format,
+            "a list of modules",
+        ),
+        (
+            "pooling of another width",
+            Box::new(write(
+                "1_Pooling/config.json",
+                r#"{"word_embedding_dimension": 41, "pooling_mode_cls_token": true}"#,
+            )),
+            ErrorKind::Mismatch,
+            "word_embedding_dimension: expected 40",
+        ),
+        (
+            "pooling without the prompt",
+            Box::new(write(
+                "1_Pooling/config.json",
+                r#"{"pooling_mode_mean_tokens": true, "include_prompt": false}"#,
+            )),
+            ErrorKind::Unsupported,
+            "include_prompt",
+        ),
+        (
+            "two poolings at once",
+            Box::new(write(
+                "1_Pooling/config.json",
+                r#"{"pooling_mode": ["mean", "cls"]}"#,
+            )),
+            ErrorKind::Unsupported,
+            "pooling_mode",
+        ),
+        (
+            "last token",
+            Box::new(write(
+                "1_Pooling/config.json",
+                r#"{"pooling_mode": "lasttoken"}"#,
+            )),
+            ErrorKind::Unsupported,
+            "lasttoken",
+        ),
+        (
+            "lower case before a tokenizer that keeps capitals",
+            Box::new(capitals),
+            ErrorKind::Unsupported,
+            "do_lower_case",
+        ),
+        ("an adapter", Box::new(adapter), ErrorKind::Io, "adopt"),
         (
             "no tokenizer",
             Box::new(remove("tokenizer.json")),
@@ -348,5 +438,73 @@ fn a_bundle_that_was_changed_does_not_open() {
             error.kind() == ErrorKind::Io && error.to_string().contains(file),
             "{file}: {error}"
         );
+    }
+}
+
+#[test]
+fn sentence_transformers_modules_are_followed() {
+    let module = |kind: &str, path: &str| serde_json::json!({"path": path, "type": format!("sentence_transformers.models.{kind}")});
+    let (_folder, from, to) = checkpoint("toy-bert");
+    // As old versions save: the encoder in a folder of its own, normalised in the end.
+    let own = from.join("0_Transformer");
+    fs::create_dir(&own).unwrap();
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ] {
+        fs::rename(from.join(file), own.join(file)).unwrap();
+    }
+    let length = r#"{"max_seq_length": 24, "do_lower_case": true}"#;
+    fs::write(own.join("sentence_bert_config.json"), length).unwrap();
+    fs::rename(from.join("1_Pooling"), from.join("pooling")).unwrap();
+    let modules = serde_json::json!([
+        module("Transformer", "0_Transformer"),
+        module("Pooling", "pooling"),
+        module("Normalize", "2_Normalize"),
+    ]);
+    fs::write(from.join("modules.json"), modules.to_string()).unwrap();
+    // The prompt before a text has another name.
+    let prompts = r#"{"prompts": {"ask": "route: "}, "default_prompt_name": "ask"}"#;
+    fs::write(from.join("config_sentence_transformers.json"), prompts).unwrap();
+    let imported = import_encoder(&from, &to, &ImportOptions::default()).unwrap();
+    assert_eq!(
+        (imported.pooling.as_str(), imported.max_tokens),
+        ("cls", 24)
+    );
+    let notes = imported.notes.join("\n");
+    for said in [
+        "normalises",
+        "no prompt is called query",
+        "sentence_bert_config.json 24",
+    ] {
+        assert!(notes.contains(said), "{notes}");
+    }
+    let vector = |folder: &PathBuf| {
+        let encoder = Encoder::open(folder, &cpu(1)).unwrap();
+        encoder.embed(&["translate images"]).remove(0).unwrap()
+    };
+    // Nothing else is different from the plain form.
+    let (_plain, from, plain) = checkpoint("toy-bert");
+    import_encoder(&from, &plain, &ImportOptions::default()).unwrap();
+    assert_eq!(vector(&to), vector(&plain));
+}
+
+#[test]
+fn a_pooling_in_the_newer_form_is_read() {
+    for (pooling, want) in [
+        (
+            r#"{"pooling_mode": "mean", "embedding_dimension": 40}"#,
+            "mean",
+        ),
+        (r#"{"pooling_mode": ["cls"]}"#, "cls"),
+    ] {
+        let (_folder, from, to) = checkpoint("toy-bert");
+        fs::write(from.join("1_Pooling/config.json"), pooling).unwrap();
+        let imported = import_encoder(&from, &to, &ImportOptions::default()).unwrap();
+        assert_eq!(imported.pooling, want);
     }
 }

@@ -43,7 +43,7 @@ const CALLS: [&str; 11] = [
 ];
 
 /// The commands, and what each is killed of.
-const COMMANDS: [&str; 8] = [
+const COMMANDS: [&str; 11] = [
     "hub build",
     "hub add",
     "hub retire",
@@ -51,6 +51,9 @@ const COMMANDS: [&str; 8] = [
     "learn --recipe memory",
     "generation rollback",
     "generation prune",
+    "generation export",
+    "generation import",
+    "generation adopt",
     "encoder import",
 ];
 
@@ -165,6 +168,16 @@ impl Template {
         let examples: String = toy::examples(3, 4).iter().map(line).collect();
         fs::write(setup.folder.join("examples.jsonl"), examples).unwrap();
         copy(&fixture("toy-bert"), &setup.folder.join("hf"));
+        let (id, to) = (store.current().unwrap(), setup.folder.join("exported"));
+        hubrouter::exchange::export(&store, &id, &to, &cpu(1)).unwrap();
+        // An adapter that is not the current one.
+        let peft = setup.folder.join("peft");
+        copy(&to.join("adapter"), &peft);
+        let config = peft.join("adapter_config.json");
+        let text = fs::read_to_string(&config).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["lora_alpha"] = 1.into();
+        fs::write(config, value.to_string()).unwrap();
         Self {
             ids: store.ids().unwrap(),
             folder: setup.folder,
@@ -201,6 +214,7 @@ impl Place {
         let (models, examples) = (self.path("models.jsonl"), self.path("examples.jsonl"));
         let (built, source, imported) =
             (self.path("built"), self.path("hf"), self.path("imported"));
+        let (exported, adapter) = (self.path("exported"), self.path("peft"));
         let device = ["--device", "cpu", "--threads", "1", "--encoder", &encoder];
         let rest = match command {
             "hub build" => [&["--models", &models, "--out", &built], &device[..]].concat(),
@@ -225,6 +239,11 @@ impl Place {
             }
             "generation rollback" => vec!["--router", &store],
             "generation prune" => vec!["--router", &store, "--keep", "1"],
+            "generation export" => {
+                vec!["--router", &store, "--to", &built, "--encoder", &encoder]
+            }
+            "generation import" => [&["--from", &exported, "--out", &built], &device[..]].concat(),
+            "generation adopt" => [&["--from", &adapter, "--router", &store], &device[..]].concat(),
             "encoder import" => vec!["--from", &source, "--to", &imported],
             other => panic!("{other}"),
         }
@@ -472,7 +491,22 @@ fn judge(
     let now = place.served(&store);
     place.check_whole(&store, kept);
     match command {
-        "hub build" => {
+        "generation export" => {
+            let built = place.folder.join("built");
+            tally.left_over += place.left_overs(&place.folder.0).len();
+            if !built.exists() {
+                assert!(!acknowledged);
+                again(ways, place, command);
+            } else {
+                tally.silent += usize::from(!acknowledged);
+            }
+            let encoder =
+                std::sync::Arc::new(Encoder::open(place.folder.join("toy-bert"), &cpu(1)).unwrap());
+            let store = place.folder.join("back");
+            hubrouter::exchange::import(&built, &store, &[], &encoder, &mut |_, _| {}).unwrap();
+            assert!(now == *template.current());
+        }
+        "hub build" | "generation import" => {
             let built = place.folder.join("built");
             if acknowledged {
                 assert_eq!(said(stdout), Some(place.served(&built)));

@@ -143,6 +143,7 @@ const ORDER: [&[&str]; 19] = [
     &["route"],
     &["feedback", "layer"],
     &["learn"],
+    &["exchange"],
     &["cmrbench"],
     &["verify"],
     &["diagnostics"],

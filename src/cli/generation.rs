@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::exchange::{self, AdoptArgs, ExportArgs, GenerationImportArgs};
 use super::{StoreArgs, StoreToChange, bundled, generation_of, output};
 use crate::error::{ErrorKind, Result};
 use crate::learn;
@@ -57,6 +58,30 @@ examples; without --examples on the held-out prompts that the generation keeps a
 is measured on the held-out prompts that it keeps in any form, or on the examples where it keeps \
 fewer than 64. Exit code 1: int8 missed a bar.")]
     Measure(MeasureArgs),
+    /// Write a generation as a folder that PyTorch with PEFT, and sentence-transformers, load
+    #[command(after_help = "Example:
+  hubrouter generation export --router my-store --to my-export
+
+The folder has the encoder (base), its adapter in PEFT's form (adapter), both merged with W \
+(sentence-transformers), W and E (router.safetensors), models and digests (router.json), and \
+vectors of sample prompts (samples.safetensors). The memory and kept prompts are not in it.")]
+    Export(ExportArgs),
+    /// Make a store of a router's folder: of an export, or of a converted checkpoint
+    #[command(after_help = "Examples:
+  hubrouter generation import --from my-export --out my-store
+  hubrouter generation import --from converted --encoder my-encoder --models models.jsonl --out s
+
+tests/reference/convert.py converts checkpoints of the reference. The encoder must be the one that \
+the router was made for; the default is the bundled one.")]
+    Import(GenerationImportArgs),
+    /// Take a LoRA adapter, or W and E, that were trained elsewhere into a new generation
+    #[command(after_help = "Examples:
+  hubrouter generation adopt --router my-store --from my-peft-adapter
+  hubrouter generation adopt --router my-store --from my-export --dry-run
+
+The hub stays as it is. A memory is moved to the new encoder by the prompts that are kept as text, \
+or dropped. A folder with router.json brings W, E and the temperature too.")]
+    Adopt(AdoptArgs),
     /// Make the parent of the current generation, or the one named by --to, current
     #[command(after_help = "Example:\n  hubrouter generation rollback --router my-store")]
     Rollback {
@@ -127,6 +152,9 @@ pub(super) fn run(command: &GenerationCommand) -> Result<ExitCode> {
             return check(&store.open()?, id.as_deref(), *json);
         }
         GenerationCommand::Measure(args) => return measure(args),
+        GenerationCommand::Export(args) => return exchange::export(args),
+        GenerationCommand::Import(args) => return exchange::import(args),
+        GenerationCommand::Adopt(args) => return exchange::adopt(args),
         GenerationCommand::Rollback { to, json, store } => rollback(store, to.as_deref(), *json)?,
         GenerationCommand::Diff {
             old,

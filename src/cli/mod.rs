@@ -11,6 +11,7 @@ mod cmrbench;
 mod doctor;
 mod encoder;
 mod eval;
+mod exchange;
 mod found;
 mod generation;
 mod hub;
@@ -101,7 +102,7 @@ enum Command {
   hubrouter hub build --models models.jsonl --out my-store"
     )]
     Hub(hub::HubCommand),
-    /// Show a store's generations; roll back; remove old ones
+    /// Show a store's generations; roll back; remove old ones; exchange them with PyTorch
     #[command(
         subcommand,
         after_help = "Examples:

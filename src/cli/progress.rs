@@ -51,6 +51,11 @@ impl Progress {
         self.note = note;
     }
 
+    /// Sets the number to count to.
+    pub(super) fn total(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
     pub(super) fn set(&mut self, done: u64) {
         self.bar.set_position(done);
         if !output::stderr_is_terminal() && self.said.elapsed() > PAUSE {

@@ -1,11 +1,14 @@
 //! Import of a Hugging Face folder as an encoder bundle.
 
+mod modules;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use serde_json::Value;
 
+use self::modules::{Modules, json};
 use crate::device::cpu::Cpu;
 use crate::encoder::bundle::{self, Bundle, BundleManifest, CONFIG_LIMIT, TEXT_LIMIT};
 use crate::error::{Result, bail, error};
@@ -93,12 +96,15 @@ pub fn import_encoder(
         );
     };
     let mut notes = Vec::new();
-    let checkpoint = Checkpoint { folder: from };
+    let modules = Modules::read(from)?;
+    let checkpoint = Checkpoint::of(from, &modules);
     let (config, config_json) = checkpoint.config()?;
-    let pooling = checkpoint.pooling(options.pooling.as_deref())?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let max_tokens = checkpoint.max_tokens(options.max_tokens, &config, &tokenizer, &mut notes)?;
-    let [query_prefix, document_prefix] = checkpoint.prefixes(options)?;
+    let [query_prefix, document_prefix] = checkpoint.prefixes(options, &mut notes)?;
+    let pooling = modules.pooling(options.pooling.as_deref(), &config, &query_prefix)?;
+    notes.extend(modules.note());
+    let (tokenizer, parsed) = checkpoint.tokenizer()?;
+    modules.check_case(&parsed)?;
+    let max_tokens = checkpoint.max_tokens(options.max_tokens, &config, &parsed, &mut notes)?;
     let licence = checkpoint.licence_or_note(options.licence.as_ref(), &mut notes);
     let (weights, dtype) = checkpoint.weights(&config, options.dtype.as_deref())?;
     let name = options.name.as_deref().unwrap_or(folder_name).to_owned();
@@ -194,17 +200,18 @@ fn licence_note(name: &str, source: &str, licence: &str, dtype: Dtype, from: &Pa
 }
 
 struct Checkpoint<'c> {
+    root: &'c Path,
+    /// With the configuration, the weights and the tokenizer; the root, but for old checkpoints.
     folder: &'c Path,
+    modules: &'c Modules,
 }
 
-impl Checkpoint<'_> {
-    /// The file `name` as JSON, None where there is none.
-    fn json(&self, name: &str) -> Result<Option<Value>> {
-        let path = self.folder.join(name);
-        if path.exists() {
-            files::read_json(&path, CONFIG_LIMIT).map(Some)
-        } else {
-            Ok(None)
+impl<'c> Checkpoint<'c> {
+    fn of(root: &'c Path, modules: &'c Modules) -> Self {
+        Self {
+            root,
+            folder: &modules.transformer,
+            modules,
         }
     }
 
@@ -216,7 +223,8 @@ impl Checkpoint<'_> {
         Ok((config, json))
     }
 
-    fn tokenizer(&self) -> Result<Vec<u8>> {
+    /// `tokenizer.json`, as it is and parsed.
+    fn tokenizer(&self) -> Result<(Vec<u8>, Value)> {
         let path = self.folder.join("tokenizer.json");
         if !path.exists() {
             bail!(
@@ -226,20 +234,18 @@ impl Checkpoint<'_> {
                 path.display()
             );
         }
-        files::read_bytes(&path, TEXT_LIMIT)
+        let bytes = files::read_bytes(&path, TEXT_LIMIT)?;
+        let parsed = files::parse_json(&path, &bytes)?;
+        Ok((bytes, parsed))
     }
 
     /// The texts before a prompt and before a model card.
-    fn prefixes(&self, options: &ImportOptions) -> Result<[String; 2]> {
-        let prompts = self.json("config_sentence_transformers.json")?;
-        let stated = |name: &&str| prompts.as_ref()?["prompts"][*name].as_str();
-        let prefix = |told: &Option<String>, names: &[&str]| match told {
-            Some(told) => told.clone(),
-            None => names.iter().find_map(stated).unwrap_or_default().to_owned(),
-        };
+    fn prefixes(&self, options: &ImportOptions, notes: &mut Vec<String>) -> Result<[String; 2]> {
+        let ([query, document], note) = self.modules.prefixes()?;
+        notes.extend(note.filter(|_| options.query_prefix.is_none()));
         Ok([
-            prefix(&options.query_prefix, &["query"]),
-            prefix(&options.document_prefix, &["passage", "document"]),
+            options.query_prefix.clone().unwrap_or(query),
+            options.document_prefix.clone().unwrap_or(document),
         ])
     }
 
@@ -255,70 +261,9 @@ impl Checkpoint<'_> {
 
     /// The folder's name; empty for one that has none.
     fn name(&self) -> String {
-        let path = self.folder.canonicalize().ok();
+        let path = self.root.canonicalize().ok();
         let name = path.as_deref().and_then(Path::file_name);
         name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    }
-
-    fn pooling(&self, told: Option<&str>) -> Result<Pooling> {
-        let folder = self.folder.display();
-        let mut module = "1_Pooling".to_owned();
-        if let Some(modules) = self.json("modules.json")? {
-            for entry in modules.as_array().into_iter().flatten() {
-                let kind = entry["type"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .rsplit('.')
-                    .next()
-                    .unwrap_or_default();
-                match kind {
-                    "Transformer" | "Normalize" => {}
-                    "Pooling" => module = entry["path"].as_str().unwrap_or("1_Pooling").to_owned(),
-                    other => bail!(
-                        Unsupported,
-                        "{folder}/modules.json: expected Transformer, Pooling and Normalize, found {other:?}"
-                    ),
-                }
-            }
-        }
-        if let Some(told) = told {
-            return parse_pooling(told).ok_or_else(|| {
-                error!(
-                    InvalidRequest,
-                    "pooling: expected mean or cls, found {told:?}"
-                )
-            });
-        }
-        let file = format!("{module}/config.json");
-        let Some(config) = self.json(&file)? else {
-            bail!(
-                Format,
-                "{folder}: expected {file}, found none; say --pooling mean or --pooling cls"
-            );
-        };
-        if let Some(mode) = config["pooling_mode"].as_str() {
-            return parse_pooling(mode).ok_or_else(|| {
-                error!(
-                    Unsupported,
-                    "{folder}/{file}: pooling_mode: expected mean or cls, found {mode:?}"
-                )
-            });
-        }
-        let on: Vec<&String> = config
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(key, value)| key.starts_with("pooling_mode_") && **value == Value::Bool(true))
-            .map(|(key, _)| key)
-            .collect();
-        match on.as_slice() {
-            [mode] if *mode == "pooling_mode_mean_tokens" => Ok(Pooling::Mean),
-            [mode] if *mode == "pooling_mode_cls_token" => Ok(Pooling::Cls),
-            other => bail!(
-                Unsupported,
-                "{folder}/{file}: expected pooling_mode_mean_tokens or pooling_mode_cls_token alone, found {other:?}"
-            ),
-        }
     }
 
     /// The smallest limit that the checkpoint states anywhere.
@@ -326,7 +271,7 @@ impl Checkpoint<'_> {
         &self,
         told: Option<usize>,
         config: &Config,
-        tokenizer: &[u8],
+        tokenizer: &Value,
         notes: &mut Vec<String>,
     ) -> Result<usize> {
         let most = config.max_tokens();
@@ -339,8 +284,6 @@ impl Checkpoint<'_> {
             }
             return Ok(told);
         }
-        let tokenizer: Value = serde_json::from_slice(tokenizer)
-            .map_err(|e| error!(Format, "{}/tokenizer.json: {e}", self.folder.display()))?;
         let mut stated = vec![("config.json", Some(most as u64))];
         stated.push((
             "tokenizer.json",
@@ -348,13 +291,11 @@ impl Checkpoint<'_> {
                 .pointer("/truncation/max_length")
                 .and_then(Value::as_u64),
         ));
-        for (file, key) in [
-            ("sentence_bert_config.json", "max_seq_length"),
-            ("tokenizer_config.json", "model_max_length"),
-        ] {
-            let value = self.json(file)?;
-            stated.push((file, value.as_ref().and_then(|value| value[key].as_u64())));
-        }
+        stated.push(self.modules.max_tokens()?);
+        let file = "tokenizer_config.json";
+        let value = json(&self.folder.join(file))?;
+        let limit = value.and_then(|value| value["model_max_length"].as_u64());
+        stated.push((file, limit));
         let stated: Vec<(&str, u64)> = stated
             .into_iter()
             .filter_map(|(file, limit)| Some((file, limit?)))
@@ -379,7 +320,7 @@ impl Checkpoint<'_> {
 
     /// `license:` in the front matter of README.md.
     fn licence(&self) -> Option<String> {
-        let readme = files::read_text(&self.folder.join("README.md"), 16 << 20).ok()?;
+        let readme = files::read_text(&self.root.join("README.md"), 16 << 20).ok()?;
         let front = readme.strip_prefix("---")?.split("\n---").next()?;
         let line = front
             .lines()
@@ -396,7 +337,10 @@ impl Checkpoint<'_> {
         } else if index.exists() {
             Weights::open(&index)?
         } else {
-            let hint = if self.folder.join("pytorch_model.bin").exists() {
+            let hint = if self.folder.join("adapter_config.json").exists() {
+                "; adapter_config.json is that of a PEFT adapter: import the encoder that it was made \
+                 for, and then `hubrouter generation adopt` takes the adapter"
+            } else if self.folder.join("pytorch_model.bin").exists() {
                 "; pytorch_model.bin is a pickle, which is not read: save it with transformers: model.save_pretrained(FOLDER)"
             } else {
                 ""
@@ -438,14 +382,6 @@ impl Checkpoint<'_> {
             to_safetensors("model.safetensors", &converted, None)?,
             dtype,
         ))
-    }
-}
-
-fn parse_pooling(text: &str) -> Option<Pooling> {
-    match text {
-        "mean" => Some(Pooling::Mean),
-        "cls" => Some(Pooling::Cls),
-        _ => None,
     }
 }
 

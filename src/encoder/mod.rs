@@ -1,6 +1,7 @@
 //! An encoder on a device: it turns texts into pooled vectors.
 
 mod bundle;
+mod export;
 mod import;
 mod low;
 pub(crate) mod seen;
@@ -11,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use bundle::read_manifest;
+pub(crate) use export::ExportedWeights;
 pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
@@ -159,6 +161,11 @@ impl Encoder {
     /// One pooled vector `[width]` for each prompt, not normalised; a bad text spoils only itself.
     pub fn embed(&self, prompts: &[&str]) -> Vec<Result<Vec<f32>>> {
         self.embed_after(None, &self.bundle.manifest.query_prefix, prompts)
+    }
+
+    /// As [`Encoder::embed`], by another network of this encoder: one with an adapter.
+    pub(crate) fn embed_by(&self, bert: &Bert, prompts: &[&str]) -> Vec<Result<Vec<f32>>> {
+        self.embed_after(Some(bert), &self.bundle.manifest.query_prefix, prompts)
     }
 
     /// As [`Encoder::embed`] for model cards, before which some checkpoints expect another text.
@@ -499,12 +506,6 @@ impl Encoder {
     #[cfg(feature = "cli")]
     pub(crate) fn pooling(&self) -> Pooling {
         self.bundle.manifest.pooling
-    }
-
-    /// The text before a prompt.
-    #[cfg(feature = "cli")]
-    pub(crate) fn query_prefix(&self) -> &str {
-        &self.bundle.manifest.query_prefix
     }
 
     /// The weights as the bundle has them.

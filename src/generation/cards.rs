@@ -52,14 +52,23 @@ impl Contents {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<f32>> {
         let mut all = self.cards()?;
-        for (model, vectors) in new
-            .iter()
-            .zip(encoded(encoder, encoder.bert()?, new, progress)?)
-        {
-            all.extend(card_vector(model, vectors)?);
-        }
+        all.extend(card_vectors(encoder, new, progress)?);
         Ok(all)
     }
+}
+
+/// A unit vector of each model's cards by the encoder without an adapter, [N, H].
+pub(crate) fn card_vectors(
+    encoder: &Encoder,
+    models: &[NewModel],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<f32>> {
+    let mut all = Vec::with_capacity(models.len() * encoder.width());
+    let cards = encoded(encoder, encoder.bert()?, models, progress)?;
+    for (model, vectors) in models.iter().zip(cards) {
+        all.extend(card_vector(model, vectors)?);
+    }
+    Ok(all)
 }
 
 /// The bytes of the part; `vectors`: rows of `width`.

@@ -19,8 +19,8 @@ use crate::model::lora::Factors;
 use crate::weights::{Weights, to_safetensors};
 
 /// The reference's names of W and E.
-const PROJECTION: &str = "prompt_projection.weight";
-const EMBEDDINGS: &str = "model_embeddings.weight";
+pub(crate) const PROJECTION: &str = "prompt_projection.weight";
+pub(crate) const EMBEDDINGS: &str = "model_embeddings.weight";
 
 /// Largest part that is read.
 const PART_LIMIT: u64 = 4 << 30;

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoder::Encoder;
 use crate::error::{Error, Result, bail};
 use crate::files::{self, FileDigest};
 use crate::model::lora::Lora;
@@ -170,6 +171,17 @@ pub struct EncoderPin {
     pub tokenizer_sha256: String,
     /// Hidden width H.
     pub width: usize,
+}
+
+impl EncoderPin {
+    pub(crate) fn of(encoder: &Encoder) -> Self {
+        Self {
+            name: encoder.name().to_owned(),
+            sha256: encoder.revision().to_owned(),
+            tokenizer_sha256: encoder.tokenizer_revision().to_owned(),
+            width: encoder.width(),
+        }
+    }
 }
 
 impl Manifest {

@@ -151,6 +151,13 @@ impl Contents {
         Memory::read(memory, words, &self.hub, self.manifest.encoder.width).map(Some)
     }
 
+    /// Takes the memory out, if there is one. The vectors of cards stay.
+    pub(crate) fn drop_memory(&mut self) {
+        for name in [MEMORY, WORDS, RECALL, SERVED] {
+            self.parts.remove(name);
+        }
+    }
+
     /// How the memory is served, if the generation has one.
     ///
     /// Errors: the file is malformed; the generation is of the version before memories.

@@ -11,10 +11,8 @@ pub(crate) mod precision;
 pub(crate) mod rows;
 
 pub use confidence::{Calibrated, Calibration, RiskPoint};
-pub(crate) use contents::Contents;
-#[cfg(feature = "cli")]
-pub(crate) use manifest::TAU;
-pub(crate) use manifest::{ADAPTER, HUB};
+pub(crate) use contents::{Contents, EMBEDDINGS, PROJECTION};
+pub(crate) use manifest::{ADAPTER, HUB, TAU};
 pub use manifest::{EncoderPin, GenerationId, Learned, Manifest};
 pub use precision::Agreement;
 pub use rows::NewModel;

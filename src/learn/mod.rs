@@ -28,6 +28,8 @@ pub use data::examples::{Example, Label, group_experiences, read_examples};
 pub use data::experience::Experience;
 pub use data::observed::{ObservedExamples, is_feedback, read_observed};
 pub use kept::forget::{Remembered, check, forget, remembered, would_forget};
+pub(crate) use kept::moved::follow_encoder;
+pub use kept::moved::{FollowedPrompts, MemoryFate};
 pub use kept::privacy::Withheld;
 pub use kept::replay::ReplayEntry;
 pub use learner::{Control, Learner, Outcome, Status, Watch};

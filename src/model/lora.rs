@@ -250,6 +250,16 @@ impl Adapter {
     }
 }
 
+/// The layer and the map of the path `name`, such as `encoder.layer.0.output.dense`.
+pub(crate) fn map_of(name: &str) -> Option<(usize, Target)> {
+    let (layer, path) = name.strip_prefix("encoder.layer.")?.split_once('.')?;
+    let digits = layer.bytes().all(|byte| byte.is_ascii_digit());
+    let target = Target::ALL
+        .into_iter()
+        .find(|target| target.path() == path)?;
+    Some((layer.parse().ok().filter(|_| digits)?, target))
+}
+
 /// Name of a factor on disk, as PEFT writes it; `part`: `A` or `B`.
 pub(crate) fn factor_name(layer: usize, target: Target, part: &str) -> String {
     let path = target.path();
@@ -299,14 +309,30 @@ impl Factors {
         }
         let adapter = Adapter::new(lora, config);
         let file = Tensors::parse(bytes)?;
-        let mut values = vec![0.0; adapter.len];
-        for (layer, branch) in adapter.branches() {
+        Self::of_maps(adapter, |layer, branch| {
             let (inputs, outputs) = (branch.a.columns, branch.b.columns);
             let a = file.f32(&factor_name(layer, branch.target, "A"), &[lora.r, inputs])?;
-            values[branch.a.offset..branch.a.end()].copy_from_slice(&a);
             let b = file.f32(&factor_name(layer, branch.target, "B"), &[outputs, lora.r])?;
+            Ok(Some([a, b]))
+        })
+    }
+
+    /// The factors that `of` gives for each map: La [k, in] and Lb [out, k] for a k of at most r.
+    /// The others of the r are zero, and so are both where it gives `None`.
+    pub(crate) fn of_maps(
+        adapter: Adapter,
+        mut of: impl FnMut(usize, &Branch) -> Result<Option<[Vec<f32>; 2]>>,
+    ) -> Result<Self> {
+        let mut values = vec![0.0; adapter.len];
+        for (layer, branch) in adapter.branches() {
+            let Some([a, b]) = of(layer, branch)? else {
+                continue;
+            };
+            let (inputs, outputs) = (branch.a.columns, branch.b.columns);
+            values[branch.a.offset..][..a.len()].copy_from_slice(&a);
             let place = &mut values[branch.b.offset..branch.b.end()];
-            for (o, row) in b.chunks_exact(lora.r).enumerate() {
+            let rank = a.len() / inputs;
+            for (o, row) in b.chunks_exact(rank.max(1)).enumerate() {
                 for (k, value) in row.iter().enumerate() {
                     place[k * outputs + o] = *value;
                 }

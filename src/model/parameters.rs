@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result, error};
 use crate::model::Config;
-use crate::model::lora::{Factors, Target};
+use crate::model::lora::{Factors, Target, map_of};
 use crate::ops::embed::WordRows;
 use crate::ops::linear::Weight;
 use crate::weights::{Dtype, View, Weights, half_bytes};
@@ -246,14 +246,9 @@ impl Reader<'_> {
                 .weights
                 .view(&format!("{name}.weight"), &[outputs, inputs])?;
             bias.extend(self.finite(&format!("{name}.bias"), &[outputs])?);
-            let merged = self.factors.map(|factors| {
-                let mut values = view.to_f32();
-                factors.merge(layer, *target, &mut values);
-                match view.dtype {
-                    Dtype::F16 => Merged::Half(half_bytes(&values)),
-                    _ => Merged::Full(values),
-                }
-            });
+            let merged = self
+                .factors
+                .map(|factors| merged(factors, layer, *target, view));
             maps.push((name, view, merged));
         }
         let parts: Vec<(&str, View<'_>)> = maps
@@ -280,6 +275,40 @@ impl Reader<'_> {
             output: self.linear(layer, &[Target::Output])?,
             output_norm: self.norm(&at("output.LayerNorm"))?,
         })
+    }
+}
+
+/// The tensor `name` as it is served in f32: with the change that `factors` make, rounded to f16
+/// where the checkpoint has f16.
+///
+/// Errors: as [`finite`].
+pub(crate) fn served(
+    weights: &Weights,
+    factors: Option<&Factors>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>> {
+    let map = name.strip_suffix(".weight").and_then(map_of);
+    let (Some(factors), Some((layer, target))) = (factors, map) else {
+        return finite(weights, name, shape);
+    };
+    let values = match merged(factors, layer, target, weights.view(name, shape)?) {
+        Merged::Half(bytes) => View::of_half(&bytes, shape[1]).to_f32(),
+        Merged::Full(values) => values,
+    };
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(not_finite(name)),
+    }
+}
+
+/// The weights `view` of a map with the change that `factors` make.
+fn merged(factors: &Factors, layer: usize, target: Target, view: View<'_>) -> Merged {
+    let mut values = view.to_f32();
+    factors.merge(layer, target, &mut values);
+    match view.dtype {
+        Dtype::F16 => Merged::Half(half_bytes(&values)),
+        _ => Merged::Full(values),
     }
 }
 

@@ -206,7 +206,8 @@ impl Choice {
     }
 }
 
-#[cfg(test)]
+// An emulation stands for a CPU with tiles.
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
@@ -229,7 +230,6 @@ mod tests {
         [all[scalar.unwrap()], *all.last().unwrap()]
     }
 
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]
     fn auto_takes_int8_then_bf16_with_tiles_then_f32() {
         let ([bytes, _], [halves, tiles]) = (kernels(LowFormat::Int8), kernels(LowFormat::Bf16));

@@ -8,7 +8,7 @@ use crate::error::{Result, bail};
 use crate::generation::rows::{NewModel, rows};
 use crate::generation::{Contents, EncoderPin, GenerationId, Manifest};
 use crate::hub::Hub;
-use crate::store::Store;
+use crate::store::{Lock, Store};
 
 /// Divisor of the cosine (carve.md section 10).
 const TAU: f32 = 0.08;
@@ -28,15 +28,7 @@ impl Store {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<GenerationId> {
         let lock = self.lock()?;
-        let there = self.ids()?;
-        let current = self.current().ok();
-        if let Some(other) = there.iter().find(|id| id.sequence() != 1) {
-            bail!(
-                Refused,
-                "{}: expected an empty store, found {other}",
-                self.root().display()
-            );
-        }
+        self.check_empty()?;
         if models.is_empty() {
             bail!(
                 InvalidRequest,
@@ -58,14 +50,8 @@ impl Store {
             width,
             progress,
         )?;
-        let pin = EncoderPin {
-            name: encoder.name().to_owned(),
-            sha256: encoder.revision().to_owned(),
-            tokenizer_sha256: encoder.tokenizer_revision().to_owned(),
-            width,
-        };
         let first = Contents {
-            manifest: Manifest::first(pin, width, TAU, made_by),
+            manifest: Manifest::first(EncoderPin::of(encoder), width, TAU, made_by),
             hub: Arc::new(hub),
             projection,
             embeddings,
@@ -73,13 +59,38 @@ impl Store {
             agreement: None,
             calibration: None,
         };
-        // An earlier call that was killed before its end is completed by the same call.
+        self.publish_first(&lock, &first, encoder)
+    }
+
+    /// Errors: there are generations that no first one can be.
+    pub(crate) fn check_empty(&self) -> Result<()> {
+        match self.ids()?.iter().find(|id| id.sequence() != 1) {
+            Some(other) => bail!(
+                Refused,
+                "{}: expected an empty store, found {other}",
+                self.root().display()
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes the first generation of a store. An earlier call that was killed before its end is
+    /// completed by the same call.
+    ///
+    /// Errors: the store has another generation.
+    pub(crate) fn publish_first(
+        &self,
+        lock: &Lock,
+        first: &Contents,
+        encoder: &Arc<Encoder>,
+    ) -> Result<GenerationId> {
+        let there = self.ids()?;
         if !there.is_empty() {
             let own = first.id()?;
             if let Some(other) = there.iter().find(|id| **id != own) {
-                let advice = match current {
-                    Some(_) => String::new(),
-                    None => {
+                let advice = match self.current() {
+                    Ok(_) => String::new(),
+                    Err(_) => {
                         format!("; `hubrouter generation rollback --to {other}` makes it current")
                     }
                 };
@@ -90,7 +101,7 @@ impl Store {
                 );
             }
         }
-        self.publish(&lock, &first, Some(encoder))
+        self.publish(lock, first, Some(encoder))
     }
 
     /// Adds models to the current generation: a child whose new rows are the encoded cards.

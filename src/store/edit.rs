@@ -145,6 +145,20 @@ impl Edit {
         self.commit_as(made_by)
     }
 
+    /// As [`Edit::commit`], of a change that gives prompts other vectors, which `encoder` asks: what
+    /// was measured of the parent does not hold for the child.
+    pub(crate) fn commit_anew(
+        self,
+        encoder: &Arc<Encoder>,
+        made_by: String,
+    ) -> Result<GenerationId> {
+        let Some(lock) = &self.lock else {
+            bail!(InvalidRequest, "a dry run publishes nothing");
+        };
+        let child = self.contents.child(self.parent, made_by);
+        self.store.publish(lock, &child, Some(encoder))
+    }
+
     /// As [`Edit::commit`], of any change that leaves prompts' vectors as they are; `made_by`: the
     /// change in words.
     pub(crate) fn commit_as(mut self, made_by: String) -> Result<GenerationId> {

@@ -14,7 +14,6 @@ use crate::device::Device;
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::files::{self, FileDigest, Staged};
-use crate::ops::pool::Pooling;
 
 pub(super) const FORWARD: &str = "forward.safetensors";
 pub(super) const ROUTER: &str = "router.safetensors";
@@ -74,10 +73,7 @@ pub(super) fn manifest(
             model_type: None,
             layers: config.layers,
             hidden: config.hidden,
-            pooling: Some(match encoder.pooling() {
-                Pooling::Mean => "mean".into(),
-                Pooling::Cls => "cls".into(),
-            }),
+            pooling: Some(encoder.pooling_name().to_owned()),
             query_prefix: Some(encoder.query_prefix().to_owned()),
             max_tokens: Some(encoder.max_tokens()),
         },

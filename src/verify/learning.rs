@@ -13,7 +13,7 @@ use crate::encoder::Encoder;
 use crate::encoder::seen::{Seen, look};
 use crate::error::{Result, bail, error};
 use crate::generation::memory::{How, remember};
-use crate::generation::{ADAPTER, Contents, EncoderPin, Manifest};
+use crate::generation::{ADAPTER, Contents, EMBEDDINGS, EncoderPin, Manifest, PROJECTION};
 use crate::hub::{Domains, Hub, Model};
 use crate::learn::{
     Anchors, Capacity, Engine, Item, ParameterLayout, Penalty, RowInput, SoftTarget, StepRates,
@@ -27,9 +27,6 @@ use crate::serve::Serving;
 use crate::text::query::query_digest;
 use crate::text::tokenizer::Tokens;
 use crate::weights::ANY;
-
-const PROJECTION: &str = "prompt_projection.weight";
-const EMBEDDINGS: &str = "model_embeddings.weight";
 
 /// Prompts of a batch that is evaluated.
 const BATCH: usize = 64;

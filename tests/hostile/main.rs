@@ -16,6 +16,7 @@ mod common;
 mod bundles;
 mod case;
 mod draws;
+mod exchange;
 mod harness;
 mod lines;
 mod make;
@@ -47,6 +48,11 @@ fn safetensors() {
 #[test]
 fn bundles() {
     attack(bundles::Bundles::new, "bundles", 200);
+}
+
+#[test]
+fn exchange() {
+    attack(exchange::Exchange::new, "exchange", 150);
 }
 
 #[test]

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 
 seconds="${1:-150}" rounds="${2:-6}" first="${3:-1}"
 export RUST_BACKTRACE=0 HUBROUTER_FUZZ_SECONDS="$seconds"
-boundaries=(stores manifests safetensors bundles lines requests options settings parity)
+boundaries=(stores manifests safetensors bundles exchange lines requests options settings parity)
 cargo test --locked --test hostile --no-run
 for ((seed = first; seed < first + rounds; seed++)); do
   for boundary in "${boundaries[@]}"; do

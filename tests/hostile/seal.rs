@@ -60,7 +60,12 @@ pub fn store(case: &mut Case) {
 
 /// The manifest in `folder` with the hashes and sizes of the files that are there.
 pub fn sealed(case: &Case, folder: &str) -> Vec<u8> {
-    let manifest = &case.files[&format!("{folder}/manifest.json")];
+    sealed_as(case, folder, "manifest.json")
+}
+
+/// As [`sealed`], of a manifest with this name.
+pub fn sealed_as(case: &Case, folder: &str, name: &str) -> Vec<u8> {
+    let manifest = &case.files[&format!("{folder}/{name}")];
     let files = |name: &str| case.files.get(&format!("{folder}/{name}"));
     match serde_json::from_slice::<Value>(manifest) {
         Ok(mut value) => {

@@ -27,8 +27,8 @@ rm -rf "$work/minilm" "$work/minilm-reference" "$work/export"
 "$python" $here/parity.py router --encoder $minilm --router weights/cmrbench --to "$work/minilm" \
     --without-encoder --without-router
 "$python" $here/parity.py learning --encoder $minilm --to "$work/minilm" --without-encoder $learn
-"$python" $here/parity.py learning --encoder $minilm --to "$work/minilm-reference" --without-encoder \
-    --profile reference --set experiences=1 $learn
+"$python" $here/parity.py learning --encoder $minilm --to "$work/minilm-reference" \
+    --without-encoder --profile reference --set experiences=1 $learn
 "$hubrouter" verify "$work/minilm" --encoder $minilm --router weights/cmrbench
 "$hubrouter" verify "$work/minilm-reference" --encoder $minilm
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::gemm::Level;
+#[cfg(target_arch = "x86_64")]
 use super::low::LowKernel;
 use crate::error::{Error, Result, bail, error};
 

@@ -4,5 +4,6 @@
 pub(crate) mod choice;
 pub(crate) mod coreset;
 pub(crate) mod forget;
+pub(crate) mod moved;
 pub(crate) mod privacy;
 pub(crate) mod replay;

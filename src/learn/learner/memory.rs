@@ -114,7 +114,7 @@ pub(super) fn publish(
 /// Moves `memory` to an encoder that was trained, by the linear map near the identity that best
 /// moves what the encoder saw of some prompts before to what it sees of them now (ridge
 /// regression).
-pub(super) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) -> Result<()> {
+pub(crate) fn follow(memory: &mut Memory, cpu: &Cpu, was: &[Seen], is: &[Seen]) -> Result<()> {
     if memory.prompts() == 0 {
         return Ok(());
     }

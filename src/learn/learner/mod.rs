@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::carry::Base;
-pub(crate) use self::memory::digest;
+pub(crate) use self::memory::{digest, follow as move_memory};
 use self::saved::Left;
 use self::train::TrainingEnd;
 use self::update::{Update, UpdateConfig};
