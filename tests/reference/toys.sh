@@ -15,7 +15,8 @@ parity() {
     "$python" tests/reference/parity.py "$part" --to "$fixtures/$bundle" "$@"
 }
 
-rm -rf "$fixtures"/parity-toy "$fixtures"/parity-toy-reference "$fixtures"/parity-toy-xlm-roberta
+rm -rf "$fixtures"/parity-toy "$fixtures"/parity-toy-reference "$fixtures"/parity-toy-xlm-roberta \
+    "$fixtures"/parity-toy-roberta
 
 # A store with a trained encoder, a memory, and models that no prompt was learned for.
 "$hubrouter" encoder import --from "$fixtures/toy-bert" --to "$work/toy-bert" --json > "$work/import"
@@ -30,3 +31,5 @@ parity router parity-toy --encoder "$work/toy-bert" --router "$work/store"
 parity learning parity-toy --encoder "$work/toy-bert"
 parity learning parity-toy-reference --encoder "$fixtures/toy-bert" --profile reference --set experiences=1
 parity encoder parity-toy-xlm-roberta --encoder "$fixtures/toy-xlm-roberta"
+"$python" tests/reference/toy_roberta.py "$work/toy-roberta"
+parity encoder parity-toy-roberta --encoder "$work/toy-roberta"
