@@ -14,7 +14,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use common::command::{hubrouter, run, text};
 use common::{Folder, bundle, copy, fixture, store};
@@ -459,7 +458,6 @@ fn a_run_of_this_machine_is_a_bundle_too() {
 
 #[test]
 fn the_bundled_store_is_verified_and_a_spoilt_one_is_not() {
-    let began = Instant::now();
     let folder = Folder::new("verify-store");
     let page = folder.join("page.html");
     let html = page.to_str().unwrap();
@@ -477,7 +475,6 @@ fn the_bundled_store_is_verified_and_a_spoilt_one_is_not() {
     .unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     passes(&report, output.status.code().unwrap());
-    println!("{:?}", began.elapsed());
     for name in [
         "files",
         "layer 6",
