@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::form::{ROUTER, RouterFolder};
 use super::import::learned_elsewhere;
-use super::{check_encoder, peft};
+use super::{check_encoder, name_of, peft};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::generation::cards::{self, CARDS};
@@ -98,10 +98,7 @@ pub fn adopt(
         ask(&parent, contents, &encoder)?;
         return Ok(adopted);
     }
-    let name = from.canonicalize().ok();
-    let name = name.as_deref().and_then(Path::file_name);
-    let name = name.map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let id = edit.commit_anew(&encoder, format!("generation adopt {name}"))?;
+    let id = edit.commit_anew(&encoder, format!("generation adopt {}", name_of(from)))?;
     Ok(Adopted {
         generation: Some(id),
         ..adopted

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::export::is_identity;
 use super::form::RouterFolder;
-use super::{cards_of, check_encoder, peft};
+use super::{cards_of, check_encoder, name_of, peft};
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::files;
@@ -103,10 +103,7 @@ pub fn import(
 /// The generation of W and E, without adapter, hub and cards.
 fn first(folder: &RouterFolder, encoder: &Encoder, from: &Path) -> Result<Contents> {
     let file = &folder.file;
-    let name = from.canonicalize().ok();
-    let name = name.as_deref().and_then(Path::file_name);
-    let name = name.map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let made_by = format!("generation import {name}");
+    let made_by = format!("generation import {}", name_of(from));
     let mut manifest = Manifest::first(EncoderPin::of(encoder), file.width, file.tau, &made_by);
     let is_zero_shot =
         !file.trained && file.adapter.is_none() && is_identity(&folder.projection, file.width);

@@ -13,6 +13,8 @@ pub use adopt::{Adopted, AdoptedHead, adopt};
 pub use export::{ExportedAdapter, ExportedGeneration, export};
 pub use import::{ImportedGeneration, import};
 
+use std::path::Path;
+
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::hub::ModelCard;
@@ -79,6 +81,13 @@ fn check_encoder(stated: &RouterEncoder, encoder: &Encoder, notes: &mut Vec<Stri
         Some(_) => {}
     }
     Ok(())
+}
+
+/// The last name of the folder `from`, for the record of what made a generation; "" if it has none.
+fn name_of(from: &Path) -> String {
+    let folder = from.canonicalize().ok();
+    let name = folder.as_deref().and_then(Path::file_name);
+    name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 /// The card of each model of `folder`, by id: that of `cards` with its name, or what is stated

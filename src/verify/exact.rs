@@ -3,7 +3,7 @@
 
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::ops::reference::{attention, layer_norm, linear, pool, wide};
+use crate::ops::reference::{attention, gelu, layer_norm, linear, pool, wide};
 use crate::weights::Weights;
 
 /// The embeddings' output and each layer's, [tokens, H], and the pooled vector.
@@ -57,8 +57,7 @@ pub(super) fn trace(encoder: &Encoder, ids: &[u32]) -> Result<ExactTrace> {
         let mut y = network.map(&at("attention.output.dense"), &seen, h, h)?;
         add(&mut y, &x);
         let middle = network.norm(&at("attention.output.LayerNorm"), &y, h)?;
-        let mut wide = network.map(&at("intermediate.dense"), &middle, h, f)?;
-        wide.iter_mut().for_each(|value| *value = gelu(*value));
+        let wide = gelu(&network.map(&at("intermediate.dense"), &middle, h, f)?);
         let mut y = network.map(&at("output.dense"), &wide, f, h)?;
         add(&mut y, &middle);
         x = network.norm(&at("output.LayerNorm"), &y, h)?;
@@ -107,45 +106,4 @@ impl ExactNetwork<'_> {
 
 fn add(x: &mut [f64], y: &[f64]) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-}
-
-fn gelu(x: f64) -> f64 {
-    0.5 * x * complement(-x * std::f64::consts::FRAC_1_SQRT_2)
-}
-
-/// erfc: by the Taylor series of erf near 0, else by its continued fraction (Abramowitz and Stegun
-/// 7.1.14).
-fn complement(x: f64) -> f64 {
-    let size = x.abs();
-    if size < 2.5 {
-        return 1.0 - crate::ops::reference::erf(x);
-    }
-    let fraction = (1..=80)
-        .rev()
-        .fold(size, |sum, n| size + f64::from(n) / 2.0 / sum);
-    let small = (-size * size).exp() / std::f64::consts::PI.sqrt() / fraction;
-    if x > 0.0 { small } else { 2.0 - small }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values of C's erfc.
-    #[test]
-    fn the_complement_of_erf_is_exact_on_both_sides_of_its_seam() {
-        for (x, want) in [
-            (0.5, 0.479_500_122_186_953_5),
-            (2.499, 4.091_357_557_446_054e-4),
-            (2.501, 4.047_791_705_813_09e-4),
-            (-3.0, 1.999_977_909_503_001_5),
-            (6.0, 2.151_973_671_249_891_6e-17),
-        ] {
-            let found = complement(x);
-            assert!(
-                (found - want).abs() < 1e-9 * want,
-                "{x}: {found:e}, not {want:e}"
-            );
-        }
-    }
 }

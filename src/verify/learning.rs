@@ -22,7 +22,7 @@ use crate::learn::{
 use crate::memory::{Memory, PriorMean, Prompt, Solved, Solving, solve};
 use crate::model::bert::Bert;
 use crate::model::lora::{Adapter, Factors, Lora, Target};
-use crate::num::{to_f32, to_u32};
+use crate::num::{dot, to_f32, to_u32};
 use crate::serve::Serving;
 use crate::text::query::query_digest;
 use crate::text::tokenizer::Tokens;
@@ -334,10 +334,6 @@ impl Replayed<'_> {
     /// The model with the largest cosine for each of `features` [rows, H].
     fn by_cosine(&self, features: &[f32], after: &LearnedState) -> Vec<u32> {
         let (inputs, width) = (self.encoder.width(), after.width);
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
-            products.sum()
-        };
         let lengths = after
             .embeddings
             .chunks_exact(width)
@@ -417,12 +413,7 @@ impl Replayed<'_> {
         let mut parts = BTreeMap::from([(ADAPTER.to_owned(), factors.write()?)]);
         remember(encoder.host(), &mut parts, &memory, &hub, &cards, how)?;
         self.memory = Some(memory);
-        let pin = EncoderPin {
-            name: encoder.name().to_owned(),
-            sha256: encoder.revision().to_owned(),
-            tokenizer_sha256: encoder.tokenizer_revision().to_owned(),
-            width: encoder.width(),
-        };
+        let pin = EncoderPin::of(&encoder);
         let tau = to_f32(self.form.tau);
         let mut manifest = Manifest::first(pin, after.width, tau, "verify");
         manifest.adapter = Some(self.lora());

@@ -52,20 +52,14 @@ pub(super) fn check(
     progress: VerifyProgress<'_>,
 ) -> Result<()> {
     files(store, report, progress)?;
-    if report
-        .stages
-        .iter()
-        .any(|stage| !stage.ok && stage.divergence.is_some())
-    {
-        let damaged = store.contents(id).is_err();
-        if damaged {
-            report
-                .not_compared
-                .push(format!("{id} is damaged: nothing was computed"));
+    let contents = match store.contents(id) {
+        Err(error) if error.is_damage() => {
+            let why = format!("{id} is damaged: nothing was computed");
+            report.not_compared.push(why);
             return Ok(());
         }
-    }
-    let contents = store.contents(id)?;
+        contents => contents?,
+    };
     let folder = find_encoder(store.root(), &contents.manifest.encoder, options)?;
     let encoder = super::bundle::open(&folder, options)?;
     report.device = Some(encoder.device_name().to_owned());

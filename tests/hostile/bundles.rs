@@ -7,7 +7,7 @@ use std::path::Path;
 
 use hubrouter::{Encoder, ImportOptions, import_encoder};
 
-use crate::case::{Case, Special};
+use crate::case::Case;
 use crate::common::{cpu, fixture};
 use crate::draws::Draws;
 use crate::harness::Boundary;
@@ -78,17 +78,7 @@ impl Boundary for Bundles {
             case.files.insert("bundle/manifest.json".into(), manifest);
             case.story.push("hashes made right".into());
         }
-        if draws.one_in(20) {
-            let paths: Vec<String> = case.files.keys().cloned().collect();
-            let specials = [
-                Special::Fifo,
-                Special::Link,
-                Special::Folder,
-                Special::Sparse(5 << 30),
-            ];
-            let special = draws.pick(&specials).clone();
-            case.replace(draws.pick::<String>(&paths), special);
-        }
+        case.replace_sometimes(draws);
         case
     }
 

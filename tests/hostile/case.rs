@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::draws::Draws;
+
 /// Lists what git cannot keep: `fifo PATH`, `link PATH`, `folder PATH`, `sparse PATH BYTES`.
 const SPECIALS: &str = "specials.txt";
 
@@ -26,6 +28,14 @@ pub struct Case {
     /// What was done, for people.
     pub story: Vec<String>,
 }
+
+/// What can stand in the place of a file.
+pub const NO_FILES: [Special; 4] = [
+    Special::Fifo,
+    Special::Link,
+    Special::Folder,
+    Special::Sparse(5 << 30),
+];
 
 impl Case {
     pub fn read(folder: &Path) -> Self {
@@ -105,6 +115,18 @@ impl Case {
             let path = folder.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
+        }
+    }
+
+    /// Once in twenty puts something that is no file in the place of one.
+    pub fn replace_sometimes(&mut self, draws: &mut Draws) {
+        if !draws.one_in(20) {
+            return;
+        }
+        let paths: Vec<String> = self.files.keys().cloned().collect();
+        let special = draws.pick(&NO_FILES).clone();
+        if !paths.is_empty() {
+            self.replace(draws.pick::<String>(&paths), special);
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hubrouter::exchange::{adopt, export, import};
 use hubrouter::{Encoder, Store};
 
-use crate::case::{Case, Special};
+use crate::case::Case;
 use crate::common::{Folder, copy};
 use crate::draws::Draws;
 use crate::harness::{Boundary, corpus_folder};
@@ -89,19 +89,7 @@ impl Boundary for Exchange {
             case.files.insert("router/router.json".into(), router);
             case.story.push("hashes made right".into());
         }
-        if draws.one_in(20) {
-            let paths: Vec<String> = case.files.keys().cloned().collect();
-            let specials = [
-                Special::Fifo,
-                Special::Link,
-                Special::Folder,
-                Special::Sparse(5 << 30),
-            ];
-            let special = draws.pick(&specials).clone();
-            if !paths.is_empty() {
-                case.replace(draws.pick::<String>(&paths), special);
-            }
-        }
+        case.replace_sometimes(draws);
         case
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::case::{Case, Special};
+use crate::case::Case;
 use crate::common::command::run;
 use crate::common::fixture;
 use crate::draws::Draws;
@@ -48,17 +48,7 @@ impl Boundary for Parity {
         if !draws.one_in(5) {
             seal(&mut case);
         }
-        if draws.one_in(20) {
-            let paths: Vec<String> = case.files.keys().cloned().collect();
-            let specials = [
-                Special::Fifo,
-                Special::Link,
-                Special::Folder,
-                Special::Sparse(5 << 30),
-            ];
-            let special = draws.pick(&specials).clone();
-            case.replace(draws.pick::<String>(&paths), special);
-        }
+        case.replace_sometimes(draws);
         case
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use hubrouter::learn::{remembered, would_forget};
 use hubrouter::{ErrorKind, GenerationId, GenerationReport, Store};
 
-use crate::case::{Case, Special};
+use crate::case::{Case, NO_FILES};
 use crate::common::copy;
 use crate::draws::Draws;
 use crate::harness::{Boundary, corpus_folder};
@@ -350,13 +350,7 @@ fn special(case: &mut Case, draws: &mut Draws) {
     {
         return;
     }
-    let specials = [
-        Special::Fifo,
-        Special::Link,
-        Special::Folder,
-        Special::Sparse(5 << 30),
-    ];
-    let special = draws.pick(&specials).clone();
+    let special = draws.pick(&NO_FILES).clone();
     case.replace(&path, special);
 }
 
