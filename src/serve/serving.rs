@@ -13,7 +13,7 @@ use crate::error::{Result, bail};
 use crate::files::short;
 use crate::generation::{Calibration, Contents, GenerationId, Manifest};
 use crate::hub::{Hub, ModelMask};
-use crate::model::activations::{Activations, Layers};
+use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::head::{Head, Projected};
 use crate::model::low::LowBert;
@@ -465,7 +465,8 @@ impl Serving {
     pub(crate) fn queries(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
         let (device, batch) = (self.device(), self.encoder.pack(prompts));
         let sizes = sizes(&batch);
-        let a = Activations::new(device, self.encoder.config(), sizes)?;
+        let encoder = &self.encoder;
+        let a = Activations::new(device, encoder.ops(), encoder.config(), sizes, &[])?;
         let room = (a, self.head.room(device, prompts.len())?);
         let reads = 4 * prompts.len() * self.head.width();
         let mut plan = Plan::new(device, room, Activations::upload_bytes(sizes), reads)?;
@@ -482,11 +483,8 @@ impl Serving {
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
-        let mut activations = Activations::new(device, config, sizes)?;
-        if let Some(recall) = self.index.recall() {
-            let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
-            activations.layers = Some(layers);
-        }
+        let layers = self.index.recall().map_or(&[][..], |r| &r.layers);
+        let activations = Activations::new(device, self.encoder.ops(), config, sizes, layers)?;
         let tensors = RouteWorkspace {
             activations,
             projected: self.head.room(device, sizes.prompts)?,

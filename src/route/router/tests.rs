@@ -278,7 +278,7 @@ mod on_a_gpu {
     }
 
     #[test]
-    fn a_layer_takes_seven_dispatches_and_a_route_one_compute_pass() {
+    fn a_layer_takes_five_dispatches_and_a_route_one_compute_pass() {
         let dispatches = |router: &Router| {
             let serving = router.serving.load();
             let tokens = serving
@@ -290,15 +290,14 @@ mod on_a_gpu {
             assert_eq!(ranked.passes, 1);
             (ranked.dispatches, serving.encoder.config().layers)
         };
-        // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of
-        // these, pool. Then projection, normalize, score; of the memory projection, score, by_domain;
-        // log_sum_exp, and top_k's two.
+        // One encoding: embed, the layers, pool. Then projection, normalize, score; of the memory
+        // projection, score, by_domain; log_sum_exp, and top_k's two.
         let router = on_gpu(false);
         let (with_memory, layers) = dispatches(&router);
         let remembered = router.serving.load().index.recall().unwrap().layers.len();
         assert_eq!(remembered, 4);
-        assert_eq!(with_memory, 7 * layers + remembered + 13);
-        // Its zero-shot parent: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
+        assert_eq!(with_memory, 5 * layers + 11);
+        // Its zero-shot parent: embed, pool, projection, normalize, score, log_sum_exp, and
         // top_k's two.
         let options = Options::default().device(adapter_name().as_str());
         let options = options.encoder(concat!(
@@ -306,7 +305,7 @@ mod on_a_gpu {
             "/weights/all-MiniLM-L6-v2"
         ));
         let parent = Router::open(PARENT, options).unwrap();
-        assert_eq!(dispatches(&parent).0, 7 * layers + 9);
+        assert_eq!(dispatches(&parent).0, 5 * layers + 8);
     }
 
     #[test]
@@ -344,7 +343,7 @@ mod on_a_gpu {
     fn opening_compiles_every_kernel_that_a_route_dispatches() {
         let router = on_gpu(false);
         let opened = gpu(&router).pipelines();
-        assert_eq!(opened, 17);
+        assert_eq!(opened, 18);
         let long = "and one with as many tokens as take the kernel for tall matrices ".repeat(20);
         let requests = ["a short prompt", &long].map(Request::new);
         for k in [1, 10, usize::MAX] {
