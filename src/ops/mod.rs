@@ -3,18 +3,16 @@
 pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
-pub(crate) mod by_domain;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
+pub(crate) mod finish;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
-pub(crate) mod log_sum_exp;
-pub(crate) mod mask;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -26,7 +24,6 @@ pub(crate) mod score;
 pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod top_k;
 
 use crate::device::cpu::Cpu;
 use crate::device::{Device, Kernel};
@@ -41,21 +38,18 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
-    pub(crate) by_domain: by_domain::ByDomain,
     pub(crate) distill: distill::Distill,
     pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
+    pub(crate) finish: finish::Finish,
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
-    pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
-    pub(crate) mask: mask::Mask,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
     pub(crate) square: square::Square,
-    pub(crate) top_k: top_k::TopK,
 }
 
 impl Ops {
@@ -66,21 +60,18 @@ impl Ops {
             anchor: anchor::Anchor::new(),
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(),
-            by_domain: by_domain::ByDomain::new(),
             distill: distill::Distill::new(),
             dropout: dropout::Dropout::new(),
             embed: embed::Embed::new(),
+            finish: finish::Finish::new(device),
             gelu: gelu::Gelu::new(),
             layer_norm: layer_norm::LayerNorm::new(),
             linear: linear::Linear::new(),
-            log_sum_exp: log_sum_exp::LogSumExp::new(),
-            mask: mask::Mask::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),
             score: score::Score::new(),
             square: square::Square::new(),
-            top_k: top_k::TopK::new(),
         })
     }
 
@@ -90,31 +81,24 @@ impl Ops {
         device.compile(host, &self.of_a_route())
     }
 
-    /// Compiles the kernel that a route within a policy dispatches beside those.
-    pub(crate) fn compile_mask(&self, device: &Device, host: &Cpu) -> Result<()> {
-        device.compile(host, &[&self.mask.forward])
-    }
-
-    /// The kernels that a route without a policy may dispatch, for any encoder and any hub.
-    fn of_a_route(&self) -> [&Kernel; 17] {
+    /// The kernels that a route may dispatch, for any encoder and most hubs; `serve/index.rs` compiles
+    /// those that a hub needs beside them.
+    fn of_a_route(&self) -> [&Kernel; 14] {
         [
             &self.attention.forward,
-            &self.by_domain.forward,
             &self.embed.forward,
+            &self.finish.whole,
             &self.layer_norm.forward,
             &self.layer_norm.forward_branch,
             &self.linear.wide,
             &self.linear.narrow,
             &self.linear.wide_gelu,
             &self.linear.narrow_gelu,
-            &self.log_sum_exp.forward,
             &self.normalize.forward,
             &self.pool.mean,
             &self.pool.first,
-            &self.score.forward,
-            &self.score.forward_add,
-            &self.top_k.chunks,
-            &self.top_k.merge,
+            &self.score.few,
+            &self.score.many,
         ]
     }
 }
