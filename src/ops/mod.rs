@@ -3,20 +3,18 @@
 pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
-pub(crate) mod by_domain;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
+pub(crate) mod finish;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_skinny;
 pub(crate) mod linear_tiled;
-pub(crate) mod log_sum_exp;
-pub(crate) mod mask;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -28,7 +26,6 @@ pub(crate) mod score;
 pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod top_k;
 
 use std::sync::Arc;
 
@@ -47,21 +44,18 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
-    pub(crate) by_domain: by_domain::ByDomain,
     pub(crate) distill: distill::Distill,
     pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
+    pub(crate) finish: finish::Finish,
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
-    pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
-    pub(crate) mask: mask::Mask,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
     pub(crate) square: square::Square,
-    pub(crate) top_k: top_k::TopK,
 }
 
 impl Ops {
@@ -72,21 +66,18 @@ impl Ops {
             anchor: anchor::Anchor::new(),
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(),
-            by_domain: by_domain::ByDomain::new(),
             distill: distill::Distill::new(),
             dropout: dropout::Dropout::new(),
             embed: embed::Embed::new(),
+            finish: finish::Finish::new(device),
             gelu: gelu::Gelu::new(),
             layer_norm: layer_norm::LayerNorm::new(),
             linear: linear::Linear::new(device, variant),
-            log_sum_exp: log_sum_exp::LogSumExp::new(),
-            mask: mask::Mask::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),
             score: score::Score::new(),
             square: square::Square::new(),
-            top_k: top_k::TopK::new(),
         })
     }
 
@@ -97,11 +88,6 @@ impl Ops {
         let shared = of_encoder.iter().map(|kernel| &**kernel);
         let kernels: Vec<&Kernel> = shared.chain(self.of_a_route(shape)).collect();
         device.compile(host, &kernels)
-    }
-
-    /// Compiles the kernel that a route within a policy dispatches beside those.
-    pub(crate) fn compile_mask(&self, device: &Device, host: &Cpu) -> Result<()> {
-        device.compile(host, &[&self.mask.forward])
     }
 
     /// Whether a GPU applies the norms of an encoder of these widths where they are read.
@@ -135,23 +121,21 @@ impl Ops {
         kernels
     }
 
-    /// The other kernels that a route without a policy may dispatch.
+    /// The other kernels that a route may dispatch, for most hubs; `serve/index.rs` compiles those
+    /// that a hub needs beside them.
     fn of_a_route(&self, shape: EncoderShape) -> Vec<&Kernel> {
         let mut kernels = vec![
             &self.attention.forward,
-            &self.by_domain.forward,
             &self.embed.forward,
-            &self.log_sum_exp.forward,
-            &self.normalize.forward,
-            &self.score.forward,
-            &self.score.forward_add,
-            &self.top_k.chunks,
-            &self.top_k.merge,
+            &self.finish.whole,
+            &self.score.few,
+            &self.score.many,
         ];
         if !self.defers(shape.hidden, shape.feed_forward) {
             kernels.extend([
                 &self.layer_norm.forward,
                 &self.layer_norm.forward_branch,
+                &self.normalize.forward,
                 &self.pool.mean,
                 &self.pool.first,
             ]);

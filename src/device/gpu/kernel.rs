@@ -37,6 +37,12 @@ impl Kernel {
         }
     }
 
+    /// Source, entry and constants, for those who read what becomes of them.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&str, &str, &[(&'static str, f64)]) {
+        (self.shader.source, self.entry, &self.constants)
+    }
+
     /// The pipeline, compiled now unless it is there.
     pub(crate) fn compiled(&self, gpu: &Gpu) -> Result<&Compiled> {
         if let Some(compiled) = self.compiled.get() {

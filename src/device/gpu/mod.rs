@@ -1,5 +1,7 @@
 //! The GPU through wgpu: adapters, limits, error scopes, device lost. This folder alone knows wgpu.
 
+#[cfg(test)]
+pub(crate) mod flight;
 mod kernel;
 mod pass;
 mod shader;

@@ -290,22 +290,21 @@ mod on_a_gpu {
             assert_eq!(ranked.passes, 1);
             (ranked.dispatches, serving.encoder.config().layers)
         };
-        // One encoding: embed, the layers, pool. Then projection, normalize, score; of the memory
-        // projection, score, by_domain; log_sum_exp, and top_k's two.
+        // One encoding: embed, the layers, pool. Then projection, the memory's projection, score and
+        // finish.
         let router = on_gpu(false);
         let (with_memory, layers) = dispatches(&router);
         let remembered = router.serving.load().index.recall().unwrap().layers.len();
         assert_eq!(remembered, 4);
-        assert_eq!(with_memory, 5 * layers + 11);
-        // Its zero-shot parent: embed, pool, projection, normalize, score, log_sum_exp, and
-        // top_k's two.
+        assert_eq!(with_memory, 5 * layers + 6);
+        // Its zero-shot parent: embed, pool, projection, score, finish.
         let options = Options::default().device(adapter_name().as_str());
         let options = options.encoder(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/weights/all-MiniLM-L6-v2"
         ));
         let parent = Router::open(PARENT, options).unwrap();
-        assert_eq!(dispatches(&parent).0, 5 * layers + 8);
+        assert_eq!(dispatches(&parent).0, 5 * layers + 5);
     }
 
     #[test]
@@ -343,7 +342,7 @@ mod on_a_gpu {
     fn opening_compiles_every_kernel_that_a_route_dispatches() {
         let router = on_gpu(false);
         let opened = gpu(&router).pipelines();
-        assert_eq!(opened, 18);
+        assert_eq!(opened, 14);
         let long = "and one with as many tokens as take the kernel for tall matrices ".repeat(20);
         let requests = ["a short prompt", &long].map(Request::new);
         for k in [1, 10, usize::MAX] {
