@@ -28,9 +28,9 @@ pub(crate) mod square;
 pub(crate) mod testing;
 pub(crate) mod top_k;
 
-use crate::device::cpu::Cpu;
 use crate::device::{Device, Kernel};
 use crate::error::Result;
+use pool::Pooling;
 
 /// The score of a model that may not be returned; no finite cosine is near it.
 pub(crate) const LOWEST: f32 = -3.0e38;
@@ -84,37 +84,38 @@ impl Ops {
         })
     }
 
-    /// Compiles the kernels of a route side by side. Every other kernel is compiled when an update
-    /// first dispatches it.
-    pub(crate) fn compile(&self, device: &Device, host: &Cpu) -> Result<()> {
-        device.compile(host, &self.of_a_route())
+    /// Compiles the kernels of a first route side by side: that of a short prompt, with `pooling`.
+    /// Every other kernel is compiled when a pass first dispatches it, side by side with what else
+    /// that pass lacks.
+    pub(crate) fn compile(&self, device: &Device, pooling: Pooling) -> Result<()> {
+        device.compile(&self.of_a_first_route(pooling))
     }
 
     /// Compiles the kernel that a route within a policy dispatches beside those.
-    pub(crate) fn compile_mask(&self, device: &Device, host: &Cpu) -> Result<()> {
-        device.compile(host, &[&self.mask.forward])
+    pub(crate) fn compile_mask(&self, device: &Device) -> Result<()> {
+        device.compile(&[&self.mask.forward])
     }
 
-    /// The kernels that a route without a policy may dispatch, for any encoder and any hub.
-    fn of_a_route(&self) -> [&Kernel; 17] {
-        [
+    /// The kernels that the route of a short prompt may dispatch without a policy, for any hub.
+    fn of_a_first_route(&self, pooling: Pooling) -> Vec<&Kernel> {
+        // A memory takes means of layers, whatever a prompt's vector is.
+        let first = (pooling == Pooling::Cls).then_some(&self.pool.first);
+        let kernels = [
             &self.attention.forward,
             &self.by_domain.forward,
             &self.embed.forward,
             &self.layer_norm.forward,
             &self.layer_norm.forward_branch,
-            &self.linear.wide,
             &self.linear.narrow,
-            &self.linear.wide_gelu,
             &self.linear.narrow_gelu,
             &self.log_sum_exp.forward,
             &self.normalize.forward,
             &self.pool.mean,
-            &self.pool.first,
             &self.score.forward,
             &self.score.forward_add,
             &self.top_k.chunks,
             &self.top_k.merge,
-        ]
+        ];
+        kernels.into_iter().chain(first).collect()
     }
 }

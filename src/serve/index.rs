@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Outputs, Pass, Read, Tensor};
+use crate::device::{Device, Outputs, Pass, Read, Tensor, Wanted};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
@@ -96,8 +96,8 @@ pub(crate) struct RankingReads {
     k: usize,
     best: Best,
     domains: Read,
-    /// Prompts in the memory's space, [B, R], and their scores by words, [B, N].
-    recalled: Option<(Read, Read)>,
+    /// Prompts in the memory's space, [B, R].
+    recalled: Option<Read>,
 }
 
 enum Best {
@@ -319,33 +319,38 @@ impl Index {
     /// Most bytes that a batch reads back.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
         let ranks = self.keys.models().max(2 * top_k::MOST);
-        let recalled = self.recall().map_or(0, |r| r.rank + r.words.domains());
+        let recalled = self.recall().map_or(0, |recall| recall.rank);
         4 * prompts * (ranks + self.domains.len() + recalled)
     }
 
     /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
-        4 * prompts * (self.domains.len() + self.mask_words())
+        let words = self.recall().map_or(0, |recall| recall.words.domains());
+        4 * prompts * (words + self.mask_words())
     }
 
     pub(crate) fn workspace(&self, device: &Device, prompts: usize) -> Result<IndexWorkspace> {
-        let models = self.keys.models();
+        let (models, domains) = (self.keys.models(), self.domains.len());
+        let ranks = prompts * top_k::MOST.min(models);
+        let rank = self.recall().map_or(0, |recall| recall.rank);
+        let [domains, y, scores, ids] = device.beside([
+            Wanted::numbers("domain scores", prompts, domains),
+            Wanted::numbers("y", prompts, rank),
+            Wanted::numbers("best scores", ranks, 1),
+            Wanted::ids("best ids", ranks, 1),
+        ])?;
+        let words = |recall: &Recall| Wanted::numbers("words", prompts, recall.words.domains());
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
-            mask: device.ids("mask", prompts, self.mask_words())?,
-            domains: device.scratch("domain scores", prompts, self.domains.len())?,
+            mask: device.input(Wanted::ids("mask", prompts, self.mask_words())),
+            domains,
             found: TopKWorkspace::new(device, prompts, models)?,
-            scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
-            ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
-            recalled: self
-                .recall()
-                .map(|recall| -> Result<MemoryWorkspace> {
-                    Ok(MemoryWorkspace {
-                        y: device.scratch("y", prompts, recall.rank)?,
-                        words: device.scratch("words", prompts, recall.words.domains())?,
-                    })
-                })
-                .transpose()?,
+            scores,
+            ids,
+            recalled: self.recall().map(|recall| MemoryWorkspace {
+                y,
+                words: device.input(words(recall)),
+            }),
         })
     }
 
@@ -397,7 +402,7 @@ impl Index {
         if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut w.recalled) {
             looked.y.resize(prompts);
             own.forward(ops, pass, x, looked, &mut w.s);
-            recalled = Some((pass.read(&looked.y), pass.read(&looked.words)));
+            recalled = Some(pass.read(&looked.y));
         }
         if masked {
             let (mask, s) = (&w.mask, &mut w.s);
@@ -477,10 +482,10 @@ impl Index {
                 }
                 let domains = &outputs.f32(reads.domains)[b * count..][..count];
                 let mut ranking = Ranking::new(best, domains)?;
-                if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
+                if let Some((own, y)) = self.recalled.as_ref().zip(reads.recalled) {
                     let rank = own.recall.rank;
                     let y = &outputs.f32(y)[b * rank..][..rank];
-                    let words = &outputs.f32(words)[b * own.recall.words.domains()..];
+                    let words = &by_words.scores[b * own.recall.words.domains()..];
                     ranking.parts = own.parts(&ranking.best, y, words, self.scale());
                     ranking.place = by_words.unknown.get(b).map(|unknown| PromptPlace {
                         y: y.to_vec(),
