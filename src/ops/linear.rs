@@ -7,6 +7,8 @@
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
 
+use std::sync::Arc;
+
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
@@ -42,7 +44,8 @@ pub(crate) struct Linear {
 /// `W` and `b` where a device wants them.
 pub(crate) struct Weight {
     values: WeightValues,
-    bias: Tensor,
+    /// A weight and its twins have the same.
+    bias: Arc<Tensor>,
     inputs: usize,
     outputs: usize,
 }
@@ -83,7 +86,7 @@ impl Weight {
         };
         Ok(Self {
             values,
-            bias: device.upload("bias", outputs.max(1), bias)?,
+            bias: Arc::new(device.upload("bias", outputs.max(1), bias)?),
             inputs,
             outputs,
         })
@@ -107,6 +110,33 @@ impl Weight {
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
+
+    /// A weight of the same shape and bias on a GPU, whose [`Weight::on_gpu_mut`] is to be written.
+    pub(crate) fn twin(&self, device: &Device) -> Result<Self> {
+        let values = device.scratch("merged", self.outputs, self.inputs)?;
+        Ok(Self {
+            values: WeightValues::Gpu(values),
+            bias: Arc::clone(&self.bias),
+            inputs: self.inputs,
+            outputs: self.outputs,
+        })
+    }
+
+    /// `W` [out, in] on a GPU.
+    pub(crate) fn on_gpu(&self) -> &Tensor {
+        match &self.values {
+            WeightValues::Gpu(values) => values,
+            WeightValues::Cpu { .. } => unreachable!("linear: weights live on another device"),
+        }
+    }
+
+    /// As [`Weight::on_gpu`], to be written.
+    pub(crate) fn on_gpu_mut(&mut self) -> &mut Tensor {
+        match &mut self.values {
+            WeightValues::Gpu(values) => values,
+            WeightValues::Cpu { .. } => unreachable!("linear: weights live on another device"),
+        }
+    }
 }
 
 /// `x`: [T, in]; `y`: [T, out], overwritten.
@@ -123,10 +153,12 @@ enum End {
     Gelu,
 }
 
-/// `dy`: [T, out]; `w`: made by [`Weight::for_learning`]; `dx`: [T, in], overwritten or added to.
+/// `dy`: [T, out]; `w`: made by [`Weight::for_learning`]; `base`: [T, in], is added; `dx`: [T, in],
+/// overwritten.
 pub(crate) struct Backward<'t> {
     pub(crate) dy: &'t Tensor,
     pub(crate) w: &'t Weight,
+    pub(crate) base: Option<&'t Tensor>,
     pub(crate) dx: &'t mut Tensor,
 }
 
@@ -186,7 +218,7 @@ impl Linear {
                         inputs: to_u32(f.w.inputs),
                         outputs: to_u32(f.w.outputs),
                     },
-                    &[("x", f.x), ("w", w), ("bias", &f.w.bias), ("y", f.y)],
+                    &[("x", f.x), ("w", w), ("bias", &*f.w.bias), ("y", f.y)],
                 );
             }
             (Pass::Cpu(pass), _) => Self::forward_cpu(pass, f, end),
@@ -194,40 +226,40 @@ impl Linear {
         }
     }
 
-    /// `dx = dy . W`
+    /// `dx = dy . W`, or `dx = base + dy . W`
     pub(crate) fn backward(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
-        self.backward_by(pass, b, &self.backward, Finish::Set(1.0));
-    }
-
-    /// `dx += dy . W`
-    pub(crate) fn backward_add(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
-        self.backward_by(pass, b, &self.backward_add, Finish::Add(1.0));
-    }
-
-    fn backward_by(
-        &self,
-        pass: &mut Pass<'_>,
-        b: Backward<'_>,
-        kernel: &Kernel,
-        finish: Finish<'_>,
-    ) {
         let rows = b.dy.rows();
         b.dy.expect("linear", "dy", rows, b.w.outputs);
         b.dx.expect("linear", "dx", rows, b.w.inputs);
+        if let Some(base) = b.base {
+            base.expect("linear", "base", rows, b.w.inputs);
+        }
         match (pass, &b.w.values) {
-            (Pass::Gpu(gpu), WeightValues::Gpu(w)) => gpu.dispatch(
-                kernel,
-                [groups(b.w.inputs, ACROSS), groups(rows, 64), 1],
-                &Dims {
+            (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
+                let mut tensors = vec![("dy", b.dy), ("w", w), ("dx", &*b.dx)];
+                tensors.extend(b.base.map(|base| ("base", base)));
+                let kernel = match b.base {
+                    Some(_) => &self.backward_add,
+                    None => &self.backward,
+                };
+                let grid = [groups(b.w.inputs, ACROSS), groups(rows, 64), 1];
+                let dims = Dims {
                     rows: to_u32(rows),
                     inputs: to_u32(b.w.inputs),
                     outputs: to_u32(b.w.outputs),
-                },
-                &[("dy", b.dy), ("w", w), ("dx", b.dx)],
-            ),
+                };
+                gpu.dispatch(kernel, grid, &dims, &tensors);
+            }
             (Pass::Cpu(pass), WeightValues::Cpu { backward, .. }) => {
                 let Some(w) = backward else {
                     panic!("linear: backward through a weight that is not for learning");
+                };
+                let finish = match b.base {
+                    Some(base) => {
+                        b.dx.f32_mut().copy_from_slice(base.f32());
+                        Finish::Add(1.0)
+                    }
+                    None => Finish::Set(1.0),
                 };
                 let dy = Matrix::of_rows(b.dy.f32(), b.w.outputs);
                 let dx = RowsMut::whole(b.dx.f32_mut(), b.w.inputs);

@@ -7,6 +7,7 @@ pub(crate) mod by_domain;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
+mod contrastive_all;
 pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
@@ -14,6 +15,7 @@ pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod log_sum_exp;
+pub(crate) mod low_rank;
 pub(crate) mod mask;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
@@ -49,6 +51,7 @@ pub(crate) struct Ops {
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
     pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
+    pub(crate) low_rank: low_rank::LowRank,
     pub(crate) mask: mask::Mask,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
@@ -74,6 +77,7 @@ impl Ops {
             layer_norm: layer_norm::LayerNorm::new(),
             linear: linear::Linear::new(),
             log_sum_exp: log_sum_exp::LogSumExp::new(),
+            low_rank: low_rank::LowRank::new(),
             mask: mask::Mask::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
