@@ -6,6 +6,7 @@ pub(crate) mod attention;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
+mod contrastive_all;
 pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
@@ -15,6 +16,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_skinny;
 pub(crate) mod linear_tiled;
+pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -48,6 +50,7 @@ pub(crate) struct Ops {
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
+    pub(crate) low_rank: low_rank::LowRank,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) pool: pool::Pool,
@@ -70,6 +73,7 @@ impl Ops {
             gelu: gelu::Gelu::new(),
             layer_norm: layer_norm::LayerNorm::new(),
             linear: linear::Linear::new(device, variant),
+            low_rank: low_rank::LowRank::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),

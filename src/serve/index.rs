@@ -227,7 +227,8 @@ impl Index {
     pub(crate) fn compile(&self, ops: &Ops, device: &Device) -> Result<()> {
         let rank = self.recall().map_or(0, |recall| recall.rank);
         let mut kernels = ops.finish.kernels(self.keys.models());
-        kernels.extend(ops.score.kernels([self.keys.width(), rank]));
+        let [few, _] = ops.score.kernels([self.keys.width(), rank]);
+        kernels.push(few);
         device.compile(&kernels)
     }
 

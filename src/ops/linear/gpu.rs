@@ -248,13 +248,14 @@ impl GpuLinear {
         }
     }
 
-    /// `dx = dy . W`, or that is added to it. `dy`: [T, out], `dx`: [T, in].
+    /// `dx = dy . W`, or `dx = base + dy . W`. `dy`: [T, out]; `base`, `dx`: [T, in].
     pub(super) fn backward(
         &self,
         pass: &mut GpuPass<'_>,
         (dy, w, dx): (&Tensor, &Tensor, &Tensor),
-        add: bool,
+        base: Option<&Tensor>,
     ) {
+        let base = base.map(|base| ("base", base));
         let (rows, outputs, inputs) = (dy.rows(), dy.columns(), dx.columns());
         if self.tiles(inputs, outputs) {
             let dims = GpuDims {
@@ -267,20 +268,24 @@ impl GpuLinear {
                 eps: 0.0,
             };
             let grid = linear_tiled::grid(rows, inputs);
-            let tensors = [("x", dy), ("w", w), ("y", dx)];
-            return pass.dispatch(self.tiled.backward(add), grid, &dims, &tensors);
+            let mut tensors = vec![("x", dy), ("w", w), ("y", dx)];
+            tensors.extend(base);
+            let kernel = self.tiled.backward(base.is_some());
+            return pass.dispatch(kernel, grid, &dims, &tensors);
         }
-        let kernel = match add {
-            true => &self.any.backward_add,
-            false => &self.any.backward,
+        let kernel = match base {
+            Some(_) => &self.any.backward_add,
+            None => &self.any.backward,
         };
+        let mut tensors = vec![("dy", dy), ("w", w), ("dx", dx)];
+        tensors.extend(base);
         let dims = AnyDims {
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
         };
         let grid = [groups(inputs, ACROSS), groups(rows, 64), 1];
-        pass.dispatch(kernel, grid, &dims, &[("dy", dy), ("w", w), ("dx", dx)]);
+        pass.dispatch(kernel, grid, &dims, &tensors);
     }
 }
 
