@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Outputs, Pass, Read, Tensor, Wanted};
+use crate::device::{Device, NewTensor, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
@@ -334,15 +334,15 @@ impl Index {
         let ranks = prompts * top_k::MOST.min(models);
         let rank = self.recall().map_or(0, |recall| recall.rank);
         let [domains, y, scores, ids] = device.beside([
-            Wanted::numbers("domain scores", prompts, domains),
-            Wanted::numbers("y", prompts, rank),
-            Wanted::numbers("best scores", ranks, 1),
-            Wanted::ids("best ids", ranks, 1),
+            NewTensor::numbers("domain scores", prompts, domains),
+            NewTensor::numbers("y", prompts, rank),
+            NewTensor::numbers("best scores", ranks, 1),
+            NewTensor::ids("best ids", ranks, 1),
         ])?;
-        let words = |recall: &Recall| Wanted::numbers("words", prompts, recall.words.domains());
+        let words = |recall: &Recall| NewTensor::numbers("words", prompts, recall.words.domains());
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
-            mask: device.input(Wanted::ids("mask", prompts, self.mask_words())),
+            mask: device.input(NewTensor::ids("mask", prompts, self.mask_words())),
             domains,
             found: TopKWorkspace::new(device, prompts, models)?,
             scores,
