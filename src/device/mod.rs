@@ -10,6 +10,7 @@ pub(crate) mod gpu;
 mod pass;
 mod plan;
 mod tensor;
+mod variant;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub(crate) use gpu::{Kernel, Shader, shader};
 pub(crate) use pass::{Counts, CpuPass, Outputs, Pass, Read};
 pub(crate) use plan::{HeldPlan, Plan, Plans, Sizes};
 pub(crate) use tensor::{NewTensor, Part, PartMut, Place, Tensor};
+pub use variant::DeviceVariant;
 
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::num::to_u32;

@@ -3,18 +3,18 @@
 pub(crate) mod adamw;
 pub(crate) mod anchor;
 pub(crate) mod attention;
-pub(crate) mod by_domain;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
 pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
+pub(crate) mod finish;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
-pub(crate) mod log_sum_exp;
-pub(crate) mod mask;
+pub(crate) mod linear_skinny;
+pub(crate) mod linear_tiled;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -26,10 +26,12 @@ pub(crate) mod score;
 pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod top_k;
 
-use crate::device::{Device, Kernel};
+use std::sync::Arc;
+
+use crate::device::{Device, DeviceVariant, Kernel};
 use crate::error::Result;
+use linear::Kind;
 use pool::Pooling;
 
 /// The score of a model that may not be returned; no finite cosine is near it.
@@ -41,81 +43,121 @@ pub(crate) struct Ops {
     pub(crate) anchor: anchor::Anchor,
     pub(crate) attention: attention::Attention,
     pub(crate) contrastive: contrastive::Contrastive,
-    pub(crate) by_domain: by_domain::ByDomain,
     pub(crate) distill: distill::Distill,
     pub(crate) dropout: dropout::Dropout,
     pub(crate) embed: embed::Embed,
+    pub(crate) finish: finish::Finish,
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
-    pub(crate) log_sum_exp: log_sum_exp::LogSumExp,
-    pub(crate) mask: mask::Mask,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) pool: pool::Pool,
     pub(crate) score: score::Score,
     pub(crate) square: square::Square,
-    pub(crate) top_k: top_k::TopK,
 }
 
 impl Ops {
     /// `head_width`: elements of one attention head.
-    pub(crate) fn new(device: &Device, head_width: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Device, head_width: usize, variant: DeviceVariant) -> Result<Self> {
         Ok(Self {
             adamw: adamw::AdamW::new(),
             anchor: anchor::Anchor::new(),
             attention: attention::Attention::new(device, head_width)?,
             contrastive: contrastive::Contrastive::new(),
-            by_domain: by_domain::ByDomain::new(),
             distill: distill::Distill::new(),
             dropout: dropout::Dropout::new(),
             embed: embed::Embed::new(),
+            finish: finish::Finish::new(device),
             gelu: gelu::Gelu::new(),
             layer_norm: layer_norm::LayerNorm::new(),
-            linear: linear::Linear::new(),
-            log_sum_exp: log_sum_exp::LogSumExp::new(),
-            mask: mask::Mask::new(),
+            linear: linear::Linear::new(device, variant),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),
             score: score::Score::new(),
             square: square::Square::new(),
-            top_k: top_k::TopK::new(),
         })
     }
 
-    /// Compiles the kernels of a first route side by side: that of a short prompt, with `pooling`.
-    /// Every other kernel is compiled when a pass first dispatches it, side by side with what else
-    /// that pass lacks.
-    pub(crate) fn compile(&self, device: &Device, pooling: Pooling) -> Result<()> {
-        device.compile(&self.of_a_first_route(pooling))
+    /// Compiles the kernels of a first route side by side: that of a short prompt, through an
+    /// encoder of this shape. Every other kernel is compiled when a pass first dispatches it, side by
+    /// side with what else that pass lacks.
+    pub(crate) fn compile(&self, device: &Device, shape: EncoderShape) -> Result<()> {
+        let of_encoder = self.of_encoder(shape);
+        let shared = of_encoder.iter().map(|kernel| &**kernel);
+        let kernels: Vec<&Kernel> = shared.chain(self.of_a_route(shape)).collect();
+        device.compile(&kernels)
     }
 
-    /// Compiles the kernel that a route within a policy dispatches beside those.
-    pub(crate) fn compile_mask(&self, device: &Device) -> Result<()> {
-        device.compile(&[&self.mask.forward])
+    /// Whether a GPU applies the norms of an encoder of these widths where they are read.
+    pub(crate) fn defers(&self, hidden: usize, feed_forward: usize) -> bool {
+        let widths = maps(hidden, feed_forward).map(|(_, inputs, outputs)| (inputs, outputs));
+        pool::Pool::norms(hidden) && self.linear.defers(&widths)
     }
 
-    /// The kernels that the route of a short prompt may dispatch without a policy, for any hub.
-    fn of_a_first_route(&self, pooling: Pooling) -> Vec<&Kernel> {
-        // A memory takes means of layers, whatever a prompt's vector is.
-        let first = (pooling == Pooling::Cls).then_some(&self.pool.first);
-        let kernels = [
+    /// The kernels that depend on the encoder's widths.
+    fn of_encoder(&self, shape: EncoderShape) -> Vec<Arc<Kernel>> {
+        let EncoderShape {
+            hidden,
+            feed_forward,
+            pooling,
+        } = shape;
+        let deferred = self.defers(hidden, feed_forward);
+        // The head, and the memory's projection of several layers.
+        let mut maps = vec![(Kind::Bare { gelu: false }, hidden, hidden)];
+        if deferred {
+            maps.extend(self::maps(hidden, feed_forward));
+        } else {
+            let bare = |(kind, inputs, outputs): (Kind, usize, usize)| {
+                (Kind::Bare { gelu: kind.gelu() }, inputs, outputs)
+            };
+            maps.extend(self::maps(hidden, feed_forward).map(bare));
+        }
+        let mut kernels = self.linear.kernels(&maps);
+        if deferred {
+            kernels.push(self.pool.of_norms(hidden, pooling));
+        }
+        kernels
+    }
+
+    /// The other kernels that the route of a short prompt may dispatch, for most hubs;
+    /// `serve/index.rs` compiles those that a hub needs beside them.
+    fn of_a_route(&self, shape: EncoderShape) -> Vec<&Kernel> {
+        let mut kernels = vec![
             &self.attention.forward,
-            &self.by_domain.forward,
             &self.embed.forward,
-            &self.layer_norm.forward,
-            &self.layer_norm.forward_branch,
-            &self.linear.narrow,
-            &self.linear.narrow_gelu,
-            &self.log_sum_exp.forward,
-            &self.normalize.forward,
-            &self.pool.mean,
-            &self.score.forward,
-            &self.score.forward_add,
-            &self.top_k.chunks,
-            &self.top_k.merge,
+            &self.finish.whole,
+            &self.score.few,
         ];
-        kernels.into_iter().chain(first).collect()
+        if !self.defers(shape.hidden, shape.feed_forward) {
+            kernels.extend([
+                &self.layer_norm.forward,
+                &self.layer_norm.forward_branch,
+                &self.normalize.forward,
+                // A memory takes means of layers, whatever a prompt's vector is.
+                &self.pool.mean,
+            ]);
+            kernels.extend((shape.pooling == Pooling::Cls).then_some(&self.pool.first));
+        }
+        kernels
     }
+}
+
+/// Widths that decide which kernels an encoder takes.
+#[derive(Clone, Copy)]
+pub(crate) struct EncoderShape {
+    pub(crate) hidden: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) pooling: Pooling,
+}
+
+/// The products of a layer with these widths: kind, in and out.
+fn maps(hidden: usize, feed_forward: usize) -> [(Kind, usize, usize); 4] {
+    [
+        (Kind::Normed { gelu: false }, hidden, 3 * hidden),
+        (Kind::Joined, hidden, hidden),
+        (Kind::Normed { gelu: true }, hidden, feed_forward),
+        (Kind::Joined, feed_forward, hidden),
+    ]
 }

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::cpu::low::{LowFormat, LowKernel};
-use crate::device::{Counts, Device, HeldPlan, Pass, Plan, Plans, Running, Sizes};
+use crate::device::{Counts, Device, HeldPlan, Pass, Plan, Plans, Running, Sizes, Tensor};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
 use crate::files::short;
 use crate::generation::{Calibration, Contents, GenerationId, Manifest};
 use crate::hub::{Hub, ModelMask};
-use crate::model::activations::{Activations, Layers};
+use crate::model::activations::Activations;
 use crate::model::bert::Bert;
-use crate::model::head::{Head, Projected};
+use crate::model::head::Head;
 use crate::model::low::LowBert;
+use crate::ops::normalize;
 use crate::options::Precision;
 use crate::serve::index::{
     Index, IndexWorkspace, Ranking, RankingReads, RowMasks, WantedRanks, WordMatches,
@@ -51,7 +52,8 @@ enum Network {
 /// The tensors of one batch, from tokens to ranks.
 struct RouteWorkspace {
     activations: Activations,
-    projected: Projected,
+    /// The prompts behind W, [B, D].
+    z: Tensor,
     workspace: IndexWorkspace,
 }
 
@@ -154,6 +156,7 @@ impl Serving {
             },
         );
         let ((head, index), network) = (tables?, network?);
+        index.compile(encoder.ops(), device)?;
         Ok(Self {
             serial: serial(),
             id,
@@ -189,12 +192,13 @@ impl Serving {
     /// shared.
     pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
         let halved = self.precision() != Precision::F32;
-        let index = index_of(self.device(), contents, halved)?;
+        let (encoder, index) = (&self.encoder, index_of(self.device(), contents, halved)?);
+        index.compile(encoder.ops(), encoder.device())?;
         Ok(Self {
             serial: serial(),
             id: self.id.clone(),
             hub: Arc::clone(&contents.hub),
-            encoder: Arc::clone(&self.encoder),
+            encoder: Arc::clone(encoder),
             index,
             passed_over: self.passed_over.clone(),
             why: self.why.clone(),
@@ -208,11 +212,6 @@ impl Serving {
     /// The index of the models `ids` alone, which are not retired; `None` on a GPU.
     pub(crate) fn gathered(&self, ids: &[u32]) -> Result<Option<Index>> {
         self.index.gathered(self.device(), ids)
-    }
-
-    /// Compiles what a ranking with masks needs beside a ranking without.
-    pub(crate) fn compile_mask(&self) -> Result<()> {
-        self.encoder.ops().compile_mask(self.device())
     }
 
     fn device(&self) -> &Device {
@@ -292,7 +291,7 @@ impl Serving {
         let words = self.index.by_words(words);
         // Some rows take little room, and are on the CPU.
         let mut own = match narrowing.index {
-            Some(index) => Some(index.workspace(self.device(), batch.prompts())?),
+            Some(index) => Some(index.workspace(encoder.ops(), self.device(), batch.prompts())?),
             None => None,
         };
         let mut held = self.plans.hold(sizes(&batch), |sizes| self.plan(sizes))?;
@@ -303,8 +302,8 @@ impl Serving {
             pass.stage();
             self.encode(pass, &mut t.activations);
             pass.stage();
-            let (a, u) = (&t.activations, &mut t.projected);
-            self.score(pass, a, u, index, masks.is_some(), wanted, w)
+            let (a, z) = (&t.activations, &mut t.z);
+            self.score(pass, a, z, index, masks.is_some(), wanted, w)
         })?;
         Ok(StartedRanking {
             held,
@@ -366,16 +365,16 @@ impl Serving {
         &self,
         pass: &mut Pass<'_>,
         activations: &Activations,
-        projected: &mut Projected,
+        z: &mut Tensor,
         index: &Index,
         masked: bool,
         wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
         let (ops, a) = (self.encoder.ops(), activations);
-        self.head.forward(ops, pass, &a.pooled, projected);
+        self.head.forward(ops, pass, &a.pooled, z);
         let x = a.layers.as_ref().map(|layers| &layers.units);
-        index.forward(ops, pass, &projected.u, x, masked, wanted, w)
+        index.forward(ops, pass, z, x, masked, wanted, w)
     }
 
     /// The encoder's network, with the generation's adapter where it has one; only of a generation
@@ -422,8 +421,8 @@ impl Serving {
                         }
                         let w = &mut t.workspace;
                         self.index.upload(pass, &words, None, w);
-                        let (a, u) = (&t.activations, &mut t.projected);
-                        self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w)
+                        let (a, z) = (&t.activations, &mut t.z);
+                        self.score(pass, a, z, &self.index, false, WantedRanks::best(1), w)
                     })
                 },
             )?;
@@ -476,8 +475,8 @@ impl Serving {
                 self.index.upload(pass, &words, None, w);
                 self.encode(pass, &mut t.activations);
                 let pooled = pass.read(&t.activations.pooled);
-                let (a, u) = (&t.activations, &mut t.projected);
-                let reads = self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w);
+                let (a, z) = (&t.activations, &mut t.z);
+                let reads = self.score(pass, a, z, &self.index, false, WantedRanks::best(1), w);
                 (reads, pooled)
             })?;
             let rankings =
@@ -497,16 +496,21 @@ impl Serving {
     pub(crate) fn queries(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
         let (device, batch) = (self.device(), self.encoder.pack(prompts));
         let sizes = sizes(&batch);
-        let a = Activations::new(device, self.encoder.config(), sizes)?;
-        let room = (a, self.head.room(device, prompts.len())?);
+        let encoder = &self.encoder;
+        let a = Activations::new(device, encoder.ops(), encoder.config(), sizes, &[])?;
+        let room = |label| device.scratch(label, prompts.len(), self.head.width());
+        let room = (a, room("z")?, room("u")?);
         let reads = 4 * prompts.len() * self.head.width();
         let mut plan = Plan::new(device, room, Activations::upload_bytes(sizes), reads)?;
-        let (read, outputs) = device.run(&mut plan, |pass, (a, projected)| {
+        let (read, outputs) = device.run(&mut plan, |pass, (a, z, u)| {
             a.upload(pass, &batch);
             self.encode(pass, a);
             let ops = self.encoder.ops();
-            self.head.forward(ops, pass, &a.pooled, projected);
-            pass.read(&projected.u)
+            self.head.forward(ops, pass, &a.pooled, z);
+            let z = z.part(z.place());
+            ops.normalize
+                .forward(pass, normalize::Forward { z, u: &mut *u });
+            pass.read(u)
         })?;
         let rows = outputs.f32(read).chunks_exact(self.head.width());
         Ok(rows.map(<[f32]>::to_vec).collect())
@@ -514,15 +518,12 @@ impl Serving {
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
-        let mut activations = Activations::new(device, config, sizes)?;
-        if let Some(recall) = self.index.recall() {
-            let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
-            activations.layers = Some(layers);
-        }
+        let layers = self.index.recall().map_or(&[][..], |r| &r.layers);
+        let activations = Activations::new(device, self.encoder.ops(), config, sizes, layers)?;
         let tensors = RouteWorkspace {
             activations,
-            projected: self.head.room(device, sizes.prompts)?,
-            workspace: self.index.workspace(device, sizes.prompts)?,
+            z: device.scratch("z", sizes.prompts, self.head.width())?,
+            workspace: (self.index).workspace(self.encoder.ops(), device, sizes.prompts)?,
         };
         // Prompts may come as their features.
         let seen = self.index.recall().map_or(0, |recall| recall.width) + config.hidden;

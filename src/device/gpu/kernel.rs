@@ -55,6 +55,12 @@ impl Kernel {
         format!("{}::{}", self.0.shader.name, self.0.entry)
     }
 
+    /// Source, entry and constants, for those who read what becomes of them.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&str, &str, &[(&'static str, f64)]) {
+        (self.0.shader.source, self.0.entry, &self.0.constants)
+    }
+
     /// The pipeline, compiled now unless it is there.
     pub(crate) fn compiled(&self, gpu: &Gpu) -> Result<&Compiled> {
         if let Some(compiled) = self.ready() {

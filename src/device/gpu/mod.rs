@@ -2,6 +2,8 @@
 
 mod buffer;
 mod encode;
+#[cfg(test)]
+pub(crate) mod flight;
 mod guard;
 mod kept;
 mod kernel;

@@ -27,23 +27,28 @@ const SHADERS: &[(&str, Trust)] = &[
         "attention",
         Trust::Counted("offsets by `PackedBatch::new`, tiles of them by `query_tiles`"),
     ),
-    ("by_domain", Trust::Ids("a model's domain")),
     ("contrastive", Trust::Ids("candidates and labels")),
     ("distill", Trust::Rare),
     ("dropout", Trust::Sizes),
     ("embed", Trust::Ids("tokens and positions")),
+    (
+        "finish",
+        Trust::Ids("members of a domain, a model's domain"),
+    ),
     ("gelu", Trust::Sizes),
     ("layer_norm", Trust::Sizes),
     ("linear", Trust::Sizes),
-    ("log_sum_exp", Trust::Ids("members of a domain")),
-    ("mask", Trust::Sizes),
+    ("linear_skinny", Trust::Sizes),
+    ("linear_tiled", Trust::Sizes),
     ("matmul", Trust::Sizes),
     ("normalize", Trust::Sizes),
     ("peak", Trust::Rare),
-    ("pool", Trust::Counted("offsets by `PackedBatch::new`")),
+    (
+        "pool",
+        Trust::Counted("offsets by `PackedBatch::new`, sources by `DeferredStream::new`"),
+    ),
     ("score", Trust::Sizes),
     ("square", Trust::Rare),
-    ("top_k", Trust::Sizes),
 ];
 
 /// Whether the shader `name` runs without checks; one that is not listed has them.
