@@ -602,7 +602,7 @@ fn described(error: &wgpu::Error) -> (ErrorKind, String) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::device::{Device, Pass, Wanted};
+    use crate::device::{Device, NewTensor, Pass};
     use crate::ops::gelu::{Forward, Gelu};
     use crate::ops::reference;
     use crate::ops::testing::{assert_close, gpu, run};
@@ -662,9 +662,9 @@ mod tests {
     fn inputs_and_results_take_one_copy_each_and_other_uploads_one_of_their_own() {
         let device = Device::Gpu(gpu());
         let gelu = Gelu::new();
-        let mut input = device.input(Wanted::numbers("input", 2, 3));
+        let mut input = device.input(NewTensor::numbers("input", 2, 3));
         let mut own = device.scratch("own", 1, 3).unwrap();
-        let wanted = ["a", "b", "c"].map(|label| Wanted::numbers(label, 40, 3));
+        let wanted = ["a", "b", "c"].map(|label| NewTensor::numbers(label, 40, 3));
         let [mut a, mut b, mut c] = device.beside(wanted).unwrap();
         let (values, others) = ([-1.0, 0.5, 2.0], [3.0, -0.25, 0.0]);
         let wide = |values: [f32; 3]| values.map(f64::from).to_vec();
@@ -709,7 +709,7 @@ mod tests {
     fn an_input_that_a_pass_has_not_uploaded_is_a_bug() {
         let device = Device::Gpu(gpu());
         let gelu = Gelu::new();
-        let mut x = device.input(Wanted::numbers("input", 1, 3));
+        let mut x = device.input(NewTensor::numbers("input", 1, 3));
         let mut y = device.scratch("y", 1, 3).unwrap();
         for upload in [true, false] {
             run(&device, |pass| {
@@ -726,7 +726,7 @@ mod tests {
     fn an_input_that_a_kernel_writes_is_a_bug() {
         let device = Device::Gpu(gpu());
         let x = device.upload("x", 3, &[1.0; 3]).unwrap();
-        let mut y = device.input(Wanted::numbers("input", 1, 3));
+        let mut y = device.input(NewTensor::numbers("input", 1, 3));
         run(&device, |pass| {
             pass.upload_f32(&mut y, &[1.0; 3]);
             Gelu::new().forward(pass, Forward { x: &x, y: &mut y });

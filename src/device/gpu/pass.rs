@@ -34,11 +34,11 @@ pub(crate) struct GpuPass<'p> {
 struct Waiting {
     entry: usize,
     kernel: Kernel,
-    tensors: Vec<Named>,
+    tensors: Vec<NamedBuffer>,
 }
 
 /// A tensor by the name of a binding.
-struct Named {
+struct NamedBuffer {
     name: &'static str,
     buffer: Buffer,
     /// Kernels may only read it.
@@ -222,12 +222,12 @@ impl<'p> GpuPass<'p> {
 
     /// Makes the bind group of this dispatch, now or behind the compilation of its kernel.
     fn make_entry(&mut self, entry: usize, kernel: &Kernel, tensors: &[(&'static str, &Tensor)]) {
-        let named = tensors.iter().map(|(name, tensor)| Named {
+        let named = tensors.iter().map(|(name, tensor)| NamedBuffer {
             name,
             buffer: tensor.buffer(self.number).clone(),
             input: tensor.is_input(),
         });
-        let tensors: Vec<Named> = named.collect();
+        let tensors: Vec<NamedBuffer> = named.collect();
         match kernel.ready() {
             Some(compiled) => {
                 let made = self.bind(compiled, entry, tensors);
@@ -263,7 +263,7 @@ impl<'p> GpuPass<'p> {
         Ok(())
     }
 
-    fn bind(&self, kernel: &Compiled, entry: usize, tensors: Vec<Named>) -> Entry {
+    fn bind(&self, kernel: &Compiled, entry: usize, tensors: Vec<NamedBuffer>) -> Entry {
         self.gpu.count();
         let label = &kernel.label;
         let dims = Buffer::of(
@@ -296,7 +296,7 @@ impl<'p> GpuPass<'p> {
             layout: &kernel.layout,
             entries: &bound,
         });
-        let buffers = tensors.into_iter().map(|Named { name, buffer, .. }| {
+        let buffers = tensors.into_iter().map(|NamedBuffer { name, buffer, .. }| {
             let mut bindings = kernel.bindings.iter();
             match bindings.find(|binding| binding.name == name) {
                 Some(binding) => Bound {
