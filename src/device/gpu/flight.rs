@@ -310,7 +310,7 @@ struct Flight<'f> {
 }
 
 /// A loop that the lane is in.
-struct Turn {
+struct OpenLoop {
     header: u32,
     merge: u32,
     /// The compiler knows how often it turns.
@@ -325,7 +325,7 @@ impl Flight<'_> {
             values.insert(*parameter, argument.clone());
         }
         let (mut at, mut label, mut before) = (0, 0, 0);
-        let mut turns: Vec<Turn> = Vec::new();
+        let mut turns: Vec<OpenLoop> = Vec::new();
         loop {
             let own = &function.code[at];
             at += 1;
@@ -343,7 +343,7 @@ impl Flight<'_> {
                 }
                 246 => {
                     if turns.last().is_none_or(|turn| turn.header != label) {
-                        turns.push(Turn {
+                        turns.push(OpenLoop {
                             header: label,
                             merge: own[1],
                             known: true,
@@ -387,7 +387,7 @@ impl Flight<'_> {
         function: &Function,
         values: &HashMap<u32, Value>,
         own: &[u32],
-        turns: &mut [Turn],
+        turns: &mut [OpenLoop],
     ) -> u32 {
         let word = self.words(values, own[1])[0];
         self.wait(word.ready);
