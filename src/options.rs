@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::device::{CpuLevel, DeviceChoice};
+use crate::device::{CpuLevel, DeviceChoice, DeviceVariant};
 use crate::error::{Error, error};
 use crate::files;
 
@@ -107,6 +107,9 @@ pub struct Options {
     /// The instructions that the CPU's kernels use. One that this machine lacks is an error.
     #[serde(skip_serializing_if = "is_default")]
     pub cpu: CpuLevel,
+    /// The kernels that a GPU computes products by.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_variant: DeviceVariant,
     /// Bytes of decisions that a router keeps, to give one again for the same prompt; 0: none.
     #[serde(skip_serializing_if = "is_default")]
     pub cache_bytes: usize,
@@ -161,6 +164,7 @@ impl Default for Options {
             max_tokens: None,
             precision: Precision::Auto,
             cpu: CpuLevel::Auto,
+            device_variant: DeviceVariant::Auto,
             cache_bytes: 0,
             queue: None,
             sessions: SessionOptions::default(),
@@ -217,6 +221,12 @@ impl Options {
     /// The options with these instructions for the CPU's kernels.
     pub fn cpu(mut self, level: CpuLevel) -> Self {
         self.cpu = level;
+        self
+    }
+
+    /// The options with these kernels for a GPU's products.
+    pub fn device_variant(mut self, variant: DeviceVariant) -> Self {
+        self.device_variant = variant;
         self
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod gpu;
 mod pass;
 mod plan;
 mod tensor;
+mod variant;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ pub(crate) use gpu::{Kernel, Shader, shader};
 pub(crate) use pass::{CpuPass, Outputs, Pass, Read};
 pub(crate) use plan::{Plan, Plans, Sizes};
 pub(crate) use tensor::{Part, PartMut, Place, Tensor};
+pub use variant::DeviceVariant;
 
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::num::to_u32;

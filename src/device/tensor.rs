@@ -187,6 +187,11 @@ impl Tensor {
         self.columns
     }
 
+    /// Rows that it has room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Elements in use.
     pub(crate) fn len(&self) -> usize {
         self.rows * self.columns

@@ -16,17 +16,17 @@ pub(crate) use export::ExportedWeights;
 pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Opened, Plan, Plans, Sizes};
+use crate::device::{Device, DeviceVariant, Opened, Plan, Plans, Sizes};
 use crate::error::{Error, Result, bail, caught};
 use crate::model::Config;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::lora::Factors;
 use crate::model::parameters::Parameters;
-use crate::ops::Ops;
 use crate::ops::embed::WordRows;
 #[cfg(feature = "cli")]
 use crate::ops::pool::Pooling;
+use crate::ops::{EncoderShape, Ops};
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::{Cut, Tokens};
@@ -118,7 +118,7 @@ impl Encoder {
         );
         let bundle = Arc::new(bundle?);
         let place = |opened: Opened| {
-            let encoder = Self::place(&bundle, opened, &host)?;
+            let encoder = Self::place(&bundle, opened, &host, options.device_variant)?;
             ready(&encoder)?;
             Ok(encoder)
         };
@@ -136,11 +136,21 @@ impl Encoder {
     }
 
     /// Compiles what a route dispatches and brings the rows of tokens to the device.
-    fn place(bundle: &Arc<Bundle>, opened: Opened, host: &Arc<Cpu>) -> Result<Self> {
+    fn place(
+        bundle: &Arc<Bundle>,
+        opened: Opened,
+        host: &Arc<Cpu>,
+        variant: DeviceVariant,
+    ) -> Result<Self> {
         let (device, config) = (&opened.device, &bundle.config);
-        let ops = Ops::new(device, config.head_width())?;
+        let ops = Ops::new(device, config.head_width(), variant)?;
+        let shape = EncoderShape {
+            hidden: config.hidden,
+            feed_forward: config.feed_forward,
+            pooling: bundle.manifest.pooling,
+        };
         let (compiled, words) = host.join(
-            || ops.compile(device, host),
+            || ops.compile(device, host, shape),
             || Parameters::words(device, &bundle.weights, config),
         );
         bundle.weights.release();
@@ -244,7 +254,7 @@ impl Encoder {
         let sizes = sizes(&batch);
         // Not from the shared plans: a trace brings more back than they have room for.
         let room = 4 * self.width() * (sizes.tokens * (self.config().layers + 1) + sizes.prompts);
-        let a = Activations::new(&self.device, self.config(), sizes)?;
+        let a = Activations::new(&self.device, &self.ops, self.config(), sizes, &[])?;
         let mut plan = Plan::new(&self.device, a, Activations::upload_bytes(sizes), room)?;
         let ((layers, pooled), outputs) = self.device.run(&mut plan, |pass, a| {
             let mut layers = Vec::new();
@@ -264,7 +274,7 @@ impl Encoder {
     }
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<Activations>> {
-        let a = Activations::new(&self.device, self.config(), sizes)?;
+        let a = Activations::new(&self.device, &self.ops, self.config(), sizes, &[])?;
         let reads = 4 * self.width() * sizes.prompts;
         Plan::new(&self.device, a, Activations::upload_bytes(sizes), reads)
     }

@@ -3,7 +3,7 @@
 use crate::device::{Plan, Plans, Sizes};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
-use crate::model::activations::{Activations, Layers};
+use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::text::tokenizer::Tokens;
 
@@ -46,8 +46,7 @@ pub(crate) fn look(
     let width = layers.len() * encoder.width();
     let plans = Plans::new();
     let make = |room: Sizes| {
-        let mut a = Activations::new(device, encoder.config(), room)?;
-        a.layers = Some(Layers::new(device, encoder.config(), layers, room.prompts)?);
+        let a = Activations::new(device, encoder.ops(), encoder.config(), room, layers)?;
         let reads = 4 * room.prompts * (width + encoder.width());
         Plan::new(device, a, Activations::upload_bytes(room), reads)
     };

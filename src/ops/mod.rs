@@ -13,6 +13,8 @@ pub(crate) mod finish;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod linear_skinny;
+pub(crate) mod linear_tiled;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -25,9 +27,13 @@ pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::sync::Arc;
+
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Kernel};
+use crate::device::{Device, DeviceVariant, Kernel};
 use crate::error::Result;
+use linear::Kind;
+use pool::Pooling;
 
 /// The score of a model that may not be returned; no finite cosine is near it.
 pub(crate) const LOWEST: f32 = -3.0e38;
@@ -54,7 +60,7 @@ pub(crate) struct Ops {
 
 impl Ops {
     /// `head_width`: elements of one attention head.
-    pub(crate) fn new(device: &Device, head_width: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Device, head_width: usize, variant: DeviceVariant) -> Result<Self> {
         Ok(Self {
             adamw: adamw::AdamW::new(),
             anchor: anchor::Anchor::new(),
@@ -66,7 +72,7 @@ impl Ops {
             finish: finish::Finish::new(device),
             gelu: gelu::Gelu::new(),
             layer_norm: layer_norm::LayerNorm::new(),
-            linear: linear::Linear::new(),
+            linear: linear::Linear::new(device, variant),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),
@@ -75,30 +81,83 @@ impl Ops {
         })
     }
 
-    /// Compiles the kernels of a route side by side. Every other kernel is compiled when an update
-    /// first dispatches it.
-    pub(crate) fn compile(&self, device: &Device, host: &Cpu) -> Result<()> {
-        device.compile(host, &self.of_a_route())
+    /// Compiles the kernels of a route through an encoder of this shape side by side. Every other
+    /// kernel is compiled when an update first dispatches it.
+    pub(crate) fn compile(&self, device: &Device, host: &Cpu, shape: EncoderShape) -> Result<()> {
+        let of_encoder = self.of_encoder(shape);
+        let shared = of_encoder.iter().map(|kernel| &**kernel);
+        let kernels: Vec<&Kernel> = shared.chain(self.of_a_route(shape)).collect();
+        device.compile(host, &kernels)
     }
 
-    /// The kernels that a route may dispatch, for any encoder and most hubs; `serve/index.rs` compiles
-    /// those that a hub needs beside them.
-    fn of_a_route(&self) -> [&Kernel; 14] {
-        [
+    /// Whether a GPU applies the norms of an encoder of these widths where they are read.
+    pub(crate) fn defers(&self, hidden: usize, feed_forward: usize) -> bool {
+        let widths = maps(hidden, feed_forward).map(|(_, inputs, outputs)| (inputs, outputs));
+        pool::Pool::norms(hidden) && self.linear.defers(&widths)
+    }
+
+    /// The kernels that depend on the encoder's widths.
+    fn of_encoder(&self, shape: EncoderShape) -> Vec<Arc<Kernel>> {
+        let EncoderShape {
+            hidden,
+            feed_forward,
+            pooling,
+        } = shape;
+        let deferred = self.defers(hidden, feed_forward);
+        // The head, and the memory's projection of several layers.
+        let mut maps = vec![(Kind::Bare { gelu: false }, hidden, hidden)];
+        if deferred {
+            maps.extend(self::maps(hidden, feed_forward));
+        } else {
+            let bare = |(kind, inputs, outputs): (Kind, usize, usize)| {
+                (Kind::Bare { gelu: kind.gelu() }, inputs, outputs)
+            };
+            maps.extend(self::maps(hidden, feed_forward).map(bare));
+        }
+        let mut kernels = self.linear.kernels(&maps);
+        if deferred {
+            kernels.push(self.pool.of_norms(hidden, pooling));
+        }
+        kernels
+    }
+
+    /// The other kernels that a route may dispatch, for most hubs; `serve/index.rs` compiles those
+    /// that a hub needs beside them.
+    fn of_a_route(&self, shape: EncoderShape) -> Vec<&Kernel> {
+        let mut kernels = vec![
             &self.attention.forward,
             &self.embed.forward,
             &self.finish.whole,
-            &self.layer_norm.forward,
-            &self.layer_norm.forward_branch,
-            &self.linear.wide,
-            &self.linear.narrow,
-            &self.linear.wide_gelu,
-            &self.linear.narrow_gelu,
-            &self.normalize.forward,
-            &self.pool.mean,
-            &self.pool.first,
             &self.score.few,
             &self.score.many,
-        ]
+        ];
+        if !self.defers(shape.hidden, shape.feed_forward) {
+            kernels.extend([
+                &self.layer_norm.forward,
+                &self.layer_norm.forward_branch,
+                &self.normalize.forward,
+                &self.pool.mean,
+                &self.pool.first,
+            ]);
+        }
+        kernels
     }
+}
+
+/// Widths that decide which kernels an encoder takes.
+#[derive(Clone, Copy)]
+pub(crate) struct EncoderShape {
+    pub(crate) hidden: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) pooling: Pooling,
+}
+
+/// The products of a layer with these widths: kind, in and out.
+fn maps(hidden: usize, feed_forward: usize) -> [(Kind, usize, usize); 4] {
+    [
+        (Kind::Normed { gelu: false }, hidden, 3 * hidden),
+        (Kind::Joined, hidden, hidden),
+        (Kind::Normed { gelu: true }, hidden, feed_forward),
+        (Kind::Joined, feed_forward, hidden),
+    ]
 }

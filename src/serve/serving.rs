@@ -13,7 +13,7 @@ use crate::error::{Result, bail};
 use crate::files::short;
 use crate::generation::{Calibration, Contents, GenerationId, Manifest};
 use crate::hub::{Hub, ModelMask};
-use crate::model::activations::{Activations, Layers};
+use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::head::Head;
 use crate::model::low::LowBert;
@@ -465,7 +465,8 @@ impl Serving {
     pub(crate) fn queries(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
         let (device, batch) = (self.device(), self.encoder.pack(prompts));
         let sizes = sizes(&batch);
-        let a = Activations::new(device, self.encoder.config(), sizes)?;
+        let encoder = &self.encoder;
+        let a = Activations::new(device, encoder.ops(), encoder.config(), sizes, &[])?;
         let room = |label| device.scratch(label, prompts.len(), self.head.width());
         let room = (a, room("z")?, room("u")?);
         let reads = 4 * prompts.len() * self.head.width();
@@ -486,11 +487,8 @@ impl Serving {
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
-        let mut activations = Activations::new(device, config, sizes)?;
-        if let Some(recall) = self.index.recall() {
-            let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
-            activations.layers = Some(layers);
-        }
+        let layers = self.index.recall().map_or(&[][..], |r| &r.layers);
+        let activations = Activations::new(device, self.encoder.ops(), config, sizes, layers)?;
         let tensors = RouteWorkspace {
             activations,
             z: device.scratch("z", sizes.prompts, self.head.width())?,

@@ -278,7 +278,7 @@ mod on_a_gpu {
     }
 
     #[test]
-    fn a_layer_takes_seven_dispatches_and_a_route_one_compute_pass() {
+    fn a_layer_takes_five_dispatches_and_a_route_one_compute_pass() {
         let dispatches = |router: &Router| {
             let serving = router.serving.load();
             let tokens = serving
@@ -290,21 +290,21 @@ mod on_a_gpu {
             assert_eq!(ranked.passes, 1);
             (ranked.dispatches, serving.encoder.config().layers)
         };
-        // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of
-        // these, pool. Then projection, the memory's projection, score and finish.
+        // One encoding: embed, the layers, pool. Then projection, the memory's projection, score and
+        // finish.
         let router = on_gpu(false);
         let (with_memory, layers) = dispatches(&router);
         let remembered = router.serving.load().index.recall().unwrap().layers.len();
         assert_eq!(remembered, 4);
-        assert_eq!(with_memory, 7 * layers + remembered + 8);
-        // Its zero-shot parent: embed, layer_norm, pool, projection, score, finish.
+        assert_eq!(with_memory, 5 * layers + 6);
+        // Its zero-shot parent: embed, pool, projection, score, finish.
         let options = Options::default().device(adapter_name().as_str());
         let options = options.encoder(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/weights/all-MiniLM-L6-v2"
         ));
         let parent = Router::open(PARENT, options).unwrap();
-        assert_eq!(dispatches(&parent).0, 7 * layers + 6);
+        assert_eq!(dispatches(&parent).0, 5 * layers + 5);
     }
 
     #[test]
