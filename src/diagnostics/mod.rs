@@ -7,6 +7,7 @@
 
 mod cases;
 mod kernels;
+mod roofline;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +23,8 @@ use crate::error::Result;
 use cases::CaseScale;
 #[doc(hidden)]
 pub use kernels::{KernelBench, Peaks};
+#[doc(hidden)]
+pub use roofline::{GpuCard, PassShape, PredictedKernel, cards, passes_of};
 
 /// A report on this machine.
 #[derive(Clone, Debug, Serialize)]

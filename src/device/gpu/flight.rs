@@ -54,7 +54,8 @@ impl LaneTrace {
 /// The words of `kernel`, as a trusted module is compiled: without checks.
 pub(crate) fn spirv(kernel: &Kernel) -> (Vec<u32>, BTreeMap<u32, String>) {
     use naga::back::{pipeline_constants, spv};
-    let (source, entry, constants) = kernel.parts();
+    let (label, source, constants) = kernel.parts();
+    let entry = label.split("::").nth(1).unwrap();
     let module = naga::front::wgsl::parse_str(source).unwrap();
     let flags = naga::valid::ValidationFlags::all();
     let all = naga::valid::Capabilities::all();
@@ -130,8 +131,14 @@ pub(crate) fn fly(
 const INPUT: u32 = 1;
 const UNIFORM: u32 = 2;
 const WORKGROUP: u32 = 4;
+/// A lane's own, for all its functions.
+const PRIVATE: u32 = 6;
 const FUNCTION: u32 = 7;
 const STORAGE: u32 = 12;
+
+fn of_lane(class: u32) -> bool {
+    matches!(class, PRIVATE | FUNCTION)
+}
 
 #[derive(Clone, Debug)]
 enum Type {
@@ -335,8 +342,8 @@ impl Flight<'_> {
                     continue;
                 }
                 245 => {
-                    let pairs = own[3..].chunks_exact(2);
-                    let id = pairs.filter(|pair| pair[1] == before).next_back().unwrap()[0];
+                    let mut pairs = own[3..].chunks_exact(2);
+                    let id = pairs.find(|pair| pair[1] == before).unwrap()[0];
                     let value = self.value(&values, id);
                     values.insert(own[2], value);
                     continue;
@@ -570,7 +577,7 @@ impl Flight<'_> {
             }
             _ => {
                 // Another lane's numbers are there behind the barrier.
-                let missing = if class == FUNCTION { ZERO } else { unknown(0) };
+                let missing = if of_lane(class) { ZERO } else { unknown(0) };
                 let word = |at| self.memory.get(&(variable, at)).copied().unwrap_or(missing);
                 (at..at + numbers).map(word).collect()
             }
@@ -589,12 +596,12 @@ impl Flight<'_> {
         else {
             panic!("a store to no pointer")
         };
-        if class != FUNCTION {
+        if !of_lane(class) {
             let all = words.iter().map(|word| word.ready).fold(ready, u32::max);
             self.wait(all);
         }
         for (i, word) in words.iter().enumerate() {
-            let known = word.known && class == FUNCTION;
+            let known = word.known && of_lane(class);
             self.memory
                 .insert((variable, at + i), Word { known, ..*word });
         }

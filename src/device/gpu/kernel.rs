@@ -37,10 +37,15 @@ impl Kernel {
         }
     }
 
-    /// Source, entry and constants, for those who read what becomes of them.
-    #[cfg(test)]
-    pub(super) fn parts(&self) -> (&str, &str, &[(&'static str, f64)]) {
-        (self.shader.source, self.entry, &self.constants)
+    /// `linear::forward`
+    fn label(&self) -> String {
+        format!("{}::{}", self.shader.name, self.entry)
+    }
+
+    /// Label, source and constants, for those who read what becomes of them.
+    #[cfg(any(test, feature = "cli"))]
+    pub(crate) fn parts(&self) -> (String, &str, &[(&'static str, f64)]) {
+        (self.label(), self.shader.source, &self.constants)
     }
 
     /// The pipeline, compiled now unless it is there.
@@ -54,7 +59,7 @@ impl Kernel {
     }
 
     fn compile(&self, gpu: &Gpu) -> Result<Compiled> {
-        let label = format!("{}::{}", self.shader.name, self.entry);
+        let label = self.label();
         let parsed = gpu.parsed(self.shader)?;
         let bindings = parsed.bindings(self.entry)?;
         let pipeline = gpu.checked(&label, |device| {

@@ -146,10 +146,15 @@ impl<'p> GpuPass<'p> {
         kernel: &Kernel,
         groups: [u32; 3],
         dims: &impl bytemuck::NoUninit,
-        tensors: &[(&str, &Tensor)],
+        tensors: &[(&'static str, &Tensor)],
     ) {
         if groups.contains(&0) {
             return;
+        }
+        #[cfg(feature = "cli")]
+        {
+            let dims = bytemuck::bytes_of(dims);
+            crate::device::noted::note(kernel, self.dispatches, groups, dims, tensors);
         }
         let kernel = match kernel.compiled(self.gpu) {
             Ok(compiled) => compiled,
