@@ -166,6 +166,7 @@ impl DeviceArgs {
         options.threads = self.threads;
         options.encoder.clone_from(&self.encoder);
         options.look_in.extend(bundled::encoder());
+        options.cache_folder = bundled::cache_folder();
         Ok(options)
     }
 }

@@ -971,7 +971,7 @@ fn a_memory_takes_one_encoding() {
         let tokens = encoder.tokenize_prompts(&["count the dispatches"]);
         let tokens = tokens.into_iter().map(Result::unwrap);
         let ranked = serving.rank(&tokens.collect::<Vec<_>>(), 2).unwrap();
-        assert_eq!(ranked.dispatches, 5 * layers + 5 + more);
+        assert_eq!(ranked.counts.dispatches, 5 * layers + 5 + more);
     }
 }
 

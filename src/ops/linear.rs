@@ -8,8 +8,6 @@
 pub(crate) mod cases;
 mod gpu;
 
-use std::sync::Arc;
-
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
 use crate::device::gpu::GpuPass;
@@ -189,9 +187,9 @@ impl Linear {
         gemm::multiply(pass.cpu, x, forward, finish(f.w.bias.f32()), y);
     }
 
-    /// The kernels of products of these (kind, in, out).
-    pub(crate) fn kernels(&self, maps: &[(Kind, usize, usize)]) -> Vec<Arc<Kernel>> {
-        self.gpu.kernels(maps)
+    /// The kernels of products of a few rows, each of a kind, from in to out.
+    pub(crate) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
+        self.gpu.for_few_rows(maps)
     }
 
     /// Whether a GPU takes [`Linear::normed`] and [`Linear::joined`] of these (in, out).

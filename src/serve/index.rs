@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::cpu::Cpu;
-use crate::device::{Device, Outputs, Pass, Read, Tensor};
+use crate::device::{Device, Outputs, Pass, Read, Tensor, Wanted};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
@@ -225,11 +224,11 @@ impl Index {
     }
 
     /// Compiles what a ranking dispatches, unless it is compiled already.
-    pub(crate) fn compile(&self, ops: &Ops, device: &Device, host: &Cpu) -> Result<()> {
+    pub(crate) fn compile(&self, ops: &Ops, device: &Device) -> Result<()> {
         let rank = self.recall().map_or(0, |recall| recall.rank);
         let mut kernels = ops.finish.kernels(self.keys.models());
         kernels.extend(ops.score.kernels([self.keys.width(), rank]));
-        device.compile(host, &kernels)
+        device.compile(&kernels)
     }
 
     /// Models that are not retired.
@@ -327,7 +326,8 @@ impl Index {
 
     /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
-        4 * prompts * (self.domains.len() + self.mask_words())
+        let words = self.recall().map_or(0, |recall| recall.words.domains());
+        4 * prompts * (words + self.mask_words())
     }
 
     /// Ranks that the kernels take.
@@ -352,17 +352,19 @@ impl Index {
     ) -> Result<IndexWorkspace> {
         let models = self.keys.models();
         let results = prompts * self.row(self.most_ranks()).width();
+        let [results] = device.beside([Wanted::ids("results", results, 1)])?;
+        let words = |recall: &Recall| Wanted::numbers("words", prompts, recall.words.domains());
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
-            mask: device.ids("mask", prompts, self.mask_words())?,
+            mask: device.input(Wanted::ids("mask", prompts, self.mask_words())),
             found: ops.finish.found(device, prompts, models)?,
-            results: device.ids("results", results, 1)?,
+            results,
             recalled: self
                 .recall()
                 .map(|recall| -> Result<MemoryWorkspace> {
                     Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
-                        words: device.scratch("words", prompts, recall.words.domains())?,
+                        words: device.input(words(recall)),
                     })
                 })
                 .transpose()?,

@@ -1,12 +1,11 @@
 //! A generation opened for routing: its network, head and keys on a device.
 
 use std::borrow::Borrow;
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::cpu::low::{LowFormat, LowKernel};
-use crate::device::{Device, Pass, Plan, Plans, Sizes, Tensor};
+use crate::device::{Counts, Device, HeldPlan, Pass, Plan, Plans, Running, Sizes, Tensor};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
@@ -18,7 +17,9 @@ use crate::model::bert::Bert;
 use crate::model::head::Head;
 use crate::model::low::LowBert;
 use crate::options::Precision;
-use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
+use crate::serve::index::{
+    Index, IndexWorkspace, Ranking, RankingReads, RowMasks, WantedRanks, WordMatches,
+};
 use crate::serve::landmarks::{Confidences, Landmarks};
 use crate::text::tokenizer::Tokens;
 use crate::weights::with_table;
@@ -80,9 +81,18 @@ pub(crate) struct BatchRanking {
     pub(crate) rankings: Vec<Ranking>,
     pub(crate) encode: f64,
     pub(crate) score: f64,
-    /// Kernels that were dispatched, and the compute passes that they were in; none on the CPU.
-    pub(crate) dispatches: usize,
-    pub(crate) passes: usize,
+    pub(crate) counts: Counts,
+}
+
+/// A batch that is under way.
+struct StartedRanking<'n> {
+    held: HeldPlan<RouteWorkspace>,
+    running: Running,
+    reads: RankingReads,
+    prompts: usize,
+    words: WordMatches,
+    masks: Option<RowMasks>,
+    narrowing: Narrowing<'n>,
 }
 
 impl Serving {
@@ -145,7 +155,7 @@ impl Serving {
             },
         );
         let ((head, index), network) = (tables?, network?);
-        index.compile(encoder.ops(), device, host)?;
+        index.compile(encoder.ops(), device)?;
         Ok(Self {
             serial: serial(),
             id,
@@ -182,7 +192,7 @@ impl Serving {
     pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
         let halved = self.precision() != Precision::F32;
         let (encoder, index) = (&self.encoder, index_of(self.device(), contents, halved)?);
-        index.compile(encoder.ops(), encoder.device(), encoder.host())?;
+        index.compile(encoder.ops(), encoder.device())?;
         Ok(Self {
             serial: serial(),
             id: self.id.clone(),
@@ -220,54 +230,55 @@ impl Serving {
         k: usize,
         narrowing: Narrowing<'_>,
     ) -> Vec<Result<PromptRanking>> {
-        let begin = Cell::new(0);
-        let batch = |batch: &[T]| {
-            let first = begin.replace(begin.get() + batch.len());
-            let of_batch = first..first + batch.len();
+        let mut begin = 0;
+        let start = |batch: &[T]| {
+            let of_batch = begin..begin + batch.len();
+            begin = of_batch.end;
             let narrowing = Narrowing {
                 index: narrowing.index,
                 masks: narrowing.masks.get(of_batch.clone()).unwrap_or_default(),
                 kept: narrowing.kept.get(of_batch).unwrap_or_default(),
             };
+            self.start(batch, k, narrowing)
+        };
+        let finish = |started: StartedRanking<'_>| {
             let BatchRanking {
                 rankings,
                 encode,
                 score,
-                dispatches,
-                passes,
-            } = self.rank_within(batch, k, narrowing)?;
-            let prompts = batch.len();
-            log::debug!("{prompts} prompts, {dispatches} dispatches, {passes} passes");
+                counts,
+            } = self.finish(started)?;
+            let batch = rankings.len();
+            log::debug!("{batch} prompts, {counts:?}");
             let answer = |ranking| {
                 Ok(PromptRanking {
                     ranking,
                     encode,
                     score,
-                    batch: batch.len(),
+                    batch,
                 })
             };
             Ok(rankings.into_iter().map(answer).collect())
         };
         self.encoder
-            .for_each_batch(prompts, self.index.most_prompts(), batch)
+            .for_each_batch(prompts, self.index.most_prompts(), start, finish)
     }
 
     /// Ranks the hub for the prompts of one batch, the `k` best of each; one submit.
     pub(crate) fn rank<T: Borrow<Tokens>>(&self, prompts: &[T], k: usize) -> Result<BatchRanking> {
-        self.rank_within(prompts, k, Narrowing::default())
+        self.finish(self.start(prompts, k, Narrowing::default())?)
     }
 
-    /// As [`Serving::rank`], among the models of `narrowing`.
-    fn rank_within<T: Borrow<Tokens>>(
+    /// Begins to rank the models of `narrowing` for the prompts of one batch, the `k` best of each.
+    fn start<'n, T: Borrow<Tokens>>(
         &self,
         prompts: &[T],
         k: usize,
-        narrowing: Narrowing<'_>,
-    ) -> Result<BatchRanking> {
+        narrowing: Narrowing<'n>,
+    ) -> Result<StartedRanking<'n>> {
         let encoder = &*self.encoder;
         let index = narrowing.index.unwrap_or(&self.index);
         let masks = (!narrowing.masks.is_empty()).then(|| index.rows_of(narrowing.masks));
-        let masks = masks.as_ref();
         let wanted = WantedRanks {
             k,
             kept: narrowing.kept,
@@ -277,38 +288,54 @@ impl Serving {
             .iter()
             .map(|tokens| tokens.borrow().words.as_slice());
         let words = self.index.by_words(words);
-        self.plans.with(
-            sizes(&batch),
-            |sizes| self.plan(sizes),
-            |plan| {
-                // Some rows take little room, and are on the CPU.
-                let mut own = match narrowing.index {
-                    Some(index) => {
-                        Some(index.workspace(encoder.ops(), self.device(), batch.prompts())?)
-                    }
-                    None => None,
-                };
-                let (reads, outputs) = self.device().run(plan, |pass, t| {
-                    let w = own.as_mut().unwrap_or(&mut t.workspace);
-                    t.activations.upload(pass, &batch);
-                    index.upload(pass, &words, masks, w);
-                    pass.stage();
-                    self.encode(pass, &mut t.activations);
-                    pass.stage();
-                    let (a, z) = (&t.activations, &mut t.z);
-                    self.score(pass, a, z, index, masks.is_some(), wanted, w)
-                })?;
-                let (prompts, kept) = (batch.prompts(), wanted.kept);
-                let rankings = index.rankings(&reads, &outputs, prompts, &words, masks, kept)?;
-                Ok(BatchRanking {
-                    rankings,
-                    encode: outputs.stage(0),
-                    score: outputs.stage(1),
-                    dispatches: outputs.dispatches,
-                    passes: outputs.passes,
-                })
-            },
-        )
+        // Some rows take little room, and are on the CPU.
+        let mut own = match narrowing.index {
+            Some(index) => Some(index.workspace(encoder.ops(), self.device(), batch.prompts())?),
+            None => None,
+        };
+        let mut held = self.plans.hold(sizes(&batch), |sizes| self.plan(sizes))?;
+        let (reads, running) = self.device().start(&mut held.plan, |pass, t| {
+            let w = own.as_mut().unwrap_or(&mut t.workspace);
+            t.activations.upload(pass, &batch);
+            index.upload(pass, &words, masks.as_ref(), w);
+            pass.stage();
+            self.encode(pass, &mut t.activations);
+            pass.stage();
+            let (a, z) = (&t.activations, &mut t.z);
+            self.score(pass, a, z, index, masks.is_some(), wanted, w)
+        })?;
+        Ok(StartedRanking {
+            held,
+            running,
+            reads,
+            prompts: batch.prompts(),
+            words,
+            masks,
+            narrowing,
+        })
+    }
+
+    /// Waits for a batch, and ranks.
+    fn finish(&self, started: StartedRanking<'_>) -> Result<BatchRanking> {
+        let StartedRanking {
+            mut held,
+            running,
+            reads,
+            prompts,
+            words,
+            masks,
+            narrowing,
+        } = started;
+        let outputs = self.device().finish(&mut held.plan, running)?;
+        self.plans.give_back(held);
+        let index = narrowing.index.unwrap_or(&self.index);
+        let (masks, kept) = (masks.as_ref(), narrowing.kept);
+        Ok(BatchRanking {
+            rankings: index.rankings(&reads, &outputs, prompts, &words, masks, kept)?,
+            encode: outputs.stage(0),
+            score: outputs.stage(1),
+            counts: outputs.counts,
+        })
     }
 
     /// Encodes the batch that `a` holds.
@@ -421,12 +448,16 @@ impl Serving {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<u32>> {
         let mut best = Vec::with_capacity(prompts.len());
-        for batch in self.encoder.batches(prompts, self.index.most_prompts()) {
-            for ranking in self.rank(batch, 1)?.rankings {
-                best.push(self.first(&ranking)?);
-            }
-            progress(best.len());
-        }
+        let most = self.index.most_prompts();
+        let start = |batch| self.start(batch, 1, Narrowing::default());
+        self.encoder
+            .each_batch(prompts, most, start, |_, started| {
+                for ranking in self.finish(started?)?.rankings {
+                    best.push(self.first(&ranking)?);
+                }
+                progress(best.len());
+                Ok(())
+            })?;
         Ok(best)
     }
 

@@ -1,6 +1,7 @@
 //! What may not change a bit: a second run, the company in the batch, the order, the threads. On a
 //! GPU that chooses its kernels by the rows of a batch, company and order may change the last bits.
 
+use super::bounds::ParityBound;
 use super::bundle::open;
 use super::comparison::StageComparison;
 use super::forward::ProbedEncoder;

@@ -1,7 +1,5 @@
 //! Products on a GPU: which kernel takes one, by its rows, its widths and the adapter's memory.
 
-use std::sync::Arc;
-
 use super::{SHADER, Weight, WeightValues};
 use crate::device::gpu::GpuPass;
 use crate::device::{Device, DeviceVariant, Kernel, Part, Tensor, groups};
@@ -29,10 +27,10 @@ pub(crate) struct GpuLinear {
 
 /// The kernels for widths that are no multiples of four.
 struct AnyWidth {
-    wide: Arc<Kernel>,
-    narrow: Arc<Kernel>,
-    wide_gelu: Arc<Kernel>,
-    narrow_gelu: Arc<Kernel>,
+    wide: Kernel,
+    narrow: Kernel,
+    wide_gelu: Kernel,
+    narrow_gelu: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -182,7 +180,7 @@ impl GpuLinear {
         };
         let forward = |down, gelu| {
             let constants = [("DOWN", down), ("GELU", gelu)];
-            Arc::new(Kernel::new(&SHADER, "forward", &constants))
+            Kernel::new(&SHADER, "forward", &constants)
         };
         let backward = |entry| Kernel::new(&SHADER, entry, &[("DOWN", 16.0)]);
         Self {
@@ -212,25 +210,19 @@ impl GpuLinear {
         wanted.then(shape).flatten()
     }
 
-    /// The kernels that a product of each of `maps`, (kind, in, out), may be dispatched by.
-    pub(super) fn kernels(&self, maps: &[(Kind, usize, usize)]) -> Vec<Arc<Kernel>> {
-        let mut kernels: Vec<Arc<Kernel>> = Vec::new();
-        for (kind, inputs, outputs) in maps.iter().copied() {
-            let skinny = self.skinny(kind, 1, inputs, outputs);
-            let skinny = skinny.map(|shape| self.skinny.kernel(shape));
-            let tiled = (self.variant != DeviceVariant::Skinny && self.tiles(inputs, outputs))
-                .then(|| self.tiled.kernel(kind));
-            let mut own: Vec<Arc<Kernel>> = skinny.into_iter().chain(tiled).collect();
-            if own.is_empty() {
-                own = self.any.forward(kind.gelu()).map(Arc::clone).into();
+    /// The kernels that a product of each of `maps`, (kind, in, out), is dispatched by if it has few
+    /// rows.
+    pub(super) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
+        let of = |(kind, inputs, outputs): (Kind, usize, usize)| {
+            if let Some(shape) = self.skinny(kind, 1, inputs, outputs) {
+                self.skinny.kernel(shape)
+            } else if self.tiles(inputs, outputs) {
+                self.tiled.kernel(kind).clone()
+            } else {
+                self.any.forward(kind.gelu())[0].clone()
             }
-            for kernel in own {
-                if !kernels.iter().any(|other| Arc::ptr_eq(other, &kernel)) {
-                    kernels.push(kernel);
-                }
-            }
-        }
-        kernels
+        };
+        maps.iter().copied().map(of).collect()
     }
 
     fn tiles(&self, inputs: usize, outputs: usize) -> bool {
@@ -294,7 +286,7 @@ impl GpuLinear {
 
 impl AnyWidth {
     /// The kernels for few rows and for many.
-    fn forward(&self, gelu: bool) -> [&Arc<Kernel>; 2] {
+    fn forward(&self, gelu: bool) -> [&Kernel; 2] {
         match gelu {
             false => [&self.narrow, &self.wide],
             true => [&self.narrow_gelu, &self.wide_gelu],
