@@ -6,9 +6,10 @@
 //! its own measured times stand beside the predicted ones.
 #![allow(clippy::print_stdout, missing_docs, reason = "a bench")]
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+#[path = "common/hub.rs"]
+mod hub;
+
+use std::time::Instant;
 
 use hubrouter::diagnostics::{GpuCard, PassShape, cards, diagnose, passes_of};
 use hubrouter::learn::{Control, Example, Experience, Learner, Settings};
@@ -47,8 +48,7 @@ fn main() -> Result<()> {
         let decisions = router.route_batch(&batch);
         decisions.into_iter().collect::<Result<Vec<_>>>().map(drop)
     })?;
-    let scratch = Scratch(std::env::temp_dir().join(format!("hubrouter-{}", std::process::id())));
-    let step = step(&scratch.0, &options)?;
+    let step = step(&options)?;
     let runs = [
         ("one prompt", one),
         ("32 prompts", many),
@@ -79,39 +79,11 @@ fn measured(repeats: usize, mut call: impl FnMut() -> Result<()>) -> Result<Meas
     Ok((passes.into_iter().max_by_key(PassShape::dispatches), best))
 }
 
-/// One step of 32 examples over all models of a hub.
-fn step(scratch: &Path, options: &Options) -> Result<Measured> {
-    let store = hub(scratch)?;
-    let options = options.clone().encoder(ENCODER);
-    let mut settings = Settings::edge();
-    for (key, value) in [
-        ("batch", "32"),
-        ("hold_out", "false"),
-        ("replay.strategy", "none"),
-        ("candidates", "all"),
-        ("phase_split", "0"),
-        ("epochs", "2"),
-        ("train.least", "1"),
-    ] {
-        settings.set(key, value)?;
-    }
-    let mut learner = Learner::open(&store, None, settings, options)?.save_every(Duration::MAX);
-    let experience = Experience {
-        models: Vec::new(),
-        examples: (0..32).map(|i| example(i, i * MODELS / 32)).collect(),
-    };
-    let mut best = f64::INFINITY;
-    let mut began = Instant::now();
-    let (outcome, passes) = passes_of(|| {
-        learner.learn(&experience, None, &mut |status| {
-            if status.loss.is_some() {
-                best = best.min(began.elapsed().as_secs_f64());
-            }
-            began = Instant::now();
-            Control::Continue
-        })
-    });
-    outcome?;
+/// The pass and the shortest seconds of a step of 32 examples over all models of a hub.
+fn step(options: &Options) -> Result<Measured> {
+    let scratch = hub::Scratch::new();
+    let (steps, passes) = passes_of(|| hub::steps(&scratch, options, 2));
+    let best = steps?.into_iter().fold(f64::INFINITY, f64::min);
     Ok((passes.into_iter().max_by_key(PassShape::dispatches), best))
 }
 
@@ -173,53 +145,4 @@ fn show(card: &GpuCard, adapter: &str, runs: &[(&str, Measured); 3]) {
 /// The name of the adapter that `device` means.
 fn adapter(device: &str) -> Result<String> {
     Ok(diagnose(&device.into(), CpuLevel::Auto)?.chosen)
-}
-
-/// A folder that goes away.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A store whose current generation has [`MODELS`] models with random rows.
-fn hub(folder: &Path) -> Result<PathBuf> {
-    let store = Store::create(folder)?;
-    let options = Options::default().device("cpu").threads(2).encoder(ENCODER);
-    let encoder = Arc::new(Encoder::open(ENCODER, &options)?);
-    store.build(&encoder, &[model(0)], "bench", &mut |_, _| {})?;
-    let mut settings = Settings::edge();
-    settings.set("init.profile", "random")?;
-    settings.set("hold_out", "false")?;
-    let mut learner = Learner::open(folder, None, settings, options)?;
-    let experience = Experience {
-        models: (1..MODELS).map(model).collect(),
-        examples: vec![example(0, 0)],
-    };
-    learner.learn(&experience, Some(Duration::ZERO), &mut |_| {
-        Control::Continue
-    })?;
-    learner.commit()?;
-    Ok(folder.to_owned())
-}
-
-/// One of 58 domains.
-fn domain(i: usize) -> String {
-    format!("Domain {}", i % 58)
-}
-
-fn model(i: usize) -> NewModel {
-    NewModel::from(&ModelCard::new(format!("model-{i:06}"), domain(i)))
-}
-
-/// A prompt of 19 to 28 tokens.
-fn example(i: usize, of: usize) -> Example {
-    let words = "find a model that reads scanned invoices in three languages and writes a table of \
-                 all sums for photos of birds and speech from noisy rooms";
-    let words: Vec<&str> = words.split_whitespace().take(17 + i % 10).collect();
-    let mut example = Example::new(words.join(" "), format!("model-{of:06}"));
-    example.domain = Some(domain(of));
-    example
 }

@@ -216,4 +216,16 @@ mod tests {
             }
         }
     }
+
+    /// What an adapter with 16 KiB of workgroup memory, 8 storage buffers and 256 lanes allows.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn every_op_passes_within_the_least_limits() {
+        let gpu = crate::ops::testing::least_gpu();
+        assert_eq!(gpu.most_scratch(), 16_352);
+        let device = Device::Gpu(Arc::new(gpu));
+        for test in self_test_on(&device).unwrap() {
+            assert!(test.ok, "{test:?}");
+        }
+    }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Groups {
     tables: Tables,
     models: usize,
     domains: usize,
+    /// That the words' scores have at least.
+    columns: usize,
 }
 
 enum Tables {
@@ -78,7 +80,16 @@ impl Groups {
         own: &[u32],
     ) -> Result<Self> {
         let (models, domains) = (members.len(), offsets.len() - 1);
-        assert_eq!(own.len(), models, "finish: domains of {models} models");
+        // The kernels run without checks of these.
+        let inside = |id: &u32| (*id as usize) < models;
+        assert!(
+            own.len() == models
+                && members.iter().all(inside)
+                && offsets.is_sorted()
+                && offsets.last().is_some_and(|end| *end as usize == models),
+            "finish: {models} models are not those of {domains} domains"
+        );
+        let columns = own.iter().max().map_or(0, |own| *own as usize + 1);
         let tables = match device {
             Device::Cpu(_) => Tables::Cpu {
                 members: members.to_vec(),
@@ -95,6 +106,7 @@ impl Groups {
             tables,
             models,
             domains,
+            columns,
         })
     }
 }
@@ -209,6 +221,11 @@ impl Finish {
                 tensor.expect("finish", name, prompts, tensor.columns());
             }
         }
+        assert!(
+            f.words
+                .is_none_or(|words| words.scores.columns() >= f.groups.columns),
+            "finish: fewer scores of words than domains"
+        );
         f.results.resize(prompts * row.width());
         match pass {
             Pass::Gpu(_) => self.forward_gpu(pass, f, row),

@@ -93,6 +93,11 @@ pub(crate) fn spirv(kernel: &Kernel) -> (Vec<u32>, BTreeMap<u32, String>) {
     (words, names.collect())
 }
 
+/// Bytes of workgroup memory that `kernel` declares.
+pub(crate) fn scratch(kernel: &Kernel) -> usize {
+    Spirv::read(&spirv(kernel).0).scratch()
+}
+
 /// Runs lane `lane` of workgroup `group` of `kernel` with these `dims`; `stored`: the bits at a place
 /// of a buffer.
 pub(crate) fn fly(
@@ -104,9 +109,6 @@ pub(crate) fn fly(
 ) -> LaneTrace {
     let (words, names) = spirv(kernel);
     let module = Spirv::read(&words);
-    let scratch = module.variables.values();
-    let scratch = scratch.filter(|variable| variable.class == WORKGROUP);
-    let scratch = scratch.map(|variable| 4 * module.size(variable.pointee));
     let mut flight = Flight {
         names: &names,
         dims,
@@ -118,7 +120,7 @@ pub(crate) fn fly(
         memory: HashMap::new(),
         instances: 1 << 20,
         trace: LaneTrace {
-            scratch: scratch.sum(),
+            scratch: module.scratch(),
             ..LaneTrace::default()
         },
         module: &module,
@@ -273,6 +275,13 @@ impl Spirv {
             }
             _ => {}
         }
+    }
+
+    /// Bytes of workgroup memory.
+    fn scratch(&self) -> usize {
+        let variables = self.variables.values();
+        let shared = variables.filter(|variable| variable.class == WORKGROUP);
+        shared.map(|variable| 4 * self.size(variable.pointee)).sum()
     }
 
     /// Words of a value.
@@ -467,6 +476,12 @@ impl Flight<'_> {
                 known: false,
                 ..ZERO
             }]),
+            77 => {
+                let place = self.words(values, own[4])[0];
+                let mut word = self.words(values, own[3])[place.bits as usize];
+                (word.ready, word.known) = (word.ready.max(place.ready), false);
+                Value::Words(vec![word])
+            }
             79 => {
                 let (mut all, more) = (self.words(values, own[3]), self.words(values, own[4]));
                 all.extend(more);
@@ -724,6 +739,65 @@ fn scalar(op: u32, o: &[u32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::linear::Kind;
+    use crate::ops::linear_skinny::{LinearSkinny, Shape};
+    use crate::ops::linear_tiled::LinearTiled;
+
+    /// The dims of a product.
+    fn product(rows: u32, inputs: u32, outputs: u32) -> [u32; 7] {
+        [rows, inputs / 4, outputs, 0, 0, 0, 1e-12f32.to_bits()]
+    }
+
+    /// All weights of a lane are on their way before it waits, and as vectors of four.
+    #[test]
+    fn products_of_few_rows_have_their_weights_in_flight() {
+        for (kind, inputs, outputs, weights, rounds) in [
+            (Kind::Normed { gelu: false }, 384, 1152, 12, 18),
+            (Kind::Joined, 384, 384, 6, 2),
+            (Kind::Normed { gelu: true }, 384, 1536, 12, 18),
+            (Kind::Joined, 1536, 384, 6, 8),
+            (Kind::Bare { gelu: false }, 384, 384, 6, 2),
+        ] {
+            for scratch in [16_352, 32_768, 49_152] {
+                let shape = Shape::of(kind, inputs, outputs, scratch).unwrap();
+                let [i, o] = [inputs, outputs].map(crate::num::to_u32);
+                let kernel = LinearSkinny::new().kernel(shape);
+                let trace = fly(&kernel, &product(18, i, o), [1, 0, 0], 37, &|_, _| 0);
+                assert_eq!(trace.in_flight(0, "w", 4), weights);
+                assert_eq!(trace.in_flight(0, "x", 4), 6);
+                assert_eq!(trace.not_of("w", 4) + trace.not_of("x", 4), 0);
+                assert!(trace.scratch <= scratch);
+                let label = format!("{} {inputs} {outputs} {scratch}", kind.entry());
+                assert!(trace.rounds <= rounds, "{label}: {} rounds", trace.rounds);
+            }
+        }
+    }
+
+    /// The next step's loads are on their way while this one is computed.
+    #[test]
+    fn products_of_many_rows_load_a_step_ahead() {
+        for (kind, inputs, rounds) in [
+            (Kind::Bare { gelu: false }, 384, 33),
+            (Kind::Joined, 1536, 105),
+            (Kind::Normed { gelu: true }, 384, 152),
+        ] {
+            for scratch in [16_352, 49_152] {
+                let tiled = LinearTiled::new(scratch);
+                let kernel = tiled.kernel(kind);
+                let dims = product(576, inputs, 384);
+                let trace = fly(kernel, &dims, [1, 2, 0], 37, &|_, _| 0);
+                // One step more may be loaded than there are.
+                let steps = trace.loads.iter().filter(|load| load.buffer == "w");
+                let steps = steps.count() / 2;
+                let least = inputs as usize / 16;
+                assert!(steps == least || steps == least + 1, "{steps}");
+                assert_eq!(trace.not_of("w", 4) + trace.not_of("x", 4), 0);
+                assert!(trace.scratch <= scratch);
+                let label = format!("{} {inputs} {scratch}", kind.entry());
+                assert!(trace.rounds <= rounds, "{label}: {} rounds", trace.rounds);
+            }
+        }
+    }
 
     const HEAD: &str = "
         struct Dims { n: u32 }

@@ -79,6 +79,12 @@ impl Kernel {
             constants,
             ..
         } = &*self.0;
+        // wgpu does not compare these.
+        #[cfg(test)]
+        assert!(
+            super::flight::scratch(self) <= gpu.most_scratch() as usize,
+            "{label}: more workgroup memory than the adapter has"
+        );
         let parsed = gpu.parsed(shader)?;
         let bindings = parsed.bindings(entry)?;
         let pipeline = gpu.checked(&label, |device| {

@@ -31,7 +31,10 @@ const SHADERS: &[(&str, Trust)] = &[
     ("distill", Trust::Rare),
     ("dropout", Trust::Sizes),
     ("embed", Trust::Ids("tokens and positions")),
-    ("finish", Trust::Ids("models of a domain")),
+    (
+        "finish",
+        Trust::Counted("members, their domains and columns of words by `Groups::new`"),
+    ),
     ("gelu", Trust::Sizes),
     ("layer_norm", Trust::Sizes),
     ("linear", Trust::Sizes),
