@@ -7,6 +7,8 @@ pub(crate) mod gpu;
 #[cfg(not(feature = "gpu"))]
 #[path = "no_gpu.rs"]
 pub(crate) mod gpu;
+#[cfg(feature = "cli")]
+pub(crate) mod noted;
 mod pass;
 mod plan;
 mod tensor;

@@ -158,10 +158,31 @@ impl Gpu {
         host: &Arc<Cpu>,
         cache: Option<&Path>,
     ) -> Result<Self> {
-        let name = adapter.0.get_info().name;
-        let available = adapter.0.limits();
-        check_limits(&name, &available)?;
         // The adapter's own limits: a hub's table may need more than the portable 128 MiB.
+        Self::open_within(adapter, host, cache, adapter.0.limits())
+    }
+
+    /// With the least limits that are taken.
+    #[cfg(test)]
+    pub(crate) fn open_least(adapter: &GpuAdapter, host: &Arc<Cpu>) -> Result<Self> {
+        let limits = wgpu::Limits {
+            max_compute_invocations_per_workgroup: LEAST_LANES,
+            max_compute_workgroup_size_x: LEAST_LANES,
+            max_compute_workgroup_storage_size: LEAST_SCRATCH,
+            max_storage_buffers_per_shader_stage: LEAST_BUFFERS,
+            ..adapter.0.limits()
+        };
+        Self::open_within(adapter, host, None, limits)
+    }
+
+    fn open_within(
+        adapter: &GpuAdapter,
+        host: &Arc<Cpu>,
+        cache: Option<&Path>,
+        available: wgpu::Limits,
+    ) -> Result<Self> {
+        let name = adapter.0.get_info().name;
+        check_limits(&name, &available)?;
         let stamps =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let clock = adapter.0.features() & stamps;
@@ -301,6 +322,13 @@ impl Gpu {
     pub(crate) fn compile(&self, kernels: &[&Kernel]) -> Result<()> {
         /// As multiply-adds: a compilation is always worth a thread.
         const WORK: usize = 1_000_000;
+        let mut different: Vec<&Kernel> = Vec::with_capacity(kernels.len());
+        for kernel in kernels {
+            if !different.iter().any(|known| known.is(kernel)) {
+                different.push(kernel);
+            }
+        }
+        let kernels = different;
         let mut outcomes = vec![Ok(()); kernels.len()];
         let each = |index: usize, outcome: &mut [Result<()>]| {
             outcome.fill(kernels[index].compiled(self).map(drop));

@@ -33,7 +33,7 @@ const SHADERS: &[(&str, Trust)] = &[
     ("embed", Trust::Ids("tokens and positions")),
     (
         "finish",
-        Trust::Ids("members of a domain, a model's domain"),
+        Trust::Counted("members, their domains and columns of words by `Groups::new`"),
     ),
     ("gelu", Trust::Sizes),
     ("layer_norm", Trust::Sizes),

@@ -170,6 +170,7 @@ fn normed_case(
 }
 
 /// A product with the norm of a residual added, by its scale.
+#[expect(clippy::cast_possible_truncation, reason = "scales are f32")]
 fn joined_case(device: &Device, op: &Arc<Linear>, [x, w, b]: [&[f32]; 3]) -> Result<Case> {
     let (outputs, columns) = (b.len(), w.len() / b.len());
     let rows = x.len() / columns;
