@@ -480,18 +480,24 @@ mod on_a_gpu {
     fn opening_compiles_what_a_first_route_dispatches_and_a_long_prompt_the_rest() {
         let router = on_gpu(false);
         let opened = gpu(&router).pipelines();
-        assert_eq!(opened, 14);
-        let route = |prompt: &str| {
+        assert_eq!(opened, 9);
+        let route = |prompts: &[&str]| {
             for k in [1, 10, usize::MAX] {
-                router.route(&Request::new(prompt).top(k)).unwrap();
+                let requests: Vec<Request> = prompts
+                    .iter()
+                    .map(|prompt| Request::new(*prompt).top(k))
+                    .collect();
+                for decision in router.route_batch(&requests) {
+                    decision.unwrap();
+                }
             }
             gpu(&router).pipelines()
         };
-        assert_eq!(route("a short prompt"), opened);
-        let long = "and one with as many tokens as take the kernel for tall matrices ".repeat(20);
-        // `linear` for more than 32 rows, without and with GELU.
-        assert_eq!(route(&long), opened + 2);
-        assert_eq!(route(&long), opened + 2);
+        assert_eq!(route(&["a short prompt"]), opened);
+        let long = "and one with as many tokens as take the kernel for many rows ".repeat(20);
+        // `linear_tiled`: normed, without and with GELU, and joined.
+        assert_eq!(route(&[&long, &long]), opened + 3);
+        assert_eq!(route(&[&long, &long]), opened + 3);
     }
 
     #[test]
