@@ -1,12 +1,13 @@
 // linear: y[t,o] = end(sum over i of x[t,i] w[o,i] + bias[o]), end(v) = v, or gelu(v) with GELU; dx[t,i] = sum over o of dy[t,o] w[o,i]
 //
-//   shapes   x, dx: [T, in]   w: [out, in]   bias: [out]   y, dy: [T, out]
+//   shapes   x, dx, base: [T, in]   w: [out, in]   bias: [out]   y, dy: [T, out]
 //   layout   row-major f32, contiguous
 //   entries  forward        one workgroup per tile of 4 DOWN rows by 4 ACROSS columns   y    =
 //                           (overwrites)
 //            backward       the same                                                    dx   =
 //                           (overwrites)
-//            backward_add   the same                                                    dx   +=
+//            backward_add   the same, and base                                          dx   =
+//                           (overwrites)
 //   order    i, or o, ascending in one sum, whatever the tile: a row is the same alone and in a
 //            batch
 //   scratch  xs, ws of tile: written before they are read
@@ -23,6 +24,7 @@ struct Dims { rows: u32, inputs: u32, outputs: u32 }
 @group(0) @binding(4) var<storage, read_write> y: array<f32>; // [T, out]
 @group(0) @binding(5) var<storage, read> dy: array<f32>; // [T, out]
 @group(0) @binding(6) var<storage, read_write> dx: array<f32>; // [T, in]
+@group(0) @binding(7) var<storage, read> base: array<f32>; // [T, in]
 
 @compute @workgroup_size(DOWN * ACROSS)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -100,7 +102,14 @@ fn gradient(group: vec3<u32>, lane: u32) -> mat4x4<f32> {
 @compute @workgroup_size(DOWN * ACROSS)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let sums = gradient(group, lane);
-    store_gradient(group, lane, sums, false);
+    let row = (group.y * DOWN + lane / ACROSS) * TILE;
+    let column = (group.x * ACROSS + lane % ACROSS) * TILE;
+    let last = min(TILE, dims.inputs - min(column, dims.inputs));
+    for (var i = 0u; i < TILE && row + i < dims.rows; i += 1u) {
+        for (var j = 0u; j < last; j += 1u) {
+            dx[(row + i) * dims.inputs + column + j] = sums[i][j];
+        }
+    }
 }
 
 @compute @workgroup_size(DOWN * ACROSS)
@@ -109,25 +118,13 @@ fn backward_add(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let sums = gradient(group, lane);
-    store_gradient(group, lane, sums, true);
-}
-
-fn store_gradient(group: vec3<u32>, lane: u32, sums: mat4x4<f32>, add: bool) {
     let row = (group.y * DOWN + lane / ACROSS) * TILE;
     let column = (group.x * ACROSS + lane % ACROSS) * TILE;
-    store_gradient_row(row, column, sums[0], add);
-    store_gradient_row(row + 1u, column, sums[1], add);
-    store_gradient_row(row + 2u, column, sums[2], add);
-    store_gradient_row(row + 3u, column, sums[3], add);
-}
-
-fn store_gradient_row(row: u32, column: u32, sums: vec4<f32>, add: bool) {
-    if row >= dims.rows { return; }
     let last = min(TILE, dims.inputs - min(column, dims.inputs));
-    for (var j = 0u; j < last; j += 1u) {
-        let place = row * dims.inputs + column + j;
-        var value = sums[j];
-        if add { value += dx[place]; }
-        dx[place] = value;
+    for (var i = 0u; i < TILE && row + i < dims.rows; i += 1u) {
+        for (var j = 0u; j < last; j += 1u) {
+            let place = (row + i) * dims.inputs + column + j;
+            dx[place] = sums[i][j] + base[place];
+        }
     }
 }

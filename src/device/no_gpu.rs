@@ -90,6 +90,10 @@ impl Gpu {
         match *self {}
     }
 
+    pub(crate) fn most_buffers(&self) -> u32 {
+        match *self {}
+    }
+
     pub(crate) fn most_scratch(&self) -> u32 {
         match *self {}
     }

@@ -6,11 +6,12 @@ use crate::error::Result;
 use crate::num::to_u32;
 use crate::ops::case::Case;
 use crate::ops::contrastive::cases::LossSize;
+use crate::ops::low_rank::cases::LayerSize;
 use crate::ops::matmul::Transposed;
 use crate::ops::matmul::cases::ProductSize;
 use crate::ops::{
     adamw, anchor, attention, contrastive, distill, dropout, embed, finish, gelu, layer_norm,
-    linear, matmul, normalize, peak, pool, score, square,
+    linear, low_rank, matmul, normalize, peak, pool, score, square,
 };
 
 /// Sizes of an encoder, its adapters, a hub and a batch.
@@ -106,6 +107,14 @@ pub(super) fn all(device: &Device, scale: CaseScale) -> Result<Vec<Case>> {
         candidates: scale.candidates,
         before,
     };
+    // In fours: other layers are products.
+    let layer = LayerSize {
+        tokens: t,
+        hidden: h / 4 * 4,
+        wide: f / 4 * 4,
+        rank: r,
+        some: false,
+    };
     // Factors of one layer's maps, and W.
     let ahead = before + r * (10 * h + 2 * f) + h * h;
     let groups = [
@@ -113,6 +122,7 @@ pub(super) fn all(device: &Device, scale: CaseScale) -> Result<Vec<Case>> {
         layer_norm::cases::all(device, &[(t, h, 0.0)])?,
         linear::cases::all(device, &maps)?,
         matmul::cases::all(device, &products)?,
+        low_rank::cases::all(device, &[layer])?,
         attention::cases::all(device, &[(&offsets, scale.heads, h / scale.heads)])?,
         gelu::cases::all(device, &[(t, f)])?,
         dropout::cases::all(device, &[(t, h)])?,

@@ -352,6 +352,80 @@ fn ten_steps_equal_pytorch() {
     }
 }
 
+/// Rates of a first step that trains everything.
+fn first_rates(clip_all: bool) -> StepRates {
+    StepRates {
+        lora: Some((1e-3, 1)),
+        w: 1e-3,
+        e: 1e-3,
+        counter: 1,
+        decay: 1e-3,
+        clip: 1.0,
+        clip_all,
+        touched: false,
+    }
+}
+
+/// Of an encoder of L layers: merging 1, forward 8 and backward 11 a layer, the first layer's input
+/// having no gradient; embedding 2, pooling 2, the head 6, anchors 1, AdamW 3.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_step_is_one_submission_of_20_kernels_a_layer() {
+    let options = Options::default().device(adapter_name().as_str());
+    for (golden, encoder) in [
+        ("learn-toy", toy(&options)),
+        ("learn-minilm", minilm(&options)),
+    ] {
+        let golden = Golden::open(golden);
+        let layers = encoder.config().layers;
+        let mut case = GoldenCase::new(&golden, "all", encoder);
+        let rows = golden.tensor("model_embeddings.weight");
+        let w = golden.tensor("prompt_projection.weight");
+        case.engine.anchor_to(&rows, &w).unwrap();
+        let penalty = Some(Penalty::Anchors(anchors(false, false)));
+        let (engine, items) = case.parts();
+        let count = items.len();
+        let made = |engine: &mut Engine, batches: &[Vec<Item<'_>>]| {
+            engine.step(batches, &first_rates(true), penalty).unwrap();
+            engine.cost()
+        };
+        let whole = made(engine, std::slice::from_ref(&items));
+        assert_eq!(whole.submits, 1);
+        assert_eq!(whole.dispatches, 20 * layers + 13);
+        assert!(layers != 6 || whole.dispatches <= 140);
+        // Each micro-batch is one, and the last has the end of the step.
+        let (first, second) = items.split_at(count / 2);
+        let halves = made(engine, &[first.to_vec(), second.to_vec()]);
+        assert_eq!(halves.submits, 2);
+        assert_eq!(halves.dispatches, 2 * whole.dispatches - 4);
+    }
+}
+
+/// Of the routing loss, in the last micro-batch or before it, and of the gradients.
+#[test]
+fn a_step_with_a_number_that_is_not_finite_moves_nothing() {
+    for (options, _) in devices() {
+        for (weight, place, micro, what) in [
+            (f32::NAN, 0, 2, "routing loss"),
+            (f32::INFINITY, 3, 2, "routing loss"),
+            (f32::NAN, 1, 1, "routing loss"),
+            (1e25, 1, 1, "norm of the gradients"),
+        ] {
+            let mut case = toy_case(&options, 0.0);
+            let (engine, mut items) = case.parts();
+            let before = engine.state().unwrap().theta;
+            items[place].weight = weight;
+            let batches: Vec<Vec<Item<'_>>> = match micro {
+                1 => vec![items],
+                _ => vec![items[..2].to_vec(), items[2..].to_vec()],
+            };
+            let error = engine.step(&batches, &first_rates(true), None).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+            assert_eq!(engine.state().unwrap().theta, before, "{what}");
+        }
+    }
+}
+
 /// A toy's case with dropout, or without.
 fn toy_case(options: &Options, dropout: f32) -> GoldenCase {
     let mut case = GoldenCase::new(&Golden::open("learn-toy"), "all", toy(options));

@@ -139,6 +139,18 @@ pub(crate) struct LayerMaps {
     pub(crate) output: Map,
 }
 
+impl LayerMaps {
+    /// In the order of the network.
+    pub(crate) fn all(&self) -> [&Map; 4] {
+        [
+            &self.qkv,
+            &self.attention_output,
+            &self.intermediate,
+            &self.output,
+        ]
+    }
+}
+
 /// The adapters on one (stacked) linear map; none where no target is on it.
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
@@ -238,14 +250,8 @@ impl Adapter {
     /// Every adapter with its layer.
     pub(crate) fn branches(&self) -> impl Iterator<Item = (usize, &Branch)> {
         self.layers.iter().enumerate().flat_map(|(index, layer)| {
-            [
-                &layer.qkv,
-                &layer.attention_output,
-                &layer.intermediate,
-                &layer.output,
-            ]
-            .into_iter()
-            .flat_map(move |map| map.branches.iter().map(move |branch| (index, branch)))
+            let maps = layer.all().into_iter();
+            maps.flat_map(move |map| map.branches.iter().map(move |branch| (index, branch)))
         })
     }
 }

@@ -38,6 +38,18 @@ pub(crate) struct Layer {
     pub(crate) output_norm: Norm,
 }
 
+impl Layer {
+    /// The linear maps, in the order of the network.
+    pub(crate) fn maps(&self) -> [&Weight; 4] {
+        [
+            &self.qkv,
+            &self.attention_output,
+            &self.intermediate,
+            &self.output,
+        ]
+    }
+}
+
 /// gamma, beta: [1, H] each.
 pub(crate) struct Norm {
     pub(crate) gamma: Tensor,

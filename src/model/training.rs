@@ -6,24 +6,30 @@
 
 use crate::device::{Device, Pass, Sizes, Tensor};
 use crate::error::Result;
-use crate::model::Config;
 use crate::model::activations::Activations;
-use crate::model::adapted::{Adapted, AdapterActivations, MapBackward};
+use crate::model::adapted::{Adapted, AdapterActivations, LayerBackward, MergedMaps};
 use crate::model::bert::Bert;
 use crate::model::lora::Adapter;
 use crate::model::parameters::Norm;
 use crate::ops::{Ops, attention, gelu, layer_norm, pool};
 use crate::text::batch::PackedBatch;
 
+/// The maps of a layer, in the order of the network.
+const QKV: usize = 0;
+const ATTENTION_OUTPUT: usize = 1;
+const INTERMEDIATE: usize = 2;
+const OUTPUT: usize = 3;
+
 /// The activations of one micro-batch, and the gradients on the way back.
 pub(crate) struct TrainingTensors {
     pub(crate) activations: Activations,
     /// [B, H]
     pub(crate) d_pooled: Tensor,
-    /// [T, H]: gradient of a layer's output, then of its input.
-    d_state: Tensor,
-    /// [T, H]: gradient of the residual stream inside a layer.
-    d_residual: Tensor,
+    /// [T, H] each: gradient of a layer's output in one and of its input in the other, in turn. In
+    /// a layer they have gradients of the residual stream.
+    d_states: [Tensor; 2],
+    /// [T, H]: gradient of the feed-forward part's addition to the residual stream.
+    d_output: Tensor,
     /// [T, F]
     d_activated: Tensor,
     /// [T, F]
@@ -40,19 +46,21 @@ impl TrainingTensors {
     /// `dropout`: whether batches come with keys for it.
     pub(crate) fn new(
         device: &Device,
-        config: &Config,
+        bert: &Bert,
         adapter: &Adapter,
         sizes: Sizes,
         dropout: bool,
     ) -> Result<Self> {
         let Sizes { tokens, prompts } = sizes;
+        let config = &bert.config;
         let (h, f) = (config.hidden, config.feed_forward);
-        let tensors = AdapterActivations::new(device, config, adapter, tokens, dropout)?;
+        let tensors = AdapterActivations::new(device, bert, adapter, tokens, dropout)?;
+        let state = || device.scratch("d_state", tokens, h);
         Ok(Self {
             activations: Activations::for_learning(device, config, sizes, tensors)?,
             d_pooled: device.scratch("d_pooled", prompts, h)?,
-            d_state: device.scratch("d_state", tokens, h)?,
-            d_residual: device.scratch("d_residual", tokens, h)?,
+            d_states: [state()?, state()?],
+            d_output: device.scratch("d_output", tokens, h)?,
             d_activated: device.scratch("d_activated", tokens, f)?,
             d_wide: device.scratch("d_wide", tokens, f)?,
             d_qkv: device.scratch("d_qkv", tokens, 3 * h)?,
@@ -64,9 +72,11 @@ impl TrainingTensors {
     /// Sends `batch` and gives every tensor its rows.
     pub(crate) fn upload(&mut self, pass: &mut Pass<'_>, batch: &PackedBatch) {
         self.activations.upload(pass, batch);
+        let [d_state, other] = &mut self.d_states;
         for tensor in [
-            &mut self.d_state,
-            &mut self.d_residual,
+            d_state,
+            other,
+            &mut self.d_output,
             &mut self.d_activated,
             &mut self.d_wide,
             &mut self.d_qkv,
@@ -97,7 +107,7 @@ pub(crate) struct Training<'n> {
 }
 
 impl Training<'_> {
-    fn adapted<'a>(&'a self, theta: &'a Tensor) -> Adapted<'a> {
+    pub(super) fn adapted<'a>(&'a self, theta: &'a Tensor) -> Adapted<'a> {
         Adapted {
             adapter: self.adapter,
             theta,
@@ -108,6 +118,9 @@ impl Training<'_> {
     /// Encodes the batch in `t` into its pooled rows [B, H].
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, theta: &Tensor, t: &mut TrainingTensors) {
         let adapted = Some(self.adapted(theta));
+        if let (Pass::Gpu(gpu), Some(merged)) = (&mut *pass, self.merged(t)) {
+            merged.merge(self.ops, gpu, self.bert, theta);
+        }
         self.bert
             .forward(self.ops, pass, &mut t.activations, adapted, None);
     }
@@ -120,19 +133,27 @@ impl Training<'_> {
         grad: &mut Tensor,
         t: &mut TrainingTensors,
     ) {
+        let layers = self.bert.parameters.layers.len();
         let b = pool::Backward {
             pooling: self.bert.pooling,
             dh: &t.d_pooled,
             offsets: &t.activations.offsets,
-            dx: &mut t.d_state,
+            dx: &mut t.d_states[layers % 2],
         };
         self.ops.pool.backward(pass, b);
-        for index in (0..self.bert.parameters.layers.len()).rev() {
+        for index in (0..layers).rev() {
             self.layer_backward(pass, theta, grad, t, index);
         }
     }
 
-    /// `t.d_state` becomes the gradient of the layer's input; the first layer's is not needed.
+    /// The maps with merged products, where they are taken.
+    fn merged<'t>(&self, t: &'t mut TrainingTensors) -> Option<&'t mut MergedMaps> {
+        let adapter = t.activations.adapter.as_mut()?;
+        adapter.merged.as_mut().filter(|_| self.dropout == 0.0)
+    }
+
+    /// The gradient of the layer's output in `t.d_states` becomes that of its input in the other
+    /// one; the first layer's is not needed.
     fn layer_backward(
         &self,
         pass: &mut Pass<'_>,
@@ -143,65 +164,51 @@ impl Training<'_> {
     ) {
         let ops = self.ops;
         let layer = &self.bert.parameters.layers[index];
-        let maps = &self.adapter.layers[index];
         let (k, x) = (&t.activations.kept[index], &t.activations.states[index]);
         let Some(adapter) = &mut t.activations.adapter else {
             panic!("adapter: no tensors were made for it");
         };
-        let mut map = MapBackward {
-            ops,
-            adapted: self.adapted(theta),
-            grad,
-            thin: &adapter.thin[index],
-            d_thin: &mut t.d_thin,
-            dropped: adapter.dropped.as_mut(),
+        let mut maps = LayerBackward::new(self, theta, grad, adapter, &mut t.d_thin, index);
+        let [even, odd] = &mut t.d_states;
+        // The gradient of the output is no longer needed once the norm has read it.
+        let (d_middle, d_state) = match index % 2 {
+            0 => (even, odd),
+            _ => (odd, even),
         };
-        // The feed-forward part.
         let sum = (&k.middle, &k.output_branch);
-        self.norm_backward(pass, &layer.output_norm, sum, &t.d_state, &mut t.d_residual);
-        map.factors(pass, &maps.output, &k.activated, &t.d_residual);
-        let (w, d_activated) = (&layer.output, &mut t.d_activated);
-        map.input(pass, w, &maps.output, &t.d_residual, d_activated, false);
+        self.norm_backward(pass, &layer.output_norm, sum, d_state, &mut t.d_output);
+        maps.factors(pass, OUTPUT, &k.activated, &t.d_output);
+        maps.input(pass, OUTPUT, &t.d_output, None, &mut t.d_activated);
         let b = gelu::Backward {
             x: &k.wide,
             dy: &t.d_activated,
             dx: &mut t.d_wide,
         };
         ops.gelu.backward(pass, b);
-        map.factors(pass, &maps.intermediate, &k.middle, &t.d_wide);
-        let (w, d_residual) = (&layer.intermediate, &mut t.d_residual);
-        map.input(pass, w, &maps.intermediate, &t.d_wide, d_residual, true);
+        maps.factors(pass, INTERMEDIATE, &k.middle, &t.d_wide);
+        maps.input(pass, INTERMEDIATE, &t.d_wide, Some(&t.d_output), d_middle);
         // The attention.
+        let d_attention = d_state;
         let sum = (x, &k.attention_branch);
-        self.norm_backward(
-            pass,
-            &layer.attention_norm,
-            sum,
-            &t.d_residual,
-            &mut t.d_state,
-        );
-        map.factors(pass, &maps.attention_output, &k.context, &t.d_state);
-        let (w, d_context) = (&layer.attention_output, &mut t.d_residual);
-        map.input(
-            pass,
-            w,
-            &maps.attention_output,
-            &t.d_state,
-            d_context,
-            false,
-        );
+        self.norm_backward(pass, &layer.attention_norm, sum, d_middle, d_attention);
+        maps.factors(pass, ATTENTION_OUTPUT, &k.context, d_attention);
+        let d_context = d_middle;
+        maps.input(pass, ATTENTION_OUTPUT, d_attention, None, d_context);
         let b = attention::Backward {
             qkv: &k.qkv,
             offsets: &t.activations.offsets,
             tiles: &t.activations.tiles,
-            dy: &t.d_residual,
+            dy: d_context,
             statistics: &mut t.statistics,
             dqkv: &mut t.d_qkv,
         };
         ops.attention.backward(pass, b);
-        map.factors(pass, &maps.qkv, x, &t.d_qkv);
+        maps.factors(pass, QKV, x, &t.d_qkv);
+        let inputs = [x, &k.context, &k.middle, &k.activated];
+        let results = [&t.d_qkv, &*d_attention, &t.d_wide, &t.d_output];
+        maps.all_factors(pass, inputs, results);
         if index > 0 {
-            map.input(pass, &layer.qkv, &maps.qkv, &t.d_qkv, &mut t.d_state, true);
+            maps.input(pass, QKV, &t.d_qkv, Some(&*d_attention), d_context);
         }
     }
 

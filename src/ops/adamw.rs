@@ -9,6 +9,7 @@ pub(crate) mod cases;
 use std::ops::Range;
 
 use crate::device::cpu::{Cpu, math, pick_rows};
+use crate::device::gpu::GpuPass;
 use crate::device::{Device, Kernel, Pass, Place, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
@@ -19,13 +20,17 @@ const B1: f64 = 0.9;
 const B2: f64 = 0.999;
 const EPS: f32 = 1e-8;
 
-/// Partial sums of the norm on a GPU, of each span; a range has two at most.
-const PARTS: usize = 64;
-const SPANS: usize = 2;
-
-/// Lanes of a workgroup, and workgroups of `step` at most.
+/// Elements that a lane takes in a turn, lanes of a workgroup, and workgroups at most: of the norm,
+/// whose partial sums are one a workgroup, and of a step.
+const TURN: usize = 4;
+const WIDE: usize = 256;
+const PARTIALS: usize = 256;
 const WG: usize = 64;
 const MOST_GROUPS: usize = 4096;
+
+/// Spans of a step at most, and numbers of each.
+const MOST_SPANS: usize = 8;
+const FIELDS: usize = 8;
 
 /// Elements of a partial sum of the norm on the CPU.
 const CHUNK: usize = 4096;
@@ -37,11 +42,22 @@ struct Dims {
     len: u32,
     width: u32,
     stride: u32,
-    part: u32,
+    spans: u32,
+    partials: u32,
+    losses: u32,
+    others: u32,
+    limit: f32,
+    keep: f32,
+}
+
+/// How the parameters of a segment move.
+#[derive(Clone, Copy)]
+struct Rule {
     rate: f32,
     keep: f32,
     c1: f32,
     c2: f32,
+    /// Largest norm of the gradients; 0 leaves them as they are.
     limit: f32,
 }
 
@@ -91,25 +107,33 @@ struct Span<'t> {
 /// The norm of the clipped gradients, before they are.
 pub(crate) struct NormWorkspace {
     partials: Tensor,
-    /// Stands for ids where none are listed.
+    /// What the segments and the clipped range are, [MOST_SPANS, FIELDS] each.
+    segments: Tensor,
+    clipped: Tensor,
+    /// Stands for ids and for losses where there are none.
     none: Tensor,
-    /// [1, 1]
+    /// [1, 2]: the norm, and 1, or 0 where it or a loss was not finite.
     pub(crate) norm: Tensor,
 }
 
 impl NormWorkspace {
+    /// Bytes that a step uploads at most.
+    pub(crate) const UPLOADS: usize = 4 * 2 * MOST_SPANS * FIELDS;
+
     pub(crate) fn new(device: &Device) -> Result<Self> {
         Ok(Self {
-            partials: device.scratch("partials", SPANS, PARTS)?,
-            none: device.ids("no ids", 1, 1)?,
-            norm: device.upload("norm", 1, &[0.0])?,
+            partials: device.scratch("partials", 1, PARTIALS)?,
+            segments: device.ids("segments", MOST_SPANS, FIELDS)?,
+            clipped: device.ids("clipped", MOST_SPANS, FIELDS)?,
+            none: device.ids("none", 1, 1)?,
+            norm: device.upload("norm", 2, &[0.0, 1.0])?,
         })
     }
 }
 
 /// `theta`, `m`, `v`: [1, N], changed in place; `grad`: [1, N], zeroed in the segments. With
 /// `listed` the other rows of its matrix are in no segment, and have no gradient that counts for a
-/// norm.
+/// norm. Nothing changes if an element of `losses` or the norm is not finite.
 pub(crate) struct Step<'t> {
     pub(crate) theta: &'t mut Tensor,
     pub(crate) grad: &'t mut Tensor,
@@ -118,20 +142,22 @@ pub(crate) struct Step<'t> {
     pub(crate) segments: &'t [Segment],
     pub(crate) listed: Option<Listed<'t>>,
     pub(crate) clip: Option<Clip>,
+    pub(crate) losses: [Option<&'t Tensor>; 2],
     pub(crate) workspace: &'t mut NormWorkspace,
 }
 
 impl AdamW {
     pub(crate) fn new() -> Self {
+        let wide = |entry| Kernel::new(&SHADER, entry, &[("WG", WIDE as f64)]);
         Self {
-            squares: Kernel::new(&SHADER, "squares", &[]),
-            length: Kernel::new(&SHADER, "length", &[]),
+            squares: wide("squares"),
+            length: wide("length"),
             step: Kernel::new(&SHADER, "step", &[]),
             shrink: Kernel::new(&SHADER, "shrink", &[]),
         }
     }
 
-    pub(crate) fn step(&self, pass: &mut Pass<'_>, s: Step<'_>) {
+    pub(crate) fn step(&self, pass: &mut Pass<'_>, mut s: Step<'_>) {
         let len = s.theta.len();
         for (name, tensor) in [("grad", &*s.grad), ("m", &*s.m), ("v", &*s.v)] {
             tensor.expect("adamw", name, 1, len);
@@ -143,53 +169,80 @@ impl AdamW {
         }
         let clipped = clip.map_or(Vec::new(), |clip| spans(&clip.range, s.listed));
         let segments = s.segments.iter().flat_map(|segment| {
-            let spans = spans(&segment.range, s.listed);
-            spans
-                .into_iter()
-                .map(move |span| (segment.dims(clip), span))
+            let rule = segment.rule(clip);
+            let spans = spans(&segment.range, s.listed).into_iter();
+            spans.map(move |span| (rule, span))
         });
+        let segments: Vec<(Rule, Span<'_>)> = segments.collect();
         match pass {
             Pass::Gpu(gpu) => {
-                let grad = ("grad", &*s.grad);
-                let (partials, norm) = (
-                    ("partials", &s.workspace.partials),
-                    ("norm", &s.workspace.norm),
-                );
-                let none = &s.workspace.none;
-                for (place, span) in clipped.iter().enumerate() {
-                    let mut dims = span.dims(Dims::default());
-                    dims.part = to_u32(place * PARTS);
-                    let tensors = [grad, ("ids", span.ids.unwrap_or(none)), partials];
-                    gpu.dispatch(&self.squares, [to_u32(PARTS), 1, 1], &dims, &tensors);
-                }
-                if !clipped.is_empty() {
-                    let dims = Dims {
-                        len: to_u32(clipped.len() * PARTS),
-                        ..Dims::default()
-                    };
-                    gpu.dispatch(&self.length, [1, 1, 1], &dims, &[partials, norm]);
-                }
-                let (theta, m, v) = (("theta", &*s.theta), ("m", &*s.m), ("v", &*s.v));
-                for (dims, span) in segments {
-                    let dims = span.dims(dims);
-                    let tensors = [grad, ("ids", span.ids.unwrap_or(none)), theta, m, v, norm];
-                    gpu.dispatch(&self.step, span.grid(), &dims, &tensors);
-                }
+                let clipped = clipped.into_iter().map(|span| (Rule::NONE, span));
+                self.record(gpu, &mut s, [segments, clipped.collect()]);
             }
             Pass::Cpu(pass) => {
                 let cpu = pass.cpu;
                 let grad = s.grad.f32_mut();
-                if clip.is_some() {
-                    s.workspace.norm.f32_mut()[0] = norm(cpu, grad, &clipped);
-                }
-                let norm = s.workspace.norm.f32()[0];
+                let norm = match clip {
+                    Some(_) => norm(cpu, grad, &clipped),
+                    None => 0.0,
+                };
+                let losses = s.losses.iter().flatten();
+                let finite = losses.flat_map(|l| l.f32()).all(|loss| loss.is_finite());
+                let moves = finite && norm.is_finite();
+                let flag = if moves { 1.0 } else { 0.0 };
+                s.workspace.norm.f32_mut().copy_from_slice(&[norm, flag]);
                 let (theta, m, v) = (s.theta.f32_mut(), s.m.f32_mut(), s.v.f32_mut());
-                for (dims, span) in segments {
+                for (rule, span) in segments.into_iter().filter(|_| moves) {
                     let all = [&mut *theta, &mut *grad, &mut *m, &mut *v];
-                    step_cpu(cpu, all, &span, ElementStep::new(dims, norm));
+                    step_cpu(cpu, all, &span, ElementStep::new(rule, norm));
                 }
             }
         }
+    }
+
+    /// `segments` and `clipped`: the spans that move, and those of the norm.
+    fn record(
+        &self,
+        gpu: &mut GpuPass<'_>,
+        s: &mut Step<'_>,
+        [segments, clipped]: [Vec<(Rule, Span<'_>)>; 2],
+    ) {
+        let room = &mut *s.workspace;
+        for (tensor, spans) in [
+            (&mut room.segments, &segments),
+            (&mut room.clipped, &clipped),
+        ] {
+            assert!(spans.len() <= MOST_SPANS, "adamw: too many segments");
+            let rows = spans.iter().flat_map(|(rule, span)| span.row(*rule));
+            gpu.upload(tensor, &rows.collect::<Vec<u32>>());
+        }
+        let room = &*s.workspace;
+        let (grad, norm) = (("grad", &*s.grad), ("norm", &room.norm));
+        let partials = ("partials", &room.partials);
+        let ids = s.listed.map_or(&room.none, |listed| listed.ids);
+        let total = |spans: &[(Rule, Span<'_>)]| spans.iter().map(|(_, span)| span.len).sum();
+        let parts = groups(total(&clipped), WIDE * TURN).min(to_u32(PARTIALS));
+        let mut dims = Dims {
+            stride: parts * to_u32(WIDE),
+            spans: to_u32(clipped.len()),
+            partials: parts,
+            limit: s.clip.as_ref().map_or(0.0, |clip| clip.limit),
+            ..Dims::default()
+        };
+        let tensors = [grad, ("ids", ids), partials, ("spans", &room.clipped)];
+        gpu.dispatch(&self.squares, [parts, 1, 1], &dims, &tensors);
+        let [losses, others] = s.losses.map(|losses| losses.unwrap_or(&room.none));
+        let [count, more] = s.losses.map(|losses| losses.map_or(0, Tensor::len));
+        (dims.losses, dims.others) = (to_u32(count), to_u32(more));
+        let tensors = [partials, norm, ("losses", losses), ("others", others)];
+        gpu.dispatch(&self.length, [1, 1, 1], &dims, &tensors);
+        let grid = groups(total(&segments), WG * TURN).min(to_u32(MOST_GROUPS));
+        dims.stride = grid * to_u32(WG);
+        dims.spans = to_u32(segments.len());
+        let (theta, m, v) = (("theta", &*s.theta), ("m", &*s.m), ("v", &*s.v));
+        let spans = ("spans", &room.segments);
+        let tensors = [grad, ("ids", ids), theta, m, v, norm, spans];
+        gpu.dispatch(&self.step, [grid, 1, 1], &dims, &tensors);
     }
 
     /// `theta` [1, N] of the listed rows is multiplied by `factor`.
@@ -203,12 +256,17 @@ impl AdamW {
         let span = listed.span();
         match pass {
             Pass::Gpu(gpu) => {
-                let dims = span.dims(Dims {
+                let grid = groups(span.len, WG).min(to_u32(MOST_GROUPS));
+                let dims = Dims {
+                    offset: to_u32(span.offset),
+                    len: to_u32(span.len),
+                    width: to_u32(span.width),
+                    stride: grid * to_u32(WG),
                     keep: factor,
                     ..Dims::default()
-                });
+                };
                 let tensors = [("theta", &*theta), ("ids", listed.ids)];
-                gpu.dispatch(&self.shrink, span.grid(), &dims, &tensors);
+                gpu.dispatch(&self.shrink, [grid, 1, 1], &dims, &tensors);
             }
             Pass::Cpu(_) => {
                 let table = &mut theta.f32_mut()[span.offset..];
@@ -262,19 +320,21 @@ fn spans<'t>(range: &Range<usize>, listed: Option<Listed<'t>>) -> Vec<Span<'t>> 
 }
 
 impl Span<'_> {
-    fn dims(&self, dims: Dims) -> Dims {
-        Dims {
-            offset: to_u32(self.offset),
-            len: to_u32(self.len),
-            width: to_u32(self.width),
-            stride: self.grid()[0] * to_u32(WG),
-            ..dims
-        }
-    }
-
-    /// Workgroups of a kernel that takes turns.
-    fn grid(&self) -> [u32; 3] {
-        [groups(self.len, WG).min(to_u32(MOST_GROUPS)), 1, 1]
+    /// As the shader reads it.
+    fn row(&self, rule: Rule) -> [u32; FIELDS] {
+        let Rule {
+            rate, keep, c1, c2, ..
+        } = rule;
+        [
+            to_u32(self.offset),
+            to_u32(self.len),
+            to_u32(self.width),
+            u32::from(rule.limit > 0.0),
+            rate.to_bits(),
+            keep.to_bits(),
+            c1.to_bits(),
+            c2.to_bits(),
+        ]
     }
 
     /// Of `values`, in pieces that do not depend on the number of threads.
@@ -290,23 +350,33 @@ impl Span<'_> {
     }
 }
 
+impl Rule {
+    /// Of a span that is only summed over.
+    const NONE: Self = Self {
+        rate: 0.0,
+        keep: 1.0,
+        c1: 1.0,
+        c2: 1.0,
+        limit: 0.0,
+    };
+}
+
 impl Segment {
     /// A segment is clipped when it lies in the clipped range.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "f32 is what is computed in"
     )]
-    fn dims(&self, clip: Option<&Clip>) -> Dims {
+    fn rule(&self, clip: Option<&Clip>) -> Rule {
         let count = self.count as f64;
         let inside =
             |clip: &&Clip| clip.range.start <= self.range.start && self.range.end <= clip.range.end;
-        Dims {
+        Rule {
             rate: self.rate as f32,
             keep: self.keep(),
             c1: (1.0 - B1.powf(count)) as f32,
             c2: (1.0 - B2.powf(count)) as f32,
             limit: clip.filter(inside).map_or(0.0, |clip| clip.limit),
-            ..Dims::default()
         }
     }
 
@@ -345,25 +415,25 @@ fn norm(cpu: &Cpu, grad: &[f32], spans: &[Span<'_>]) -> f32 {
 /// The step of one element.
 #[derive(Clone, Copy)]
 struct ElementStep {
-    dims: Dims,
+    rule: Rule,
     /// Of the gradient.
     scale: f32,
 }
 
 impl ElementStep {
-    fn new(dims: Dims, norm: f32) -> Self {
-        let scale = match dims.limit > 0.0 {
-            true => (dims.limit / (norm + 1e-6)).min(1.0),
+    fn new(rule: Rule, norm: f32) -> Self {
+        let scale = match rule.limit > 0.0 {
+            true => (rule.limit / (norm + 1e-6)).min(1.0),
             false => 1.0,
         };
-        Self { dims, scale }
+        Self { rule, scale }
     }
 
     #[inline(always)]
     fn apply(self, [theta, grad, m, v]: [&mut [f32]; 4]) {
-        let Dims {
+        let Rule {
             rate, keep, c1, c2, ..
-        } = self.dims;
+        } = self.rule;
         #[expect(clippy::cast_possible_truncation, reason = "constants")]
         let (b1, b2) = (B1 as f32, B2 as f32);
         let moments = m.iter_mut().zip(v.iter_mut());

@@ -8,6 +8,7 @@
 pub(crate) mod cases;
 
 use crate::device::cpu::{Cpu, math};
+use crate::device::gpu::GpuPass;
 use crate::device::{Kernel, Part, PartMut, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 use crate::ops::normalize::length_of;
@@ -31,11 +32,15 @@ struct Dims {
     strength: f32,
     skip: u32,
     len: u32,
+    by_value: u32,
+    w_offset: u32,
+    w_rows: u32,
+    w_width: u32,
+    w_strength: f32,
 }
 
 pub(crate) struct Anchor {
-    normalized: Kernel,
-    raw: Kernel,
+    pull: Kernel,
     weighted: Kernel,
 }
 
@@ -58,6 +63,17 @@ pub(crate) struct Pull<'t> {
     pub(crate) touched: Option<&'t Tensor>,
     pub(crate) strength: f32,
     pub(crate) grad: PartMut<'t>,
+    pub(crate) losses: &'t mut Tensor,
+    /// A whole matrix of theta that is pulled by value at the same time.
+    pub(crate) other: Option<OtherPull<'t>>,
+}
+
+/// `rows`: [R, width] of theta, consecutive; `reference`: [R, width]; `losses`: [R, 1], overwritten
+/// with |e - r|^2 of each row. The gradient goes to the same place of [`Pull::grad`]'s tensor.
+pub(crate) struct OtherPull<'t> {
+    pub(crate) rows: Part<'t>,
+    pub(crate) reference: &'t Tensor,
+    pub(crate) strength: f32,
     pub(crate) losses: &'t mut Tensor,
 }
 
@@ -83,8 +99,7 @@ impl Weighted<'_> {
 impl Anchor {
     pub(crate) fn new() -> Self {
         Self {
-            normalized: Kernel::new(&SHADER, "normalized", &[]),
-            raw: Kernel::new(&SHADER, "raw", &[]),
+            pull: Kernel::new(&SHADER, "pull", &[]),
             weighted: Kernel::new(&SHADER, "weighted", &[]),
         }
     }
@@ -135,64 +150,98 @@ impl Anchor {
     }
 
     pub(crate) fn pull(&self, pass: &mut Pass<'_>, mut p: Pull<'_>) {
-        let (rows, width) = (p.rows.place.rows, p.rows.place.columns);
-        assert_eq!(
-            p.rows.place.stride, width,
-            "anchor: rows are not consecutive"
-        );
         assert_eq!(
             p.grad.place, p.rows.place,
             "anchor: grad is not laid out as rows"
         );
-        p.reference.expect("anchor", "reference", rows, width);
-        let items = p.touched.map_or(rows, Tensor::rows);
-        p.losses.resize(items);
-        p.losses.expect("anchor", "losses", items, 1);
+        fit(p.rows, p.reference, p.touched, p.losses);
+        if let Some(other) = &mut p.other {
+            fit(other.rows, other.reference, None, other.losses);
+        }
         match pass {
-            Pass::Gpu(gpu) => {
-                let groups = to_u32(items.min(MOST_GROUPS));
-                let dims = Dims {
-                    offset: to_u32(p.rows.place.offset),
-                    rows: to_u32(items),
-                    width: to_u32(width),
-                    listed: u32::from(p.touched.is_some()),
-                    stride: groups,
-                    strength: p.strength,
-                    ..Dims::default()
-                };
-                let kernel = match p.form {
-                    Distance::Normalized => &self.normalized,
-                    Distance::Raw => &self.raw,
-                };
-                let tensors = [
-                    ("theta", p.rows.tensor),
-                    ("reference", p.reference),
-                    // Bound and not read where all rows are held.
-                    ("ids", p.touched.unwrap_or(p.reference)),
-                    ("grad", &*p.grad.tensor),
-                    ("losses", &*p.losses),
-                ];
-                gpu.dispatch(kernel, [groups, 1, 1], &dims, &tensors);
-            }
-            Pass::Cpu(pass) => {
-                let (e, r) = (p.rows.f32(), p.reference.f32());
-                let (grad, losses) = (p.grad.f32_mut(), p.losses.f32_mut());
-                let step = RowPull {
-                    form: p.form,
-                    strength: p.strength,
-                };
-                match p.touched {
-                    None => all_rows(pass.cpu, step, width, e, r, grad, losses),
-                    Some(ids) => {
-                        for (id, loss) in ids.u32().iter().zip(losses) {
-                            let row = *id as usize * width..(*id as usize + 1) * width;
-                            let (e, r) = (&e[row.clone()], &r[row.clone()]);
-                            *loss = pass.cpu.simd(|| step.pull(e, r, &mut grad[row]));
-                        }
-                    }
-                }
+            Pass::Gpu(gpu) => self.record(gpu, &p),
+            Pass::Cpu(pass) => compute(pass.cpu, p),
+        }
+    }
+
+    fn record(&self, gpu: &mut GpuPass<'_>, p: &Pull<'_>) {
+        let (items, other) = (p.losses.rows(), p.other.as_ref());
+        let w_rows = other.map_or(0, |other| other.losses.rows());
+        let groups = to_u32((items + w_rows).min(MOST_GROUPS));
+        let mut dims = Dims {
+            offset: to_u32(p.rows.place.offset),
+            rows: to_u32(items),
+            width: to_u32(p.rows.place.columns),
+            listed: u32::from(p.touched.is_some()),
+            stride: groups,
+            strength: p.strength,
+            by_value: u32::from(p.form == Distance::Raw),
+            w_rows: to_u32(w_rows),
+            ..Dims::default()
+        };
+        // Bound and not read without another matrix.
+        let (mut reference, mut losses) = (p.reference, &*p.losses);
+        if let Some(other) = other {
+            dims.w_offset = to_u32(other.rows.place.offset);
+            dims.w_width = to_u32(other.rows.place.columns);
+            dims.w_strength = other.strength;
+            (reference, losses) = (other.reference, &*other.losses);
+        }
+        let tensors = [
+            ("theta", p.rows.tensor),
+            ("reference", p.reference),
+            // Bound and not read where all rows are held.
+            ("ids", p.touched.unwrap_or(p.reference)),
+            ("grad", &*p.grad.tensor),
+            ("losses", &*p.losses),
+            ("w_reference", reference),
+            ("w_losses", losses),
+        ];
+        gpu.dispatch(&self.pull, [groups, 1, 1], &dims, &tensors);
+    }
+}
+
+/// Gives the losses their rows, and checks every shape.
+fn fit(rows: Part<'_>, reference: &Tensor, touched: Option<&Tensor>, losses: &mut Tensor) {
+    let place = rows.place;
+    assert_eq!(
+        place.stride, place.columns,
+        "anchor: rows are not consecutive"
+    );
+    reference.expect("anchor", "reference", place.rows, place.columns);
+    let items = touched.map_or(place.rows, Tensor::rows);
+    losses.resize(items);
+    losses.expect("anchor", "losses", items, 1);
+}
+
+fn compute(cpu: &Cpu, mut p: Pull<'_>) {
+    let width = p.rows.place.columns;
+    let (e, r) = (p.rows.f32(), p.reference.f32());
+    let (grad, losses) = (p.grad.f32_mut(), p.losses.f32_mut());
+    let step = RowPull {
+        form: p.form,
+        strength: p.strength,
+    };
+    match p.touched {
+        None => all_rows(cpu, step, width, e, r, grad, losses),
+        Some(ids) => {
+            for (id, loss) in ids.u32().iter().zip(losses) {
+                let row = *id as usize * width..(*id as usize + 1) * width;
+                let (e, r) = (&e[row.clone()], &r[row.clone()]);
+                *loss = cpu.simd(|| step.pull(e, r, &mut grad[row]));
             }
         }
+    }
+    if let Some(other) = p.other {
+        let place = other.rows.place;
+        let step = RowPull {
+            form: Distance::Raw,
+            strength: other.strength,
+        };
+        let (e, r) = (other.rows.f32(), other.reference.f32());
+        let mut grad = p.grad.tensor.part_mut(place);
+        let (grad, losses) = (grad.f32_mut(), other.losses.f32_mut());
+        all_rows(cpu, step, place.columns, e, r, grad, losses);
     }
 }
 

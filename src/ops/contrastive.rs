@@ -1,7 +1,9 @@
 //! Cross-entropy over models by cosine, with its gradients: z [B, D], E [M, D] -> losses [B], dz,
 //! dE. A prior [M] is added to the logits.
 //!
-//! An example's candidates are a list, or all models. The cost of a list does not depend on M.
+//! An example's candidates are a list, or all models. The cost of a list does not depend on M. A
+//! GPU has [`contrastive_all`] for all models, where D and the places of E and dE are multiples of
+//! four.
 
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
@@ -9,10 +11,11 @@ pub(crate) mod cases;
 use crate::device::cpu::blocks::{self, Multipliers};
 use crate::device::cpu::{Cpu, math, pick_rows};
 use crate::device::gpu::GpuPass;
-use crate::device::{Device, Kernel, Part, PartMut, Pass, Shader, Tensor, groups, shader};
+use crate::device::{Device, Kernel, Part, PartMut, Pass, Place, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::num::to_u32;
 use crate::ops::LOWEST;
+use crate::ops::contrastive_all::{self, ContrastiveAll, TiledWorkspace};
 use crate::ops::normalize::length_of;
 
 const SHADER: Shader = shader!("contrastive", "reduce");
@@ -56,10 +59,18 @@ pub(crate) struct Contrastive {
     dz_all: Kernel,
     de_sampled: Kernel,
     de_all: Kernel,
+    tiled: ContrastiveAll,
 }
 
 /// Scratch tensors between the kernels.
-pub(crate) struct LossWorkspace {
+pub(crate) enum LossWorkspace {
+    Steps(StepsWorkspace),
+    /// Of all models on a GPU.
+    Tiled(TiledWorkspace),
+}
+
+/// Scratch tensors of the kernels in this shader, and of the CPU.
+pub(crate) struct StepsWorkspace {
     /// Unit queries [B, D] and the lengths of z [B, 1].
     u: Tensor,
     lengths: Tensor,
@@ -71,7 +82,7 @@ pub(crate) struct LossWorkspace {
 }
 
 impl LossWorkspace {
-    /// LossWorkspace for `examples` lists of `candidates` ids; `width`: D.
+    /// For `examples` lists of `candidates` ids; `width`: D.
     pub(crate) fn sampled(
         device: &Device,
         examples: usize,
@@ -79,20 +90,24 @@ impl LossWorkspace {
         width: usize,
     ) -> Result<Self> {
         let row_lengths = device.scratch("row lengths", examples, candidates)?;
-        Self::new(device, examples, candidates, width, row_lengths)
+        let steps = StepsWorkspace::new(device, examples, candidates, width, row_lengths)?;
+        Ok(Self::Steps(steps))
     }
 
-    /// LossWorkspace for `examples` with all of `models` as candidates; `width`: D.
-    pub(crate) fn all(
-        device: &Device,
-        examples: usize,
-        models: usize,
-        width: usize,
-    ) -> Result<Self> {
+    /// For `examples` with all models as candidates, whose `rows` are E's in their tensor.
+    pub(crate) fn all(device: &Device, examples: usize, rows: Place) -> Result<Self> {
+        let (models, width) = (rows.rows, rows.columns);
+        if matches!(device, Device::Gpu(_)) && contrastive_all::fits(rows) {
+            let tiled = TiledWorkspace::new(device, examples, models, width)?;
+            return Ok(Self::Tiled(tiled));
+        }
         let row_lengths = device.scratch("row lengths", models, 1)?;
-        Self::new(device, examples, models, width, row_lengths)
+        let steps = StepsWorkspace::new(device, examples, models, width, row_lengths)?;
+        Ok(Self::Steps(steps))
     }
+}
 
+impl StepsWorkspace {
     fn new(
         device: &Device,
         examples: usize,
@@ -108,6 +123,48 @@ impl LossWorkspace {
             row_lengths,
         })
     }
+
+    /// Gives every tensor the rows that `f` needs, and checks their shapes.
+    fn fit(&mut self, f: &LossShape<'_>) {
+        let examples = f.examples;
+        for tensor in [
+            &mut self.u,
+            &mut self.lengths,
+            &mut self.cosines,
+            &mut self.slopes,
+        ] {
+            tensor.resize(examples);
+        }
+        self.u.expect("contrastive", "room", examples, f.width);
+        let columns = match f.candidates {
+            CandidateSet::All => {
+                let lengths = &self.row_lengths;
+                lengths.expect("contrastive", "room of all", f.models, 1);
+                f.models
+            }
+            CandidateSet::Sampled { ids, inverse } => {
+                ids.expect("contrastive", "candidates", examples, ids.columns());
+                let listed = inverse.rows.rows();
+                inverse
+                    .starts
+                    .expect("contrastive", "inverse", listed + 1, 1);
+                self.row_lengths.resize(examples);
+                let lengths = &self.row_lengths;
+                lengths.expect("contrastive", "room of lists", examples, ids.columns());
+                ids.columns()
+            }
+        };
+        let cosines = &self.cosines;
+        cosines.expect("contrastive", "room", examples, columns);
+    }
+}
+
+/// What a workspace must have room for.
+struct LossShape<'t> {
+    examples: usize,
+    models: usize,
+    width: usize,
+    candidates: CandidateSet<'t>,
 }
 
 /// For each row of E its places among the candidates of a batch, in tensors [R, 1], [R + 1, 1] and
@@ -221,6 +278,7 @@ impl Contrastive {
             dz_all: wide("dz_all"),
             de_sampled: kernel("de_sampled"),
             de_all: kernel("de_all"),
+            tiled: ContrastiveAll::new(),
         }
     }
 
@@ -251,43 +309,28 @@ impl Contrastive {
             .weights
             .expect("contrastive", "targets.weights", examples, 1);
 
-        let LossWorkspace {
-            u,
-            lengths,
-            cosines,
-            slopes,
-            row_lengths,
-        } = &mut *f.workspace;
-        for tensor in [&mut *u, lengths, cosines, slopes] {
-            tensor.resize(examples);
-        }
-        u.expect("contrastive", "room", examples, width);
-        let columns = match f.candidates {
-            CandidateSet::All => {
-                row_lengths.expect("contrastive", "room of all", models, 1);
-                models
-            }
-            CandidateSet::Sampled { ids, inverse } => {
-                ids.expect("contrastive", "candidates", examples, ids.columns());
-                let listed = inverse.rows.rows();
-                inverse
-                    .starts
-                    .expect("contrastive", "inverse", listed + 1, 1);
-                row_lengths.resize(examples);
-                row_lengths.expect("contrastive", "room of lists", examples, ids.columns());
-                ids.columns()
-            }
+        let shape = LossShape {
+            examples,
+            models,
+            width,
+            candidates: f.candidates,
         };
-        cosines.expect("contrastive", "room", examples, columns);
+        match &mut *f.workspace {
+            LossWorkspace::Steps(steps) => steps.fit(&shape),
+            LossWorkspace::Tiled(tiled) => tiled.resize(examples),
+        }
         match pass {
-            Pass::Gpu(gpu) => self.record(gpu, f),
+            Pass::Gpu(gpu) => match &*f.workspace {
+                LossWorkspace::Steps(steps) => self.record(gpu, &f, steps),
+                LossWorkspace::Tiled(tiled) => self.tiled.record(gpu, &f, tiled),
+            },
             Pass::Cpu(pass) => compute(pass.cpu, f),
         }
     }
 
-    fn record(&self, gpu: &mut GpuPass<'_>, f: LossAndGradients<'_>) {
+    fn record(&self, gpu: &mut GpuPass<'_>, f: &LossAndGradients<'_>, room: &StepsWorkspace) {
         let (examples, models) = (to_u32(f.z.rows()), f.rows.place.rows);
-        let (room, targets) = (&*f.workspace, f.targets);
+        let targets = f.targets;
         let mut dims = Dims {
             examples,
             width: to_u32(f.z.columns()),
@@ -360,15 +403,18 @@ impl Contrastive {
 
 /// The kernels of the shader, one after the other.
 fn compute(cpu: &Cpu, mut f: LossAndGradients<'_>) {
-    let (width, columns) = (f.z.columns(), f.workspace.cosines.columns());
-    let e = f.rows.f32();
-    let LossWorkspace {
+    let LossWorkspace::Steps(StepsWorkspace {
         u,
         lengths,
         cosines,
         slopes,
         row_lengths,
-    } = &mut *f.workspace;
+    }) = f.workspace
+    else {
+        unreachable!("contrastive: the room is a GPU's");
+    };
+    let (width, columns) = (f.z.columns(), cosines.columns());
+    let e = f.rows.f32();
     let (u, lengths) = (u.f32_mut(), lengths.f32_mut());
     let (cosines, slopes) = (cosines.f32_mut(), slopes.f32_mut());
     let row_lengths = row_lengths.f32_mut();

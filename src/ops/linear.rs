@@ -31,7 +31,8 @@ pub(crate) struct Linear {
 /// `W` and `b` where a device wants them.
 pub(crate) struct Weight {
     values: WeightValues,
-    bias: Tensor,
+    /// A weight and its twins have the same.
+    bias: Arc<Tensor>,
     inputs: usize,
     outputs: usize,
 }
@@ -72,7 +73,7 @@ impl Weight {
         };
         Ok(Self {
             values,
-            bias: device.upload("bias", outputs.max(1), bias)?,
+            bias: Arc::new(device.upload("bias", outputs.max(1), bias)?),
             inputs,
             outputs,
         })
@@ -96,6 +97,33 @@ impl Weight {
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
+
+    /// A weight of the same shape and bias on a GPU, whose [`Weight::on_gpu_mut`] is to be written.
+    pub(crate) fn twin(&self, device: &Device) -> Result<Self> {
+        let values = device.scratch("merged", self.outputs, self.inputs)?;
+        Ok(Self {
+            values: WeightValues::Gpu(values),
+            bias: Arc::clone(&self.bias),
+            inputs: self.inputs,
+            outputs: self.outputs,
+        })
+    }
+
+    /// `W` [out, in] on a GPU.
+    pub(crate) fn on_gpu(&self) -> &Tensor {
+        match &self.values {
+            WeightValues::Gpu(values) => values,
+            WeightValues::Cpu { .. } => unreachable!("linear: weights live on another device"),
+        }
+    }
+
+    /// As [`Weight::on_gpu`], to be written.
+    pub(crate) fn on_gpu_mut(&mut self) -> &mut Tensor {
+        match &mut self.values {
+            WeightValues::Gpu(values) => values,
+            WeightValues::Cpu { .. } => unreachable!("linear: weights live on another device"),
+        }
+    }
 }
 
 /// `x`: [T, in]; `y`: [T, out], overwritten.
@@ -112,10 +140,12 @@ enum End {
     Gelu,
 }
 
-/// `dy`: [T, out]; `w`: made by [`Weight::for_learning`]; `dx`: [T, in], overwritten or added to.
+/// `dy`: [T, out]; `w`: made by [`Weight::for_learning`]; `base`: [T, in], is added; `dx`: [T, in],
+/// overwritten.
 pub(crate) struct Backward<'t> {
     pub(crate) dy: &'t Tensor,
     pub(crate) w: &'t Weight,
+    pub(crate) base: Option<&'t Tensor>,
     pub(crate) dx: &'t mut Tensor,
 }
 
@@ -189,9 +219,9 @@ impl Linear {
         gemm::multiply(pass.cpu, x, forward, finish(f.w.bias.f32()), y);
     }
 
-    /// The kernels of products of these (kind, in, out).
-    pub(crate) fn kernels(&self, maps: &[(Kind, usize, usize)]) -> Vec<Arc<Kernel>> {
-        self.gpu.kernels(maps)
+    /// The kernels of products of a few rows, each of a kind, from in to out.
+    pub(crate) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
+        self.gpu.for_few_rows(maps)
     }
 
     /// Whether a GPU takes [`Linear::normed`] and [`Linear::joined`] of these (in, out).
@@ -246,29 +276,29 @@ impl Linear {
         self.gpu.forward(pass, &product);
     }
 
-    /// `dx = dy . W`
+    /// `dx = dy . W`, or `dx = base + dy . W`
     pub(crate) fn backward(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
-        self.backward_by(pass, b, false);
-    }
-
-    /// `dx += dy . W`
-    pub(crate) fn backward_add(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
-        self.backward_by(pass, b, true);
-    }
-
-    fn backward_by(&self, pass: &mut Pass<'_>, b: Backward<'_>, add: bool) {
         let rows = b.dy.rows();
         b.dy.expect("linear", "dy", rows, b.w.outputs);
         b.dx.expect("linear", "dx", rows, b.w.inputs);
+        if let Some(base) = b.base {
+            base.expect("linear", "base", rows, b.w.inputs);
+        }
         match (pass, &b.w.values) {
             (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
-                self.gpu.backward(gpu, (b.dy, w, b.dx), add);
+                self.gpu.backward(gpu, (b.dy, w, b.dx), b.base);
             }
             (Pass::Cpu(pass), WeightValues::Cpu { backward, .. }) => {
                 let Some(w) = backward else {
                     panic!("linear: backward through a weight that is not for learning");
                 };
-                let finish = if add { Finish::Add } else { Finish::Set };
+                let finish = match b.base {
+                    Some(base) => {
+                        b.dx.f32_mut().copy_from_slice(base.f32());
+                        Finish::Add
+                    }
+                    None => Finish::Set,
+                };
                 let dy = Matrix::of_rows(b.dy.f32(), b.w.outputs);
                 let dx = RowsMut::whole(b.dx.f32_mut(), b.w.inputs);
                 gemm::multiply(pass.cpu, dy, w, finish(1.0), dx);

@@ -2,7 +2,7 @@
 //! or 16 columns of all rows, and each lane all its weights on their way at once.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::device::gpu::GpuPass;
 use crate::device::{Kernel, Shader, groups, shader};
@@ -28,7 +28,7 @@ const ROWS: [usize; 2] = [16, 8];
 const MANY_OUTPUTS: usize = 1152;
 
 pub(crate) struct LinearSkinny {
-    kernels: Mutex<BTreeMap<Shape, Arc<Kernel>>>,
+    kernels: Mutex<BTreeMap<Shape, Kernel>>,
 }
 
 /// What a kernel is compiled for.
@@ -95,7 +95,7 @@ impl LinearSkinny {
     }
 
     /// The kernel of `shape`, the same one for every call.
-    pub(crate) fn kernel(&self, shape: Shape) -> Arc<Kernel> {
+    pub(crate) fn kernel(&self, shape: Shape) -> Kernel {
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = kernels.entry(shape).or_insert_with(|| {
             let constants = [
@@ -104,9 +104,9 @@ impl LinearSkinny {
                 ("EACH", shape.each as f64),
                 ("GELU", f64::from(u8::from(shape.kind.gelu()))),
             ];
-            Arc::new(Kernel::new(&SHADER, shape.kind.entry(), &constants))
+            Kernel::new(&SHADER, shape.kind.entry(), &constants)
         });
-        Arc::clone(kernel)
+        kernel.clone()
     }
 
     /// Runs `product` by the kernel of `shape`.

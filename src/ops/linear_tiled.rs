@@ -1,8 +1,6 @@
 //! A GPU's [`super::linear`] for many rows, where arithmetic takes the time: a workgroup has 64 rows
 //! by 64 columns, a lane 8 by 4 of them.
 
-use std::sync::Arc;
-
 use crate::device::gpu::GpuPass;
 use crate::device::{Kernel, Shader, groups, shader};
 use crate::ops::linear::{GpuProduct, Kind};
@@ -17,11 +15,11 @@ const BYTES: usize = STAGE + 1024;
 const STAGE: usize = 2 * 16 * 16 * 17;
 
 pub(crate) struct LinearTiled {
-    bare: Arc<Kernel>,
-    bare_gelu: Arc<Kernel>,
-    normed: Arc<Kernel>,
-    normed_gelu: Arc<Kernel>,
-    joined: Arc<Kernel>,
+    bare: Kernel,
+    bare_gelu: Kernel,
+    normed: Kernel,
+    normed_gelu: Kernel,
+    joined: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -34,13 +32,12 @@ impl LinearTiled {
             let constants = [("STAGES", stages), ("GELU", gelu)];
             Kernel::new(&SHADER, entry, &constants)
         };
-        let shared = |entry, gelu| Arc::new(kernel(entry, gelu));
         Self {
-            bare: shared("bare", 0.0),
-            bare_gelu: shared("bare", 1.0),
-            normed: shared("normed", 0.0),
-            normed_gelu: shared("normed", 1.0),
-            joined: shared("joined", 0.0),
+            bare: kernel("bare", 0.0),
+            bare_gelu: kernel("bare", 1.0),
+            normed: kernel("normed", 0.0),
+            normed_gelu: kernel("normed", 1.0),
+            joined: kernel("joined", 0.0),
             backward: kernel("backward", 0.0),
             backward_add: kernel("backward_add", 0.0),
         }
@@ -51,20 +48,20 @@ impl LinearTiled {
         inputs > 0 && inputs.is_multiple_of(4) && outputs.is_multiple_of(4)
     }
 
-    pub(crate) fn kernel(&self, kind: Kind) -> Arc<Kernel> {
-        Arc::clone(match kind {
+    /// The kernel of products of this kind.
+    pub(crate) fn kernel(&self, kind: Kind) -> &Kernel {
+        match kind {
             Kind::Bare { gelu: false } => &self.bare,
             Kind::Bare { gelu: true } => &self.bare_gelu,
             Kind::Normed { gelu: false } => &self.normed,
             Kind::Normed { gelu: true } => &self.normed_gelu,
             Kind::Joined => &self.joined,
-        })
+        }
     }
 
     pub(crate) fn run(&self, pass: &mut GpuPass<'_>, product: &GpuProduct<'_>, kind: Kind) {
         let grid = grid(product.x.place.rows, product.w.rows());
-        let kernel = self.kernel(kind);
-        pass.dispatch(&kernel, grid, &product.dims(), &product.tensors());
+        pass.dispatch(self.kernel(kind), grid, &product.dims(), &product.tensors());
     }
 
     /// The kernel of dx, and of what is added to it.

@@ -6,6 +6,7 @@ pub(crate) mod attention;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod case;
 pub(crate) mod contrastive;
+mod contrastive_all;
 pub(crate) mod distill;
 pub(crate) mod dropout;
 pub(crate) mod embed;
@@ -15,6 +16,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod linear_skinny;
 pub(crate) mod linear_tiled;
+pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
 #[cfg(any(test, feature = "cli"))]
@@ -26,8 +28,6 @@ pub(crate) mod score;
 pub(crate) mod square;
 #[cfg(test)]
 pub(crate) mod testing;
-
-use std::sync::Arc;
 
 use crate::device::{Device, DeviceVariant, Kernel};
 use crate::error::Result;
@@ -50,6 +50,7 @@ pub(crate) struct Ops {
     pub(crate) gelu: gelu::Gelu,
     pub(crate) layer_norm: layer_norm::LayerNorm,
     pub(crate) linear: linear::Linear,
+    pub(crate) low_rank: low_rank::LowRank,
     pub(crate) matmul: matmul::Matmul,
     pub(crate) normalize: normalize::Normalize,
     pub(crate) pool: pool::Pool,
@@ -72,6 +73,7 @@ impl Ops {
             gelu: gelu::Gelu::new(),
             layer_norm: layer_norm::LayerNorm::new(),
             linear: linear::Linear::new(device, variant),
+            low_rank: low_rank::LowRank::new(),
             matmul: matmul::Matmul::new(),
             normalize: normalize::Normalize::new(),
             pool: pool::Pool::new(),
@@ -80,14 +82,11 @@ impl Ops {
         })
     }
 
-    /// Compiles the kernels of a first route side by side: that of a short prompt, through an
-    /// encoder of this shape. Every other kernel is compiled when a pass first dispatches it, side by
-    /// side with what else that pass lacks.
+    /// Compiles the kernels of a first route side by side: that of a short prompt. Every other kernel
+    /// is compiled when a pass first dispatches it, side by side with what else that pass lacks.
     pub(crate) fn compile(&self, device: &Device, shape: EncoderShape) -> Result<()> {
-        let of_encoder = self.of_encoder(shape);
-        let shared = of_encoder.iter().map(|kernel| &**kernel);
-        let kernels: Vec<&Kernel> = shared.chain(self.of_a_route(shape)).collect();
-        device.compile(&kernels)
+        let kernels = self.of_a_first_route(shape);
+        device.compile(&kernels.iter().collect::<Vec<_>>())
     }
 
     /// Whether a GPU applies the norms of an encoder of these widths where they are read.
@@ -96,50 +95,45 @@ impl Ops {
         pool::Pool::norms(hidden) && self.linear.defers(&widths)
     }
 
-    /// The kernels that depend on the encoder's widths.
-    fn of_encoder(&self, shape: EncoderShape) -> Vec<Arc<Kernel>> {
+    /// The kernels that the route of a short prompt may dispatch, for most hubs; `serve/index.rs`
+    /// compiles those that a hub needs beside them.
+    fn of_a_first_route(&self, shape: EncoderShape) -> Vec<Kernel> {
         let EncoderShape {
             hidden,
             feed_forward,
             pooling,
         } = shape;
-        let deferred = self.defers(hidden, feed_forward);
-        // The head, and the memory's projection of several layers.
-        let mut maps = vec![(Kind::Bare { gelu: false }, hidden, hidden)];
-        if deferred {
-            maps.extend(self::maps(hidden, feed_forward));
-        } else {
-            let bare = |(kind, inputs, outputs): (Kind, usize, usize)| {
-                (Kind::Bare { gelu: kind.gelu() }, inputs, outputs)
-            };
-            maps.extend(self::maps(hidden, feed_forward).map(bare));
-        }
-        let mut kernels = self.linear.kernels(&maps);
-        if deferred {
-            kernels.push(self.pool.of_norms(hidden, pooling));
-        }
-        kernels
-    }
-
-    /// The other kernels that the route of a short prompt may dispatch, for most hubs;
-    /// `serve/index.rs` compiles those that a hub needs beside them.
-    fn of_a_route(&self, shape: EncoderShape) -> Vec<&Kernel> {
-        let mut kernels = vec![
+        let shared = [
             &self.attention.forward,
             &self.embed.forward,
             &self.finish.whole,
             &self.score.few,
         ];
-        if !self.defers(shape.hidden, shape.feed_forward) {
-            kernels.extend([
+        let mut kernels: Vec<Kernel> = shared.into_iter().cloned().collect();
+        // The head, and the memory's projection of several layers.
+        let mut products = vec![(Kind::Bare { gelu: false }, hidden, hidden)];
+        let of_layers = maps(hidden, feed_forward);
+        if self.defers(hidden, feed_forward) {
+            products.extend(of_layers);
+            kernels.push(self.pool.of_norms(hidden, pooling));
+        } else {
+            let bare = |(kind, inputs, outputs): (Kind, usize, usize)| {
+                (Kind::Bare { gelu: kind.gelu() }, inputs, outputs)
+            };
+            products.extend(of_layers.map(bare));
+            let norms = [
                 &self.layer_norm.forward,
                 &self.layer_norm.forward_branch,
                 &self.normalize.forward,
-                // A memory takes means of layers, whatever a prompt's vector is.
-                &self.pool.mean,
-            ]);
-            kernels.extend((shape.pooling == Pooling::Cls).then_some(&self.pool.first));
+            ];
+            kernels.extend(norms.into_iter().cloned());
+            // A memory takes means of layers, whatever a prompt's vector is.
+            kernels.push(self.pool.mean.clone());
+            if pooling == Pooling::Cls {
+                kernels.push(self.pool.first.clone());
+            }
         }
+        kernels.extend(self.linear.for_few_rows(&products));
         kernels
     }
 }

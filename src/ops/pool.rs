@@ -4,7 +4,7 @@
 pub(crate) mod cases;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::device::gpu::GpuPass;
 use crate::device::{CpuPass, Kernel, PartMut, Pass, Place, Shader, Tensor, shader};
@@ -42,7 +42,7 @@ struct Dims {
 pub(crate) struct Pool {
     pub(super) mean: Kernel,
     pub(super) first: Kernel,
-    normed: Mutex<BTreeMap<(usize, bool), Arc<Kernel>>>,
+    normed: Mutex<BTreeMap<(usize, bool), Kernel>>,
     backward_mean: Kernel,
     backward_first: Kernel,
 }
@@ -123,7 +123,7 @@ impl Pool {
     }
 
     /// The kernel of [`Pool::normed`] for rows of `hidden`.
-    pub(crate) fn of_norms(&self, hidden: usize, pooling: Pooling) -> Arc<Kernel> {
+    pub(crate) fn of_norms(&self, hidden: usize, pooling: Pooling) -> Kernel {
         let first = pooling == Pooling::Cls;
         let mut kernels = self.normed.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = kernels.entry((hidden, first)).or_insert_with(|| {
@@ -132,9 +132,9 @@ impl Pool {
                 ("PIECES", (hidden / 4).div_ceil(LANES) as f64),
                 ("FIRST", f64::from(u8::from(first))),
             ];
-            Arc::new(Kernel::new(&SHADER, "normed", &constants))
+            Kernel::new(&SHADER, "normed", &constants)
         });
-        Arc::clone(kernel)
+        kernel.clone()
     }
 
     pub(crate) fn normed(&self, pass: &mut GpuPass<'_>, f: NormedStates<'_>) {

@@ -173,7 +173,7 @@ impl Replayed<'_> {
         let tau = to_f32(self.form.tau);
         let encoder = Arc::clone(self.encoder);
         let mut engine = Engine::new(encoder, layout.clone(), capacity, &values, tau)?;
-        engine.watch()?;
+        engine.watch();
         if number > 0 {
             engine.anchor_to(embeddings, projection)?;
         }

@@ -481,6 +481,11 @@ impl Gpu {
         self.limits.max_compute_workgroups_per_dimension
     }
 
+    /// Storage buffers that a kernel may bind.
+    pub(crate) fn most_buffers(&self) -> u32 {
+        self.limits.max_storage_buffers_per_shader_stage
+    }
+
     /// Bytes of workgroup memory that a kernel may use.
     pub(crate) fn most_scratch(&self) -> u32 {
         self.limits.max_compute_workgroup_storage_size

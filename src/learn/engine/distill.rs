@@ -87,6 +87,11 @@ impl DistillWorkspace {
         }
     }
 
+    /// The examples' parts of the loss, if one is distilled.
+    pub(super) fn losses(&self) -> Option<&Tensor> {
+        self.on.then_some(&self.losses)
+    }
+
     /// Scores of `z` [B, D] for the teacher's models.
     fn score(&mut self, pass: &mut Pass<'_>, student: DistillPass<'_>, z: &Tensor) {
         let DistillPass { ops, theta, .. } = student;

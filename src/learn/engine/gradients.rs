@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::device::{Outputs, Plan, Sizes, Tensor};
+use crate::device::{Outputs, Pass, Plan, Sizes, Tensor};
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::learn::engine::distill::DistillConfig;
 use crate::learn::engine::head::{HeadPass, HeadReads, HeadWorkspace, PackedItems};
+use crate::learn::engine::optimiser::StepPass;
 use crate::learn::engine::parameters::TrainedParameters;
 use crate::learn::engine::{Capacity, Item, Losses, RowInput};
 use crate::learn::method::draws::Draws;
@@ -35,8 +36,27 @@ pub(super) struct Gradients {
     /// Made when first used.
     through_encoder: Option<Plan<EncoderPass>>,
     from_pooled: Option<Plan<PooledPass>>,
+    /// Bytes that the end of a step uploads and reads at most.
+    end: [usize; 2],
+    /// Of the last step.
+    pub(super) cost: PassCost,
     /// Projected queries of the last micro-batch, in the order of its items.
     pub(super) queries: Vec<Vec<f32>>,
+}
+
+/// What a step gave a GPU to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PassCost {
+    pub(crate) dispatches: usize,
+    pub(crate) submits: usize,
+}
+
+/// Examples that go through one pass: their places among the items of a micro-batch, all with
+/// tokens or all with pooled vectors.
+struct Piece {
+    batch: usize,
+    places: Vec<usize>,
+    tokens: bool,
 }
 
 /// The tensors of a micro-batch through the encoder.
@@ -69,9 +89,18 @@ impl Gradients {
             distill: None,
             through_encoder: None,
             from_pooled: None,
+            end: [0; 2],
+            cost: PassCost::default(),
             queries: Vec::new(),
             encoder,
         })
+    }
+
+    /// Passes have room for the end of a step that uploads and reads so many bytes.
+    pub(super) fn reserve(&mut self, end: [usize; 2]) {
+        self.end = end;
+        // Made without room for it.
+        (self.through_encoder, self.from_pooled) = (None, None);
     }
 
     /// Steps drop this share of the adapters' inputs from now on.
@@ -181,7 +210,7 @@ impl Gradients {
         let tensors = EncoderPass {
             tensors: TrainingTensors::new(
                 encoder.device(),
-                encoder.config(),
+                &self.bert,
                 &layout.adapter,
                 sizes,
                 self.dropout > 0.0,
@@ -193,6 +222,8 @@ impl Gradients {
         let uploads = Activations::upload_bytes(sizes) + head + keys;
         let features = 4 * capacity.examples * inputs;
         let reads = HeadWorkspace::read_bytes(capacity, layout).max(features);
+        let [more_uploads, more_reads] = self.end;
+        let (uploads, reads) = (uploads + more_uploads, reads + more_reads);
         Plan::new(encoder.device(), tensors, uploads, reads)
     }
 
@@ -214,37 +245,82 @@ impl Gradients {
             head: HeadWorkspace::new(device, self.capacity, layout, self.distill)?,
         };
         let uploads = HeadWorkspace::upload_bytes(self.capacity, inputs, self.distill);
-        Plan::new(device, tensors, uploads, reads)
+        let [more_uploads, more_reads] = self.end;
+        Plan::new(device, tensors, uploads + more_uploads, reads + more_reads)
     }
 
     /// Adds up the gradients of the loss of all micro-batches of a step; returns its terms.
     ///
-    /// `train`: with dropout.
+    /// `train`: with dropout. `step` begins in the first pass and ends in the last one, unless a
+    /// loss before that one is not finite.
     pub(super) fn add(
         &mut self,
         parameters: &mut TrainedParameters,
         batches: &[Vec<Item<'_>>],
         train: bool,
+        mut step: Option<&mut StepPass<'_>>,
     ) -> Result<Losses> {
         let mut losses = Losses::default();
         let dropout = if train { self.dropout } else { 0.0 };
-        for items in batches {
-            self.queries = vec![Vec::new(); items.len()];
+        self.cost = PassCost::default();
+        let pieces = self.pieces(batches);
+        assert!(
+            step.is_none() || !pieces.is_empty(),
+            "engine: a step without examples"
+        );
+        let mut batch = usize::MAX;
+        for (number, piece) in pieces.iter().enumerate() {
+            let items = &batches[piece.batch];
+            if piece.batch != batch {
+                batch = piece.batch;
+                self.queries = vec![Vec::new(); items.len()];
+            }
+            let last = number + 1 == pieces.len();
+            if last && step.is_some() {
+                losses.check()?;
+            }
+            let of = PieceOfStep {
+                step: step.as_deref_mut(),
+                last,
+            };
+            losses += match piece.tokens {
+                false => self.add_pooled(parameters, items, &piece.places, of)?,
+                true => self.add_tokens(parameters, items, &piece.places, dropout, of)?,
+            };
+        }
+        let PassCost {
+            dispatches,
+            submits,
+        } = self.cost;
+        log::debug!("{dispatches} dispatches in {submits} submissions");
+        Ok(losses)
+    }
+
+    /// The passes of `batches`.
+    fn pieces(&self, batches: &[Vec<Item<'_>>]) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        for (batch, items) in batches.iter().enumerate() {
             let (tokens, pooled): (Vec<usize>, Vec<usize>) =
                 (0..items.len()).partition(|i| matches!(items[*i].input, RowInput::Tokens(_)));
+            let mut piece = |places: &[usize], tokens| {
+                pieces.push(Piece {
+                    batch,
+                    places: places.to_vec(),
+                    tokens,
+                });
+            };
             for places in pooled.chunks(self.capacity.examples) {
-                losses += self.add_pooled(parameters, items, places)?;
+                piece(places, false);
             }
             let rows: Vec<&Tokens> = tokens.iter().filter_map(|i| items[*i].tokens()).collect();
-            let mut done = 0;
+            let mut rest = &tokens[..];
             for count in chunks(&rows, self.capacity.examples) {
-                let range = done..done + count;
-                let (places, rows) = (&tokens[range.clone()], &rows[range]);
-                losses += self.add_tokens(parameters, items, places, rows, dropout)?;
-                done += count;
+                let (places, later) = rest.split_at(count);
+                piece(places, true);
+                rest = later;
             }
         }
-        Ok(losses)
+        pieces
     }
 
     /// Of items that enter as pooled vectors: the encoder has no gradient.
@@ -253,6 +329,7 @@ impl Gradients {
         parameters: &mut TrainedParameters,
         items: &[Item<'_>],
         places: &[usize],
+        mut of: PieceOfStep<'_, '_>,
     ) -> Result<Losses> {
         let mut plan = self.take_from_pooled(&parameters.layout)?;
         let packed = self.pack_items(items, places);
@@ -264,13 +341,17 @@ impl Gradients {
         }
         let encoder = Arc::clone(&self.encoder);
         let head = HeadPass::new(encoder.ops(), &parameters.layout, self.tau, &self.priors);
-        let (theta, grad) = (&parameters.theta, &mut parameters.grad);
         let (reads, outputs) = encoder.device().run(&mut plan, |pass, t| {
+            of.begin(pass, parameters);
             t.head.upload(pass, &packed);
             pass.upload_f32(&mut t.pooled, &pooled);
-            head.gradients(pass, theta, grad, &t.pooled, None, &mut t.head)
+            let (theta, grad) = (&parameters.theta, &mut parameters.grad);
+            let reads = head.gradients(pass, theta, grad, &t.pooled, None, &mut t.head);
+            of.end(pass, parameters, t.head.losses());
+            reads
         })?;
         self.from_pooled = Some(plan);
+        of.finish(&outputs, &parameters.layout);
         Ok(self.note(places, &outputs, reads))
     }
 
@@ -280,23 +361,32 @@ impl Gradients {
         parameters: &mut TrainedParameters,
         items: &[Item<'_>],
         places: &[usize],
-        rows: &[&Tokens],
         dropout: f32,
+        mut of: PieceOfStep<'_, '_>,
     ) -> Result<Losses> {
         let mut plan = self.take_through_encoder(&parameters.layout)?;
         let packed = self.pack_items(items, places);
         let encoder = Arc::clone(&self.encoder);
-        let batch = pack(&encoder, rows);
+        let rows = places.iter().filter_map(|place| items[*place].tokens());
+        let rows: Vec<&Tokens> = rows.collect();
+        let batch = pack(&encoder, &rows);
         let head = HeadPass::new(encoder.ops(), &parameters.layout, self.tau, &self.priors);
-        let training = Training {
-            ops: encoder.ops(),
-            bert: &self.bert,
-            adapter: &parameters.layout.adapter,
-            dropout,
-        };
-        let keys = (dropout > 0.0).then(|| dropout_keys(items, places, rows));
-        let (theta, grad) = (&parameters.theta, &mut parameters.grad);
+        let bert = &self.bert;
+        let keys = (dropout > 0.0).then(|| dropout_keys(items, places, &rows));
         let (reads, outputs) = encoder.device().run(&mut plan, |pass, t| {
+            of.begin(pass, parameters);
+            let TrainedParameters {
+                layout,
+                theta,
+                grad,
+                ..
+            } = &mut *parameters;
+            let training = Training {
+                ops: encoder.ops(),
+                bert,
+                adapter: &layout.adapter,
+                dropout,
+            };
             let EncoderPass {
                 tensors,
                 head: workspace,
@@ -311,9 +401,11 @@ impl Gradients {
             let h = &tensors.activations.pooled;
             let reads = head.gradients(pass, theta, grad, h, dh, workspace);
             training.backward(pass, theta, grad, tensors);
+            of.end(pass, parameters, workspace.losses());
             reads
         })?;
         self.through_encoder = Some(plan);
+        of.finish(&outputs, &parameters.layout);
         Ok(self.note(places, &outputs, reads))
     }
 
@@ -354,6 +446,8 @@ impl Gradients {
 
     /// Keeps the queries of the items at `places`; returns the sums of their losses.
     fn note(&mut self, places: &[usize], outputs: &Outputs, reads: HeadReads) -> Losses {
+        self.cost.dispatches += outputs.counts.dispatches;
+        self.cost.submits += outputs.counts.passes.min(1);
         let queries = outputs.f32(reads.z);
         let width = queries.len() / places.len().max(1);
         for (place, query) in places.iter().zip(queries.chunks_exact(width.max(1))) {
@@ -364,6 +458,38 @@ impl Gradients {
             route: sum(reads.losses),
             distill: reads.distill.map_or(0.0, sum),
             ..Losses::default()
+        }
+    }
+}
+
+/// What a piece has to do for its step, if there is one.
+struct PieceOfStep<'s, 'o> {
+    step: Option<&'s mut StepPass<'o>>,
+    /// Of the pieces.
+    last: bool,
+}
+
+impl PieceOfStep<'_, '_> {
+    fn begin(&mut self, pass: &mut Pass<'_>, parameters: &mut TrainedParameters) {
+        if let Some(step) = &mut self.step {
+            step.begin(pass, parameters);
+        }
+    }
+
+    fn end(
+        &mut self,
+        pass: &mut Pass<'_>,
+        parameters: &mut TrainedParameters,
+        losses: [Option<&Tensor>; 2],
+    ) {
+        if let Some(step) = self.step.as_mut().filter(|_| self.last) {
+            step.end(pass, parameters, losses);
+        }
+    }
+
+    fn finish(&mut self, outputs: &Outputs, layout: &ParameterLayout) {
+        if let Some(step) = self.step.as_mut().filter(|_| self.last) {
+            step.finish(outputs, layout);
         }
     }
 }

@@ -54,7 +54,7 @@ impl HeadWorkspace {
         let Capacity {
             examples, targets, ..
         } = capacity;
-        let (width, models) = (layout.w.rows, layout.e.rows);
+        let width = layout.w.rows;
         let (candidates, workspace) = match capacity.candidates {
             Some(k) => (
                 Some((
@@ -63,7 +63,7 @@ impl HeadWorkspace {
                 )),
                 LossWorkspace::sampled(device, examples, k, width)?,
             ),
-            None => (None, LossWorkspace::all(device, examples, models, width)?),
+            None => (None, LossWorkspace::all(device, examples, layout.e)?),
         };
         Ok(Self {
             z: device.scratch("z", examples, width)?,
@@ -95,6 +95,12 @@ impl HeadWorkspace {
         for tensor in [&mut self.z, &mut self.dz, &mut self.losses] {
             tensor.resize(examples);
         }
+    }
+
+    /// The losses of the batch that was uploaded: of routing, and of distillation.
+    pub(super) fn losses(&self) -> [Option<&Tensor>; 2] {
+        let distilled = self.distill.as_ref().and_then(DistillWorkspace::losses);
+        [Some(&self.losses), distilled]
     }
 
     /// Bytes that [`HeadWorkspace::upload`] sends at most, pooled vectors included.

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use self::distill::DistillConfig;
 use self::gradients::Gradients;
+#[cfg(test)]
+pub(crate) use self::gradients::PassCost;
 use self::optimiser::Optimiser;
 pub(crate) use self::parameters::ParameterState;
 use self::parameters::TrainedParameters;
@@ -105,6 +107,12 @@ impl Losses {
     pub(crate) fn total(self) -> f64 {
         self.route + self.distill + self.embedding + self.projection + self.ewc
     }
+
+    /// Errors: a loss of the examples is not finite.
+    fn check(self) -> Result<()> {
+        check_finite("routing loss", self.route)?;
+        check_finite("distillation", self.distill)
+    }
 }
 
 impl std::ops::AddAssign for Losses {
@@ -136,8 +144,10 @@ impl Engine {
     ) -> Result<Self> {
         let shared = || Arc::clone(&encoder);
         let optimiser = Optimiser::new(shared(), &layout)?;
+        let mut gradients = Gradients::new(shared(), capacity, layout.e.rows, tau)?;
+        gradients.reserve(optimiser.bytes(&layout));
         Ok(Self {
-            gradients: Gradients::new(shared(), capacity, layout.e.rows, tau)?,
+            gradients,
             parameters: TrainedParameters::new(shared(), layout, values)?,
             optimiser,
             encoder,
@@ -174,8 +184,10 @@ impl Engine {
 
     /// EWC pulls to these from now on.
     pub(crate) fn consolidate(&mut self, snapshots: &[FisherSnapshot]) -> Result<()> {
-        let layout = &self.parameters.layout;
-        self.optimiser.consolidate(layout, snapshots)
+        self.optimiser.consolidate(snapshots)?;
+        let bytes = self.optimiser.bytes(&self.parameters.layout);
+        self.gradients.reserve(bytes);
+        Ok(())
     }
 
     /// Replaces all parameters before the first step.
@@ -202,46 +214,52 @@ impl Engine {
 
     /// One optimiser step on the mean over `batches`, whose items bring their weights.
     ///
-    /// Errors: a loss is not finite. If it is the routing loss or the distillation loss, the
-    /// parameters are those of the step before.
+    /// A GPU makes it in one submission, or in one for each micro-batch; the last one has the end
+    /// of the step.
+    ///
+    /// Errors: a loss or the norm of the gradients is not finite. If it is the routing loss, the
+    /// distillation loss or the norm, the parameters are those of the step before.
     pub(crate) fn step(
         &mut self,
         batches: &[Vec<Item<'_>>],
         rates: &StepRates,
         penalty: Option<Penalty>,
     ) -> Result<Losses> {
+        let Self {
+            parameters,
+            gradients,
+            optimiser,
+            ..
+        } = self;
         let named = named(batches);
-        if !rates.touched {
-            let distilled = batches
-                .iter()
-                .flatten()
-                .any(|item| item.distilled.is_some());
-            let all_old = distilled || penalty.is_some_and(Penalty::moves_decayed_rows);
-            self.activate(named.as_deref(), all_old)?;
-        }
-        let mut losses = self.gradients.add(&mut self.parameters, batches, true)?;
-        check_finite("routing loss", losses.route)?;
-        check_finite("distillation", losses.distill)?;
-        losses += self
-            .optimiser
-            .step(&mut self.parameters, rates, penalty, named)?;
-        check_finite("loss with its penalties", losses.total())?;
-        Ok(losses)
-    }
-
-    /// Makes the rows active that are to have a gradient: `named` (`None`: all), and with `all_old`
-    /// those of the parent.
-    fn activate(&mut self, named: Option<&[u32]>, all_old: bool) -> Result<()> {
-        let old = match self.gradients.teacher_models() {
-            _ if !all_old => 0,
-            models => models.max(self.optimiser.old_rows()),
+        let activated = match rates.touched {
+            true => None,
+            false => {
+                let mut items = batches.iter().flatten();
+                let distilled = items.any(|item| item.distilled.is_some());
+                let all_old = distilled || penalty.is_some_and(Penalty::moves_decayed_rows);
+                let old = match gradients.teacher_models() {
+                    _ if !all_old => 0,
+                    models => models.max(optimiser.old_rows()),
+                };
+                parameters.activate(named.as_deref(), to_u32(old))
+            }
         };
-        self.parameters.activate(named, to_u32(old))
+        let mut step = optimiser.step(parameters, rates, penalty, named, activated);
+        let mut losses = gradients.add(parameters, batches, true, Some(&mut step))?;
+        losses.check()?;
+        if !rates.touched {
+            parameters.rows.step(step.keep());
+        }
+        losses += step.penalties;
+        check_finite("loss with its penalties", losses.total())?;
+        check_finite("norm of the gradients", f64::from(optimiser.norm))?;
+        Ok(losses)
     }
 
     /// Every row of E is active from now on.
     pub(crate) fn activate_all(&mut self) -> Result<()> {
-        self.activate(None, false)
+        self.parameters.activate_all()
     }
 
     /// Fisher weights of the parameters from `first` on: the mean over `count` batches of the
@@ -264,7 +282,7 @@ impl Engine {
         for i in 0..count {
             let losses = self
                 .gradients
-                .add(&mut self.parameters, &[batch(i)], false)?;
+                .add(&mut self.parameters, &[batch(i)], false, None)?;
             check_finite("Fisher weights: routing loss", losses.route)?;
             let square = &self.encoder.ops().square;
             self.parameters.with_gradients(|pass, grad| {
@@ -336,8 +354,10 @@ impl Engine {
 
     /// Steps keep their gradients from now on, for [`Engine::watched`].
     #[cfg(feature = "cli")]
-    pub(crate) fn watch(&mut self) -> Result<()> {
-        self.optimiser.watch(&self.parameters.layout)
+    pub(crate) fn watch(&mut self) {
+        self.optimiser.watch();
+        let bytes = self.optimiser.bytes(&self.parameters.layout);
+        self.gradients.reserve(bytes);
     }
 
     /// The gradients of the last step, penalties included, before clipping; in the order of the
@@ -356,13 +376,21 @@ impl Engine {
     /// The loss of micro-batches, whose gradients are added up.
     #[cfg(test)]
     pub(crate) fn gradients(&mut self, batches: &[Vec<Item<'_>>]) -> Result<f64> {
-        let losses = self.gradients.add(&mut self.parameters, batches, true)?;
+        let losses = self
+            .gradients
+            .add(&mut self.parameters, batches, true, None)?;
         Ok(losses.total())
     }
 
     #[cfg(test)]
     pub(crate) fn gradient_values(&mut self) -> Result<Vec<f32>> {
         self.parameters.gradients()
+    }
+
+    /// Kernels that the last step dispatched, and its submissions; none on the CPU.
+    #[cfg(test)]
+    pub(crate) fn cost(&self) -> PassCost {
+        self.gradients.cost
     }
 
     /// Norm of the clipped gradients in the last step.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::device::{Outputs, Plan, Read, Tensor};
+use crate::device::{Outputs, Pass, Read, Tensor};
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::learn::engine::parameters::TrainedParameters;
+use crate::learn::engine::parameters::{Activated, TrainedParameters};
 use crate::learn::engine::penalty::{AnchorReads, Anchors, DeviceSnapshot, Penalty, References};
 use crate::learn::engine::{Losses, StepRates};
 use crate::learn::method::ewc::FisherSnapshot;
@@ -22,7 +22,7 @@ pub(super) struct Optimiser {
     encoder: Arc<Encoder>,
     references: Option<References>,
     snapshots: Vec<DeviceSnapshot>,
-    plan: Plan<StepEnd>,
+    end: StepEnd,
     /// Norm of the clipped gradients in the last step.
     pub(super) norm: f32,
     /// The gradients of the last step; `None`: they are not kept.
@@ -44,26 +44,82 @@ pub(super) struct StepEnd {
 }
 
 impl StepEnd {
-    /// With room to read the penalties of `snapshots`, and `more` numbers.
-    fn plan(
-        encoder: &Encoder,
-        layout: &ParameterLayout,
-        snapshots: usize,
-        more: usize,
-    ) -> Result<Plan<Self>> {
+    fn new(encoder: &Encoder, layout: &ParameterLayout) -> Result<Self> {
         let device = encoder.device();
         let (models, width) = (layout.e.rows, layout.w.rows);
-        let parts = Weighted::losses(layout.len());
-        let end = Self {
+        Ok(Self {
             adamw: adamw::NormWorkspace::new(device)?,
             row_losses: device.scratch("row losses", models, 1)?,
             w_losses: device.scratch("w losses", width, 1)?,
             anchored: device.ids("anchored rows", models, 1)?,
-            ewc_losses: device.scratch("ewc losses", parts, 1)?,
+            ewc_losses: device.scratch("ewc losses", Weighted::losses(layout.len()), 1)?,
             moved: device.ids("moved rows", models, 1)?,
+        })
+    }
+}
+
+/// A step, decided before its pass.
+struct StepOrder {
+    anchors: Option<Anchors>,
+    /// EWC's
+    lambda: Option<f32>,
+    /// Old rows that anchors look at, where it is not all.
+    anchored: Option<Vec<u32>>,
+    /// Rows that AdamW moves, where it is not all.
+    moved: Option<Vec<u32>>,
+    /// First parameter that EWC pulls.
+    from: usize,
+    segments: Vec<Segment>,
+    clip: Option<Clip>,
+}
+
+/// A step on its way: it begins with the pass of the first micro-batch and ends with that of the
+/// last.
+pub(super) struct StepPass<'o> {
+    optimiser: &'o mut Optimiser,
+    order: StepOrder,
+    /// Rows that became active.
+    activated: Option<Activated>,
+    reads: Option<EndReads>,
+    /// The penalties, once the step is done.
+    pub(super) penalties: Losses,
+}
+
+impl StepPass<'_> {
+    /// In the first pass, before anything reads the parameters.
+    pub(super) fn begin(&mut self, pass: &mut Pass<'_>, parameters: &mut TrainedParameters) {
+        if let Some(activated) = self.activated.take() {
+            parameters.decay(pass, &activated);
+        }
+    }
+
+    /// In the last pass, behind the gradients: adds penalties to them and moves the parameters.
+    /// Nothing moves where an element of `losses` is not finite.
+    pub(super) fn end(
+        &mut self,
+        pass: &mut Pass<'_>,
+        parameters: &mut TrainedParameters,
+        losses: [Option<&Tensor>; 2],
+    ) {
+        let reads = self.optimiser.record(pass, parameters, &self.order, losses);
+        self.reads = Some(reads);
+    }
+
+    /// Takes what the last pass brought back.
+    pub(super) fn finish(&mut self, outputs: &Outputs, layout: &ParameterLayout) {
+        let Some(reads) = self.reads.take() else {
+            return;
         };
-        let reads = 4 * (models + width + snapshots * parts + more + 1);
-        Plan::new(device, end, 2 * 4 * models, reads)
+        if let Some(read) = reads.gradients {
+            self.optimiser.watched = Some(outputs.f32(read).to_vec());
+        }
+        self.optimiser.norm = outputs.f32(reads.norm)[0];
+        self.penalties = penalties(outputs, reads, layout, &self.order);
+    }
+
+    /// The factor of E's decay in this step.
+    pub(super) fn keep(&self) -> f32 {
+        self.order.segments[E].keep()
     }
 }
 
@@ -80,20 +136,27 @@ impl Optimiser {
         Ok(Self {
             references: None,
             snapshots: Vec::new(),
-            plan: StepEnd::plan(&encoder, layout, 0, 0)?,
+            end: StepEnd::new(&encoder, layout)?,
             norm: 0.0,
             watched: None,
             encoder,
         })
     }
 
+    /// Bytes that a step uploads and reads at most beside its gradients.
+    pub(super) fn bytes(&self, layout: &ParameterLayout) -> [usize; 2] {
+        let (models, width) = (layout.e.rows, layout.w.rows);
+        let parts = self.snapshots.len() * Weighted::losses(layout.len());
+        let watched = self.watched.as_ref().map_or(0, |_| layout.len());
+        // Rows that are anchored, that move and that become active; the norm has two numbers.
+        let uploads = 3 * 4 * models + adamw::NormWorkspace::UPLOADS;
+        [uploads, 4 * (models + width + parts + watched + 2)]
+    }
+
     /// Steps keep their gradients from now on.
     #[cfg(feature = "cli")]
-    pub(super) fn watch(&mut self, layout: &ParameterLayout) -> Result<()> {
+    pub(super) fn watch(&mut self) {
         self.watched = Some(Vec::new());
-        let snapshots = self.snapshots.len();
-        self.plan = StepEnd::plan(&self.encoder, layout, snapshots, layout.len())?;
-        Ok(())
     }
 
     /// Anchors pull to these from now on: R [M_old, D] and W0 [D, H].
@@ -112,11 +175,7 @@ impl Optimiser {
     }
 
     /// EWC pulls to these from now on.
-    pub(super) fn consolidate(
-        &mut self,
-        layout: &ParameterLayout,
-        snapshots: &[FisherSnapshot],
-    ) -> Result<()> {
+    pub(super) fn consolidate(&mut self, snapshots: &[FisherSnapshot]) -> Result<()> {
         let device = self.encoder.device();
         let upload = |snapshot: &FisherSnapshot| {
             let (theta, fisher) = (&snapshot.theta, &snapshot.fisher);
@@ -127,8 +186,6 @@ impl Optimiser {
             })
         };
         self.snapshots = snapshots.iter().map(upload).collect::<Result<_>>()?;
-        let more = self.watched.as_ref().map_or(0, |_| layout.len());
-        self.plan = StepEnd::plan(&self.encoder, layout, snapshots.len(), more)?;
         Ok(())
     }
 
@@ -138,15 +195,17 @@ impl Optimiser {
         references.map_or(0, |references| references.rows.rows())
     }
 
-    /// Adds penalties to the gradients and moves the parameters. `named`: models that the step's
-    /// examples name, ascending, `None`: all. Returns the penalties.
+    /// A step that adds penalties to the gradients and moves the parameters. `named`: models that
+    /// the step's examples name, ascending, `None`: all; `activated`: rows of E that are to decay
+    /// first.
     pub(super) fn step(
         &mut self,
-        parameters: &mut TrainedParameters,
+        parameters: &TrainedParameters,
         rates: &StepRates,
         penalty: Option<Penalty>,
         named: Option<Vec<u32>>,
-    ) -> Result<Losses> {
+        activated: Option<Activated>,
+    ) -> StepPass<'_> {
         let (anchors, lambda) = match penalty {
             Some(Penalty::Anchors(anchors)) => (Some(anchors), None),
             Some(Penalty::Ewc(lambda)) => (None, Some(lambda)),
@@ -157,60 +216,81 @@ impl Optimiser {
             true => named.filter(|ids| ids.len() < parameters.layout.e.rows),
             false => parameters.rows.some_active().map(<[u32]>::to_vec),
         };
-        // The gradients of a frozen adapter would wait for the phase in which it is trained.
-        let from = rates.lora.map_or(parameters.layout.w.offset, |_| 0);
         let (segments, clip) = segments(&parameters.layout, rates);
-        let (ops, snapshots) = (self.encoder.ops(), &self.snapshots);
-        let references = anchors.zip(self.references.as_ref());
-        let watching = self.watched.is_some();
-        let (reads, outputs) = self.encoder.device().run(&mut self.plan, |pass, end| {
-            let anchors = references.map(|(anchors, references)| {
-                references.pull(pass, ops, anchors, parameters, end, anchored.as_deref())
-            });
-            let ewc = lambda.map_or_else(Vec::new, |lambda| {
-                let losses = &mut end.ewc_losses;
-                let pull = |snapshot: &DeviceSnapshot| {
-                    snapshot.pull(pass, ops, from, lambda, parameters, losses)
-                };
-                snapshots.iter().map(pull).collect()
-            });
-            let gradients = watching.then(|| pass.read(&parameters.grad));
-            if let Some(ids) = &moved {
-                pass.upload(&mut end.moved, ids);
-            }
-            let listed = moved.as_ref().map(|_| Listed {
-                matrix: parameters.layout.e,
-                ids: &end.moved,
-            });
-            ops.adamw.step(
+        let order = StepOrder {
+            anchors,
+            lambda,
+            anchored,
+            moved,
+            // The gradients of a frozen adapter would wait for the phase in which it is trained.
+            from: rates.lora.map_or(parameters.layout.w.offset, |_| 0),
+            segments,
+            clip,
+        };
+        StepPass {
+            optimiser: self,
+            order,
+            activated,
+            reads: None,
+            penalties: Losses::default(),
+        }
+    }
+
+    fn record(
+        &mut self,
+        pass: &mut Pass<'_>,
+        parameters: &mut TrainedParameters,
+        order: &StepOrder,
+        losses: [Option<&Tensor>; 2],
+    ) -> EndReads {
+        let (ops, end) = (self.encoder.ops(), &mut self.end);
+        let references = order.anchors.zip(self.references.as_ref());
+        let anchors = references.map(|(anchors, references)| {
+            references.pull(
                 pass,
-                adamw::Step {
-                    theta: &mut parameters.theta,
-                    grad: &mut parameters.grad,
-                    m: &mut parameters.m,
-                    v: &mut parameters.v,
-                    segments: &segments,
-                    listed,
-                    clip,
-                    workspace: &mut end.adamw,
-                },
-            );
-            let norm = pass.read(&end.adamw.norm);
-            EndReads {
+                ops,
                 anchors,
-                ewc,
-                norm,
-                gradients,
-            }
-        })?;
-        if let Some(read) = reads.gradients {
-            self.watched = Some(outputs.f32(read).to_vec());
+                parameters,
+                end,
+                order.anchored.as_deref(),
+            )
+        });
+        let ewc = order.lambda.map_or_else(Vec::new, |lambda| {
+            let losses = &mut end.ewc_losses;
+            let pull = |snapshot: &DeviceSnapshot| {
+                snapshot.pull(pass, ops, order.from, lambda, parameters, losses)
+            };
+            self.snapshots.iter().map(pull).collect()
+        });
+        let watching = self.watched.is_some();
+        let gradients = watching.then(|| pass.read(&parameters.grad));
+        if let Some(ids) = &order.moved {
+            pass.upload(&mut end.moved, ids);
         }
-        self.norm = outputs.f32(reads.norm)[0];
-        if !rates.touched {
-            parameters.rows.step(segments[E].keep());
+        let listed = order.moved.as_ref().map(|_| Listed {
+            matrix: parameters.layout.e,
+            ids: &end.moved,
+        });
+        ops.adamw.step(
+            pass,
+            adamw::Step {
+                theta: &mut parameters.theta,
+                grad: &mut parameters.grad,
+                m: &mut parameters.m,
+                v: &mut parameters.v,
+                segments: &order.segments,
+                listed,
+                clip: order.clip.clone(),
+                losses,
+                workspace: &mut end.adamw,
+            },
+        );
+        EndReads {
+            anchors,
+            ewc,
+            norm: pass.read(&end.adamw.norm),
+            gradients,
         }
-        Ok(losses(&outputs, reads, &parameters.layout, anchors, lambda))
     }
 
     /// Old rows that anchors look at, ascending; `None`: all.
@@ -234,24 +314,23 @@ impl Optimiser {
 }
 
 /// The penalties with their strengths.
-fn losses(
+fn penalties(
     outputs: &Outputs,
     reads: EndReads,
     layout: &ParameterLayout,
-    anchors: Option<Anchors>,
-    lambda: Option<f32>,
+    order: &StepOrder,
 ) -> Losses {
     let sum = |read: Read| -> f64 {
         let losses = outputs.f32(read).iter();
         losses.map(|loss| f64::from(*loss)).sum()
     };
     let mut losses = Losses::default();
-    if let (Some(read), Some(anchors)) = (reads.anchors, anchors) {
+    if let (Some(read), Some(anchors)) = (reads.anchors, order.anchors) {
         let strength = f64::from(anchors.row_strength(read.items, layout));
         losses.embedding = strength * sum(read.rows);
         losses.projection = f64::from(anchors.w_strength(layout)) * sum(read.w);
     }
-    if let Some(lambda) = lambda {
+    if let Some(lambda) = order.lambda {
         losses.ewc = f64::from(lambda) * reads.ewc.into_iter().map(sum).sum::<f64>();
     }
     losses

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::device::{Outputs, Pass, Plan, Read, Tensor};
+use crate::device::{Outputs, Pass, Place, Plan, Read, Tensor};
 use crate::encoder::Encoder;
 use crate::error::{Result, bail};
 use crate::learn::engine::lazy_rows::LazyRows;
 use crate::learn::method::layout::ParameterLayout;
 use crate::num::to_u32;
+use crate::ops::Ops;
 use crate::ops::adamw::Listed;
 
 /// Trained parameters and AdamW's moments on the host, to resume from.
@@ -19,6 +20,12 @@ pub(crate) struct ParameterState {
     /// Active rows of E, and the decay that the others have not had yet.
     pub(crate) active: Vec<u32>,
     pub(crate) decay: f64,
+}
+
+/// Rows of E that became active, and the factor of their decay so far.
+pub(super) struct Activated {
+    ids: Vec<u32>,
+    factor: f32,
 }
 
 /// Four flat buffers in the order of the layout, [1, N] each, and which rows of E are lazy.
@@ -171,25 +178,51 @@ impl TrainedParameters {
     }
 
     /// Makes rows active that are to have a gradient: `named` (`None`: all) and the first `old`.
-    pub(super) fn activate(&mut self, named: Option<&[u32]>, old: u32) -> Result<()> {
-        let pending = self.rows.pending();
+    /// Returns those that have yet to be decayed, for [`TrainedParameters::decay`].
+    pub(super) fn activate(&mut self, named: Option<&[u32]>, old: u32) -> Option<Activated> {
+        let factor = self.rows.pending();
         let models = to_u32(self.layout.e.rows);
-        let mut new = match named {
+        let mut ids = match named {
             Some(named) => self.rows.activate(named.iter().copied()),
             None => self.rows.activate(0..models),
         };
-        new.extend(self.rows.activate(0..old));
-        new.sort_unstable();
+        ids.extend(self.rows.activate(0..old));
+        ids.sort_unstable();
         // Before the first step that decays there is nothing to apply.
-        if new.is_empty() || pending == 1.0 {
+        (!ids.is_empty() && factor != 1.0).then_some(Activated { ids, factor })
+    }
+
+    /// Gives rows that became active the decay that they have not had.
+    pub(super) fn decay(&mut self, pass: &mut Pass<'_>, activated: &Activated) {
+        let (ids, matrix) = (&mut self.plan.tensors, self.layout.e);
+        activated.decay(pass, self.encoder.ops(), matrix, &mut self.theta, ids);
+    }
+
+    /// Every row of E is active from now on.
+    pub(super) fn activate_all(&mut self) -> Result<()> {
+        let Some(activated) = self.activate(None, 0) else {
             return Ok(());
-        }
-        let (ops, matrix, theta) = (self.encoder.ops(), self.layout.e, &mut self.theta);
-        self.encoder.device().run(&mut self.plan, |pass, ids| {
-            pass.upload(ids, &new);
-            let listed = Listed { matrix, ids };
-            ops.adamw.shrink(pass, theta, listed, pending);
+        };
+        let (encoder, matrix, theta) = (&self.encoder, self.layout.e, &mut self.theta);
+        encoder.device().run(&mut self.plan, |pass, ids| {
+            activated.decay(pass, encoder.ops(), matrix, theta, ids);
         })?;
         Ok(())
+    }
+}
+
+impl Activated {
+    /// `ids` takes the rows of E, which is at `matrix` of `theta`.
+    fn decay(
+        &self,
+        pass: &mut Pass<'_>,
+        ops: &Ops,
+        matrix: Place,
+        theta: &mut Tensor,
+        ids: &mut Tensor,
+    ) {
+        pass.upload(ids, &self.ids);
+        ops.adamw
+            .shrink(pass, theta, Listed { matrix, ids }, self.factor);
     }
 }

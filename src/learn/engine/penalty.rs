@@ -6,7 +6,7 @@ use crate::learn::engine::optimiser::StepEnd;
 use crate::learn::engine::parameters::TrainedParameters;
 use crate::learn::method::layout::ParameterLayout;
 use crate::ops::Ops;
-use crate::ops::anchor::{Distance, Pull, Weighted};
+use crate::ops::anchor::{Distance, OtherPull, Pull, Weighted};
 
 /// The penalty of a step.
 #[derive(Clone, Copy)]
@@ -110,18 +110,12 @@ impl References {
                 strength: anchors.row_strength(items, layout),
                 grad: grad.part_mut(rows),
                 losses: &mut end.row_losses,
-            },
-        );
-        ops.anchor.pull(
-            pass,
-            Pull {
-                form: Distance::Raw,
-                rows: theta.part(layout.w),
-                reference: &self.w,
-                touched: None,
-                strength: anchors.w_strength(layout),
-                grad: grad.part_mut(layout.w),
-                losses: &mut end.w_losses,
+                other: Some(OtherPull {
+                    rows: theta.part(layout.w),
+                    reference: &self.w,
+                    strength: anchors.w_strength(layout),
+                    losses: &mut end.w_losses,
+                }),
             },
         );
         AnchorReads {

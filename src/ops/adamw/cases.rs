@@ -71,7 +71,7 @@ impl StepInputs {
         }
     }
 
-    /// Outputs: theta, grad, m, v and the norm.
+    /// Outputs: theta, grad, m, v, and the norm with 1.
     fn case(&self, device: &Device, op: &Arc<AdamW>) -> Result<Case> {
         let [theta, grad, m, v] = self.state.each_ref().map(|values| {
             let n = values.len();
@@ -82,7 +82,7 @@ impl StepInputs {
         let ids = listed.map(|ids| device.upload_ids("ids", 1, ids));
         let ids = ids.transpose()?;
         let mut workspace = NormWorkspace::new(device)?;
-        let norm = device.upload("norm", 1, &[0.0])?;
+        let norm = device.upload("norm", 2, &[0.0; 2])?;
         let (op, inputs) = (Arc::clone(op), self.clone());
         let run = move |pass: &mut Pass<'_>, outputs: &mut [Tensor; 5]| {
             let [theta, grad, m, v, norm] = outputs;
@@ -98,6 +98,7 @@ impl StepInputs {
                     ids,
                 }),
                 clip: inputs.clip.clone(),
+                losses: [None, None],
                 workspace: &mut workspace,
             };
             op.step(pass, s);
@@ -140,7 +141,7 @@ impl StepInputs {
                 theta[i] -= rate * (m[i] / c1) / ((v[i] / c2).sqrt() + 1e-8);
             }
         }
-        [theta, grad, m, v, vec![norm]]
+        [theta, grad, m, v, vec![norm, 1.0]]
     }
 }
 
@@ -210,7 +211,7 @@ mod tests {
         let segments = [segment(1..3, 0.1, 0.0, 1), segment(3..4, 0.1, 0.0, 1)];
         let (zeros, g) = (&[0.0; 5][..], [7.0, 3.0, 4.0, 5.0, 6.0]);
         for [theta, grad, m, _, norm] in step([zeros, &g, zeros, zeros], &segments, clip.clone()) {
-            assert_close("norm", &norm, &[5.0], 1e-6);
+            assert_close("norm", &norm, &[5.0, 1.0], 1e-6);
             let want = [0.0, 0.059_999_988, 0.079_999_984, 0.5, 0.0];
             assert_close("V22", &m, &want, 1e-6);
             assert_eq!(grad, [7.0, 0.0, 0.0, 0.0, 6.0]);
@@ -280,6 +281,64 @@ mod tests {
                     pass.read(&theta)
                 });
                 assert_eq!(outputs.f32(read), want);
+            }
+        }
+    }
+
+    /// Of the losses, of the other losses, of a gradient: one that is not finite holds the step.
+    #[test]
+    fn nothing_moves_where_a_number_is_not_finite() {
+        let range = 1..4;
+        let held = |broken: [f32; 3], clipped: bool| {
+            let all = devices().into_iter().map(|device| {
+                let row = |values: &[f32]| device.upload("row", values.len(), values).unwrap();
+                let mut theta = row(&[1.0, 2.0, 3.0, 4.0, 5.0]);
+                let (mut m, mut v) = (row(&[0.0; 5]), row(&[0.0; 5]));
+                let mut grad = row(&[0.1, 0.2, broken[2], 0.4, 0.5]);
+                let losses = row(&[0.5, broken[0], 0.25]);
+                let others = row(&[broken[1]]);
+                let mut workspace = NormWorkspace::new(&device).unwrap();
+                let op = AdamW::new();
+                let (reads, outputs) = run(&device, |pass| {
+                    let clip = clipped.then(|| Clip {
+                        range: range.clone(),
+                        limit: 1.0,
+                    });
+                    op.step(
+                        pass,
+                        Step {
+                            theta: &mut theta,
+                            grad: &mut grad,
+                            m: &mut m,
+                            v: &mut v,
+                            segments: &[segment(range.clone(), 0.1, 0.01, 1)],
+                            listed: None,
+                            clip,
+                            losses: [Some(&losses), Some(&others)],
+                            workspace: &mut workspace,
+                        },
+                    );
+                    [&theta, &m, &v, &workspace.norm].map(|tensor| pass.read(tensor))
+                });
+                let [theta, m, v, norm] = reads.map(|read| outputs.f32(read).to_vec());
+                let stayed = theta == [1.0, 2.0, 3.0, 4.0, 5.0];
+                assert_eq!(stayed, m == [0.0; 5] && v == [0.0; 5]);
+                assert_eq!(stayed, norm[1] == 0.0);
+                stayed
+            });
+            let all: Vec<bool> = all.collect();
+            assert!(
+                all.iter().all(|held| *held == all[0]),
+                "{broken:?}: {all:?}"
+            );
+            all[0]
+        };
+        assert!(!held([1.0, 1.0, 1.0], true) && !held([1.0, 1.0, 1.0], false));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in 0..3 {
+                let mut broken = [1.0; 3];
+                broken[place] = bad;
+                assert!(held(broken, true), "{broken:?}");
             }
         }
     }

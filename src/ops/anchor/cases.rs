@@ -79,6 +79,7 @@ impl PullInputs {
                 strength,
                 grad: grad.part_mut(place),
                 losses,
+                other: None,
             };
             op.pull(pass, p);
         };

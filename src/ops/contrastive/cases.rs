@@ -118,8 +118,12 @@ impl LossInputs {
         let (examples, models, width) = (self.examples(), self.priors.len(), self.width);
         let z = device.upload("z", width, &self.z)?;
         let (theta, rows) = framed(device, "theta", width, &self.e, (self.before, 0))?;
-        // The parts begin at different places.
-        let gap = (self.before - self.before.min(2), 0);
+        // The parts begin at different places, in fours where E does.
+        let gap = match self.before % 4 {
+            0 => self.before / 8 * 4,
+            _ => self.before - self.before.min(2),
+        };
+        let gap = (gap, 0);
         let (grad, d_rows) = framed(device, "grad", width, &vec![1.0; models * width], gap)?;
         let slots = self.ids.len() / examples;
         let ids = device.upload_ids("ids", slots, &self.ids)?;
@@ -131,7 +135,7 @@ impl LossInputs {
         // The workspace is larger than the batch.
         let k = self.candidates().unwrap_or(1);
         let mut workspace = match self.candidates() {
-            None => LossWorkspace::all(device, examples + 2, models, width)?,
+            None => LossWorkspace::all(device, examples + 2, rows)?,
             Some(k) => LossWorkspace::sampled(device, examples + 2, k, width)?,
         };
         let mut inverse = Inverse::new(device, examples + 2, k)?;
@@ -317,6 +321,44 @@ mod tests {
     #[test]
     fn losses_and_gradients_match_f64() {
         check(|device| all(device, &SIZES.map(size)));
+    }
+
+    /// Rows in fours: on a GPU the three kernels of all models. With many examples a workgroup has
+    /// several tiles.
+    #[test]
+    fn losses_and_gradients_of_rows_in_fours_match_f64() {
+        let sizes = [
+            [1, 1, 4, 1],
+            [3, 17, 36, 4],
+            [33, 257, 64, 7],
+            [65, 33, 520, 3],
+            [520, 291, 8, 5],
+        ];
+        let fours = sizes.map(|sizes| LossSize {
+            before: 8,
+            ..size(sizes)
+        });
+        check(|device| all(device, &fours));
+    }
+
+    /// They count as 1e-12 long, and their gradients keep the part along them.
+    #[test]
+    fn rows_without_a_length_have_the_gradients_of_the_cpu() {
+        let mut batch = full(5, 37, 16, 5);
+        (batch.lists, batch.before) = (None, 8);
+        batch.e[3 * 16..4 * 16].fill(0.0);
+        batch.z[2 * 16..3 * 16].fill(0.0);
+        let answers = batch.answers();
+        assert!(answers[0].de[3 * 16..4 * 16].iter().all(|d| d.abs() > 1e6));
+        for answer in &answers[1..] {
+            for (got, want) in [
+                (&answer.losses, &answers[0].losses),
+                (&answer.dz, &answers[0].dz),
+                (&answer.de, &answers[0].de),
+            ] {
+                assert_close("no length", got, &wide(want), 1e-5);
+            }
+        }
     }
 
     #[test]
@@ -642,7 +684,7 @@ mod tests {
         let place = grad.place();
         let mut losses = device.scratch("losses", 2, 1).unwrap();
         let priors = device.upload("priors", 1, &[0.0; 2]).unwrap();
-        let mut workspace = LossWorkspace::all(device, 2, 2, 3).unwrap();
+        let mut workspace = LossWorkspace::all(device, 2, x.place()).unwrap();
         run(device, |pass| {
             op.loss_and_gradients(
                 pass,
@@ -670,7 +712,7 @@ mod tests {
     #[test]
     fn a_whole_step_of_phase_1_matches_hand_values_v27() {
         use crate::ops::adamw::{self, AdamW, Segment, Step};
-        use crate::ops::anchor::{Anchor, Distance, Pull};
+        use crate::ops::anchor::{Anchor, Distance, OtherPull, Pull};
 
         let batch = v10_batch(5.0, false);
         let w: Vec<f32> = W.as_flattened().iter().map(|w| *w as f32).collect();
@@ -698,23 +740,24 @@ mod tests {
             let mut room = adamw::NormWorkspace::new(device).unwrap();
             let (anchor, op) = (Anchor::new(), AdamW::new());
             let (reads, outputs) = run(device, |pass| {
-                for (form, place, reference, strength, losses) in [
-                    (Distance::Normalized, old, &r, emb, &mut rows),
-                    (Distance::Raw, at_w, &w0, proj, &mut sums),
-                ] {
-                    anchor.pull(
-                        pass,
-                        Pull {
-                            form,
-                            rows: theta.part(place),
-                            reference,
-                            touched: None,
-                            strength,
-                            grad: grad.part_mut(place),
-                            losses,
-                        },
-                    );
-                }
+                anchor.pull(
+                    pass,
+                    Pull {
+                        form: Distance::Normalized,
+                        rows: theta.part(old),
+                        reference: &r,
+                        touched: None,
+                        strength: emb,
+                        grad: grad.part_mut(old),
+                        losses: &mut rows,
+                        other: Some(OtherPull {
+                            rows: theta.part(at_w),
+                            reference: &w0,
+                            strength: proj,
+                            losses: &mut sums,
+                        }),
+                    },
+                );
                 let gradient = pass.read(&grad);
                 op.step(
                     pass,
@@ -726,6 +769,7 @@ mod tests {
                         segments: &[segment(at_w, 1e-4), segment(at_e, 5e-5)],
                         listed: None,
                         clip: None,
+                        losses: [None, None],
                         workspace: &mut room,
                     },
                 );

@@ -231,19 +231,18 @@ fn backward_case(
     let outputs = w.len() / inputs;
     let weight = Weight::for_learning(device, &two_parts(w, inputs), &vec![9.0; outputs])?;
     let slopes = device.upload("dy", outputs, dy)?;
-    let dx = match add {
-        true => device.upload("dx", inputs, &vec![1.0; slopes.rows() * inputs])?,
-        false => device.scratch("dx", slopes.rows(), inputs)?,
-    };
+    let ones = vec![1.0; slopes.rows() * inputs];
+    let base = add.then(|| device.upload("base", inputs, &ones));
+    let (base, dx) = (
+        base.transpose()?,
+        device.scratch("dx", slopes.rows(), inputs)?,
+    );
     let flops = 2.0 * (dy.len() * inputs) as f64;
     let bytes = 4.0 * (dy.len() + w.len() + dx.len()) as f64;
     let op = Arc::clone(op);
     let run = move |pass: &mut Pass<'_>, [dx]: &mut [Tensor; 1]| {
-        let (dy, w) = (&slopes, &weight);
-        match add {
-            true => op.backward_add(pass, Backward { dy, w, dx }),
-            false => op.backward(pass, Backward { dy, w, dx }),
-        }
+        let (dy, w, base) = (&slopes, &weight, base.as_ref());
+        op.backward(pass, Backward { dy, w, base, dx });
     };
     let [dy, w] = [dy, w].map(<[f32]>::to_vec);
     let case = Case::new("linear", [dx], run, move || {
@@ -361,8 +360,13 @@ mod tests {
         let dy = device.upload("dy", 1, &[1.0]).unwrap();
         let mut dx = device.scratch("dx", 1, 1).unwrap();
         run(device, |pass| {
-            let (w, dx) = (&weight, &mut dx);
-            op.backward(pass, Backward { dy: &dy, w, dx });
+            let b = Backward {
+                dy: &dy,
+                w: &weight,
+                base: None,
+                dx: &mut dx,
+            };
+            op.backward(pass, b);
         });
     }
 }

@@ -1,7 +1,5 @@
 //! Products on a GPU: which kernel takes one, by its rows, its widths and the adapter's memory.
 
-use std::sync::Arc;
-
 use super::{SHADER, Weight, WeightValues};
 use crate::device::gpu::GpuPass;
 use crate::device::{Device, DeviceVariant, Kernel, Part, Tensor, groups};
@@ -29,10 +27,10 @@ pub(crate) struct GpuLinear {
 
 /// The kernels for widths that are no multiples of four.
 struct AnyWidth {
-    wide: Arc<Kernel>,
-    narrow: Arc<Kernel>,
-    wide_gelu: Arc<Kernel>,
-    narrow_gelu: Arc<Kernel>,
+    wide: Kernel,
+    narrow: Kernel,
+    wide_gelu: Kernel,
+    narrow_gelu: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -182,7 +180,7 @@ impl GpuLinear {
         };
         let forward = |down, gelu| {
             let constants = [("DOWN", down), ("GELU", gelu)];
-            Arc::new(Kernel::new(&SHADER, "forward", &constants))
+            Kernel::new(&SHADER, "forward", &constants)
         };
         let backward = |entry| Kernel::new(&SHADER, entry, &[("DOWN", 16.0)]);
         Self {
@@ -212,20 +210,19 @@ impl GpuLinear {
         wanted.then(shape).flatten()
     }
 
-    /// The kernels that products of few rows by each of `maps`, (kind, in, out), are dispatched by.
-    pub(super) fn kernels(&self, maps: &[(Kind, usize, usize)]) -> Vec<Arc<Kernel>> {
-        let mut kernels: Vec<Arc<Kernel>> = Vec::new();
-        for (kind, inputs, outputs) in maps.iter().copied() {
-            let kernel = match self.skinny(kind, 1, inputs, outputs) {
-                Some(shape) => self.skinny.kernel(shape),
-                None if self.tiles(inputs, outputs) => self.tiled.kernel(kind),
-                None => Arc::clone(self.any.forward(kind.gelu())[0]),
-            };
-            if !kernels.iter().any(|other| Arc::ptr_eq(other, &kernel)) {
-                kernels.push(kernel);
+    /// The kernels that a product of each of `maps`, (kind, in, out), is dispatched by if it has few
+    /// rows.
+    pub(super) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
+        let of = |(kind, inputs, outputs): (Kind, usize, usize)| {
+            if let Some(shape) = self.skinny(kind, 1, inputs, outputs) {
+                self.skinny.kernel(shape)
+            } else if self.tiles(inputs, outputs) {
+                self.tiled.kernel(kind).clone()
+            } else {
+                self.any.forward(kind.gelu())[0].clone()
             }
-        }
-        kernels
+        };
+        maps.iter().copied().map(of).collect()
     }
 
     fn tiles(&self, inputs: usize, outputs: usize) -> bool {
@@ -251,13 +248,14 @@ impl GpuLinear {
         }
     }
 
-    /// `dx = dy . W`, or that is added to it. `dy`: [T, out], `dx`: [T, in].
+    /// `dx = dy . W`, or `dx = base + dy . W`. `dy`: [T, out]; `base`, `dx`: [T, in].
     pub(super) fn backward(
         &self,
         pass: &mut GpuPass<'_>,
         (dy, w, dx): (&Tensor, &Tensor, &Tensor),
-        add: bool,
+        base: Option<&Tensor>,
     ) {
+        let base = base.map(|base| ("base", base));
         let (rows, outputs, inputs) = (dy.rows(), dy.columns(), dx.columns());
         if self.tiles(inputs, outputs) {
             let dims = GpuDims {
@@ -270,26 +268,30 @@ impl GpuLinear {
                 eps: 0.0,
             };
             let grid = linear_tiled::grid(rows, inputs);
-            let tensors = [("x", dy), ("w", w), ("y", dx)];
-            return pass.dispatch(self.tiled.backward(add), grid, &dims, &tensors);
+            let mut tensors = vec![("x", dy), ("w", w), ("y", dx)];
+            tensors.extend(base);
+            let kernel = self.tiled.backward(base.is_some());
+            return pass.dispatch(kernel, grid, &dims, &tensors);
         }
-        let kernel = match add {
-            true => &self.any.backward_add,
-            false => &self.any.backward,
+        let kernel = match base {
+            Some(_) => &self.any.backward_add,
+            None => &self.any.backward,
         };
+        let mut tensors = vec![("dy", dy), ("w", w), ("dx", dx)];
+        tensors.extend(base);
         let dims = AnyDims {
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
         };
         let grid = [groups(inputs, ACROSS), groups(rows, 64), 1];
-        pass.dispatch(kernel, grid, &dims, &[("dy", dy), ("w", w), ("dx", dx)]);
+        pass.dispatch(kernel, grid, &dims, &tensors);
     }
 }
 
 impl AnyWidth {
     /// The kernels for few rows and for many.
-    fn forward(&self, gelu: bool) -> [&Arc<Kernel>; 2] {
+    fn forward(&self, gelu: bool) -> [&Kernel; 2] {
         match gelu {
             false => [&self.narrow, &self.wide],
             true => [&self.narrow_gelu, &self.wide_gelu],

@@ -481,23 +481,23 @@ mod on_a_gpu {
         let router = on_gpu(false);
         let opened = gpu(&router).pipelines();
         assert_eq!(opened, 9);
-        let route = |prompts: &[&str]| {
+        let route = |prompt: &str| {
             for k in [1, 10, usize::MAX] {
-                let requests: Vec<Request> = prompts
-                    .iter()
-                    .map(|prompt| Request::new(*prompt).top(k))
-                    .collect();
-                for decision in router.route_batch(&requests) {
-                    decision.unwrap();
-                }
+                router.route(&Request::new(prompt).top(k)).unwrap();
             }
             gpu(&router).pipelines()
         };
-        assert_eq!(route(&["a short prompt"]), opened);
-        let long = "and one with as many tokens as take the kernel for many rows ".repeat(20);
-        // `linear_tiled`: normed, without and with GELU, and joined.
-        assert_eq!(route(&[&long, &long]), opened + 3);
-        assert_eq!(route(&[&long, &long]), opened + 3);
+        assert_eq!(route("a short prompt"), opened);
+        let long = "and one with as many tokens as a prompt may have ".repeat(20);
+        assert_eq!(route(&long), opened);
+        // Of `linear_tiled` four kernels, without and with norm, GELU and sum; `score` for many.
+        let requests = [&*long; 5].map(Request::new);
+        for _ in 0..2 {
+            for decision in router.route_batch(&requests) {
+                decision.unwrap();
+            }
+            assert_eq!(gpu(&router).pipelines(), opened + 5);
+        }
     }
 
     #[test]
