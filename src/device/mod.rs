@@ -12,6 +12,7 @@ pub(crate) mod noted;
 mod pass;
 mod plan;
 mod tensor;
+pub(crate) mod tuning;
 mod variant;
 
 use std::path::Path;

@@ -8,6 +8,7 @@
 mod cases;
 mod kernels;
 mod roofline;
+mod tune;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,6 +26,7 @@ use cases::CaseScale;
 pub use kernels::{KernelBench, Peaks};
 #[doc(hidden)]
 pub use roofline::{GpuCard, PassShape, PredictedKernel, cards, passes_of};
+pub use tune::{TunedRows, TuningReport, tune};
 
 /// A report on this machine.
 #[derive(Clone, Debug, Serialize)]

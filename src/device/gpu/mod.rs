@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::Cpu;
+use crate::device::tuning::Tuning;
 use crate::error::{Error, ErrorKind, Result, bail, error};
 use kept::KeptPipelines;
 use shader::Parsed;
@@ -131,6 +132,8 @@ pub(crate) struct Gpu {
     /// A wait is short enough to be spent awake.
     hardware: bool,
     zeroes_scratch: bool,
+    /// Most rows for which the kernel for few rows is taken.
+    few_rows: usize,
     made: AtomicUsize,
     /// Shaders by name.
     parsed: Mutex<BTreeMap<&'static str, Arc<Slot>>>,
@@ -201,6 +204,7 @@ impl Gpu {
             )
         })?;
         let failure = Arc::new(Mutex::new(None));
+        let folder = cache;
         let cache = cache.filter(|_| !keeping.is_empty());
         let kept = cache.and_then(|folder| KeptPipelines::open(&device, &adapter.0, folder));
         let gpu = Self {
@@ -216,6 +220,7 @@ impl Gpu {
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             limits: available,
+            few_rows: Tuning::look(folder, &adapter.report()).few_rows(),
             name,
             device,
             queue,
@@ -514,6 +519,11 @@ impl Gpu {
         self.limits.max_storage_buffers_per_shader_stage
     }
 
+    /// Most rows for which the kernel for few rows is taken.
+    pub(crate) fn few_rows(&self) -> usize {
+        self.few_rows
+    }
+
     /// Bytes of workgroup memory that a kernel may use.
     pub(crate) fn most_scratch(&self) -> u32 {
         self.limits.max_compute_workgroup_storage_size
@@ -541,6 +551,7 @@ impl Gpu {
             device: self.device.clone(),
             queue: self.queue.clone(),
             limits: self.limits.clone(),
+            few_rows: self.few_rows,
             clock: self.clock,
             stamps_inside: self.stamps_inside,
             hardware: self.hardware,

@@ -28,6 +28,7 @@ const SHADERS: &[(&str, Trust)] = &[
         Trust::Counted("offsets by `PackedBatch::new`, tiles of them by `query_tiles`"),
     ),
     ("contrastive", Trust::Ids("candidates and labels")),
+    ("contrastive_all", Trust::Sizes),
     ("distill", Trust::Rare),
     ("dropout", Trust::Sizes),
     ("embed", Trust::Ids("tokens and positions")),
