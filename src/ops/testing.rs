@@ -36,7 +36,7 @@ pub(crate) fn open_gpu() -> Gpu {
 }
 
 /// A new device with 16 KiB of workgroup memory and 8 storage buffers for a kernel.
-#[cfg(feature = "gpu")]
+#[cfg(all(feature = "gpu", feature = "cli"))]
 pub(crate) fn least_gpu() -> Gpu {
     let (adapter, host) = (adapter(), Arc::new(Cpu::open(Some(2)).unwrap()));
     Gpu::open_least(&adapter, &host).unwrap()
