@@ -396,8 +396,8 @@ void hubrouter_error_free(struct hubrouter_error *error);
 // one opens instead, and every decision says so in `degraded`.
 //
 // `options`: JSON with any of `schema_version` (1), `device`, `threads`, `fallback`, `encoder`,
-// `look_in`, `max_tokens`, `precision`, `cpu`, `cache_bytes`, `queue`, `sessions`. With a length
-// of 0 all are the defaults. A server that routes prompt by prompt takes
+// `look_in`, `max_tokens`, `precision`, `cpu`, `cache_bytes`, `queue`, `sessions`, `gather_us`,
+// `cache_folder`. With a length of 0 all are the defaults. A server that routes prompt by prompt takes
 // `{"device": "cpu", "threads": 1}`.
 hubrouter_status hubrouter_router_open(const char *store,
                                        size_t store_len,

@@ -1,6 +1,7 @@
 // embed: x[t,c] = words[ids[t],c] + places[positions[t],c]
 //
-//   shapes   ids, positions: [T]   words: [V, H]   places: [P, H]   x: [T, H]
+//   shapes   ids, positions: [T]   words: [V, H]   places: [P, H]
+//            x: [T, H], from element `first` on
 //   layout   row-major f32, contiguous; places holds position and type rows, added
 //   entries  forward    one workgroup per token   x   =   (overwrites)
 //   order    one addition an element
@@ -8,7 +9,7 @@
 
 override WG: u32 = 64u; // lanes per workgroup
 
-struct Dims { hidden: u32 }
+struct Dims { hidden: u32, first: u32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> ids: array<u32>; // [T]
@@ -23,6 +24,6 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let word = ids[t] * dims.hidden;
     let place = positions[t] * dims.hidden;
     for (var c = lane; c < dims.hidden; c += WG) {
-        x[t * dims.hidden + c] = words[word + c] + places[place + c];
+        x[dims.first + t * dims.hidden + c] = words[word + c] + places[place + c];
     }
 }

@@ -4,6 +4,7 @@
 //      sqrt(var(v) + eps)
 //
 //   shapes   x, branch, y, dy, dx: [T, H]   gamma, beta: [H]
+//            x of the forward entries begins at element `first`
 //   layout   row-major f32, contiguous
 //   entries  forward          one workgroup per row   v = x            y    =   (overwrites)
 //            forward_branch   one workgroup per row   v = x + branch   y    =   (overwrites)
@@ -14,7 +15,7 @@
 //   scratch  partial of shared/reduce.wgsl: written before it is read
 //   uses     shared/reduce.wgsl
 
-struct Dims { hidden: u32, eps: f32 }
+struct Dims { hidden: u32, eps: f32, first: u32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [T, H]
@@ -45,7 +46,7 @@ fn normalize_row(row: u32, lane: u32) {
 @compute @workgroup_size(WG)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.x * dims.hidden;
-    for (var c = lane; c < dims.hidden; c += WG) { y[row + c] = x[row + c]; }
+    for (var c = lane; c < dims.hidden; c += WG) { y[row + c] = x[dims.first + row + c]; }
     normalize_row(row, lane);
 }
 
@@ -55,7 +56,9 @@ fn forward_branch(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = group.x * dims.hidden;
-    for (var c = lane; c < dims.hidden; c += WG) { y[row + c] = x[row + c] + branch[row + c]; }
+    for (var c = lane; c < dims.hidden; c += WG) {
+        y[row + c] = x[dims.first + row + c] + branch[row + c];
+    }
     normalize_row(row, lane);
 }
 

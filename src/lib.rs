@@ -39,7 +39,7 @@ mod text;
 mod verify;
 mod weights;
 
-pub use device::{CpuLevel, DeviceChoice};
+pub use device::{CpuLevel, DeviceChoice, DeviceVariant};
 pub use encoder::Encoder;
 #[doc(hidden)]
 pub use encoder::{ImportOptions, Imported, Trace, import_encoder};

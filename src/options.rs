@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::device::{CpuLevel, DeviceChoice};
+use crate::device::{CpuLevel, DeviceChoice, DeviceVariant};
 use crate::error::{Error, error};
 use crate::files;
 
@@ -107,6 +107,9 @@ pub struct Options {
     /// The instructions that the CPU's kernels use. One that this machine lacks is an error.
     #[serde(skip_serializing_if = "is_default")]
     pub cpu: CpuLevel,
+    /// The kernels that a GPU computes products by.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_variant: DeviceVariant,
     /// Bytes of decisions that a router keeps, to give one again for the same prompt; 0: none.
     #[serde(skip_serializing_if = "is_default")]
     pub cache_bytes: usize,
@@ -117,6 +120,15 @@ pub struct Options {
     /// How a router keeps the models of conversations.
     #[serde(skip_serializing_if = "is_default")]
     pub sessions: SessionOptions,
+    /// Microseconds that a call waits at most for the batch that computes when it comes, to be
+    /// computed together with the calls that come meanwhile; 0: each call is computed by itself.
+    /// `None`: 500 on a hardware GPU, where a batch costs little more than a prompt, else 0.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gather_us: Option<u64>,
+    /// A folder for what was compiled for this machine's GPU: a driver that can keep kernels opens
+    /// sooner the next time. `None`: nothing is kept.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cache_folder: Option<std::path::PathBuf>,
 }
 
 /// How a router keeps the models of conversations, for requests with a session.
@@ -161,9 +173,12 @@ impl Default for Options {
             max_tokens: None,
             precision: Precision::Auto,
             cpu: CpuLevel::Auto,
+            device_variant: DeviceVariant::Auto,
             cache_bytes: 0,
             queue: None,
             sessions: SessionOptions::default(),
+            gather_us: None,
+            cache_folder: None,
         }
     }
 }
@@ -220,6 +235,12 @@ impl Options {
         self
     }
 
+    /// The options with these kernels for a GPU's products.
+    pub fn device_variant(mut self, variant: DeviceVariant) -> Self {
+        self.device_variant = variant;
+        self
+    }
+
     /// The options with a cache of decisions of this many bytes.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
@@ -235,6 +256,18 @@ impl Options {
     /// The options with these for sessions.
     pub fn sessions(mut self, sessions: SessionOptions) -> Self {
         self.sessions = sessions;
+        self
+    }
+
+    /// The options with calls that wait at most so many microseconds to share a batch.
+    pub fn gather_us(mut self, microseconds: u64) -> Self {
+        self.gather_us = Some(microseconds);
+        self
+    }
+
+    /// The options with this folder for what was compiled for a GPU.
+    pub fn cache_folder(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.cache_folder = Some(folder.into());
         self
     }
 
@@ -263,8 +296,8 @@ mod tests {
     #[test]
     fn what_is_off_is_not_written() -> serde_json::Result<()> {
         let json = serde_json::to_string(&Options::default())?;
-        let off = ["cache", "queue", "sessions", "cpu"].map(|key| json.contains(key));
-        assert_eq!(off, [false; 4], "{json}");
+        let off = ["cache", "queue", "sessions", "cpu", "gather"].map(|key| json.contains(key));
+        assert_eq!(off, [false; 5], "{json}");
         let set = r#"{"cpu": "avx2", "cache_bytes": 9, "queue": 0, "sessions": {"margin": 1.5}}"#;
         let options: Options = serde_json::from_str(set)?;
         let back = serde_json::from_str(&serde_json::to_string(&options)?)?;

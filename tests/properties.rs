@@ -6,7 +6,9 @@ mod common;
 use std::sync::Arc;
 
 use common::{Folder, copied_store, cpu, devices, store};
-use hubrouter::{Decision, Encoder, ErrorKind, ModelId, Options, Request, Router, Store};
+use hubrouter::{
+    Decision, DeviceVariant, Encoder, ErrorKind, ModelId, Options, Request, Router, Store,
+};
 
 /// Lengths from one word to past the limit, in an order that mixes them.
 const PROMPTS: [&str; 9] = [
@@ -99,11 +101,48 @@ fn a_prompt_is_answered_the_same_alone_and_in_any_batch_on_the_cpu() {
 
 #[cfg(feature = "gpu")]
 #[test]
-fn a_prompt_is_answered_the_same_alone_and_in_any_batch_on_the_gpu() {
-    // Few and short: a software adapter is slow. Alone they take the narrow tile of `linear`,
-    // together the wide one.
+fn a_forced_variant_answers_a_prompt_the_same_alone_and_in_any_batch_on_the_gpu() {
+    // Few and short: a software adapter is slow.
     let requests: Vec<Request> = [0, 1, 2, 4].map(|i| Request::new(PROMPTS[i])).to_vec();
-    company_and_order_do_not_matter(common::gpu(), &requests);
+    for variant in [DeviceVariant::Skinny, DeviceVariant::Tiled] {
+        let options = common::gpu().device_variant(variant);
+        company_and_order_do_not_matter(options, &requests);
+    }
+}
+
+/// Alone a prompt takes the kernels for few rows, in company those for many.
+#[cfg(feature = "gpu")]
+#[test]
+fn company_changes_a_prompt_by_its_last_bits_alone_on_the_gpu() {
+    let encoder = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/all-MiniLM-L6-v2");
+    let encoder = Encoder::open(encoder, &common::gpu()).unwrap();
+    let long = long_prompt();
+    let prompts = [PROMPTS[0], PROMPTS[1], &long, PROMPTS[4]];
+    let together = encoder.embed(&prompts);
+    let mut changed = false;
+    for (prompt, in_company) in prompts.iter().zip(together) {
+        let (a, b) = (
+            encoder.embed(&[prompt]).remove(0).unwrap(),
+            in_company.unwrap(),
+        );
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter()
+                .zip(b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum()
+        };
+        let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+        assert!(cosine > 1.0 - 2e-6, "{prompt:?}: {cosine}");
+        changed |= a != b;
+    }
+    assert!(changed, "the batch took the kernels of a prompt alone");
+    // The best model stays.
+    let router = Router::open(store(), common::gpu()).unwrap();
+    let requests: Vec<Request> = prompts.map(Request::new).to_vec();
+    for (request, in_company) in requests.iter().zip(router.route_batch(&requests)) {
+        let (alone, in_company) = (router.route(request).unwrap(), in_company.unwrap());
+        assert_eq!(alone.ranked[0].id, in_company.ranked[0].id);
+    }
 }
 
 #[test]

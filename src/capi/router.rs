@@ -44,8 +44,8 @@ use hubrouter_chat::*;
 /// one opens instead, and every decision says so in `degraded`.
 ///
 /// `options`: JSON with any of `schema_version` (1), `device`, `threads`, `fallback`, `encoder`,
-/// `look_in`, `max_tokens`, `precision`, `cpu`, `cache_bytes`, `queue`, `sessions`. With a length
-/// of 0 all are the defaults. A server that routes prompt by prompt takes
+/// `look_in`, `max_tokens`, `precision`, `cpu`, `cache_bytes`, `queue`, `sessions`, `gather_us`,
+/// `cache_folder`. With a length of 0 all are the defaults. A server that routes prompt by prompt takes
 /// `{"device": "cpu", "threads": 1}`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hubrouter_router_open(

@@ -21,6 +21,9 @@ const ABOVE: usize = 4;
 /// The environment variable with the folder that contains [`WEIGHTS`]; empty counts as not set.
 const HOME: &str = "HUBROUTER_HOME";
 
+/// The environment variable with the folder for what was compiled for a GPU.
+const CACHE: &str = "HUBROUTER_CACHE";
+
 /// The file in a store that names its current generation.
 const CURRENT: &str = "current";
 
@@ -106,6 +109,20 @@ fn data_folder() -> Option<PathBuf> {
     };
     let absolute = set("XDG_DATA_HOME").filter(|folder| folder.is_absolute());
     Some(absolute.or_else(home)?.join(PROGRAM))
+}
+
+/// The folder for what was compiled for a GPU: `$HUBROUTER_CACHE`, where `off` is none; else
+/// `$XDG_CACHE_HOME/hubrouter` or its default `~/.cache/hubrouter`.
+pub(super) fn cache_folder() -> Option<PathBuf> {
+    match set(CACHE) {
+        Some(folder) if folder == Path::new("off") => None,
+        Some(folder) => Some(folder),
+        None => {
+            let absolute = set("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
+            let home = || Some(set("HOME")?.join(".cache"));
+            Some(absolute.or_else(home)?.join(PROGRAM))
+        }
+    }
 }
 
 fn is_source_tree(folder: &Path) -> bool {

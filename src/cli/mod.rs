@@ -49,7 +49,7 @@ use std::sync::Arc;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::{CpuLevel, GenerationId, Hub, Options, Precision, Router, Store};
+use crate::{CpuLevel, DeviceVariant, GenerationId, Hub, Options, Precision, Router, Store};
 
 /// Picks the right model of a hub for a prompt, before any model runs
 #[derive(Parser)]
@@ -141,6 +141,9 @@ struct DeviceArgs {
     /// auto, cpu, gpu, or part of an adapter's name; auto takes a hardware GPU, else the CPU
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
+    /// Kernels of a GPU's products, for tests and benches: auto, skinny, tiled or any
+    #[arg(long, default_value_t, value_name = "VARIANT")]
+    device_variant: DeviceVariant,
     /// CPU threads [default: all, at most 4]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -158,10 +161,12 @@ impl DeviceArgs {
         let mut options = Options::default()
             .device(self.device.as_str())
             .fallback(self.fallback)
+            .device_variant(self.device_variant)
             .cpu(cpu_level()?);
         options.threads = self.threads;
         options.encoder.clone_from(&self.encoder);
         options.look_in.extend(bundled::encoder());
+        options.cache_folder = bundled::cache_folder();
         Ok(options)
     }
 }

@@ -10,14 +10,17 @@ pub(crate) mod gpu;
 mod pass;
 mod plan;
 mod tensor;
+mod variant;
 
+use std::path::Path;
 use std::sync::Arc;
 
 pub use cpu::CpuLevel;
 pub(crate) use gpu::{Kernel, Shader, shader};
-pub(crate) use pass::{CpuPass, Outputs, Pass, Read};
-pub(crate) use plan::{Plan, Plans, Sizes};
-pub(crate) use tensor::{Part, PartMut, Place, Tensor};
+pub(crate) use pass::{Counts, CpuPass, Outputs, Pass, Read};
+pub(crate) use plan::{HeldPlan, Plan, Plans, Sizes};
+pub(crate) use tensor::{Part, PartMut, Place, Tensor, Wanted};
+pub use variant::DeviceVariant;
 
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::num::to_u32;
@@ -124,14 +127,19 @@ impl DeviceChoice {
 }
 
 impl Device {
-    /// Opens what `choice` asks for; `cpu` is the host's own.
+    /// Opens what `choice` asks for; `cpu` is the host's own, `cache` a folder that keeps a GPU's
+    /// kernels.
     ///
     /// Errors: no adapter fits; its driver or its limits refuse. They are of the kinds that a step down
     /// to the CPU cures ([`ErrorKind::is_device`]).
-    pub(crate) fn open(choice: &DeviceChoice, cpu: &Arc<Cpu>) -> Result<Opened> {
+    pub(crate) fn open(
+        choice: &DeviceChoice,
+        cpu: &Arc<Cpu>,
+        cache: Option<&Path>,
+    ) -> Result<Opened> {
         let (adapter, reason) = choose(choice, gpu::adapters)?;
         let device = match adapter {
-            Some(adapter) => Self::Gpu(Arc::new(Gpu::open(&adapter)?)),
+            Some(adapter) => Self::Gpu(Arc::new(Gpu::open(&adapter, cpu, cache)?)),
             None => Self::Cpu(Arc::clone(cpu)),
         };
         Ok(Opened::new(device, reason))
@@ -143,6 +151,11 @@ impl Device {
             Self::Cpu(_) => "cpu",
             Self::Gpu(gpu) => gpu.name(),
         }
+    }
+
+    /// Whether a hardware GPU computes.
+    pub(crate) fn is_hardware_gpu(&self) -> bool {
+        matches!(self, Self::Gpu(gpu) if gpu.is_hardware())
     }
 
     /// A tensor to be written by ops, room for `rows` of `columns`. In tests it holds NaN first.
@@ -180,18 +193,23 @@ impl Device {
         Tensor::upload(self, label, columns, values)
     }
 
-    /// Compiles `kernels` side by side on the threads of `host`; nothing on the CPU.
-    pub(crate) fn compile(&self, host: &Cpu, kernels: &[&Kernel]) -> Result<()> {
-        /// As multiply-adds: a compilation is always worth a thread.
-        const WORK: usize = 1_000_000;
-        let Self::Gpu(gpu) = self else {
-            return Ok(());
-        };
-        let mut outcomes = vec![Ok(()); kernels.len()];
-        host.each(&mut outcomes, 1, WORK, |index, outputs| {
-            outputs.fill(kernels[index].compiled(gpu).map(drop));
-        });
-        outcomes.into_iter().collect()
+    /// A tensor that passes upload and kernels only read; every pass that uses it uploads it. On a
+    /// GPU it comes with the pass's one copy.
+    pub(crate) fn input(&self, wanted: Wanted) -> Tensor {
+        Tensor::input(self, wanted)
+    }
+
+    /// Tensors to be written by ops, which a GPU's pass reads back in one copy.
+    pub(crate) fn beside<const N: usize>(&self, wanted: [Wanted; N]) -> Result<[Tensor; N]> {
+        Tensor::beside(self, wanted)
+    }
+
+    /// Compiles `kernels` side by side on the threads of the host; nothing on the CPU.
+    pub(crate) fn compile(&self, kernels: &[&Kernel]) -> Result<()> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Gpu(gpu) => gpu.compile(kernels),
+        }
     }
 
     /// Runs `body`, which calls ops on `plan`'s tensors, and hands back what it read.
@@ -202,23 +220,48 @@ impl Device {
         plan: &mut Plan<T>,
         body: impl FnOnce(&mut Pass<'_>, &mut T) -> R + Send,
     ) -> Result<(R, Outputs)> {
+        let (value, running) = self.start(plan, body)?;
+        Ok((value, self.finish(plan, running)?))
+    }
+
+    /// As [`Device::run`], without waiting for a GPU: the plan is busy until [`Device::finish`].
+    pub(crate) fn start<T: Send, R: Send>(
+        &self,
+        plan: &mut Plan<T>,
+        body: impl FnOnce(&mut Pass<'_>, &mut T) -> R + Send,
+    ) -> Result<(R, Running)> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.run(|| {
                 let mut pass = Pass::Cpu(CpuPass::new(cpu));
                 let value = body(&mut pass, &mut plan.tensors);
-                (value, pass.into_outputs())
+                (value, Running::Done(pass.into_outputs()))
             })),
             Self::Gpu(gpu) => {
                 let (tensors, tape) = plan.split();
                 let mut pass = Pass::Gpu(gpu::GpuPass::begin(gpu, tape)?);
                 let value = body(&mut pass, tensors);
                 match pass {
-                    Pass::Gpu(pass) => Ok((value, pass.submit()?)),
+                    Pass::Gpu(pass) => Ok((value, Running::Submitted(pass.submit()?))),
                     Pass::Cpu(_) => unreachable!("a GPU's pass stays one"),
                 }
             }
         }
     }
+
+    /// Waits for what [`Device::start`] began on `plan`, and hands back what it read.
+    pub(crate) fn finish<T>(&self, plan: &mut Plan<T>, running: Running) -> Result<Outputs> {
+        match (self, running) {
+            (_, Running::Done(outputs)) => Ok(outputs),
+            (Self::Gpu(gpu), Running::Submitted(ticket)) => ticket.wait(gpu, plan.split().1),
+            (Self::Cpu(_), Running::Submitted(_)) => unreachable!("the CPU submits nothing"),
+        }
+    }
+}
+
+/// A batch that a device computes.
+pub(crate) enum Running {
+    Done(Outputs),
+    Submitted(gpu::Ticket),
 }
 
 /// Why `auto` takes the CPU without asking any driver.

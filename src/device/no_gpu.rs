@@ -1,12 +1,18 @@
 //! `device::gpu` of a build without the feature `gpu`: the same names, and no value of any of them.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use crate::device::adapter::AdapterReport;
+use crate::device::cpu::Cpu;
 use crate::device::pass::{Outputs, Read};
 use crate::device::{Part, Tensor};
 use crate::error::Result;
 
 pub(crate) enum Gpu {}
 pub(crate) enum Buffer {}
+pub(crate) enum Uploaded {}
+pub(crate) enum Ticket {}
 pub(crate) enum Tape {}
 pub(crate) type GpuPass<'p> = Recording;
 pub(crate) enum Recording {}
@@ -45,15 +51,27 @@ impl Kernel {
     pub(crate) fn new(_: &'static Shader, _: &'static str, _: &[(&'static str, f64)]) -> Self {
         Self
     }
-
-    pub(crate) fn compiled(&self, gpu: &Gpu) -> Result<()> {
-        match *gpu {}
-    }
 }
 
 impl Gpu {
-    pub(crate) fn open(adapter: &GpuAdapter) -> Result<Self> {
+    pub(crate) fn open(
+        adapter: &GpuAdapter,
+        _host: &Arc<Cpu>,
+        _cache: Option<&Path>,
+    ) -> Result<Self> {
         match *adapter {}
+    }
+
+    pub(crate) fn compile(&self, _kernels: &[&Kernel]) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn results(&self, _sizes: &[usize], _first: f32) -> Result<Vec<Buffer>> {
+        match *self {}
+    }
+
+    pub(crate) fn is_hardware(&self) -> bool {
+        match *self {}
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -96,7 +114,7 @@ impl Recording {
         match *self {}
     }
 
-    pub(crate) fn upload(&mut self, _tensor: &Tensor, _values: &[u32]) {
+    pub(crate) fn upload(&mut self, _tensor: &mut Tensor, _values: &[u32]) {
         match *self {}
     }
 
@@ -113,12 +131,18 @@ impl Recording {
         _kernel: &Kernel,
         _groups: [u32; 3],
         _dims: &impl bytemuck::NoUninit,
-        _tensors: &[(&str, &Tensor)],
+        _tensors: &[(&'static str, &Tensor)],
     ) {
         match *self {}
     }
 
-    pub(crate) fn submit(self) -> Result<Outputs> {
+    pub(crate) fn submit(self) -> Result<Ticket> {
+        match self {}
+    }
+}
+
+impl Ticket {
+    pub(crate) fn wait(self, _gpu: &Gpu, _tape: &Tape) -> Result<Outputs> {
         match self {}
     }
 }

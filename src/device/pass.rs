@@ -22,10 +22,20 @@ pub(crate) struct Outputs {
     pub(super) reads: Vec<Vec<u32>>,
     /// Microseconds of each stage, in the order in which they began.
     pub(super) stages: Vec<f64>,
-    /// Kernels that were dispatched; none on the CPU.
+    pub(crate) counts: Counts,
+}
+
+/// What a GPU was told to do in a pass; nothing on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Kernels that were dispatched.
     pub(crate) dispatches: usize,
     /// Compute passes that they were in.
     pub(crate) passes: usize,
+    /// Copies of what the host uploaded.
+    pub(crate) copies_in: usize,
+    /// Copies of results for the host.
+    pub(crate) copies_out: usize,
 }
 
 impl Outputs {

@@ -54,6 +54,12 @@ pub(crate) struct Plans<T> {
     free: Mutex<Free<T>>,
 }
 
+/// A plan that one call has.
+pub(crate) struct HeldPlan<T> {
+    pub(crate) plan: Plan<T>,
+    room: Sizes,
+}
+
 /// Plans with what they have room for.
 type Free<T> = Vec<(Sizes, Plan<T>)>;
 
@@ -77,27 +83,36 @@ impl<T> Plans<T> {
         make: impl FnOnce(Sizes) -> Result<Plan<T>>,
         body: impl FnOnce(&mut Plan<T>) -> Result<R>,
     ) -> Result<R> {
-        let (room, mut plan) = match self.take(sizes) {
-            Some(found) => found,
-            None => {
-                let bucket = sizes.bucket();
-                log::debug!(
-                    "new plan: {} tokens, {} prompts",
-                    bucket.tokens,
-                    bucket.prompts
-                );
-                (bucket, make(bucket)?)
-            }
-        };
-        let value = body(&mut plan)?;
-        // A plan that failed was dropped above: its buffers may still be in use.
+        let mut held = self.hold(sizes, make)?;
+        let value = body(&mut held.plan)?;
+        self.give_back(held);
+        Ok(value)
+    }
+
+    /// A plan with room for `sizes`; `make` builds one of the given bucket. Who drops it in place of
+    /// giving it back, since it failed, drops buffers that may still be in use.
+    pub(crate) fn hold(
+        &self,
+        sizes: Sizes,
+        make: impl FnOnce(Sizes) -> Result<Plan<T>>,
+    ) -> Result<HeldPlan<T>> {
+        if let Some((room, plan)) = self.take(sizes) {
+            return Ok(HeldPlan { plan, room });
+        }
+        let room = sizes.bucket();
+        log::debug!("new plan: {} tokens, {} prompts", room.tokens, room.prompts);
+        let plan = make(room)?;
+        Ok(HeldPlan { plan, room })
+    }
+
+    /// Lets other calls have the plan.
+    pub(crate) fn give_back(&self, held: HeldPlan<T>) {
         if let Some(mut free) = self.lock() {
             if free.len() == KEPT {
                 free.remove(0);
             }
-            free.push((room, plan));
+            free.push((held.room, held.plan));
         }
-        Ok(value)
     }
 
     /// The smallest free plan with room for `sizes`.

@@ -16,6 +16,8 @@ pub(super) enum Storage {
     F32(Vec<f32>),
     U32(Vec<u32>),
     Gpu(gpu::Buffer),
+    /// On a GPU, of what a pass uploads and kernels only read; `None` before the first upload.
+    Input(Option<gpu::Uploaded>),
 }
 
 /// The number types of a tensor.
@@ -43,6 +45,39 @@ impl Storage {
                 gpu.buffer_with(label, bytemuck::cast_slice(values))?,
             )),
         }
+    }
+}
+
+/// A tensor to be made.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    label: &'static str,
+    rows: usize,
+    columns: usize,
+    ids: bool,
+}
+
+impl Wanted {
+    /// Room for `rows` of `columns` numbers.
+    pub(crate) fn numbers(label: &'static str, rows: usize, columns: usize) -> Self {
+        Self {
+            label,
+            rows,
+            columns,
+            ids: false,
+        }
+    }
+
+    /// Room for `rows` of `columns` ids.
+    pub(crate) fn ids(label: &'static str, rows: usize, columns: usize) -> Self {
+        Self {
+            ids: true,
+            ..Self::numbers(label, rows, columns)
+        }
+    }
+
+    fn size(self) -> usize {
+        self.rows * self.columns * 4
     }
 }
 
@@ -135,6 +170,67 @@ impl Tensor {
         Ok(Self::new(label, rows, columns, storage))
     }
 
+    /// What a pass uploads and kernels only read.
+    pub(super) fn input(device: &Device, wanted: Wanted) -> Self {
+        let Wanted {
+            label,
+            rows,
+            columns,
+            ids,
+        } = wanted;
+        let count = rows * columns;
+        let storage = match device {
+            Device::Gpu(_) => Storage::Input(None),
+            Device::Cpu(_) if ids => Storage::U32(vec![0; count]),
+            Device::Cpu(_) => Storage::F32(vec![0.0; count]),
+        };
+        Self::new(label, rows, columns, storage)
+    }
+
+    /// Tensors that lie beside each other on a GPU, so that one copy brings them back.
+    pub(super) fn beside<const N: usize>(
+        device: &Device,
+        wanted: [Wanted; N],
+    ) -> Result<[Self; N]> {
+        let mut tensors = Vec::with_capacity(N);
+        match device {
+            Device::Gpu(gpu) => {
+                let first = if cfg!(test) { f32::NAN } else { 0.0 };
+                let buffers = gpu.results(&wanted.map(Wanted::size), first)?;
+                for (
+                    Wanted {
+                        label,
+                        rows,
+                        columns,
+                        ..
+                    },
+                    buffer,
+                ) in wanted.into_iter().zip(buffers)
+                {
+                    tensors.push(Self::new(label, rows, columns, Storage::Gpu(buffer)));
+                }
+            }
+            Device::Cpu(_) => {
+                for Wanted {
+                    label,
+                    rows,
+                    columns,
+                    ids,
+                } in wanted
+                {
+                    tensors.push(match ids {
+                        true => Self::ids(device, label, rows, columns)?,
+                        false => Self::scratch(device, label, rows, columns)?,
+                    });
+                }
+            }
+        }
+        match tensors.try_into() {
+            Ok(tensors) => Ok(tensors),
+            Err(_) => unreachable!("as many as were wanted"),
+        }
+    }
+
     pub(super) fn ids(
         device: &Device,
         label: &'static str,
@@ -185,6 +281,11 @@ impl Tensor {
 
     pub(crate) fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Rows that it has room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Elements in use.
@@ -294,13 +395,39 @@ impl Tensor {
         );
     }
 
-    /// The buffer of a GPU's tensor.
+    /// The buffer of a GPU's tensor, in the pass of this number.
+    ///
+    /// # Panics
+    /// When the tensor is an input and that pass has not uploaded it: a bug of the caller.
     #[cfg(feature = "gpu")]
-    pub(super) fn buffer(&self) -> &gpu::Buffer {
+    pub(super) fn buffer(&self, pass: u64) -> &gpu::Buffer {
         match &self.storage {
             Storage::Gpu(buffer) => buffer,
+            Storage::Input(Some(uploaded)) if uploaded.is_of(pass) => uploaded.buffer(),
+            Storage::Input(_) => panic!("{}: not uploaded in this pass", self.label),
             _ => panic!("{}: not on the GPU", self.label),
         }
+    }
+
+    /// The place of an input of a GPU.
+    #[cfg(feature = "gpu")]
+    pub(super) fn input_mut(&mut self) -> Option<&mut Option<gpu::Uploaded>> {
+        match &mut self.storage {
+            Storage::Input(uploaded) => Some(uploaded),
+            _ => None,
+        }
+    }
+
+    /// Whether kernels may only read it.
+    #[cfg(feature = "gpu")]
+    pub(super) fn is_input(&self) -> bool {
+        matches!(self.storage, Storage::Input(_))
+    }
+
+    /// Bytes of as many rows as there is room for.
+    #[cfg(feature = "gpu")]
+    pub(super) fn room(&self) -> usize {
+        self.capacity * self.columns * 4
     }
 
     pub(super) fn holds_ids(&self) -> bool {

@@ -10,8 +10,8 @@ use crate::ops::low_rank::cases::LayerSize;
 use crate::ops::matmul::Transposed;
 use crate::ops::matmul::cases::ProductSize;
 use crate::ops::{
-    adamw, anchor, attention, by_domain, contrastive, distill, dropout, embed, gelu, layer_norm,
-    linear, log_sum_exp, low_rank, mask, matmul, normalize, peak, pool, score, square, top_k,
+    adamw, anchor, attention, contrastive, distill, dropout, embed, finish, gelu, layer_norm,
+    linear, low_rank, matmul, normalize, peak, pool, score, square,
 };
 
 /// Sizes of an encoder, its adapters, a hub and a batch.
@@ -129,10 +129,7 @@ pub(super) fn all(device: &Device, scale: CaseScale) -> Result<Vec<Case>> {
         pool::cases::all(device, &[(&offsets, h)])?,
         normalize::cases::all(device, &[(b, h, 0), (m, h, before)])?,
         score::cases::all(device, &[(b, m, [h, h])])?,
-        by_domain::cases::all(device, &[(b, m, scale.domains)])?,
-        mask::cases::all(device, &[(b, m)])?,
-        log_sum_exp::cases::all(device, &[(b, m, scale.domains)])?,
-        top_k::cases::all(device, &[(b, m, scale.k)])?,
+        finish::cases::all(device, &[(b, m, scale.domains, scale.k)])?,
         contrastive::cases::all(device, &[losses])?,
         distill::cases::all(device, &[(b, m)])?,
         anchor::cases::all(device, &[(m, h, before)])?,

@@ -47,7 +47,7 @@ impl KernelBench {
     ) -> Result<Self> {
         let scale = CaseScale::of_minilm(tokens, prompts, models);
         let host = Arc::new(Cpu::open(Some(threads))?);
-        let device = Device::open(choice, &host)?.device;
+        let device = Device::open(choice, &host, None)?.device;
         let cases = cases::all(&device, scale)?;
         let peak = Peak::new();
         Ok(Self {

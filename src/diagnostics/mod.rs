@@ -109,7 +109,7 @@ pub fn diagnose(choice: &DeviceChoice, level: CpuLevel) -> Result<Diagnosis> {
     test(Ok(Device::Cpu(Arc::clone(&host))), "cpu");
     for (adapter, report) in adapters.iter().zip(&reports) {
         test(
-            Gpu::open(adapter).map(|gpu| Device::Gpu(Arc::new(gpu))),
+            Gpu::open(adapter, &host, None).map(|gpu| Device::Gpu(Arc::new(gpu))),
             &report.name,
         );
     }

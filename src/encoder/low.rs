@@ -38,8 +38,9 @@ impl Encoder {
     #[cfg(feature = "cli")]
     pub(crate) fn embed_batch_low(&self, network: &LowBert, batch: &[Tokens]) -> Result<Vec<f32>> {
         let batch = self.pack(batch);
-        let a = Activations::new(self.device(), self.config(), sizes(&batch))?;
-        let mut plan = Plan::new(self.device(), a, 0, 0)?;
+        let (device, config) = (self.device(), self.config());
+        let a = Activations::new(device, self.ops(), config, sizes(&batch), &[])?;
+        let mut plan = Plan::new(device, a, 0, 0)?;
         let (read, outputs) = self.device().run(&mut plan, |pass, a| {
             a.upload(pass, &batch);
             network.encode(self.ops(), pass, self.words(), a);
@@ -58,7 +59,7 @@ mod tests {
     use crate::device::Plan;
     use crate::device::cpu::low::LowFormat;
     use crate::encoder::{ImportOptions, import_encoder, sizes};
-    use crate::model::activations::{Activations, Layers};
+    use crate::model::activations::Activations;
     use crate::num::cosine;
     use crate::options::Options;
     use crate::text::tokenizer::Tokens;
@@ -100,9 +101,8 @@ mod tests {
         let network = encoder.low(kernel, None).unwrap();
         let (device, config) = (encoder.device(), encoder.config());
         let batch = encoder.pack(prompts);
-        let mut a = Activations::new(device, config, sizes(&batch)).unwrap();
-        let which = [0, config.layers - 1];
-        a.layers = Some(Layers::new(device, config, &which, prompts.len()).unwrap());
+        let (which, ops) = ([0, config.layers - 1], encoder.ops());
+        let a = Activations::new(device, ops, config, sizes(&batch), &which).unwrap();
         let mut plan = Plan::new(device, a, 0, 0).unwrap();
         let run = device.run(&mut plan, |pass, a| {
             a.upload(pass, &batch);

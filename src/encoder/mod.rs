@@ -16,17 +16,17 @@ pub(crate) use export::ExportedWeights;
 pub use import::{ImportOptions, Imported, import_encoder};
 
 use crate::device::cpu::Cpu;
-use crate::device::{Device, Opened, Plan, Plans, Sizes};
+use crate::device::{Device, DeviceVariant, HeldPlan, Opened, Plan, Plans, Read, Running, Sizes};
 use crate::error::{Error, Result, bail, caught};
 use crate::model::Config;
 use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::lora::Factors;
 use crate::model::parameters::Parameters;
-use crate::ops::Ops;
 use crate::ops::embed::WordRows;
 #[cfg(feature = "cli")]
 use crate::ops::pool::Pooling;
+use crate::ops::{EncoderShape, Ops};
 use crate::options::Options;
 use crate::text::batch::PackedBatch;
 use crate::text::tokenizer::{Cut, Tokens};
@@ -64,6 +64,13 @@ pub struct Encoder {
     reason: String,
     degraded: Option<String>,
     plans: Plans<Activations>,
+}
+
+/// A batch whose vectors are under way.
+struct StartedEmbedding {
+    held: HeldPlan<Activations>,
+    running: Running,
+    pooled: Read,
 }
 
 /// The result of every stage of the encoder for one text, to compare with another implementation.
@@ -114,11 +121,11 @@ impl Encoder {
         // A driver's start takes as long as checking the bundle.
         let (bundle, opened) = host.join(
             || Bundle::open(folder, &host, options.max_tokens),
-            || Device::open(&options.device, &host),
+            || Device::open(&options.device, &host, options.cache_folder.as_deref()),
         );
         let bundle = Arc::new(bundle?);
         let place = |opened: Opened| {
-            let encoder = Self::place(&bundle, opened, &host)?;
+            let encoder = Self::place(&bundle, opened, &host, options.device_variant)?;
             ready(&encoder)?;
             Ok(encoder)
         };
@@ -136,11 +143,21 @@ impl Encoder {
     }
 
     /// Compiles what a route dispatches and brings the rows of tokens to the device.
-    fn place(bundle: &Arc<Bundle>, opened: Opened, host: &Arc<Cpu>) -> Result<Self> {
+    fn place(
+        bundle: &Arc<Bundle>,
+        opened: Opened,
+        host: &Arc<Cpu>,
+        variant: DeviceVariant,
+    ) -> Result<Self> {
         let (device, config) = (&opened.device, &bundle.config);
-        let ops = Ops::new(device, config.head_width())?;
+        let ops = Ops::new(device, config.head_width(), variant)?;
+        let shape = EncoderShape {
+            hidden: config.hidden,
+            feed_forward: config.feed_forward,
+            pooling: bundle.manifest.pooling,
+        };
         let (compiled, words) = host.join(
-            || ops.compile(device, host),
+            || ops.compile(device, shape),
             || Parameters::words(device, &bundle.weights, config),
         );
         bundle.weights.release();
@@ -199,11 +216,12 @@ impl Encoder {
 
     fn embed_each(&self, bert: &Bert, prefix: &str, texts: &[&str]) -> Vec<Result<Vec<f32>>> {
         for_each_good(self.tokenize(prefix, texts), |good| {
-            let batch = |batch: &[Tokens]| {
-                let rows = self.embed_batch(bert, batch)?;
+            let start = |batch: &[Tokens]| self.start_embedding(bert, batch);
+            let finish = |started| {
+                let rows = self.finish_embedding(started)?;
                 Ok(rows.chunks_exact(self.width()).map(finite).collect())
             };
-            self.for_each_batch(&good, usize::MAX, batch)
+            self.for_each_batch(&good, usize::MAX, start, finish)
         })
     }
 
@@ -213,19 +231,37 @@ impl Encoder {
         bert: &Bert,
         batch: &[T],
     ) -> Result<Vec<f32>> {
+        self.finish_embedding(self.start_embedding(bert, batch)?)
+    }
+
+    fn start_embedding<T: Borrow<Tokens>>(
+        &self,
+        bert: &Bert,
+        batch: &[T],
+    ) -> Result<StartedEmbedding> {
         let batch = self.pack(batch);
-        self.plans.with(
-            sizes(&batch),
-            |sizes| self.plan(sizes),
-            |plan| {
-                let (read, outputs) = self.device.run(plan, |pass, a| {
-                    a.upload(pass, &batch);
-                    bert.forward(&self.ops, pass, a, None, None);
-                    pass.read(&a.pooled)
-                })?;
-                Ok(outputs.f32(read).to_vec())
-            },
-        )
+        let mut held = self.plans.hold(sizes(&batch), |sizes| self.plan(sizes))?;
+        let (pooled, running) = self.device.start(&mut held.plan, |pass, a| {
+            a.upload(pass, &batch);
+            bert.forward(&self.ops, pass, a, None, None);
+            pass.read(&a.pooled)
+        })?;
+        Ok(StartedEmbedding {
+            held,
+            running,
+            pooled,
+        })
+    }
+
+    fn finish_embedding(&self, started: StartedEmbedding) -> Result<Vec<f32>> {
+        let StartedEmbedding {
+            mut held,
+            running,
+            pooled,
+        } = started;
+        let outputs = self.device.finish(&mut held.plan, running)?;
+        self.plans.give_back(held);
+        Ok(outputs.f32(pooled).to_vec())
     }
 
     /// The result of every stage for `text`.
@@ -244,7 +280,7 @@ impl Encoder {
         let sizes = sizes(&batch);
         // Not from the shared plans: a trace brings more back than they have room for.
         let room = 4 * self.width() * (sizes.tokens * (self.config().layers + 1) + sizes.prompts);
-        let a = Activations::new(&self.device, self.config(), sizes)?;
+        let a = Activations::new(&self.device, &self.ops, self.config(), sizes, &[])?;
         let mut plan = Plan::new(&self.device, a, Activations::upload_bytes(sizes), room)?;
         let ((layers, pooled), outputs) = self.device.run(&mut plan, |pass, a| {
             let mut layers = Vec::new();
@@ -264,7 +300,7 @@ impl Encoder {
     }
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<Activations>> {
-        let a = Activations::new(&self.device, self.config(), sizes)?;
+        let a = Activations::new(&self.device, &self.ops, self.config(), sizes, &[])?;
         let reads = 4 * self.width() * sizes.prompts;
         Plan::new(&self.device, a, Activations::upload_bytes(sizes), reads)
     }
@@ -348,22 +384,53 @@ impl Encoder {
         batches
     }
 
-    /// Runs `run` on each batch of `prompts`: its answers, one for each prompt, or its error as the
-    /// answer of each.
-    pub(crate) fn for_each_batch<T: Borrow<Tokens>, R>(
+    /// Answers to each batch of `prompts`, one for each prompt, or its error as the answer of each;
+    /// `start` and `finish` as in [`Encoder::each_batch`].
+    pub(crate) fn for_each_batch<'t, T: Borrow<Tokens>, S, R>(
         &self,
-        prompts: &[T],
+        prompts: &'t [T],
         most_prompts: usize,
-        run: impl Fn(&[T]) -> Result<Vec<Result<R>>>,
+        start: impl FnMut(&'t [T]) -> Result<S>,
+        mut finish: impl FnMut(S) -> Result<Vec<Result<R>>>,
     ) -> Vec<Result<R>> {
         let mut answers = Vec::with_capacity(prompts.len());
-        for batch in self.batches(prompts, most_prompts) {
-            match run(batch) {
+        let done = self.each_batch(prompts, most_prompts, start, |batch, started| {
+            match started.and_then(&mut finish) {
                 Ok(own) => answers.extend(own),
                 Err(error) => answers.extend(batch.iter().map(|_| Err(error.clone()))),
             }
+            Ok(())
+        });
+        if let Err(error) = done {
+            unreachable!("an error is the answer of its batch: {error}");
         }
         answers
+    }
+
+    /// Runs `start` and then `finish` on each batch of `prompts`. On a GPU the next batch is started
+    /// before one is waited for, so that the device does not wait for the host.
+    ///
+    /// Errors: that of the first `finish` that has one; later batches are not started.
+    pub(crate) fn each_batch<'t, T: Borrow<Tokens>, S>(
+        &self,
+        prompts: &'t [T],
+        most_prompts: usize,
+        mut start: impl FnMut(&'t [T]) -> Result<S>,
+        mut finish: impl FnMut(&'t [T], Result<S>) -> Result<()>,
+    ) -> Result<()> {
+        let ahead = matches!(self.device, Device::Gpu(_));
+        let mut running = None;
+        for batch in self.batches(prompts, most_prompts) {
+            let started = start(batch);
+            let before = running.replace((batch, started));
+            if let Some((batch, started)) = if ahead { before } else { running.take() } {
+                finish(batch, started)?;
+            }
+        }
+        match running {
+            Some((batch, started)) => finish(batch, started),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn pack<T: Borrow<Tokens>>(&self, batch: &[T]) -> PackedBatch {

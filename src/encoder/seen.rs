@@ -3,7 +3,7 @@
 use crate::device::{Plan, Plans, Sizes};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
-use crate::model::activations::{Activations, Layers};
+use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::text::tokenizer::Tokens;
 
@@ -46,21 +46,25 @@ pub(crate) fn look(
     let width = layers.len() * encoder.width();
     let plans = Plans::new();
     let make = |room: Sizes| {
-        let mut a = Activations::new(device, encoder.config(), room)?;
-        a.layers = Some(Layers::new(device, encoder.config(), layers, room.prompts)?);
+        let a = Activations::new(device, encoder.ops(), encoder.config(), room, layers)?;
         let reads = 4 * room.prompts * (width + encoder.width());
         Plan::new(device, a, Activations::upload_bytes(room), reads)
     };
-    for chunk in encoder.batches(prompts, usize::MAX) {
+    let start = |chunk: &[&Tokens]| {
         let batch = encoder.pack(chunk);
-        let ((pooled, means), outputs) = plans.with(sizes(&batch), make, |plan| {
-            device.run(plan, |pass, a| {
-                a.upload(pass, &batch);
-                bert.forward(encoder.ops(), pass, a, None, None);
-                let means = a.layers.as_ref().map(|layers| pass.read(&layers.units));
-                (pass.read(&a.pooled), means)
-            })
+        let mut held = plans.hold(sizes(&batch), make)?;
+        let started = device.start(&mut held.plan, |pass, a| {
+            a.upload(pass, &batch);
+            bert.forward(encoder.ops(), pass, a, None, None);
+            let means = a.layers.as_ref().map(|layers| pass.read(&layers.units));
+            (pass.read(&a.pooled), means)
         })?;
+        Ok((held, started))
+    };
+    encoder.each_batch(prompts, usize::MAX, start, |chunk, started| {
+        let (mut held, ((pooled, means), running)) = started?;
+        let outputs = device.finish(&mut held.plan, running)?;
+        plans.give_back(held);
         let pooled = outputs.f32(pooled).chunks_exact(encoder.width());
         let means = means.map_or(&[][..], |means| outputs.f32(means));
         let means = means.chunks_exact(width.max(1));
@@ -78,7 +82,8 @@ pub(crate) fn look(
             });
         }
         progress(all.len());
-    }
+        Ok(())
+    })?;
     Ok(all)
 }
 

@@ -1,9 +1,10 @@
 //! The tensors between the ops of one batch.
 
-use crate::device::{Device, Pass, Place, Sizes, Tensor};
+use crate::device::{Device, Pass, Place, Sizes, Tensor, Wanted};
 use crate::error::{Result, bail};
 use crate::model::Config;
 use crate::model::adapted::AdapterActivations;
+use crate::model::deferred::DeferredStream;
 use crate::ops::attention::{self, query_tiles};
 use crate::ops::{Ops, normalize};
 use crate::text::batch::PackedBatch;
@@ -27,6 +28,8 @@ pub(crate) struct Activations {
     pub(crate) pooled: Tensor,
     /// Each prompt's means of some layers' outputs, where they are wanted.
     pub(crate) layers: Option<Layers>,
+    /// The residual stream where its norms are deferred.
+    pub(super) deferred: Option<DeferredStream>,
     /// The products of an adapter, where one is trained.
     pub(super) adapter: Option<AdapterActivations>,
 }
@@ -50,16 +53,18 @@ pub(super) struct LayerActivations {
 }
 
 impl LayerActivations {
-    fn new(device: &Device, config: &Config, tokens: usize) -> Result<Self> {
+    /// `apart`: tokens for which sums, GELU and norms are ops of their own; 0 where each is the end of a
+    /// product.
+    fn new(device: &Device, config: &Config, tokens: usize, apart: usize) -> Result<Self> {
         let (h, f) = (config.hidden, config.feed_forward);
         Ok(Self {
             qkv: device.scratch("qkv", tokens, 3 * h)?,
             context: device.scratch("context", tokens, h)?,
-            attention_branch: device.scratch("attention branch", tokens, h)?,
+            attention_branch: device.scratch("attention branch", apart, h)?,
             middle: device.scratch("middle", tokens, h)?,
-            wide: device.scratch("wide", tokens, f)?,
+            wide: device.scratch("wide", apart, f)?,
             activated: device.scratch("activated", tokens, f)?,
-            output_branch: device.scratch("output branch", tokens, h)?,
+            output_branch: device.scratch("output branch", apart, h)?,
         })
     }
 
@@ -67,13 +72,17 @@ impl LayerActivations {
         for tensor in [
             &mut self.qkv,
             &mut self.context,
-            &mut self.attention_branch,
             &mut self.middle,
-            &mut self.wide,
             &mut self.activated,
-            &mut self.output_branch,
         ] {
             tensor.resize(tokens);
+        }
+        for tensor in [
+            &mut self.attention_branch,
+            &mut self.wide,
+            &mut self.output_branch,
+        ] {
+            tensor.resize(tokens.min(tensor.capacity()));
         }
     }
 }
@@ -89,12 +98,7 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    pub(crate) fn new(
-        device: &Device,
-        config: &Config,
-        which: &[usize],
-        prompts: usize,
-    ) -> Result<Self> {
+    fn new(device: &Device, config: &Config, which: &[usize], prompts: usize) -> Result<Self> {
         if let Some(layer) = which.iter().find(|layer| **layer >= config.layers) {
             bail!(
                 Mismatch,
@@ -143,6 +147,11 @@ impl Layers {
     pub(crate) fn finish(&mut self, ops: &Ops, pass: &mut Pass<'_>) {
         let (z, u) = (self.means.part(self.means.place()), &mut self.units);
         ops.normalize.forward(pass, normalize::Forward { z, u });
+        self.as_rows();
+    }
+
+    /// Gives the unit vectors one row a prompt.
+    pub(super) fn as_rows(&mut self) {
         self.units.regroup(self.which.len() * self.means.columns());
     }
 }
@@ -158,9 +167,25 @@ impl Activations {
         4 * (2 * sizes.tokens + sizes.prompts + 1 + 2 * most_tiles(sizes))
     }
 
-    /// For serving: one layer's tensors.
-    pub(crate) fn new(device: &Device, config: &Config, sizes: Sizes) -> Result<Self> {
-        Self::of_layers(device, config, sizes, [1, 1])
+    /// For serving: one layer's tensors, and those for the means of the layers `which`.
+    pub(crate) fn new(
+        device: &Device,
+        ops: &Ops,
+        config: &Config,
+        sizes: Sizes,
+        which: &[usize],
+    ) -> Result<Self> {
+        let layers = match which {
+            [] => None,
+            which => Some(Layers::new(device, config, which, sizes.prompts)?),
+        };
+        let deferred = DeferredStream::new(device, ops, config, sizes, which)?;
+        let apart = if deferred.is_some() { 0 } else { sizes.tokens };
+        Ok(Self {
+            layers,
+            deferred,
+            ..Self::of_layers(device, config, sizes, [1, 1], apart)?
+        })
     }
 
     /// For learning: the tensors of every layer, and those of an adapter.
@@ -173,7 +198,7 @@ impl Activations {
         let counts = [config.layers + 1, config.layers];
         Ok(Self {
             adapter: Some(adapter),
-            ..Self::of_layers(device, config, sizes, counts)?
+            ..Self::of_layers(device, config, sizes, counts, sizes.tokens)?
         })
     }
 
@@ -182,19 +207,21 @@ impl Activations {
         config: &Config,
         sizes: Sizes,
         [states, kept]: [usize; 2],
+        apart: usize,
     ) -> Result<Self> {
         let Sizes { tokens, prompts } = sizes;
         let state = |_| device.scratch("state", tokens, config.hidden);
-        let layer = |_| LayerActivations::new(device, config, tokens);
+        let layer = |_| LayerActivations::new(device, config, tokens, apart);
         Ok(Self {
-            ids: device.ids("ids", tokens, 1)?,
-            positions: device.ids("positions", tokens, 1)?,
-            offsets: device.ids("offsets", prompts + 1, 1)?,
-            tiles: device.ids("tiles", most_tiles(sizes), 2)?,
+            ids: device.input(Wanted::ids("ids", tokens, 1)),
+            positions: device.input(Wanted::ids("positions", tokens, 1)),
+            offsets: device.input(Wanted::ids("offsets", prompts + 1, 1)),
+            tiles: device.input(Wanted::ids("tiles", most_tiles(sizes), 2)),
             states: (0..states).map(state).collect::<Result<_>>()?,
             kept: (0..kept).map(layer).collect::<Result<_>>()?,
             pooled: device.scratch("pooled", prompts, config.hidden)?,
             layers: None,
+            deferred: None,
             adapter: None,
         })
     }
@@ -223,6 +250,9 @@ impl Activations {
         self.pooled.resize(batch.prompts());
         if let Some(layers) = &mut self.layers {
             layers.resize(batch.prompts());
+        }
+        if let Some(stream) = &mut self.deferred {
+            stream.resize(tokens);
         }
         if let Some(adapter) = &mut self.adapter {
             adapter.resize(tokens);

@@ -16,7 +16,8 @@ pub(crate) struct Bert {
 
 impl Bert {
     /// Encodes the batch that `a` holds into `a.pooled` [B, H]. With `adapted` an adapter's
-    /// products are added to each linear map; `a` then has the tensors for them.
+    /// products are added to each linear map; `a` then has the tensors for them, and none for a
+    /// deferred stream.
     ///
     /// If `a.layers` is `Some`, it holds the layers' means afterwards, as unit vectors. With
     /// `trace` the embeddings' and every layer's output are read back as well, in order.
@@ -28,6 +29,9 @@ impl Bert {
         adapted: Option<Adapted<'_>>,
         mut trace: Option<&mut Vec<Read>>,
     ) {
+        if a.deferred.is_some() {
+            return self.forward_deferred(ops, pass, a, trace);
+        }
         self.embed(ops, pass, a);
         if let Some(trace) = trace.as_deref_mut() {
             trace.push(pass.read(&a.states[0]));
@@ -72,12 +76,13 @@ impl Bert {
         let e = &self.parameters.embeddings;
         // The first layer overwrites it.
         let sum = &mut a.kept[0].middle;
+        let whole = sum.place();
         let f = embed::Forward {
             ids: &a.ids,
             positions: &a.positions,
             words: &e.words,
             places: &e.places,
-            x: sum,
+            x: sum.part_mut(whole),
         };
         ops.embed.forward(pass, f);
         self.norm(
@@ -154,7 +159,7 @@ impl Bert {
         y: &mut Tensor,
     ) {
         let f = layer_norm::Forward {
-            x,
+            x: x.part(x.place()),
             branch,
             gamma,
             beta,

@@ -1,20 +1,14 @@
-//! The router's head: pooled features to unit vectors, u = norm(W h).
+//! The router's head: pooled features to the models' space, z = W h.
 
 use crate::device::{Device, Pass, Tensor};
 use crate::error::Result;
+use crate::ops::Ops;
 use crate::ops::linear::{self, Weight};
-use crate::ops::{Ops, normalize};
 use crate::weights::View;
 
 /// `prompt_projection.weight`: W [D, H], without bias.
 pub(crate) struct Head {
     projection: Weight,
-}
-
-/// z, u: [B, D].
-pub(crate) struct Projected {
-    z: Tensor,
-    pub(crate) u: Tensor,
 }
 
 impl Head {
@@ -32,32 +26,10 @@ impl Head {
         self.projection.outputs()
     }
 
-    pub(crate) fn room(&self, device: &Device, prompts: usize) -> Result<Projected> {
-        let width = self.width();
-        Ok(Projected {
-            z: device.scratch("z", prompts, width)?,
-            u: device.scratch("u", prompts, width)?,
-        })
-    }
-
-    /// `h` [B, H] to `room.u` [B, D].
-    pub(crate) fn forward(&self, ops: &Ops, pass: &mut Pass<'_>, h: &Tensor, room: &mut Projected) {
-        room.z.resize(h.rows());
-        room.u.resize(h.rows());
-        ops.linear.forward(
-            pass,
-            linear::Forward {
-                x: h,
-                w: &self.projection,
-                y: &mut room.z,
-            },
-        );
-        ops.normalize.forward(
-            pass,
-            normalize::Forward {
-                z: room.z.part(room.z.place()),
-                u: &mut room.u,
-            },
-        );
+    /// `h` [B, H] to `z` [B, D].
+    pub(crate) fn forward(&self, ops: &Ops, pass: &mut Pass<'_>, h: &Tensor, z: &mut Tensor) {
+        z.resize(h.rows());
+        let (x, w) = (h, &self.projection);
+        ops.linear.forward(pass, linear::Forward { x, w, y: z });
     }
 }

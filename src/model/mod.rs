@@ -3,6 +3,7 @@
 pub(crate) mod activations;
 pub(crate) mod adapted;
 pub(crate) mod bert;
+mod deferred;
 pub(crate) mod head;
 pub(crate) mod lora;
 pub(crate) mod low;

@@ -13,6 +13,8 @@ use crate::weights::{Dtype, View, Weights, half_bytes};
 pub(crate) struct Parameters {
     pub(crate) embeddings: Embeddings,
     pub(crate) layers: Vec<Layer>,
+    /// [2 layers, H]: gamma and beta of each layer's output; on a GPU.
+    pub(crate) output_norms: Option<Tensor>,
 }
 
 pub(crate) struct Embeddings {
@@ -196,7 +198,11 @@ impl Parameters {
                 .for_each(|(n, l)| each(n, l)),
         }
         let layers = layers.into_iter().flatten().collect::<Result<_>>()?;
-        Ok(Self { embeddings, layers })
+        Ok(Self {
+            embeddings,
+            layers,
+            output_norms: read.output_norms()?,
+        })
     }
 }
 
@@ -245,6 +251,21 @@ impl Reader<'_> {
             gamma: self.device.upload("gamma", h, &read("weight")?)?,
             beta: self.device.upload("beta", h, &read("bias")?)?,
         })
+    }
+
+    fn output_norms(&self) -> Result<Option<Tensor>> {
+        let h = self.config.hidden;
+        let mut rows = Vec::new();
+        for layer in 0..self.config.layers {
+            for part in ["weight", "bias"] {
+                let name = format!("encoder.layer.{layer}.output.LayerNorm.{part}");
+                rows.extend(self.finite(&name, &[h])?);
+            }
+        }
+        match self.device {
+            Device::Cpu(_) => Ok(None),
+            Device::Gpu(_) => self.device.upload("output norms", h, &rows).map(Some),
+        }
     }
 
     /// The maps `targets` of `layer` stacked.

@@ -177,7 +177,8 @@ impl AdamW {
         match pass {
             Pass::Gpu(gpu) => {
                 let clipped = clipped.into_iter().map(|span| (Rule::NONE, span));
-                self.record(gpu, &s, [segments, clipped.collect()]);
+                let clipped = clipped.collect();
+                self.record(gpu, s, segments, clipped);
             }
             Pass::Cpu(pass) => {
                 let cpu = pass.cpu;
@@ -204,15 +205,20 @@ impl AdamW {
     fn record(
         &self,
         gpu: &mut GpuPass<'_>,
-        s: &Step<'_>,
-        [segments, clipped]: [Vec<(Rule, Span<'_>)>; 2],
+        s: Step<'_>,
+        segments: Vec<(Rule, Span<'_>)>,
+        clipped: Vec<(Rule, Span<'_>)>,
     ) {
-        let room = &*s.workspace;
-        for (tensor, spans) in [(&room.segments, &segments), (&room.clipped, &clipped)] {
+        let room = &mut *s.workspace;
+        for (tensor, spans) in [
+            (&mut room.segments, &segments),
+            (&mut room.clipped, &clipped),
+        ] {
             assert!(spans.len() <= MOST_SPANS, "adamw: too many segments");
             let rows = spans.iter().flat_map(|(rule, span)| span.row(*rule));
             gpu.upload(tensor, &rows.collect::<Vec<u32>>());
         }
+        let room = &*s.workspace;
         let (grad, norm) = (("grad", &*s.grad), ("norm", &room.norm));
         let partials = ("partials", &room.partials);
         let ids = s.listed.map_or(&room.none, |listed| listed.ids);

@@ -15,6 +15,16 @@ const AROUND: f32 = f32::NAN;
 /// Bytes that a case uploads in its passes at most: lists of candidates.
 pub(crate) const UPLOADS: usize = 1 << 20;
 
+/// Where ids stand among the numbers of an output.
+#[derive(Clone, Copy)]
+struct IdColumns {
+    output: usize,
+    /// Elements of a row.
+    width: usize,
+    /// The first of them, which are ids; the others are numbers by their bits.
+    ids: usize,
+}
+
 /// Runs the op; reads the outputs afterwards where asked.
 type RunOp = Box<dyn FnMut(&mut Pass<'_>, bool) -> Vec<Read> + Send>;
 
@@ -37,7 +47,7 @@ pub(crate) struct Case {
     /// Where each output is in its tensor, if it is [`framed`].
     places: Vec<Option<Place>>,
     /// The output that holds ids, if one does.
-    ids: Option<usize>,
+    ids: Option<IdColumns>,
     run: RunOp,
     want: ReferenceOutputs,
 }
@@ -114,10 +124,11 @@ impl Case {
         self
     }
 
-    /// Output `index` holds ids.
-    pub(crate) fn ids(self, index: usize) -> Self {
+    /// In each row of `width` of output `output` the first `ids` are ids.
+    pub(crate) fn ids(self, output: usize, width: usize, ids: usize) -> Self {
+        let columns = IdColumns { output, width, ids };
         Self {
-            ids: Some(index),
+            ids: Some(columns),
             ..self
         }
     }
@@ -135,9 +146,9 @@ impl Case {
         let (reads, outputs) = device.run(&mut plan, |pass, ()| run(pass, true))?;
         let each = reads.into_iter().zip(&self.places).zip((self.want)());
         let checked = each.enumerate().map(|(index, ((read, place), want))| {
-            let whole: Vec<f32> = match self.ids == Some(index) {
-                true => outputs.u32(read).iter().map(|id| *id as f32).collect(),
-                false => outputs.f32(read).to_vec(),
+            let whole = match self.ids.filter(|columns| columns.output == index) {
+                Some(columns) => columns.numbers(outputs.u32(read)),
+                None => outputs.f32(read).to_vec(),
             };
             let (got, intact) = match place {
                 Some(place) => unframe(whole, *place),
@@ -146,6 +157,17 @@ impl Case {
             Checked { got, want, intact }
         });
         Ok(checked.collect())
+    }
+}
+
+impl IdColumns {
+    /// Ids as numbers among the other numbers.
+    fn numbers(self, all: &[u32]) -> Vec<f32> {
+        let number = |(place, bits): (usize, &u32)| match place % self.width < self.ids {
+            true => *bits as f32,
+            false => f32::from_bits(*bits),
+        };
+        all.iter().enumerate().map(number).collect()
     }
 }
 

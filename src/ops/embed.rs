@@ -3,7 +3,7 @@
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
 
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, shader};
+use crate::device::{CpuPass, Device, Kernel, PartMut, Pass, Shader, Tensor, shader};
 use crate::error::{Result, bail};
 use crate::num::to_u32;
 use crate::weights::Table;
@@ -14,6 +14,8 @@ const SHADER: Shader = shader!("embed");
 #[repr(C)]
 struct Dims {
     hidden: u32,
+    /// Of x, its first element.
+    first: u32,
 }
 
 pub(crate) struct Embed {
@@ -48,14 +50,14 @@ impl WordRows {
     }
 }
 
-/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H],
-/// overwritten.
+/// `ids`, `positions`: [T]; `places`: [P, H], position and type rows added; `x`: [T, H], whole rows
+/// of a tensor, overwritten.
 pub(crate) struct Forward<'t> {
     pub(crate) ids: &'t Tensor,
     pub(crate) positions: &'t Tensor,
     pub(crate) words: &'t WordRows,
     pub(crate) places: &'t Tensor,
-    pub(crate) x: &'t mut Tensor,
+    pub(crate) x: PartMut<'t>,
 }
 
 impl Embed {
@@ -65,23 +67,24 @@ impl Embed {
         }
     }
 
-    pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, mut f: Forward<'_>) {
         let (tokens, hidden) = (f.ids.rows(), f.places.columns());
         f.positions.expect("embed", "positions", tokens, 1);
-        f.x.expect("embed", "x", tokens, hidden);
+        f.x.place.expect("embed", "x", tokens, hidden);
         match (pass, f.words) {
             (Pass::Gpu(gpu), WordRows::Gpu(words)) => gpu.dispatch(
                 &self.forward,
                 [to_u32(tokens), 1, 1],
                 &Dims {
                     hidden: to_u32(hidden),
+                    first: to_u32(f.x.place.offset),
                 },
                 &[
                     ("ids", f.ids),
                     ("positions", f.positions),
                     ("words", words),
                     ("places", f.places),
-                    ("x", f.x),
+                    ("x", f.x.tensor),
                 ],
             ),
             (Pass::Cpu(cpu), WordRows::Cpu(words)) => {

@@ -5,7 +5,7 @@
 pub(crate) mod cases;
 
 use crate::device::cpu::math;
-use crate::device::{CpuPass, Kernel, Pass, Shader, Tensor, shader};
+use crate::device::{CpuPass, Kernel, Part, Pass, Shader, Tensor, shader};
 use crate::num::to_u32;
 
 const SHADER: Shader = shader!("layer_norm", "reduce");
@@ -15,6 +15,8 @@ const SHADER: Shader = shader!("layer_norm", "reduce");
 struct Dims {
     hidden: u32,
     eps: f32,
+    /// Of x, its first element.
+    first: u32,
 }
 
 pub(crate) struct LayerNorm {
@@ -24,9 +26,10 @@ pub(crate) struct LayerNorm {
     backward_branch: Kernel,
 }
 
-/// `x`, `branch`: [T, H]; `gamma`, `beta`: [1, H]; `y`: [T, H], overwritten.
+/// `x`, `branch`: [T, H], x whole rows of a tensor; `gamma`, `beta`: [1, H]; `y`: [T, H],
+/// overwritten.
 pub(crate) struct Forward<'t> {
-    pub(crate) x: &'t Tensor,
+    pub(crate) x: Part<'t>,
     pub(crate) branch: Option<&'t Tensor>,
     pub(crate) gamma: &'t Tensor,
     pub(crate) beta: &'t Tensor,
@@ -56,7 +59,7 @@ impl LayerNorm {
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
-        let (rows, hidden) = (f.x.rows(), f.x.columns());
+        let (rows, hidden) = (f.x.place.rows, f.x.place.columns);
         f.gamma.expect("layer_norm", "gamma", 1, hidden);
         f.beta.expect("layer_norm", "beta", 1, hidden);
         f.y.expect("layer_norm", "y", rows, hidden);
@@ -68,10 +71,11 @@ impl LayerNorm {
                 let dims = Dims {
                     hidden: to_u32(hidden),
                     eps: f.eps,
+                    first: to_u32(f.x.place.offset),
                 };
                 let grid = [to_u32(rows), 1, 1];
                 let (x, gamma, beta, y) = (
-                    ("x", f.x),
+                    ("x", f.x.tensor),
                     ("gamma", f.gamma),
                     ("beta", f.beta),
                     ("y", &*f.y),
@@ -118,6 +122,7 @@ impl LayerNorm {
                 let dims = Dims {
                     hidden: to_u32(hidden),
                     eps: b.eps,
+                    first: 0,
                 };
                 let grid = [to_u32(rows), 1, 1];
                 let (x, gamma, dy, dx) =

@@ -1,44 +1,31 @@
 //! A linear map: y [T, out] = x [T, in] . W [out, in]^T + b [out], and the gradient of its input:
 //! dx [T, in] = dy [T, out] . W. `W` and `b` are frozen.
 //!
-//! One shader; forward has two pipelines: tiles of 64 rows, and of 16 for batches of at most
-//! [`NARROW`] rows, where the taller tile would mostly compute rows that are not there.
+//! On a GPU `linear/gpu.rs` chooses among three shaders: `linear_skinny` for few rows, `linear_tiled`
+//! for many, and `linear` for widths that are no multiples of four.
 
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
+mod gpu;
 
 use std::sync::Arc;
 
 use crate::device::cpu::RowsMut;
 use crate::device::cpu::gemm::{self, Finish, Matrix, Packed};
-use crate::device::{CpuPass, Device, Kernel, Pass, Shader, Tensor, groups, shader};
+use crate::device::gpu::GpuPass;
+use crate::device::{
+    CpuPass, Device, DeviceVariant, Kernel, Part, PartMut, Pass, Shader, Tensor, shader,
+};
 use crate::error::{Result, bail};
-use crate::num::to_u32;
 use crate::weights::View;
+use gpu::GpuLinear;
+
+pub(crate) use gpu::{GpuEnd, GpuProduct, Kind, NormOf};
 
 const SHADER: Shader = shader!("linear", "tile", "math");
 
-/// Rows up to which the narrow tile is taken.
-const NARROW: usize = 32;
-
-/// Columns of a tile.
-const ACROSS: usize = 64;
-
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-#[repr(C)]
-struct Dims {
-    rows: u32,
-    inputs: u32,
-    outputs: u32,
-}
-
 pub(crate) struct Linear {
-    pub(super) wide: Kernel,
-    pub(super) narrow: Kernel,
-    pub(super) wide_gelu: Kernel,
-    pub(super) narrow_gelu: Kernel,
-    backward: Kernel,
-    backward_add: Kernel,
+    gpu: GpuLinear,
 }
 
 /// `W` and `b` where a device wants them.
@@ -162,27 +149,61 @@ pub(crate) struct Backward<'t> {
     pub(crate) dx: &'t mut Tensor,
 }
 
+/// As [`Forward`], of a layer norm of x, on a GPU: `x` [T, in] before its norm; `scale`: [T, 2],
+/// overwritten by each row's mean and 1 / sqrt(var + eps).
+pub(crate) struct Normed<'t> {
+    pub(crate) x: Part<'t>,
+    pub(crate) norm: NormOf<'t>,
+    pub(crate) scale: &'t mut Tensor,
+    pub(crate) w: &'t Weight,
+    pub(crate) y: &'t mut Tensor,
+}
+
+/// As [`Forward`], with a layer norm of `residual` [T, out] added, on a GPU; `scale`: [T, 2], as the
+/// [`Normed`] product of it left it.
+pub(crate) struct Joined<'t> {
+    pub(crate) x: &'t Tensor,
+    pub(crate) w: &'t Weight,
+    pub(crate) residual: Part<'t>,
+    pub(crate) norm: NormOf<'t>,
+    pub(crate) scale: &'t Tensor,
+    pub(crate) y: PartMut<'t>,
+}
+
 impl Linear {
-    pub(crate) fn new() -> Self {
-        let kernel = |entry, down| Kernel::new(&SHADER, entry, &[("DOWN", down)]);
-        let gelu = |down| Kernel::new(&SHADER, "forward", &[("DOWN", down), ("GELU", 1.0)]);
+    pub(crate) fn new(device: &Device, variant: DeviceVariant) -> Self {
         Self {
-            wide: kernel("forward", 16.0),
-            narrow: kernel("forward", 4.0),
-            wide_gelu: gelu(16.0),
-            narrow_gelu: gelu(4.0),
-            backward: kernel("backward", 16.0),
-            backward_add: kernel("backward_add", 16.0),
+            gpu: GpuLinear::new(device, variant),
         }
     }
 
     pub(crate) fn forward(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
-        self.forward_at(pass, f, End::Bias, NARROW);
+        self.forward_to(pass, f, End::Bias);
     }
 
-    /// `y = gelu(x . W^T + b)`, with the bits of the two ops one after the other.
+    /// `y = gelu(x . W^T + b)`, with the bits of the two ops one after the other on the CPU.
     pub(crate) fn forward_gelu(&self, pass: &mut Pass<'_>, f: Forward<'_>) {
-        self.forward_at(pass, f, End::Gelu, NARROW);
+        self.forward_to(pass, f, End::Gelu);
+    }
+
+    fn forward_to(&self, pass: &mut Pass<'_>, f: Forward<'_>, end: End) {
+        let rows = f.x.rows();
+        f.x.expect("linear", "x", rows, f.w.inputs);
+        f.y.expect("linear", "y", rows, f.w.outputs);
+        match pass {
+            Pass::Gpu(pass) => {
+                let gelu = end == End::Gelu;
+                let product = GpuProduct {
+                    x: f.x.part(f.x.place()),
+                    w: f.w.on_gpu(),
+                    bias: &f.w.bias,
+                    y: f.y.part(f.y.place()),
+                    end: GpuEnd::Bare { gelu },
+                };
+                self.gpu.forward(pass, &product);
+            }
+            Pass::Cpu(pass) => Self::forward_cpu(pass, f, end),
+        }
     }
 
     fn forward_cpu(pass: &CpuPass<'_>, f: Forward<'_>, end: End) {
@@ -198,32 +219,61 @@ impl Linear {
         gemm::multiply(pass.cpu, x, forward, finish(f.w.bias.f32()), y);
     }
 
-    fn forward_at(&self, pass: &mut Pass<'_>, f: Forward<'_>, end: End, narrow: usize) {
-        let rows = f.x.rows();
-        f.x.expect("linear", "x", rows, f.w.inputs);
+    /// The kernels of products of a few rows, each of a kind, from in to out.
+    pub(crate) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
+        self.gpu.for_few_rows(maps)
+    }
+
+    /// Whether a GPU takes [`Linear::normed`] and [`Linear::joined`] of these (in, out).
+    pub(crate) fn defers(&self, widths: &[(usize, usize)]) -> bool {
+        self.gpu.defers(widths)
+    }
+
+    /// `y = layer_norm(x) . W^T + b`, or gelu of it.
+    pub(crate) fn normed(&self, pass: &mut GpuPass<'_>, f: Normed<'_>, gelu: bool) {
+        let rows = f.x.place.rows;
+        f.x.place.expect("linear", "x", rows, f.w.inputs);
         f.y.expect("linear", "y", rows, f.w.outputs);
-        match (pass, &f.w.values) {
-            (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
-                let (kernel, high) = match (rows <= narrow, end) {
-                    (true, End::Bias) => (&self.narrow, 16),
-                    (true, End::Gelu) => (&self.narrow_gelu, 16),
-                    (false, End::Bias) => (&self.wide, 64),
-                    (false, End::Gelu) => (&self.wide_gelu, 64),
-                };
-                gpu.dispatch(
-                    kernel,
-                    [groups(f.w.outputs, ACROSS), groups(rows, high), 1],
-                    &Dims {
-                        rows: to_u32(rows),
-                        inputs: to_u32(f.w.inputs),
-                        outputs: to_u32(f.w.outputs),
-                    },
-                    &[("x", f.x), ("w", w), ("bias", &*f.w.bias), ("y", f.y)],
-                );
-            }
-            (Pass::Cpu(pass), _) => Self::forward_cpu(pass, f, end),
-            _ => unreachable!("linear: weights live on another device"),
-        }
+        f.scale.expect("linear", "scale", rows, 2);
+        f.norm.gamma.expect("linear", "gamma", 1, f.w.inputs);
+        f.norm.beta.expect("linear", "beta", 1, f.w.inputs);
+        let product = GpuProduct {
+            x: f.x,
+            w: f.w.on_gpu(),
+            bias: &f.w.bias,
+            y: f.y.part(f.y.place()),
+            end: GpuEnd::Normed {
+                gelu,
+                norm: f.norm,
+                scale: f.scale,
+            },
+        };
+        self.gpu.forward(pass, &product);
+    }
+
+    /// `y = x . W^T + b + layer_norm(residual)`
+    pub(crate) fn joined(&self, pass: &mut GpuPass<'_>, f: Joined<'_>) {
+        let (rows, place) = (f.x.rows(), f.y.place);
+        f.x.expect("linear", "x", rows, f.w.inputs);
+        place.expect("linear", "y", rows, f.w.outputs);
+        f.residual
+            .place
+            .expect("linear", "residual", rows, f.w.outputs);
+        f.scale.expect("linear", "scale", rows, 2);
+        f.norm.gamma.expect("linear", "gamma", 1, f.w.outputs);
+        f.norm.beta.expect("linear", "beta", 1, f.w.outputs);
+        let product = GpuProduct {
+            x: f.x.part(f.x.place()),
+            w: f.w.on_gpu(),
+            bias: &f.w.bias,
+            y: f.y.tensor.part(place),
+            end: GpuEnd::Joined {
+                residual: f.residual,
+                norm: f.norm,
+                scale: f.scale,
+            },
+        };
+        self.gpu.forward(pass, &product);
     }
 
     /// `dx = dy . W`, or `dx = base + dy . W`
@@ -236,19 +286,7 @@ impl Linear {
         }
         match (pass, &b.w.values) {
             (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
-                let mut tensors = vec![("dy", b.dy), ("w", w), ("dx", &*b.dx)];
-                tensors.extend(b.base.map(|base| ("base", base)));
-                let kernel = match b.base {
-                    Some(_) => &self.backward_add,
-                    None => &self.backward,
-                };
-                let grid = [groups(b.w.inputs, ACROSS), groups(rows, 64), 1];
-                let dims = Dims {
-                    rows: to_u32(rows),
-                    inputs: to_u32(b.w.inputs),
-                    outputs: to_u32(b.w.outputs),
-                };
-                gpu.dispatch(kernel, grid, &dims, &tensors);
+                self.gpu.backward(gpu, &b, w);
             }
             (Pass::Cpu(pass), WeightValues::Cpu { backward, .. }) => {
                 let Some(w) = backward else {

@@ -3,10 +3,18 @@
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::device::gpu::GpuPass;
 use crate::device::{CpuPass, Kernel, PartMut, Pass, Place, Shader, Tensor, shader};
 use crate::num::to_u32;
 
-const SHADER: Shader = shader!("pool");
+const SHADER: Shader = shader!("pool", "reduce");
+
+/// Lanes of a workgroup of `normed`, and most vectors of four that a lane has of a row.
+const LANES: usize = 128;
+const MOST_PIECES: usize = 8;
 
 /// How a checkpoint makes one vector of a prompt's states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -18,18 +26,23 @@ pub(crate) enum Pooling {
     Cls,
 }
 
-#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[derive(Clone, Copy, Default, bytemuck::NoUninit)]
 #[repr(C)]
 struct Dims {
     hidden: u32,
     /// Of h: its first element, and from one row to the next.
     first: u32,
     stride: u32,
+    /// Of `normed`.
+    tokens: u32,
+    layers: u32,
+    eps: f32,
 }
 
 pub(crate) struct Pool {
     pub(super) mean: Kernel,
     pub(super) first: Kernel,
+    normed: Mutex<BTreeMap<(usize, bool), Kernel>>,
     backward_mean: Kernel,
     backward_first: Kernel,
 }
@@ -40,6 +53,22 @@ pub(crate) struct Forward<'t> {
     pub(crate) x: &'t Tensor,
     pub(crate) offsets: &'t Tensor,
     pub(crate) h: PartMut<'t>,
+}
+
+/// Of layer norms, on a GPU: `states` [S T, H], tensors [T, H] before their norms; `norms`: [N 2, H],
+/// gamma and beta of each; `sources`: [Z + 1, 2], place among the states and norm of each of Z
+/// layers, and of the output; `offsets`: [B + 1]; `pooled`: [B, H], of the output, and `units`:
+/// [B Z, H], of each layer its mean as a unit vector, both overwritten.
+pub(crate) struct NormedStates<'t> {
+    pub(crate) pooling: Pooling,
+    pub(crate) tokens: usize,
+    pub(crate) states: &'t Tensor,
+    pub(crate) norms: &'t Tensor,
+    pub(crate) eps: f32,
+    pub(crate) sources: &'t Tensor,
+    pub(crate) offsets: &'t Tensor,
+    pub(crate) pooled: &'t mut Tensor,
+    pub(crate) units: &'t mut Tensor,
 }
 
 /// `dh`: [B, H]; `offsets`: [B + 1], no prompt empty; `dx`: [T, H], overwritten.
@@ -55,6 +84,7 @@ impl Pool {
         Self {
             mean: Kernel::new(&SHADER, "mean", &[]),
             first: Kernel::new(&SHADER, "first", &[]),
+            normed: Mutex::default(),
             backward_mean: Kernel::new(&SHADER, "backward_mean", &[]),
             backward_first: Kernel::new(&SHADER, "backward_first", &[]),
         }
@@ -76,6 +106,7 @@ impl Pool {
                     hidden: to_u32(hidden),
                     first: to_u32(place.offset),
                     stride: to_u32(place.stride),
+                    ..Dims::default()
                 },
                 &[("offsets", f.offsets), ("x", f.x), ("h", f.h.tensor)],
             ),
@@ -84,6 +115,56 @@ impl Pool {
                 forward_cpu(cpu, f.pooling, place, x, offsets, f.h.f32_mut());
             }
         }
+    }
+
+    /// Whether [`Pool::normed`] takes rows of `hidden`.
+    pub(crate) fn norms(hidden: usize) -> bool {
+        hidden.is_multiple_of(4) && hidden <= 4 * LANES * MOST_PIECES
+    }
+
+    /// The kernel of [`Pool::normed`] for rows of `hidden`.
+    pub(crate) fn of_norms(&self, hidden: usize, pooling: Pooling) -> Kernel {
+        let first = pooling == Pooling::Cls;
+        let mut kernels = self.normed.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = kernels.entry((hidden, first)).or_insert_with(|| {
+            let constants = [
+                ("WG", LANES as f64),
+                ("PIECES", (hidden / 4).div_ceil(LANES) as f64),
+                ("FIRST", f64::from(u8::from(first))),
+            ];
+            Kernel::new(&SHADER, "normed", &constants)
+        });
+        kernel.clone()
+    }
+
+    pub(crate) fn normed(&self, pass: &mut GpuPass<'_>, f: NormedStates<'_>) {
+        let (hidden, prompts) = (f.states.columns(), f.pooled.rows());
+        let layers = f.sources.rows() - 1;
+        f.norms.expect("pool", "norms", f.norms.rows(), hidden);
+        f.sources.expect("pool", "sources", layers + 1, 2);
+        f.offsets.expect("pool", "offsets", prompts + 1, 1);
+        f.pooled.expect("pool", "pooled", prompts, hidden);
+        if layers > 0 {
+            f.units.expect("pool", "units", prompts * layers, hidden);
+        }
+        let dims = Dims {
+            hidden: to_u32(hidden),
+            tokens: to_u32(f.tokens),
+            layers: to_u32(layers),
+            eps: f.eps,
+            ..Dims::default()
+        };
+        let tensors = [
+            ("offsets", f.offsets),
+            ("states", f.states),
+            ("norms", f.norms),
+            ("sources", f.sources),
+            ("pooled", &*f.pooled),
+            ("units", &*f.units),
+        ];
+        let kernel = self.of_norms(hidden, f.pooling);
+        let grid = [to_u32(prompts), to_u32(layers + 1), 1];
+        pass.dispatch(&kernel, grid, &dims, &tensors);
     }
 
     pub(crate) fn backward(&self, pass: &mut Pass<'_>, b: Backward<'_>) {
@@ -101,6 +182,7 @@ impl Pool {
                     hidden: to_u32(hidden),
                     first: 0,
                     stride: to_u32(hidden),
+                    ..Dims::default()
                 },
                 &[("offsets", b.offsets), ("dh", b.dh), ("dx", b.dx)],
             ),

@@ -338,20 +338,19 @@ pub(crate) fn offsets(models: usize) -> Vec<f32> {
     offsets
 }
 
-/// `u` [B, D], `keys` [M, D], `offsets` [M] -> s [B, M]
-pub(crate) fn score(u: &[f64], keys: &[f64], width: usize, offsets: &[f64], tau: f64) -> Vec<f64> {
-    let mut s = Vec::new();
-    for u in u.chunks_exact(width) {
-        let scored = keys.chunks_exact(width).zip(offsets);
-        s.extend(scored.map(|(key, offset)| {
-            if *offset > f64::from(LOWEST) {
-                dot(u, key) / tau + offset
-            } else {
-                f64::from(LOWEST)
-            }
-        }));
-    }
-    s
+/// `rows` [B, D], `keys` [M, D] -> factor rows . keys [B, M]
+pub(crate) fn score(rows: &[f64], keys: &[f64], width: usize, factor: f64) -> Vec<f64> {
+    let rows = rows.chunks_exact(width);
+    rows.flat_map(|row| keys.chunks_exact(width).map(|key| factor * dot(row, key)))
+        .collect()
+}
+
+/// `s` [B, M] + `offsets` [M], the lowest score where that is the offset
+pub(crate) fn offset(s: &[f64], offsets: &[f64]) -> Vec<f64> {
+    let lowest = f64::from(LOWEST);
+    let each = s.iter().zip(offsets.iter().cycle());
+    each.map(|(s, offset)| if *offset > lowest { s + offset } else { lowest })
+        .collect()
 }
 
 /// `s` [B, M] with the lowest score where `mask` [B, ceil(M / 32)] has no bit.
@@ -391,7 +390,7 @@ pub(crate) fn by_domain(
     out
 }
 
-/// `s` [B, M] -> out [B, N]
+/// `s` [B, M] -> out [B, N], the lowest score for a group without members
 pub(crate) fn log_sum_exp(s: &[f64], models: usize, members: &[u32], offsets: &[u32]) -> Vec<f64> {
     let mut out = Vec::new();
     for s in s.chunks_exact(models) {
@@ -401,6 +400,10 @@ pub(crate) fn log_sum_exp(s: &[f64], models: usize, members: &[u32], offsets: &[
                     .iter()
                     .map(|id| s[*id as usize])
             };
+            if pair[0] == pair[1] {
+                out.push(LOWEST.into());
+                continue;
+            }
             let peak = scores().fold(f64::MIN, f64::max);
             out.push(peak + scores().map(|score| (score - peak).exp()).sum::<f64>().ln());
         }

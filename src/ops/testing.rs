@@ -42,11 +42,15 @@ pub(crate) fn open_gpu() -> Gpu {
     let adapter = found.unwrap_or_else(|| {
         panic!("GPU tests need a Vulkan adapter called {name}; ./tests/run.sh installs llvmpipe")
     });
-    Gpu::open(adapter).unwrap()
+    let host = Arc::new(Cpu::open(Some(2)).unwrap());
+    Gpu::open(adapter, &host, None).unwrap()
 }
 
 /// What the two devices of each pair in [`devices`] differ in.
-const PAIRS: [&str; 2] = ["threads", "workgroup memory"];
+const PAIRS: [&str; 2] = [
+    "threads",
+    "workgroup memory, and what is behind each tensor",
+];
 
 /// Every op test runs on all of these.
 pub(crate) fn devices() -> Vec<Device> {
@@ -55,9 +59,10 @@ pub(crate) fn devices() -> Vec<Device> {
         Device::Cpu(Arc::new(Cpu::open(Some(2)).unwrap())),
         #[cfg(feature = "gpu")]
         Device::Gpu(gpu()),
-        // Workgroup memory zeroed: equal results show that it is written before it is read.
+        // Workgroup memory zeroed, and poison behind every tensor: equal results show that the
+        // former is written before it is read, and the latter not read at all.
         #[cfg(feature = "gpu")]
-        Device::Gpu(Arc::new(gpu().zeroing_scratch())),
+        Device::Gpu(Arc::new(gpu().zeroing_scratch().guarding())),
     ])
 }
 
@@ -70,6 +75,16 @@ pub(crate) fn run<R: Send>(
     device.run(&mut plan, |pass, ()| body(pass)).unwrap()
 }
 
+/// Asserts that nothing was written behind the tensors of `device`.
+fn assert_guards(label: &str, device: &Device) {
+    #[cfg(feature = "gpu")]
+    if let Device::Gpu(gpu) = device {
+        assert!(gpu.guards_are_whole(), "{label}: writes behind a tensor");
+    }
+    #[cfg(not(feature = "gpu"))]
+    let _ = (label, device);
+}
+
 /// The outputs of a case on each of [`devices`]. Two threads give the bits of one, and zeroed
 /// workgroup memory those of any other.
 pub(crate) fn outputs<const N: usize>(
@@ -78,6 +93,7 @@ pub(crate) fn outputs<const N: usize>(
     let on = |device: &Device| {
         let checked = make(device).unwrap().check(device).unwrap();
         assert!(checked.iter().all(|output| output.intact));
+        assert_guards("a case", device);
         let outputs: Vec<Vec<f32>> = checked.into_iter().map(|output| output.got).collect();
         outputs.try_into().unwrap()
     };
@@ -92,6 +108,17 @@ pub(crate) fn outputs<const N: usize>(
 /// Every case is within its bound on each of [`devices`]; two threads give the bits of one, and
 /// zeroed workgroup memory those of any other.
 pub(crate) fn check(make: impl Fn(&Device) -> Result<Vec<Case>>) {
+    check_on(&devices(), &PAIRS, make);
+}
+
+/// As [`check`], on GPUs alone.
+#[cfg(feature = "gpu")]
+pub(crate) fn check_on_gpus(make: impl Fn(&Device) -> Result<Vec<Case>>) {
+    check_on(&devices()[2..], &PAIRS[1..], make);
+}
+
+/// `pairs`: of `devices`, what they differ in.
+fn check_on(devices: &[Device], pairs: &[&str], make: impl Fn(&Device) -> Result<Vec<Case>>) {
     let on = |device: &Device| {
         let mut seen = Vec::new();
         for case in &mut make(device).unwrap() {
@@ -101,12 +128,13 @@ pub(crate) fn check(make: impl Fn(&Device) -> Result<Vec<Case>>) {
                 assert_close(&label, &output.got, &output.want, case.bound);
                 seen.push((case.label.clone(), bits(&output.got)));
             }
+            assert_guards(&case.label, device);
         }
         assert!(!seen.is_empty());
         seen
     };
-    let all: Vec<_> = devices().iter().map(on).collect();
-    for (pair, what) in all.chunks_exact(2).zip(PAIRS) {
+    let all: Vec<_> = devices.iter().map(on).collect();
+    for (pair, what) in all.chunks_exact(2).zip(pairs) {
         assert_eq!(pair[0], pair[1], "{what}");
     }
 }

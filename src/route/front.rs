@@ -13,17 +13,22 @@ use crate::error::{Error, Result, caught};
 use crate::hub::Hub;
 use crate::options::Options;
 use crate::route::cache::{Answerer, CacheStats, DecisionCache};
+use crate::route::gather::{self, Gatherer};
 use crate::route::policy::CompiledPolicy;
 use crate::route::queue::{Denied, Queue, QueueSlot, QueueStats};
 use crate::route::session::{Sessions, Settled};
 use crate::route::{Decision, PolicyHandle, Request, Router, Timing};
 use crate::serve::Serving;
 
+/// Microseconds that a call on a hardware GPU waits at most for the batch before it.
+const GATHER_US: u64 = 500;
+
 /// The cache, the sessions and the queue of a router.
 pub(super) struct Front {
     cache: Option<DecisionCache>,
     sessions: Sessions,
     pub(super) queue: Arc<Queue>,
+    gatherer: Option<Gatherer>,
     /// A fork may find their locks held by threads that it does not have, and goes without them.
     process: u32,
 }
@@ -108,10 +113,14 @@ impl Answerer {
 
 impl Front {
     /// `threads`: of the CPU's pool; with 1, calls compute side by side, one on each core.
+    /// `hardware`: whether a hardware GPU computes, on which calls share batches.
     ///
     /// Errors: the options of sessions are not valid.
-    pub(super) fn new(options: &Options, threads: usize) -> Result<Self> {
+    pub(super) fn new(options: &Options, threads: usize, hardware: bool) -> Result<Self> {
+        let usual = if hardware { GATHER_US } else { 0 };
+        let gathers = options.gather_us.unwrap_or(usual);
         let slots = match threads {
+            _ if gathers > 0 => gather::MOST,
             1 => std::thread::available_parallelism().map_or(1, usize::from),
             _ => 1,
         };
@@ -119,6 +128,7 @@ impl Front {
             cache: DecisionCache::new(options.cache_bytes),
             sessions: Sessions::new(&options.sessions)?,
             queue: Arc::new(Queue::new(slots, options.queue)),
+            gatherer: (gathers > 0).then(|| Gatherer::new(Duration::from_micros(gathers))),
             process: std::process::id(),
         })
     }
@@ -127,6 +137,14 @@ impl Front {
     pub(super) fn is_plain(&self, requests: &[Request]) -> bool {
         let plain = |request: &Request| request.deadline.is_none() && request.session.is_none();
         self.cache.is_none() && !self.queue.is_bounded() && requests.iter().all(plain)
+    }
+
+    /// What brings a call with `prompts` together with others, if they may be.
+    pub(super) fn gatherer(&self, prompts: usize) -> Option<&Gatherer> {
+        let gatherer = self.gatherer.as_ref()?;
+        // A worker of the host's own rayon pool may not wait: see `Cpu::run`.
+        let may = rayon::current_thread_index().is_none() && self.is_own_process();
+        (may && prompts < gather::MOST).then_some(gatherer)
     }
 
     fn is_own_process(&self) -> bool {

@@ -8,6 +8,7 @@ mod deadline;
 mod decision;
 mod explanation;
 mod front;
+mod gather;
 mod open;
 mod policy;
 mod queue;

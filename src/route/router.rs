@@ -26,6 +26,7 @@ use crate::hub::ModelId;
 use crate::num::to_f32;
 use crate::options::{Options, Precision};
 use crate::route::front::{Asking, Front, Routed, all};
+use crate::route::gather::OwnAsk;
 use crate::route::open::GenerationSource;
 use crate::route::policy::{Admitted, CompiledPolicy};
 use crate::route::{
@@ -112,7 +113,8 @@ impl Router {
 
     fn opened(open: impl FnOnce() -> Result<(Arc<Cpu>, Serving, Store, Options)>) -> Result<Self> {
         let (host, serving, store, options) = caught("opening the router", open)?;
-        let front = Front::new(&options, host.threads())?;
+        let hardware = serving.encoder.device().is_hardware_gpu();
+        let front = Front::new(&options, host.threads(), hardware)?;
         log::info!("serving {}: {} models", serving.id, serving.hub.active());
         Ok(Self {
             store,
@@ -198,6 +200,24 @@ impl Router {
     }
 
     pub(super) fn route_all<A: Asking>(
+        &self,
+        requests: &[A],
+        policy: Option<&PolicyHandle>,
+    ) -> Result<Routed> {
+        let Some(gatherer) = self.front.gatherer(requests.len()) else {
+            return self.route_apart(requests, policy);
+        };
+        let began = Instant::now();
+        let compute = |asks: &[OwnAsk]| self.route_apart(asks, policy);
+        let mut routed = gatherer.run(requests, policy, compute)?;
+        let total = microseconds(began);
+        for decision in routed.answers.iter_mut().flatten() {
+            decision.timing.total = total;
+        }
+        Ok(routed)
+    }
+
+    fn route_apart<A: Asking>(
         &self,
         requests: &[A],
         policy: Option<&PolicyHandle>,

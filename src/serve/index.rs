@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Outputs, Pass, Read, Tensor};
+use crate::device::{Device, Outputs, Pass, Read, Tensor, Wanted};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
 use crate::num::to_u32;
+use crate::ops::finish::{self, AnswerRow, Groups, Words};
 use crate::ops::linear::{self, Weight};
-use crate::ops::score::{self, Keys};
-use crate::ops::top_k::{self, TopKWorkspace};
-use crate::ops::{LOWEST, Ops, by_domain, log_sum_exp, mask, normalize};
+use crate::ops::score::{self, Keys, Remembered};
+use crate::ops::{LOWEST, Ops, normalize};
 use crate::weights::{View, with_table};
 
 /// Scores of one batch that a device holds at most.
@@ -20,10 +20,11 @@ pub(crate) struct Index {
     keys: Keys,
     /// Ids of the rows in the hub; `None`: row n is model n.
     ids: Option<Vec<u32>>,
-    /// Ids by domain.
-    members: Tensor,
-    /// [N + 1]
-    offsets: Tensor,
+    /// The part of each model's score that does not depend on the prompt, [M]; the lowest of retired
+    /// ones.
+    offsets: Vec<f32>,
+    offset_list: Tensor,
+    groups: Groups,
     domains: Vec<Arc<str>>,
     /// Domain of each row.
     of: Vec<u32>,
@@ -45,10 +46,6 @@ struct DeviceRecall {
     recall: Recall,
     projection: Arc<Weight>,
     keys: Keys,
-    /// The part of each model's score that does not depend on the prompt, [M].
-    offsets: Vec<f32>,
-    /// Domain of each model, [M].
-    own: Tensor,
 }
 
 /// What a ranking should have.
@@ -73,13 +70,9 @@ pub(crate) struct IndexWorkspace {
     s: Tensor,
     /// [B, ceil(M / 32)]
     mask: Tensor,
-    /// [B, N]
-    domains: Tensor,
-    found: TopKWorkspace,
-    /// [B k, 1]
-    scores: Tensor,
-    /// [B k, 1]
-    ids: Tensor,
+    found: Tensor,
+    /// Rows of [`AnswerRow`].
+    results: Tensor,
     recalled: Option<MemoryWorkspace>,
 }
 
@@ -94,20 +87,11 @@ struct MemoryWorkspace {
 /// The reads to resolve when the pass is over.
 pub(crate) struct RankingReads {
     k: usize,
-    best: Best,
-    domains: Read,
-    /// Prompts in the memory's space, [B, R], and their scores by words, [B, N].
-    recalled: Option<(Read, Read)>,
-}
-
-enum Best {
-    Ranked {
-        ids: Read,
-        scores: Read,
-    },
+    row: AnswerRow,
+    results: Read,
     /// All scores, to be ranked on the host: for more ranks than the kernels take, and where a
     /// model is kept.
-    All(Read),
+    all: Option<Read>,
 }
 
 /// One prompt's answer.
@@ -165,8 +149,15 @@ impl Index {
         keys.chunks_exact_mut(width.max(1))
             .for_each(normalize::unit);
         let retired: Vec<bool> = hub.iter().map(|(_, model)| model.retired).collect();
-        let offset = |retired: &bool| if *retired { LOWEST } else { 0.0 };
-        let floor: Vec<f32> = retired.iter().map(offset).collect();
+        let mut floor = match &recall {
+            Some(recall) => recall.offsets(),
+            None => vec![0.0; hub.len()],
+        };
+        let retired_ones = floor
+            .iter_mut()
+            .zip(&retired)
+            .filter(|(_, retired)| **retired);
+        retired_ones.for_each(|(offset, _)| *offset = LOWEST);
         let domains = Domains::new(hub);
         let members = domains.members.concat();
         let mut offsets = vec![0];
@@ -174,12 +165,13 @@ impl Index {
             offsets.push(offsets.last().copied().unwrap_or(0) + to_u32(ids.len()));
         }
         let recalled = recall
-            .map(|recall| DeviceRecall::new(device, recall, &retired))
+            .map(|recall| DeviceRecall::new(device, recall))
             .transpose()?;
         Ok(Self {
-            keys: with_table(&keys, width, halved, |keys| Keys::new(device, keys, &floor))?,
-            members: device.upload_ids("members", 1, &members)?,
-            offsets: device.upload_ids("domain offsets", 1, &offsets)?,
+            keys: with_table(&keys, width, halved, |keys| Keys::new(device, keys))?,
+            offset_list: device.upload("offsets", 1, &floor)?,
+            offsets: floor,
+            groups: Groups::new(device, &members, &offsets, &domains.of)?,
             domains: domains.names,
             ids: None,
             of: domains.of,
@@ -212,21 +204,31 @@ impl Index {
         }
         let names = present.iter();
         let recalled = self.recalled.as_ref();
+        let floor: Vec<f32> = ids.iter().map(|id| self.offsets[*id as usize]).collect();
+        // The words' scores are of all domains.
+        let groups = Groups::new(device, &groups.concat(), &offsets, &of)?;
         Ok(Some(Self {
             keys,
-            members: device.upload_ids("members", 1, &groups.concat())?,
-            offsets: device.upload_ids("domain offsets", 1, &offsets)?,
+            offset_list: device.upload("offsets", 1, &floor)?,
+            offsets: floor,
+            groups,
             domains: names
                 .map(|domain| Arc::clone(&self.domains[*domain as usize]))
                 .collect(),
             of: place_of,
-            recalled: recalled
-                .and_then(|recalled| recalled.gathered(device, ids).transpose())
-                .transpose()?,
+            recalled: recalled.and_then(|recalled| recalled.gathered(ids)),
             tau: self.tau,
             eligible: ids.len(),
             ids: Some(ids.to_vec()),
         }))
+    }
+
+    /// Compiles what a ranking dispatches, unless it is compiled already.
+    pub(crate) fn compile(&self, ops: &Ops, device: &Device) -> Result<()> {
+        let rank = self.recall().map_or(0, |recall| recall.rank);
+        let mut kernels = ops.finish.kernels(self.keys.models());
+        kernels.extend(ops.score.kernels([self.keys.width(), rank]));
+        device.compile(&kernels)
     }
 
     /// Models that are not retired.
@@ -318,31 +320,51 @@ impl Index {
 
     /// Most bytes that a batch reads back.
     pub(crate) fn read_bytes(&self, prompts: usize) -> usize {
-        let ranks = self.keys.models().max(2 * top_k::MOST);
-        let recalled = self.recall().map_or(0, |r| r.rank + r.words.domains());
-        4 * prompts * (ranks + self.domains.len() + recalled)
+        let all = self.row(0).width() + self.keys.models();
+        4 * prompts * self.row(self.most_ranks()).width().max(all)
     }
 
     /// Most bytes that [`Index::upload`] sends.
     pub(crate) fn upload_bytes(&self, prompts: usize) -> usize {
-        4 * prompts * (self.domains.len() + self.mask_words())
+        let words = self.recall().map_or(0, |recall| recall.words.domains());
+        4 * prompts * (words + self.mask_words())
     }
 
-    pub(crate) fn workspace(&self, device: &Device, prompts: usize) -> Result<IndexWorkspace> {
+    /// Ranks that the kernels take.
+    fn most_ranks(&self) -> usize {
+        finish::MOST.min(self.keys.models())
+    }
+
+    /// A row of results with `k` ranks.
+    fn row(&self, k: usize) -> AnswerRow {
+        AnswerRow {
+            k,
+            domains: self.domains.len(),
+            rank: self.recall().map_or(0, |recall| recall.rank),
+        }
+    }
+
+    pub(crate) fn workspace(
+        &self,
+        ops: &Ops,
+        device: &Device,
+        prompts: usize,
+    ) -> Result<IndexWorkspace> {
         let models = self.keys.models();
+        let results = prompts * self.row(self.most_ranks()).width();
+        let [results] = device.beside([Wanted::ids("results", results, 1)])?;
+        let words = |recall: &Recall| Wanted::numbers("words", prompts, recall.words.domains());
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
-            mask: device.ids("mask", prompts, self.mask_words())?,
-            domains: device.scratch("domain scores", prompts, self.domains.len())?,
-            found: TopKWorkspace::new(device, prompts, models)?,
-            scores: device.scratch("best scores", prompts * top_k::MOST.min(models), 1)?,
-            ids: device.ids("best ids", prompts * top_k::MOST.min(models), 1)?,
+            mask: device.input(Wanted::ids("mask", prompts, self.mask_words())),
+            found: ops.finish.found(device, prompts, models)?,
+            results,
             recalled: self
                 .recall()
                 .map(|recall| -> Result<MemoryWorkspace> {
                     Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
-                        words: device.scratch("words", prompts, recall.words.domains())?,
+                        words: device.input(words(recall)),
                     })
                 })
                 .transpose()?,
@@ -366,82 +388,59 @@ impl Index {
         }
     }
 
-    /// Ranks the hub for each row of `u` [B, D]; `x`: [B, L H], the layers' unit vectors, for a
-    /// memory; `masked`: the workspace has a mask for each prompt.
+    /// Ranks the hub for each row of `z` [B, D], which is of no use afterwards; `x`: [B, L H], the
+    /// layers' unit vectors, for a memory; `masked`: the workspace has a mask for each prompt.
     #[expect(clippy::too_many_arguments, reason = "a pass, its inputs and its room")]
     pub(crate) fn forward(
         &self,
         ops: &Ops,
         pass: &mut Pass<'_>,
-        u: &Tensor,
+        z: &mut Tensor,
         x: Option<&Tensor>,
         masked: bool,
         wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
-        let prompts = u.rows();
+        let prompts = z.rows();
         let k = wanted.k.min(self.eligible);
-        let keeps = wanted.kept.iter().any(Option::is_some);
+        let all = wanted.kept.iter().any(Option::is_some) || k > finish::MOST;
+        let row = self.row(if all { 0 } else { k });
         w.s.resize(prompts);
-        w.domains.resize(prompts);
+        let mut recalled = None;
+        if let (Some(own), Some(x), Some(room)) = (&self.recalled, x, &mut w.recalled) {
+            room.y.resize(prompts);
+            own.project(ops, pass, x, &mut room.y);
+            recalled = Some((own, &*room));
+        }
         ops.score.forward(
             pass,
             score::Forward {
-                u,
+                z,
                 keys: &self.keys,
                 scale: self.scale(),
+                memory: recalled.map(|(own, room)| own.remembered(&room.y)),
+                offsets: &self.offset_list,
                 s: &mut w.s,
             },
         );
-        let mut recalled = None;
-        if let (Some(own), Some(x), Some(looked)) = (&self.recalled, x, &mut w.recalled) {
-            looked.y.resize(prompts);
-            own.forward(ops, pass, x, looked, &mut w.s);
-            recalled = Some((pass.read(&looked.y), pass.read(&looked.words)));
-        }
-        if masked {
-            let (mask, s) = (&w.mask, &mut w.s);
-            ops.mask.forward(pass, mask::Forward { mask, s });
-        }
-        ops.log_sum_exp.forward(
+        ops.finish.forward(
             pass,
-            log_sum_exp::Forward {
-                s: &w.s,
-                members: &self.members,
-                offsets: &self.offsets,
-                out: &mut w.domains,
-            },
-        );
-        let domains = pass.read(&w.domains);
-        if keeps || k > top_k::MOST {
-            return RankingReads {
-                k,
-                best: Best::All(pass.read(&w.s)),
-                domains,
-                recalled,
-            };
-        }
-        w.scores.resize(prompts * k);
-        w.ids.resize(prompts * k);
-        ops.top_k.forward(
-            pass,
-            top_k::Forward {
-                s: &w.s,
-                k,
+            finish::Forward {
+                s: &mut w.s,
+                groups: &self.groups,
+                words: recalled.map(|(own, room)| own.words(&room.words)),
+                mask: masked.then_some(&w.mask),
+                y: recalled.map(|(_, room)| &room.y),
+                k: row.k,
                 found: &mut w.found,
-                scores: &mut w.scores,
-                ids: &mut w.ids,
+                results: &mut w.results,
             },
         );
-        let best = Best::Ranked {
-            ids: pass.read(&w.ids),
-            scores: pass.read(&w.scores),
-        };
         RankingReads {
             k,
-            best,
-            domains,
-            recalled,
+            row,
+            results: pass.read(&w.results),
+            all: all.then(|| pass.read(&w.s)),
         }
     }
 
@@ -457,31 +456,29 @@ impl Index {
         masks: Option<&RowMasks>,
         kept: &[Option<u32>],
     ) -> Result<Vec<Ranking>> {
-        let (k, models, count) = (reads.k, self.keys.models(), self.domains.len());
+        let models = self.keys.models();
         (0..prompts)
             .map(|b| {
-                let mut best = match reads.best {
-                    Best::Ranked { ids, scores } => {
-                        let ids = outputs.u32(ids)[b * k..][..k].iter().copied();
-                        ids.zip(outputs.f32(scores)[b * k..][..k].iter().copied())
-                            .collect()
-                    }
-                    Best::All(scores) => ranked(&outputs.f32(scores)[b * models..][..models], k),
+                let (ids, [scores, domains, y]) = reads.row.of(outputs.u32(reads.results), b);
+                let all = reads
+                    .all
+                    .map(|read| &outputs.f32(read)[b * models..][..models]);
+                let mut best = match all {
+                    Some(all) => ranked(all, reads.k),
+                    None => ids.iter().copied().zip(scores.iter().copied()).collect(),
                 };
                 if let Some(masks) = masks {
                     best.truncate(masks.counts[b]);
                 }
-                if let (Best::All(scores), Some(Some(model))) = (&reads.best, kept.get(b)) {
-                    let scores = &outputs.f32(*scores)[b * models..][..models];
-                    best.extend(self.behind(&best, *model, scores));
+                if let (Some(all), Some(Some(model))) = (all, kept.get(b)) {
+                    best.extend(self.behind(&best, *model, all));
                 }
-                let domains = &outputs.f32(reads.domains)[b * count..][..count];
                 let mut ranking = Ranking::new(best, domains)?;
-                if let Some((own, (y, words))) = self.recalled.as_ref().zip(reads.recalled) {
-                    let rank = own.recall.rank;
-                    let y = &outputs.f32(y)[b * rank..][..rank];
-                    let words = &outputs.f32(words)[b * own.recall.words.domains()..];
-                    ranking.parts = own.parts(&ranking.best, y, words, self.scale());
+                if let Some(own) = &self.recalled {
+                    let count = own.recall.words.domains();
+                    let words = &by_words.scores[b * count..][..count];
+                    let offsets = &self.offsets;
+                    ranking.parts = own.parts(&ranking.best, y, words, offsets, self.scale());
                     ranking.place = by_words.unknown.get(b).map(|unknown| PromptPlace {
                         y: y.to_vec(),
                         unknown: *unknown,
@@ -516,74 +513,61 @@ impl Index {
 
 #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
 impl DeviceRecall {
-    fn new(device: &Device, recall: Recall, retired: &[bool]) -> Result<Self> {
-        let offsets = recall.offsets();
-        let eligible = offsets.iter().zip(retired);
-        let floor: Vec<f32> = eligible
-            .map(|(offset, retired)| if *retired { LOWEST } else { *offset })
-            .collect();
+    fn new(device: &Device, recall: Recall) -> Result<Self> {
         let projection = View::of_half(&recall.projection, recall.width);
         let parts = [("the memory's projection", projection)];
         Ok(Self {
             projection: Arc::new(Weight::new(device, &parts, &recall.bias)?),
-            keys: Keys::new(device, View::of_half(&recall.keys, recall.rank), &floor)?,
-            offsets,
-            own: device.upload_ids("domain of each model", 1, &recall.of)?,
+            keys: Keys::new(device, View::of_half(&recall.keys, recall.rank))?,
             recall,
         })
     }
 
     /// The memory of the models `ids` alone; `None` on a GPU.
-    fn gathered(&self, device: &Device, ids: &[u32]) -> Result<Option<Self>> {
-        let Some(keys) = self.keys.gathered(ids) else {
-            return Ok(None);
-        };
-        let recall = self.recall.gathered(ids);
-        Ok(Some(Self {
+    fn gathered(&self, ids: &[u32]) -> Option<Self> {
+        Some(Self {
             projection: Arc::clone(&self.projection),
-            keys,
-            offsets: ids.iter().map(|id| self.offsets[*id as usize]).collect(),
-            own: device.upload_ids("domain of each model", 1, &recall.of)?,
-            recall,
-        }))
+            keys: self.keys.gathered(ids)?,
+            recall: self.recall.gathered(ids),
+        })
     }
 
     fn learned(&self) -> f32 {
         self.recall.strengths.learned as f32
     }
 
-    /// Adds the memory's scores to `s` [B, M].
-    fn forward(
-        &self,
-        ops: &Ops,
-        pass: &mut Pass<'_>,
-        x: &Tensor,
-        looked: &mut MemoryWorkspace,
-        s: &mut Tensor,
-    ) {
-        let (w, y) = (&self.projection, &mut looked.y);
+    /// x [B, L H] -> y [B, R]
+    fn project(&self, ops: &Ops, pass: &mut Pass<'_>, x: &Tensor, y: &mut Tensor) {
+        let w = &self.projection;
         ops.linear.forward(pass, linear::Forward { x, w, y });
-        let strengths = &self.recall.strengths;
-        let f = score::Forward {
-            u: &looked.y,
-            keys: &self.keys,
-            scale: strengths.memory as f32,
-            s,
-        };
-        ops.score.forward_add(pass, f);
-        let f = by_domain::Forward {
-            domains: &looked.words,
-            own: &self.own,
-            strength: strengths.words as f32,
-            s,
-        };
-        ops.by_domain.forward(pass, f);
     }
 
-    /// The parts of each of the `best` scores; `y`: [R]; `words`: [N]. `scale`: the factor of
-    /// cosines. A learned part beyond it is rounding of a memory that is far stronger, and is
-    /// clamped.
-    fn parts(&self, best: &[(u32, f32)], y: &[f32], words: &[f32], scale: f32) -> Vec<Parts> {
+    fn remembered<'t>(&'t self, y: &'t Tensor) -> Remembered<'t> {
+        Remembered {
+            y,
+            keys: &self.keys,
+            strength: self.recall.strengths.memory as f32,
+        }
+    }
+
+    fn words<'t>(&self, scores: &'t Tensor) -> Words<'t> {
+        Words {
+            scores,
+            strength: self.recall.strengths.words as f32,
+        }
+    }
+
+    /// The parts of each of the `best` scores; `y`: [R]; `words`: [N]; `offsets`: [M]. `scale`: the
+    /// factor of cosines. A learned part beyond it is rounding of a memory that is far stronger, and
+    /// is clamped.
+    fn parts(
+        &self,
+        best: &[(u32, f32)],
+        y: &[f32],
+        words: &[f32],
+        offsets: &[f32],
+        scale: f32,
+    ) -> Vec<Parts> {
         let Recall {
             strengths,
             keys,
@@ -598,7 +582,7 @@ impl DeviceRecall {
                 .iter()
                 .zip(y)
                 .map(|(k, y)| f64::from(*k) * f64::from(*y));
-            let memory = strengths.memory * products.sum::<f64>() + f64::from(self.offsets[model]);
+            let memory = strengths.memory * products.sum::<f64>() + f64::from(offsets[model]);
             let words = strengths.words * f64::from(words[of[model] as usize]);
             let learned = (f64::from(*score) - memory - words) as f32;
             Parts {

@@ -1,24 +1,26 @@
 //! A generation opened for routing: its network, head and keys on a device.
 
 use std::borrow::Borrow;
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::cpu::low::{LowFormat, LowKernel};
-use crate::device::{Device, Pass, Plan, Plans, Sizes};
+use crate::device::{Counts, Device, HeldPlan, Pass, Plan, Plans, Running, Sizes, Tensor};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::encoder::{Encoder, sizes};
 use crate::error::{Result, bail};
 use crate::files::short;
 use crate::generation::{Calibration, Contents, GenerationId, Manifest};
 use crate::hub::{Hub, ModelMask};
-use crate::model::activations::{Activations, Layers};
+use crate::model::activations::Activations;
 use crate::model::bert::Bert;
-use crate::model::head::{Head, Projected};
+use crate::model::head::Head;
 use crate::model::low::LowBert;
+use crate::ops::normalize;
 use crate::options::Precision;
-use crate::serve::index::{Index, IndexWorkspace, Ranking, RankingReads, WantedRanks};
+use crate::serve::index::{
+    Index, IndexWorkspace, Ranking, RankingReads, RowMasks, WantedRanks, WordMatches,
+};
 use crate::serve::landmarks::{Confidences, Landmarks};
 use crate::text::tokenizer::Tokens;
 use crate::weights::with_table;
@@ -50,7 +52,8 @@ enum Network {
 /// The tensors of one batch, from tokens to ranks.
 struct RouteWorkspace {
     activations: Activations,
-    projected: Projected,
+    /// The prompts behind W, [B, D].
+    z: Tensor,
     workspace: IndexWorkspace,
 }
 
@@ -79,9 +82,18 @@ pub(crate) struct BatchRanking {
     pub(crate) rankings: Vec<Ranking>,
     pub(crate) encode: f64,
     pub(crate) score: f64,
-    /// Kernels that were dispatched, and the compute passes that they were in; none on the CPU.
-    pub(crate) dispatches: usize,
-    pub(crate) passes: usize,
+    pub(crate) counts: Counts,
+}
+
+/// A batch that is under way.
+struct StartedRanking<'n> {
+    held: HeldPlan<RouteWorkspace>,
+    running: Running,
+    reads: RankingReads,
+    prompts: usize,
+    words: WordMatches,
+    masks: Option<RowMasks>,
+    narrowing: Narrowing<'n>,
 }
 
 impl Serving {
@@ -144,6 +156,7 @@ impl Serving {
             },
         );
         let ((head, index), network) = (tables?, network?);
+        index.compile(encoder.ops(), device)?;
         Ok(Self {
             serial: serial(),
             id,
@@ -179,12 +192,13 @@ impl Serving {
     /// shared.
     pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
         let halved = self.precision() != Precision::F32;
-        let index = index_of(self.device(), contents, halved)?;
+        let (encoder, index) = (&self.encoder, index_of(self.device(), contents, halved)?);
+        index.compile(encoder.ops(), encoder.device())?;
         Ok(Self {
             serial: serial(),
             id: self.id.clone(),
             hub: Arc::clone(&contents.hub),
-            encoder: Arc::clone(&self.encoder),
+            encoder: Arc::clone(encoder),
             index,
             passed_over: self.passed_over.clone(),
             why: self.why.clone(),
@@ -198,12 +212,6 @@ impl Serving {
     /// The index of the models `ids` alone, which are not retired; `None` on a GPU.
     pub(crate) fn gathered(&self, ids: &[u32]) -> Result<Option<Index>> {
         self.index.gathered(self.device(), ids)
-    }
-
-    /// Compiles what a ranking with masks needs beside a ranking without.
-    pub(crate) fn compile_mask(&self) -> Result<()> {
-        let encoder = &self.encoder;
-        encoder.ops().compile_mask(encoder.device(), encoder.host())
     }
 
     fn device(&self) -> &Device {
@@ -223,54 +231,55 @@ impl Serving {
         k: usize,
         narrowing: Narrowing<'_>,
     ) -> Vec<Result<PromptRanking>> {
-        let begin = Cell::new(0);
-        let batch = |batch: &[T]| {
-            let first = begin.replace(begin.get() + batch.len());
-            let of_batch = first..first + batch.len();
+        let mut begin = 0;
+        let start = |batch: &[T]| {
+            let of_batch = begin..begin + batch.len();
+            begin = of_batch.end;
             let narrowing = Narrowing {
                 index: narrowing.index,
                 masks: narrowing.masks.get(of_batch.clone()).unwrap_or_default(),
                 kept: narrowing.kept.get(of_batch).unwrap_or_default(),
             };
+            self.start(batch, k, narrowing)
+        };
+        let finish = |started: StartedRanking<'_>| {
             let BatchRanking {
                 rankings,
                 encode,
                 score,
-                dispatches,
-                passes,
-            } = self.rank_within(batch, k, narrowing)?;
-            let prompts = batch.len();
-            log::debug!("{prompts} prompts, {dispatches} dispatches, {passes} passes");
+                counts,
+            } = self.finish(started)?;
+            let batch = rankings.len();
+            log::debug!("{batch} prompts, {counts:?}");
             let answer = |ranking| {
                 Ok(PromptRanking {
                     ranking,
                     encode,
                     score,
-                    batch: batch.len(),
+                    batch,
                 })
             };
             Ok(rankings.into_iter().map(answer).collect())
         };
         self.encoder
-            .for_each_batch(prompts, self.index.most_prompts(), batch)
+            .for_each_batch(prompts, self.index.most_prompts(), start, finish)
     }
 
     /// Ranks the hub for the prompts of one batch, the `k` best of each; one submit.
     pub(crate) fn rank<T: Borrow<Tokens>>(&self, prompts: &[T], k: usize) -> Result<BatchRanking> {
-        self.rank_within(prompts, k, Narrowing::default())
+        self.finish(self.start(prompts, k, Narrowing::default())?)
     }
 
-    /// As [`Serving::rank`], among the models of `narrowing`.
-    fn rank_within<T: Borrow<Tokens>>(
+    /// Begins to rank the models of `narrowing` for the prompts of one batch, the `k` best of each.
+    fn start<'n, T: Borrow<Tokens>>(
         &self,
         prompts: &[T],
         k: usize,
-        narrowing: Narrowing<'_>,
-    ) -> Result<BatchRanking> {
+        narrowing: Narrowing<'n>,
+    ) -> Result<StartedRanking<'n>> {
         let encoder = &*self.encoder;
         let index = narrowing.index.unwrap_or(&self.index);
         let masks = (!narrowing.masks.is_empty()).then(|| index.rows_of(narrowing.masks));
-        let masks = masks.as_ref();
         let wanted = WantedRanks {
             k,
             kept: narrowing.kept,
@@ -280,36 +289,54 @@ impl Serving {
             .iter()
             .map(|tokens| tokens.borrow().words.as_slice());
         let words = self.index.by_words(words);
-        self.plans.with(
-            sizes(&batch),
-            |sizes| self.plan(sizes),
-            |plan| {
-                // Some rows take little room, and are on the CPU.
-                let mut own = match narrowing.index {
-                    Some(index) => Some(index.workspace(self.device(), batch.prompts())?),
-                    None => None,
-                };
-                let (reads, outputs) = self.device().run(plan, |pass, t| {
-                    let w = own.as_mut().unwrap_or(&mut t.workspace);
-                    t.activations.upload(pass, &batch);
-                    index.upload(pass, &words, masks, w);
-                    pass.stage();
-                    self.encode(pass, &mut t.activations);
-                    pass.stage();
-                    let (a, u) = (&t.activations, &mut t.projected);
-                    self.score(pass, a, u, index, masks.is_some(), wanted, w)
-                })?;
-                let (prompts, kept) = (batch.prompts(), wanted.kept);
-                let rankings = index.rankings(&reads, &outputs, prompts, &words, masks, kept)?;
-                Ok(BatchRanking {
-                    rankings,
-                    encode: outputs.stage(0),
-                    score: outputs.stage(1),
-                    dispatches: outputs.dispatches,
-                    passes: outputs.passes,
-                })
-            },
-        )
+        // Some rows take little room, and are on the CPU.
+        let mut own = match narrowing.index {
+            Some(index) => Some(index.workspace(encoder.ops(), self.device(), batch.prompts())?),
+            None => None,
+        };
+        let mut held = self.plans.hold(sizes(&batch), |sizes| self.plan(sizes))?;
+        let (reads, running) = self.device().start(&mut held.plan, |pass, t| {
+            let w = own.as_mut().unwrap_or(&mut t.workspace);
+            t.activations.upload(pass, &batch);
+            index.upload(pass, &words, masks.as_ref(), w);
+            pass.stage();
+            self.encode(pass, &mut t.activations);
+            pass.stage();
+            let (a, z) = (&t.activations, &mut t.z);
+            self.score(pass, a, z, index, masks.is_some(), wanted, w)
+        })?;
+        Ok(StartedRanking {
+            held,
+            running,
+            reads,
+            prompts: batch.prompts(),
+            words,
+            masks,
+            narrowing,
+        })
+    }
+
+    /// Waits for a batch, and ranks.
+    fn finish(&self, started: StartedRanking<'_>) -> Result<BatchRanking> {
+        let StartedRanking {
+            mut held,
+            running,
+            reads,
+            prompts,
+            words,
+            masks,
+            narrowing,
+        } = started;
+        let outputs = self.device().finish(&mut held.plan, running)?;
+        self.plans.give_back(held);
+        let index = narrowing.index.unwrap_or(&self.index);
+        let (masks, kept) = (masks.as_ref(), narrowing.kept);
+        Ok(BatchRanking {
+            rankings: index.rankings(&reads, &outputs, prompts, &words, masks, kept)?,
+            encode: outputs.stage(0),
+            score: outputs.stage(1),
+            counts: outputs.counts,
+        })
     }
 
     /// Encodes the batch that `a` holds.
@@ -338,16 +365,16 @@ impl Serving {
         &self,
         pass: &mut Pass<'_>,
         activations: &Activations,
-        projected: &mut Projected,
+        z: &mut Tensor,
         index: &Index,
         masked: bool,
         wanted: WantedRanks<'_>,
         w: &mut IndexWorkspace,
     ) -> RankingReads {
         let (ops, a) = (self.encoder.ops(), activations);
-        self.head.forward(ops, pass, &a.pooled, projected);
+        self.head.forward(ops, pass, &a.pooled, z);
         let x = a.layers.as_ref().map(|layers| &layers.units);
-        index.forward(ops, pass, &projected.u, x, masked, wanted, w)
+        index.forward(ops, pass, z, x, masked, wanted, w)
     }
 
     /// The encoder's network, with the generation's adapter where it has one; only of a generation
@@ -394,8 +421,8 @@ impl Serving {
                         }
                         let w = &mut t.workspace;
                         self.index.upload(pass, &words, None, w);
-                        let (a, u) = (&t.activations, &mut t.projected);
-                        self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w)
+                        let (a, z) = (&t.activations, &mut t.z);
+                        self.score(pass, a, z, &self.index, false, WantedRanks::best(1), w)
                     })
                 },
             )?;
@@ -422,12 +449,16 @@ impl Serving {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<u32>> {
         let mut best = Vec::with_capacity(prompts.len());
-        for batch in self.encoder.batches(prompts, self.index.most_prompts()) {
-            for ranking in self.rank(batch, 1)?.rankings {
-                best.push(self.first(&ranking)?);
-            }
-            progress(best.len());
-        }
+        let most = self.index.most_prompts();
+        let start = |batch| self.start(batch, 1, Narrowing::default());
+        self.encoder
+            .each_batch(prompts, most, start, |_, started| {
+                for ranking in self.finish(started?)?.rankings {
+                    best.push(self.first(&ranking)?);
+                }
+                progress(best.len());
+                Ok(())
+            })?;
         Ok(best)
     }
 
@@ -444,8 +475,8 @@ impl Serving {
                 self.index.upload(pass, &words, None, w);
                 self.encode(pass, &mut t.activations);
                 let pooled = pass.read(&t.activations.pooled);
-                let (a, u) = (&t.activations, &mut t.projected);
-                let reads = self.score(pass, a, u, &self.index, false, WantedRanks::best(1), w);
+                let (a, z) = (&t.activations, &mut t.z);
+                let reads = self.score(pass, a, z, &self.index, false, WantedRanks::best(1), w);
                 (reads, pooled)
             })?;
             let rankings =
@@ -465,16 +496,21 @@ impl Serving {
     pub(crate) fn queries(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
         let (device, batch) = (self.device(), self.encoder.pack(prompts));
         let sizes = sizes(&batch);
-        let a = Activations::new(device, self.encoder.config(), sizes)?;
-        let room = (a, self.head.room(device, prompts.len())?);
+        let encoder = &self.encoder;
+        let a = Activations::new(device, encoder.ops(), encoder.config(), sizes, &[])?;
+        let room = |label| device.scratch(label, prompts.len(), self.head.width());
+        let room = (a, room("z")?, room("u")?);
         let reads = 4 * prompts.len() * self.head.width();
         let mut plan = Plan::new(device, room, Activations::upload_bytes(sizes), reads)?;
-        let (read, outputs) = device.run(&mut plan, |pass, (a, projected)| {
+        let (read, outputs) = device.run(&mut plan, |pass, (a, z, u)| {
             a.upload(pass, &batch);
             self.encode(pass, a);
             let ops = self.encoder.ops();
-            self.head.forward(ops, pass, &a.pooled, projected);
-            pass.read(&projected.u)
+            self.head.forward(ops, pass, &a.pooled, z);
+            let z = z.part(z.place());
+            ops.normalize
+                .forward(pass, normalize::Forward { z, u: &mut *u });
+            pass.read(u)
         })?;
         let rows = outputs.f32(read).chunks_exact(self.head.width());
         Ok(rows.map(<[f32]>::to_vec).collect())
@@ -482,15 +518,12 @@ impl Serving {
 
     fn plan(&self, sizes: Sizes) -> Result<Plan<RouteWorkspace>> {
         let (device, config) = (self.device(), self.encoder.config());
-        let mut activations = Activations::new(device, config, sizes)?;
-        if let Some(recall) = self.index.recall() {
-            let layers = Layers::new(device, config, &recall.layers, sizes.prompts)?;
-            activations.layers = Some(layers);
-        }
+        let layers = self.index.recall().map_or(&[][..], |r| &r.layers);
+        let activations = Activations::new(device, self.encoder.ops(), config, sizes, layers)?;
         let tensors = RouteWorkspace {
             activations,
-            projected: self.head.room(device, sizes.prompts)?,
-            workspace: self.index.workspace(device, sizes.prompts)?,
+            z: device.scratch("z", sizes.prompts, self.head.width())?,
+            workspace: (self.index).workspace(self.encoder.ops(), device, sizes.prompts)?,
         };
         // Prompts may come as their features.
         let seen = self.index.recall().map_or(0, |recall| recall.width) + config.hidden;

@@ -1,6 +1,6 @@
 //! Kernels: one entry point of one shader, compiled when it is first needed.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::device::gpu::Gpu;
 use crate::device::gpu::shader::{Binding, Shader};
@@ -8,7 +8,10 @@ use crate::error::Result;
 
 /// An entry point with its override constants. It belongs to the device that first compiles it; the
 /// CPU has no use for it.
-pub(crate) struct Kernel {
+#[derive(Clone)]
+pub(crate) struct Kernel(Arc<EntryPoint>);
+
+struct EntryPoint {
     shader: &'static Shader,
     entry: &'static str,
     constants: Vec<(&'static str, f64)>,
@@ -29,40 +32,67 @@ impl Kernel {
         entry: &'static str,
         constants: &[(&'static str, f64)],
     ) -> Self {
-        Self {
+        Self(Arc::new(EntryPoint {
             shader,
             entry,
             constants: constants.to_vec(),
             compiled: OnceLock::new(),
-        }
+        }))
+    }
+
+    /// The pipeline, if it is there.
+    pub(super) fn ready(&self) -> Option<&Compiled> {
+        self.0.compiled.get()
+    }
+
+    /// Whether both are the same, clones of each other.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// `linear::forward`
+    pub(super) fn label(&self) -> String {
+        format!("{}::{}", self.0.shader.name, self.0.entry)
+    }
+
+    /// Source, entry and constants, for those who read what becomes of them.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&str, &str, &[(&'static str, f64)]) {
+        (self.0.shader.source, self.0.entry, &self.0.constants)
     }
 
     /// The pipeline, compiled now unless it is there.
     pub(crate) fn compiled(&self, gpu: &Gpu) -> Result<&Compiled> {
-        if let Some(compiled) = self.compiled.get() {
+        if let Some(compiled) = self.ready() {
             return Ok(compiled);
         }
         let compiled = self.compile(gpu)?;
         // Another thread may have been faster; both made the same.
-        Ok(self.compiled.get_or_init(|| compiled))
+        Ok(self.0.compiled.get_or_init(|| compiled))
     }
 
     fn compile(&self, gpu: &Gpu) -> Result<Compiled> {
-        let label = format!("{}::{}", self.shader.name, self.entry);
-        let parsed = gpu.parsed(self.shader)?;
-        let bindings = parsed.bindings(self.entry)?;
+        let label = self.label();
+        let EntryPoint {
+            shader,
+            entry,
+            constants,
+            ..
+        } = &*self.0;
+        let parsed = gpu.parsed(shader)?;
+        let bindings = parsed.bindings(entry)?;
         let pipeline = gpu.checked(&label, |device| {
             device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&label),
                 layout: None,
                 module: &parsed.module,
-                entry_point: Some(self.entry),
+                entry_point: Some(entry),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &self.constants,
+                    constants,
                     // Scratch is written before it is read, as each header promises.
                     zero_initialize_workgroup_memory: gpu.zeroes_scratch(),
                 },
-                cache: None,
+                cache: gpu.kept_pipelines(),
             })
         })?;
         let layout = pipeline.get_bind_group_layout(0);

@@ -1,23 +1,35 @@
 //! The GPU through wgpu: adapters, limits, error scopes, device lost. This folder alone knows wgpu.
 
+mod buffer;
+mod encode;
+#[cfg(test)]
+pub(crate) mod flight;
+mod guard;
+mod kept;
 mod kernel;
 mod pass;
 mod shader;
 mod tape;
+mod ticket;
+mod trusted;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::adapter::{AdapterReport, LimitsReport};
+use crate::device::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Result, bail, error};
+use kept::KeptPipelines;
 use shader::Parsed;
 
+pub(crate) use buffer::{Buffer, Uploaded};
 pub(crate) use kernel::Kernel;
 pub(crate) use pass::GpuPass;
 pub(crate) use shader::{Shader, shader};
 pub(crate) use tape::Tape;
-pub(crate) use wgpu::Buffer;
+pub(crate) use ticket::Ticket;
 
 /// False where the system shows that there is no hardware GPU: on Linux a driver of one needs a
 /// device file.
@@ -107,6 +119,8 @@ impl GpuAdapter {
 
 /// An open device with its queue.
 pub(crate) struct Gpu {
+    /// Whose threads compile.
+    host: Arc<Cpu>,
     name: String,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -120,6 +134,11 @@ pub(crate) struct Gpu {
     made: AtomicUsize,
     /// Shaders by name.
     parsed: Mutex<BTreeMap<&'static str, Arc<Slot>>>,
+    kept: Option<Arc<KeptPipelines>>,
+    /// Bytes of poison behind every tensor: none but in tests.
+    guard: usize,
+    #[cfg(test)]
+    guarded: guard::Guarded,
     /// The first error outside a scope, or the loss of the device.
     failure: Arc<Mutex<Option<Error>>>,
 }
@@ -133,40 +152,23 @@ const LEAST_SCRATCH: u32 = 16_352;
 const LEAST_BUFFERS: u32 = 8;
 
 impl Gpu {
-    pub(crate) fn open(adapter: &GpuAdapter) -> Result<Self> {
+    /// `host`: whose threads compile kernels; `cache`: the folder that keeps them.
+    pub(crate) fn open(
+        adapter: &GpuAdapter,
+        host: &Arc<Cpu>,
+        cache: Option<&Path>,
+    ) -> Result<Self> {
         let name = adapter.0.get_info().name;
         let available = adapter.0.limits();
-        for (limit, found, least) in [
-            (
-                "lanes of a workgroup",
-                available.max_compute_invocations_per_workgroup,
-                LEAST_LANES,
-            ),
-            (
-                "bytes of workgroup memory",
-                available.max_compute_workgroup_storage_size,
-                LEAST_SCRATCH,
-            ),
-            (
-                "storage buffers of a kernel",
-                available.max_storage_buffers_per_shader_stage,
-                LEAST_BUFFERS,
-            ),
-        ] {
-            if found < least {
-                bail!(
-                    Limits,
-                    "{name}: {limit}: expected at least {least}, found {found}"
-                );
-            }
-        }
+        check_limits(&name, &available)?;
         // The adapter's own limits: a hub's table may need more than the portable 128 MiB.
         let stamps =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let clock = adapter.0.features() & stamps;
+        let keeping = adapter.0.features() & wgpu::Features::PIPELINE_CACHE;
         let request = adapter.0.request_device(&wgpu::DeviceDescriptor {
             label: Some("hubrouter"),
-            required_features: clock,
+            required_features: clock | keeping,
             required_limits: available.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
@@ -178,7 +180,14 @@ impl Gpu {
             )
         })?;
         let failure = Arc::new(Mutex::new(None));
+        let cache = cache.filter(|_| !keeping.is_empty());
+        let kept = cache.and_then(|folder| KeptPipelines::open(&device, &adapter.0, folder));
         let gpu = Self {
+            host: Arc::clone(host),
+            kept: kept.map(Arc::new),
+            guard: 0,
+            #[cfg(test)]
+            guarded: guard::Guarded::default(),
             clock: !clock.is_empty() && queue.get_timestamp_period() > 0.0,
             stamps_inside: clock == stamps,
             hardware: adapter.report().hardware,
@@ -288,16 +297,97 @@ impl Gpu {
         }
     }
 
+    /// Compiles `kernels` side by side on the threads of the host.
+    pub(crate) fn compile(&self, kernels: &[&Kernel]) -> Result<()> {
+        /// As multiply-adds: a compilation is always worth a thread.
+        const WORK: usize = 1_000_000;
+        let mut outcomes = vec![Ok(()); kernels.len()];
+        let each = |index: usize, outcome: &mut [Result<()>]| {
+            outcome.fill(kernels[index].compiled(self).map(drop));
+        };
+        match kernels.len() {
+            0 => return Ok(()),
+            1 => each(0, &mut outcomes),
+            _ => self
+                .host
+                .run(|| self.host.each(&mut outcomes, 1, WORK, each)),
+        }
+        if let Some(kept) = &self.kept {
+            kept.keep();
+        }
+        outcomes.into_iter().collect()
+    }
+
     /// A storage buffer of `size` bytes; wgpu zeroes it.
     pub(crate) fn buffer(&self, label: &str, size: usize) -> Result<Buffer> {
-        self.storage(label, size, false)
+        match self.guard() {
+            0 => {
+                let whole = self.storage(label, size, wgpu::BufferUsages::empty(), false)?;
+                Ok(Buffer::new(whole, size.max(4)))
+            }
+            _ => self.buffer_with(label, &vec![0; size]),
+        }
     }
 
     /// A storage buffer that holds `bytes`.
     pub(crate) fn buffer_with(&self, label: &str, bytes: &[u8]) -> Result<Buffer> {
-        let buffer = self.storage(label, bytes.len(), true)?;
+        let usage = wgpu::BufferUsages::empty();
+        let size = bytes.len().next_multiple_of(4).max(4) + self.guard();
+        let buffer = self.storage(label, size, usage, true)?;
+        self.fill(&buffer, label, |view| {
+            view.slice(..bytes.len()).copy_from_slice(bytes);
+            let behind = bytes.len().next_multiple_of(4).max(4)..size;
+            view.slice(behind.clone())
+                .copy_from_slice(&vec![guard::POISON; behind.len()]);
+        })?;
+        #[cfg(test)]
+        self.note_guarded(&buffer, size - self.guard);
+        Ok(Buffer::new(buffer, size))
+    }
+
+    /// Parts of `sizes` bytes of one storage buffer, beside each other and behind room for the
+    /// stamps of a pass. `first`: what they hold.
+    pub(crate) fn results(&self, sizes: &[usize], first: f32) -> Result<Vec<Buffer>> {
+        const LABEL: &str = "results";
+        let filled = |size: usize| vec![first; size / 4];
+        if self.guard() > 0 {
+            let each = sizes.iter();
+            return each
+                .map(|size| self.buffer_with(LABEL, bytemuck::cast_slice(&filled(*size))))
+                .collect();
+        }
+        let mut places = Vec::with_capacity(sizes.len());
+        let mut end = (tape::STAGES * 16).next_multiple_of(self.alignment());
+        for size in sizes {
+            // What a vector of four needs.
+            let size = (*size).max(16);
+            places.push((end, size));
+            end += size.next_multiple_of(self.alignment());
+        }
+        let stamps = match self.clock {
+            true => wgpu::BufferUsages::QUERY_RESOLVE,
+            false => wgpu::BufferUsages::empty(),
+        };
+        let whole = self.storage(LABEL, end, stamps, true)?;
+        self.fill(&whole, LABEL, |view| {
+            view.slice(..end)
+                .copy_from_slice(bytemuck::cast_slice(&filled(end)));
+        })?;
+        let parts = places.into_iter();
+        Ok(parts
+            .map(|(at, size)| Buffer::of(whole.clone(), at, size))
+            .collect())
+    }
+
+    /// Fills a buffer that was mapped when it was made.
+    fn fill(
+        &self,
+        buffer: &wgpu::Buffer,
+        label: &str,
+        fill: impl FnOnce(&mut wgpu::BufferViewMut),
+    ) -> Result<()> {
         match buffer.get_mapped_range_mut(..) {
-            Ok(mut view) => view.slice(..bytes.len()).copy_from_slice(bytes),
+            Ok(mut view) => fill(&mut view),
             Err(e) => {
                 return Err(self.explain(error!(
                     Device,
@@ -306,10 +396,16 @@ impl Gpu {
             }
         }
         buffer.unmap();
-        Ok(buffer)
+        Ok(())
     }
 
-    fn storage(&self, label: &str, size: usize, mapped: bool) -> Result<Buffer> {
+    fn storage(
+        &self,
+        label: &str,
+        size: usize,
+        more: wgpu::BufferUsages,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer> {
         use wgpu::BufferUsages as Use;
         let size = size.next_multiple_of(4).max(4) as u64;
         let most = self
@@ -327,7 +423,7 @@ impl Gpu {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size,
-                usage: Use::STORAGE | Use::COPY_DST | Use::COPY_SRC,
+                usage: Use::STORAGE | Use::COPY_DST | Use::COPY_SRC | more,
                 mapped_at_creation: mapped,
             })
         })
@@ -353,7 +449,7 @@ impl Gpu {
         self.stamps_inside
     }
 
-    pub(super) fn is_hardware(&self) -> bool {
+    pub(crate) fn is_hardware(&self) -> bool {
         self.hardware
     }
 
@@ -363,6 +459,21 @@ impl Gpu {
 
     pub(super) fn uniform_slot(&self) -> usize {
         (self.limits.min_uniform_buffer_offset_alignment as usize).max(64)
+    }
+
+    /// Bytes of which a part of a buffer begins at a multiple.
+    pub(super) fn alignment(&self) -> usize {
+        (self.limits.min_storage_buffer_offset_alignment as usize).max(16)
+    }
+
+    /// Bytes of poison behind every tensor: none but in tests.
+    pub(super) fn guard(&self) -> usize {
+        self.guard
+    }
+
+    /// What keeps compiled kernels between two processes, if anything does.
+    pub(super) fn kept_pipelines(&self) -> Option<&wgpu::PipelineCache> {
+        self.kept.as_ref().map(|kept| kept.cache())
     }
 
     /// Workgroups along one axis.
@@ -388,6 +499,16 @@ impl Gpu {
     #[cfg(test)]
     pub(crate) fn zeroing_scratch(&self) -> Self {
         Self {
+            zeroes_scratch: true,
+            ..self.again()
+        }
+    }
+
+    /// The same device with kernels of its own.
+    #[cfg(test)]
+    fn again(&self) -> Self {
+        Self {
+            host: Arc::clone(&self.host),
             name: self.name.clone(),
             device: self.device.clone(),
             queue: self.queue.clone(),
@@ -397,7 +518,10 @@ impl Gpu {
             hardware: self.hardware,
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
-            zeroes_scratch: true,
+            kept: self.kept.clone(),
+            guard: self.guard,
+            guarded: guard::Guarded::default(),
+            zeroes_scratch: self.zeroes_scratch,
             failure: Arc::clone(&self.failure),
         }
     }
@@ -422,11 +546,48 @@ impl Gpu {
         counters.buffers.read() + counters.bind_groups.read() + counters.compute_pipelines.read()
     }
 
+    /// Bytes of the buffers that exist, and allocations, as wgpu counts them.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> (isize, isize) {
+        let counters = self.device.get_internal_counters().hal;
+        let (bytes, blocks) = (counters.buffer_memory, counters.memory_allocations);
+        (bytes.read(), blocks.read())
+    }
+
     /// Takes the device away, as a driver reset would.
     #[cfg(test)]
     pub(crate) fn lose(&self) {
         self.device.destroy();
     }
+}
+
+/// Errors: the adapter has less than every kernel needs.
+fn check_limits(name: &str, available: &wgpu::Limits) -> Result<()> {
+    for (limit, found, least) in [
+        (
+            "lanes of a workgroup",
+            available.max_compute_invocations_per_workgroup,
+            LEAST_LANES,
+        ),
+        (
+            "bytes of workgroup memory",
+            available.max_compute_workgroup_storage_size,
+            LEAST_SCRATCH,
+        ),
+        (
+            "storage buffers of a kernel",
+            available.max_storage_buffers_per_shader_stage,
+            LEAST_BUFFERS,
+        ),
+    ] {
+        if found < least {
+            bail!(
+                Limits,
+                "{name}: {limit}: expected at least {least}, found {found}"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn described(error: &wgpu::Error) -> (ErrorKind, String) {
@@ -441,7 +602,7 @@ fn described(error: &wgpu::Error) -> (ErrorKind, String) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::device::Device;
+    use crate::device::{Device, Pass, Wanted};
     use crate::ops::gelu::{Forward, Gelu};
     use crate::ops::reference;
     use crate::ops::testing::{assert_close, gpu, run};
@@ -488,10 +649,121 @@ mod tests {
         for (times, read) in reads.into_iter().enumerate() {
             assert_close("content", outputs.f32(read), &content(times), 1e-6);
         }
-        assert_eq!(outputs.dispatches, 3);
+        assert_eq!(outputs.counts.dispatches, 3);
         // `before` and `once` end one each, `twice` does not.
-        assert_eq!(outputs.passes, if gpu().stamps_inside() { 3 } else { 4 });
+        assert_eq!(
+            outputs.counts.passes,
+            if gpu().stamps_inside() { 3 } else { 4 }
+        );
         assert!(!gpu().has_clock() || outputs.stage(1) > 0.0);
+    }
+
+    #[test]
+    fn inputs_and_results_take_one_copy_each_and_other_uploads_one_of_their_own() {
+        let device = Device::Gpu(gpu());
+        let gelu = Gelu::new();
+        let mut input = device.input(Wanted::numbers("input", 2, 3));
+        let mut own = device.scratch("own", 1, 3).unwrap();
+        let wanted = ["a", "b", "c"].map(|label| Wanted::numbers(label, 40, 3));
+        let [mut a, mut b, mut c] = device.beside(wanted).unwrap();
+        let (values, others) = ([-1.0, 0.5, 2.0], [3.0, -0.25, 0.0]);
+        let wide = |values: [f32; 3]| values.map(f64::from).to_vec();
+        for pass in 0..2 {
+            let (reads, outputs) = run(&device, |pass| {
+                pass.upload_f32(&mut input, &values);
+                pass.upload_f32(&mut own, &others);
+                for y in [&mut a, &mut b, &mut c] {
+                    y.resize(1);
+                }
+                pass.stage();
+                gelu.forward(
+                    pass,
+                    Forward {
+                        x: &input,
+                        y: &mut a,
+                    },
+                );
+                gelu.forward(pass, Forward { x: &own, y: &mut b });
+                gelu.forward(pass, Forward { x: &a, y: &mut own });
+                gelu.forward(pass, Forward { x: &own, y: &mut c });
+                [&a, &b, &c, &input].map(|y| pass.read(y))
+            });
+            let once = reference::gelu(&wide(values));
+            let want = [
+                once.clone(),
+                reference::gelu(&wide(others)),
+                reference::gelu(&reference::gelu(&once)),
+                wide(values),
+            ];
+            for (read, want) in reads.into_iter().zip(want) {
+                assert_close("content", outputs.f32(read), &want, 1e-6);
+            }
+            let counts = outputs.counts;
+            assert_eq!((counts.copies_in, counts.copies_out), (2, 2), "pass {pass}");
+            assert!(!gpu().has_clock() || outputs.stage(0) > 0.0);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "input: not uploaded in this pass")]
+    fn an_input_that_a_pass_has_not_uploaded_is_a_bug() {
+        let device = Device::Gpu(gpu());
+        let gelu = Gelu::new();
+        let mut x = device.input(Wanted::numbers("input", 1, 3));
+        let mut y = device.scratch("y", 1, 3).unwrap();
+        for upload in [true, false] {
+            run(&device, |pass| {
+                if upload {
+                    pass.upload_f32(&mut x, &[1.0; 3]);
+                }
+                gelu.forward(pass, Forward { x: &x, y: &mut y });
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "y is an input and may not be written")]
+    fn an_input_that_a_kernel_writes_is_a_bug() {
+        let device = Device::Gpu(gpu());
+        let x = device.upload("x", 3, &[1.0; 3]).unwrap();
+        let mut y = device.input(Wanted::numbers("input", 1, 3));
+        run(&device, |pass| {
+            pass.upload_f32(&mut y, &[1.0; 3]);
+            Gelu::new().forward(pass, Forward { x: &x, y: &mut y });
+        });
+    }
+
+    /// Writes, or reads, as many elements behind a tensor as `dims` says.
+    static PLANTED: Shader = Shader {
+        name: "planted",
+        source: "
+            struct Dims { read: u32, write: u32 }
+            @group(0) @binding(0) var<uniform> dims: Dims;
+            @group(0) @binding(1) var<storage, read> x: array<f32>;
+            @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+            @compute @workgroup_size(1)
+            fn forward() { y[2u + dims.write] = x[2u + dims.read]; }",
+    };
+
+    #[test]
+    fn guards_show_a_planted_read_or_write_behind_a_tensor() {
+        for (read, write) in [(0, 0), (1, 0), (1000, 0), (0, 1), (0, 1000)] {
+            let guarded = Arc::new(gpu().guarding());
+            let device = Device::Gpu(Arc::clone(&guarded));
+            let kernel = Kernel::new(&PLANTED, "forward", &[]);
+            let x = device.upload("x", 3, &[1.0; 3]).unwrap();
+            let y = device.upload("y", 3, &[2.0; 3]).unwrap();
+            let (result, outputs) = run(&device, |pass| {
+                if let Pass::Gpu(pass) = pass {
+                    let dims: [u32; 2] = [read, write];
+                    pass.dispatch(&kernel, [1; 3], &dims, &[("x", &x), ("y", &y)]);
+                }
+                pass.read(&y)
+            });
+            let last = outputs.f32(result)[2];
+            assert_eq!(last.is_nan(), read > 0, "{last}");
+            assert_eq!(guarded.guards_are_whole(), write == 0);
+        }
     }
 
     #[test]

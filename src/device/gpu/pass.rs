@@ -1,55 +1,53 @@
-//! Recording, bind groups, dispatch, submit, read back: all of it, once.
-#![expect(clippy::disallowed_types, reason = "how long a thread waits awake")]
+//! A pass as it is recorded: uploads, dispatches with their bind groups, reads.
 
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::gpu::Gpu;
-use crate::device::gpu::tape::{Bound, Clock, Entry, SLOTS, STAGES, Tape};
-use crate::device::pass::{Outputs, Read};
+use crate::device::gpu::encode::{self, Step};
+use crate::device::gpu::kernel::Compiled;
+use crate::device::gpu::tape::{Bound, Choices, Entry, SLOTS, STAGES, Tape};
+use crate::device::gpu::ticket::Ticket;
+use crate::device::gpu::{Buffer, Gpu, Uploaded};
+use crate::device::pass::Read;
 use crate::device::{Kernel, Part, Tensor};
-use crate::error::{Error, Result, error};
-use crate::num::to_u32;
-
-/// How long a thread waits awake for a hardware GPU.
-const AWAKE: Duration = Duration::from_micros(500);
+use crate::error::{Result, error};
 
 pub(crate) struct GpuPass<'p> {
     gpu: &'p Gpu,
     tape: &'p mut Tape,
     staging: wgpu::BufferViewMut,
-    uploaded: usize,
-    read_bytes: usize,
-    reads: Vec<(usize, usize)>,
+    /// No other pass of this process has it.
+    number: u64,
+    /// Inputs so far.
+    inputs: usize,
+    /// Where the uploads into tensors' own buffers begin.
+    apart: usize,
+    /// The parts of each read, one behind the other.
+    reads: Vec<Vec<Buffer>>,
     dispatches: usize,
+    /// The dispatches whose kernels are not compiled.
+    waiting: Vec<Waiting>,
     stages: usize,
     steps: Vec<Step>,
-    /// Why a kernel could not be compiled; the pass is not submitted then.
-    failure: Option<Error>,
 }
 
-enum Step {
-    /// The beginning of this timed stage.
-    Stage(usize),
-    Dispatch {
-        entry: usize,
-        groups: [u32; 3],
-    },
-    Upload {
-        from: u64,
-        to: wgpu::Buffer,
-        size: u64,
-    },
-    Read {
-        from: wgpu::Buffer,
-        at: u64,
-        to: u64,
-        size: u64,
-    },
+/// A dispatch whose bind group is made before the submission.
+struct Waiting {
+    entry: usize,
+    kernel: Kernel,
+    tensors: Vec<Named>,
+}
+
+/// A tensor by the name of a binding.
+struct Named {
+    name: &'static str,
+    buffer: Buffer,
+    /// Kernels may only read it.
+    input: bool,
 }
 
 impl<'p> GpuPass<'p> {
     pub(crate) fn begin(gpu: &'p Gpu, tape: &'p mut Tape) -> Result<Self> {
+        static PASSES: AtomicU64 = AtomicU64::new(0);
         gpu.check()?;
         let staging = tape.staging.get_mapped_range_mut(..).map_err(|e| {
             gpu.explain(error!(
@@ -60,15 +58,16 @@ impl<'p> GpuPass<'p> {
         })?;
         Ok(Self {
             gpu,
-            uploaded: tape.slot * SLOTS,
             tape,
+            number: PASSES.fetch_add(1, Ordering::Relaxed),
+            inputs: 0,
+            apart: staging.len(),
             staging,
-            read_bytes: 0,
             reads: Vec::new(),
             dispatches: 0,
+            waiting: Vec::new(),
             stages: 0,
             steps: Vec::new(),
-            failure: None,
         })
     }
 
@@ -78,60 +77,88 @@ impl<'p> GpuPass<'p> {
         self.stages += 1;
     }
 
-    pub(crate) fn upload(&mut self, tensor: &Tensor, values: &[u32]) {
+    pub(crate) fn upload(&mut self, tensor: &mut Tensor, values: &[u32]) {
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        if bytes.is_empty() {
-            return;
+        if tensor.is_input() {
+            self.upload_input(tensor, bytes);
+        } else if !bytes.is_empty() {
+            self.apart -= bytes.len().min(self.apart);
+            let (label, from) = (tensor.label(), self.apart);
+            assert!(from >= self.inputs_end(), "{label}: no room to upload");
+            self.write(from, bytes);
+            self.steps.push(Step::Upload {
+                from,
+                to: tensor.buffer(self.number).part(0, bytes.len()),
+            });
         }
-        let from = self.uploaded;
+    }
+
+    /// Puts `bytes` where they come with the dims. The place is that of the last pass, so that
+    /// bind groups stay.
+    fn upload_input(&mut self, tensor: &mut Tensor, bytes: &[u8]) {
+        // What a vector of four needs.
+        let room = tensor.room().max(16) + self.gpu.guard();
+        let first = self.inputs_end();
+        let place = first..first + room.next_multiple_of(self.gpu.alignment());
         assert!(
-            from + bytes.len() <= self.staging.len(),
+            place.end <= self.apart,
             "{}: no room to upload",
             tensor.label()
         );
+        if self.tape.places.get(self.inputs) != Some(&place) {
+            self.tape.places.truncate(self.inputs);
+            self.tape.places.push(place.clone());
+        }
+        self.inputs += 1;
+        self.write(place.start, bytes);
+        if self.gpu.guard() > 0 {
+            let behind = place.start + bytes.len()..place.end;
+            self.staging
+                .slice(behind.clone())
+                .copy_from_slice(&vec![super::guard::POISON; behind.len()]);
+        }
+        let buffer = Buffer::of(self.tape.inputs.clone(), place.start, room);
+        if let Some(uploaded) = tensor.input_mut() {
+            *uploaded = Some(Uploaded::new(buffer, self.number));
+        }
+    }
+
+    /// Where the inputs of this pass end.
+    fn inputs_end(&self) -> usize {
+        match self.inputs {
+            0 => self.tape.first_input(),
+            count => self.tape.places[count - 1].end,
+        }
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
         self.staging
-            .slice(from..from + bytes.len())
+            .slice(at..at + bytes.len())
             .copy_from_slice(bytes);
-        self.uploaded += bytes.len();
-        let to = tensor.buffer().clone();
-        self.steps.push(Step::Upload {
-            from: from as u64,
-            to,
-            size: bytes.len() as u64,
-        });
     }
 
     pub(crate) fn read(&mut self, tensor: &Tensor) -> Read {
-        let begin = self.read_bytes;
-        self.copy_back(tensor, 0, tensor.len() * 4);
-        self.close_read(begin)
+        let all = tensor.buffer(self.number).part(0, tensor.len() * 4);
+        self.read_back(Vec::from([all]))
     }
 
     /// The rows `ids` of `part`, whose rows are consecutive, as one content: a copy for each run of
     /// ids.
     pub(crate) fn read_rows(&mut self, part: Part<'_>, ids: &[u32]) -> Read {
-        let (begin, width) = (self.read_bytes, part.place.columns);
-        for run in ids.chunk_by(|a, b| a + 1 == *b) {
+        let width = part.place.columns;
+        let buffer = part.tensor.buffer(self.number);
+        let runs = ids.chunk_by(|a, b| a + 1 == *b);
+        let rows = runs.map(|run| {
             let at = part.place.offset + run[0] as usize * width;
-            self.copy_back(part.tensor, at * 4, run.len() * width * 4);
-        }
-        self.close_read(begin)
+            buffer.part(at * 4, run.len() * width * 4)
+        });
+        self.read_back(rows.collect())
     }
 
-    fn copy_back(&mut self, tensor: &Tensor, at: usize, size: usize) {
-        if size > 0 {
-            self.steps.push(Step::Read {
-                from: tensor.buffer().clone(),
-                at: at as u64,
-                to: self.read_bytes as u64,
-                size: size as u64,
-            });
-        }
-        self.read_bytes += size;
-    }
-
-    fn close_read(&mut self, begin: usize) -> Read {
-        self.reads.push((begin, self.read_bytes - begin));
+    fn read_back(&mut self, mut parts: Vec<Buffer>) -> Read {
+        parts.retain(|part| part.size() > 0);
+        self.steps.push(Step::Read(self.reads.len()));
+        self.reads.push(parts);
         Read(self.reads.len() - 1)
     }
 
@@ -139,343 +166,182 @@ impl<'p> GpuPass<'p> {
     /// that cannot be compiled makes the submission fail.
     ///
     /// # Panics
-    /// When a name is wrong, missing or extra, or the grid is over the limit that
-    /// [`Gpu::most_groups`] gives: a bug in the op.
+    /// When the grid is over the limit that [`Gpu::most_groups`] gives, here or at the submission
+    /// when a name is wrong, missing or extra, or an input is written: a bug in the op.
     pub(crate) fn dispatch(
         &mut self,
         kernel: &Kernel,
         groups: [u32; 3],
         dims: &impl bytemuck::NoUninit,
-        tensors: &[(&str, &Tensor)],
+        tensors: &[(&'static str, &Tensor)],
     ) {
         if groups.contains(&0) {
             return;
         }
-        let kernel = match kernel.compiled(self.gpu) {
-            Ok(compiled) => compiled,
-            Err(error) => {
-                self.failure.get_or_insert(error);
-                return;
-            }
-        };
-        let label = &kernel.label;
         assert!(
             groups.iter().all(|n| *n <= self.gpu.most_groups()),
-            "{label}: grid {groups:?}"
+            "{}: grid {groups:?}",
+            kernel.label()
         );
-        assert!(
-            self.dispatches < SLOTS,
-            "{label}: more than {SLOTS} dispatches in a pass"
-        );
-        let slot = self.tape.slot;
-        let dims = bytemuck::bytes_of(dims);
-        assert!(dims.len() <= slot, "{label}: dims of {} bytes", dims.len());
-        let place = self.dispatches * slot;
-        self.staging
-            .slice(place..place + dims.len())
-            .copy_from_slice(dims);
-
         let entry = self.dispatches;
-        let kept = self.tape.entries.get(entry).is_some_and(|entry| {
-            entry.pipeline == kernel.pipeline
-                && entry.buffers.len() == tensors.len()
-                && entry
-                    .buffers
-                    .iter()
-                    .zip(tensors)
-                    .all(|(kept, (_, t))| kept.buffer == *t.buffer())
-        });
-        if !kept {
-            let made = self.bind(kernel, place, tensors);
-            self.tape.entries.truncate(entry);
-            self.tape.entries.push(made);
+        assert!(
+            entry < SLOTS,
+            "{}: more than {SLOTS} dispatches in a pass",
+            kernel.label()
+        );
+        let dims = bytemuck::bytes_of(dims);
+        assert!(
+            dims.len() <= self.tape.slot,
+            "{}: dims of {} bytes",
+            kernel.label(),
+            dims.len()
+        );
+        self.write(self.tape.dims_at(entry), dims);
+        if !self.kept(entry, kernel, tensors) {
+            self.make_entry(entry, kernel, tensors);
         }
         self.dispatches += 1;
         self.steps.push(Step::Dispatch { entry, groups });
     }
 
-    fn bind(
-        &self,
-        kernel: &super::kernel::Compiled,
-        place: usize,
-        tensors: &[(&str, &Tensor)],
-    ) -> Entry {
+    /// Whether the tape has the bind group of this dispatch; the pass takes it then.
+    fn kept(&mut self, entry: usize, kernel: &Kernel, tensors: &[(&'static str, &Tensor)]) -> bool {
+        if self.tape.entries.len() == entry {
+            self.tape.entries.push(Choices::default());
+        }
+        let Some(kernel) = kernel.ready() else {
+            return false;
+        };
+        self.tape.entries[entry].choose(|entry| {
+            let mut pairs = entry.buffers.iter().zip(tensors);
+            entry.pipeline == kernel.pipeline
+                && entry.buffers.len() == tensors.len()
+                && pairs.all(|(kept, (_, tensor))| kept.buffer == *tensor.buffer(self.number))
+        })
+    }
+
+    /// Makes the bind group of this dispatch, now or behind the compilation of its kernel.
+    fn make_entry(&mut self, entry: usize, kernel: &Kernel, tensors: &[(&'static str, &Tensor)]) {
+        let named = tensors.iter().map(|(name, tensor)| Named {
+            name,
+            buffer: tensor.buffer(self.number).clone(),
+            input: tensor.is_input(),
+        });
+        let tensors: Vec<Named> = named.collect();
+        match kernel.ready() {
+            Some(compiled) => {
+                let made = self.bind(compiled, entry, tensors);
+                self.tape.entries[entry].add(made);
+            }
+            None => self.waiting.push(Waiting {
+                entry,
+                kernel: kernel.clone(),
+                tensors,
+            }),
+        }
+    }
+
+    /// Compiles the kernels that dispatches wait for, side by side, and makes their bind groups.
+    fn bind_waiting(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let mut missing: Vec<&Kernel> = Vec::new();
+        for Waiting { kernel, .. } in &waiting {
+            if kernel.ready().is_none() && !missing.iter().any(|known| known.is(kernel)) {
+                missing.push(kernel);
+            }
+        }
+        self.gpu.compile(&missing)?;
+        for waiting in waiting {
+            let Waiting {
+                entry,
+                kernel,
+                tensors,
+            } = waiting;
+            let made = self.bind(kernel.compiled(self.gpu)?, entry, tensors);
+            self.tape.entries[entry].add(made);
+        }
+        Ok(())
+    }
+
+    fn bind(&self, kernel: &Compiled, entry: usize, tensors: Vec<Named>) -> Entry {
         self.gpu.count();
         let label = &kernel.label;
+        let dims = Buffer::of(
+            self.tape.inputs.clone(),
+            self.tape.dims_at(entry),
+            self.tape.slot,
+        );
         let mut bound = Vec::with_capacity(kernel.bindings.len());
         for binding in &kernel.bindings {
-            let resource = if binding.uniform {
-                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: &self.tape.uniforms,
-                    offset: place as u64,
-                    size: std::num::NonZeroU64::new(self.tape.slot as u64),
-                })
-            } else {
-                match tensors.iter().find(|(name, _)| *name == binding.name) {
-                    Some((_, tensor)) => tensor.buffer().as_entire_binding(),
-                    None => panic!("{label}: binding {} has no tensor", binding.name),
+            let tensor = tensors.iter().find(|tensor| tensor.name == binding.name);
+            let resource = match tensor {
+                _ if binding.uniform => dims.binding(),
+                Some(tensor) if binding.written && tensor.input => {
+                    panic!(
+                        "{label}: {} is an input and may not be written",
+                        tensor.name
+                    )
                 }
+                Some(tensor) => tensor.buffer.binding(),
+                None => panic!("{label}: binding {} has no tensor", binding.name),
             };
             bound.push(wgpu::BindGroupEntry {
                 binding: binding.number,
                 resource,
             });
         }
-        let bound_by = |(name, tensor): &(&str, &Tensor)| {
+        let device = self.gpu.device();
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(label),
+            layout: &kernel.layout,
+            entries: &bound,
+        });
+        let buffers = tensors.into_iter().map(|Named { name, buffer, .. }| {
             let mut bindings = kernel.bindings.iter();
-            match bindings.find(|binding| binding.name == *name) {
+            match bindings.find(|binding| binding.name == name) {
                 Some(binding) => Bound {
-                    buffer: tensor.buffer().clone(),
+                    buffer,
                     written: binding.written,
                 },
                 None => panic!("{label}: no binding is called {name}"),
             }
-        };
-        let buffers = tensors.iter().map(bound_by).collect();
-        let group = self
-            .gpu
-            .device()
-            .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(label),
-                layout: &kernel.layout,
-                entries: &bound,
-            });
+        });
         Entry {
             pipeline: kernel.pipeline.clone(),
-            buffers,
+            buffers: buffers.collect(),
             group,
         }
     }
 
-    /// Submits once, waits, and reads back.
-    pub(crate) fn submit(self) -> Result<Outputs> {
-        if let Some(error) = self.failure {
-            return Err(error);
-        }
-        let (gpu, tape, read_bytes) = (self.gpu, self.tape, self.read_bytes);
-        drop(self.staging);
+    /// Submits the pass; the ticket waits for it and has what it read.
+    pub(crate) fn submit(mut self) -> Result<Ticket> {
+        self.bind_waiting()?;
+        let first = self.tape.first_input() - self.dispatches * self.tape.slot;
+        let sent = first..self.inputs_end();
+        let Self {
+            gpu,
+            tape,
+            staging,
+            reads,
+            stages,
+            steps,
+            dispatches,
+            ..
+        } = self;
+        drop(staging);
         tape.staging.unmap();
+        let recorded = encode::Recorded {
+            steps: &steps,
+            reads: &reads,
+            stages,
+            sent,
+            dispatches,
+        };
         let mut encoder = gpu
             .device()
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        if self.dispatches > 0 {
-            let size = (self.dispatches * tape.slot) as u64;
-            encoder.copy_buffer_to_buffer(&tape.staging, 0, &tape.uniforms, 0, size);
-        }
-        let passes = encode(&mut encoder, tape, &self.steps);
-        let stamps = resolve_stamps(&mut encoder, tape, self.stages, read_bytes);
+        let coming = encode::encode(&mut encoder, tape, &recorded);
         let index = gpu.queue().submit([encoder.finish()]);
-        wait(gpu, tape, index)?;
-        let outputs = {
-            let bytes = tape
-                .readback
-                .get_mapped_range(..)
-                .map_err(|e| error!(DeviceLost, "{}: cannot read back: {e}", gpu.name()))?;
-            let reads = self.reads.iter();
-            Outputs {
-                reads: reads
-                    .map(|(from, size)| bytemuck::pod_collect_to_vec(&bytes[*from..from + size]))
-                    .collect(),
-                stages: stage_times(
-                    &bytes[read_bytes..read_bytes + stamps],
-                    gpu.timestamp_period(),
-                ),
-                dispatches: self.dispatches,
-                passes,
-            }
-        };
-        tape.readback.unmap();
-        Ok(outputs)
+        Ok(Ticket::new(tape, index, coming))
     }
-}
-
-/// Copies the timestamps of `stages` behind `at` bytes of results; returns their bytes, 0 where the
-/// device has no clock.
-fn resolve_stamps(
-    encoder: &mut wgpu::CommandEncoder,
-    tape: &Tape,
-    stages: usize,
-    at: usize,
-) -> usize {
-    let Some(clock) = tape.clock.as_ref().filter(|_| stages > 0) else {
-        return 0;
-    };
-    let count = to_u32(stages * 2);
-    encoder.resolve_query_set(&clock.queries, 0..count, &clock.resolved, 0);
-    let size = u64::from(count) * 8;
-    encoder.copy_buffer_to_buffer(&clock.resolved, 0, &tape.readback, at as u64, size);
-    stages * 16
-}
-
-/// Waits for submission `index`, and maps what it read back and the staging of the next pass.
-fn wait(gpu: &Gpu, tape: &Tape, index: wgpu::SubmissionIndex) -> Result<()> {
-    // Another thread's poll may be the one that calls back, after ours has returned.
-    let (sender, mapped) = mpsc::channel();
-    let tell = |sender: mpsc::Sender<_>| {
-        move |result: Result<(), wgpu::BufferAsyncError>| {
-            // The receiver is gone only when this pass has failed already.
-            let _ = sender.send(result.is_ok());
-        }
-    };
-    tape.staging
-        .map_async(wgpu::MapMode::Write, .., tell(sender.clone()));
-    tape.readback
-        .map_async(wgpu::MapMode::Read, .., tell(sender));
-    let mut done = Vec::with_capacity(2);
-    if gpu.is_hardware() {
-        // To be woken takes as long as a short prompt.
-        let began = Instant::now();
-        while done.len() < 2 && began.elapsed() < AWAKE {
-            // An error shows in the wait below.
-            let _ = gpu.device().poll(wgpu::PollType::Poll);
-            done.extend(mapped.try_iter());
-            std::hint::spin_loop();
-        }
-    }
-    let name = gpu.name();
-    if done.len() < 2 {
-        let waited = gpu.device().poll(wgpu::PollType::Wait {
-            submission_index: Some(index),
-            timeout: None,
-        });
-        gpu.check()?;
-        if let Err(e) = waited {
-            let error = error!(DeviceLost, "{name}: cannot wait for the device: {e}");
-            return Err(gpu.explain(error));
-        }
-        let missing = 2 - done.len();
-        done.extend(mapped.iter().take(missing));
-    }
-    gpu.check()?;
-    if done != [true, true] {
-        let error = error!(DeviceLost, "{name}: the result could not be read back");
-        return Err(gpu.explain(error));
-    }
-    Ok(())
-}
-
-/// Records the steps; returns the number of compute passes.
-///
-/// Uploads are copied before all else, and a result is copied behind all dispatches if none of them
-/// writes it any more. So a batch is one compute pass, unless a stage has to be one for its times.
-fn encode(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) -> usize {
-    for step in steps {
-        if let Step::Upload { from, to, size } = step {
-            encoder.copy_buffer_to_buffer(&tape.staging, *from, to, 0, *size);
-        }
-    }
-    let (mut index, mut passes) = (0, 0);
-    while index < steps.len() {
-        let done = match &steps[index] {
-            Step::Upload { .. } => 1,
-            Step::Read { .. } if waits(tape, &steps[index..]) => 1,
-            step @ Step::Read { .. } => {
-                copy_read(encoder, tape, step);
-                1
-            }
-            Step::Stage(_) | Step::Dispatch { .. } => {
-                passes += 1;
-                compute(encoder, tape, &steps[index..])
-            }
-        };
-        index += done;
-    }
-    for (index, step) in steps.iter().enumerate() {
-        if waits(tape, &steps[index..]) {
-            copy_read(encoder, tape, step);
-        }
-    }
-    passes
-}
-
-/// Whether the first of `steps` is a read of what no later one writes.
-fn waits(tape: &Tape, steps: &[Step]) -> bool {
-    let Some((Step::Read { from, .. }, later)) = steps.split_first() else {
-        return false;
-    };
-    !later.iter().any(|step| match step {
-        Step::Dispatch { entry, .. } => {
-            let bound = &tape.entries[*entry].buffers;
-            bound.iter().any(|b| b.written && b.buffer == *from)
-        }
-        _ => false,
-    })
-}
-
-fn copy_read(encoder: &mut wgpu::CommandEncoder, tape: &Tape, step: &Step) {
-    if let Step::Read { from, at, to, size } = step {
-        encoder.copy_buffer_to_buffer(from, *at, &tape.readback, *to, *size);
-    }
-}
-
-/// Records one compute pass from the first of `steps` on; returns how many steps it took.
-fn compute(encoder: &mut wgpu::CommandEncoder, tape: &Tape, steps: &[Step]) -> usize {
-    let clock = tape.clock.as_ref();
-    let inside = clock.filter(|clock| clock.inside);
-    let around = match (clock, steps.first()) {
-        (Some(clock), Some(Step::Stage(stage))) if !clock.inside => {
-            let first = to_u32(*stage) * 2;
-            Some(wgpu::ComputePassTimestampWrites {
-                query_set: &clock.queries,
-                beginning_of_pass_write_index: Some(first),
-                end_of_pass_write_index: Some(first + 1),
-            })
-        }
-        _ => None,
-    };
-    let apart = clock.is_some() && inside.is_none();
-    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-        label: None,
-        timestamp_writes: around,
-    });
-    let mut stamps = StageStamps { inside, open: None };
-    let mut taken = 0;
-    for (index, step) in steps.iter().enumerate() {
-        match step {
-            Step::Dispatch { entry, groups } => {
-                let entry = &tape.entries[*entry];
-                let [x, y, z] = *groups;
-                pass.set_pipeline(&entry.pipeline);
-                pass.set_bind_group(0, &entry.group, &[]);
-                pass.dispatch_workgroups(x, y, z);
-            }
-            Step::Stage(_) if apart && index > 0 => break,
-            Step::Stage(stage) => stamps.next(&mut pass, Some(*stage)),
-            Step::Upload { .. } => {}
-            Step::Read { .. } if waits(tape, &steps[index..]) => {}
-            Step::Read { .. } => break,
-        }
-        taken = index + 1;
-    }
-    stamps.next(&mut pass, None);
-    taken
-}
-
-/// Takes the stamps of stages inside of a compute pass.
-struct StageStamps<'c> {
-    inside: Option<&'c Clock>,
-    open: Option<usize>,
-}
-
-impl StageStamps<'_> {
-    /// Ends the stage that is open, and begins `stage`.
-    fn next(&mut self, pass: &mut wgpu::ComputePass<'_>, stage: Option<usize>) {
-        let Some(clock) = self.inside else { return };
-        if let Some(open) = self.open {
-            pass.write_timestamp(&clock.queries, to_u32(open * 2 + 1));
-        }
-        if let Some(stage) = stage {
-            pass.write_timestamp(&clock.queries, to_u32(stage * 2));
-        }
-        self.open = stage;
-    }
-}
-
-/// Microseconds between the two stamps of each stage.
-fn stage_times(stamps: &[u8], period: f32) -> Vec<f64> {
-    let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(stamps);
-    stamps
-        .chunks_exact(2)
-        .map(|pair| pair[1].saturating_sub(pair[0]) as f64 * f64::from(period) / 1000.0)
-        .collect()
 }

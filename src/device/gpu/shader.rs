@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use wgpu::naga;
 
-use crate::device::gpu::Gpu;
+use crate::device::gpu::{Gpu, trusted};
 use crate::error::{Result, error};
 
 /// One `shaders/<name>.wgsl` with the shared parts appended, so that line numbers are the file's.
@@ -62,10 +62,14 @@ impl Parsed {
             .map(|(index, point)| (point.name.clone(), bindings(&module, &info, index)))
             .collect();
         let module = gpu.checked(name, |device| {
-            device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            let descriptor = wgpu::ShaderModuleDescriptor {
                 label: Some(name),
                 source: wgpu::ShaderSource::Naga(Cow::Owned(module)),
-            })
+            };
+            match trusted::is_trusted(name) {
+                true => unchecked(device, descriptor),
+                false => device.create_shader_module(descriptor),
+            }
         })?;
         Ok(Self {
             name,
@@ -81,6 +85,22 @@ impl Parsed {
             .map(|(_, bindings)| bindings.clone())
             .ok_or_else(|| error!(Device, "{}.wgsl: no entry point {entry}", self.name))
     }
+}
+
+/// A module without checks of indices, of divisors and of loops at run time.
+#[expect(
+    unsafe_code,
+    reason = "kernels that are proven in bounds run without checks"
+)]
+fn unchecked(
+    device: &wgpu::Device,
+    descriptor: wgpu::ShaderModuleDescriptor<'_>,
+) -> wgpu::ShaderModule {
+    let checks = wgpu::ShaderRuntimeChecks::unchecked();
+    // SAFETY: called for the shaders of this crate that `trusted::SHADERS` lists: each of them with
+    // the reason why its indices stay inside for any dims that its op dispatches. Their loops have
+    // bounds that nothing inside changes, and they divide by constants and by sizes that are not 0.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 
 /// The bindings of group 0 that entry point `index` uses, by number.

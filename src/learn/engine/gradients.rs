@@ -446,8 +446,8 @@ impl Gradients {
 
     /// Keeps the queries of the items at `places`; returns the sums of their losses.
     fn note(&mut self, places: &[usize], outputs: &Outputs, reads: HeadReads) -> Losses {
-        self.cost.dispatches += outputs.dispatches;
-        self.cost.submits += outputs.passes.min(1);
+        self.cost.dispatches += outputs.counts.dispatches;
+        self.cost.submits += outputs.counts.passes.min(1);
         let queries = outputs.f32(reads.z);
         let width = queries.len() / places.len().max(1);
         for (place, query) in places.iter().zip(queries.chunks_exact(width.max(1))) {

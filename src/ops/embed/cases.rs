@@ -26,12 +26,13 @@ pub(crate) fn all(device: &Device, sizes: &[(usize, usize)]) -> Result<Vec<Case>
         let x = device.scratch("x", tokens, hidden)?;
         let op = Arc::clone(&op);
         let run = move |pass: &mut Pass<'_>, [x]: &mut [Tensor; 1]| {
+            let place = x.place();
             let f = Forward {
                 ids: &id_list,
                 positions: &position_list,
                 words: &words,
                 places: &places,
-                x,
+                x: x.part_mut(place),
             };
             op.forward(pass, f);
         };

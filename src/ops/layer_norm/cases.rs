@@ -59,7 +59,7 @@ fn forward_case(
     let (op, n) = (Arc::clone(op), x.len() as f64);
     let run = move |pass: &mut Pass<'_>, [y]: &mut [Tensor; 1]| {
         let f = Forward {
-            x: &x,
+            x: x.part(x.place()),
             branch: added.as_ref(),
             gamma: &gamma,
             beta: &beta,

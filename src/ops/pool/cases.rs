@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backward, Forward, Pool, Pooling};
+use super::{Backward, Forward, NormedStates, Pool, Pooling};
 use crate::device::{Device, Pass, Tensor};
 use crate::error::Result;
 use crate::ops::case::{Case, each, framed};
@@ -12,7 +12,7 @@ use crate::ops::reference::{self, noise, wide};
 /// prompt's row is the middle one of three.
 pub(crate) fn all(device: &Device, sizes: &[(&[u32], usize)]) -> Result<Vec<Case>> {
     let op = Arc::new(Pool::new());
-    each(sizes, |(offsets, hidden)| {
+    let mut cases = each(sizes, |(offsets, hidden)| {
         let prompts = offsets.len() - 1;
         let x = noise(offsets[prompts] as usize * hidden, 9);
         let dh = noise(prompts * hidden, 12);
@@ -24,7 +24,84 @@ pub(crate) fn all(device: &Device, sizes: &[(&[u32], usize)]) -> Result<Vec<Case
             backward(Pooling::Mean)?.of("backward mean"),
             backward(Pooling::Cls)?.of("backward first"),
         ])
-    })
+    })?;
+    let taken = |size: &&(&[u32], usize)| Pool::norms(size.1);
+    for (offsets, hidden) in sizes.iter().filter(taken) {
+        if matches!(device, Device::Gpu(_)) {
+            for pooling in [Pooling::Mean, Pooling::Cls] {
+                cases.push(normed_case(device, &op, pooling, *hidden, offsets)?);
+            }
+        }
+    }
+    Ok(cases)
+}
+
+/// Of three states the first and the last as layers, and the second as the output.
+fn normed_case(
+    device: &Device,
+    op: &Arc<Pool>,
+    pooling: Pooling,
+    hidden: usize,
+    offsets: &[u32],
+) -> Result<Case> {
+    const EPS: f32 = 1e-5;
+    let (prompts, tokens) = (offsets.len() - 1, offsets[offsets.len() - 1] as usize);
+    let size = tokens * hidden;
+    let values: Vec<f32> = noise(3 * size, 13).iter().map(|v| v + 2.0).collect();
+    let norms = noise(2 * 2 * hidden, 14);
+    let states = device.upload("states", hidden, &values)?;
+    let norm_rows = device.upload("norms", hidden, &norms)?;
+    let sources = [[0, 1], [2, 0], [1, 1]];
+    let source_list = device.upload_ids("sources", 2, &sources.concat())?;
+    let offset_list = device.upload_ids("offsets", 1, offsets)?;
+    let outputs = [
+        device.scratch("pooled", prompts, hidden)?,
+        device.scratch("units", prompts * 2, hidden)?,
+    ];
+    let op = Arc::clone(op);
+    let n = values.len() as f64;
+    let run = move |pass: &mut Pass<'_>, [pooled, units]: &mut [Tensor; 2]| {
+        let Pass::Gpu(pass) = pass else {
+            panic!("a norm is deferred on a GPU alone");
+        };
+        let f = NormedStates {
+            pooling,
+            tokens,
+            states: &states,
+            norms: &norm_rows,
+            eps: EPS,
+            sources: &source_list,
+            offsets: &offset_list,
+            pooled,
+            units,
+        };
+        op.normed(pass, f);
+    };
+    let offsets = offsets.to_vec();
+    let want = move || {
+        let of = |[state, norm]: [u32; 2], pooling| {
+            let x = wide(&values[state as usize * size..][..size]);
+            let norm = wide(&norms[norm as usize * 2 * hidden..][..2 * hidden]);
+            let (gamma, beta) = norm.split_at(hidden);
+            let x = reference::layer_norm(&x, gamma, beta, f64::from(EPS));
+            reference::pool(pooling, &x, &offsets, hidden)
+        };
+        let layers = [sources[0], sources[1]];
+        let layers = layers.map(|source| {
+            let mean = of(source, Pooling::Mean);
+            reference::normalize(&mean, hidden)
+        });
+        let rows = |prompt: usize| {
+            let layers = layers.iter();
+            layers.flat_map(move |layer| layer[prompt * hidden..][..hidden].to_vec())
+        };
+        [
+            of(sources[2], pooling),
+            (0..prompts).flat_map(rows).collect(),
+        ]
+    };
+    let case = Case::new("pool", outputs, run, want).of("of norms");
+    Ok(case.work(4.0 * n, 8.0 * n).within(3e-5))
 }
 
 fn forward_case(

@@ -143,7 +143,6 @@ impl CompiledPolicy {
         let levels = levels
             .map(|(mask, fallback)| PolicyLevel::new(mask, fallback, &serving))
             .collect::<Result<_>>()?;
-        serving.compile_mask()?;
         Ok(Self {
             serial: serial(),
             base: Arc::clone(base),

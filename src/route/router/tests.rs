@@ -224,11 +224,51 @@ fn auto_takes_int8_where_the_record_is_good() {
     std::fs::remove_dir_all(root).unwrap();
 }
 
+#[test]
+fn threads_that_share_batches_get_the_answers_that_they_get_alone() {
+    const THREADS: usize = 6;
+    let options = Options::default().device("cpu").threads(2);
+    let open = |options| Router::open(STORE, options).unwrap();
+    let (alone, sharing) = (open(options.clone()), open(options.gather_us(200_000)));
+    let answer = |router: &Router, request: &Request| {
+        let decision = router.route(request).unwrap();
+        let ranked = decision.ranked.iter();
+        let bits: Vec<_> = ranked.map(|r| (r.id, r.score.to_bits())).collect();
+        (bits, decision.domains, decision.timing.batch)
+    };
+    let prompt = |i| format!("Which bird is singing in recording number {i}, and where?");
+    let requests: Vec<Request> = (0..24)
+        .map(|i| Request::new(prompt(i)).top(1 + i % 12))
+        .collect();
+    let want: Vec<_> = requests.iter().map(|r| answer(&alone, r)).collect();
+    let shared = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (requests, want, sharing, shared) = (&requests, &want, &sharing, &shared);
+            scope.spawn(move || {
+                for turn in 0..requests.len() {
+                    let place = (turn * 5 + thread) % requests.len();
+                    let got = answer(sharing, &requests[place]);
+                    assert_eq!((&got.0, &got.1), (&want[place].0, &want[place].1));
+                    shared.fetch_max(got.2, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let most = shared.into_inner();
+    assert!((2..=THREADS).contains(&most), "batches of {most}");
+}
+
 #[cfg(feature = "gpu")]
 mod on_a_gpu {
     use super::*;
     use crate::device::Device;
+    use std::path::PathBuf;
+
     use crate::device::gpu::Gpu;
+    use crate::encoder::{ImportOptions, import_encoder};
+    use crate::generation::NewModel;
+    use crate::hub::ModelCard;
     use crate::ops::testing::adapter_name;
 
     /// The zero-shot generation that the bundled one grew from.
@@ -277,8 +317,102 @@ mod on_a_gpu {
         }
     }
 
+    /// A store of a few models with an encoder of two layers, and that encoder.
+    fn toy(name: &str) -> (PathBuf, Options) {
+        let own = format!("hubrouter-{name}-{}", std::process::id());
+        let root = std::env::temp_dir().join(own);
+        let (encoder, store) = (root.join("toy-bert"), root.join("store"));
+        std::fs::create_dir_all(&root).unwrap();
+        import_encoder(
+            "tests/fixtures/toy-bert",
+            &encoder,
+            &ImportOptions::default(),
+        )
+        .unwrap();
+        let options = Options::default()
+            .device("cpu")
+            .threads(1)
+            .encoder(&encoder);
+        let open = Arc::new(Encoder::open(&encoder, &options).unwrap());
+        let card = |i: usize| ModelCard::new(format!("model-{i}"), ["Text", "Sound"][i % 2]);
+        let models: Vec<NewModel> = (0..6).map(|i| NewModel::from(&card(i))).collect();
+        let store = Store::create(store).unwrap();
+        store
+            .build(&open, &models, "hub build", &mut |_, _| {})
+            .unwrap();
+        (root, options)
+    }
+
+    /// As many calls of random lengths as there is time for, and then none has left anything.
     #[test]
-    fn a_layer_takes_seven_dispatches_and_a_route_one_compute_pass() {
+    fn many_routes_of_any_lengths_leave_memory_as_it_was() {
+        const MOST: usize = 10_000;
+        let (root, options) = toy("flat");
+        let options = options.device(adapter_name().as_str());
+        let router = Router::open(root.join("store"), options).unwrap();
+        let words = "one two three four five six seven eight nine ten ".repeat(6);
+        let route = |tokens: usize, prompts: usize| {
+            let request = Request::new(&words[..4 * tokens]).top(1 + tokens % 6);
+            for decision in router.route_batch(&vec![request; prompts]) {
+                decision.unwrap();
+            }
+        };
+        let longest = router.max_tokens();
+        // The first plan is large enough for all batches; one of more rows takes other kernels.
+        for prompts in (1..=4).rev() {
+            for tokens in (1..=longest).rev().step_by(3) {
+                route(tokens, prompts);
+            }
+        }
+        let before = (
+            gpu(&router).made(),
+            gpu(&router).alive(),
+            gpu(&router).memory(),
+        );
+        let (began, mut random, mut calls) = (Instant::now(), 1u64, 0);
+        while calls < MOST && began.elapsed().as_secs() < 5 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let [a, b, ..] = (random >> 32).to_le_bytes().map(usize::from);
+            route(1 + a % longest, 1 + b % 4);
+            calls += 1;
+        }
+        assert!(calls > 20, "{calls} calls");
+        let after = (
+            gpu(&router).made(),
+            gpu(&router).alive(),
+            gpu(&router).memory(),
+        );
+        assert_eq!(after, before, "{calls} calls");
+        drop(router);
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn batches_that_are_started_ahead_have_the_answers_of_their_own_calls() {
+        let (root, options) = toy("ahead");
+        let options = options.device(adapter_name().as_str());
+        let router = Router::open(root.join("store"), options).unwrap();
+        let prompt = |i: usize| format!("{i} words of a prompt {}", "and more ".repeat(i % 9));
+        let prompts: Vec<String> = (0..600).map(prompt).collect();
+        let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+        let encoder = &router.serving.load().encoder;
+        let tokens = encoder.tokenize_prompts(&prompts).into_iter();
+        let tokens: Vec<Tokens> = tokens.map(Result::unwrap).collect();
+        let batches = encoder.batches(&tokens, usize::MAX);
+        assert!(batches.len() > 2, "{} batches", batches.len());
+        let bert = encoder.bert().unwrap();
+        let alone = batches.iter().map(|batch| encoder.embed_batch(bert, batch));
+        let alone: Vec<Vec<f32>> = alone.map(Result::unwrap).collect();
+        let together = encoder.embed(&prompts).into_iter().map(Result::unwrap);
+        assert_eq!(together.flatten().collect::<Vec<f32>>(), alone.concat());
+        drop(router);
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_layer_takes_five_dispatches_and_a_route_one_pass_and_a_copy_each_way() {
         let dispatches = |router: &Router| {
             let serving = router.serving.load();
             let tokens = serving
@@ -287,26 +421,28 @@ mod on_a_gpu {
                 .remove(0)
                 .unwrap();
             let ranked = serving.rank(&[tokens], 10).unwrap();
-            assert_eq!(ranked.passes, 1);
-            (ranked.dispatches, serving.encoder.config().layers)
+            let counts = ranked.counts;
+            assert_eq!(
+                (counts.passes, counts.copies_in, counts.copies_out),
+                (1, 1, 1)
+            );
+            (counts.dispatches, serving.encoder.config().layers)
         };
-        // One encoding: embed, layer_norm, the layers, a mean of each remembered one, unit vectors of
-        // these, pool. Then projection, normalize, score; of the memory projection, score, by_domain;
-        // log_sum_exp, and top_k's two.
+        // One encoding: embed, the layers, pool. Then projection, the memory's projection, score and
+        // finish.
         let router = on_gpu(false);
         let (with_memory, layers) = dispatches(&router);
         let remembered = router.serving.load().index.recall().unwrap().layers.len();
         assert_eq!(remembered, 4);
-        assert_eq!(with_memory, 7 * layers + remembered + 13);
-        // Its zero-shot parent: embed, layer_norm, pool, projection, normalize, score, log_sum_exp, and
-        // top_k's two.
+        assert_eq!(with_memory, 5 * layers + 6);
+        // Its zero-shot parent: embed, pool, projection, score, finish.
         let options = Options::default().device(adapter_name().as_str());
         let options = options.encoder(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/weights/all-MiniLM-L6-v2"
         ));
         let parent = Router::open(PARENT, options).unwrap();
-        assert_eq!(dispatches(&parent).0, 7 * layers + 9);
+        assert_eq!(dispatches(&parent).0, 5 * layers + 5);
     }
 
     #[test]
@@ -341,18 +477,27 @@ mod on_a_gpu {
     }
 
     #[test]
-    fn opening_compiles_every_kernel_that_a_route_dispatches() {
+    fn opening_compiles_what_a_first_route_dispatches_and_a_long_prompt_the_rest() {
         let router = on_gpu(false);
         let opened = gpu(&router).pipelines();
-        assert_eq!(opened, 17);
-        let long = "and one with as many tokens as take the kernel for tall matrices ".repeat(20);
-        let requests = ["a short prompt", &long].map(Request::new);
-        for k in [1, 10, usize::MAX] {
-            for decision in router.route_batch(&requests.clone().map(|r| r.top(k))) {
+        assert_eq!(opened, 9);
+        let route = |prompt: &str| {
+            for k in [1, 10, usize::MAX] {
+                router.route(&Request::new(prompt).top(k)).unwrap();
+            }
+            gpu(&router).pipelines()
+        };
+        assert_eq!(route("a short prompt"), opened);
+        let long = "and one with as many tokens as a prompt may have ".repeat(20);
+        assert_eq!(route(&long), opened);
+        // Of `linear_tiled` four kernels, without and with norm, GELU and sum; `score` for many.
+        let requests = [&*long; 5].map(Request::new);
+        for _ in 0..2 {
+            for decision in router.route_batch(&requests) {
                 decision.unwrap();
             }
+            assert_eq!(gpu(&router).pipelines(), opened + 5);
         }
-        assert_eq!(gpu(&router).pipelines(), opened);
     }
 
     #[test]

@@ -1,0 +1,367 @@
+//! Calls that come while another one computes are computed together, as one batch.
+//!
+//! The first of them leads: it waits until the batch before it is done, or until it has waited as
+//! long as it may, and computes for all. Nobody waits while nothing computes.
+#![expect(clippy::disallowed_types, reason = "how long a call waits for others")]
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Result, error};
+use crate::route::front::{Asking, Routed};
+use crate::route::{PolicyHandle, Request};
+
+/// Prompts that are computed together at most, but for those of one call.
+pub(super) const MOST: usize = 256;
+
+/// Brings the calls of a router together.
+pub(super) struct Gatherer {
+    wait: Duration,
+    state: Mutex<Gathered>,
+    /// A group is full, or a batch is done.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Gathered {
+    /// Batches that are computed.
+    computing: usize,
+    /// Groups that calls may still join.
+    open: Vec<Group>,
+    /// The number of the next group.
+    next: u64,
+}
+
+struct Group {
+    number: u64,
+    /// Of the handle that all of its calls route within, its place in memory; each call borrows it
+    /// until it is answered.
+    policy: Option<usize>,
+    asks: Vec<OwnAsk>,
+    /// The calls behind the first.
+    seats: Vec<Arc<Seat>>,
+}
+
+/// A request of a call that another one may compute.
+pub(super) struct OwnAsk {
+    request: Request,
+    kept: Option<Arc<str>>,
+}
+
+impl Asking for OwnAsk {
+    fn request(&self) -> &Request {
+        &self.request
+    }
+
+    fn kept(&self) -> Option<&str> {
+        self.kept.as_deref()
+    }
+}
+
+impl OwnAsk {
+    fn new(asked: &impl Asking) -> Self {
+        Self {
+            request: asked.request().clone(),
+            kept: asked.kept().map(Arc::from),
+        }
+    }
+}
+
+/// Where a call waits for its part of a batch.
+struct Seat {
+    part: Range<usize>,
+    answer: Mutex<Option<Result<Routed>>>,
+    bell: Condvar,
+}
+
+impl Seat {
+    fn wait(&self) -> Result<Routed> {
+        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match answer.take() {
+                Some(answer) => return answer,
+                None => {
+                    let woken = self.bell.wait(answer);
+                    answer = woken.unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    fn give(&self, routed: Result<Routed>) {
+        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        *answer = Some(routed);
+        self.bell.notify_one();
+    }
+}
+
+impl Gatherer {
+    /// `wait`: how long a call waits at most for the batch before it.
+    pub(super) fn new(wait: Duration) -> Self {
+        Self {
+            wait,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The answers to `asked` by `compute`, which may be that of another call with the same
+    /// `policy`.
+    pub(super) fn run<A: Asking>(
+        &self,
+        asked: &[A],
+        policy: Option<&PolicyHandle>,
+        compute: impl FnOnce(&[OwnAsk]) -> Result<Routed>,
+    ) -> Result<Routed> {
+        let asks: Vec<OwnAsk> = asked.iter().map(OwnAsk::new).collect();
+        let policy = policy.map(|policy| std::ptr::from_ref(policy).addr());
+        let mut state = self.state();
+        let joins =
+            |group: &&mut Group| group.policy == policy && group.asks.len() + asks.len() <= MOST;
+        if let Some(group) = state.open.iter_mut().find(joins) {
+            let begin = group.asks.len();
+            group.asks.extend(asks);
+            let seat = Arc::new(Seat {
+                part: begin..group.asks.len(),
+                answer: Mutex::default(),
+                bell: Condvar::new(),
+            });
+            group.seats.push(Arc::clone(&seat));
+            if group.asks.len() == MOST {
+                self.changed.notify_all();
+            }
+            drop(state);
+            return seat.wait();
+        }
+        let number = state.next;
+        state.next += 1;
+        state.open.push(Group {
+            number,
+            policy,
+            asks,
+            seats: Vec::new(),
+        });
+        let own = 0..asked.len();
+        Batch::close(self, state, number).compute(own, compute)
+    }
+
+    fn state(&self) -> MutexGuard<'_, Gathered> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A group that is computed. However that ends, its calls hear of it.
+struct Batch<'g> {
+    gatherer: &'g Gatherer,
+    asks: Vec<OwnAsk>,
+    seats: Vec<Arc<Seat>>,
+}
+
+impl<'g> Batch<'g> {
+    /// Waits for the batch before, and lets no more calls join group `number`.
+    fn close(gatherer: &'g Gatherer, mut state: MutexGuard<'g, Gathered>, number: u64) -> Self {
+        let until = Instant::now() + gatherer.wait;
+        let place = |state: &Gathered| state.open.iter().position(|group| group.number == number);
+        loop {
+            let full = place(&state).is_none_or(|at| state.open[at].asks.len() >= MOST);
+            let left = until.saturating_duration_since(Instant::now());
+            if full || state.computing == 0 || left.is_zero() {
+                break;
+            }
+            let woken = gatherer.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.computing += 1;
+        let group = place(&state).map(|at| state.open.remove(at));
+        let (asks, seats) = group.map_or_else(Default::default, |group| (group.asks, group.seats));
+        Self {
+            gatherer,
+            asks,
+            seats,
+        }
+    }
+
+    /// The answers in the place `own`; the other calls get theirs.
+    fn compute(
+        mut self,
+        own: Range<usize>,
+        compute: impl FnOnce(&[OwnAsk]) -> Result<Routed>,
+    ) -> Result<Routed> {
+        let routed = compute(&self.asks);
+        let seats = std::mem::take(&mut self.seats);
+        match routed {
+            Ok(Routed { hub, answers }) => {
+                let mut answers = answers.into_iter();
+                let mut next = |part: &Range<usize>| Routed {
+                    hub: Arc::clone(&hub),
+                    answers: answers.by_ref().take(part.len()).collect(),
+                };
+                // In the order in which they joined, the leader first.
+                let own = next(&own);
+                for seat in seats {
+                    seat.give(Ok(next(&seat.part)));
+                }
+                Ok(own)
+            }
+            Err(error) => {
+                for seat in seats {
+                    seat.give(Err(error.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        for seat in &self.seats {
+            let error = error!(Panic, "the call that computed for others panicked: a bug");
+            seat.give(Err(error));
+        }
+        self.gatherer.state().computing -= 1;
+        self.gatherer.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::hub::Hub;
+
+    /// Answers each request with an error of its prompt, so that every call knows its own.
+    fn echo(asks: &[OwnAsk]) -> Result<Routed> {
+        let answers = asks.iter().map(|ask| {
+            let prompt = &ask.request.prompt;
+            Err(error!(InvalidRequest, "{prompt}"))
+        });
+        Ok(Routed {
+            hub: Arc::new(Hub::default()),
+            answers: answers.collect(),
+        })
+    }
+
+    fn prompts(routed: Routed) -> Vec<String> {
+        let answers = routed.answers.into_iter();
+        answers
+            .map(|answer| answer.unwrap_err().to_string())
+            .collect()
+    }
+
+    fn requests(name: &str, count: usize) -> Vec<Request> {
+        let names = (0..count).map(|i| format!("{name} {i}"));
+        names.map(|name| Request::new(&*name)).collect()
+    }
+
+    /// Runs `count` calls while a first one computes until all of them have come.
+    fn behind_one(gatherer: &Gatherer, count: usize, call: impl Fn(usize) + Sync) {
+        let (done, wait) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (begun, began) = mpsc::channel();
+            scope.spawn(move || {
+                let compute = |asks: &[OwnAsk]| {
+                    begun.send(()).unwrap();
+                    wait.recv().unwrap();
+                    echo(asks)
+                };
+                gatherer.run(&requests("first", 1), None, compute).unwrap();
+            });
+            began.recv().unwrap();
+            for number in 0..count {
+                let call = &call;
+                scope.spawn(move || call(number));
+            }
+            loop {
+                let state = gatherer.state();
+                let waiting = state.open.iter().map(|group| 1 + group.seats.len());
+                if waiting.sum::<usize>() == count {
+                    break;
+                }
+                drop(state);
+                std::thread::yield_now();
+            }
+            done.send(()).unwrap();
+        });
+    }
+
+    #[test]
+    fn calls_that_come_while_one_computes_are_one_batch_and_get_their_own_answers() {
+        let gatherer = Gatherer::new(Duration::from_secs(60));
+        let (batches, computed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        behind_one(&gatherer, 8, |number| {
+            let own = requests(&format!("caller {number}"), 1 + number % 3);
+            let compute = |asks: &[OwnAsk]| {
+                batches.fetch_add(1, Ordering::Relaxed);
+                computed.fetch_add(asks.len(), Ordering::Relaxed);
+                echo(asks)
+            };
+            let got = prompts(gatherer.run(&own, None, compute).unwrap());
+            let want: Vec<String> = own.into_iter().map(|request| request.prompt).collect();
+            assert_eq!(got, want);
+        });
+        assert_eq!(batches.into_inner(), 1);
+        assert_eq!(computed.into_inner(), 15);
+        assert_eq!(gatherer.state().computing, 0);
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_it_may_or_while_nothing_computes() {
+        let wait = Duration::from_millis(5);
+        let hasty = Gatherer::new(wait);
+        let (done, second_is_done) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let (begun, began) = mpsc::channel();
+            let hasty = &hasty;
+            scope.spawn(move || {
+                let compute = |asks: &[OwnAsk]| {
+                    begun.send(()).unwrap();
+                    second_is_done.recv().unwrap();
+                    echo(asks)
+                };
+                hasty.run(&requests("first", 1), None, compute).unwrap();
+            });
+            began.recv().unwrap();
+            let now = Instant::now();
+            hasty.run(&requests("second", 1), None, echo).unwrap();
+            assert!(now.elapsed() >= wait);
+            done.send(()).unwrap();
+        });
+        let patient = Gatherer::new(Duration::from_secs(600));
+        let got = patient.run(&requests("alone", 2), None, echo).unwrap();
+        assert_eq!(prompts(got), ["alone 0", "alone 1"]);
+    }
+
+    #[test]
+    fn an_error_or_a_panic_of_the_one_that_computes_reaches_all() {
+        for panics in [false, true] {
+            let gatherer = Gatherer::new(Duration::from_secs(60));
+            let kinds = Mutex::new(Vec::new());
+            behind_one(&gatherer, 3, |_| {
+                let compute = |_: &[OwnAsk]| {
+                    assert!(!panics, "planted");
+                    Err(error!(DeviceLost, "planted"))
+                };
+                let call = || gatherer.run(&requests("caller", 1), None, compute);
+                let call = std::panic::AssertUnwindSafe(call);
+                let kind = match std::panic::catch_unwind(call) {
+                    Ok(routed) => routed.err().unwrap().kind(),
+                    Err(_) => ErrorKind::Panic,
+                };
+                kinds.lock().unwrap().push(kind);
+            });
+            let want = if panics {
+                ErrorKind::Panic
+            } else {
+                ErrorKind::DeviceLost
+            };
+            assert_eq!(kinds.into_inner().unwrap(), [want; 3]);
+            assert_eq!(gatherer.state().computing, 0);
+        }
+    }
+}
