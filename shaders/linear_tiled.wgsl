@@ -5,16 +5,16 @@
 //   end(v) = v, or gelu(v) with GELU, or v + n(residual), by the scale that `normed` left
 //
 //   shapes   x, dx: [T, in]   w: [out, in]   bias: [out]   y, dy, residual: [T, out]
-//            gamma, beta: [in]   r_gamma, r_beta: [out]
+//            base: [T, in], of backward_add   gamma, beta: [in]   r_gamma, r_beta: [out]
 //            x_scale, r_scale: [T, 2], mean and 1 / sqrt(var + eps)
-//            in and out are multiples of 4: all but the scales are read as vectors of four; in
-//            the backward entries x is dy, y is dx and residual is [T, in]
+//            in and out are multiples of 4: all but the scales are read as vectors of four; x is
+//            dy and y is dx in the backward entries
 //   layout   row-major f32, contiguous; x, y and residual begin at a row of a longer tensor
 //   entries  bare           one workgroup per tile of SIDE rows and columns   y    =   (overwrites)
 //            normed         the same, of n(x)   y, x_scale   =   (overwrites)
 //            joined         the same, v + n(residual)                         y    =   (overwrites)
 //            backward       the same                                          dx   =   (overwrites)
-//            backward_add   the same, and residual                            dx   =   (overwrites)
+//            backward_add   the same, base + the sums                         dx   =   (overwrites)
 //   order    i, or o, ascending in one sum; of a norm two lanes a row, in steps of 2, then both;
 //            mean first, then the squares about it
 //   scratch  xs, ws, part, scale: written before they are read
@@ -46,6 +46,7 @@ struct Dims {
 @group(0) @binding(9) var<storage, read> r_scale: array<vec2<f32>>; // [T]
 @group(0) @binding(10) var<storage, read_write> y: array<vec4<f32>>; // [T, out / 4]
 @group(0) @binding(11) var<storage, read_write> x_scale: array<vec2<f32>>; // [T]
+@group(0) @binding(12) var<storage, read> base: array<vec4<f32>>; // [T, out / 4]
 
 var<workgroup> xs: array<vec4<f32>, STAGES * STAGE>; // [STAGES, 16 terms, rows]
 var<workgroup> ws: array<vec4<f32>, STAGES * STAGE>; // [STAGES, 16 terms, columns]
@@ -274,6 +275,6 @@ fn backward_add(
     let wide = dims.outputs / 4u;
     for (var i = 0u; i < 8u; i += 1u) {
         let t = row_of(group, lane, i);
-        if t < dims.rows && o < wide { y[t * wide + o] = residual[t * wide + o] + sums[i]; }
+        if t < dims.rows && o < wide { y[t * wide + o] = base[t * wide + o] + sums[i]; }
     }
 }

@@ -7,9 +7,12 @@ pub(crate) mod gpu;
 #[cfg(not(feature = "gpu"))]
 #[path = "no_gpu.rs"]
 pub(crate) mod gpu;
+#[cfg(feature = "cli")]
+pub(crate) mod noted;
 mod pass;
 mod plan;
 mod tensor;
+pub(crate) mod tuning;
 mod variant;
 
 use std::path::Path;
@@ -19,7 +22,7 @@ pub use cpu::CpuLevel;
 pub(crate) use gpu::{Kernel, Shader, shader};
 pub(crate) use pass::{Counts, CpuPass, Outputs, Pass, Read};
 pub(crate) use plan::{HeldPlan, Plan, Plans, Sizes};
-pub(crate) use tensor::{Part, PartMut, Place, Tensor, Wanted};
+pub(crate) use tensor::{NewTensor, Part, PartMut, Place, Tensor};
 pub use variant::DeviceVariant;
 
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -195,12 +198,12 @@ impl Device {
 
     /// A tensor that passes upload and kernels only read; every pass that uses it uploads it. On a
     /// GPU it comes with the pass's one copy.
-    pub(crate) fn input(&self, wanted: Wanted) -> Tensor {
+    pub(crate) fn input(&self, wanted: NewTensor) -> Tensor {
         Tensor::input(self, wanted)
     }
 
     /// Tensors to be written by ops, which a GPU's pass reads back in one copy.
-    pub(crate) fn beside<const N: usize>(&self, wanted: [Wanted; N]) -> Result<[Tensor; N]> {
+    pub(crate) fn beside<const N: usize>(&self, wanted: [NewTensor; N]) -> Result<[Tensor; N]> {
         Tensor::beside(self, wanted)
     }
 

@@ -50,14 +50,14 @@ impl Storage {
 
 /// A tensor to be made.
 #[derive(Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct NewTensor {
     label: &'static str,
     rows: usize,
     columns: usize,
     ids: bool,
 }
 
-impl Wanted {
+impl NewTensor {
     /// Room for `rows` of `columns` numbers.
     pub(crate) fn numbers(label: &'static str, rows: usize, columns: usize) -> Self {
         Self {
@@ -171,8 +171,8 @@ impl Tensor {
     }
 
     /// What a pass uploads and kernels only read.
-    pub(super) fn input(device: &Device, wanted: Wanted) -> Self {
-        let Wanted {
+    pub(super) fn input(device: &Device, wanted: NewTensor) -> Self {
+        let NewTensor {
             label,
             rows,
             columns,
@@ -190,15 +190,15 @@ impl Tensor {
     /// Tensors that lie beside each other on a GPU, so that one copy brings them back.
     pub(super) fn beside<const N: usize>(
         device: &Device,
-        wanted: [Wanted; N],
+        wanted: [NewTensor; N],
     ) -> Result<[Self; N]> {
         let mut tensors = Vec::with_capacity(N);
         match device {
             Device::Gpu(gpu) => {
                 let first = if cfg!(test) { f32::NAN } else { 0.0 };
-                let buffers = gpu.results(&wanted.map(Wanted::size), first)?;
+                let buffers = gpu.results(&wanted.map(NewTensor::size), first)?;
                 for (
-                    Wanted {
+                    NewTensor {
                         label,
                         rows,
                         columns,
@@ -211,7 +211,7 @@ impl Tensor {
                 }
             }
             Device::Cpu(_) => {
-                for Wanted {
+                for NewTensor {
                     label,
                     rows,
                     columns,

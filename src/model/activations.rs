@@ -1,6 +1,6 @@
 //! The tensors between the ops of one batch.
 
-use crate::device::{Device, Pass, Place, Sizes, Tensor, Wanted};
+use crate::device::{Device, NewTensor, Pass, Place, Sizes, Tensor};
 use crate::error::{Result, bail};
 use crate::model::Config;
 use crate::model::adapted::AdapterActivations;
@@ -213,10 +213,10 @@ impl Activations {
         let state = |_| device.scratch("state", tokens, config.hidden);
         let layer = |_| LayerActivations::new(device, config, tokens, apart);
         Ok(Self {
-            ids: device.input(Wanted::ids("ids", tokens, 1)),
-            positions: device.input(Wanted::ids("positions", tokens, 1)),
-            offsets: device.input(Wanted::ids("offsets", prompts + 1, 1)),
-            tiles: device.input(Wanted::ids("tiles", most_tiles(sizes), 2)),
+            ids: device.input(NewTensor::ids("ids", tokens, 1)),
+            positions: device.input(NewTensor::ids("positions", tokens, 1)),
+            offsets: device.input(NewTensor::ids("offsets", prompts + 1, 1)),
+            tiles: device.input(NewTensor::ids("tiles", most_tiles(sizes), 2)),
             states: (0..states).map(state).collect::<Result<_>>()?,
             kept: (0..kept).map(layer).collect::<Result<_>>()?,
             pooled: device.scratch("pooled", prompts, config.hidden)?,

@@ -157,7 +157,7 @@ impl AdamW {
         }
     }
 
-    pub(crate) fn step(&self, pass: &mut Pass<'_>, s: Step<'_>) {
+    pub(crate) fn step(&self, pass: &mut Pass<'_>, mut s: Step<'_>) {
         let len = s.theta.len();
         for (name, tensor) in [("grad", &*s.grad), ("m", &*s.m), ("v", &*s.v)] {
             tensor.expect("adamw", name, 1, len);
@@ -177,8 +177,7 @@ impl AdamW {
         match pass {
             Pass::Gpu(gpu) => {
                 let clipped = clipped.into_iter().map(|span| (Rule::NONE, span));
-                let clipped = clipped.collect();
-                self.record(gpu, s, segments, clipped);
+                self.record(gpu, &mut s, [segments, clipped.collect()]);
             }
             Pass::Cpu(pass) => {
                 let cpu = pass.cpu;
@@ -205,9 +204,8 @@ impl AdamW {
     fn record(
         &self,
         gpu: &mut GpuPass<'_>,
-        s: Step<'_>,
-        segments: Vec<(Rule, Span<'_>)>,
-        clipped: Vec<(Rule, Span<'_>)>,
+        s: &mut Step<'_>,
+        [segments, clipped]: [Vec<(Rule, Span<'_>)>; 2],
     ) {
         let room = &mut *s.workspace;
         for (tensor, spans) in [

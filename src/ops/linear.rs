@@ -18,7 +18,7 @@ use crate::device::{
 };
 use crate::error::{Result, bail};
 use crate::weights::View;
-use gpu::GpuLinear;
+use gpu::{GpuLinear, on_gpu};
 
 pub(crate) use gpu::{GpuEnd, GpuProduct, Kind, NormOf};
 
@@ -195,7 +195,7 @@ impl Linear {
                 let gelu = end == End::Gelu;
                 let product = GpuProduct {
                     x: f.x.part(f.x.place()),
-                    w: f.w.on_gpu(),
+                    w: on_gpu(f.w),
                     bias: &f.w.bias,
                     y: f.y.part(f.y.place()),
                     end: GpuEnd::Bare { gelu },
@@ -239,7 +239,7 @@ impl Linear {
         f.norm.beta.expect("linear", "beta", 1, f.w.inputs);
         let product = GpuProduct {
             x: f.x,
-            w: f.w.on_gpu(),
+            w: on_gpu(f.w),
             bias: &f.w.bias,
             y: f.y.part(f.y.place()),
             end: GpuEnd::Normed {
@@ -264,7 +264,7 @@ impl Linear {
         f.norm.beta.expect("linear", "beta", 1, f.w.outputs);
         let product = GpuProduct {
             x: f.x.part(f.x.place()),
-            w: f.w.on_gpu(),
+            w: on_gpu(f.w),
             bias: &f.w.bias,
             y: f.y.tensor.part(place),
             end: GpuEnd::Joined {
@@ -286,7 +286,7 @@ impl Linear {
         }
         match (pass, &b.w.values) {
             (Pass::Gpu(gpu), WeightValues::Gpu(w)) => {
-                self.gpu.backward(gpu, &b, w);
+                self.gpu.backward(gpu, (b.dy, w, b.dx), b.base);
             }
             (Pass::Cpu(pass), WeightValues::Cpu { backward, .. }) => {
                 let Some(w) = backward else {
@@ -295,13 +295,13 @@ impl Linear {
                 let finish = match b.base {
                     Some(base) => {
                         b.dx.f32_mut().copy_from_slice(base.f32());
-                        Finish::Add(1.0)
+                        Finish::Add
                     }
-                    None => Finish::Set(1.0),
+                    None => Finish::Set,
                 };
                 let dy = Matrix::of_rows(b.dy.f32(), b.w.outputs);
                 let dx = RowsMut::whole(b.dx.f32_mut(), b.w.inputs);
-                gemm::multiply(pass.cpu, dy, w, finish, dx);
+                gemm::multiply(pass.cpu, dy, w, finish(1.0), dx);
             }
             _ => unreachable!("linear: weights live on another device"),
         }

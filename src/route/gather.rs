@@ -28,12 +28,12 @@ struct Gathered {
     /// Batches that are computed.
     computing: usize,
     /// Groups that calls may still join.
-    open: Vec<Group>,
+    open: Vec<CallGroup>,
     /// The number of the next group.
     next: u64,
 }
 
-struct Group {
+struct CallGroup {
     number: u64,
     /// Of the handle that all of its calls route within, its place in memory; each call borrows it
     /// until it is answered.
@@ -117,8 +117,9 @@ impl Gatherer {
         let asks: Vec<OwnAsk> = asked.iter().map(OwnAsk::new).collect();
         let policy = policy.map(|policy| std::ptr::from_ref(policy).addr());
         let mut state = self.state();
-        let joins =
-            |group: &&mut Group| group.policy == policy && group.asks.len() + asks.len() <= MOST;
+        let joins = |group: &&mut CallGroup| {
+            group.policy == policy && group.asks.len() + asks.len() <= MOST
+        };
         if let Some(group) = state.open.iter_mut().find(joins) {
             let begin = group.asks.len();
             group.asks.extend(asks);
@@ -136,14 +137,14 @@ impl Gatherer {
         }
         let number = state.next;
         state.next += 1;
-        state.open.push(Group {
+        state.open.push(CallGroup {
             number,
             policy,
             asks,
             seats: Vec::new(),
         });
         let own = 0..asked.len();
-        Batch::close(self, state, number).compute(own, compute)
+        SharedBatch::close(self, state, number).compute(own, compute)
     }
 
     fn state(&self) -> MutexGuard<'_, Gathered> {
@@ -152,13 +153,13 @@ impl Gatherer {
 }
 
 /// A group that is computed. However that ends, its calls hear of it.
-struct Batch<'g> {
+struct SharedBatch<'g> {
     gatherer: &'g Gatherer,
     asks: Vec<OwnAsk>,
     seats: Vec<Arc<Seat>>,
 }
 
-impl<'g> Batch<'g> {
+impl<'g> SharedBatch<'g> {
     /// Waits for the batch before, and lets no more calls join group `number`.
     fn close(gatherer: &'g Gatherer, mut state: MutexGuard<'g, Gathered>, number: u64) -> Self {
         let until = Instant::now() + gatherer.wait;
@@ -214,7 +215,7 @@ impl<'g> Batch<'g> {
     }
 }
 
-impl Drop for Batch<'_> {
+impl Drop for SharedBatch<'_> {
     fn drop(&mut self) {
         for seat in &self.seats {
             let error = error!(Panic, "the call that computed for others panicked: a bug");

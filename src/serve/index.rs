@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Outputs, Pass, Read, Tensor, Wanted};
+use crate::device::{Device, NewTensor, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
@@ -223,11 +223,12 @@ impl Index {
         }))
     }
 
-    /// Compiles what a ranking dispatches, unless it is compiled already.
+    /// Compiles what a ranking of few prompts dispatches, unless it is compiled already.
     pub(crate) fn compile(&self, ops: &Ops, device: &Device) -> Result<()> {
         let rank = self.recall().map_or(0, |recall| recall.rank);
         let mut kernels = ops.finish.kernels(self.keys.models());
-        kernels.extend(ops.score.kernels([self.keys.width(), rank]));
+        let [few, _] = ops.score.kernels([self.keys.width(), rank]);
+        kernels.push(few);
         device.compile(&kernels)
     }
 
@@ -352,11 +353,10 @@ impl Index {
     ) -> Result<IndexWorkspace> {
         let models = self.keys.models();
         let results = prompts * self.row(self.most_ranks()).width();
-        let [results] = device.beside([Wanted::ids("results", results, 1)])?;
-        let words = |recall: &Recall| Wanted::numbers("words", prompts, recall.words.domains());
+        let [results] = device.beside([NewTensor::ids("results", results, 1)])?;
         Ok(IndexWorkspace {
             s: device.scratch("s", prompts, models)?,
-            mask: device.input(Wanted::ids("mask", prompts, self.mask_words())),
+            mask: device.input(NewTensor::ids("mask", prompts, self.mask_words())),
             found: ops.finish.found(device, prompts, models)?,
             results,
             recalled: self
@@ -364,7 +364,11 @@ impl Index {
                 .map(|recall| -> Result<MemoryWorkspace> {
                     Ok(MemoryWorkspace {
                         y: device.scratch("y", prompts, recall.rank)?,
-                        words: device.input(words(recall)),
+                        words: device.input(NewTensor::numbers(
+                            "words",
+                            prompts,
+                            recall.words.domains(),
+                        )),
                     })
                 })
                 .transpose()?,

@@ -139,7 +139,7 @@ struct CopiesOut<'t> {
 }
 
 /// Reads of one buffer with their numbers.
-type Beside = Vec<(usize, Buffer)>;
+type BufferReads = Vec<(usize, Buffer)>;
 
 impl CopiesOut<'_> {
     /// Copies `from` behind what is there; returns where it begins.
@@ -165,7 +165,7 @@ impl CopiesOut<'_> {
     /// Copies what waited, and the stamps: reads of one buffer in one copy, if they lie near each
     /// other, with the stamps where that buffer has room for them.
     fn rest(&mut self, encoder: &mut wgpu::CommandEncoder, recorded: &Recorded<'_>) {
-        let mut groups: Vec<Beside> = Vec::new();
+        let mut groups: Vec<BufferReads> = Vec::new();
         for (read, parts) in recorded.reads.iter().enumerate() {
             match parts.as_slice() {
                 _ if !self.waits[read] => {}
@@ -203,7 +203,7 @@ impl CopiesOut<'_> {
         &self,
         encoder: &mut wgpu::CommandEncoder,
         recorded: &Recorded<'_>,
-        groups: &[Beside],
+        groups: &[BufferReads],
     ) -> Option<Buffer> {
         let clock = self.tape.clock.as_ref().filter(|_| recorded.stages > 0)?;
         let resolves = wgpu::BufferUsages::QUERY_RESOLVE;
@@ -217,7 +217,7 @@ impl CopiesOut<'_> {
 }
 
 /// Puts a read to those of the same buffer.
-fn join(groups: &mut Vec<Beside>, read: usize, part: Buffer) {
+fn join(groups: &mut Vec<BufferReads>, read: usize, part: Buffer) {
     let mut known = groups.iter_mut();
     match known.find(|group| group[0].1.whole() == part.whole()) {
         Some(group) => group.push((read, part)),
@@ -225,12 +225,12 @@ fn join(groups: &mut Vec<Beside>, read: usize, part: Buffer) {
     }
 }
 
-fn size_of(group: &Beside) -> usize {
+fn size_of(group: &BufferReads) -> usize {
     group.iter().map(|(_, part)| part.size()).sum()
 }
 
 /// What covers all of `group`, unless most of it is of no use.
-fn span(group: &Beside) -> Option<Buffer> {
+fn span(group: &BufferReads) -> Option<Buffer> {
     /// Bytes that are copied as fast as fewer.
     const SHORT: usize = 1 << 17;
     let first = group.iter().map(|(_, part)| part.offset()).min()?;

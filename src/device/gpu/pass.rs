@@ -34,11 +34,11 @@ pub(crate) struct GpuPass<'p> {
 struct Waiting {
     entry: usize,
     kernel: Kernel,
-    tensors: Vec<Named>,
+    tensors: Vec<NamedBuffer>,
 }
 
 /// A tensor by the name of a binding.
-struct Named {
+struct NamedBuffer {
     name: &'static str,
     buffer: Buffer,
     /// Kernels may only read it.
@@ -178,6 +178,11 @@ impl<'p> GpuPass<'p> {
         if groups.contains(&0) {
             return;
         }
+        #[cfg(feature = "cli")]
+        {
+            let dims = bytemuck::bytes_of(dims);
+            crate::device::noted::note(kernel, self.dispatches, groups, dims, tensors);
+        }
         assert!(
             groups.iter().all(|n| *n <= self.gpu.most_groups()),
             "{}: grid {groups:?}",
@@ -222,12 +227,12 @@ impl<'p> GpuPass<'p> {
 
     /// Makes the bind group of this dispatch, now or behind the compilation of its kernel.
     fn make_entry(&mut self, entry: usize, kernel: &Kernel, tensors: &[(&'static str, &Tensor)]) {
-        let named = tensors.iter().map(|(name, tensor)| Named {
+        let named = tensors.iter().map(|(name, tensor)| NamedBuffer {
             name,
             buffer: tensor.buffer(self.number).clone(),
             input: tensor.is_input(),
         });
-        let tensors: Vec<Named> = named.collect();
+        let tensors: Vec<NamedBuffer> = named.collect();
         match kernel.ready() {
             Some(compiled) => {
                 let made = self.bind(compiled, entry, tensors);
@@ -263,7 +268,7 @@ impl<'p> GpuPass<'p> {
         Ok(())
     }
 
-    fn bind(&self, kernel: &Compiled, entry: usize, tensors: Vec<Named>) -> Entry {
+    fn bind(&self, kernel: &Compiled, entry: usize, tensors: Vec<NamedBuffer>) -> Entry {
         self.gpu.count();
         let label = &kernel.label;
         let dims = Buffer::of(
@@ -296,7 +301,7 @@ impl<'p> GpuPass<'p> {
             layout: &kernel.layout,
             entries: &bound,
         });
-        let buffers = tensors.into_iter().map(|Named { name, buffer, .. }| {
+        let buffers = tensors.into_iter().map(|NamedBuffer { name, buffer, .. }| {
             let mut bindings = kernel.bindings.iter();
             match bindings.find(|binding| binding.name == name) {
                 Some(binding) => Bound {

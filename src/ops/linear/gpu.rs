@@ -1,14 +1,11 @@
 //! Products on a GPU: which kernel takes one, by its rows, its widths and the adapter's memory.
 
-use super::{Backward, SHADER};
+use super::{SHADER, Weight, WeightValues};
 use crate::device::gpu::GpuPass;
 use crate::device::{Device, DeviceVariant, Kernel, Part, Tensor, groups};
 use crate::num::to_u32;
 use crate::ops::linear_skinny::{LinearSkinny, Shape};
 use crate::ops::linear_tiled::{self, LinearTiled};
-
-/// Rows up to which the weights' bytes take the time: those of a few prompts.
-const FEW: usize = 128;
 
 /// Rows up to which the narrow tile of the kernel for any widths is taken.
 const NARROW: usize = 32;
@@ -23,6 +20,8 @@ pub(crate) struct GpuLinear {
     variant: DeviceVariant,
     /// Bytes of workgroup memory.
     scratch: usize,
+    /// Most rows that `linear_skinny` takes.
+    few_rows: usize,
 }
 
 /// The kernels for widths that are no multiples of four.
@@ -174,9 +173,9 @@ impl<'t> GpuProduct<'t> {
 
 impl GpuLinear {
     pub(super) fn new(device: &Device, variant: DeviceVariant) -> Self {
-        let scratch = match device {
-            Device::Gpu(gpu) => gpu.most_scratch() as usize,
-            Device::Cpu(_) => 0,
+        let (scratch, few_rows) = match device {
+            Device::Gpu(gpu) => (gpu.most_scratch() as usize, gpu.few_rows()),
+            Device::Cpu(_) => (0, 0),
         };
         let forward = |down, gelu| {
             let constants = [("DOWN", down), ("GELU", gelu)];
@@ -196,13 +195,14 @@ impl GpuLinear {
             },
             variant,
             scratch,
+            few_rows,
         }
     }
 
     /// The shape of `linear_skinny` for `rows` rows, if that is the fastest.
     fn skinny(&self, kind: Kind, rows: usize, inputs: usize, outputs: usize) -> Option<Shape> {
         let wanted = match self.variant {
-            DeviceVariant::Auto => rows <= FEW,
+            DeviceVariant::Auto => rows <= self.few_rows,
             DeviceVariant::Skinny => true,
             DeviceVariant::Tiled | DeviceVariant::Any => false,
         };
@@ -248,9 +248,14 @@ impl GpuLinear {
         }
     }
 
-    /// `dx = dy . W`, or `dx = base + dy . W`; `w`: the weight's tensor.
-    pub(super) fn backward(&self, pass: &mut GpuPass<'_>, b: &Backward<'_>, w: &Tensor) {
-        let (dy, dx) = (b.dy, &*b.dx);
+    /// `dx = dy . W`, or `dx = base + dy . W`. `dy`: [T, out]; `base`, `dx`: [T, in].
+    pub(super) fn backward(
+        &self,
+        pass: &mut GpuPass<'_>,
+        (dy, w, dx): (&Tensor, &Tensor, &Tensor),
+        base: Option<&Tensor>,
+    ) {
+        let base = base.map(|base| ("base", base));
         let (rows, outputs, inputs) = (dy.rows(), dy.columns(), dx.columns());
         if self.tiles(inputs, outputs) {
             let dims = GpuDims {
@@ -264,22 +269,22 @@ impl GpuLinear {
             };
             let grid = linear_tiled::grid(rows, inputs);
             let mut tensors = vec![("x", dy), ("w", w), ("y", dx)];
-            tensors.extend(b.base.map(|base| ("residual", base)));
-            let kernel = self.tiled.backward(b.base.is_some());
+            tensors.extend(base);
+            let kernel = self.tiled.backward(base.is_some());
             return pass.dispatch(kernel, grid, &dims, &tensors);
         }
-        let kernel = match b.base {
+        let kernel = match base {
             Some(_) => &self.any.backward_add,
             None => &self.any.backward,
         };
+        let mut tensors = vec![("dy", dy), ("w", w), ("dx", dx)];
+        tensors.extend(base);
         let dims = AnyDims {
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
         };
         let grid = [groups(inputs, ACROSS), groups(rows, 64), 1];
-        let mut tensors = vec![("dy", dy), ("w", w), ("dx", dx)];
-        tensors.extend(b.base.map(|base| ("base", base)));
         pass.dispatch(kernel, grid, &dims, &tensors);
     }
 }
@@ -315,5 +320,13 @@ impl AnyWidth {
         };
         let grid = [groups(y.place.columns, ACROSS), groups(rows, high), 1];
         pass.dispatch(kernel, grid, &dims, &product.tensors());
+    }
+}
+
+/// The tensor of `w`, which is on a GPU.
+pub(super) fn on_gpu(w: &Weight) -> &Tensor {
+    match &w.values {
+        WeightValues::Gpu(values) => values,
+        WeightValues::Cpu { .. } => unreachable!("linear: weights live on another device"),
     }
 }
