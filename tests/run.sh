@@ -45,7 +45,7 @@ cargo fmt --check --all
 
 step "lints"
 cargo clippy --locked --all-targets --features tower,capi -- -D warnings
-cargo clippy --locked -p hubrouter-gateway -p hubrouter-envoy --all-targets -- -D warnings
+cargo clippy --locked -p hubrouter-gateway -p hubrouter-envoy -p hubrouter-shaders --all-targets -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
@@ -54,6 +54,9 @@ cargo test --locked --features tower
 
 step "the gateway; the module for Envoy, with an Envoy of its tests' own"
 cargo test --locked -p hubrouter-gateway -p hubrouter-envoy
+
+step "shaders for Metal and Direct3D"
+cargo test --locked -p hubrouter-shaders
 
 step "tests without features: the CPU alone"
 # On every platform, whatever crate would bring them.

@@ -7,9 +7,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::installed::Installed;
-use super::{StoreArgs, output};
-use crate::diagnostics::{Diagnosis, diagnose};
-use crate::error::Result;
+use super::progress::Progress;
+use super::{StoreArgs, bundled, output};
+use crate::diagnostics::{Diagnosis, diagnose, tune};
+use crate::error::{Result, bail};
 
 /// Show the installed store and encoder, the devices and the choice of --device; test every op on
 /// each device
@@ -17,12 +18,17 @@ use crate::error::Result;
 #[command(after_help = "Examples:
   hubrouter doctor
   hubrouter doctor --json | jq .self_test
+  hubrouter doctor --tune --device gpu
 
 Exit code 1: the store or its encoder is damaged, or an op fails its test on a device.")]
 pub(super) struct DoctorArgs {
     /// The --device to explain
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
+    /// Measure the kernels of the GPU that --device takes, and keep in the cache folder
+    /// ($HUBROUTER_CACHE) which of them is the faster for how many tokens; test nothing
+    #[arg(long)]
+    tune: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -41,6 +47,9 @@ struct DoctorReport {
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    if args.tune {
+        return measure(args);
+    }
     let installed = Installed::look(args.store.path(), args.encoder.clone());
     if !args.json {
         // Printed first, because the devices take a while.
@@ -64,6 +73,43 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// `--tune`
+fn measure(args: &DoctorArgs) -> Result<ExitCode> {
+    let Some(folder) = bundled::cache_folder() else {
+        bail!(
+            InvalidRequest,
+            "--tune: expected a cache folder, found HUBROUTER_CACHE=off; set it to a folder"
+        );
+    };
+    let mut bar = Progress::new("measuring", 0);
+    let report = tune(&args.device.as_str().into(), &folder, &mut |done, total| {
+        bar.total(total as u64);
+        bar.set(done as u64);
+    })?;
+    drop(bar);
+    if args.json {
+        output::json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::paragraph(format!("{} ({})", report.adapter, report.driver))?;
+    let mut table = output::TextTable::new(&[">tokens", ">skinny us", ">tiled us", ">ratio"]);
+    for m in &report.measured {
+        table.row(vec![
+            m.rows.to_string(),
+            format!("{:.0}", m.skinny_us),
+            format!("{:.0}", m.tiled_us),
+            format!("{:.2}", m.skinny_us / m.tiled_us),
+        ]);
+    }
+    table.print()?;
+    output::paragraph(format!(
+        "from now on batches of up to {} tokens take the kernel for few rows: {}",
+        report.few_rows,
+        report.kept.display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(diagnosis: &Diagnosis) -> Result<()> {

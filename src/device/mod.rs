@@ -7,9 +7,12 @@ pub(crate) mod gpu;
 #[cfg(not(feature = "gpu"))]
 #[path = "no_gpu.rs"]
 pub(crate) mod gpu;
+#[cfg(feature = "cli")]
+pub(crate) mod noted;
 mod pass;
 mod plan;
 mod tensor;
+pub(crate) mod tuning;
 mod variant;
 
 use std::path::Path;

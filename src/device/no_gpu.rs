@@ -94,6 +94,10 @@ impl Gpu {
         match *self {}
     }
 
+    pub(crate) fn few_rows(&self) -> usize {
+        match *self {}
+    }
+
     pub(crate) fn most_scratch(&self) -> u32 {
         match *self {}
     }

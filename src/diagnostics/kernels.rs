@@ -101,7 +101,11 @@ impl KernelBench {
 }
 
 /// The shortest of three means, after one run to warm up.
-fn best(device: &Device, repeats: usize, mut run: impl FnMut(&mut Pass<'_>) + Send) -> Result<f64> {
+pub(super) fn best(
+    device: &Device,
+    repeats: usize,
+    mut run: impl FnMut(&mut Pass<'_>) + Send,
+) -> Result<f64> {
     seconds(device, 1, &mut run)?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {

@@ -7,6 +7,8 @@
 
 mod cases;
 mod kernels;
+mod roofline;
+mod tune;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +24,9 @@ use crate::error::Result;
 use cases::CaseScale;
 #[doc(hidden)]
 pub use kernels::{KernelBench, Peaks};
+#[doc(hidden)]
+pub use roofline::{GpuCard, PassShape, PredictedKernel, cards, passes_of};
+pub use tune::{TunedRows, TuningReport, tune};
 
 /// A report on this machine.
 #[derive(Clone, Debug, Serialize)]
@@ -211,6 +216,18 @@ mod tests {
                     "{shader} is not in the self-test"
                 );
             }
+        }
+    }
+
+    /// What an adapter with 16 KiB of workgroup memory, 8 storage buffers and 256 lanes allows.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn every_op_passes_within_the_least_limits() {
+        let gpu = crate::ops::testing::least_gpu();
+        assert_eq!(gpu.most_scratch(), 16_352);
+        let device = Device::Gpu(Arc::new(gpu));
+        for test in self_test_on(&device).unwrap() {
+            assert!(test.ok, "{test:?}");
         }
     }
 }

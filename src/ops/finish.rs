@@ -4,6 +4,7 @@
 pub(crate) mod cases;
 mod cpu;
 
+use crate::device::gpu::GpuPass;
 use crate::device::{Device, Kernel, Pass, Shader, Tensor, shader};
 use crate::error::Result;
 use crate::num::to_u32;
@@ -50,22 +51,16 @@ pub(crate) struct Finish {
 
 /// The models of a hub by domain.
 pub(crate) struct Groups {
-    tables: Tables,
+    /// [M], ids of domain 0, then 1, ...
+    members: Tensor,
+    /// [N + 1]
+    offsets: Tensor,
+    /// [M], the column of the words' scores that a model takes.
+    own: Tensor,
     models: usize,
     domains: usize,
-}
-
-enum Tables {
-    Cpu {
-        members: Vec<u32>,
-        offsets: Vec<u32>,
-        own: Vec<u32>,
-    },
-    Gpu {
-        members: Tensor,
-        offsets: Tensor,
-        own: Tensor,
-    },
+    /// That the words' scores have at least.
+    columns: usize,
 }
 
 impl Groups {
@@ -78,23 +73,23 @@ impl Groups {
         own: &[u32],
     ) -> Result<Self> {
         let (models, domains) = (members.len(), offsets.len() - 1);
-        assert_eq!(own.len(), models, "finish: domains of {models} models");
-        let tables = match device {
-            Device::Cpu(_) => Tables::Cpu {
-                members: members.to_vec(),
-                offsets: offsets.to_vec(),
-                own: own.to_vec(),
-            },
-            Device::Gpu(_) => Tables::Gpu {
-                members: device.upload_ids("members", 1, members)?,
-                offsets: device.upload_ids("domain offsets", 1, offsets)?,
-                own: device.upload_ids("domain of each model", 1, own)?,
-            },
-        };
+        // The kernels run without checks of these.
+        let inside = |id: &u32| (*id as usize) < models;
+        assert!(
+            own.len() == models
+                && members.iter().all(inside)
+                && offsets.is_sorted()
+                && offsets.last().is_some_and(|end| *end as usize == models),
+            "finish: {models} models are not those of {domains} domains"
+        );
+        let columns = own.iter().max().map_or(0, |own| *own as usize + 1);
         Ok(Self {
-            tables,
+            members: device.upload_ids("members", 1, members)?,
+            offsets: device.upload_ids("domain offsets", 1, offsets)?,
+            own: device.upload_ids("domain of each model", 1, own)?,
             models,
             domains,
+            columns,
         })
     }
 }
@@ -209,25 +204,25 @@ impl Finish {
                 tensor.expect("finish", name, prompts, tensor.columns());
             }
         }
+        assert!(
+            f.words
+                .is_none_or(|words| words.scores.columns() >= f.groups.columns),
+            "finish: fewer scores of words than domains"
+        );
         f.results.resize(prompts * row.width());
         match pass {
-            Pass::Gpu(_) => self.forward_gpu(pass, f, row),
+            Pass::Gpu(pass) => self.forward_gpu(pass, f, row),
             Pass::Cpu(pass) => cpu::forward(pass, f, row),
         }
     }
 
-    fn forward_gpu(&self, pass: &mut Pass<'_>, f: Forward<'_>, row: AnswerRow) {
-        let (
-            Pass::Gpu(gpu),
-            Tables::Gpu {
-                members,
-                offsets,
-                own,
-            },
-        ) = (pass, &f.groups.tables)
-        else {
-            unreachable!("finish: tables live on another device")
-        };
+    fn forward_gpu(&self, gpu: &mut GpuPass<'_>, f: Forward<'_>, row: AnswerRow) {
+        let Groups {
+            members,
+            offsets,
+            own,
+            ..
+        } = f.groups;
         let (prompts, models, domains) = (to_u32(f.s.rows()), f.groups.models, row.domains);
         let whole = models <= self.room;
         // As many lanes as give each domain some at once, or about eight members to each.

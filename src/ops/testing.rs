@@ -31,19 +31,30 @@ pub(crate) fn adapter_name() -> String {
 /// A new device, for tests that damage it.
 #[cfg(feature = "gpu")]
 pub(crate) fn open_gpu() -> Gpu {
+    let (adapter, host) = (adapter(), Arc::new(Cpu::open(Some(2)).unwrap()));
+    Gpu::open(&adapter, &host, None).unwrap()
+}
+
+/// A new device with 16 KiB of workgroup memory and 8 storage buffers for a kernel.
+#[cfg(feature = "gpu")]
+pub(crate) fn least_gpu() -> Gpu {
+    let (adapter, host) = (adapter(), Arc::new(Cpu::open(Some(2)).unwrap()));
+    Gpu::open_least(&adapter, &host).unwrap()
+}
+
+#[cfg(feature = "gpu")]
+fn adapter() -> crate::device::gpu::GpuAdapter {
     let name = adapter_name();
     let adapters = crate::device::gpu::adapters();
-    let found = adapters.iter().find(|adapter| {
+    let found = adapters.into_iter().find(|adapter| {
         let report = adapter.report();
         format!("{} {}", report.name, report.driver)
             .to_lowercase()
             .contains(&name.to_lowercase())
     });
-    let adapter = found.unwrap_or_else(|| {
+    found.unwrap_or_else(|| {
         panic!("GPU tests need a Vulkan adapter called {name}; ./tests/run.sh installs llvmpipe")
-    });
-    let host = Arc::new(Cpu::open(Some(2)).unwrap());
-    Gpu::open(adapter, &host, None).unwrap()
+    })
 }
 
 /// What the two devices of each pair in [`devices`] differ in.

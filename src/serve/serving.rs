@@ -16,7 +16,6 @@ use crate::model::activations::Activations;
 use crate::model::bert::Bert;
 use crate::model::head::Head;
 use crate::model::low::LowBert;
-use crate::ops::normalize;
 use crate::options::Precision;
 use crate::serve::index::{
     Index, IndexWorkspace, Ranking, RankingReads, RowMasks, WantedRanks, WordMatches,
@@ -509,7 +508,7 @@ impl Serving {
             self.head.forward(ops, pass, &a.pooled, z);
             let z = z.part(z.place());
             ops.normalize
-                .forward(pass, normalize::Forward { z, u: &mut *u });
+                .forward(pass, crate::ops::normalize::Forward { z, u: &mut *u });
             pass.read(u)
         })?;
         let rows = outputs.f32(read).chunks_exact(self.head.width());

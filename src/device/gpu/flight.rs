@@ -54,7 +54,8 @@ impl LaneTrace {
 /// The words of `kernel`, as a trusted module is compiled: without checks.
 pub(crate) fn spirv(kernel: &Kernel) -> (Vec<u32>, BTreeMap<u32, String>) {
     use naga::back::{pipeline_constants, spv};
-    let (source, entry, constants) = kernel.parts();
+    let (label, source, constants) = kernel.parts();
+    let entry = label.split("::").nth(1).unwrap();
     let module = naga::front::wgsl::parse_str(source).unwrap();
     let flags = naga::valid::ValidationFlags::all();
     let all = naga::valid::Capabilities::all();
@@ -92,6 +93,11 @@ pub(crate) fn spirv(kernel: &Kernel) -> (Vec<u32>, BTreeMap<u32, String>) {
     (words, names.collect())
 }
 
+/// Bytes of workgroup memory that `kernel` declares.
+pub(crate) fn scratch(kernel: &Kernel) -> usize {
+    Spirv::read(&spirv(kernel).0).scratch()
+}
+
 /// Runs lane `lane` of workgroup `group` of `kernel` with these `dims`; `stored`: the bits at a place
 /// of a buffer.
 pub(crate) fn fly(
@@ -103,9 +109,6 @@ pub(crate) fn fly(
 ) -> LaneTrace {
     let (words, names) = spirv(kernel);
     let module = Spirv::read(&words);
-    let scratch = module.variables.values();
-    let scratch = scratch.filter(|variable| variable.class == WORKGROUP);
-    let scratch = scratch.map(|variable| 4 * module.size(variable.pointee));
     let mut flight = Flight {
         names: &names,
         dims,
@@ -117,7 +120,7 @@ pub(crate) fn fly(
         memory: HashMap::new(),
         instances: 1 << 20,
         trace: LaneTrace {
-            scratch: scratch.sum(),
+            scratch: module.scratch(),
             ..LaneTrace::default()
         },
         module: &module,
@@ -130,8 +133,14 @@ pub(crate) fn fly(
 const INPUT: u32 = 1;
 const UNIFORM: u32 = 2;
 const WORKGROUP: u32 = 4;
+/// A lane's own, for all its functions.
+const PRIVATE: u32 = 6;
 const FUNCTION: u32 = 7;
 const STORAGE: u32 = 12;
+
+fn of_lane(class: u32) -> bool {
+    matches!(class, PRIVATE | FUNCTION)
+}
 
 #[derive(Clone, Debug)]
 enum Type {
@@ -268,6 +277,13 @@ impl Spirv {
         }
     }
 
+    /// Bytes of workgroup memory.
+    fn scratch(&self) -> usize {
+        let variables = self.variables.values();
+        let shared = variables.filter(|variable| variable.class == WORKGROUP);
+        shared.map(|variable| 4 * self.size(variable.pointee)).sum()
+    }
+
     /// Words of a value.
     fn size(&self, ty: u32) -> usize {
         match &self.types[&ty] {
@@ -310,7 +326,7 @@ struct Flight<'f> {
 }
 
 /// A loop that the lane is in.
-struct Turn {
+struct OpenLoop {
     header: u32,
     merge: u32,
     /// The compiler knows how often it turns.
@@ -325,7 +341,7 @@ impl Flight<'_> {
             values.insert(*parameter, argument.clone());
         }
         let (mut at, mut label, mut before) = (0, 0, 0);
-        let mut turns: Vec<Turn> = Vec::new();
+        let mut turns: Vec<OpenLoop> = Vec::new();
         loop {
             let own = &function.code[at];
             at += 1;
@@ -335,15 +351,15 @@ impl Flight<'_> {
                     continue;
                 }
                 245 => {
-                    let pairs = own[3..].chunks_exact(2);
-                    let id = pairs.filter(|pair| pair[1] == before).next_back().unwrap()[0];
+                    let mut pairs = own[3..].chunks_exact(2);
+                    let id = pairs.find(|pair| pair[1] == before).unwrap()[0];
                     let value = self.value(&values, id);
                     values.insert(own[2], value);
                     continue;
                 }
                 246 => {
                     if turns.last().is_none_or(|turn| turn.header != label) {
-                        turns.push(Turn {
+                        turns.push(OpenLoop {
                             header: label,
                             merge: own[1],
                             known: true,
@@ -387,7 +403,7 @@ impl Flight<'_> {
         function: &Function,
         values: &HashMap<u32, Value>,
         own: &[u32],
-        turns: &mut [Turn],
+        turns: &mut [OpenLoop],
     ) -> u32 {
         let word = self.words(values, own[1])[0];
         self.wait(word.ready);
@@ -460,6 +476,12 @@ impl Flight<'_> {
                 known: false,
                 ..ZERO
             }]),
+            77 => {
+                let place = self.words(values, own[4])[0];
+                let mut word = self.words(values, own[3])[place.bits as usize];
+                (word.ready, word.known) = (word.ready.max(place.ready), false);
+                Value::Words(vec![word])
+            }
             79 => {
                 let (mut all, more) = (self.words(values, own[3]), self.words(values, own[4]));
                 all.extend(more);
@@ -570,7 +592,7 @@ impl Flight<'_> {
             }
             _ => {
                 // Another lane's numbers are there behind the barrier.
-                let missing = if class == FUNCTION { ZERO } else { unknown(0) };
+                let missing = if of_lane(class) { ZERO } else { unknown(0) };
                 let word = |at| self.memory.get(&(variable, at)).copied().unwrap_or(missing);
                 (at..at + numbers).map(word).collect()
             }
@@ -589,12 +611,12 @@ impl Flight<'_> {
         else {
             panic!("a store to no pointer")
         };
-        if class != FUNCTION {
+        if !of_lane(class) {
             let all = words.iter().map(|word| word.ready).fold(ready, u32::max);
             self.wait(all);
         }
         for (i, word) in words.iter().enumerate() {
-            let known = word.known && class == FUNCTION;
+            let known = word.known && of_lane(class);
             self.memory
                 .insert((variable, at + i), Word { known, ..*word });
         }
@@ -717,6 +739,65 @@ fn scalar(op: u32, o: &[u32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::linear::Kind;
+    use crate::ops::linear_skinny::{LinearSkinny, Shape};
+    use crate::ops::linear_tiled::LinearTiled;
+
+    /// The dims of a product.
+    fn product(rows: u32, inputs: u32, outputs: u32) -> [u32; 7] {
+        [rows, inputs / 4, outputs, 0, 0, 0, 1e-12f32.to_bits()]
+    }
+
+    /// All weights of a lane are on their way before it waits, and as vectors of four.
+    #[test]
+    fn products_of_few_rows_have_their_weights_in_flight() {
+        for (kind, inputs, outputs, weights, rounds) in [
+            (Kind::Normed { gelu: false }, 384, 1152, 12, 18),
+            (Kind::Joined, 384, 384, 6, 2),
+            (Kind::Normed { gelu: true }, 384, 1536, 12, 18),
+            (Kind::Joined, 1536, 384, 6, 8),
+            (Kind::Bare { gelu: false }, 384, 384, 6, 2),
+        ] {
+            for scratch in [16_352, 32_768, 49_152] {
+                let shape = Shape::of(kind, inputs, outputs, scratch).unwrap();
+                let [i, o] = [inputs, outputs].map(crate::num::to_u32);
+                let kernel = LinearSkinny::new().kernel(shape);
+                let trace = fly(&kernel, &product(18, i, o), [1, 0, 0], 37, &|_, _| 0);
+                assert_eq!(trace.in_flight(0, "w", 4), weights);
+                assert_eq!(trace.in_flight(0, "x", 4), 6);
+                assert_eq!(trace.not_of("w", 4) + trace.not_of("x", 4), 0);
+                assert!(trace.scratch <= scratch);
+                let label = format!("{} {inputs} {outputs} {scratch}", kind.entry());
+                assert!(trace.rounds <= rounds, "{label}: {} rounds", trace.rounds);
+            }
+        }
+    }
+
+    /// The next step's loads are on their way while this one is computed.
+    #[test]
+    fn products_of_many_rows_load_a_step_ahead() {
+        for (kind, inputs, rounds) in [
+            (Kind::Bare { gelu: false }, 384, 33),
+            (Kind::Joined, 1536, 105),
+            (Kind::Normed { gelu: true }, 384, 152),
+        ] {
+            for scratch in [16_352, 49_152] {
+                let tiled = LinearTiled::new(scratch);
+                let kernel = tiled.kernel(kind);
+                let dims = product(576, inputs, 384);
+                let trace = fly(kernel, &dims, [1, 2, 0], 37, &|_, _| 0);
+                // One step more may be loaded than there are.
+                let steps = trace.loads.iter().filter(|load| load.buffer == "w");
+                let steps = steps.count() / 2;
+                let least = inputs as usize / 16;
+                assert!(steps == least || steps == least + 1, "{steps}");
+                assert_eq!(trace.not_of("w", 4) + trace.not_of("x", 4), 0);
+                assert!(trace.scratch <= scratch);
+                let label = format!("{} {inputs} {scratch}", kind.entry());
+                assert!(trace.rounds <= rounds, "{label}: {} rounds", trace.rounds);
+            }
+        }
+    }
 
     const HEAD: &str = "
         struct Dims { n: u32 }

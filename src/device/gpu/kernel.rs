@@ -55,10 +55,10 @@ impl Kernel {
         format!("{}::{}", self.0.shader.name, self.0.entry)
     }
 
-    /// Source, entry and constants, for those who read what becomes of them.
-    #[cfg(test)]
-    pub(super) fn parts(&self) -> (&str, &str, &[(&'static str, f64)]) {
-        (self.0.shader.source, self.0.entry, &self.0.constants)
+    /// Label, source and constants, for those who read what becomes of them.
+    #[cfg(any(test, feature = "cli"))]
+    pub(crate) fn parts(&self) -> (String, &str, &[(&'static str, f64)]) {
+        (self.label(), self.0.shader.source, &self.0.constants)
     }
 
     /// The pipeline, compiled now unless it is there.
@@ -79,6 +79,12 @@ impl Kernel {
             constants,
             ..
         } = &*self.0;
+        // wgpu does not compare these.
+        #[cfg(test)]
+        assert!(
+            super::flight::scratch(self) <= gpu.most_scratch() as usize,
+            "{label}: more workgroup memory than the adapter has"
+        );
         let parsed = gpu.parsed(shader)?;
         let bindings = parsed.bindings(entry)?;
         let pipeline = gpu.checked(&label, |device| {

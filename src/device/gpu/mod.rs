@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::Cpu;
+use crate::device::tuning::Tuning;
 use crate::error::{Error, ErrorKind, Result, bail, error};
 use kept::KeptPipelines;
 use shader::Parsed;
@@ -131,6 +132,8 @@ pub(crate) struct Gpu {
     /// A wait is short enough to be spent awake.
     hardware: bool,
     zeroes_scratch: bool,
+    /// Most rows for which the kernel for few rows is taken.
+    few_rows: usize,
     made: AtomicUsize,
     /// Shaders by name.
     parsed: Mutex<BTreeMap<&'static str, Arc<Slot>>>,
@@ -158,10 +161,31 @@ impl Gpu {
         host: &Arc<Cpu>,
         cache: Option<&Path>,
     ) -> Result<Self> {
-        let name = adapter.0.get_info().name;
-        let available = adapter.0.limits();
-        check_limits(&name, &available)?;
         // The adapter's own limits: a hub's table may need more than the portable 128 MiB.
+        Self::open_within(adapter, host, cache, adapter.0.limits())
+    }
+
+    /// With the least limits that are taken.
+    #[cfg(test)]
+    pub(crate) fn open_least(adapter: &GpuAdapter, host: &Arc<Cpu>) -> Result<Self> {
+        let limits = wgpu::Limits {
+            max_compute_invocations_per_workgroup: LEAST_LANES,
+            max_compute_workgroup_size_x: LEAST_LANES,
+            max_compute_workgroup_storage_size: LEAST_SCRATCH,
+            max_storage_buffers_per_shader_stage: LEAST_BUFFERS,
+            ..adapter.0.limits()
+        };
+        Self::open_within(adapter, host, None, limits)
+    }
+
+    fn open_within(
+        adapter: &GpuAdapter,
+        host: &Arc<Cpu>,
+        cache: Option<&Path>,
+        available: wgpu::Limits,
+    ) -> Result<Self> {
+        let name = adapter.0.get_info().name;
+        check_limits(&name, &available)?;
         let stamps =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let clock = adapter.0.features() & stamps;
@@ -180,6 +204,7 @@ impl Gpu {
             )
         })?;
         let failure = Arc::new(Mutex::new(None));
+        let folder = cache;
         let cache = cache.filter(|_| !keeping.is_empty());
         let kept = cache.and_then(|folder| KeptPipelines::open(&device, &adapter.0, folder));
         let gpu = Self {
@@ -195,6 +220,7 @@ impl Gpu {
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             limits: available,
+            few_rows: Tuning::look(folder, &adapter.report()).few_rows(),
             name,
             device,
             queue,
@@ -301,6 +327,13 @@ impl Gpu {
     pub(crate) fn compile(&self, kernels: &[&Kernel]) -> Result<()> {
         /// As multiply-adds: a compilation is always worth a thread.
         const WORK: usize = 1_000_000;
+        let mut different: Vec<&Kernel> = Vec::with_capacity(kernels.len());
+        for kernel in kernels {
+            if !different.iter().any(|known| known.is(kernel)) {
+                different.push(kernel);
+            }
+        }
+        let kernels = different;
         let mut outcomes = vec![Ok(()); kernels.len()];
         let each = |index: usize, outcome: &mut [Result<()>]| {
             outcome.fill(kernels[index].compiled(self).map(drop));
@@ -486,6 +519,11 @@ impl Gpu {
         self.limits.max_storage_buffers_per_shader_stage
     }
 
+    /// Most rows for which the kernel for few rows is taken.
+    pub(crate) fn few_rows(&self) -> usize {
+        self.few_rows
+    }
+
     /// Bytes of workgroup memory that a kernel may use.
     pub(crate) fn most_scratch(&self) -> u32 {
         self.limits.max_compute_workgroup_storage_size
@@ -513,6 +551,7 @@ impl Gpu {
             device: self.device.clone(),
             queue: self.queue.clone(),
             limits: self.limits.clone(),
+            few_rows: self.few_rows,
             clock: self.clock,
             stamps_inside: self.stamps_inside,
             hardware: self.hardware,

@@ -178,6 +178,11 @@ impl<'p> GpuPass<'p> {
         if groups.contains(&0) {
             return;
         }
+        #[cfg(feature = "cli")]
+        {
+            let dims = bytemuck::bytes_of(dims);
+            crate::device::noted::note(kernel, self.dispatches, groups, dims, tensors);
+        }
         assert!(
             groups.iter().all(|n| *n <= self.gpu.most_groups()),
             "{}: grid {groups:?}",

@@ -53,7 +53,7 @@ pub(crate) struct PassCost {
 
 /// Examples that go through one pass: their places among the items of a micro-batch, all with
 /// tokens or all with pooled vectors.
-struct Piece {
+struct StepPiece {
     batch: usize,
     places: Vec<usize>,
     tokens: bool,
@@ -297,13 +297,13 @@ impl Gradients {
     }
 
     /// The passes of `batches`.
-    fn pieces(&self, batches: &[Vec<Item<'_>>]) -> Vec<Piece> {
+    fn pieces(&self, batches: &[Vec<Item<'_>>]) -> Vec<StepPiece> {
         let mut pieces = Vec::new();
         for (batch, items) in batches.iter().enumerate() {
             let (tokens, pooled): (Vec<usize>, Vec<usize>) =
                 (0..items.len()).partition(|i| matches!(items[*i].input, RowInput::Tokens(_)));
             let mut piece = |places: &[usize], tokens| {
-                pieces.push(Piece {
+                pieces.push(StepPiece {
                     batch,
                     places: places.to_vec(),
                     tokens,

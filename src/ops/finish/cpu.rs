@@ -1,20 +1,14 @@
 //! The CPU twin: words, mask, domains and ranks, one after the other.
 
-use super::{AnswerRow, Forward, Tables};
-use crate::device::CpuPass;
+use super::{AnswerRow, Forward};
 use crate::device::cpu::math;
+use crate::device::{CpuPass, Tensor};
 use crate::num::to_u32;
 use crate::ops::LOWEST;
 
 pub(super) fn forward(pass: &CpuPass<'_>, f: Forward<'_>, row: AnswerRow) {
-    let Tables::Cpu {
-        members,
-        offsets,
-        own,
-    } = &f.groups.tables
-    else {
-        unreachable!("finish: tables live on another device")
-    };
+    let groups = f.groups;
+    let [members, offsets, own] = [&groups.members, &groups.offsets, &groups.own].map(Tensor::u32);
     let (models, s) = (f.groups.models, f.s.f32_mut());
     if let Some(words) = f.words {
         let (scores, count) = (words.scores.f32(), words.scores.columns());

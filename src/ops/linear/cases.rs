@@ -9,10 +9,15 @@ use crate::ops::case::Case;
 use crate::ops::reference::{self, noise, wide};
 use crate::weights::View;
 
-/// All uses with a weight of two parts, for each of `sizes`: a label, T, in and out. Norms are a
-/// GPU's alone.
+/// All uses with a weight of two parts, for each of `sizes`: a label, T, in and out. The first of
+/// them also by each variant. Norms are a GPU's alone.
 pub(crate) fn all(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Result<Vec<Case>> {
-    by_variant(device, DeviceVariant::Auto, sizes)
+    let mut cases = by_variant(device, DeviceVariant::Auto, sizes)?;
+    let first = &sizes[..sizes.len().min(1)];
+    for variant in [DeviceVariant::Skinny, DeviceVariant::Tiled] {
+        cases.extend(by_variant(device, variant, first)?);
+    }
+    Ok(cases)
 }
 
 /// As [`all`], by one variant.
@@ -22,7 +27,7 @@ fn by_variant(
     sizes: &[(&str, usize, usize, usize)],
 ) -> Result<Vec<Case>> {
     let op = Arc::new(Linear::new(device, variant));
-    let mut cases = Vec::new();
+    let mut cases: Vec<Case> = Vec::new();
     for (label, rows, inputs, outputs) in sizes.iter().copied() {
         let (x, w, b) = (
             noise(rows * inputs, 1),
@@ -49,6 +54,12 @@ fn by_variant(
             ]);
         }
     }
+    let name = match variant {
+        DeviceVariant::Skinny => "linear_skinny",
+        DeviceVariant::Tiled => "linear_tiled",
+        DeviceVariant::Auto | DeviceVariant::Any => "linear",
+    };
+    cases.iter_mut().for_each(|case| case.op = name);
     Ok(cases)
 }
 
@@ -170,6 +181,7 @@ fn normed_case(
 }
 
 /// A product with the norm of a residual added, by its scale.
+#[expect(clippy::cast_possible_truncation, reason = "scales are f32")]
 fn joined_case(device: &Device, op: &Arc<Linear>, [x, w, b]: [&[f32]; 3]) -> Result<Case> {
     let (outputs, columns) = (b.len(), w.len() / b.len());
     let rows = x.len() / columns;

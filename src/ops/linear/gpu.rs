@@ -7,9 +7,6 @@ use crate::num::to_u32;
 use crate::ops::linear_skinny::{LinearSkinny, Shape};
 use crate::ops::linear_tiled::{self, LinearTiled};
 
-/// Rows up to which the weights' bytes take the time: those of a few prompts.
-const FEW: usize = 128;
-
 /// Rows up to which the narrow tile of the kernel for any widths is taken.
 const NARROW: usize = 32;
 
@@ -23,6 +20,8 @@ pub(crate) struct GpuLinear {
     variant: DeviceVariant,
     /// Bytes of workgroup memory.
     scratch: usize,
+    /// Most rows that `linear_skinny` takes.
+    few_rows: usize,
 }
 
 /// The kernels for widths that are no multiples of four.
@@ -174,9 +173,9 @@ impl<'t> GpuProduct<'t> {
 
 impl GpuLinear {
     pub(super) fn new(device: &Device, variant: DeviceVariant) -> Self {
-        let scratch = match device {
-            Device::Gpu(gpu) => gpu.most_scratch() as usize,
-            Device::Cpu(_) => 0,
+        let (scratch, few_rows) = match device {
+            Device::Gpu(gpu) => (gpu.most_scratch() as usize, gpu.few_rows()),
+            Device::Cpu(_) => (0, 0),
         };
         let forward = |down, gelu| {
             let constants = [("DOWN", down), ("GELU", gelu)];
@@ -196,13 +195,14 @@ impl GpuLinear {
             },
             variant,
             scratch,
+            few_rows,
         }
     }
 
     /// The shape of `linear_skinny` for `rows` rows, if that is the fastest.
     fn skinny(&self, kind: Kind, rows: usize, inputs: usize, outputs: usize) -> Option<Shape> {
         let wanted = match self.variant {
-            DeviceVariant::Auto => rows <= FEW,
+            DeviceVariant::Auto => rows <= self.few_rows,
             DeviceVariant::Skinny => true,
             DeviceVariant::Tiled | DeviceVariant::Any => false,
         };

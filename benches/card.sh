@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Everything to know of one card within eight minutes: hubrouter by examples/card.rs, and PyTorch with
+# CUDA beside it in the same run: as it comes, and with CUDA graphs in f32 and f16. One JSON comes out,
+# which benches/README.md is made from.
+#
+#   benches/card.sh [--device NAME] [--out FOLDER] [--card BINARY] [--quick]
+#
+# NAME: part of an adapter's name, or `gpu` (the default). BINARY: examples/card.rs as it was built
+# elsewhere, maybe packed: on a machine without cargo,
+#   cargo build --release --example card && strip target/release/examples/card && xz target/release/examples/card
+# --quick: small counts, to see on a software adapter that all of it runs; its times mean nothing.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+device=gpu out="${OUT:-target/card}" card="" quick=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --device) device="$2"; shift 2 ;;
+    --out) out="$2"; shift 2 ;;
+    --card) card="$2"; shift 2 ;;
+    --quick) quick=(quick); shift ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  esac
+done
+mkdir -p "$out"
+export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
+began=$SECONDS
+say() { printf '%4d s  %s\n' "$((SECONDS - began))" "$*"; }
+
+if [ -z "$card" ]; then
+  cargo build --locked --release --example card || exit 1
+  card=target/release/examples/card
+fi
+case "$card" in
+  *.xz) xz -dc "$card" > "$out/card" && chmod +x "$out/card" && card="$out/card" ;;
+esac
+
+say "machine"
+{
+  date -u +%FT%TZ
+  uname -srm
+  nproc
+  uptime
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit \
+    --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"
+} > "$out/machine.txt"
+cat "$out/machine.txt"
+
+say "hubrouter on $device"
+timeout 270 "$card" "$device" "$out/hubrouter.json" "${quick[@]}" || say "hubrouter ended with $?"
+
+say "PyTorch"
+if python3 -c 'import torch, tokenizers, transformers' 2>/dev/null; then
+  timeout 100 python3 benches/peers/card.py --out "$out/pytorch.json" "${quick[@]/#/--}" ||
+    say "PyTorch ended with $?"
+  if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    timeout 60 python3 benches/peers/learn.py --device cuda --steps 20 --json \
+      > "$out/pytorch-learning.json" || say "PyTorch's learning ended with $?"
+  fi
+else
+  echo '{"missing": "no PyTorch"}' > "$out/pytorch.json"
+  say "no PyTorch here"
+fi
+
+python3 benches/peers/card.py --join "$out" > "$out/card.json" && say "$out/card.json"
