@@ -1,5 +1,10 @@
 //! A hub of 2,127 models with random rows, and steps of learning for it.
-#![allow(dead_code, missing_docs, reason = "each bench uses its part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "each bench uses its part"
+)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
