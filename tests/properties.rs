@@ -6,9 +6,9 @@ mod common;
 use std::sync::Arc;
 
 use common::{Folder, copied_store, cpu, devices, store};
-use hubrouter::{
-    Decision, DeviceVariant, Encoder, ErrorKind, ModelId, Options, Request, Router, Store,
-};
+#[cfg(feature = "gpu")]
+use hubrouter::DeviceVariant;
+use hubrouter::{Decision, Encoder, ErrorKind, ModelId, Options, Request, Router, Store};
 
 /// Lengths from one word to past the limit, in an order that mixes them.
 const PROMPTS: [&str; 9] = [

@@ -12,6 +12,7 @@ pub(crate) mod noted;
 mod pass;
 mod plan;
 mod tensor;
+#[cfg(any(feature = "gpu", feature = "cli"))]
 pub(crate) mod tuning;
 mod variant;
 

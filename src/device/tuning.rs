@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::device::adapter::AdapterReport;
-use crate::error::{Result, bail};
+use crate::error::Result;
+#[cfg(feature = "gpu")]
+use crate::error::bail;
 use crate::files;
 
 /// Largest file that is read.
+#[cfg(feature = "gpu")]
 const MOST: u64 = 1 << 16;
 
 const SCHEMA_VERSION: u32 = 1;
@@ -28,6 +31,7 @@ pub(crate) struct Tuning {
 
 /// Rows up to which the weights' bytes take the time on a card of 132 cores, by a model of it:
 /// those of a few prompts. No card has been measured.
+#[cfg(feature = "gpu")]
 const FEW: usize = 128;
 
 impl Tuning {
@@ -41,13 +45,14 @@ impl Tuning {
         }
     }
 
+    #[cfg(feature = "gpu")]
     pub(crate) fn few_rows(&self) -> usize {
         self.few_rows
     }
 
     /// What `folder` keeps of the adapter, or else the built-in choice. A file that is damaged is
     /// left alone, with a warning.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "a GPU's"))]
+    #[cfg(feature = "gpu")]
     pub(crate) fn look(folder: Option<&Path>, report: &AdapterReport) -> Self {
         let built_in = || Self::of(report, FEW);
         let Some(file) = folder.map(|folder| file(folder, report)) else {
@@ -64,6 +69,7 @@ impl Tuning {
     }
 
     /// Keeps it in `folder`; with the file's path.
+    #[cfg(feature = "cli")]
     pub(crate) fn keep(&self, folder: &Path, report: &AdapterReport) -> Result<PathBuf> {
         let file = file(folder, report);
         let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
@@ -84,6 +90,7 @@ fn file(folder: &Path, report: &AdapterReport) -> PathBuf {
 /// `None` without a file.
 ///
 /// Errors: it is no file of ours, or of another adapter.
+#[cfg(feature = "gpu")]
 fn read(file: &Path, report: &AdapterReport) -> Result<Option<Tuning>> {
     if !file.exists() {
         return Ok(None);
@@ -113,7 +120,7 @@ fn read(file: &Path, report: &AdapterReport) -> Result<Option<Tuning>> {
     Ok(Some(tuning))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu", feature = "cli"))]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;

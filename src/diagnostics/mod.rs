@@ -210,7 +210,9 @@ mod tests {
                 assert!(test.ok, "{test:?}");
                 assert!(test.max_abs_error < 1e-2, "{test:?}");
             }
-            for shader in &shaders {
+            // On the CPU its place is taken by products of `matmul`.
+            let twinless = |shader: &str| shader == "low_rank" && device.name() == "cpu";
+            for shader in shaders.iter().filter(|shader| !twinless(shader)) {
                 assert!(
                     tests.iter().any(|test| test.op == shader),
                     "{shader} is not in the self-test"

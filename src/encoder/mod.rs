@@ -226,6 +226,7 @@ impl Encoder {
     }
 
     /// Pooled vectors [B, H] of one batch by `bert`.
+    #[cfg(any(feature = "cli", all(test, feature = "gpu")))]
     pub(crate) fn embed_batch<T: Borrow<Tokens>>(
         &self,
         bert: &Bert,

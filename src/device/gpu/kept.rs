@@ -124,8 +124,21 @@ fn created(device: &wgpu::Device, data: Option<&[u8]>) -> wgpu::PipelineCache {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+    use std::sync::Arc;
+
     use super::*;
+    use crate::device::cpu::Cpu;
+    use crate::device::gpu::{Gpu, Kernel, Shader, adapters};
     use crate::error::ErrorKind;
+    use crate::ops::testing::adapter_name;
+
+    static SHADER: Shader = Shader {
+        name: "kept",
+        source: "
+            @group(0) @binding(0) var<storage, read_write> y: array<f32>;
+            @compute @workgroup_size(1)
+            fn forward() { y[0] = 1.0; }",
+    };
 
     #[test]
     fn only_whole_files_of_ours_are_read() {
@@ -148,5 +161,38 @@ mod tests {
         *flipped.last_mut().unwrap() ^= 1;
         assert_eq!(error(&flipped), ErrorKind::Mismatch);
         std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_driver_that_can_keeps_its_kernels_and_a_damaged_file_is_replaced() {
+        let own = format!("hubrouter-kept-{}", std::process::id());
+        let folder = std::env::temp_dir().join(own).join("made");
+        let name = adapter_name().to_lowercase();
+        let all = adapters();
+        let found = all.iter().find(|adapter| {
+            let report = adapter.report();
+            let text = format!("{} {}", report.name, report.driver);
+            text.to_lowercase().contains(&name)
+        });
+        let host = Arc::new(Cpu::open(Some(1)).unwrap());
+        let compile = || {
+            let gpu = Gpu::open(found.unwrap(), &host, Some(&folder)).unwrap();
+            let kernel = Kernel::new(&SHADER, "forward", &[]);
+            gpu.compile(&[&kernel]).unwrap();
+            gpu.kept.is_some()
+        };
+        if !compile() {
+            return assert!(!folder.exists());
+        }
+        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().collect();
+        let [Ok(file)] = files.as_slice() else {
+            panic!("{files:?}");
+        };
+        let whole = std::fs::read(file.path()).unwrap();
+        assert!(read(&file.path()).unwrap().is_some());
+        std::fs::write(file.path(), &whole[..whole.len() - 1]).unwrap();
+        assert!(compile());
+        assert!(read(&file.path()).unwrap().is_some());
+        std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
     }
 }

@@ -166,7 +166,7 @@ impl Gpu {
     }
 
     /// With the least limits that are taken.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "cli"))]
     pub(crate) fn open_least(adapter: &GpuAdapter, host: &Arc<Cpu>) -> Result<Self> {
         let limits = wgpu::Limits {
             max_compute_invocations_per_workgroup: LEAST_LANES,

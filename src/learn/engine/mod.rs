@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use self::distill::DistillConfig;
 use self::gradients::Gradients;
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 pub(crate) use self::gradients::PassCost;
 use self::optimiser::Optimiser;
 pub(crate) use self::parameters::ParameterState;
@@ -388,7 +388,7 @@ impl Engine {
     }
 
     /// Kernels that the last step dispatched, and its submissions; none on the CPU.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "gpu"))]
     pub(crate) fn cost(&self) -> PassCost {
         self.gradients.cost
     }

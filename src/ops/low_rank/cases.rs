@@ -243,8 +243,11 @@ fn transpose(values: &[f64], columns: usize) -> Vec<f64> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::ops::testing::{assert_close, devices};
+    #[cfg(feature = "gpu")]
+    use crate::ops::testing::check_on_gpus;
+    use crate::ops::testing::devices;
 
+    #[cfg(feature = "gpu")]
     #[test]
     fn merged_weights_and_gradients_match_f64() {
         let size = |tokens, hidden, wide, rank, some| LayerSize {
@@ -261,24 +264,7 @@ mod tests {
             size(129, 132, 260, 2, true),
             size(33, 260, 40, 33, false),
         ];
-        // Workgroup memory as it comes, and zeroed.
-        let gpus = devices()
-            .into_iter()
-            .filter(|d| matches!(d, Device::Gpu(_)));
-        let mut all_bits = Vec::new();
-        for device in gpus {
-            let mut bits = Vec::new();
-            for case in &mut all(&device, &sizes).unwrap() {
-                for output in case.check(&device).unwrap() {
-                    assert_close(&case.label, &output.got, &output.want, case.bound);
-                    bits.extend(output.got.iter().map(|value| value.to_bits()));
-                }
-            }
-            all_bits.push(bits);
-        }
-        assert_eq!(all_bits.len(), 2 * usize::from(cfg!(feature = "gpu")));
-        assert!(all_bits.iter().all(|bits| !bits.is_empty()));
-        assert!(all_bits.windows(2).all(|pair| pair[0] == pair[1]));
+        check_on_gpus(|device| all(device, &sizes));
     }
 
     #[test]
