@@ -12,13 +12,15 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
+# Seconds for hubrouter, PyTorch and its learning: 430 of the eight minutes.
+limits=(270 100 60)
 device=gpu out="${OUT:-target/card}" card="" quick=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --device) device="$2"; shift 2 ;;
     --out) out="$2"; shift 2 ;;
     --card) card="$2"; shift 2 ;;
-    --quick) quick=(quick); shift ;;
+    --quick) quick=(quick) limits=(1800 600 600); shift ;;
     *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done
@@ -47,14 +49,14 @@ say "machine"
 cat "$out/machine.txt"
 
 say "hubrouter on $device"
-timeout 270 "$card" "$device" "$out/hubrouter.json" "${quick[@]}" || say "hubrouter ended with $?"
+timeout "${limits[0]}" "$card" "$device" "$out/hubrouter.json" "${quick[@]}" || say "hubrouter ended with $?"
 
 say "PyTorch"
 if python3 -c 'import torch, tokenizers, transformers' 2>/dev/null; then
-  timeout 100 python3 benches/peers/card.py --out "$out/pytorch.json" "${quick[@]/#/--}" ||
+  timeout "${limits[1]}" python3 benches/peers/card.py --out "$out/pytorch.json" "${quick[@]/#/--}" ||
     say "PyTorch ended with $?"
   if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    timeout 60 python3 benches/peers/learn.py --device cuda --steps 20 --json \
+    timeout "${limits[2]}" python3 benches/peers/learn.py --device cuda --steps 20 --json \
       > "$out/pytorch-learning.json" || say "PyTorch's learning ended with $?"
   fi
 else

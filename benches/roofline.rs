@@ -41,24 +41,23 @@ fn main() -> Result<()> {
     let batch: Vec<Request> = (0..32)
         .map(|n| Request::new(format!("{n} {prompt}")))
         .collect();
+    let show = |index: usize, label: &str, run: &Measured| {
+        let wanted = |card: &&GpuCard| wanted.is_none_or(|wanted| card.name.contains(wanted));
+        for card in all.iter().filter(wanted) {
+            show(card, &name, (index, label), run);
+        }
+    };
     let one = measured(if known { 50 } else { 0 }, || {
         router.route(&Request::new(prompt)).map(drop)
     })?;
+    show(0, "one prompt", &one);
     let many = measured(if known { 20 } else { 0 }, || {
         let decisions = router.route_batch(&batch);
         decisions.into_iter().collect::<Result<Vec<_>>>().map(drop)
     })?;
+    show(1, "32 prompts", &many);
     let step = step(&options, if known { 20 } else { 1 })?;
-    let runs = [
-        ("one prompt", one),
-        ("32 prompts", many),
-        ("a step of 32", step),
-    ];
-    for card in all {
-        if wanted.is_none_or(|wanted| card.name.contains(wanted)) {
-            show(&card, &name, &runs);
-        }
-    }
+    show(2, "a step of 32 examples", &step);
     Ok(())
 }
 
@@ -86,58 +85,47 @@ fn step(options: &Options, count: usize) -> Result<Measured> {
     Ok((passes.into_iter().max_by_key(PassShape::dispatches), best))
 }
 
-fn show(card: &GpuCard, adapter: &str, runs: &[(&str, Measured); 3]) {
-    println!("\n== {} ({})", card.name, card.origin);
-    let here = card
-        .names
-        .iter()
-        .any(|name| adapter.contains(name.as_str()));
-    for (index, (name, (pass, seconds))) in runs.iter().enumerate() {
-        let Some(pass) = pass else {
-            println!("{name}: no dispatch");
-            continue;
-        };
+fn show(card: &GpuCard, adapter: &str, (index, label): (usize, &str), run: &Measured) {
+    let (Some(pass), seconds) = run else {
+        println!("{label}: no dispatch");
+        return;
+    };
+    println!(
+        "\n{} ({})\n{label}, {} dispatches\n{:>5} {:>9} {:>9} {:>9} {:>7} {:>11}  kernel",
+        card.name,
+        card.origin,
+        pass.dispatches(),
+        "times",
+        "us each",
+        "MB",
+        "MFLOP",
+        "rounds",
+        "bound by"
+    );
+    let predicted = pass.predict(card);
+    for kernel in &predicted {
+        let [bytes, operations, rounds] = kernel.work;
         println!(
-            "\n{name}, {} dispatches\n{:>5} {:>9} {:>9} {:>9} {:>7} {:>11}  kernel",
-            pass.dispatches(),
-            "times",
-            "us each",
-            "MB",
-            "MFLOP",
-            "rounds",
-            "bound by"
+            "{:5} {:9.2} {:9.3} {:9.1} {rounds:7.0} {:>11}  {}",
+            kernel.count,
+            kernel.seconds / kernel.count as f64 * 1e6,
+            bytes / 1e6,
+            operations / 1e6,
+            kernel.bound,
+            kernel.kernel,
         );
-        let predicted = pass.predict(card);
-        for kernel in &predicted {
-            let [bytes, operations, rounds] = kernel.work;
-            println!(
-                "{:5} {:9.2} {:9.3} {:9.1} {rounds:7.0} {:>11}  {}",
-                kernel.count,
-                kernel.seconds / kernel.count as f64 * 1e6,
-                bytes / 1e6,
-                operations / 1e6,
-                kernel.bound,
-                kernel.kernel,
-            );
-        }
-        let device: f64 = predicted.iter().map(|kernel| kernel.seconds * 1e3).sum();
-        let whole = device + HOST[index];
-        print!(
-            "{name}: {device:.3} ms on the card, {whole:.3} with the host's {:.2}",
-            HOST[index]
-        );
-        if card.name.contains("H100") {
-            let kept = if whole <= BARS[index] {
-                "kept"
-            } else {
-                "MISSED"
-            };
-            print!("; at most {:.1}: {kept}", BARS[index]);
-        }
-        match here {
-            true => println!("; measured here {:.3} ms", seconds * 1e3),
-            false => println!("; not measured"),
-        }
+    }
+    let device: f64 = predicted.iter().map(|kernel| kernel.seconds * 1e3).sum();
+    let (host, bar) = (HOST[index], BARS[index]);
+    let whole = device + host;
+    print!("{label}: {device:.3} ms on the card, {whole:.3} with the host's {host:.2}");
+    if card.name.contains("H100") {
+        let kept = if whole <= bar { "kept" } else { "MISSED" };
+        print!("; at most {bar:.1}: {kept}");
+    }
+    match is(card, adapter) {
+        true => println!("; measured here {:.3} ms", seconds * 1e3),
+        false => println!("; not measured"),
     }
 }
 

@@ -60,7 +60,7 @@ impl Run {
         println!(
             "{:6.1} s  {name}: {seconds:.1} s{}",
             self.began.elapsed().as_secs_f64(),
-            if value.get("failed").is_some() {
+            if value.get("failed").is_some_and(|failed| !failed.is_null()) {
                 ", FAILED"
             } else {
                 ""

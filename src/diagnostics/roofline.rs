@@ -91,7 +91,7 @@ impl PassShape {
         self.0.len()
     }
 
-    /// Kernels of the same grid together, in the order of their first dispatch.
+    /// Dispatches of one kernel, grid and work together, in the order of the first.
     #[must_use]
     pub fn predict(&self, card: &GpuCard) -> Vec<PredictedKernel> {
         let mut places = BTreeMap::new();
@@ -100,7 +100,8 @@ impl PassShape {
             let kernel = format!("{} {:?}", dispatched.kernel, dispatched.groups);
             let work = work_of(dispatched);
             let (seconds, bound) = work.on(card);
-            let place = *places.entry(kernel.clone()).or_insert(all.len());
+            let key = (kernel.clone(), work.bytes.to_bits());
+            let place = *places.entry(key).or_insert(all.len());
             if place == all.len() {
                 all.push(PredictedKernel {
                     kernel,
