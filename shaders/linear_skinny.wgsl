@@ -24,7 +24,8 @@ const ALONG = 16u; // lanes that share a row of w
 const ACROSS = 8u; // rows of w side by side
 const LANES = ALONG * ACROSS;
 const MOST_PIECES = 12u; // of CHUNK / ALONG
-const BATCH = 6u; // loads of x that are in flight
+const MOST_BATCH = 12u;
+override BATCH: u32 = min(ROWS * CHUNK / LANES, MOST_BATCH); // loads of x that are in flight
 override PIECES: u32 = CHUNK / ALONG;
 override COLUMNS: u32 = ACROSS * EACH;
 override QUADS: u32 = ROWS / 4u;
@@ -71,7 +72,7 @@ fn load_weights(column: u32, start: u32, lane: u32) {
 // A chunk of the rows of x; a row that is not there is the last one.
 fn stage_rows(first: u32, start: u32, lane: u32) {
     for (var n = lane; n < ROWS * CHUNK; n += BATCH * LANES) {
-        var v: array<vec4<f32>, BATCH>;
+        var v: array<vec4<f32>, MOST_BATCH>;
         for (var i = 0u; i < BATCH; i += 1u) {
             let m = n + i * LANES;
             let t = dims.x_row + min(first + m / CHUNK, dims.rows - 1u);
@@ -115,9 +116,20 @@ fn normalize_rows(group: vec3<u32>, lane: u32) {
         if group.x == 0u && first + r < dims.rows { x_scale[first + r] = own; }
     }
     workgroupBarrier();
-    for (var n = lane; n < ROWS * CHUNK; n += LANES) {
-        let own = scale[n / CHUNK];
-        staged[n] = (staged[n] - own.x) * own.y * gamma[n % CHUNK] + beta[n % CHUNK];
+    for (var n = lane; n < ROWS * CHUNK; n += BATCH * LANES) {
+        var g: array<vec4<f32>, MOST_BATCH>;
+        var b: array<vec4<f32>, MOST_BATCH>;
+        for (var i = 0u; i < BATCH; i += 1u) {
+            g[i] = gamma[(n + i * LANES) % CHUNK];
+            b[i] = beta[(n + i * LANES) % CHUNK];
+        }
+        for (var i = 0u; i < BATCH; i += 1u) {
+            let m = n + i * LANES;
+            if m < ROWS * CHUNK {
+                let own = scale[m / CHUNK];
+                staged[m] = (staged[m] - own.x) * own.y * g[i] + b[i];
+            }
+        }
     }
 }
 

@@ -53,9 +53,14 @@ var<workgroup> ws: array<vec4<f32>, STAGES * STAGE>; // [STAGES, 16 terms, colum
 var<workgroup> part: array<f32, LANES>;
 var<workgroup> scale: array<vec2<f32>, SIDE>;
 
+const BATCH = 12u; // vectors of a row that a lane has on their way
+
 var<private> sums: array<vec4<f32>, 8>; // a row each
+var<private> loaded: array<vec4<f32>, BATCH>;
 var<private> next_x: array<vec4<f32>, 2>;
 var<private> next_w: array<vec4<f32>, 2>;
+var<private> next_gamma: vec4<f32>;
+var<private> next_beta: vec4<f32>;
 
 // Puts what was loaded for the next step into `stage`. With `turned` columns follow each other in w.
 fn stage_step(stage: u32, lane: u32, turned: bool) {
@@ -116,6 +121,13 @@ fn multiply_step(stage: u32, lane: u32) {
 
 fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
 
+// Every second vector of a row from i on, all on their way at once; behind the row its last.
+fn load_row(begin: u32, i: u32) {
+    for (var e = 0u; e < BATCH; e += 1u) {
+        loaded[e] = x[begin + min(i + 2u * e, dims.inputs4 - 1u)];
+    }
+}
+
 // Mean and 1 / deviation of the workgroup's rows, two lanes a row.
 fn find_scale(group: vec3<u32>, lane: u32) {
     let row = group.y * SIDE;
@@ -123,15 +135,21 @@ fn find_scale(group: vec3<u32>, lane: u32) {
     let begin = (dims.x_row + t) * dims.inputs4;
     let inputs = f32(4u * dims.inputs4);
     var sum = vec4<f32>();
-    for (var i = lane % 2u; i < dims.inputs4; i += 2u) { sum += x[begin + i]; }
+    for (var i = lane % 2u; i < dims.inputs4; i += 2u * BATCH) {
+        load_row(begin, i);
+        for (var e = 0u; e < BATCH; e += 1u) { sum += loaded[e] * f32(i + 2u * e < dims.inputs4); }
+    }
     part[lane] = sum_of(sum);
     workgroupBarrier();
     let mean = (part[lane / 2u * 2u] + part[lane / 2u * 2u + 1u]) / inputs;
     workgroupBarrier();
     var squares = vec4<f32>();
-    for (var i = lane % 2u; i < dims.inputs4; i += 2u) {
-        let d = x[begin + i] - mean;
-        squares += d * d;
+    for (var i = lane % 2u; i < dims.inputs4; i += 2u * BATCH) {
+        load_row(begin, i);
+        for (var e = 0u; e < BATCH; e += 1u) {
+            let d = (loaded[e] - mean) * f32(i + 2u * e < dims.inputs4);
+            squares += d * d;
+        }
     }
     part[lane] = sum_of(squares);
     workgroupBarrier();
@@ -144,13 +162,18 @@ fn find_scale(group: vec3<u32>, lane: u32) {
     workgroupBarrier();
 }
 
+fn load_norm(start: u32, lane: u32) {
+    let i = min(start + lane % STEP, dims.inputs4 - 1u);
+    next_gamma = gamma[i];
+    next_beta = beta[i];
+}
+
 // Makes the loaded vectors of x those of its norm.
 fn normalize_loaded(start: u32, lane: u32) {
-    let i = min(start + lane % STEP, dims.inputs4 - 1u);
     let inside = f32(start + lane % STEP < dims.inputs4);
     for (var e = 0u; e < 2u; e += 1u) {
         let own = scale[(lane + e * LANES) / STEP];
-        next_x[e] = ((next_x[e] - own.x) * own.y * gamma[i] + beta[i]) * inside;
+        next_x[e] = ((next_x[e] - own.x) * own.y * next_gamma + next_beta) * inside;
     }
 }
 
@@ -224,12 +247,14 @@ fn bare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 fn normed(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     var stage = 0u;
     find_scale(group, lane);
+    load_norm(0u, lane);
     load_x(group.y * SIDE, 0u, lane);
     load_w(group.x * SIDE, 0u, lane);
     for (var start = 0u; start < dims.inputs4; start += STEP) {
         normalize_loaded(start, lane);
         stage_step(stage, lane, false);
         workgroupBarrier();
+        load_norm(start + STEP, lane);
         load_x(group.y * SIDE, start + STEP, lane);
         load_w(group.x * SIDE, start + STEP, lane);
         multiply_step(stage, lane);

@@ -752,11 +752,11 @@ mod tests {
     #[test]
     fn products_of_few_rows_have_their_weights_in_flight() {
         for (kind, inputs, outputs, weights, rounds) in [
-            (Kind::Normed { gelu: false }, 384, 1152, 12, 18),
-            (Kind::Joined, 384, 384, 6, 2),
-            (Kind::Normed { gelu: true }, 384, 1536, 12, 18),
-            (Kind::Joined, 1536, 384, 6, 8),
-            (Kind::Bare { gelu: false }, 384, 384, 6, 2),
+            (Kind::Normed { gelu: false }, 384, 1152, 12, 6),
+            (Kind::Joined, 384, 384, 6, 1),
+            (Kind::Normed { gelu: true }, 384, 1536, 12, 6),
+            (Kind::Joined, 1536, 384, 6, 4),
+            (Kind::Bare { gelu: false }, 384, 384, 6, 1),
         ] {
             for scratch in [16_352, 32_768, 49_152] {
                 let shape = Shape::of(kind, inputs, outputs, scratch).unwrap();
@@ -764,7 +764,7 @@ mod tests {
                 let kernel = LinearSkinny::new().kernel(shape);
                 let trace = fly(&kernel, &product(18, i, o), [1, 0, 0], 37, &|_, _| 0);
                 assert_eq!(trace.in_flight(0, "w", 4), weights);
-                assert_eq!(trace.in_flight(0, "x", 4), 6);
+                assert!(trace.in_flight(0, "x", 4) >= 6);
                 assert_eq!(trace.not_of("w", 4) + trace.not_of("x", 4), 0);
                 assert!(trace.scratch <= scratch);
                 let label = format!("{} {inputs} {outputs} {scratch}", kind.entry());
@@ -779,7 +779,7 @@ mod tests {
         for (kind, inputs, rounds) in [
             (Kind::Bare { gelu: false }, 384, 33),
             (Kind::Joined, 1536, 105),
-            (Kind::Normed { gelu: true }, 384, 152),
+            (Kind::Normed { gelu: true }, 384, 60),
         ] {
             for scratch in [16_352, 49_152] {
                 let tiled = LinearTiled::new(scratch);
