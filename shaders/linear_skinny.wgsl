@@ -177,8 +177,8 @@ fn store_results(group: vec3<u32>, lane: u32) {
     }
 }
 
-@compute @workgroup_size(LANES)
-fn bare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+// The sums of all chunks, shared.
+fn multiply_rows(group: vec3<u32>, lane: u32) {
     for (var start = 0u; start < dims.inputs4; start += CHUNK) {
         load_weights(group.x * COLUMNS, start, lane);
         stage_rows(group.y * ROWS, start, lane);
@@ -188,6 +188,11 @@ fn bare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     share_sums(lane);
     workgroupBarrier();
+}
+
+@compute @workgroup_size(LANES)
+fn bare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    multiply_rows(group, lane);
     store_results(group, lane);
 }
 
@@ -207,15 +212,7 @@ fn normed(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
 
 @compute @workgroup_size(LANES)
 fn joined(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    for (var start = 0u; start < dims.inputs4; start += CHUNK) {
-        load_weights(group.x * COLUMNS, start, lane);
-        stage_rows(group.y * ROWS, start, lane);
-        workgroupBarrier();
-        multiply_chunk(lane);
-        workgroupBarrier();
-    }
-    share_sums(lane);
-    workgroupBarrier();
+    multiply_rows(group, lane);
     for (var n = lane; n < QUADS * COLUMNS; n += LANES) {
         let place = place_of(n, group);
         let o = place.y;
