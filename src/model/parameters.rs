@@ -254,6 +254,9 @@ impl Reader<'_> {
     }
 
     fn output_norms(&self) -> Result<Option<Tensor>> {
+        if matches!(self.device, Device::Cpu(_)) {
+            return Ok(None);
+        }
         let h = self.config.hidden;
         let mut rows = Vec::new();
         for layer in 0..self.config.layers {
@@ -262,10 +265,7 @@ impl Reader<'_> {
                 rows.extend(self.finite(&name, &[h])?);
             }
         }
-        match self.device {
-            Device::Cpu(_) => Ok(None),
-            Device::Gpu(_) => self.device.upload("output norms", h, &rows).map(Some),
-        }
+        self.device.upload("output norms", h, &rows).map(Some)
     }
 
     /// The maps `targets` of `layer` stacked.

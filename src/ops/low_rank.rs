@@ -59,6 +59,10 @@ pub(crate) struct Branch {
 pub(crate) struct LayerJobs {
     /// [J, FIELDS]: branches, tiles of `thin`, tiles of `factors`.
     jobs: Tensor,
+    /// (in, out) of each map.
+    widths: [(usize, usize); MAPS],
+    /// Numbers of theta up to the end of the last factor.
+    factors_end: usize,
     branches: usize,
     tiles: usize,
     /// Groups of the largest branch and of the widest tile.
@@ -99,9 +103,11 @@ impl LayerJobs {
             return Ok(None);
         };
         let factors = branches.iter().filter_map(|branch| branch.factors);
+        let factors = factors.flatten();
+        let factors_end = factors.clone().map(Place::end).max().unwrap_or(0);
         let mut sizes: Vec<usize> = widths.iter().flat_map(|w| [w.0, w.1]).collect();
         sizes.extend(branches.iter().flat_map(|b| [b.first_output, b.outputs]));
-        sizes.extend(factors.flatten().map(|place| place.offset));
+        sizes.extend(factors.map(|place| place.offset));
         let fours = sizes.iter().all(|size| size.is_multiple_of(4));
         if !fours || gpu.most_buffers() < BUFFERS {
             return Ok(None);
@@ -118,8 +124,20 @@ impl LayerJobs {
             branch_groups: jobs.branch_groups,
             tile_groups: jobs.tile_groups,
             jobs: device.upload_ids("jobs", FIELDS, &rows.concat())?,
+            widths,
+            factors_end,
             scale,
         }))
+    }
+
+    /// Asserts that the buffer of factors holds all of them.
+    fn expect_factors(&self, name: &str, factors: &Tensor) {
+        assert!(
+            factors.len() >= self.factors_end,
+            "low_rank: {name}: expected {} numbers or more, found {}",
+            self.factors_end,
+            factors.len()
+        );
     }
 
     /// Columns of the blocks.
@@ -212,6 +230,11 @@ impl LowRank {
             ..
         } = m.jobs;
         let (w, merged) = (m.w, m.merged.map(|merged| &*merged));
+        m.jobs.expect_factors("theta", m.theta);
+        for (map, (inputs, outputs)) in m.jobs.widths.into_iter().enumerate() {
+            w[map].expect("low_rank", "w", outputs, inputs);
+            merged[map].expect("low_rank", "merged", outputs, inputs);
+        }
         let tensors = [
             ("theta", m.theta),
             ("jobs", jobs),
@@ -238,6 +261,12 @@ impl LowRank {
             ..
         } = g.jobs;
         let tokens = g.x[0].rows();
+        g.jobs.expect_factors("theta", g.theta);
+        g.jobs.expect_factors("grad", g.grad);
+        for (map, (inputs, outputs)) in g.jobs.widths.into_iter().enumerate() {
+            g.x[map].expect("low_rank", "x", tokens, inputs);
+            g.dy[map].expect("low_rank", "dy", tokens, outputs);
+        }
         g.blocks
             .expect("low_rank", "blocks", tokens, g.jobs.blocks());
         let (blocks, jobs) = (("blocks", &*g.blocks), ("jobs", jobs));

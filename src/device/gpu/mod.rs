@@ -204,9 +204,10 @@ impl Gpu {
             )
         })?;
         let failure = Arc::new(Mutex::new(None));
-        let folder = cache;
-        let cache = cache.filter(|_| !keeping.is_empty());
-        let kept = cache.and_then(|folder| KeptPipelines::open(&device, &adapter.0, folder));
+        let report = adapter.report();
+        let kept = cache
+            .filter(|_| !keeping.is_empty())
+            .and_then(|folder| KeptPipelines::open(&device, &adapter.0, folder));
         let gpu = Self {
             host: Arc::clone(host),
             kept: kept.map(Arc::new),
@@ -215,12 +216,12 @@ impl Gpu {
             guarded: guard::Guarded::default(),
             clock: !clock.is_empty() && queue.get_timestamp_period() > 0.0,
             stamps_inside: clock == stamps,
-            hardware: adapter.report().hardware,
             zeroes_scratch: false,
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             limits: available,
-            few_rows: Tuning::look(folder, &adapter.report()).few_rows(),
+            few_rows: Tuning::look(cache, &report).few_rows(),
+            hardware: report.hardware,
             name,
             device,
             queue,

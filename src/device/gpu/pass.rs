@@ -249,13 +249,8 @@ impl<'p> GpuPass<'p> {
     /// Compiles the kernels that dispatches wait for, side by side, and makes their bind groups.
     fn bind_waiting(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        let mut missing: Vec<&Kernel> = Vec::new();
-        for Waiting { kernel, .. } in &waiting {
-            if kernel.ready().is_none() && !missing.iter().any(|known| known.is(kernel)) {
-                missing.push(kernel);
-            }
-        }
-        self.gpu.compile(&missing)?;
+        let kernels: Vec<&Kernel> = waiting.iter().map(|waiting| &waiting.kernel).collect();
+        self.gpu.compile(&kernels)?;
         for waiting in waiting {
             let Waiting {
                 entry,

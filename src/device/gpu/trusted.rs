@@ -41,7 +41,7 @@ const SHADERS: &[(&str, Trust)] = &[
     ("linear", Trust::Sizes),
     ("linear_skinny", Trust::Sizes),
     ("linear_tiled", Trust::Sizes),
-    ("low_rank", Trust::Counted("jobs by `model/adapted.rs`")),
+    ("low_rank", Trust::Counted("jobs by `LayerJobs::new`")),
     ("matmul", Trust::Sizes),
     ("normalize", Trust::Sizes),
     ("peak", Trust::Rare),

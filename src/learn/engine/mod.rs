@@ -248,12 +248,15 @@ impl Engine {
         let mut step = optimiser.step(parameters, rates, penalty, named, activated);
         let mut losses = gradients.add(parameters, batches, true, Some(&mut step))?;
         losses.check()?;
-        if !rates.touched {
-            parameters.rows.step(step.keep());
-        }
         losses += step.penalties;
+        let keep = step.keep();
+        let norm = f64::from(optimiser.norm);
+        // Nothing moved otherwise, so no decay is due.
+        if !rates.touched && norm.is_finite() {
+            parameters.rows.step(keep);
+        }
         check_finite("loss with its penalties", losses.total())?;
-        check_finite("norm of the gradients", f64::from(optimiser.norm))?;
+        check_finite("norm of the gradients", norm)?;
         Ok(losses)
     }
 
