@@ -332,6 +332,14 @@ mod x86 {
             let simd = self.simd;
             Avx512 { simd, products }
         }
+
+        /// As `upper_half`, for sixteen at once: the upper half of each is the nearest bf16.
+        #[inline(always)]
+        fn half_rounded(&self, value: __m512) -> __m512i {
+            let (f, bits): (_, __m512i) = (self.simd.avx512f, cast(value));
+            let last = f._mm512_and_si512(f._mm512_srli_epi32::<16>(bits), f._mm512_set1_epi32(1));
+            f._mm512_add_epi32(bits, f._mm512_add_epi32(last, f._mm512_set1_epi32(0x7fff)))
+        }
     }
 
     impl<P: Dot> Wide for Avx512<P> {
@@ -411,12 +419,28 @@ mod x86 {
         #[inline(always)]
         fn bytes(self, values: [__m512; 4]) -> [u8; 64] {
             let (f, bw) = (self.simd.avx512f, self.simd.avx512bw);
-            let [a, b, c, d] = values.map(|value| f._mm512_cvtps_epi32(value));
-            let packed =
-                bw._mm512_packus_epi16(bw._mm512_packs_epi32(a, b), bw._mm512_packs_epi32(c, d));
+            // Spelled out, since a `map` of vectors may be a call that is not inlined.
+            let [a, b, c, d] = values;
+            let packed = bw._mm512_packus_epi16(
+                bw._mm512_packs_epi32(f._mm512_cvtps_epi32(a), f._mm512_cvtps_epi32(b)),
+                bw._mm512_packs_epi32(f._mm512_cvtps_epi32(c), f._mm512_cvtps_epi32(d)),
+            );
             // The packs work inside each of four lanes.
             let order: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
             cast(f._mm512_permutexvar_epi32(cast(order), packed))
+        }
+
+        #[inline(always)]
+        fn halves(self, values: [__m512; 2]) -> [u8; 64] {
+            let [first, second] = values;
+            // The upper half of each, of one vector and then of the other.
+            let mut order = [0u16; 32];
+            for (order, place) in order.iter_mut().zip((1..64).step_by(2)) {
+                *order = place;
+            }
+            let (first, second) = (self.half_rounded(first), self.half_rounded(second));
+            let bw = self.simd.avx512bw;
+            cast(bw._mm512_permutex2var_epi16(first, cast(order), second))
         }
 
         #[inline(always)]
