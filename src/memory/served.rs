@@ -160,6 +160,9 @@ impl Recall {
 pub(crate) struct Bayes {
     /// Hashes, ascending.
     words: Vec<u32>,
+    /// For each value of a hash's upper bits, about as many as there are words, the place of the
+    /// first word from it on; and at last the number of words.
+    buckets: Vec<u32>,
     /// The index of each word's first entry, and at last the number of entries.
     starts: Vec<u32>,
     /// Domains that have a word, with ln((prompts + SMOOTHING) / SMOOTHING).
@@ -191,6 +194,13 @@ impl Bayes {
             bayes.entries.push((domain, more as f32));
         }
         bayes.starts.push(crate::num::to_u32(bayes.entries.len()));
+        let buckets = 0..=1u64 << bucket_bits(bayes.words.len());
+        let first = |bucket| {
+            bayes
+                .words
+                .partition_point(|word| bayes.bucket(*word) < bucket)
+        };
+        bayes.buckets = buckets.map(|n| crate::num::to_u32(first(n))).collect();
         let different = SMOOTHING * bayes.words.len() as f64;
         let missing = |total: f64| (SMOOTHING / (total + different).max(SMOOTHING)).ln();
         bayes.missing = totals.into_iter().map(missing).collect();
@@ -202,13 +212,28 @@ impl Bayes {
         self.prior.len()
     }
 
+    fn bucket(&self, word: u32) -> u64 {
+        u64::from(word) >> (32 - bucket_bits(self.words.len()))
+    }
+
+    /// The place of `word`. Hashes are even, so that a bucket has about one: a prompt's words are
+    /// not in the cache, and each step of a search through all would wait for memory.
+    fn find(&self, word: u32) -> Option<usize> {
+        let bucket = usize::try_from(self.bucket(word)).ok()?;
+        let [from, to] = *self.buckets.get(bucket..bucket + 2)? else {
+            return None;
+        };
+        let place = self.words[from as usize..to as usize].binary_search(&word);
+        place.ok().map(|place| from as usize + place)
+    }
+
     /// ln P(d | words) of each domain, [N], shifted so that the largest is 0. Words that no learned
     /// prompt has are ignored; with the number of the others.
     pub(crate) fn scores(&self, words: &[u32]) -> (Vec<f64>, f64) {
         let mut scores = self.prior.clone();
         let mut known = 0.0;
         for word in words {
-            let Ok(place) = self.words.binary_search(word) else {
+            let Some(place) = self.find(*word) else {
                 continue;
             };
             known += 1.0;
@@ -226,9 +251,33 @@ impl Bayes {
     }
 }
 
+/// Upper bits of a hash that give about one bucket for each of `words`.
+fn bucket_bits(words: usize) -> u32 {
+    (usize::BITS - words.leading_zeros()).min(24)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_word_is_found_and_no_other() {
+        let noise = |n: u32| n.wrapping_mul(2_654_435_761);
+        for count in [0u32, 1, 2, 3, 100, 1000] {
+            let ends = [0, u32::MAX].into_iter().take(count as usize);
+            let mut words: Vec<u32> = (2..count).map(noise).chain(ends).collect();
+            words.sort_unstable();
+            words.dedup();
+            let bayes = Bayes::new(&[1], words.iter().map(|word| (*word, 0, 1)));
+            for (place, word) in words.iter().enumerate() {
+                assert_eq!(bayes.find(*word), Some(place), "{count} words");
+            }
+            for word in (count..count + 2000).map(noise).chain([1, u32::MAX - 1]) {
+                assert_eq!(bayes.find(word), words.binary_search(&word).ok());
+            }
+        }
+        assert_eq!(Bayes::default().find(5), None);
+    }
 
     /// By hand: three prompts of domain 0, one of domain 1, none of domain 2.
     #[test]
