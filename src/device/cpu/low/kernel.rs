@@ -226,11 +226,6 @@ impl LowKernel {
     /// Of a kernel that was developed on machines without its instructions.
     fn caveat(self) -> Option<&'static str> {
         match self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::AmxInt8(_) | Self::AmxBf16(_) => Some(
-                "developed with an emulation of AMX, checked on this CPU by those sums alone, not \
-                 timed yet",
-            ),
             #[cfg(target_arch = "aarch64")]
             Self::NeonInt8(_) => Some("developed with an emulator, not timed yet"),
             _ => None,
