@@ -93,9 +93,6 @@ struct Out<'o> {
     means: (&'o [usize], &'o mut [f32]),
 }
 
-/// Writes the row of a token.
-type WordReader<'w> = dyn Fn(u32, &mut [f32]) + Sync + 'w;
-
 impl LowBert {
     /// Packs `weights` for `kernel`; `factors`: an adapter that is added to them.
     ///
@@ -227,10 +224,9 @@ impl LowBert {
                 .as_mut()
                 .map_or_else(Default::default, Layers::means_mut),
         };
-        let read = |id: u32, row: &mut [f32]| view.read_row(id as usize, row);
         match parts {
-            Some(parts) => self.chunk(cpu.cpu, &read, batch, out, parts),
-            None => self.forward(cpu.cpu, &read, batch, out),
+            Some(parts) => self.chunk(cpu.cpu, view, batch, out, parts),
+            None => self.forward(cpu.cpu, view, batch, out),
         }
         if let Some(layers) = &mut a.layers {
             layers.finish(ops, pass);
@@ -243,7 +239,7 @@ impl LowBert {
     }
 
     /// Encodes `batch`; to be called inside [`Cpu::run`].
-    fn forward(&self, cpu: &Cpu, words: &WordReader<'_>, batch: Batch<'_>, out: Out<'_>) {
+    fn forward(&self, cpu: &Cpu, words: View<'_>, batch: Batch<'_>, out: Out<'_>) {
         let (tokens, prompts) = (batch.tokens(), batch.offsets.len() - 1);
         let threads = cpu.lockstep_threads();
         // Threads that have prompts of their own.
@@ -258,14 +254,7 @@ impl LowBert {
     }
 
     /// Encodes `batch` in about `chunks` chunks, side by side.
-    fn split(
-        &self,
-        cpu: &Cpu,
-        words: &WordReader<'_>,
-        batch: Batch<'_>,
-        out: Out<'_>,
-        chunks: usize,
-    ) {
+    fn split(&self, cpu: &Cpu, words: View<'_>, batch: Batch<'_>, out: Out<'_>, chunks: usize) {
         let prompts = batch.offsets.len() - 1;
         if chunks < 2 || prompts < 2 {
             return self.chunk(cpu, words, batch, out, 1);
@@ -288,14 +277,7 @@ impl LowBert {
     }
 
     /// Encodes `batch` in `parts` parts, side by side.
-    fn chunk(
-        &self,
-        cpu: &Cpu,
-        words: &WordReader<'_>,
-        batch: Batch<'_>,
-        out: Out<'_>,
-        parts: usize,
-    ) {
+    fn chunk(&self, cpu: &Cpu, words: View<'_>, batch: Batch<'_>, out: Out<'_>, parts: usize) {
         let chunk = Chunk {
             model: self,
             words,

@@ -1,6 +1,9 @@
 //! The CPU: a pool of as many threads as the host allowed, the SIMD level found or named at open.
 
+pub(crate) mod barrier;
 pub(crate) mod blocks;
+mod cores;
+mod crowd;
 pub(crate) mod dense;
 pub(crate) mod gemm;
 mod level;
@@ -13,6 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use crate::error::{Result, bail, error};
+use barrier::{Attendance, Barrier};
+use cores::Cores;
+use crowd::Crowd;
 use gemm::Level;
 pub use level::CpuLevel;
 use low::{LowFormat, LowKernel};
@@ -41,6 +47,8 @@ pub(crate) struct Cpu {
     process: u32,
     /// Whether each thread can have a core.
     roomy: bool,
+    cores: Cores,
+    crowd: Crowd,
 }
 
 /// A row-major matrix to be written; `stride` elements from one row to the next.
@@ -118,6 +126,8 @@ impl Cpu {
             turns: Turns::default(),
             process: std::process::id(),
             roomy: threads <= available,
+            cores: Cores::new(threads),
+            crowd: Crowd::default(),
         })
     }
 
@@ -163,14 +173,19 @@ impl Cpu {
 
     /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.
     ///
+    /// On a machine that is busy with other work the caller runs it alone: see [`Crowd`].
+    ///
     /// A worker of the host's own rayon pool runs it alone. It may not wait here: a worker that
     /// waits for another pool takes up more of its host's jobs meanwhile, and so might come here
     /// again with the turn already its own.
     pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
-            Some(pool) if rayon::current_thread_index().is_none() => {
+            Some(pool) if rayon::current_thread_index().is_none() && !self.crowd.is_there() => {
                 let _turn = self.turns.take();
-                pool.install(|| if self.roomy { awake(job) } else { job() })
+                pool.install(|| match self.roomy {
+                    true => awake(&self.cores, &self.crowd, job),
+                    false => job(),
+                })
             }
             _ => job(),
         }
@@ -317,6 +332,25 @@ impl Cpu {
         }
     }
 
+    /// `f` on all `parts`, each on a thread of its own, so that they may wait for each other. False:
+    /// one was so late that the job was given up half done.
+    pub(crate) fn abreast<T: Send>(
+        &self,
+        parts: &mut [T],
+        f: impl Fn(&mut T, &mut Attendance<'_>) + Sync + Send,
+    ) -> bool {
+        let barrier = Barrier::new(parts.len());
+        let attend = |part: &mut T| f(part, &mut barrier.attend());
+        if let [alone] = parts {
+            attend(alone);
+            return true;
+        }
+        let (wanted, threads) = (parts.len(), self.reachable());
+        assert!(wanted <= threads, "{wanted} parts for {threads} thread(s)");
+        parts.par_iter_mut().with_max_len(1).for_each(attend);
+        !barrier.is_given_up()
+    }
+
     /// `f(first_row, parts)` on the same contiguous rows of several arrays, side by side; `widths`:
     /// elements of a row of each.
     ///
@@ -379,7 +413,7 @@ impl Drop for Cpu {
 /// Runs `job` on this thread of the pool while the others look for work without falling asleep: a
 /// route is a hundred short parallel steps, and to wake a thread for each costs more than many of
 /// them.
-fn awake<R>(job: impl FnOnce() -> R) -> R {
+fn awake<R>(cores: &Cores, crowd: &Crowd, job: impl FnOnce() -> R) -> R {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -388,16 +422,23 @@ fn awake<R>(job: impl FnOnce() -> R) -> R {
     }
     let done = AtomicBool::new(false);
     let own = rayon::current_thread_index();
-    rayon::in_place_scope(|scope| {
+    own.into_iter().for_each(|own| cores.stay(own));
+    let mut call = crowd.call();
+    let value = rayon::in_place_scope(|scope| {
         scope.spawn_broadcast(|_, context| {
+            if Some(context.index()) == own {
+                return;
+            }
+            cores.settle(context.index());
             let mut idle = 0u32;
-            while Some(context.index()) != own && !done.load(Ordering::Acquire) {
+            while !done.load(Ordering::Acquire) {
                 match rayon::yield_now() {
                     Some(rayon::Yield::Executed) => idle = 0,
                     _ => idle += 1,
                 }
                 // On a busy machine somebody else may need the core.
                 if idle % 64 == 63 {
+                    cores.settle(context.index());
                     std::thread::yield_now();
                 } else {
                     std::hint::spin_loop();
@@ -406,8 +447,13 @@ fn awake<R>(job: impl FnOnce() -> R) -> R {
         });
         // Also when the job panics.
         let _done = Done(&done);
-        job()
-    })
+        let value = job();
+        call.computed();
+        value
+    });
+    // The others have seen that it is done, each as soon as it had a core.
+    call.over();
+    value
 }
 
 /// The rows `ids`, ascending, of `table`, with their ids.

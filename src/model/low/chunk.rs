@@ -1,19 +1,22 @@
 //! Some prompts through all layers: on one thread, or on several that share heads and outputs.
 //!
 //! A layer has four steps: attention by heads, the map behind it by outputs, the first map of the
-//! feed-forward part by groups of outputs, the second by outputs. Between two steps the parts of a
-//! chunk hand over what they made. What is short, the norms and the rounding of rows, each part does
-//! again for itself.
+//! feed-forward part by groups of outputs, the second by outputs. After each step the parts of a
+//! chunk wait for each other, and then read what all have made. What is short, the norms and the
+//! rounding of rows, each part does again for itself.
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{Batch, Dims, LowBert, LowLayer, LowNorm, Out, WordReader};
+use super::{Batch, Dims, LowBert, LowLayer, LowNorm, Out};
 use crate::device::cpu::Cpu;
+use crate::device::cpu::barrier::Attendance;
 use crate::device::cpu::low::attention::{HeadRoom, Shape, attend};
 use crate::device::cpu::low::wide::{Block, Wide};
 use crate::device::cpu::low::{GROUP, Job, Linear, Numbers, PANEL, Rows, multiply};
 use crate::ops::pool::Pooling;
+use crate::weights::View;
 
 /// Sixteens of a group of inputs.
 const GROUP_WIDTH: usize = GROUP / 16;
@@ -24,36 +27,42 @@ const PANEL_WIDTH: usize = PANEL / 16;
 /// One chunk of a batch.
 pub(super) struct Chunk<'c> {
     pub(super) model: &'c LowBert,
-    pub(super) words: &'c WordReader<'c>,
+    pub(super) words: View<'c>,
     pub(super) batch: Batch<'c>,
     pub(super) out: Out<'c>,
 }
 
-/// What is kept of a chunk between steps and chunks; room grows and stays.
+/// What is kept from one chunk to the next; room grows and stays.
 #[derive(Default)]
 struct ChunkRoom {
     parts: Vec<ChunkPart>,
-    /// What each part made in the step before: heads or outputs of a map.
-    made: Vec<Vec<Block>>,
-    /// Groups that each part made in the step before.
-    groups: Vec<Rows>,
+    handed: Vec<Handed>,
 }
 
-/// What one part of a chunk has: all of the activations, and its share of what is being made.
+/// What one part makes for all. Only that part writes, in other steps than those in which others
+/// read, so that no lock is ever waited for.
+#[derive(Default)]
+struct Handed {
+    /// Heads, or outputs of a map. The parts read what was made in the step before while they make
+    /// the next, so there are two.
+    blocks: [RwLock<Vec<Block>>; 2],
+    /// The part's groups of the feed-forward part's inner activations.
+    groups: RwLock<Rows>,
+}
+
+/// What one part of a chunk has for itself.
 #[derive(Default)]
 struct ChunkPart {
-    /// [rows][H / 16]
+    /// All activations: [rows][H / 16]
     x: Vec<Block>,
     /// Inputs of a map of H or of the heads.
     a: Rows,
-    /// Inputs of the feed-forward part's second map, its own groups; with all others.
-    own_groups: Rows,
-    all_groups: Rows,
+    /// Inputs of the feed-forward part's second map.
+    groups: Rows,
     /// Query, key and value of a head.
     head: Vec<Block>,
-    /// A group of one tile, or a row of all heads.
-    line: Vec<Block>,
-    making: Vec<Block>,
+    /// A group of one tile, or the rows of all heads.
+    lines: Vec<Block>,
     attention: HeadRoom,
 }
 
@@ -61,50 +70,25 @@ thread_local! {
     static ROOM: Cell<ChunkRoom> = Cell::default();
 }
 
-/// A quarter of a layer, or the end.
+/// The part `number` of `parts`, and what it shares with the others.
 #[derive(Clone, Copy)]
-enum ChunkStep<'s> {
-    /// The end of the layer before, or the embeddings if there is none; then attention by heads.
-    Heads(&'s LowLayer, Option<&'s LowLayer>),
-    /// The map behind attention, by outputs.
-    Mix(&'s LowLayer),
-    /// Attention's norm; then the feed-forward part's first map, by groups of outputs.
-    Inner(&'s LowLayer),
-    /// The feed-forward part's second map, by outputs.
-    Outer(&'s LowLayer),
-    /// The end of a layer.
-    End(&'s LowLayer),
-}
-
-/// What all parts read in a step, and which of `parts` this one is.
-#[derive(Clone, Copy)]
-struct PartView<'v> {
-    model: &'v LowBert,
-    words: &'v WordReader<'v>,
-    batch: Batch<'v>,
-    made: &'v [Vec<Block>],
-    groups: &'v [Rows],
+struct Part<'p> {
+    model: &'p LowBert,
+    words: View<'p>,
+    batch: Batch<'p>,
+    handed: &'p [Handed],
     number: usize,
     parts: usize,
 }
 
-/// A step of one part.
-struct PartStep<'s> {
-    view: PartView<'s>,
-    step: ChunkStep<'s>,
-    part: &'s mut ChunkPart,
+/// A part through all layers; `out`: of the first.
+struct PartRun<'r, 'o> {
+    view: Part<'r>,
+    part: &'r mut ChunkPart,
+    out: Option<Out<'o>>,
 }
 
-/// Rows of a matrix that become the mean, or the first, of each prompt's.
-struct PoolRows<'p> {
-    model: &'p LowBert,
-    pooling: Pooling,
-    offsets: &'p [u32],
-    x: &'p [Block],
-    /// Every `stride` elements a row of H.
-    out: &'p mut [f32],
-    stride: usize,
-}
+struct AttendedRun<'a, 'r, 'o, 'b>(&'a mut PartRun<'r, 'o>, &'a mut Attendance<'b>);
 
 impl LowBert {
     /// Most parts that a chunk can have.
@@ -124,148 +108,119 @@ impl Chunk<'_> {
         let mut room = ROOM.take();
         let most = parts.max(room.parts.len());
         room.parts.resize_with(most, ChunkPart::default);
-        room.made.resize_with(most, Vec::new);
-        room.groups.resize_with(most, Rows::default);
-        self.layers(cpu, parts, &mut room);
+        room.handed.resize_with(most, Handed::default);
+        let mut out = Some(self.out);
+        let mut run_in = |parts: usize| {
+            let view = Part {
+                model: self.model,
+                words: self.words,
+                batch: self.batch,
+                handed: &room.handed[..parts],
+                number: 0,
+                parts,
+            };
+            let parts = room.parts[..parts].iter_mut().enumerate();
+            let mut runs: Vec<PartRun<'_, '_>> = parts
+                .map(|(number, part)| PartRun {
+                    view: Part { number, ..view },
+                    part,
+                    out: if number == 0 { out.take() } else { None },
+                })
+                .collect();
+            let run = |run: &mut PartRun<'_, '_>, attendance: &mut Attendance<'_>| {
+                self.model.kernel.run(AttendedRun(run, attendance));
+            };
+            let done = cpu.abreast(&mut runs, run);
+            out = runs.swap_remove(0).out;
+            done
+        };
+        // A part that other work keeps from its core is not waited for.
+        if !run_in(parts) {
+            run_in(1);
+        }
         ROOM.set(room);
     }
+}
 
-    fn layers(mut self, cpu: &Cpu, parts: usize, room: &mut ChunkRoom) {
-        let model = self.model;
-        let mut norm = None;
-        for (number, layer) in model.layers.iter().enumerate() {
-            self.step(cpu, parts, ChunkStep::Heads(layer, norm), room);
-            if number > 0 {
-                self.mean(number - 1, room);
-            }
-            room.hand_over();
-            self.step(cpu, parts, ChunkStep::Mix(layer), room);
-            room.hand_over();
-            self.step(cpu, parts, ChunkStep::Inner(layer), room);
-            room.hand_over_groups();
-            self.step(cpu, parts, ChunkStep::Outer(layer), room);
-            room.hand_over();
-            norm = Some(layer);
-        }
-        if let Some(layer) = norm {
-            let view = self.view(&room.made, &room.groups, parts);
-            model.kernel.run(PartStep {
-                view,
-                step: ChunkStep::End(layer),
-                part: &mut room.parts[0],
-            });
-            self.mean(model.layers.len() - 1, room);
-        }
-        model.kernel.run(PoolRows {
-            model,
-            pooling: model.pooling,
-            offsets: self.batch.offsets,
-            x: &room.parts[0].x,
-            out: self.out.pooled,
-            stride: model.shape.elements,
-        });
+impl Handed {
+    fn made(&self, turn: usize) -> RwLockReadGuard<'_, Vec<Block>> {
+        self.blocks[turn]
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All parts of `step`.
-    fn step(&self, cpu: &Cpu, parts: usize, step: ChunkStep<'_>, room: &mut ChunkRoom) {
-        let view = self.view(&room.made, &room.groups, parts);
-        let one = |number: usize, part: &mut [ChunkPart]| {
-            for part in part {
-                let view = PartView { number, ..view };
-                self.model.kernel.run(PartStep { view, step, part });
-            }
-        };
-        match parts {
-            1 => one(0, &mut room.parts[..1]),
-            _ => cpu.each(&mut room.parts[..parts], 1, usize::MAX / parts, one),
-        }
+    fn making(&self, turn: usize) -> RwLockWriteGuard<'_, Vec<Block>> {
+        self.blocks[turn]
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the first of `parts` sees.
-    fn view<'v>(
-        &'v self,
-        made: &'v [Vec<Block>],
-        groups: &'v [Rows],
-        parts: usize,
-    ) -> PartView<'v> {
-        PartView {
-            model: self.model,
-            words: self.words,
-            batch: self.batch,
-            made: &made[..parts],
-            groups: &groups[..parts],
-            number: 0,
-            parts,
-        }
+    fn made_groups(&self) -> RwLockReadGuard<'_, Rows> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The mean of the layer `number`'s output, if it is asked for.
-    fn mean(&mut self, number: usize, room: &ChunkRoom) {
-        let elements = self.model.shape.elements;
-        let (which, means) = &mut self.out.means;
-        if let Some(place) = which.iter().position(|which| *which == number) {
-            self.model.kernel.run(PoolRows {
-                model: self.model,
-                pooling: Pooling::Mean,
-                offsets: self.batch.offsets,
-                x: &room.parts[0].x,
-                out: &mut means[place * elements..],
-                stride: which.len() * elements,
-            });
-        }
+    fn making_groups(&self) -> RwLockWriteGuard<'_, Rows> {
+        self.groups.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ChunkRoom {
-    /// Makes what the parts made readable by all.
-    fn hand_over(&mut self) {
-        for (made, part) in self.made.iter_mut().zip(&mut self.parts) {
-            std::mem::swap(made, &mut part.making);
-        }
-    }
-
-    /// As [`ChunkRoom::hand_over`], for groups.
-    fn hand_over_groups(&mut self) {
-        for (groups, part) in self.groups.iter_mut().zip(&mut self.parts) {
-            std::mem::swap(groups, &mut part.own_groups);
-        }
-    }
-}
-
-impl Job for PartStep<'_> {
+impl Job for AttendedRun<'_, '_, '_, '_> {
     type Output = ();
 
+    /// Leaves off where the job is given up.
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
-        let Self { view, step, part } = self;
-        match step {
-            ChunkStep::Heads(layer, before) => {
-                match before {
-                    Some(before) => view.end(w, before, part),
-                    None => view.embed(w, part),
-                }
-                view.heads(w, layer, part);
+        let Self(PartRun { view, part, out }, attendance) = self;
+        let layers = &view.model.layers;
+        view.embed(w, part);
+        for (number, layer) in layers.iter().enumerate() {
+            // Of the two in which blocks are handed over, the one that the others no longer read.
+            let turn = number % 2;
+            view.heads(w, layer, part, turn);
+            if !attendance.wait() {
+                return;
             }
-            ChunkStep::Mix(layer) => view.mix(w, layer, part),
-            ChunkStep::Inner(layer) => {
-                view.settle(w, &layer.attention_output, &layer.attention_norm, part);
-                view.inner(w, layer, part);
+            view.mix(w, layer, part, turn);
+            if !attendance.wait() {
+                return;
             }
-            ChunkStep::Outer(layer) => view.outer(w, layer, part),
-            ChunkStep::End(layer) => view.end(w, layer, part),
+            let map = (&layer.attention_output, &layer.attention_norm);
+            view.settle(w, map, part, 1 - turn);
+            view.inner(w, layer, part);
+            if !attendance.wait() {
+                return;
+            }
+            view.outer(w, layer, part, turn);
+            if !attendance.wait() {
+                return;
+            }
+            view.settle(w, (&layer.output, &layer.output_norm), part, turn);
+            if let Some(out) = out {
+                view.model.mean(w, number, view.batch.offsets, &part.x, out);
+            }
+        }
+        if let Some(out) = out {
+            let rows = (view.model.pooling, view.batch.offsets);
+            let stride = view.model.shape.elements;
+            view.model.pool(w, rows, &part.x, out.pooled, stride);
         }
     }
 }
 
-impl PartView<'_> {
+impl Part<'_> {
     /// The part `number` of `parts` of `all`.
     fn share_of(&self, number: usize, all: usize) -> Range<usize> {
         all * number / self.parts..all * (number + 1) / self.parts
     }
 
     /// This part's of `all`.
-    fn own(&self, all: usize) -> Range<usize> {
+    fn share(&self, all: usize) -> Range<usize> {
         self.share_of(self.number, all)
+    }
+
+    /// What this part makes for all.
+    fn own(&self) -> &Handed {
+        &self.handed[self.number]
     }
 
     /// `x`, the embeddings of the tokens after their norm, and its rounded rows.
@@ -282,7 +237,8 @@ impl PartView<'_> {
             let place = &model.places[position as usize * hidden..][..hidden];
             // Behind the last element zeros stay zeros; another network may have left something.
             x[hidden - 1] = [0.0; 16];
-            (self.words)(id, &mut bytemuck::cast_slice_mut(x)[..elements]);
+            self.words
+                .read_row(id as usize, &mut bytemuck::cast_slice_mut(x)[..elements]);
             for (x, place) in x.iter_mut().zip(place) {
                 *x = w.store(w.add(w.load(x), w.load(place)));
             }
@@ -290,9 +246,9 @@ impl PartView<'_> {
         model.norm_rows(w, &model.embedding_norm, part);
     }
 
-    /// `making`: for each row this part's heads, from the rounded rows of `x`.
+    /// Makes for each row this part's heads, from the rounded rows of `x`.
     #[inline(always)]
-    fn heads<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
+    fn heads<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart, turn: usize) {
         let Dims {
             heads,
             head,
@@ -302,12 +258,12 @@ impl PartView<'_> {
         let ChunkPart {
             a,
             head: of_head,
-            making,
             attention,
             ..
         } = part;
+        let mut making = self.own().making(turn);
         let (offsets, rows) = (self.batch.offsets, self.batch.tokens());
-        let (own, first) = (self.own(heads), offsets[0] as usize);
+        let (own, first) = (self.share(heads), offsets[0] as usize);
         let (stride, y_stride) = (head_panels * PANEL_WIDTH, own.len() * head);
         of_head.resize(rows * stride, [0.0; 16]);
         making.resize(rows * y_stride, [0.0; 16]);
@@ -343,44 +299,45 @@ impl PartView<'_> {
         }
     }
 
-    /// This part's outputs of the map of all heads.
+    /// This part's outputs of the map of all heads, which were made in `turn`.
     #[inline(always)]
-    fn mix<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
+    fn mix<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart, turn: usize) {
         let Dims { heads, head, .. } = self.model.shape;
         let (rows, width) = (self.batch.tokens(), heads * head);
-        part.a.reset::<W>(rows, layer.attention_output.blocks());
-        part.line.resize(width.max(part.line.len()), [0.0; 16]);
-        for r in 0..rows {
-            let row = if self.parts == 1 {
-                &self.made[0][r * width..]
-            } else {
-                for (number, made) in self.made.iter().enumerate() {
-                    let own = self.share_of(number, heads);
-                    let (from, count) = (own.start * head, own.len() * head);
-                    part.line[from..][..count].copy_from_slice(&made[r * count..][..count]);
+        let ChunkPart { x, a, lines, .. } = part;
+        let alone;
+        let made: &[Block] = if self.parts == 1 {
+            alone = self.own().made(turn);
+            &alone
+        } else {
+            lines.resize((rows * width).max(lines.len()), [0.0; 16]);
+            for (number, handed) in self.handed.iter().enumerate() {
+                let own = self.share_of(number, heads);
+                let (from, count) = (own.start * head, own.len() * head);
+                let made = handed.made(turn);
+                for (line, made) in lines.chunks_exact_mut(width).zip(made.chunks_exact(count)) {
+                    line[from..][..count].copy_from_slice(made);
                 }
-                &part.line
-            };
-            for (group, values) in row[..width].chunks(GROUP_WIDTH).enumerate() {
-                part.a.put(w, r, group, values);
+            }
+            lines
+        };
+        a.reset::<W>(rows, layer.attention_output.blocks());
+        for (r, row) in made[..rows * width].chunks_exact(width).enumerate() {
+            for (group, values) in row.chunks(GROUP_WIDTH).enumerate() {
+                a.put(w, r, group, values);
             }
         }
-        let ChunkPart { x, a, making, .. } = part;
-        self.add_or_make(w, a, &layer.attention_output, x, making);
+        self.add_or_make(w, a, &layer.attention_output, x, 1 - turn);
     }
 
     /// This part's groups of the feed-forward part's inner activations.
     #[inline(always)]
     fn inner<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
-        let ChunkPart {
-            a,
-            own_groups,
-            line,
-            ..
-        } = part;
+        let ChunkPart { a, lines: line, .. } = part;
         let (map, lines) = (&layer.intermediate, self.model.arena.lines());
+        let mut own_groups = self.own().making_groups();
         own_groups.reset::<W>(self.batch.tokens(), layer.output.blocks());
-        for number in self.own(layer.output.groups()) {
+        for number in self.share(layer.output.groups()) {
             let each = GROUP / PANEL;
             let panels = number * each..map.panels().min((number + 1) * each);
             let column = panels.start * PANEL;
@@ -413,37 +370,29 @@ impl PartView<'_> {
 
     /// This part's outputs of the map of all groups.
     #[inline(always)]
-    fn outer<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
-        let ChunkPart {
-            x,
-            all_groups,
-            making,
-            ..
-        } = part;
+    fn outer<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart, turn: usize) {
+        let ChunkPart { x, groups, .. } = part;
         let map = &layer.output;
-        let mut a = &self.groups[0];
-        if self.parts > 1 {
-            all_groups.reset::<W>(self.batch.tokens(), map.blocks());
-            for (number, groups) in self.groups.iter().enumerate() {
-                all_groups.take(groups, self.share_of(number, map.groups()));
+        let alone;
+        let a = if self.parts == 1 {
+            alone = self.own().made_groups();
+            &*alone
+        } else {
+            groups.reset::<W>(self.batch.tokens(), map.blocks());
+            for (number, handed) in self.handed.iter().enumerate() {
+                groups.take(&handed.made_groups(), self.share_of(number, map.groups()));
             }
-            a = all_groups;
-        }
-        self.add_or_make(w, a, map, x, making);
+            groups
+        };
+        self.add_or_make(w, a, map, x, turn);
     }
 
-    /// Adds the outputs of `map` to `x`, or, of several parts, makes this part's.
+    /// Adds the outputs of `map` to `x`, or, of several parts, makes this part's in `turn`.
     #[inline(always)]
-    fn add_or_make<W: Wide>(
-        &self,
-        w: W,
-        a: &Rows,
-        map: &Linear,
-        x: &mut [Block],
-        making: &mut Vec<Block>,
-    ) {
-        let (hidden, own) = (self.model.shape.hidden, self.own(map.panels()));
+    fn add_or_make<W: Wide>(&self, w: W, a: &Rows, map: &Linear, x: &mut [Block], turn: usize) {
+        let (hidden, own) = (self.model.shape.hidden, self.share(map.panels()));
         let (alone, width) = (self.parts == 1, own.len() * PANEL_WIDTH);
+        let mut making = self.own().making(turn);
         if !alone {
             making.resize(self.batch.tokens() * width, [0.0; 16]);
         }
@@ -478,26 +427,23 @@ impl PartView<'_> {
         multiply(w, a, 0..a.tiles(), (map, lines), panels, sink);
     }
 
-    /// `x` and its rounded rows after a layer.
+    /// `x` and its rounded rows after `map`, whose outputs several parts made in `turn`, and its
+    /// norm.
     #[inline(always)]
-    fn end<W: Wide>(&self, w: W, layer: &LowLayer, part: &mut ChunkPart) {
-        self.settle(w, &layer.output, &layer.output_norm, part);
-    }
-
-    /// `x` and its rounded rows after `map`, whose outputs several parts made, and its norm.
-    #[inline(always)]
-    fn settle<W: Wide>(&self, w: W, map: &Linear, norm: &LowNorm, part: &mut ChunkPart) {
+    fn settle<W: Wide>(
+        &self,
+        w: W,
+        (map, norm): (&Linear, &LowNorm),
+        part: &mut ChunkPart,
+        turn: usize,
+    ) {
         let hidden = self.model.shape.hidden;
         if self.parts > 1 {
-            for (number, made) in self.made.iter().enumerate() {
+            for (number, handed) in self.handed.iter().enumerate() {
                 let own = self.share_of(number, map.panels());
-                let width = own.len() * PANEL_WIDTH;
-                let first = own.start * PANEL_WIDTH;
-                for (x, made) in part
-                    .x
-                    .chunks_exact_mut(hidden)
-                    .zip(made.chunks_exact(width))
-                {
+                let (first, width) = (own.start * PANEL_WIDTH, own.len() * PANEL_WIDTH);
+                let (made, rows) = (handed.made(turn), part.x.chunks_exact_mut(hidden));
+                for (x, made) in rows.zip(made.chunks_exact(width)) {
                     for (i, y) in made.iter().enumerate() {
                         add(w, x, first + i, w.load(y));
                     }
@@ -508,21 +454,44 @@ impl PartView<'_> {
     }
 }
 
-impl Job for PoolRows<'_> {
-    type Output = ();
-
+impl LowBert {
+    /// The mean of the layer `number`'s output `x`, if it is asked for.
     #[inline(always)]
-    fn run<W: Wide>(self, w: W) {
+    fn mean<W: Wide>(&self, w: W, number: usize, offsets: &[u32], x: &[Block], out: &mut Out<'_>) {
+        let elements = self.shape.elements;
+        let (which, means) = &mut out.means;
+        if let Some(place) = which.iter().position(|which| *which == number) {
+            let stride = which.len() * elements;
+            self.pool(
+                w,
+                (Pooling::Mean, offsets),
+                x,
+                &mut means[place * elements..],
+                stride,
+            );
+        }
+    }
+
+    /// The mean, or the first, of each prompt's rows of `x`: every `stride` elements of `out` a row
+    /// of H.
+    #[inline(always)]
+    fn pool<W: Wide>(
+        &self,
+        w: W,
+        (pooling, offsets): (Pooling, &[u32]),
+        x: &[Block],
+        out: &mut [f32],
+        stride: usize,
+    ) {
         let Dims {
             elements, hidden, ..
-        } = self.model.shape;
-        let first = self.offsets[0] as usize;
-        let out = self.out.chunks_mut(self.stride);
-        for (pair, out) in self.offsets.windows(2).zip(out) {
+        } = self.shape;
+        let first = offsets[0] as usize;
+        for (pair, out) in offsets.windows(2).zip(out.chunks_mut(stride)) {
             let (from, to) = (pair[0] as usize - first, pair[1] as usize - first);
-            let rows = match self.pooling {
-                Pooling::Mean => &self.x[from * hidden..to * hidden],
-                Pooling::Cls => &self.x[from * hidden..(from + 1) * hidden],
+            let rows = match pooling {
+                Pooling::Mean => &x[from * hidden..to * hidden],
+                Pooling::Cls => &x[from * hidden..(from + 1) * hidden],
             };
             let share = w.splat(1.0 / (rows.len() / hidden) as f32);
             for (part, out) in out[..elements].chunks_mut(16).enumerate() {
@@ -534,9 +503,7 @@ impl Job for PoolRows<'_> {
             }
         }
     }
-}
 
-impl LowBert {
     /// The norm of every row of `part.x`, and its rounded rows.
     #[inline(always)]
     fn norm_rows<W: Wide>(&self, w: W, norm: &LowNorm, part: &mut ChunkPart) {

@@ -1,0 +1,117 @@
+//! Whether other work keeps the pool's threads from their cores.
+//!
+//! Threads that share a job of a millisecond wait for each other all the time. Where one of them has
+//! to wait for a core, which takes milliseconds, the caller alone is several times faster.
+#![expect(clippy::disallowed_types, reason = "how long threads take to come")]
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Threads that come later than this, and than a quarter of the job, are held up.
+const LATE: Duration = Duration::from_micros(200);
+
+/// How long the caller computes alone; twice as long each time that it is still so.
+const FIRST: Duration = Duration::from_millis(20);
+
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// What the calls of a pool have found.
+#[derive(Default)]
+pub(super) struct Crowd {
+    /// Until when the caller computes alone, and how long that is.
+    alone: Mutex<Option<(Instant, Duration)>>,
+}
+
+/// A call that all threads take part in.
+pub(super) struct Call<'c> {
+    crowd: &'c Crowd,
+    began: Instant,
+    computed: Instant,
+}
+
+impl Crowd {
+    /// Whether the caller should compute alone.
+    pub(super) fn is_there(&self) -> bool {
+        self.alone()
+            .is_some_and(|(until, _)| Instant::now() < until)
+    }
+
+    /// To be called where a call begins.
+    pub(super) fn call(&self) -> Call<'_> {
+        let now = Instant::now();
+        Call {
+            crowd: self,
+            began: now,
+            computed: now,
+        }
+    }
+
+    fn alone(&self) -> Option<(Instant, Duration)> {
+        *self
+            .alone
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// After a call whose job took `took`, and whose threads came together `late` behind it.
+    fn note(&self, took: Duration, late: Duration) {
+        let next = (late > LATE.max(took / 4)).then(|| {
+            let last = self.alone().map_or(FIRST / 2, |(_, long)| long);
+            let long = (2 * last).min(LONGEST);
+            (Instant::now() + long, long)
+        });
+        *self
+            .alone
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = next;
+    }
+}
+
+impl Call<'_> {
+    /// The job is done.
+    pub(super) fn computed(&mut self) {
+        self.computed = Instant::now();
+    }
+
+    /// All threads have come together again.
+    pub(super) fn over(self) {
+        self.crowd
+            .note(self.computed - self.began, self.computed.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caller_is_alone_while_threads_are_held_up_and_for_longer_each_time() {
+        let (crowd, ms) = (Crowd::default(), Duration::from_millis);
+        let long = |crowd: &Crowd| crowd.alone().map(|(_, long)| long);
+        crowd.note(ms(1), Duration::from_micros(100));
+        assert!(!crowd.is_there());
+        // Three milliseconds are late behind one, and not behind a hundred.
+        crowd.note(ms(100), ms(3));
+        assert!(!crowd.is_there());
+        crowd.note(ms(1), ms(3));
+        assert!(crowd.is_there());
+        assert_eq!(long(&crowd), Some(FIRST));
+        crowd.note(ms(1), ms(3));
+        assert_eq!(long(&crowd), Some(2 * FIRST));
+        (0..20).for_each(|_| crowd.note(ms(1), ms(3)));
+        assert_eq!(long(&crowd), Some(LONGEST));
+        crowd.note(ms(1), Duration::ZERO);
+        assert!(!crowd.is_there());
+        crowd.note(ms(1), ms(3));
+        assert_eq!(long(&crowd), Some(FIRST));
+    }
+
+    #[test]
+    fn a_pool_whose_threads_are_held_up_is_left_to_itself() {
+        let cpu = crate::device::cpu::Cpu::open(Some(2)).expect("a pool");
+        let threads = || cpu.run(|| cpu.reachable());
+        assert_eq!(threads(), 2);
+        cpu.crowd.note(Duration::ZERO, LONGEST);
+        assert_eq!(threads(), 1);
+    }
+}
