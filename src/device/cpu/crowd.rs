@@ -107,11 +107,26 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_whose_threads_are_held_up_is_left_to_itself() {
+    fn calls_of_a_pool_whose_threads_are_held_up_run_alone_and_side_by_side() {
         let cpu = crate::device::cpu::Cpu::open(Some(2)).expect("a pool");
         let threads = || cpu.run(|| cpu.reachable());
         assert_eq!(threads(), 2);
         cpu.crowd.note(Duration::ZERO, LONGEST);
         assert_eq!(threads(), 1);
+        // Two at once, each with a call inside; a third would wait.
+        let both = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    cpu.run(|| {
+                        both.wait();
+                        assert_eq!(threads(), 1);
+                        both.wait();
+                    });
+                });
+            }
+        });
+        cpu.crowd.note(Duration::ZERO, Duration::ZERO);
+        assert_eq!(threads(), 2);
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod low;
 pub(crate) mod math;
 mod turn;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
@@ -43,6 +44,8 @@ pub(crate) struct Cpu {
     arch: pulp::Arch,
     /// One call at a time has the whole pool: two would only steal each other's jobs.
     turns: Turns,
+    /// Calls that run alone, as many at a time as the pool has threads.
+    alone: Turns,
     /// The process that the pool's threads are in: a fork does not take them along.
     process: u32,
     /// Whether each thread can have a core.
@@ -123,7 +126,8 @@ impl Cpu {
             level,
             asked: CpuLevel::Auto,
             arch: level.arch(),
-            turns: Turns::default(),
+            turns: Turns::new(1),
+            alone: Turns::new(threads),
             process: std::process::id(),
             roomy: threads <= available,
             cores: Cores::new(threads),
@@ -173,19 +177,26 @@ impl Cpu {
 
     /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.
     ///
-    /// On a machine that is busy with other work the caller runs it alone: see [`Crowd`].
+    /// On a machine that is busy with other work the caller runs it alone, and others theirs beside
+    /// it: see [`Crowd`].
     ///
     /// A worker of the host's own rayon pool runs it alone. It may not wait here: a worker that
     /// waits for another pool takes up more of its host's jobs meanwhile, and so might come here
     /// again with the turn already its own.
     pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
+        let nested = rayon::current_thread_index().is_some() || IS_ALONE.get();
         match &self.pool {
-            Some(pool) if rayon::current_thread_index().is_none() && !self.crowd.is_there() => {
+            Some(pool) if !nested && !self.crowd.is_there() => {
                 let _turn = self.turns.take();
                 pool.install(|| match self.roomy {
                     true => awake(&self.cores, &self.crowd, job),
                     false => job(),
                 })
+            }
+            Some(_) if !nested => {
+                let _turn = self.alone.take();
+                let _alone = Alone::begin();
+                job()
             }
             _ => job(),
         }
@@ -407,6 +418,27 @@ impl Drop for Cpu {
         if self.process != std::process::id() {
             std::mem::forget(self.pool.take());
         }
+    }
+}
+
+thread_local! {
+    /// Whether this thread runs a call alone that could have had a pool.
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives [`IS_ALONE`] is true.
+struct Alone;
+
+impl Alone {
+    fn begin() -> Self {
+        IS_ALONE.set(true);
+        Self
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        IS_ALONE.set(false);
     }
 }
 

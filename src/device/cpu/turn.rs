@@ -1,13 +1,14 @@
 //! A lock whose holders take turns in the order in which they came. With a plain mutex who has just
-//! run takes it again, and on a busy machine somebody waits for as long as the others go on.
+//! run takes it again, and on a busy machine somebody else waits for as long as the others go on.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Waiters are spread over so many, so that few are woken for another's turn.
 const BELLS: usize = 16;
 
-#[derive(Default)]
 pub(super) struct Turns {
+    /// Holders at a time.
+    places: usize,
     tickets: Mutex<Tickets>,
     bells: [Condvar; BELLS],
 }
@@ -16,20 +17,28 @@ pub(super) struct Turns {
 struct Tickets {
     /// The next number to be drawn.
     next: usize,
-    /// Whose turn it is.
-    now: usize,
+    /// Turns that are over: the tickets from here on, as many as there are places, have theirs.
+    over: usize,
 }
 
 /// Whoever has it has the turn.
 pub(super) struct Turn<'t>(&'t Turns);
 
 impl Turns {
+    pub(super) fn new(places: usize) -> Self {
+        Self {
+            places,
+            tickets: Mutex::default(),
+            bells: Default::default(),
+        }
+    }
+
     /// Waits for the caller's turn.
     pub(super) fn take(&self) -> Turn<'_> {
         let mut tickets = self.tickets();
         let own = tickets.next;
         tickets.next = own.wrapping_add(1);
-        while tickets.now != own {
+        while own.wrapping_sub(tickets.over) >= self.places {
             let woken = self.bells[own % BELLS].wait(tickets);
             tickets = woken.unwrap_or_else(PoisonError::into_inner);
         }
@@ -44,8 +53,9 @@ impl Turns {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut tickets = self.0.tickets();
-        tickets.now = tickets.now.wrapping_add(1);
-        self.0.bells[tickets.now % BELLS].notify_all();
+        tickets.over = tickets.over.wrapping_add(1);
+        let last = tickets.over.wrapping_add(self.0.places - 1);
+        self.0.bells[last % BELLS].notify_all();
     }
 }
 
@@ -56,7 +66,7 @@ mod tests {
 
     #[test]
     fn turns_come_in_the_order_of_the_comers() {
-        let (turns, order) = (Turns::default(), Mutex::new(Vec::new()));
+        let (turns, order) = (Turns::new(1), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             let first = turns.take();
             for comer in 0..40 {
@@ -78,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_panic_gives_the_turn_back() {
-        let turns = Turns::default();
+        let turns = Turns::new(1);
         let panicked = std::thread::scope(|scope| {
             let holder = scope.spawn(|| {
                 let _turn = turns.take();
@@ -88,5 +98,28 @@ mod tests {
         });
         assert!(panicked);
         drop(turns.take());
+    }
+
+    #[test]
+    fn as_many_hold_it_as_there_are_places() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let (turns, holders, most) = (Turns::new(3), AtomicUsize::new(0), AtomicUsize::new(0));
+        // Three at once, on one thread.
+        drop([turns.take(), turns.take(), turns.take()]);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _turn = turns.take();
+                        let now = holders.fetch_add(1, Ordering::SeqCst) + 1;
+                        most.fetch_max(now, Ordering::SeqCst);
+                        std::thread::yield_now();
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!((1..=3).contains(&most.into_inner()));
+        assert_eq!(turns.tickets().over, 3 + 8 * 200);
     }
 }
