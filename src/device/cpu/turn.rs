@@ -8,7 +8,7 @@ const BELLS: usize = 16;
 
 pub(super) struct Turns {
     /// Holders at a time.
-    places: usize,
+    places: u64,
     tickets: Mutex<Tickets>,
     bells: [Condvar; BELLS],
 }
@@ -16,9 +16,10 @@ pub(super) struct Turns {
 #[derive(Default)]
 struct Tickets {
     /// The next number to be drawn.
-    next: usize,
-    /// Turns that are over: the tickets from here on, as many as there are places, have theirs.
-    over: usize,
+    next: u64,
+    /// Turns that are over: the tickets before this number and, from it on, as many as there are
+    /// places have theirs. One that has not noticed yet may be overtaken by later ones.
+    over: u64,
 }
 
 /// Whoever has it has the turn.
@@ -27,7 +28,7 @@ pub(super) struct Turn<'t>(&'t Turns);
 impl Turns {
     pub(super) fn new(places: usize) -> Self {
         Self {
-            places,
+            places: places as u64,
             tickets: Mutex::default(),
             bells: Default::default(),
         }
@@ -37,12 +38,16 @@ impl Turns {
     pub(super) fn take(&self) -> Turn<'_> {
         let mut tickets = self.tickets();
         let own = tickets.next;
-        tickets.next = own.wrapping_add(1);
-        while own.wrapping_sub(tickets.over) >= self.places {
-            let woken = self.bells[own % BELLS].wait(tickets);
+        tickets.next += 1;
+        while own >= tickets.over + self.places {
+            let woken = self.bell(own).wait(tickets);
             tickets = woken.unwrap_or_else(PoisonError::into_inner);
         }
         Turn(self)
+    }
+
+    fn bell(&self, ticket: u64) -> &Condvar {
+        &self.bells[usize::from(ticket.to_le_bytes()[0]) % BELLS]
     }
 
     fn tickets(&self) -> MutexGuard<'_, Tickets> {
@@ -53,9 +58,8 @@ impl Turns {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut tickets = self.0.tickets();
-        tickets.over = tickets.over.wrapping_add(1);
-        let last = tickets.over.wrapping_add(self.0.places - 1);
-        self.0.bells[last % BELLS].notify_all();
+        tickets.over += 1;
+        self.0.bell(tickets.over + self.0.places - 1).notify_all();
     }
 }
 
@@ -69,7 +73,7 @@ mod tests {
         let (turns, order) = (Turns::new(1), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             let first = turns.take();
-            for comer in 0..40 {
+            for comer in 0..40u64 {
                 let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
                     let _turn = turns.take();
