@@ -126,4 +126,12 @@ mod tests {
         assert!((1..=3).contains(&most.into_inner()));
         assert_eq!(turns.tickets().over, 3 + 8 * 200);
     }
+
+    #[test]
+    fn a_turn_that_later_ones_have_overtaken_stays() {
+        let turns = Turns::new(2);
+        (turns.tickets().next, turns.tickets().over) = (5, 7);
+        drop(turns.take());
+        assert_eq!(turns.tickets().over, 8);
+    }
 }

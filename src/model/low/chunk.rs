@@ -72,7 +72,7 @@ thread_local! {
 
 /// The part `number` of `parts`, and what it shares with the others.
 #[derive(Clone, Copy)]
-struct Part<'p> {
+struct PartView<'p> {
     model: &'p LowBert,
     words: View<'p>,
     batch: Batch<'p>,
@@ -83,7 +83,7 @@ struct Part<'p> {
 
 /// A part through all layers; `out`: of the first.
 struct PartRun<'r, 'o> {
-    view: Part<'r>,
+    view: PartView<'r>,
     part: &'r mut ChunkPart,
     out: Option<Out<'o>>,
 }
@@ -111,7 +111,7 @@ impl Chunk<'_> {
         room.handed.resize_with(most, Handed::default);
         let mut out = Some(self.out);
         let mut run_in = |parts: usize| {
-            let view = Part {
+            let view = PartView {
                 model: self.model,
                 words: self.words,
                 batch: self.batch,
@@ -122,7 +122,7 @@ impl Chunk<'_> {
             let parts = room.parts[..parts].iter_mut().enumerate();
             let mut runs: Vec<PartRun<'_, '_>> = parts
                 .map(|(number, part)| PartRun {
-                    view: Part { number, ..view },
+                    view: PartView { number, ..view },
                     part,
                     out: if number == 0 { out.take() } else { None },
                 })
@@ -207,7 +207,7 @@ impl Job for AttendedRun<'_, '_, '_, '_> {
     }
 }
 
-impl Part<'_> {
+impl PartView<'_> {
     /// The part `number` of `parts` of `all`.
     fn share_of(&self, number: usize, all: usize) -> Range<usize> {
         all * number / self.parts..all * (number + 1) / self.parts
