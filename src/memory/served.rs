@@ -194,13 +194,12 @@ impl Bayes {
             bayes.entries.push((domain, more as f32));
         }
         bayes.starts.push(crate::num::to_u32(bayes.entries.len()));
-        let buckets = 0..=1u64 << bucket_bits(bayes.words.len());
-        let first = |bucket| {
-            bayes
-                .words
-                .partition_point(|word| bayes.bucket(*word) < bucket)
-        };
-        bayes.buckets = buckets.map(|n| crate::num::to_u32(first(n))).collect();
+        let mut place = 0;
+        for bucket in 0..=1u64 << bucket_bits(bayes.words.len()) {
+            let before = |word: &&u32| bayes.bucket(**word) < bucket;
+            place += bayes.words[place..].iter().take_while(before).count();
+            bayes.buckets.push(crate::num::to_u32(place));
+        }
         let different = SMOOTHING * bayes.words.len() as f64;
         let missing = |total: f64| (SMOOTHING / (total + different).max(SMOOTHING)).ln();
         bayes.missing = totals.into_iter().map(missing).collect();

@@ -4,7 +4,7 @@
 //! to wait for a core, which takes milliseconds, the caller alone is several times faster.
 #![expect(clippy::disallowed_types, reason = "how long threads take to come")]
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Threads that come later than this, and than a quarter of the job, are held up.
@@ -46,24 +46,17 @@ impl Crowd {
         }
     }
 
-    fn alone(&self) -> Option<(Instant, Duration)> {
-        *self
-            .alone
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn alone(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// After a call whose job took `took`, and whose threads came together `late` behind it.
-    fn note(&self, took: Duration, late: Duration) {
-        let next = (late > LATE.max(took / 4)).then(|| {
-            let last = self.alone().map_or(FIRST / 2, |(_, long)| long);
-            let long = (2 * last).min(LONGEST);
+    pub(super) fn note(&self, took: Duration, late: Duration) {
+        let mut alone = self.alone();
+        *alone = (late > LATE.max(took / 4)).then(|| {
+            let long = alone.map_or(FIRST, |(_, long)| (2 * long).min(LONGEST));
             (Instant::now() + long, long)
         });
-        *self
-            .alone
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = next;
     }
 }
 
@@ -126,7 +119,7 @@ mod tests {
                 });
             }
         });
-        cpu.crowd.note(Duration::ZERO, Duration::ZERO);
+        cpu.forget_crowd();
         assert_eq!(threads(), 2);
     }
 }

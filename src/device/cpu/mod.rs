@@ -13,6 +13,8 @@ mod turn;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(test)]
+use std::time::Duration;
 
 use rayon::prelude::*;
 
@@ -200,6 +202,12 @@ impl Cpu {
             }
             _ => job(),
         }
+    }
+
+    /// Gives the next call the pool, however busy the machine was.
+    #[cfg(test)]
+    pub(crate) fn forget_crowd(&self) {
+        self.crowd.note(Duration::ZERO, Duration::ZERO);
     }
 
     /// Threads that the caller may use: those of the pool for one of its own, else its own alone.
@@ -454,7 +462,9 @@ fn awake<R>(cores: &Cores, crowd: &Crowd, job: impl FnOnce() -> R) -> R {
     }
     let done = AtomicBool::new(false);
     let own = rayon::current_thread_index();
-    own.into_iter().for_each(|own| cores.stay(own));
+    if let Some(own) = own {
+        cores.stay(own);
+    }
     let mut call = crowd.call();
     let value = rayon::in_place_scope(|scope| {
         scope.spawn_broadcast(|_, context| {

@@ -88,8 +88,6 @@ struct PartRun<'r, 'o> {
     out: Option<Out<'o>>,
 }
 
-struct AttendedRun<'a, 'r, 'o, 'b>(&'a mut PartRun<'r, 'o>, &'a mut Attendance<'b>);
-
 impl LowBert {
     /// Most parts that a chunk can have.
     pub(crate) fn most_parts(&self) -> usize {
@@ -128,7 +126,7 @@ impl Chunk<'_> {
                 })
                 .collect();
             let run = |run: &mut PartRun<'_, '_>, attendance: &mut Attendance<'_>| {
-                self.model.kernel.run(AttendedRun(run, attendance));
+                self.model.kernel.run((run, attendance));
             };
             let done = cpu.abreast(&mut runs, run);
             out = runs.swap_remove(0).out;
@@ -164,13 +162,13 @@ impl Handed {
     }
 }
 
-impl Job for AttendedRun<'_, '_, '_, '_> {
+impl Job for (&mut PartRun<'_, '_>, &mut Attendance<'_>) {
     type Output = ();
 
     /// Leaves off where the job is given up.
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
-        let Self(PartRun { view, part, out }, attendance) = self;
+        let (PartRun { view, part, out }, attendance) = self;
         let layers = &view.model.layers;
         view.embed(w, part);
         for (number, layer) in layers.iter().enumerate() {
@@ -323,9 +321,7 @@ impl PartView<'_> {
         };
         a.reset::<W>(rows, layer.attention_output.blocks());
         for (r, row) in made[..rows * width].chunks_exact(width).enumerate() {
-            for (group, values) in row.chunks(GROUP_WIDTH).enumerate() {
-                a.put(w, r, group, values);
-            }
+            a.put_row(w, r, row);
         }
         self.add_or_make(w, a, &layer.attention_output, x, 1 - turn);
     }
@@ -512,9 +508,7 @@ impl LowBert {
         a.reset::<W>(x.len() / hidden, W::Numbers::blocks(self.shape.elements));
         for (r, x) in x.chunks_exact_mut(hidden).enumerate() {
             self.norm(w, norm, x);
-            for (group, values) in x.chunks(GROUP_WIDTH).enumerate() {
-                a.put(w, r, group, values);
-            }
+            a.put_row(w, r, x);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::wide::{Block, Wide};
-use super::{LowLine, Numbers};
+use super::{GROUP, LowLine, Numbers};
 
 /// Rows of lines; room is kept from one use to the next.
 #[derive(Default)]
@@ -75,6 +75,14 @@ impl Rows {
         let scale = W::Numbers::round(w, values, lines);
         if W::Numbers::HAS_SCALES {
             self.scales[row * self.groups + group] = scale;
+        }
+    }
+
+    /// Takes `values` as all inputs of a row.
+    #[inline(always)]
+    pub(crate) fn put_row<W: Wide>(&mut self, w: W, row: usize, values: &[Block]) {
+        for (group, values) in values.chunks(GROUP / 16).enumerate() {
+            self.put(w, row, group, values);
         }
     }
 
