@@ -1,7 +1,8 @@
-//! Sixteen callers at once, each on a thread of its own, beside one that hands in batches of 32.
-//! `cargo run --release --example callers -- [PRECISION] [CALLERS]`
+//! Sixteen callers at once beside one that hands in batches of 32: on a router whose calls compute
+//! each on its own thread, and on one whose calls share batches.
+//! `cargo run --release --example callers -- [PRECISION] [CALLERS] [GATHER_US]`
 //!
-//! Both answer the same prompts, in turns; the medians of five rounds and their ratio are printed.
+//! All answer the same prompts, in turns; the medians of five rounds and their ratios are printed.
 #![allow(clippy::print_stdout, reason = "an example")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,10 +26,15 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let precision = arguments.next().unwrap_or_else(|| "auto".to_owned());
     let callers = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(16);
+    let gather_us = arguments
+        .next()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(20_000);
     let options = Options::default()
         .device("cpu")
         .precision(precision.parse()?);
     let alone = Router::open(STORE, options.clone().threads(1))?;
+    let sharing = Router::open(STORE, options.clone().gather_us(gather_us))?;
     let together = Router::open(STORE, options)?;
     let words: Vec<&str> = TEXT.split(' ').collect();
     let prompt = |n: usize| {
@@ -36,10 +42,11 @@ fn main() -> Result<()> {
         Request::new(words[n % 3..][..count.min(words.len() - 3)].join(" ")).top(1)
     };
     let requests: Vec<Request> = (0..PROMPTS).map(prompt).collect();
-    let mut rates = [Vec::new(), Vec::new()];
+    let mut rates = [const { Vec::new() }; 3];
     for round in 0..=ROUNDS {
         let found = [
             side_by_side(&alone, &requests, callers)?,
+            side_by_side(&sharing, &requests, callers)?,
             in_batches(&together, &requests)?,
         ];
         // The first warms up.
@@ -50,16 +57,16 @@ fn main() -> Result<()> {
                 .for_each(|(rates, rate)| rates.push(rate));
         }
     }
-    let [callers_rate, batch_rate] = rates.map(|mut rates| {
+    let [alone, sharing, batches] = rates.map(|mut rates| {
         rates.sort_by(f64::total_cmp);
         rates[rates.len() / 2]
     });
-    println!("{callers} callers with a thread each  {callers_rate:8.0} prompts/s");
-    println!("batches of 32                {batch_rate:8.0} prompts/s");
-    println!(
-        "ratio                        {:8.2}",
-        callers_rate / batch_rate
-    );
+    println!("prompts a second:");
+    println!("batches of 32                          {batches:8.0}");
+    for (rate, how) in [(alone, "a thread each"), (sharing, "shared batches")] {
+        let how = format!("{callers} callers, {how}");
+        println!("{how:<38} {rate:8.0} {:5.2}", rate / batches);
+    }
     Ok(())
 }
 

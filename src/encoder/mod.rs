@@ -346,16 +346,9 @@ impl Encoder {
         if let [text] = texts {
             return vec![one(text)];
         }
-        let mut tokens: Vec<Option<Result<Tokens>>> = texts.iter().map(|_| None).collect();
         // Tokenizing costs about as much as 20,000 multiply-adds.
-        self.host.run(|| {
-            self.host.rows(&mut tokens, 1, 20_000, |first, block| {
-                for (i, place) in block.iter_mut().enumerate() {
-                    *place = Some(one(&texts[first + i]));
-                }
-            });
-        });
-        tokens.into_iter().flatten().collect()
+        let all = || self.host.map(texts.len(), 20_000, |i| one(&texts[i]));
+        self.host.run(all)
     }
 
     /// `prompts` cut into batches that the device takes at once: by tokens, and at most

@@ -46,7 +46,7 @@ pub struct RouterStats {
 }
 
 /// A request, and perhaps a model whose score the answer should have.
-pub(super) trait Asking {
+pub(super) trait Asking: Sync {
     fn request(&self) -> &Request;
 
     /// The name of the model.

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+use crate::device::Device;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "cli")]
 use crate::encoder::seen::Seen;
@@ -244,10 +245,16 @@ impl Router {
         requests: &[A],
         policy: Option<&PolicyHandle>,
     ) -> Result<Routed> {
+        let began = Instant::now();
         let compiled = policy.map(|policy| policy.against(serving, &self.store));
         let compiled = compiled.transpose()?;
         let policy = compiled.as_deref();
-        let answers = self.ranked_on(serving, requests, policy)?;
+        let ranked = || self.ranked_on(serving, requests, policy, began);
+        let answers = match serving.encoder.device() {
+            // The pool's threads are woken once for everything.
+            Device::Cpu(cpu) => cpu.run(ranked)?,
+            Device::Gpu(_) => ranked()?,
+        };
         self.front.remember(serving, policy, requests, &answers);
         let hub = &policy.map_or(serving, |policy| &policy.serving).hub;
         Ok(Routed {
@@ -261,13 +268,14 @@ impl Router {
         serving: &Arc<Serving>,
         requests: &[A],
         policy: Option<&CompiledPolicy>,
+        began: Instant,
     ) -> Result<Vec<Result<Decision>>> {
-        let began = Instant::now();
+        let starts = Instant::now();
         let serving = policy.map_or(serving, |policy| &policy.serving);
         let prompts = requests.iter().map(Asking::request);
         let prompts = prompts.map(|r| (r.prompt.as_str(), cut_of(r)));
         let tokens = serving.encoder.tokenize_cut(&prompts.collect::<Vec<_>>());
-        let tokenize = microseconds(began);
+        let tokenize = microseconds(starts);
         let nobody = (serving.index.eligible() == 0)
             .then(|| error!(NoCandidate, "{}: every model is retired", serving.id));
         let asks = requests.iter().zip(tokens).map(|(asked, tokens)| {
@@ -297,29 +305,27 @@ impl Router {
             let with_ask = |(answer, ask): (Result<_>, _)| Ok((answer?, ask));
             answers.map(with_ask).collect()
         });
-        let total = microseconds(began);
-        let decided = requests.iter().zip(ranked).map(|(asked, ranked)| {
-            let (answer, ask): (PromptRanking, PromptToRank) = ranked?;
+        let decide = |place: usize| {
+            let (answer, ask): &(PromptRanking, PromptToRank) = match &ranked[place] {
+                Ok(both) => both,
+                Err(error) => return Err(error.clone()),
+            };
             let timing = Timing {
                 tokenize,
                 encode: answer.encode,
                 score: answer.score,
-                total,
                 batch: answer.batch,
                 ..Timing::default()
             };
+            let (request, ranking) = (requests[place].request(), &answer.ranking);
             let within = policy.zip(ask.admitted.as_ref());
-            let ranking = &answer.ranking;
-            Ok(decide(
-                serving,
-                asked.request(),
-                &ask,
-                ranking,
-                within,
-                timing,
-            ))
-        });
-        let mut decided: Vec<Result<Decision>> = decided.collect();
+            Ok(decide(serving, request, ask, ranking, within, timing))
+        };
+        let mut decided = self.host.map(ranked.len(), 20_000, decide);
+        let total = microseconds(began);
+        for decision in decided.iter_mut().flatten() {
+            decision.timing.total = total;
+        }
         if let Some(policy) = policy {
             abstaining::abstain(serving, policy, requests, k, began, &mut decided);
         }

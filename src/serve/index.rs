@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::device::cpu::Cpu;
 use crate::device::{Device, NewTensor, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
@@ -283,19 +284,28 @@ impl Index {
 
     /// The words of a batch's prompts, for [`Index::upload`].
     #[expect(clippy::cast_possible_truncation, reason = "scores are f32")]
-    pub(crate) fn by_words<'w>(&self, prompts: impl Iterator<Item = &'w [u32]>) -> WordMatches {
-        let mut all = WordMatches::default();
+    pub(crate) fn by_words(&self, cpu: &Cpu, prompts: &[&[u32]]) -> WordMatches {
         let Some(recall) = self.recall() else {
-            return all;
+            return WordMatches::default();
         };
-        for words in prompts {
-            let (scores, known) = recall.words.scores(words);
-            all.scores
-                .extend(scores.into_iter().map(|score| score as f32));
-            // A prompt without words is unlike any other.
-            let known = known / words.len().max(1) as f64;
-            all.unknown.push((1.0 - known) as f32);
-        }
+        let count = recall.words.domains();
+        let mut all = WordMatches {
+            scores: vec![0.0; prompts.len() * count],
+            unknown: vec![1.0; prompts.len()],
+        };
+        let arrays = [&mut all.scores[..], &mut all.unknown[..]];
+        // A prompt's words are about 40 reads of memory that is in no cache.
+        cpu.lockstep(arrays, [count, 1], 40_000, |first, [scores, unknown]| {
+            let prompts = prompts[first..].iter().zip(unknown);
+            for ((words, unknown), out) in prompts.zip(scores.chunks_exact_mut(count.max(1))) {
+                let (scores, known) = recall.words.scores(words);
+                for (out, score) in out.iter_mut().zip(scores) {
+                    *out = score as f32;
+                }
+                // A prompt without words is unlike any other.
+                *unknown = (1.0 - known / words.len().max(1) as f64) as f32;
+            }
+        });
         all
     }
 
@@ -451,8 +461,10 @@ impl Index {
     /// One ranking for each prompt; `by_words`, `masks`, `kept`: those of its batch, if it had some.
     ///
     /// Errors: a score is not finite.
+    #[expect(clippy::too_many_arguments, reason = "what a batch was asked and gave")]
     pub(crate) fn rankings(
         &self,
+        cpu: &Cpu,
         reads: &RankingReads,
         outputs: &Outputs,
         prompts: usize,
@@ -461,40 +473,40 @@ impl Index {
         kept: &[Option<u32>],
     ) -> Result<Vec<Ranking>> {
         let models = self.keys.models();
-        (0..prompts)
-            .map(|b| {
-                let (ids, [scores, domains, y]) = reads.row.of(outputs.u32(reads.results), b);
-                let all = reads
-                    .all
-                    .map(|read| &outputs.f32(read)[b * models..][..models]);
-                let mut best = match all {
-                    Some(all) => ranked(all, reads.k),
-                    None => ids.iter().copied().zip(scores.iter().copied()).collect(),
-                };
-                if let Some(masks) = masks {
-                    best.truncate(masks.counts[b]);
-                }
-                if let (Some(all), Some(Some(model))) = (all, kept.get(b)) {
-                    best.extend(self.behind(&best, *model, all));
-                }
-                let mut ranking = Ranking::new(best, domains)?;
-                if let Some(own) = &self.recalled {
-                    let count = own.recall.words.domains();
-                    let words = &by_words.scores[b * count..][..count];
-                    let offsets = &self.offsets;
-                    ranking.parts = own.parts(&ranking.best, y, words, offsets, self.scale());
-                    ranking.place = by_words.unknown.get(b).map(|unknown| PromptPlace {
-                        y: y.to_vec(),
-                        unknown: *unknown,
-                    });
-                }
-                if let Some(ids) = &self.ids {
-                    let rows = ranking.best.iter_mut();
-                    rows.for_each(|(row, _)| *row = ids[*row as usize]);
-                }
-                Ok(ranking)
-            })
-            .collect()
+        let rank = |b: usize| {
+            let (ids, [scores, domains, y]) = reads.row.of(outputs.u32(reads.results), b);
+            let all = reads
+                .all
+                .map(|read| &outputs.f32(read)[b * models..][..models]);
+            let mut best = match all {
+                Some(all) => ranked(all, reads.k),
+                None => ids.iter().copied().zip(scores.iter().copied()).collect(),
+            };
+            if let Some(masks) = masks {
+                best.truncate(masks.counts[b]);
+            }
+            if let (Some(all), Some(Some(model))) = (all, kept.get(b)) {
+                best.extend(self.behind(&best, *model, all));
+            }
+            let mut ranking = Ranking::new(best, domains)?;
+            if let Some(own) = &self.recalled {
+                let count = own.recall.words.domains();
+                let words = &by_words.scores[b * count..][..count];
+                let offsets = &self.offsets;
+                ranking.parts = own.parts(&ranking.best, y, words, offsets, self.scale());
+                ranking.place = by_words.unknown.get(b).map(|unknown| PromptPlace {
+                    y: y.to_vec(),
+                    unknown: *unknown,
+                });
+            }
+            if let Some(ids) = &self.ids {
+                let rows = ranking.best.iter_mut();
+                rows.for_each(|(row, _)| *row = ids[*row as usize]);
+            }
+            Ok(ranking)
+        };
+        // The sums of a few products of R, one after the other.
+        cpu.map(prompts, 20_000, rank).into_iter().collect()
     }
 
     /// The row and the score of `model`, if it is eligible and not among the `best`.

@@ -217,6 +217,11 @@ impl Serving {
         self.encoder.device()
     }
 
+    fn by_words<'w>(&self, prompts: impl Iterator<Item = &'w [u32]>) -> WordMatches {
+        let prompts: Vec<&[u32]> = prompts.collect();
+        self.index.by_words(self.encoder.host(), &prompts)
+    }
+
     /// The cosine of prompt and model embedding of the `place`th of the best.
     pub(crate) fn cosine(&self, ranking: &Ranking, place: usize) -> f32 {
         let (_, score) = ranking.best[place];
@@ -284,10 +289,8 @@ impl Serving {
             kept: narrowing.kept,
         };
         let batch = encoder.pack(prompts);
-        let words = prompts
-            .iter()
-            .map(|tokens| tokens.borrow().words.as_slice());
-        let words = self.index.by_words(words);
+        let words = prompts.iter().map(|tokens| &tokens.borrow().words[..]);
+        let words = self.by_words(words);
         // Some rows take little room, and are on the CPU.
         let mut own = match narrowing.index {
             Some(index) => Some(index.workspace(encoder.ops(), self.device(), batch.prompts())?),
@@ -330,8 +333,9 @@ impl Serving {
         self.plans.give_back(held);
         let index = narrowing.index.unwrap_or(&self.index);
         let (masks, kept) = (masks.as_ref(), narrowing.kept);
+        let host = self.encoder.host();
         Ok(BatchRanking {
-            rankings: index.rankings(&reads, &outputs, prompts, &words, masks, kept)?,
+            rankings: index.rankings(host, &reads, &outputs, prompts, &words, masks, kept)?,
             encode: outputs.stage(0),
             score: outputs.stage(1),
             counts: outputs.counts,
@@ -395,9 +399,7 @@ impl Serving {
     pub(crate) fn rank_seen(&self, prompts: &[&Seen]) -> Result<Vec<Ranking>> {
         let mut all = Vec::with_capacity(prompts.len());
         for chunk in prompts.chunks(self.index.most_prompts().min(64)) {
-            let words = self
-                .index
-                .by_words(chunk.iter().map(|seen| seen.words.as_slice()));
+            let words = self.by_words(chunk.iter().map(|seen| &seen.words[..]));
             let pooled: Vec<f32> = chunk
                 .iter()
                 .flat_map(|seen| &seen.pooled)
@@ -426,8 +428,8 @@ impl Serving {
                 },
             )?;
             let count = chunk.len();
-            let index = &self.index;
-            all.extend(index.rankings(&reads, &outputs, count, &words, None, &[])?);
+            let (host, index) = (self.encoder.host(), &self.index);
+            all.extend(index.rankings(host, &reads, &outputs, count, &words, None, &[])?);
         }
         Ok(all)
     }
@@ -464,9 +466,7 @@ impl Serving {
     /// The best model and the vector of each prompt of one batch; on the CPU.
     pub(super) fn look(&self, prompts: &[&Tokens]) -> Result<Vec<(u32, Vec<f32>)>> {
         let batch = self.encoder.pack(prompts);
-        let words = self
-            .index
-            .by_words(prompts.iter().map(|tokens| tokens.words.as_slice()));
+        let words = self.by_words(prompts.iter().map(|tokens| &tokens.words[..]));
         let run = |plan: &mut Plan<RouteWorkspace>| {
             let ((reads, pooled), outcome) = self.device().run(plan, |pass, t| {
                 let w = &mut t.workspace;
@@ -478,9 +478,10 @@ impl Serving {
                 let reads = self.score(pass, a, z, &self.index, false, WantedRanks::best(1), w);
                 (reads, pooled)
             })?;
+            let host = self.encoder.host();
             let rankings =
                 self.index
-                    .rankings(&reads, &outcome, prompts.len(), &words, None, &[])?;
+                    .rankings(host, &reads, &outcome, prompts.len(), &words, None, &[])?;
             let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
             let both = rankings.iter().zip(vectors);
             both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))

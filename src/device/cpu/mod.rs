@@ -351,6 +351,24 @@ impl Cpu {
         }
     }
 
+    /// `f` of the numbers below `count`, side by side.
+    ///
+    /// `work`: multiply-adds of one, or about; it only decides whether threads are worth it.
+    pub(crate) fn map<T: Send>(
+        &self,
+        count: usize,
+        work: usize,
+        f: impl Fn(usize) -> T + Sync + Send,
+    ) -> Vec<T> {
+        let mut places: Vec<Option<T>> = (0..count).map(|_| None).collect();
+        self.rows(&mut places, 1, work, |first, places| {
+            for (i, place) in places.iter_mut().enumerate() {
+                *place = Some(f(first + i));
+            }
+        });
+        places.into_iter().flatten().collect()
+    }
+
     /// `f` on all `parts`, each on a thread of its own, so that they may wait for each other. False:
     /// one was so late that the job was given up half done.
     pub(crate) fn abreast<T: Send>(
