@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::{StoreArgs, bundled, output};
 use crate::diagnostics::{Diagnosis, diagnose, tune};
 use crate::error::{Result, bail};
+use crate::options::Options;
 
 /// Show the installed store and encoder, the devices and the choice of --device; test every op on
 /// each device
@@ -25,8 +26,9 @@ pub(super) struct DoctorArgs {
     /// The --device to explain
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
-    /// Measure the kernels of the GPU that --device takes, and keep in the cache folder
-    /// ($HUBROUTER_CACHE) which of them is the faster for how many tokens; test nothing
+    /// Measure the GPU that --device takes, and keep in the cache folder ($HUBROUTER_CACHE) which of
+    /// its kernels is the faster for how many tokens, and which batches the CPU computes sooner; test
+    /// nothing
     #[arg(long)]
     tune: bool,
     /// Print one JSON object
@@ -83,8 +85,12 @@ fn measure(args: &DoctorArgs) -> Result<ExitCode> {
             "--tune: expected a cache folder, found HUBROUTER_CACHE=off; set it to a folder"
         );
     };
+    let mut options = Options::default().cpu(super::cpu_level()?);
+    options.encoder.clone_from(&args.encoder);
+    options.look_in.extend(bundled::encoder());
+    let (choice, store) = (args.device.as_str().into(), args.store.path()?);
     let mut bar = Progress::new("measuring", 0);
-    let report = tune(&args.device.as_str().into(), &folder, &mut |done, total| {
+    let report = tune(&choice, &store, &options, &folder, &mut |done, total| {
         bar.total(total as u64);
         bar.set(done as u64);
     })?;
@@ -105,8 +111,28 @@ fn measure(args: &DoctorArgs) -> Result<ExitCode> {
     }
     table.print()?;
     output::paragraph(format!(
-        "from now on batches of up to {} tokens take the kernel for few rows: {}",
+        "from now on batches of up to {} tokens take the kernel for few rows",
         report.few_rows,
+    ))?;
+    let mut table = output::TextTable::new(&[">tokens", ">CPU ms", ">GPU ms", ">ratio"]);
+    for m in &report.routes {
+        table.row(vec![
+            m.tokens.to_string(),
+            format!("{:.2}", m.cpu_us / 1e3),
+            format!("{:.2}", m.gpu_us / 1e3),
+            format!("{:.2}", m.cpu_us / m.gpu_us),
+        ]);
+    }
+    table.print()?;
+    let share = match report.cpu_tokens {
+        0 => "all batches to the GPU".to_owned(),
+        tokens => format!(
+            "batches of up to {tokens} tokens to the CPU, where it has {} threads",
+            report.threads
+        ),
+    };
+    output::paragraph(format!(
+        "and --device auto gives {share}: {}",
         report.kept.display()
     ))?;
     Ok(ExitCode::SUCCESS)

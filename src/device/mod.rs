@@ -41,8 +41,9 @@ use gpu::Gpu;
 #[serde(from = "String", into = "String")]
 #[non_exhaustive]
 pub enum DeviceChoice {
-    /// A hardware GPU if there is one, else the CPU. Never a software adapter: one was measured
-    /// 20 to 150 times slower than the native path on the same cores.
+    /// A hardware GPU if there is one, else the CPU; beside a GPU that `hubrouter doctor --tune` has
+    /// measured the CPU for calls that it computes sooner. Never a software adapter: one was
+    /// measured 20 to 150 times slower than the native path on the same cores.
     #[default]
     Auto,
     /// The native path on this machine's CPU.
@@ -88,6 +89,16 @@ pub(crate) enum Device {
     Cpu(Arc<Cpu>),
 }
 
+/// The batches that the CPU computes sooner than a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CpuShare {
+    /// Threads that it was measured with.
+    pub(crate) threads: usize,
+    /// Most tokens of such a batch; 0: the GPU is always the faster.
+    pub(crate) tokens: usize,
+}
+
 /// What was opened and why.
 pub(crate) struct Opened {
     pub(crate) device: Device,
@@ -95,16 +106,24 @@ pub(crate) struct Opened {
     pub(crate) reason: String,
     /// What failed, where the CPU computes in place of another device.
     pub(crate) degraded: Option<String>,
+    /// Most tokens of a batch that the CPU computes in place of the GPU; 0: none.
+    pub(crate) cpu_tokens: usize,
 }
 
 impl Opened {
     fn new(device: Device, reason: String) -> Self {
-        let degraded = None;
         Self {
             device,
             reason,
-            degraded,
+            degraded: None,
+            cpu_tokens: 0,
         }
+    }
+
+    /// The CPU beside a GPU, for the batches that it computes sooner.
+    pub(crate) fn beside_gpu(cpu: &Arc<Cpu>) -> Self {
+        let reason = "the CPU computes some batches sooner than the GPU";
+        Self::new(Device::Cpu(Arc::clone(cpu)), reason.into())
     }
 
     /// The CPU, in place of a device that failed with `error`.
@@ -146,7 +165,13 @@ impl Device {
             Some(adapter) => Self::Gpu(Arc::new(Gpu::open(&adapter, cpu, cache)?)),
             None => Self::Cpu(Arc::clone(cpu)),
         };
-        Ok(Opened::new(device, reason))
+        let mut opened = Opened::new(device, reason);
+        if let (DeviceChoice::Auto, Self::Gpu(gpu)) = (choice, &opened.device) {
+            let (tokens, why) = cpu_tokens(gpu.cpu_share(), cpu.threads());
+            opened.cpu_tokens = tokens;
+            opened.reason = format!("{}; {why}", opened.reason);
+        }
+        Ok(opened)
     }
 
     /// As in a decision: `cpu`, or the adapter's name.
@@ -266,6 +291,29 @@ impl Device {
 pub(crate) enum Running {
     Done(Outputs),
     Submitted(gpu::Ticket),
+}
+
+/// Most tokens of a batch that `auto` leaves to the CPU, and why.
+fn cpu_tokens(share: Option<CpuShare>, threads: usize) -> (usize, String) {
+    let Some(share) = share else {
+        let why = "whether the CPU computes small batches sooner was not measured; \
+                   `hubrouter doctor --tune` does that";
+        return (0, why.into());
+    };
+    match share.tokens {
+        _ if share.threads != threads => {
+            let measured = share.threads;
+            let why = format!(
+                "the CPU was measured beside it with {measured} threads and has {threads} now"
+            );
+            (0, why)
+        }
+        0 => (0, "it computes all batches sooner than the CPU".into()),
+        tokens => {
+            let why = format!("the CPU computes batches of up to {tokens} tokens sooner");
+            (tokens, why)
+        }
+    }
 }
 
 /// Why `auto` takes the CPU without asking any driver.
@@ -443,6 +491,21 @@ mod tests {
                 error.starts_with(&begin) && error.contains("--features gpu"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn the_cpu_has_the_batches_that_were_measured_with_its_threads() {
+        let share = |tokens| CpuShare { threads: 4, tokens };
+        for (share, threads, tokens, why) in [
+            (None, 4, 0, "not measured"),
+            (Some(share(64)), 4, 64, "up to 64 tokens"),
+            (Some(share(64)), 2, 0, "with 4 threads and has 2"),
+            (Some(share(0)), 4, 0, "all batches sooner"),
+        ] {
+            let found = cpu_tokens(share, threads);
+            assert_eq!(found.0, tokens);
+            assert!(found.1.contains(why), "{}", found.1);
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::CpuShare;
 use crate::device::adapter::AdapterReport;
 use crate::error::Result;
 #[cfg(feature = "gpu")]
@@ -15,18 +16,20 @@ use crate::files;
 #[cfg(feature = "gpu")]
 const MOST: u64 = 1 << 16;
 
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
 
 /// What a GPU was measured to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tuning {
-    /// Version of this form; 1.
+    /// Version of this form; 2.
     schema_version: u32,
     adapter: String,
     driver: String,
     /// Most rows for which the kernel for few rows is taken.
     few_rows: usize,
+    /// What the CPU beside it computes sooner; `None`: not measured.
+    cpu: Option<CpuShare>,
 }
 
 /// Rows up to which the weights' bytes take the time on a card of 132 cores, by a model of it:
@@ -42,12 +45,25 @@ impl Tuning {
             adapter: report.name.clone(),
             driver: report.driver.clone(),
             few_rows,
+            cpu: None,
         }
+    }
+
+    /// With what the CPU computes sooner.
+    #[cfg(feature = "cli")]
+    pub(crate) fn beside(self, cpu: CpuShare) -> Self {
+        let cpu = Some(cpu);
+        Self { cpu, ..self }
     }
 
     #[cfg(feature = "gpu")]
     pub(crate) fn few_rows(&self) -> usize {
         self.few_rows
+    }
+
+    #[cfg(feature = "gpu")]
+    pub(crate) fn cpu(&self) -> Option<CpuShare> {
+        self.cpu
     }
 
     /// What `folder` keeps of the adapter, or else the built-in choice. A file that is damaged is
@@ -104,7 +120,10 @@ fn read(file: &Path, report: &AdapterReport) -> Result<Option<Tuning>> {
             file.display()
         ),
     };
-    let wanted = Tuning::of(report, tuning.few_rows);
+    let wanted = Tuning {
+        cpu: tuning.cpu,
+        ..Tuning::of(report, tuning.few_rows)
+    };
     if tuning != wanted {
         bail!(
             Mismatch,
@@ -154,8 +173,16 @@ mod tests {
         let (old, new) = (report("1.0"), report("2.0"));
         assert_eq!(Tuning::look(None, &old).few_rows(), FEW);
         assert_eq!(Tuning::look(Some(&folder), &old).few_rows(), FEW);
-        let path = Tuning::of(&old, 48).keep(&folder, &old).unwrap();
-        assert_eq!(Tuning::look(Some(&folder), &old).few_rows(), 48);
+        let share = CpuShare {
+            threads: 4,
+            tokens: 32,
+        };
+        let tuning = Tuning::of(&old, 48);
+        tuning.keep(&folder, &old).unwrap();
+        assert_eq!(Tuning::look(Some(&folder), &old).cpu(), None);
+        let path = tuning.beside(share).keep(&folder, &old).unwrap();
+        let found = Tuning::look(Some(&folder), &old);
+        assert_eq!((found.few_rows(), found.cpu()), (48, Some(share)));
         assert_eq!(Tuning::look(Some(&folder), &new).few_rows(), FEW);
         // Of another driver, under this one's name; then damaged.
         let good = std::fs::read(&path).unwrap();

@@ -6,6 +6,7 @@
 )]
 
 mod cases;
+mod crossover;
 mod kernels;
 mod roofline;
 mod tune;
@@ -22,6 +23,7 @@ use crate::device::gpu::{self, Gpu};
 use crate::device::{CpuLevel, Device, DeviceChoice, choose};
 use crate::error::Result;
 use cases::CaseScale;
+pub use crossover::TunedBatch;
 #[doc(hidden)]
 pub use kernels::{KernelBench, Peaks};
 #[doc(hidden)]

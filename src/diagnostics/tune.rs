@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::crossover::{self, TunedBatch};
 use super::kernels::best;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::{self, Gpu};
@@ -12,6 +13,7 @@ use crate::device::tuning::Tuning;
 use crate::device::{Device, DeviceChoice, DeviceVariant, Tensor, choose};
 use crate::error::{Result, bail};
 use crate::ops::linear::{Forward, Linear, Weight};
+use crate::options::Options;
 use crate::weights::View;
 
 /// Rows that are measured, ascending.
@@ -32,6 +34,13 @@ pub struct TuningReport {
     pub measured: Vec<TunedRows>,
     /// Most rows for which the kernel for few rows is taken from now on.
     pub few_rows: usize,
+    /// Whole routes by the CPU and by the GPU.
+    pub routes: Vec<TunedBatch>,
+    /// Most tokens of a batch that the CPU computes from now on where the device is `auto`; 0:
+    /// none.
+    pub cpu_tokens: usize,
+    /// Threads of the CPU.
+    pub threads: usize,
     /// The file.
     pub kept: PathBuf,
 }
@@ -48,12 +57,17 @@ pub struct TunedRows {
     pub tiled_us: f64,
 }
 
-/// Measures the GPU that `choice` names and keeps the result in `folder`, where opening a router
-/// looks for it. `progress`: rows that are done, of how many.
+/// Measures the GPU that `choice` names, alone and beside the CPU by routes of the store in the
+/// folder `store`, and keeps the result in `folder`, where opening a router looks for it.
+/// `options`: of the routers, but for their device and precision. `progress`: steps that are done,
+/// of how many.
 ///
-/// Errors: `choice` is the CPU; the device failed; the folder cannot be written.
+/// Errors: `choice` is the CPU; the store cannot be opened; the device failed; the folder cannot be
+/// written.
 pub fn tune(
     choice: &DeviceChoice,
+    store: &Path,
+    options: &Options,
     folder: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<TuningReport> {
@@ -69,7 +83,7 @@ pub fn tune(
     let device = Device::Gpu(Arc::new(Gpu::open(&adapter, &host, None)?));
     let mut measured = Vec::with_capacity(ROWS.len());
     for (done, rows) in ROWS.into_iter().enumerate() {
-        progress(done, ROWS.len());
+        progress(done, 2 * ROWS.len());
         let by = |variant| microseconds(&device, variant, rows);
         measured.push(TunedRows {
             rows,
@@ -77,14 +91,24 @@ pub fn tune(
             tiled_us: by(DeviceVariant::Tiled)?,
         });
     }
-    progress(ROWS.len(), ROWS.len());
     let few_rows = few_rows(&measured);
-    let kept = Tuning::of(&report, few_rows).keep(folder, &report)?;
+    // The routers take these kernels.
+    let tuning = Tuning::of(&report, few_rows);
+    tuning.keep(folder, &report)?;
+    let named = DeviceChoice::Named(report.name.clone());
+    let options = options.clone().cache_folder(folder);
+    let (routes, share) = crossover::measure(store, &named, &options, &mut |done, of| {
+        progress(of + done, 2 * of);
+    })?;
+    let kept = tuning.beside(share).keep(folder, &report)?;
     Ok(TuningReport {
         adapter: report.name,
         driver: report.driver,
         measured,
         few_rows,
+        routes,
+        cpu_tokens: share.tokens,
+        threads: share.threads,
         kept,
     })
 }
@@ -145,20 +169,28 @@ mod tests {
         let folder = std::env::temp_dir().join(own);
         let choice = DeviceChoice::from(adapter_name().as_str());
         let (mut steps, mut progress) = (0, 0);
-        let report = tune(&choice, &folder, &mut |done, _| {
+        let options = Options::default().threads(2);
+        let store = Path::new("weights/cmrbench");
+        let report = tune(&choice, store, &options, &folder, &mut |done, of| {
             steps += 1;
+            assert!(done >= progress && done <= of);
             progress = done;
         });
         let report = report.unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!((steps, progress), (ROWS.len() + 1, ROWS.len()));
+        assert!(steps > ROWS.len() + 2, "{steps}");
         assert!(report.measured.iter().all(|m| m.skinny_us > 0.0));
+        // A software adapter is slower than the cores that it computes on.
+        assert_eq!(report.threads, 2);
+        assert!(report.cpu_tokens >= 8, "{:?}", report.routes);
         let host = Arc::new(Cpu::open(Some(1)).unwrap_or_else(|error| panic!("{error}")));
         let opened = Device::open(&choice, &host, Some(&folder));
         let Ok(Device::Gpu(gpu)) = opened.map(|opened| opened.device) else {
             panic!("no GPU");
         };
         assert_eq!(gpu.few_rows(), report.few_rows);
-        let cpu = tune(&DeviceChoice::Cpu, &folder, &mut |_, _| {}).err();
+        let share = gpu.cpu_share().map(|share| (share.threads, share.tokens));
+        assert_eq!(share, Some((2, report.cpu_tokens)));
+        let cpu = tune(&DeviceChoice::Cpu, store, &options, &folder, &mut |_, _| {}).err();
         assert!(cpu.is_some_and(|error| error.to_string().contains("expected a GPU")));
         let _ = std::fs::remove_dir_all(folder);
     }

@@ -63,6 +63,10 @@ pub struct Encoder {
     bert: OnceLock<Arc<Bert>>,
     reason: String,
     degraded: Option<String>,
+    /// Most tokens of a batch that [`Encoder::on_cpu`] computes sooner; 0: none.
+    cpu_tokens: usize,
+    /// The same bundle on the CPU.
+    on_cpu: OnceLock<Arc<Encoder>>,
     plans: Plans<Activations>,
 }
 
@@ -171,8 +175,31 @@ impl Encoder {
             device: opened.device,
             reason: opened.reason,
             degraded: opened.degraded,
+            cpu_tokens: opened.cpu_tokens,
+            on_cpu: OnceLock::new(),
             plans: Plans::new(),
         })
+    }
+
+    /// Most tokens of a batch that [`Encoder::on_cpu`] computes sooner; 0: none.
+    pub(crate) fn cpu_tokens(&self) -> usize {
+        self.cpu_tokens
+    }
+
+    /// As on a GPU that was measured to be slower up to so many tokens.
+    #[cfg(all(test, feature = "gpu"))]
+    pub(crate) fn leave_to_cpu(&mut self, tokens: usize) {
+        self.cpu_tokens = tokens;
+    }
+
+    /// The same bundle on the CPU, beside this one's GPU; opened once.
+    pub(crate) fn on_cpu(&self) -> Result<Arc<Self>> {
+        if let Some(encoder) = self.on_cpu.get() {
+            return Ok(Arc::clone(encoder));
+        }
+        let opened = Opened::beside_gpu(&self.host);
+        let encoder = Self::place(&self.bundle, opened, &self.host, DeviceVariant::Auto)?;
+        Ok(Arc::clone(self.on_cpu.get_or_init(|| Arc::new(encoder))))
     }
 
     /// One pooled vector `[width]` for each prompt, not normalised; a bad text spoils only itself.

@@ -84,6 +84,7 @@ impl Router {
             cached: false,
             degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
             device: encoder.device_name().to_owned(),
+            device_reason: None,
             precision: serving.precision(),
             revisions: revisions(serving),
             timing: Timing {

@@ -69,6 +69,9 @@ pub struct Decision {
     pub degraded: Option<String>,
     /// The device that computed: `cpu`, or the adapter's name.
     pub device: String,
+    /// Why that device, where `auto` chooses between the CPU and a GPU for each call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_reason: Option<String>,
     /// The numbers that the prompt's vector was computed in: `f32`, `bf16` or `int8`.
     #[serde(default = "f32")]
     pub precision: Precision,

@@ -145,11 +145,23 @@ impl<'s> GenerationSource<'s> {
             }
             _ => serving.because(choice.reason),
         };
-        Ok(match confidence::read(&folder, &id, encoder.revision()) {
+        let serving = match confidence::read(&folder, &id, encoder.revision()) {
             Ok(Some(calibration)) => serving.calibrated(calibration),
             Ok(None) => serving,
             Err(error) => {
                 log::warn!("decisions have no confidence: {error}");
+                serving
+            }
+        };
+        let most = encoder.cpu_tokens();
+        if most == 0 {
+            return Ok(serving);
+        }
+        let twin = || Serving::new(id, contents, encoder.on_cpu()?, passed_over);
+        Ok(match twin() {
+            Ok(cpu) => serving.beside(cpu.because("as the GPU beside it"), most),
+            Err(error) => {
+                log::warn!("the GPU computes all batches: {error}");
                 serving
             }
         })

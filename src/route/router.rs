@@ -139,7 +139,8 @@ impl Router {
 
     /// The best models for each prompt, computed together; a bad prompt spoils only itself.
     ///
-    /// An answer does not depend on the other prompts of its batch. A panic inside becomes an error
+    /// An answer does not depend on the other prompts of its batch; where a GPU has a part in it, but
+    /// for the last bits (`docs/gpu.md`). A panic inside becomes an error
     /// of kind [`crate::ErrorKind::Panic`]. In a forked child, where the parent's threads and GPU
     /// do not exist, all answers are errors of kind [`crate::ErrorKind::Unsupported`].
     pub fn route_batch(&self, requests: &[Request]) -> Vec<Result<Decision>> {
@@ -300,7 +301,10 @@ impl Router {
             true => usize::MAX,
             false => k,
         };
-        let ranked = for_each_good(asks.collect(), |asks| {
+        let asks: Vec<Result<PromptToRank>> = asks.collect();
+        let of_prompts = asks.iter().flatten().map(|ask| ask.tokens.ids.len());
+        let (serving, device_reason) = serving.for_tokens(of_prompts.sum());
+        let ranked = for_each_good(asks, |asks| {
             let answers = rank(serving, policy, &asks, k).into_iter().zip(asks);
             let with_ask = |(answer, ask): (Result<_>, _)| Ok((answer?, ask));
             answers.map(with_ask).collect()
@@ -319,7 +323,10 @@ impl Router {
             };
             let (request, ranking) = (requests[place].request(), &answer.ranking);
             let within = policy.zip(ask.admitted.as_ref());
-            Ok(decide(serving, request, ask, ranking, within, timing))
+            Ok(Decision {
+                device_reason: device_reason.clone(),
+                ..decide(serving, request, ask, ranking, within, timing)
+            })
         };
         let mut decided = self.host.map(ranked.len(), 20_000, decide);
         let total = microseconds(began);
@@ -647,6 +654,7 @@ fn decide(
         cached: false,
         degraded: degraded(encoder.degraded(), serving.passed_over.as_deref()),
         device: encoder.device_name().to_owned(),
+        device_reason: None,
         precision: serving.precision(),
         revisions: revisions(serving),
         timing,

@@ -40,6 +40,15 @@ pub(crate) struct Serving {
     network: Arc<Network>,
     head: Arc<Head>,
     plans: Plans<RouteWorkspace>,
+    /// The same generation on the CPU, for batches that it computes sooner.
+    beside: Option<Box<CpuTwin>>,
+}
+
+/// A generation on the CPU beside the same one on a GPU.
+struct CpuTwin {
+    serving: Serving,
+    /// Most tokens of its batches.
+    most: usize,
 }
 
 /// The encoder's network, with the generation's adapter where it has one.
@@ -168,6 +177,7 @@ impl Serving {
             network: Arc::new(network),
             head: Arc::new(head),
             plans: Plans::new(),
+            beside: None,
         })
     }
 
@@ -187,13 +197,47 @@ impl Serving {
         self
     }
 
+    /// With `cpu`, the same generation on the CPU, for batches of at most `most` tokens.
+    pub(crate) fn beside(self, cpu: Self, most: usize) -> Self {
+        let serving = Self {
+            confidences: self.confidences.clone(),
+            ..cpu
+        };
+        Self {
+            beside: Some(Box::new(CpuTwin { serving, most })),
+            ..self
+        }
+    }
+
+    /// What computes a batch of `tokens`, and why it does where there are two.
+    pub(crate) fn for_tokens(&self, tokens: usize) -> (&Self, Option<String>) {
+        let Some(twin) = &self.beside else {
+            return (self, None);
+        };
+        let most = twin.most;
+        let (serving, than) = match tokens <= most {
+            true => (&twin.serving, "no more"),
+            false => (self, "more"),
+        };
+        let why = format!("{tokens} tokens, {than} than the {most} that the CPU computes sooner");
+        (serving, Some(why))
+    }
+
     /// The same generation with the models that `contents` has beyond it: its network and head are
     /// shared.
     pub(crate) fn extended(&self, contents: &Contents) -> Result<Self> {
         let halved = self.precision() != Precision::F32;
         let (encoder, index) = (&self.encoder, index_of(self.device(), contents, halved)?);
         index.compile(encoder.ops(), encoder.device())?;
+        let beside = self.beside.as_ref().map(|twin| -> Result<_> {
+            let serving = twin.serving.extended(contents)?;
+            Ok(Box::new(CpuTwin {
+                serving,
+                most: twin.most,
+            }))
+        });
         Ok(Self {
+            beside: beside.transpose()?,
             serial: serial(),
             id: self.id.clone(),
             hub: Arc::clone(&contents.hub),

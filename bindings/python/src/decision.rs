@@ -123,6 +123,12 @@ impl PyDecision {
         &self.0.device
     }
 
+    /// Why that device, where `auto` chooses between the CPU and a GPU for each call.
+    #[getter]
+    fn device_reason(&self) -> Option<&str> {
+        self.0.device_reason.as_deref()
+    }
+
     /// `f32` or `int8`.
     #[getter]
     fn precision(&self) -> String {

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::device::CpuShare;
 use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::Cpu;
 use crate::device::tuning::Tuning;
@@ -132,8 +133,7 @@ pub(crate) struct Gpu {
     /// A wait is short enough to be spent awake.
     hardware: bool,
     zeroes_scratch: bool,
-    /// Most rows for which the kernel for few rows is taken.
-    few_rows: usize,
+    tuning: Tuning,
     made: AtomicUsize,
     /// Shaders by name.
     parsed: Mutex<BTreeMap<&'static str, Arc<Slot>>>,
@@ -220,7 +220,7 @@ impl Gpu {
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             limits: available,
-            few_rows: Tuning::look(cache, &report).few_rows(),
+            tuning: Tuning::look(cache, &report),
             hardware: report.hardware,
             name,
             device,
@@ -522,7 +522,12 @@ impl Gpu {
 
     /// Most rows for which the kernel for few rows is taken.
     pub(crate) fn few_rows(&self) -> usize {
-        self.few_rows
+        self.tuning.few_rows()
+    }
+
+    /// What the CPU computes sooner; `None`: not measured.
+    pub(crate) fn cpu_share(&self) -> Option<CpuShare> {
+        self.tuning.cpu()
     }
 
     /// Bytes of workgroup memory that a kernel may use.
@@ -552,7 +557,7 @@ impl Gpu {
             device: self.device.clone(),
             queue: self.queue.clone(),
             limits: self.limits.clone(),
-            few_rows: self.few_rows,
+            tuning: self.tuning.clone(),
             clock: self.clock,
             stamps_inside: self.stamps_inside,
             hardware: self.hardware,

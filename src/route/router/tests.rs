@@ -270,6 +270,7 @@ mod on_a_gpu {
     use crate::generation::NewModel;
     use crate::hub::ModelCard;
     use crate::ops::testing::adapter_name;
+    use crate::route::{Deployment, Policy};
 
     /// The zero-shot generation that the bundled one grew from.
     const PARENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/zero-shot");
@@ -341,6 +342,76 @@ mod on_a_gpu {
             .build(&open, &models, "hub build", &mut |_, _| {})
             .unwrap();
         (root, options)
+    }
+
+    /// Each call by the device that was measured to be the faster for its tokens, whatever is
+    /// installed and whichever models may answer.
+    #[test]
+    fn small_batches_are_the_cpus_and_say_so() {
+        let (root, cpu) = toy("both");
+        let bundle = root.join("toy-bert");
+        let gpu = cpu.clone().device(adapter_name().as_str());
+        let store = root.join("store");
+        let on_gpu = Router::open(&store, gpu.clone()).unwrap();
+        let on_cpu = Router::open(&store, cpu.precision(Precision::F32)).unwrap();
+        let text = "one two three four five";
+        let [small, large] = [&text[..7], text].map(|text| Request::new(text).top(3));
+        let most = on_cpu.route(&small).unwrap().tokens;
+        let mut encoder = Encoder::open(&bundle, &gpu).unwrap();
+        encoder.leave_to_cpu(most);
+        let both = Router::with_encoder(&store, Arc::new(encoder), gpu).unwrap();
+        let scores = |decision: &Decision| -> Vec<(ModelId, f32)> {
+            let ranked = decision.ranked.iter();
+            ranked.map(|r| (r.id, r.score)).collect()
+        };
+        let check = |both: &Router| {
+            let decision = both.route(&small).unwrap();
+            assert_eq!(decision.device, "cpu");
+            assert_eq!(decision.precision, Precision::F32);
+            assert!(decision.degraded.is_none());
+            let why = decision.device_reason.as_deref().unwrap();
+            let begin = format!("{} tokens, no more than the {most}", decision.tokens);
+            assert!(why.starts_with(&begin), "{why}");
+            assert_eq!(scores(&decision), scores(&on_cpu.route(&small).unwrap()));
+            let decision = both.route(&large).unwrap();
+            assert_eq!(decision.device, on_gpu.device_name());
+            let why = decision.device_reason.as_deref().unwrap();
+            let begin = format!("{} tokens, more than the {most}", decision.tokens);
+            assert!(why.starts_with(&begin), "{why}");
+            assert_eq!(scores(&decision), scores(&on_gpu.route(&large).unwrap()));
+            // Together they are a batch of more tokens.
+            for decision in both.route_batch(&vec![small.clone(); 2]) {
+                assert_eq!(decision.unwrap().device, on_gpu.device_name());
+            }
+        };
+        check(&both);
+        both.install(&both.generation()).unwrap();
+        check(&both);
+        // A policy of some models, and one with a card that only it knows.
+        let few = Policy::default().candidates(["model-1", "model-2", "model-4"]);
+        let mut with_new = few.clone();
+        let new = ModelCard::new("a-new-model", "Sound");
+        let new = Deployment::new("a-new-model").card(new);
+        with_new.candidates.as_mut().unwrap().push(new);
+        for policy in [few, with_new] {
+            let within = |router: &Router, request: &Request| {
+                let handle = router.compile(&policy).unwrap();
+                router.route_within(request, &handle).unwrap()
+            };
+            let decision = within(&both, &small);
+            assert_eq!(decision.device, "cpu");
+            let found = scores(&decision).into_iter();
+            for (found, want) in found.zip(scores(&within(&on_cpu, &small))) {
+                // Each has encoded the new card on its own device.
+                assert_eq!(found.0, want.0);
+                assert!((found.1 - want.1).abs() < 1e-4, "{found:?} {want:?}");
+            }
+            assert_eq!(within(&both, &large).device, on_gpu.device_name());
+        }
+        // Where only one device computes there is nothing to say.
+        assert_eq!(on_cpu.route(&small).unwrap().device_reason, None);
+        assert_eq!(on_gpu.route(&small).unwrap().device_reason, None);
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     /// As many calls of random lengths as there is time for, and then none has left anything.

@@ -1,0 +1,143 @@
+//! Which batches the CPU computes sooner than a GPU: whole routes of both, in turns.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::device::{CpuShare, DeviceChoice};
+use crate::error::Result;
+use crate::options::{Options, Precision};
+use crate::route::{Request, Router};
+
+/// Tokens of the batches that are measured, ascending.
+const TOKENS: [usize; 9] = [8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+
+/// Most tokens of one of their prompts.
+const LONGEST: usize = 32;
+
+/// Routes of each that are timed.
+const TIMES: usize = 5;
+
+/// A GPU that takes longer for a batch, in microseconds, and is the slower one, will not win with a
+/// larger one.
+const HOPELESS: f64 = 5e5;
+
+/// The routes of one batch.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
+pub struct TunedBatch {
+    /// Tokens of its prompts.
+    pub tokens: usize,
+    /// Microseconds by the CPU, in f32.
+    pub cpu_us: f64,
+    /// Microseconds by the GPU.
+    pub gpu_us: f64,
+}
+
+/// Routes on the GPU of `choice` and on the CPU, by the store in the folder `store`. `options`: of
+/// both.
+///
+/// Errors: one of them cannot be opened, or fails.
+pub(super) fn measure(
+    store: &Path,
+    choice: &DeviceChoice,
+    options: &Options,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Vec<TunedBatch>, CpuShare)> {
+    // What computes in place of the GPU has to have its numbers.
+    let options = options.clone().precision(Precision::F32);
+    let open = |device: DeviceChoice| Router::open(store, options.clone().device(device));
+    let (cpu, gpu) = (open(DeviceChoice::Cpu)?, open(choice.clone())?);
+    let mut measured = Vec::with_capacity(TOKENS.len());
+    for (done, tokens) in TOKENS.into_iter().enumerate() {
+        progress(done, TOKENS.len());
+        let prompts = prompts(tokens);
+        let mut times = [const { Vec::new() }; 2];
+        // The first of each warms up.
+        for time in 0..=TIMES {
+            for (router, times) in [&cpu, &gpu].into_iter().zip(&mut times) {
+                let (took, found) = route(router, &prompts)?;
+                debug_assert_eq!(found, tokens, "tokens of the batch");
+                if time > 0 || took > HOPELESS {
+                    times.push(took);
+                }
+            }
+            if times[1].first().is_some_and(|took| *took > HOPELESS) {
+                break;
+            }
+        }
+        let [cpu_us, gpu_us] = times.map(median);
+        measured.push(TunedBatch {
+            tokens,
+            cpu_us,
+            gpu_us,
+        });
+        if gpu_us > HOPELESS && cpu_us < gpu_us {
+            break;
+        }
+    }
+    progress(TOKENS.len(), TOKENS.len());
+    let share = CpuShare {
+        threads: cpu.threads(),
+        tokens: most(&measured),
+    };
+    Ok((measured, share))
+}
+
+/// The last tokens of those for which, as for all fewer, the CPU is the faster; 0 without any.
+fn most(measured: &[TunedBatch]) -> usize {
+    let faster = measured.iter().take_while(|m| m.cpu_us <= m.gpu_us);
+    faster.last().map_or(0, |m| m.tokens)
+}
+
+/// Requests that have so many tokens together, two of each being special ones.
+fn prompts(tokens: usize) -> Vec<Request> {
+    let each = tokens.min(LONGEST);
+    let text = vec!["model"; each - 2].join(" ");
+    vec![Request::new(text).top(1); tokens / each]
+}
+
+/// Microseconds of a call with `requests`, and their tokens.
+fn route(router: &Router, requests: &[Request]) -> Result<(f64, usize)> {
+    let began = Instant::now();
+    let answers = router.route_batch(requests);
+    let took = began.elapsed().as_secs_f64() * 1e6;
+    let mut tokens = 0;
+    for answer in answers {
+        tokens += answer?.tokens;
+    }
+    Ok((took, tokens))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::INFINITY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_has_the_batches_up_to_the_first_that_it_loses() {
+        let of = |pairs: &[(f64, f64)]| {
+            let batches = TOKENS.into_iter().zip(pairs);
+            let batches = batches.map(|(tokens, (cpu_us, gpu_us))| TunedBatch {
+                tokens,
+                cpu_us: *cpu_us,
+                gpu_us: *gpu_us,
+            });
+            most(&batches.collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (1.0, 2.0)]), 16);
+        assert_eq!(of(&[(3.0, 2.0), (1.0, 2.0)]), 0);
+        assert_eq!(of(&[(1.0, 2.0); 3]), 32);
+    }
+
+    #[test]
+    fn a_median_is_that_of_what_was_timed() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(Vec::new()), f64::INFINITY);
+    }
+}
