@@ -11,7 +11,7 @@ use crate::options::{Options, Precision};
 use crate::route::{Request, Router};
 
 /// Tokens of the batches that are measured, ascending.
-const TOKENS: [usize; 9] = [8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+pub(super) const TOKENS: [usize; 9] = [8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 
 /// Most tokens of one of their prompts.
 const LONGEST: usize = 32;
@@ -36,14 +36,14 @@ pub struct TunedBatch {
 }
 
 /// Routes on the GPU of `choice` and on the CPU, by the store in the folder `store`. `options`: of
-/// both.
+/// both; `progress`: batches of [`TOKENS`] that are done.
 ///
 /// Errors: one of them cannot be opened, or fails.
 pub(super) fn measure(
     store: &Path,
     choice: &DeviceChoice,
     options: &Options,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<TunedBatch>, CpuShare)> {
     // What computes in place of the GPU has to have its numbers.
     let options = options.clone().precision(Precision::F32);
@@ -51,7 +51,7 @@ pub(super) fn measure(
     let (cpu, gpu) = (open(DeviceChoice::Cpu)?, open(choice.clone())?);
     let mut measured = Vec::with_capacity(TOKENS.len());
     for (done, tokens) in TOKENS.into_iter().enumerate() {
-        progress(done, TOKENS.len());
+        progress(done);
         let prompts = prompts(tokens);
         let both = || Ok::<_, Error>([route(&cpu, &prompts)?, route(&gpu, &prompts)?]);
         // Kernels that such a batch needs first are compiled now.
@@ -77,7 +77,7 @@ pub(super) fn measure(
             break;
         }
     }
-    progress(TOKENS.len(), TOKENS.len());
+    progress(TOKENS.len());
     let share = CpuShare {
         threads: cpu.threads(),
         tokens: most(&measured),

@@ -81,9 +81,10 @@ pub fn tune(
     };
     let report = adapter.report();
     let device = Device::Gpu(Arc::new(Gpu::open(&adapter, &host, None)?));
+    let steps = ROWS.len() + crossover::TOKENS.len();
     let mut measured = Vec::with_capacity(ROWS.len());
     for (done, rows) in ROWS.into_iter().enumerate() {
-        progress(done, 2 * ROWS.len());
+        progress(done, steps);
         let by = |variant| microseconds(&device, variant, rows);
         measured.push(TunedRows {
             rows,
@@ -97,8 +98,8 @@ pub fn tune(
     tuning.keep(folder, &report)?;
     let named = DeviceChoice::Named(report.name.clone());
     let options = options.clone().cache_folder(folder);
-    let (routes, share) = crossover::measure(store, &named, &options, &mut |done, of| {
-        progress(of + done, 2 * of);
+    let (routes, share) = crossover::measure(store, &named, &options, &mut |done| {
+        progress(ROWS.len() + done, steps);
     })?;
     let kept = tuning.beside(share).keep(folder, &report)?;
     Ok(TuningReport {
