@@ -80,15 +80,16 @@ pub(super) fn measure(
     progress(TOKENS.len());
     let share = CpuShare {
         threads: cpu.threads(),
-        tokens: most(&measured),
+        tokens: wins(measured.iter().map(|m| (m.tokens, [m.cpu_us, m.gpu_us]))),
     };
     Ok((measured, share))
 }
 
-/// The last tokens of those for which, as for all fewer, the CPU is the faster; 0 without any.
-fn most(measured: &[TunedBatch]) -> usize {
-    let faster = measured.iter().take_while(|m| m.cpu_us <= m.gpu_us);
-    faster.last().map_or(0, |m| m.tokens)
+/// The last size at which, as at all before it, the first is the faster or as fast; 0 without any.
+/// `measured`: ascending sizes, and the times of both.
+pub(super) fn wins(measured: impl Iterator<Item = (usize, [f64; 2])>) -> usize {
+    let won = measured.take_while(|(_, [first, second])| first <= second);
+    won.last().map_or(0, |(size, _)| size)
 }
 
 /// Requests that have so many tokens together, two of each being special ones.
@@ -119,19 +120,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cpu_has_the_batches_up_to_the_first_that_it_loses() {
-        let of = |pairs: &[(f64, f64)]| {
-            let batches = TOKENS.into_iter().zip(pairs);
-            let batches = batches.map(|(tokens, (cpu_us, gpu_us))| TunedBatch {
-                tokens,
-                cpu_us: *cpu_us,
-                gpu_us: *gpu_us,
-            });
-            most(&batches.collect::<Vec<_>>())
-        };
-        assert_eq!(of(&[(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (1.0, 2.0)]), 16);
-        assert_eq!(of(&[(3.0, 2.0), (1.0, 2.0)]), 0);
-        assert_eq!(of(&[(1.0, 2.0); 3]), 32);
+    fn the_first_wins_up_to_the_size_that_it_loses_first() {
+        let of = |times: &[[f64; 2]]| wins(TOKENS.into_iter().zip(times.iter().copied()));
+        assert_eq!(of(&[[1.0, 2.0], [2.0, 2.0], [3.0, 2.0], [1.0, 2.0]]), 16);
+        assert_eq!(of(&[[3.0, 2.0], [1.0, 2.0]]), 0);
+        assert_eq!(of(&[[1.0, 2.0]; 3]), 32);
+        assert_eq!(of(&[[1.0, 2.0]; 9]), 2048);
+        assert_eq!(of(&[]), 0);
     }
 
     #[test]

@@ -92,7 +92,8 @@ pub fn tune(
             tiled_us: by(DeviceVariant::Tiled)?,
         });
     }
-    let few_rows = few_rows(&measured);
+    let times = |m: &TunedRows| (m.rows, [m.skinny_us, m.tiled_us]);
+    let few_rows = crossover::wins(measured.iter().map(times));
     // The routers take these kernels.
     let tuning = Tuning::of(&report, few_rows);
     tuning.keep(folder, &report)?;
@@ -112,13 +113,6 @@ pub fn tune(
         threads: share.threads,
         kept,
     })
-}
-
-/// The last rows of those for which, as for all fewer, the kernel for few rows is the faster; 0
-/// without any.
-fn few_rows(measured: &[TunedRows]) -> usize {
-    let faster = measured.iter().take_while(|m| m.skinny_us <= m.tiled_us);
-    faster.last().map_or(0, |m| m.rows)
 }
 
 /// The products of one layer: the shortest of three means.
@@ -142,43 +136,28 @@ fn microseconds(device: &Device, variant: DeviceVariant, rows: usize) -> Result<
     Ok(seconds * 1e6)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 mod tests {
     use super::*;
 
-    #[test]
-    fn few_rows_end_where_the_other_kernel_is_faster_first() {
-        let of = |pairs: &[(f64, f64)]| {
-            let rows = ROWS.into_iter().zip(pairs);
-            let rows = rows.map(|(rows, (skinny_us, tiled_us))| TunedRows {
-                rows,
-                skinny_us: *skinny_us,
-                tiled_us: *tiled_us,
-            });
-            few_rows(&rows.collect::<Vec<_>>())
-        };
-        assert_eq!(of(&[(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (1.0, 2.0)]), 32);
-        assert_eq!(of(&[(3.0, 2.0), (1.0, 2.0)]), 0);
-        assert_eq!(of(&[(1.0, 2.0); 8]), 384);
-    }
-
-    #[cfg(feature = "gpu")]
     #[test]
     fn a_gpu_is_measured_and_what_is_kept_is_found() {
         use crate::ops::testing::adapter_name;
         let own = format!("hubrouter-tune-{}", std::process::id());
         let folder = std::env::temp_dir().join(own);
         let choice = DeviceChoice::from(adapter_name().as_str());
+        let all = ROWS.len() + crossover::TOKENS.len();
         let (mut steps, mut progress) = (0, 0);
         let options = Options::default().threads(2);
         let store = Path::new("weights/cmrbench");
         let report = tune(&choice, store, &options, &folder, &mut |done, of| {
             steps += 1;
-            assert!(done >= progress && done <= of);
+            assert!(done >= progress && of == all);
             progress = done;
         });
         let report = report.unwrap_or_else(|error| panic!("{error}"));
-        assert!(steps > ROWS.len() + 2, "{steps}");
+        assert!(steps > ROWS.len() + 1, "{steps}");
+        assert_eq!(progress, all);
         assert!(report.measured.iter().all(|m| m.skinny_us > 0.0));
         // A software adapter is slower than the cores that it computes on.
         assert_eq!(report.threads, 2);

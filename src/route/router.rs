@@ -323,18 +323,16 @@ impl Router {
             };
             let (request, ranking) = (requests[place].request(), &answer.ranking);
             let within = policy.zip(ask.admitted.as_ref());
-            Ok(Decision {
-                device_reason: device_reason.clone(),
-                ..decide(serving, request, ask, ranking, within, timing)
-            })
+            Ok(decide(serving, request, ask, ranking, within, timing))
         };
         let mut decided = self.host.map(ranked.len(), 20_000, decide);
+        if let Some(policy) = policy {
+            abstaining::abstain(serving, policy, requests, k, &mut decided);
+        }
         let total = microseconds(began);
         for decision in decided.iter_mut().flatten() {
             decision.timing.total = total;
-        }
-        if let Some(policy) = policy {
-            abstaining::abstain(serving, policy, requests, k, began, &mut decided);
+            decision.device_reason.clone_from(&device_reason);
         }
         Ok(decided)
     }

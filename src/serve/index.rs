@@ -87,6 +87,7 @@ struct MemoryWorkspace {
 
 /// The reads to resolve when the pass is over.
 pub(crate) struct RankingReads {
+    prompts: usize,
     k: usize,
     row: AnswerRow,
     results: Read,
@@ -451,6 +452,7 @@ impl Index {
             },
         );
         RankingReads {
+            prompts,
             k,
             row,
             results: pass.read(&w.results),
@@ -461,13 +463,11 @@ impl Index {
     /// One ranking for each prompt; `by_words`, `masks`, `kept`: those of its batch, if it had some.
     ///
     /// Errors: a score is not finite.
-    #[expect(clippy::too_many_arguments, reason = "what a batch was asked and gave")]
     pub(crate) fn rankings(
         &self,
         cpu: &Cpu,
         reads: &RankingReads,
         outputs: &Outputs,
-        prompts: usize,
         by_words: &WordMatches,
         masks: Option<&RowMasks>,
         kept: &[Option<u32>],
@@ -506,7 +506,7 @@ impl Index {
             Ok(ranking)
         };
         // The sums of a few products of R, one after the other.
-        cpu.map(prompts, 20_000, rank).into_iter().collect()
+        cpu.map(reads.prompts, 20_000, rank).into_iter().collect()
     }
 
     /// The row and the score of `model`, if it is eligible and not among the `best`.

@@ -98,7 +98,6 @@ struct StartedRanking<'n> {
     held: HeldPlan<RouteWorkspace>,
     running: Running,
     reads: RankingReads,
-    prompts: usize,
     words: WordMatches,
     masks: Option<RowMasks>,
     narrowing: Narrowing<'n>,
@@ -355,7 +354,6 @@ impl Serving {
             held,
             running,
             reads,
-            prompts: batch.prompts(),
             words,
             masks,
             narrowing,
@@ -368,7 +366,6 @@ impl Serving {
             mut held,
             running,
             reads,
-            prompts,
             words,
             masks,
             narrowing,
@@ -379,7 +376,7 @@ impl Serving {
         let (masks, kept) = (masks.as_ref(), narrowing.kept);
         let host = self.encoder.host();
         Ok(BatchRanking {
-            rankings: index.rankings(host, &reads, &outputs, prompts, &words, masks, kept)?,
+            rankings: index.rankings(host, &reads, &outputs, &words, masks, kept)?,
             encode: outputs.stage(0),
             score: outputs.stage(1),
             counts: outputs.counts,
@@ -471,9 +468,8 @@ impl Serving {
                     })
                 },
             )?;
-            let count = chunk.len();
             let (host, index) = (self.encoder.host(), &self.index);
-            all.extend(index.rankings(host, &reads, &outputs, count, &words, None, &[])?);
+            all.extend(index.rankings(host, &reads, &outputs, &words, None, &[])?);
         }
         Ok(all)
     }
@@ -523,9 +519,9 @@ impl Serving {
                 (reads, pooled)
             })?;
             let host = self.encoder.host();
-            let rankings =
-                self.index
-                    .rankings(host, &reads, &outcome, prompts.len(), &words, None, &[])?;
+            let rankings = self
+                .index
+                .rankings(host, &reads, &outcome, &words, None, &[])?;
             let vectors = outcome.f32(pooled).chunks_exact(self.encoder.width());
             let both = rankings.iter().zip(vectors);
             both.map(|(ranking, vector)| Ok((self.first(ranking)?, vector.to_vec())))

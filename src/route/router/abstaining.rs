@@ -1,8 +1,6 @@
 //! Answers that a policy does not want to be acted on.
 
-use std::time::Instant;
-
-use super::{PromptToRank, cut_of, decide, microseconds, rank};
+use super::{PromptToRank, cut_of, decide, rank};
 use crate::error::{Error, ErrorKind, Result, error};
 use crate::route::front::Asking;
 use crate::route::policy::CompiledPolicy;
@@ -19,7 +17,6 @@ pub(super) fn abstain<A: Asking>(
     policy: &CompiledPolicy,
     requests: &[A],
     k: usize,
-    began: Instant,
     decisions: &mut [Result<Decision>],
 ) {
     let Some(limits) = policy.limits() else {
@@ -40,12 +37,12 @@ pub(super) fn abstain<A: Asking>(
                 decision.abstained = Some(why);
                 // A model that a session looks for may stand behind.
                 decision.ranked.truncate(request.top);
-                if let Err(error) = fall_back(serving, policy, request, k, began, decision) {
+                if let Err(error) = fall_back(serving, policy, request, k, decision) {
                     *answer = Err(error);
                 }
             }
             Err(error) if error.kind() == ErrorKind::NoCandidate => {
-                *answer = nothing(serving, policy, request, began, error);
+                *answer = nothing(serving, policy, request, error);
             }
             Err(_) => {}
         }
@@ -58,7 +55,6 @@ fn fall_back(
     policy: &CompiledPolicy,
     request: &Request,
     k: usize,
-    began: Instant,
     withheld: &mut Decision,
 ) -> Result<()> {
     let needs = request.chat.as_ref().map(|chat| &chat.needs);
@@ -75,7 +71,6 @@ fn fall_back(
     let timing = Timing {
         encode: withheld.timing.encode + answer.encode,
         score: withheld.timing.score + answer.score,
-        total: microseconds(began),
         ..withheld.timing
     };
     let within = ask.admitted.as_ref().map(|admitted| (policy, admitted));
@@ -94,7 +89,6 @@ fn nothing(
     serving: &Serving,
     policy: &CompiledPolicy,
     request: &Request,
-    began: Instant,
     error: &Error,
 ) -> Result<Decision> {
     let ranking = Ranking::nothing(&serving.index);
@@ -104,7 +98,6 @@ fn nothing(
         kept: None,
     };
     let timing = Timing {
-        total: microseconds(began),
         batch: 1,
         ..Timing::default()
     };

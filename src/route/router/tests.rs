@@ -408,6 +408,12 @@ mod on_a_gpu {
             }
             assert_eq!(within(&both, &large).device, on_gpu.device_name());
         }
+        // A decision that a policy withholds says it too.
+        let refusing = r#"{"where": "price > 100", "abstain": {}}"#;
+        let refusing: Policy = serde_json::from_str(refusing).unwrap();
+        let handle = both.compile(&refusing).unwrap();
+        let decision = both.route_within(&small, &handle).unwrap();
+        assert!(decision.abstained.is_some() && decision.device_reason.is_some());
         // Where only one device computes there is nothing to say.
         assert_eq!(on_cpu.route(&small).unwrap().device_reason, None);
         assert_eq!(on_gpu.route(&small).unwrap().device_reason, None);
