@@ -99,12 +99,54 @@ fn a_prompt_is_answered_the_same_alone_and_in_any_batch_on_the_cpu() {
     }
 }
 
+/// Those that differ on the adapter of the tests; `tests/matrices.sh` has one with matrix units.
+#[cfg(feature = "gpu")]
+fn variants() -> Vec<DeviceVariant> {
+    let mut variants = vec![DeviceVariant::Skinny, DeviceVariant::Tiled];
+    if std::env::var_os("HUBROUTER_TEST_MATRICES").is_some() {
+        variants.extend([DeviceVariant::Matrix, DeviceVariant::Fast]);
+    }
+    variants
+}
+
+/// The cosine of two vectors.
+#[cfg(feature = "gpu")]
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let pairs = a.iter().zip(b);
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn each_variant_has_the_vectors_of_the_cpu() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/all-MiniLM-L6-v2");
+    let prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[4]];
+    let of = |options: &Options| -> Vec<Vec<f32>> {
+        let vectors = Encoder::open(folder, options).unwrap().embed(&prompts);
+        vectors.into_iter().map(Result::unwrap).collect()
+    };
+    let want = of(&cpu(2));
+    for variant in variants() {
+        let bound = match variant {
+            DeviceVariant::Fast => 1e-5,
+            _ => 2e-6,
+        };
+        for (a, b) in of(&common::gpu().device_variant(variant)).iter().zip(&want) {
+            let far = 1.0 - cosine(a, b);
+            assert!(far < bound, "{variant}: {far}");
+        }
+    }
+}
+
 #[cfg(feature = "gpu")]
 #[test]
 fn a_forced_variant_answers_a_prompt_the_same_alone_and_in_any_batch_on_the_gpu() {
     // Few and short: a software adapter is slow.
     let requests: Vec<Request> = [0, 1, 2, 4].map(|i| Request::new(PROMPTS[i])).to_vec();
-    for variant in [DeviceVariant::Skinny, DeviceVariant::Tiled] {
+    for variant in variants() {
         let options = common::gpu().device_variant(variant);
         company_and_order_do_not_matter(options, &requests);
     }
@@ -125,13 +167,7 @@ fn company_changes_a_prompt_by_its_last_bits_alone_on_the_gpu() {
             encoder.embed(&[prompt]).remove(0).unwrap(),
             in_company.unwrap(),
         );
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter()
-                .zip(b)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum()
-        };
-        let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+        let cosine = cosine(&a, &b);
         assert!(cosine > 1.0 - 2e-6, "{prompt:?}: {cosine}");
         changed |= a != b;
     }

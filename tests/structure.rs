@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use wgpu::naga;
+use wgpu::naga::valid::Capabilities;
 
 /// Path below the source tree -> text.
 type Tree = BTreeMap<String, String>;
@@ -91,7 +92,7 @@ fn places(tree: &Tree) -> Vec<String> {
     );
     found.extend(only_in(
         tree,
-        "unsafe lives in eight files and in src/capi",
+        "unsafe lives in nine files and in src/capi",
         &["unsafe"],
         &[
             "src/weights.rs",
@@ -101,6 +102,7 @@ fn places(tree: &Tree) -> Vec<String> {
             "src/device/cpu/low/neon.rs",
             "src/device/cpu/low/vnni.rs",
             "src/device/gpu/kept.rs",
+            "src/device/gpu/matrices.rs",
             "src/device/gpu/shader.rs",
             "src/capi/",
         ],
@@ -383,9 +385,16 @@ fn shader_headers(tree: &Tree) -> Vec<String> {
             }
         };
         let flags = naga::valid::ValidationFlags::all();
-        if let Err(error) =
-            naga::valid::Validator::new(flags, naga::valid::Capabilities::empty()).validate(&module)
-        {
+        // What an adapter has to have beyond WebGPU's least, where a shader asks for it.
+        let needs = match whole.contains("enable wgpu_cooperative_matrix;") {
+            true => {
+                Capabilities::SHADER_FLOAT16
+                    | Capabilities::COOPERATIVE_MATRIX
+                    | Capabilities::SUBGROUP
+            }
+            false => Capabilities::empty(),
+        };
+        if let Err(error) = naga::valid::Validator::new(flags, needs).validate(&module) {
             complain(error.emit_to_string(&whole));
         }
         for (_, variable) in module.global_variables.iter() {

@@ -100,13 +100,13 @@ fn measure(args: &DoctorArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     output::paragraph(format!("{} ({})", report.adapter, report.driver))?;
-    let mut table = output::TextTable::new(&[">tokens", ">skinny us", ">tiled us", ">ratio"]);
+    let mut table = output::TextTable::new(&[">tokens", ">skinny us", ">tiled us", ">matrix us"]);
     for m in &report.measured {
         table.row(vec![
             m.rows.to_string(),
             format!("{:.0}", m.skinny_us),
             format!("{:.0}", m.tiled_us),
-            format!("{:.2}", m.skinny_us / m.tiled_us),
+            m.matrix_us.map_or("-".to_owned(), |us| format!("{us:.0}")),
         ]);
     }
     table.print()?;
@@ -114,6 +114,11 @@ fn measure(args: &DoctorArgs) -> Result<ExitCode> {
         "from now on batches of up to {} tokens take the kernel for few rows",
         report.few_rows,
     ))?;
+    output::paragraph(match (report.matrix_rows, &report.matrix_fault) {
+        (Some(rows), _) => format!("batches of {rows} tokens and more take matrix units"),
+        (None, None) => "matrix units are right, and not faster".to_owned(),
+        (None, Some(fault)) => format!("matrix units are not taken: {fault}"),
+    })?;
     let mut table = output::TextTable::new(&[">tokens", ">CPU ms", ">GPU ms", ">ratio"]);
     for m in &report.routes {
         table.row(vec![

@@ -141,7 +141,7 @@ struct DeviceArgs {
     /// auto, cpu, gpu, or part of an adapter's name; auto takes a hardware GPU, else the CPU
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
-    /// Kernels of a GPU's products, for tests and benches: auto, skinny, tiled or any
+    /// Kernels of a GPU's products, for tests and benches: auto, skinny, tiled, matrix, fast or any
     #[arg(long, default_value_t, value_name = "VARIANT")]
     device_variant: DeviceVariant,
     /// CPU threads [default: all, at most 4]

@@ -99,6 +99,15 @@ pub(crate) struct CpuShare {
     pub(crate) tokens: usize,
 }
 
+/// Matrix units that multiply f16 and sum in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrices {
+    /// Rows and columns of a matrix: 8 or 16.
+    pub(crate) side: usize,
+    /// Lanes of four subgroups, each of which has a matrix.
+    pub(crate) lanes: usize,
+}
+
 /// What was opened and why.
 pub(crate) struct Opened {
     pub(crate) device: Device,
@@ -151,7 +160,7 @@ impl DeviceChoice {
 
 impl Device {
     /// Opens what `choice` asks for; `cpu` is the host's own, `cache` a folder that keeps a GPU's
-    /// kernels.
+    /// kernels; `variant`: that its products are to take.
     ///
     /// Errors: no adapter fits; its driver or its limits refuse. They are of the kinds that a step down
     /// to the CPU cures ([`ErrorKind::is_device`]).
@@ -159,10 +168,11 @@ impl Device {
         choice: &DeviceChoice,
         cpu: &Arc<Cpu>,
         cache: Option<&Path>,
+        variant: DeviceVariant,
     ) -> Result<Opened> {
         let (adapter, reason) = choose(choice, gpu::adapters)?;
         let device = match adapter {
-            Some(adapter) => Self::Gpu(Arc::new(Gpu::open(&adapter, cpu, cache)?)),
+            Some(adapter) => Self::Gpu(Arc::new(Gpu::open(&adapter, cpu, cache, variant)?)),
             None => Self::Cpu(Arc::clone(cpu)),
         };
         let mut opened = Opened::new(device, reason);

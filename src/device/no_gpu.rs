@@ -7,7 +7,7 @@ use crate::device::CpuShare;
 use crate::device::adapter::AdapterReport;
 use crate::device::cpu::Cpu;
 use crate::device::pass::{Outputs, Read};
-use crate::device::{Part, Tensor};
+use crate::device::{DeviceVariant, Matrices, Part, Tensor};
 use crate::error::Result;
 
 pub(crate) enum Gpu {}
@@ -60,6 +60,7 @@ impl Gpu {
         adapter: &GpuAdapter,
         _host: &Arc<Cpu>,
         _cache: Option<&Path>,
+        _variant: DeviceVariant,
     ) -> Result<Self> {
         match *adapter {}
     }
@@ -93,6 +94,14 @@ impl Gpu {
     }
 
     pub(crate) fn few_rows(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn matrix_rows(&self) -> Option<usize> {
+        match *self {}
+    }
+
+    pub(crate) fn matrices(&self) -> Option<Matrices> {
         match *self {}
     }
 

@@ -16,18 +16,20 @@ use crate::files;
 #[cfg(feature = "gpu")]
 const MOST: u64 = 1 << 16;
 
-const SCHEMA_VERSION: u32 = 2;
+const SCHEMA_VERSION: u32 = 3;
 
 /// What a GPU was measured to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tuning {
-    /// Version of this form; 2.
+    /// Version of this form; 3.
     schema_version: u32,
     adapter: String,
     driver: String,
     /// Most rows for which the kernel for few rows is taken.
     few_rows: usize,
+    /// Fewest rows for which matrix units are taken; `None`: for none.
+    matrix_rows: Option<usize>,
     /// What the CPU beside it computes sooner; `None`: not measured.
     cpu: Option<CpuShare>,
 }
@@ -39,12 +41,13 @@ const FEW: usize = 128;
 
 impl Tuning {
     /// Of the adapter of `report`.
-    pub(crate) fn of(report: &AdapterReport, few_rows: usize) -> Self {
+    pub(crate) fn of(report: &AdapterReport, few_rows: usize, matrix_rows: Option<usize>) -> Self {
         Self {
             schema_version: SCHEMA_VERSION,
             adapter: report.name.clone(),
             driver: report.driver.clone(),
             few_rows,
+            matrix_rows,
             cpu: None,
         }
     }
@@ -62,6 +65,11 @@ impl Tuning {
     }
 
     #[cfg(feature = "gpu")]
+    pub(crate) fn matrix_rows(&self) -> Option<usize> {
+        self.matrix_rows
+    }
+
+    #[cfg(feature = "gpu")]
     pub(crate) fn cpu(&self) -> Option<CpuShare> {
         self.cpu
     }
@@ -70,7 +78,7 @@ impl Tuning {
     /// left alone, with a warning.
     #[cfg(feature = "gpu")]
     pub(crate) fn look(folder: Option<&Path>, report: &AdapterReport) -> Self {
-        let built_in = || Self::of(report, FEW);
+        let built_in = || Self::of(report, FEW, None);
         let Some(file) = folder.map(|folder| file(folder, report)) else {
             return built_in();
         };
@@ -122,7 +130,7 @@ fn read(file: &Path, report: &AdapterReport) -> Result<Option<Tuning>> {
     };
     let wanted = Tuning {
         cpu: tuning.cpu,
-        ..Tuning::of(report, tuning.few_rows)
+        ..Tuning::of(report, tuning.few_rows, tuning.matrix_rows)
     };
     if tuning != wanted {
         bail!(
@@ -177,7 +185,7 @@ mod tests {
             threads: 4,
             tokens: 32,
         };
-        let tuning = Tuning::of(&old, 48);
+        let tuning = Tuning::of(&old, 48, None);
         tuning.keep(&folder, &old).unwrap();
         assert_eq!(Tuning::look(Some(&folder), &old).cpu(), None);
         let path = tuning.beside(share).keep(&folder, &old).unwrap();

@@ -22,18 +22,32 @@ pub enum DeviceVariant {
     Skinny,
     /// The kernel for many rows.
     Tiled,
+    /// The kernel for many rows on matrix units, where the adapter has such.
+    Matrix,
+    /// As `Matrix`, of factors that are rounded to f16: a third of its products, and vectors whose
+    /// cosine with f32's is within 1e-5 of 1.
+    Fast,
     /// The kernel for any widths, with norms of their own.
     Any,
 }
 
 impl DeviceVariant {
-    const ALL: [Self; 4] = [Self::Auto, Self::Skinny, Self::Tiled, Self::Any];
+    const ALL: [Self; 6] = [
+        Self::Auto,
+        Self::Skinny,
+        Self::Tiled,
+        Self::Matrix,
+        Self::Fast,
+        Self::Any,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Skinny => "skinny",
             Self::Tiled => "tiled",
+            Self::Matrix => "matrix",
+            Self::Fast => "fast",
             Self::Any => "any",
         }
     }
@@ -73,6 +87,9 @@ mod tests {
         }
         let error = "plain".parse::<DeviceVariant>().err();
         let text = error.map(|error| error.to_string()).unwrap_or_default();
-        assert!(text.contains("auto, skinny, tiled, any"), "{text}");
+        assert!(
+            text.contains("auto, skinny, tiled, matrix, fast, any"),
+            "{text}"
+        );
     }
 }

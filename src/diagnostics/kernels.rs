@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::cases::{self, CaseScale};
 use crate::device::cpu::Cpu;
-use crate::device::{Device, DeviceChoice, Pass, Plan, Tensor};
+use crate::device::{Device, DeviceChoice, DeviceVariant, Pass, Plan, Tensor};
 use crate::error::Result;
 use crate::ops::case::{Case, UPLOADS};
 use crate::ops::peak::{CHAINS, Peak};
@@ -47,7 +47,7 @@ impl KernelBench {
     ) -> Result<Self> {
         let scale = CaseScale::of_minilm(tokens, prompts, models);
         let host = Arc::new(Cpu::open(Some(threads))?);
-        let device = Device::open(choice, &host, None)?.device;
+        let device = Device::open(choice, &host, None, DeviceVariant::Auto)?.device;
         let cases = cases::all(&device, scale)?;
         let peak = Peak::new();
         Ok(Self {

@@ -8,6 +8,7 @@
 mod cases;
 mod crossover;
 mod kernels;
+mod matrices;
 mod roofline;
 mod tune;
 
@@ -20,7 +21,7 @@ pub use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::Cpu;
 use crate::device::cpu::low::LowFormat;
 use crate::device::gpu::{self, Gpu};
-use crate::device::{CpuLevel, Device, DeviceChoice, choose};
+use crate::device::{CpuLevel, Device, DeviceChoice, DeviceVariant, choose};
 use crate::error::Result;
 use cases::CaseScale;
 pub use crossover::TunedBatch;
@@ -116,7 +117,8 @@ pub fn diagnose(choice: &DeviceChoice, level: CpuLevel) -> Result<Diagnosis> {
     test(Ok(Device::Cpu(Arc::clone(&host))), "cpu");
     for (adapter, report) in adapters.iter().zip(&reports) {
         test(
-            Gpu::open(adapter, &host, None).map(|gpu| Device::Gpu(Arc::new(gpu))),
+            Gpu::open(adapter, &host, None, DeviceVariant::Auto)
+                .map(|gpu| Device::Gpu(Arc::new(gpu))),
             &report.name,
         );
     }
@@ -213,10 +215,11 @@ mod tests {
                 assert!(test.max_abs_error < 1e-2, "{test:?}");
             }
             // On the CPU `matmul` is in the place of `low_rank`. Cases of `contrastive` with all
-            // models take `contrastive_all` on a GPU.
+            // models take `contrastive_all` on a GPU. `doctor --tune` tests `linear_matrix`, since
+            // nothing takes it before.
             let elsewhere = |shader: &str| match shader {
                 "low_rank" => device.name() == "cpu",
-                "contrastive_all" => true,
+                "contrastive_all" | "linear_matrix" => true,
                 _ => false,
             };
             for shader in shaders.iter().filter(|shader| !elsewhere(shader)) {

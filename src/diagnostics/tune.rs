@@ -7,11 +7,12 @@ use serde::Serialize;
 
 use super::crossover::{self, TunedBatch};
 use super::kernels::best;
+use super::matrices;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::{self, Gpu};
 use crate::device::tuning::Tuning;
 use crate::device::{Device, DeviceChoice, DeviceVariant, Tensor, choose};
-use crate::error::{Result, bail};
+use crate::error::{Result, bail, caught};
 use crate::ops::linear::{Forward, Linear, Weight};
 use crate::options::Options;
 use crate::weights::View;
@@ -34,6 +35,10 @@ pub struct TuningReport {
     pub measured: Vec<TunedRows>,
     /// Most rows for which the kernel for few rows is taken from now on.
     pub few_rows: usize,
+    /// Fewest rows for which matrix units are taken from now on; `None`: for none.
+    pub matrix_rows: Option<usize>,
+    /// Why matrix units are not taken for any; `None`: they are right, and were measured.
+    pub matrix_fault: Option<String>,
     /// Whole routes by the CPU and by the GPU.
     pub routes: Vec<TunedBatch>,
     /// Most tokens of a batch that the CPU computes from now on where the device is `auto`; 0:
@@ -55,6 +60,8 @@ pub struct TunedRows {
     pub skinny_us: f64,
     /// Microseconds by the kernel for many rows.
     pub tiled_us: f64,
+    /// Microseconds by the kernel for matrix units, where they are right.
+    pub matrix_us: Option<f64>,
 }
 
 /// Measures the GPU that `choice` names, alone and beside the CPU by routes of the store in the
@@ -80,7 +87,19 @@ pub fn tune(
         );
     };
     let report = adapter.report();
-    let device = Device::Gpu(Arc::new(Gpu::open(&adapter, &host, None)?));
+    let open = |variant| {
+        let gpu = Gpu::open(&adapter, &host, None, variant)?;
+        Ok(Device::Gpu(Arc::new(gpu)))
+    };
+    // A driver may say that it has matrix units, and then refuse.
+    let with_matrices = caught("opening a GPU with matrix units", || {
+        let device = open(DeviceVariant::Matrix)?;
+        Ok((matrices::fault(&device)?, device))
+    });
+    let (matrix_fault, device) = match with_matrices {
+        Ok(both) => both,
+        Err(error) => (Some(error.to_string()), open(DeviceVariant::Tiled)?),
+    };
     let steps = ROWS.len() + crossover::TOKENS.len();
     let mut measured = Vec::with_capacity(ROWS.len());
     for (done, rows) in ROWS.into_iter().enumerate() {
@@ -90,12 +109,17 @@ pub fn tune(
             rows,
             skinny_us: by(DeviceVariant::Skinny)?,
             tiled_us: by(DeviceVariant::Tiled)?,
+            matrix_us: match matrix_fault {
+                None => Some(by(DeviceVariant::Matrix)?),
+                Some(_) => None,
+            },
         });
     }
     let times = |m: &TunedRows| (m.rows, [m.skinny_us, m.tiled_us]);
     let few_rows = crossover::wins(measured.iter().map(times));
+    let matrix_rows = matrices_win(&measured);
     // The routers take these kernels.
-    let tuning = Tuning::of(&report, few_rows);
+    let tuning = Tuning::of(&report, few_rows, matrix_rows);
     tuning.keep(folder, &report)?;
     let named = DeviceChoice::Named(report.name.clone());
     let options = options.clone().cache_folder(folder);
@@ -108,11 +132,24 @@ pub fn tune(
         driver: report.driver,
         measured,
         few_rows,
+        matrix_rows,
+        matrix_fault,
         routes,
         cpu_tokens: share.tokens,
         threads: share.threads,
         kept,
     })
+}
+
+/// The size from which on matrix units are faster than both other kernels; `None` where they are not
+/// at the largest.
+fn matrices_win(measured: &[TunedRows]) -> Option<usize> {
+    let slower = measured.iter().rposition(|m| {
+        m.matrix_us
+            .is_none_or(|matrix| matrix >= m.skinny_us.min(m.tiled_us))
+    });
+    let first = slower.map_or(0, |slower| slower + 1);
+    measured.get(first).map(|m| m.rows)
 }
 
 /// The products of one layer: the shortest of three means.
@@ -141,6 +178,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn matrix_units_are_taken_from_where_on_they_win() {
+        let of = |times: &[Option<f64>]| {
+            let rows = times.iter().zip([16, 32, 64]);
+            let measured = rows.map(|(matrix_us, rows)| TunedRows {
+                rows,
+                skinny_us: 5.0,
+                tiled_us: 4.0,
+                matrix_us: *matrix_us,
+            });
+            matrices_win(&measured.collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[Some(1.0), Some(4.0), Some(3.9)]), Some(64));
+        assert_eq!(of(&[Some(1.0), Some(1.0), Some(1.0)]), Some(16));
+        assert_eq!(of(&[Some(1.0), Some(1.0), Some(4.5)]), None);
+        assert_eq!(of(&[None, None, None]), None);
+    }
+
+    #[test]
     fn a_gpu_is_measured_and_what_is_kept_is_found() {
         use crate::ops::testing::adapter_name;
         let own = format!("hubrouter-tune-{}", std::process::id());
@@ -163,11 +218,13 @@ mod tests {
         assert_eq!(report.threads, 2);
         assert!(report.cpu_tokens >= 8, "{:?}", report.routes);
         let host = Arc::new(Cpu::open(Some(1)).unwrap_or_else(|error| panic!("{error}")));
-        let opened = Device::open(&choice, &host, Some(&folder));
+        let opened = Device::open(&choice, &host, Some(&folder), DeviceVariant::Auto);
         let Ok(Device::Gpu(gpu)) = opened.map(|opened| opened.device) else {
             panic!("no GPU");
         };
         assert_eq!(gpu.few_rows(), report.few_rows);
+        assert_eq!(gpu.matrix_rows(), report.matrix_rows);
+        assert_eq!(report.matrix_rows.is_some(), gpu.matrices().is_some());
         let share = gpu.cpu_share().map(|share| (share.threads, share.tokens));
         assert_eq!(share, Some((2, report.cpu_tokens)));
         let cpu = tune(&DeviceChoice::Cpu, store, &options, &folder, &mut |_, _| {}).err();

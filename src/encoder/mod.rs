@@ -125,7 +125,10 @@ impl Encoder {
         // A driver's start takes as long as checking the bundle.
         let (bundle, opened) = host.join(
             || Bundle::open(folder, &host, options.max_tokens),
-            || Device::open(&options.device, &host, options.cache_folder.as_deref()),
+            || {
+                let cache = options.cache_folder.as_deref();
+                Device::open(&options.device, &host, cache, options.device_variant)
+            },
         );
         let bundle = Arc::new(bundle?);
         let place = |opened: Opened| {

@@ -2,7 +2,7 @@
 //! dx [T, in] = dy [T, out] . W. `W` and `b` are frozen.
 //!
 //! On a GPU `linear/gpu.rs` chooses among three shaders: `linear_skinny` for few rows, `linear_tiled`
-//! for many, and `linear` for widths that are no multiples of four.
+//! for many, `linear_matrix` for many where matrix units are the faster, and `linear` for widths that are no multiples of four.
 
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod cases;
@@ -17,6 +17,8 @@ use crate::device::{
     CpuPass, Device, DeviceVariant, Kernel, Part, PartMut, Pass, Shader, Tensor, shader,
 };
 use crate::error::{Result, bail};
+use crate::ops::linear_matrix::Halves;
+use crate::ops::linear_tiled::LinearTiled;
 use crate::weights::View;
 use gpu::{GpuLinear, on_gpu};
 
@@ -33,6 +35,8 @@ pub(crate) struct Weight {
     values: WeightValues,
     /// A weight and its twins have the same.
     bias: Arc<Tensor>,
+    /// Of a weight that matrix units may multiply by.
+    halves: Option<Halves>,
     inputs: usize,
     outputs: usize,
 }
@@ -52,12 +56,13 @@ impl Weight {
         let inputs = parts.first().map_or(0, |(_, view)| view.columns);
         let outputs: usize = parts.iter().map(|(_, view)| view.rows()).sum();
         assert_eq!(bias.len(), outputs, "linear: bias is not [{outputs}]");
+        let mut halves = None;
         let values = match device {
             Device::Cpu(cpu) => WeightValues::Cpu {
                 forward: cpu.run(|| Packed::new(cpu, parts))?,
                 backward: None,
             },
-            Device::Gpu(_) => {
+            Device::Gpu(gpu) => {
                 let mut values = Vec::with_capacity(inputs * outputs);
                 for (name, view) in parts {
                     values.extend(view.to_f32());
@@ -68,12 +73,16 @@ impl Weight {
                         );
                     }
                 }
+                if gpu.matrices().is_some() && LinearTiled::takes(inputs, outputs) {
+                    halves = Halves::new(device, &values, inputs)?;
+                }
                 WeightValues::Gpu(device.upload("w", inputs, &values)?)
             }
         };
         Ok(Self {
             values,
             bias: Arc::new(device.upload("bias", outputs.max(1), bias)?),
+            halves,
             inputs,
             outputs,
         })
@@ -104,6 +113,7 @@ impl Weight {
         Ok(Self {
             values: WeightValues::Gpu(values),
             bias: Arc::clone(&self.bias),
+            halves: None,
             inputs: self.inputs,
             outputs: self.outputs,
         })
@@ -197,6 +207,7 @@ impl Linear {
                     x: f.x.part(f.x.place()),
                     w: on_gpu(f.w),
                     bias: &f.w.bias,
+                    halves: f.w.halves.as_ref(),
                     y: f.y.part(f.y.place()),
                     end: GpuEnd::Bare { gelu },
                 };
@@ -241,6 +252,7 @@ impl Linear {
             x: f.x,
             w: on_gpu(f.w),
             bias: &f.w.bias,
+            halves: f.w.halves.as_ref(),
             y: f.y.part(f.y.place()),
             end: GpuEnd::Normed {
                 gelu,
@@ -266,6 +278,7 @@ impl Linear {
             x: f.x.part(f.x.place()),
             w: on_gpu(f.w),
             bias: &f.w.bias,
+            halves: f.w.halves.as_ref(),
             y: f.y.tensor.part(place),
             end: GpuEnd::Joined {
                 residual: f.residual,

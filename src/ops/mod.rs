@@ -14,6 +14,7 @@ pub(crate) mod finish;
 pub(crate) mod gelu;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod linear_matrix;
 pub(crate) mod linear_skinny;
 pub(crate) mod linear_tiled;
 pub(crate) mod low_rank;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 #[cfg(feature = "gpu")]
 use std::sync::OnceLock;
 
+#[cfg(feature = "gpu")]
+use crate::device::DeviceVariant;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
@@ -32,7 +34,8 @@ pub(crate) fn adapter_name() -> String {
 #[cfg(feature = "gpu")]
 pub(crate) fn open_gpu() -> Gpu {
     let (adapter, host) = (adapter(), Arc::new(Cpu::open(Some(2)).unwrap()));
-    Gpu::open(&adapter, &host, None).unwrap()
+    // With matrix units where it has such.
+    Gpu::open(&adapter, &host, None, DeviceVariant::Matrix).unwrap()
 }
 
 /// A new device with 16 KiB of workgroup memory and 8 storage buffers for a kernel.

@@ -92,10 +92,18 @@ fn every_entry_is_translated_for_metal_and_direct3d() {
             let constants = Default::default();
             let (module, info) =
                 pipeline_constants::process_overrides(&module, &info, entry, &constants).unwrap();
-            let metal = to_msl(&module, &info, &point.name);
-            assert!(metal.contains("kernel void"), "{name}::{}", point.name);
-            let direct3d = to_hlsl(&module, &info, &point.name);
-            assert!(direct3d.contains("numthreads"), "{name}::{}", point.name);
+            let label = format!("{name}::{}", point.name);
+            // Metal's matrices are of 8 x 8; Direct3D has none in this naga.
+            let matrices = name == "linear_matrix";
+            if !(matrices && source.contains("coop_mat16x16")) {
+                let metal = to_msl(&module, &info, &point.name);
+                assert!(metal.contains("kernel void"), "{label}");
+                assert_eq!(metal.contains("simdgroup_half8x8"), matrices, "{label}");
+            }
+            if !matrices {
+                let direct3d = to_hlsl(&module, &info, &point.name);
+                assert!(direct3d.contains("numthreads"), "{label}");
+            }
         }
     }
 }

@@ -146,7 +146,8 @@ fn of_lane(class: u32) -> bool {
 enum Type {
     /// Void, or what no value has.
     None,
-    Scalar,
+    /// Of so many bytes; one word here. A matrix, which lanes share, is one too.
+    Scalar(usize),
     /// Element and their number.
     Many(u32, usize),
     Runtime(u32),
@@ -240,7 +241,8 @@ impl Spirv {
             71 if own[2] == 33 => drop(self.bindings.insert(own[1], own[3])),
             71 if own[2] == 11 => drop(self.builtins.insert(own[1], own[3])),
             19 | 33 => drop(self.types.insert(own[1], Type::None)),
-            20..=22 => drop(self.types.insert(own[1], Type::Scalar)),
+            20 | 4456 => drop(self.types.insert(own[1], Type::Scalar(4))),
+            21 | 22 => drop(self.types.insert(own[1], Type::Scalar(own[2] as usize / 8))),
             23 | 24 => drop(
                 self.types
                     .insert(own[1], Type::Many(own[2], own[3] as usize)),
@@ -281,14 +283,24 @@ impl Spirv {
     fn scratch(&self) -> usize {
         let variables = self.variables.values();
         let shared = variables.filter(|variable| variable.class == WORKGROUP);
-        shared.map(|variable| 4 * self.size(variable.pointee)).sum()
+        shared.map(|variable| self.bytes(variable.pointee)).sum()
+    }
+
+    /// Bytes of a value.
+    fn bytes(&self, ty: u32) -> usize {
+        match &self.types[&ty] {
+            Type::None | Type::Runtime(_) | Type::Pointer(_) => 0,
+            Type::Scalar(bytes) => *bytes,
+            Type::Many(element, count) => self.bytes(*element) * count,
+            Type::Struct(members) => members.iter().map(|member| self.bytes(*member)).sum(),
+        }
     }
 
     /// Words of a value.
     fn size(&self, ty: u32) -> usize {
         match &self.types[&ty] {
             Type::None | Type::Runtime(_) | Type::Pointer(_) => 0,
-            Type::Scalar => 1,
+            Type::Scalar(_) => 1,
             Type::Many(element, count) => self.size(*element) * count,
             Type::Struct(members) => members.iter().map(|member| self.size(*member)).sum(),
         }
@@ -500,6 +512,15 @@ impl Flight<'_> {
             }
             83 | 124 => Value::Words(self.words(values, own[3])),
             224 | 225 => return None,
+            4457 => Value::Words(vec![Word {
+                known: false,
+                ..ZERO
+            }]),
+            4458 => {
+                let ready = self.words(values, own[2])[0].ready;
+                self.wait(ready);
+                return None;
+            }
             op => self.compute(values, op, own),
         };
         Some((own[2], value))
@@ -570,6 +591,8 @@ impl Flight<'_> {
             INPUT => match self.module.builtins[&variable] {
                 26 => self.group.map(unknown).to_vec(),
                 29 => vec![unknown(self.lane)],
+                // In subgroups of 32.
+                40 => vec![unknown(self.lane / 32)],
                 other => panic!("built-in {other}"),
             },
             UNIFORM => (at..at + numbers)
@@ -635,6 +658,8 @@ impl Flight<'_> {
         // To choose among numbers is to wait for none of them.
         self.due = self.due.max(ready);
         let bits: Vec<u32> = match op {
+            // A product of matrices.
+            4459 => vec![0],
             148 => vec![dot(&operands[0], &operands[1])],
             154 => vec![u32::from(operands[0].iter().any(|word| word.bits != 0))],
             155 => vec![u32::from(operands[0].iter().all(|word| word.bits != 0))],
@@ -739,7 +764,9 @@ fn scalar(op: u32, o: &[u32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Matrices;
     use crate::ops::linear::Kind;
+    use crate::ops::linear_matrix::LinearMatrix;
     use crate::ops::linear_skinny::{LinearSkinny, Shape};
     use crate::ops::linear_tiled::LinearTiled;
 
@@ -797,6 +824,40 @@ mod tests {
                 assert!(trace.rounds <= rounds, "{label}: {} rounds", trace.rounds);
             }
         }
+    }
+
+    /// The same by matrix units.
+    #[test]
+    fn products_on_matrix_units_load_a_step_ahead() {
+        let units = |side, lanes| Matrices { side, lanes };
+        for (units, scratch, each) in [
+            (units(16, 128), 49_152, 4),
+            (units(16, 128), 32_768, 2),
+            (units(8, 128), 16_352, 2),
+        ] {
+            let matrix = LinearMatrix::new(units, scratch, true).unwrap();
+            for (kind, inputs) in [(Kind::Bare { gelu: true }, 384), (Kind::Joined, 1536)] {
+                let dims = product(576, inputs, 384);
+                for low in [false, true] {
+                    let kernel = matrix.kernel(kind, low);
+                    let trace = fly(&kernel, &dims, [1, 2, 0], 37, &|_, _| 0);
+                    let halves = if low { 2 * each } else { each };
+                    assert_eq!(trace.in_flight(1, "x", 4), each);
+                    assert_eq!(trace.in_flight(1, "halves", 4), halves);
+                    assert_eq!(trace.not_of("halves", 4) + trace.not_of("x", 4), 0);
+                    assert!(trace.scratch <= scratch);
+                    let steps = trace.loads.iter().filter(|load| load.buffer == "x");
+                    let steps = steps.count() / each;
+                    let label = format!("{} {inputs} {low}", kind.entry());
+                    let rounds = trace.rounds as usize;
+                    assert!(
+                        rounds <= steps + 9,
+                        "{label}: {rounds} rounds, {steps} steps"
+                    );
+                }
+            }
+        }
+        assert!(LinearMatrix::new(units(16, 128), 16_352, true).is_none());
     }
 
     const HEAD: &str = "

@@ -176,7 +176,13 @@ mod tests {
         });
         let host = Arc::new(Cpu::open(Some(1)).unwrap());
         let compile = || {
-            let gpu = Gpu::open(found.unwrap(), &host, Some(&folder)).unwrap();
+            let gpu = Gpu::open(
+                found.unwrap(),
+                &host,
+                Some(&folder),
+                crate::DeviceVariant::Auto,
+            )
+            .unwrap();
             let kernel = Kernel::new(&SHADER, "forward", &[]);
             gpu.compile(&[&kernel]).unwrap();
             gpu.kept.is_some()

@@ -7,6 +7,7 @@ pub(crate) mod flight;
 mod guard;
 mod kept;
 mod kernel;
+mod matrices;
 mod pass;
 mod shader;
 mod tape;
@@ -18,11 +19,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::device::CpuShare;
 use crate::device::adapter::{AdapterReport, LimitsReport};
 use crate::device::cpu::Cpu;
 use crate::device::tuning::Tuning;
-use crate::error::{Error, ErrorKind, Result, bail, error};
+use crate::device::{CpuShare, DeviceVariant, Matrices};
+use crate::error::{Error, ErrorKind, Result, bail, caught, error};
 use kept::KeptPipelines;
 use shader::Parsed;
 
@@ -134,6 +135,8 @@ pub(crate) struct Gpu {
     hardware: bool,
     zeroes_scratch: bool,
     tuning: Tuning,
+    /// Those that it was opened for.
+    matrices: Option<Matrices>,
     made: AtomicUsize,
     /// Shaders by name.
     parsed: Mutex<BTreeMap<&'static str, Arc<Slot>>>,
@@ -155,14 +158,35 @@ const LEAST_SCRATCH: u32 = 16_352;
 const LEAST_BUFFERS: u32 = 8;
 
 impl Gpu {
-    /// `host`: whose threads compile kernels; `cache`: the folder that keeps them.
+    /// `host`: whose threads compile kernels; `cache`: the folder that keeps them, and what was
+    /// measured. Matrix units are asked for where `variant` names them, or where they were measured
+    /// to be the faster.
     pub(crate) fn open(
         adapter: &GpuAdapter,
         host: &Arc<Cpu>,
         cache: Option<&Path>,
+        variant: DeviceVariant,
     ) -> Result<Self> {
         // The adapter's own limits: a hub's table may need more than the portable 128 MiB.
-        Self::open_within(adapter, host, cache, adapter.0.limits())
+        let limits = adapter.0.limits();
+        let tuning = Tuning::look(cache, &adapter.report());
+        let matrices = match variant {
+            DeviceVariant::Matrix | DeviceVariant::Fast => matrices::of(&adapter.0),
+            DeviceVariant::Auto if tuning.matrix_rows().is_some() => matrices::of(&adapter.0),
+            _ => None,
+        };
+        if matrices.is_none() || variant != DeviceVariant::Auto {
+            return Self::open_within(adapter, host, cache, limits, (tuning, matrices));
+        }
+        // A driver may say that it has them, and then refuse.
+        let opened = caught("opening a GPU with matrix units", || {
+            let both = (tuning.clone(), matrices);
+            Self::open_within(adapter, host, cache, limits.clone(), both)
+        });
+        opened.or_else(|error| {
+            log::warn!("matrix units are not taken: {error}");
+            Self::open_within(adapter, host, cache, limits, (tuning, None))
+        })
     }
 
     /// With the least limits that are taken.
@@ -175,7 +199,8 @@ impl Gpu {
             max_storage_buffers_per_shader_stage: LEAST_BUFFERS,
             ..adapter.0.limits()
         };
-        Self::open_within(adapter, host, None, limits)
+        let tuning = Tuning::look(None, &adapter.report());
+        Self::open_within(adapter, host, None, limits, (tuning, None))
     }
 
     fn open_within(
@@ -183,6 +208,7 @@ impl Gpu {
         host: &Arc<Cpu>,
         cache: Option<&Path>,
         available: wgpu::Limits,
+        (tuning, matrices): (Tuning, Option<Matrices>),
     ) -> Result<Self> {
         let name = adapter.0.get_info().name;
         check_limits(&name, &available)?;
@@ -190,9 +216,11 @@ impl Gpu {
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let clock = adapter.0.features() & stamps;
         let keeping = adapter.0.features() & wgpu::Features::PIPELINE_CACHE;
+        let (of_matrices, experimental_features) = matrices::wanted(matrices);
         let request = adapter.0.request_device(&wgpu::DeviceDescriptor {
             label: Some("hubrouter"),
-            required_features: clock | keeping,
+            required_features: clock | keeping | of_matrices,
+            experimental_features,
             required_limits: available.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
@@ -220,7 +248,8 @@ impl Gpu {
             made: AtomicUsize::new(0),
             parsed: Mutex::default(),
             limits: available,
-            tuning: Tuning::look(cache, &report),
+            tuning,
+            matrices,
             hardware: report.hardware,
             name,
             device,
@@ -530,6 +559,17 @@ impl Gpu {
         self.tuning.cpu()
     }
 
+    /// Fewest rows of a product that matrix units compute; `None`: they were not measured to be
+    /// faster.
+    pub(crate) fn matrix_rows(&self) -> Option<usize> {
+        self.tuning.matrix_rows()
+    }
+
+    /// The matrix units that it was opened for, if it has such: weights are kept in f16 too.
+    pub(crate) fn matrices(&self) -> Option<Matrices> {
+        self.matrices
+    }
+
     /// Bytes of workgroup memory that a kernel may use.
     pub(crate) fn most_scratch(&self) -> u32 {
         self.limits.max_compute_workgroup_storage_size
@@ -558,6 +598,7 @@ impl Gpu {
             queue: self.queue.clone(),
             limits: self.limits.clone(),
             tuning: self.tuning.clone(),
+            matrices: self.matrices,
             clock: self.clock,
             stamps_inside: self.stamps_inside,
             hardware: self.hardware,

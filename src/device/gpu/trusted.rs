@@ -39,6 +39,7 @@ const SHADERS: &[(&str, Trust)] = &[
     ("gelu", Trust::Sizes),
     ("layer_norm", Trust::Sizes),
     ("linear", Trust::Sizes),
+    ("linear_matrix", Trust::Sizes),
     ("linear_skinny", Trust::Sizes),
     ("linear_tiled", Trust::Sizes),
     ("low_rank", Trust::Counted("jobs by `LayerJobs::new`")),

@@ -10,7 +10,7 @@ use crate::ops::reference::{self, noise, wide};
 use crate::weights::View;
 
 /// All uses with a weight of two parts, for each of `sizes`: a label, T, in and out. The first of
-/// them also by each variant. Norms are a GPU's alone.
+/// them also by each variant that is taken without having been measured. Norms are a GPU's alone.
 pub(crate) fn all(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Result<Vec<Case>> {
     let mut cases = by_variant(device, DeviceVariant::Auto, sizes)?;
     let first = &sizes[..sizes.len().min(1)];
@@ -18,6 +18,23 @@ pub(crate) fn all(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Res
         cases.extend(by_variant(device, variant, first)?);
     }
     Ok(cases)
+}
+
+/// Products by the kernel for matrix units, one of each kind.
+#[cfg(feature = "cli")]
+pub(crate) fn on_matrices(device: &Device) -> Result<Vec<Case>> {
+    let op = Arc::new(Linear::new(device, DeviceVariant::Matrix));
+    let make = |inputs: usize| {
+        let (rows, outputs) = (70, 132);
+        let x = noise(rows * inputs, 1);
+        (x, noise(outputs * inputs, 2), noise(outputs, 3))
+    };
+    let ((x, w, b), (long_x, long_w, long_b)) = (make(384), make(1536));
+    Ok(vec![
+        forward_case(device, &op, [&x, &w, &b], End::Bias)?.of("matrix"),
+        normed_case(device, &op, [&x, &w, &b], true)?.of("matrix, normed, gelu"),
+        joined_case(device, &op, [&long_x, &long_w, &long_b])?.of("matrix, joined"),
+    ])
 }
 
 /// As [`all`], by one variant.
@@ -57,6 +74,7 @@ fn by_variant(
     let name = match variant {
         DeviceVariant::Skinny => "linear_skinny",
         DeviceVariant::Tiled => "linear_tiled",
+        DeviceVariant::Matrix | DeviceVariant::Fast => "linear_matrix",
         DeviceVariant::Auto | DeviceVariant::Any => "linear",
     };
     cases.iter_mut().for_each(|case| case.op = name);
@@ -302,6 +320,7 @@ mod tests {
         for variant in [
             DeviceVariant::Skinny,
             DeviceVariant::Tiled,
+            DeviceVariant::Matrix,
             DeviceVariant::Any,
         ] {
             check(|device| by_variant(device, variant, &sizes));
@@ -327,6 +346,7 @@ mod tests {
             let variants = [
                 DeviceVariant::Skinny,
                 DeviceVariant::Tiled,
+                DeviceVariant::Matrix,
                 DeviceVariant::Any,
             ];
             let all = variants.map(|variant| {
@@ -337,6 +357,32 @@ mod tests {
             });
             let gpu = matches!(device, Device::Gpu(_));
             assert_eq!(all[0] != all[1], gpu, "two variants have the same bits");
+            let matrices = matches!(&device, Device::Gpu(gpu) if gpu.matrices().is_some());
+            assert_eq!(all[1] != all[2], matrices, "matrix units have other bits");
+        }
+    }
+
+    /// Of factors of 11 bits: a few parts in ten thousand, where the exact kinds have one in a million.
+    #[test]
+    fn fast_products_are_within_the_rounding_of_their_factors() {
+        let (rows, inputs, outs) = (40, 384, 64);
+        let (x, w, b) = (
+            noise(rows * inputs, 1),
+            noise(outs * inputs, 2),
+            noise(outs, 3),
+        );
+        for device in devices() {
+            let of = |variant| {
+                let op = Linear::new(&device, variant).into();
+                let mut case = forward_case(&device, &op, [&x, &w, &b], End::Bias).unwrap();
+                let checked = case.check(&device).unwrap().remove(0);
+                reference::worst(&checked.got, &checked.want)
+            };
+            let [exact, fast] = [DeviceVariant::Matrix, DeviceVariant::Fast].map(of);
+            let matrices = matches!(&device, Device::Gpu(gpu) if gpu.matrices().is_some());
+            assert!(exact < 1e-5, "{exact}");
+            assert!(fast < if matrices { 1e-2 } else { 1e-5 }, "{fast}");
+            assert_eq!(fast > 10.0 * exact, matrices, "{fast}, {exact}");
         }
     }
 

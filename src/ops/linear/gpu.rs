@@ -4,6 +4,7 @@ use super::{SHADER, Weight, WeightValues};
 use crate::device::gpu::GpuPass;
 use crate::device::{Device, DeviceVariant, Kernel, Part, Tensor, groups};
 use crate::num::to_u32;
+use crate::ops::linear_matrix::{Halves, LinearMatrix};
 use crate::ops::linear_skinny::{LinearSkinny, Shape};
 use crate::ops::linear_tiled::{self, LinearTiled};
 
@@ -16,12 +17,16 @@ const ACROSS: usize = 64;
 pub(crate) struct GpuLinear {
     skinny: LinearSkinny,
     tiled: LinearTiled,
+    /// On an adapter with matrix units that are asked for.
+    matrix: Option<LinearMatrix>,
     any: AnyWidth,
     variant: DeviceVariant,
     /// Bytes of workgroup memory.
     scratch: usize,
     /// Most rows that `linear_skinny` takes.
     few_rows: usize,
+    /// Fewest rows that `linear_matrix` takes.
+    matrix_rows: usize,
 }
 
 /// The kernels for widths that are no multiples of four.
@@ -40,6 +45,8 @@ pub(crate) struct GpuProduct<'t> {
     pub(crate) x: Part<'t>,
     pub(crate) w: &'t Tensor,
     pub(crate) bias: &'t Tensor,
+    /// `w` once more, for matrix units.
+    pub(crate) halves: Option<&'t Halves>,
     /// Whole rows of a tensor, [T, out].
     pub(crate) y: Part<'t>,
     pub(crate) end: GpuEnd<'t>,
@@ -173,8 +180,22 @@ impl<'t> GpuProduct<'t> {
 
 impl GpuLinear {
     pub(super) fn new(device: &Device, variant: DeviceVariant) -> Self {
+        let (mut matrix, mut matrix_rows) = (None, usize::MAX);
         let (scratch, few_rows) = match device {
-            Device::Gpu(gpu) => (gpu.most_scratch() as usize, gpu.few_rows()),
+            Device::Gpu(gpu) => {
+                let rows = match variant {
+                    DeviceVariant::Auto => gpu.matrix_rows(),
+                    DeviceVariant::Matrix | DeviceVariant::Fast => Some(0),
+                    DeviceVariant::Skinny | DeviceVariant::Tiled | DeviceVariant::Any => None,
+                };
+                let scratch = gpu.most_scratch() as usize;
+                if let (Some(rows), Some(units)) = (rows, gpu.matrices()) {
+                    let exact = variant != DeviceVariant::Fast;
+                    matrix = LinearMatrix::new(units, scratch, exact);
+                    matrix_rows = rows;
+                }
+                (scratch, gpu.few_rows())
+            }
             Device::Cpu(_) => (0, 0),
         };
         let forward = |down, gelu| {
@@ -185,6 +206,7 @@ impl GpuLinear {
         Self {
             skinny: LinearSkinny::new(),
             tiled: LinearTiled::new(scratch),
+            matrix,
             any: AnyWidth {
                 wide: forward(16.0, 0.0),
                 narrow: forward(4.0, 0.0),
@@ -196,6 +218,7 @@ impl GpuLinear {
             variant,
             scratch,
             few_rows,
+            matrix_rows,
         }
     }
 
@@ -204,7 +227,10 @@ impl GpuLinear {
         let wanted = match self.variant {
             DeviceVariant::Auto => rows <= self.few_rows,
             DeviceVariant::Skinny => true,
-            DeviceVariant::Tiled | DeviceVariant::Any => false,
+            DeviceVariant::Tiled
+            | DeviceVariant::Matrix
+            | DeviceVariant::Fast
+            | DeviceVariant::Any => false,
         };
         let shape = || Shape::of(kind, inputs, outputs, self.scratch);
         wanted.then(shape).flatten()
@@ -239,7 +265,11 @@ impl GpuLinear {
     pub(super) fn forward(&self, pass: &mut GpuPass<'_>, product: &GpuProduct<'_>) {
         let (inputs, outputs) = (product.x.place.columns, product.y.place.columns);
         let (kind, rows) = (product.end.kind(), product.x.place.rows);
-        if let Some(shape) = self.skinny(kind, rows, inputs, outputs) {
+        if let (Some(matrix), Some(halves)) = (&self.matrix, product.halves)
+            && rows >= self.matrix_rows
+        {
+            matrix.run(pass, product, kind, halves);
+        } else if let Some(shape) = self.skinny(kind, rows, inputs, outputs) {
             self.skinny.run(pass, product, shape);
         } else if self.tiles(inputs, outputs) {
             self.tiled.run(pass, product, kind);
