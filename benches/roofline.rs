@@ -56,6 +56,12 @@ fn main() -> Result<()> {
         decisions.into_iter().collect::<Result<Vec<_>>>().map(drop)
     })?;
     show(1, "32 prompts", &many);
+    let on_matrices = many.0.as_ref().map(PassShape::on_matrices);
+    show(
+        1,
+        "32 prompts, by matrix units",
+        &(on_matrices, f64::INFINITY),
+    );
     let step = step(&options, if known { 20 } else { 1 })?;
     show(2, "a step of 32 examples", &step);
     Ok(())
@@ -124,8 +130,8 @@ fn show(card: &GpuCard, adapter: &str, (index, label): (usize, &str), run: &Meas
         print!("; at most {bar:.1}: {kept}");
     }
     match is(card, adapter) {
-        true => println!("; measured here {:.3} ms", seconds * 1e3),
-        false => println!("; not measured"),
+        true if seconds.is_finite() => println!("; measured here {:.3} ms", seconds * 1e3),
+        _ => println!("; not measured"),
     }
 }
 

@@ -7,9 +7,10 @@
 #[path = "../benches/common/hub.rs"]
 mod hub;
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hubrouter::diagnostics::{cards, diagnose, passes_of};
+use hubrouter::diagnostics::{cards, diagnose, passes_of, tune};
 use hubrouter::{CpuLevel, DeviceVariant, Encoder, Options, Request, Result, Router};
 use serde_json::{Map, Value, json};
 
@@ -21,6 +22,8 @@ const PHASE: Duration = Duration::from_secs(8);
 struct Run {
     device: String,
     out: String,
+    /// What is measured of the card, and its compiled kernels: the phases after `tuned` use them.
+    cache: PathBuf,
     quick: bool,
     figures: Map<String, Value>,
     began: Instant,
@@ -35,12 +38,14 @@ fn main() {
     let mut run = Run {
         device: device.clone(),
         out: out.clone(),
+        cache: PathBuf::from(format!("{out}.cache")),
         quick: rest.first().is_some_and(|word| word == "quick"),
         figures: Map::new(),
         began: Instant::now(),
     };
     run.phase("adapter", adapter);
     run.phase("variants", variants);
+    run.phase("tuned", tuned);
     run.phase("open", open);
     run.phase("routes", routes);
     run.phase("profile", profile);
@@ -49,7 +54,9 @@ fn main() {
 
 impl Run {
     fn options(&self) -> Options {
-        Options::default().device(self.device.as_str())
+        Options::default()
+            .device(self.device.as_str())
+            .cache_folder(&self.cache)
     }
 
     /// Runs `phase`, prints a line, and writes all figures so far. What fails is a figure too.
@@ -136,7 +143,7 @@ fn variants(run: &Run) -> Result<Value> {
     };
     let [cpu, _] = embed(&Options::default().device("cpu"))?;
     let mut all = Map::new();
-    for name in ["auto", "skinny", "tiled", "any"] {
+    for name in ["auto", "skinny", "tiled", "matrix", "fast", "any"] {
         let variant: DeviceVariant = name.parse()?;
         let [vectors, again] = embed(&run.options().device_variant(variant))?;
         let far = vectors.iter().zip(&cpu).map(|(a, b)| 1.0 - cosine(a, b));
@@ -155,6 +162,20 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
         pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     };
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// 300 runs of the products on matrix units, which kernels are the faster ones, and which batches the
+/// CPU computes sooner.
+fn tuned(run: &Run) -> Result<Value> {
+    let device = run.device.as_str().into();
+    let report = tune(
+        &device,
+        Path::new(STORE),
+        &Options::default(),
+        &run.cache,
+        &mut |_, _| {},
+    )?;
+    Ok(json!(report))
 }
 
 /// From nothing to the first answer, three times.

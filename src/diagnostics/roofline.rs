@@ -2,11 +2,12 @@
 //! and loads that wait for each other.
 //!
 //! ```text
-//! t = launch + latency + max(rounds load, bytes / dram, reads / l2, operations / (peak share even))
+//! t = launch + latency + max(rounds load, bytes / dram, reads / l2, operations / (peak share even),
+//!     products / (matrices share even))
 //! ```
 //!
 //! `bytes` are read or written once, `reads` by all workgroups together; `rounds` are the loads of a
-//! lane that wait for each other, beyond the first; `share` is the part of the peak that a kernel of
+//! lane that wait for each other, beyond the first; `products` are operations on matrix units; `share` is the part of the peak that a kernel of
 //! this kind reaches, and `even` that of the cores that have work while the last workgroups run.
 //! `benches/cards.json` has the constants.
 
@@ -33,6 +34,7 @@ pub struct GpuCard {
     load: f64,
     launch: f64,
     latency: f64,
+    matrices: f64,
     /// Where they come from.
     pub origin: String,
 }
@@ -77,7 +79,7 @@ pub struct PredictedKernel {
     pub count: usize,
     /// Predicted for all of them.
     pub seconds: f64,
-    /// The longest of the four terms: `rounds`, `dram`, `l2` or `operations`; `launch` where launch
+    /// The longest of the terms: `rounds`, `dram`, `l2`, `operations` or `matrices`; `launch` where launch
     /// and latency are longer.
     pub bound: &'static str,
     /// Of one: bytes that are read or written once, operations, and loads that wait for each other.
@@ -85,6 +87,19 @@ pub struct PredictedKernel {
 }
 
 impl PassShape {
+    /// The same pass by matrix units of 16 x 16: products of many rows by `linear_matrix`.
+    #[must_use]
+    pub fn on_matrices(&self) -> Self {
+        let each = self.0.iter().map(|dispatched| Dispatched {
+            kernel: match dispatched.kernel.strip_prefix("linear_tiled::") {
+                Some(entry) if !entry.starts_with("backward") => format!("linear_matrix::{entry}"),
+                _ => dispatched.kernel.clone(),
+            },
+            ..dispatched.clone()
+        });
+        Self(each.collect())
+    }
+
     /// Its dispatches.
     #[must_use]
     pub fn dispatches(&self) -> usize {
@@ -106,7 +121,7 @@ impl PassShape {
                 all.push(PredictedKernel {
                     kernel,
                     bound,
-                    work: [work.bytes, work.operations, work.rounds],
+                    work: [work.bytes, work.operations + work.products, work.rounds],
                     ..PredictedKernel::default()
                 });
             }
@@ -124,6 +139,7 @@ struct KernelWork {
     bytes: f64,
     reads: f64,
     operations: f64,
+    products: f64,
     share: f64,
     rounds: f64,
 }
@@ -139,6 +155,10 @@ impl KernelWork {
             (self.bytes / card.dram, "dram"),
             (self.reads / card.l2, "l2"),
             (self.operations / (peak * self.share * even), "operations"),
+            (
+                self.products / (card.matrices * self.share * even),
+                "matrices",
+            ),
         ];
         let longest = |terms: &[(f64, &'static str)]| {
             let first = (0.0, "launch");
@@ -166,6 +186,7 @@ fn work_of(d: &Dispatched) -> KernelWork {
         bytes: all,
         reads: all,
         operations: 0.0,
+        products: 0.0,
         share: 0.3,
         rounds: 1.0,
     };
@@ -173,6 +194,7 @@ fn work_of(d: &Dispatched) -> KernelWork {
     match op {
         "linear_skinny" => few_rows(d, entry, plain),
         "linear_tiled" => many_rows(d, entry, plain),
+        "linear_matrix" => on_matrices(d, entry, plain),
         "matmul" => product(d, plain),
         "attention" => attention(d, plain),
         "embed" => {
@@ -248,6 +270,19 @@ fn many_rows(d: &Dispatched, entry: &str, plain: KernelWork) -> KernelWork {
                 0.0
             },
         ..plain
+    }
+}
+
+/// As [`many_rows`] with steps of 32 terms: three products of matrices, and halves as many bytes as
+/// weights in f32.
+fn on_matrices(d: &Dispatched, entry: &str, plain: KernelWork) -> KernelWork {
+    let tiled = many_rows(d, entry, plain);
+    KernelWork {
+        operations: 0.0,
+        products: 3.0 * tiled.operations,
+        share: 0.38,
+        rounds: tiled.rounds - 2.0 * d.number("inputs4") / 16.0,
+        ..tiled
     }
 }
 
@@ -343,6 +378,30 @@ mod tests {
         let want = 4.2e-6 + arithmetic.max(rounds);
         assert!((seconds - want).abs() < 1e-12, "{seconds}, not {want}");
         assert_eq!(bound, "launch");
+    }
+
+    #[test]
+    fn matrix_units_take_three_products_for_one_of_many_rows() {
+        let tiled = Dispatched {
+            kernel: "linear_tiled::bare".into(),
+            groups: [18, 10, 1],
+            ..dispatched()
+        };
+        let backward = Dispatched {
+            kernel: "linear_tiled::backward".into(),
+            ..tiled.clone()
+        };
+        let pass = PassShape(vec![tiled.clone(), backward.clone()]).on_matrices();
+        assert_eq!(pass.0[0].kernel, "linear_matrix::bare");
+        assert_eq!(pass.0[1], backward);
+        let [before, after] = [work_of(&tiled), work_of(&pass.0[0])];
+        assert_eq!(after.products, 3.0 * before.operations);
+        assert_eq!((after.operations, after.bytes), (0.0, before.bytes));
+        // 384 inputs: 24 steps of 16 terms, 12 of 32.
+        assert_eq!((before.rounds, after.rounds), (24.0, 12.0));
+        let card = named("H100 SXM");
+        assert!(after.on(&card).0 < before.on(&card).0);
+        assert_eq!(after.on(&card).1, "matrices");
     }
 
     #[test]
