@@ -53,6 +53,16 @@ enum WeightValues {
 impl Weight {
     /// `parts` [out_i, in] stacked along the outputs; `bias` [sum of out_i].
     pub(crate) fn new(device: &Device, parts: &[(&str, View<'_>)], bias: &[f32]) -> Result<Self> {
+        Self::made(device, parts, bias, true)
+    }
+
+    /// `halved`: with halves where the device was opened for matrix units.
+    fn made(
+        device: &Device,
+        parts: &[(&str, View<'_>)],
+        bias: &[f32],
+        halved: bool,
+    ) -> Result<Self> {
         let inputs = parts.first().map_or(0, |(_, view)| view.columns);
         let outputs: usize = parts.iter().map(|(_, view)| view.rows()).sum();
         assert_eq!(bias.len(), outputs, "linear: bias is not [{outputs}]");
@@ -73,7 +83,7 @@ impl Weight {
                         );
                     }
                 }
-                if gpu.matrices().is_some() && LinearTiled::takes(inputs, outputs) {
+                if halved && gpu.matrices().is_some() && LinearTiled::takes(inputs, outputs) {
                     halves = Halves::new(device, &values, inputs)?;
                 }
                 WeightValues::Gpu(device.upload("w", inputs, &values)?)
@@ -88,14 +98,14 @@ impl Weight {
         })
     }
 
-    /// As [`Weight::new`], and ready for [`Linear::backward`]: on the CPU that takes the memory of
-    /// the weights again.
+    /// As [`Weight::new`] without matrix units, and ready for [`Linear::backward`]: on the CPU that
+    /// takes the memory of the weights again.
     pub(crate) fn for_learning(
         device: &Device,
         parts: &[(&str, View<'_>)],
         bias: &[f32],
     ) -> Result<Self> {
-        let mut weight = Self::new(device, parts, bias)?;
+        let mut weight = Self::made(device, parts, bias, false)?;
         if let (Device::Cpu(cpu), WeightValues::Cpu { backward, .. }) = (device, &mut weight.values)
         {
             *backward = Some(cpu.run(|| Packed::transposed(cpu, parts)));

@@ -18,6 +18,9 @@ const BY_16: Shader = shader!("linear_matrix", "matrix16", "math");
 /// memory.
 const STEPS: [usize; 2] = [8, 4];
 
+/// Storage buffers of a kernel.
+pub(crate) const BUFFERS: usize = 10;
+
 /// A map's weights as f16.
 pub(crate) struct Halves {
     /// The high parts of [out, in] and then the low ones, two numbers in one: [2 out, in / 2].

@@ -4,7 +4,7 @@ use super::{SHADER, Weight, WeightValues};
 use crate::device::gpu::GpuPass;
 use crate::device::{Device, DeviceVariant, Kernel, Part, Tensor, groups};
 use crate::num::to_u32;
-use crate::ops::linear_matrix::{Halves, LinearMatrix};
+use crate::ops::linear_matrix::{self, Halves, LinearMatrix};
 use crate::ops::linear_skinny::{LinearSkinny, Shape};
 use crate::ops::linear_tiled::{self, LinearTiled};
 
@@ -189,7 +189,8 @@ impl GpuLinear {
                     DeviceVariant::Skinny | DeviceVariant::Tiled | DeviceVariant::Any => None,
                 };
                 let scratch = gpu.most_scratch() as usize;
-                if let (Some(rows), Some(units)) = (rows, gpu.matrices()) {
+                let enough = gpu.most_buffers() as usize >= linear_matrix::BUFFERS;
+                if let (Some(rows), Some(units), true) = (rows, gpu.matrices(), enough) {
                     let exact = variant != DeviceVariant::Fast;
                     matrix = LinearMatrix::new(units, scratch, exact);
                     matrix_rows = rows;
