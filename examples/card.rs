@@ -182,8 +182,10 @@ fn tuned(run: &Run) -> Result<Value> {
 fn open(run: &Run) -> Result<Value> {
     let mut all = Vec::new();
     for _ in 0..if run.quick { 1 } else { 3 } {
+        // No kernel is kept from a phase before.
+        let options = Options::default().device(run.device.as_str());
         let began = Instant::now();
-        let router = Router::open(STORE, run.options())?;
+        let router = Router::open(STORE, options)?;
         let opened = began.elapsed().as_secs_f64() * 1e3;
         router.route(&Request::new(hub::prompt(0)))?;
         let answered = began.elapsed().as_secs_f64() * 1e3;

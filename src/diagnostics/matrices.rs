@@ -10,20 +10,23 @@ use crate::ops::linear::cases;
 use crate::ops::reference;
 
 /// Runs of all kinds of products together.
-pub(super) const RUNS: usize = 300;
+const RUNS: usize = 300;
 
 /// Why products of `device` may not be computed on matrix units; `None`: they may.
 ///
 /// Errors: the device failed.
 pub(super) fn fault(device: &Device) -> Result<Option<String>> {
-    let Device::Gpu(gpu) = device else {
+    if matches!(device, Device::Cpu(_)) {
         return Ok(Some("the CPU has none".to_owned()));
-    };
-    if gpu.matrices().is_none() {
-        let none = "the adapter has none of f16 with sums in f32, or its driver shows none";
-        return Ok(Some(none.to_owned()));
     }
-    look(device, cases::on_matrices(device)?)
+    match cases::on_matrices(device)? {
+        Some(cases) => look(device, cases),
+        None => {
+            let none = "the adapter has none of f16 with sums in f32, its driver shows none, or it \
+                        has too little workgroup memory";
+            Ok(Some(none.to_owned()))
+        }
+    }
 }
 
 /// Why `cases` of one op are not right, each run equally often.

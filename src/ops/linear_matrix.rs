@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 
-use crate::device::gpu::GpuPass;
+use crate::device::gpu::{Gpu, GpuPass};
 use crate::device::{Device, Kernel, Matrices, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::ops::linear::{GpuEnd, GpuProduct, Kind};
@@ -19,7 +19,7 @@ const BY_16: Shader = shader!("linear_matrix", "matrix16", "math");
 const STEPS: [usize; 2] = [8, 4];
 
 /// Storage buffers of a kernel.
-pub(crate) const BUFFERS: usize = 10;
+const BUFFERS: usize = 10;
 
 /// A map's weights as f16.
 pub(crate) struct Halves {
@@ -60,6 +60,15 @@ pub(crate) struct LinearMatrix {
 }
 
 impl LinearMatrix {
+    /// On a GPU that was opened for its matrix units. `None` where it was not, or has too little
+    /// workgroup memory or too few buffers.
+    pub(crate) fn on(gpu: &Gpu, exact: bool) -> Option<Self> {
+        let units = gpu.matrices()?;
+        let enough = gpu.most_buffers() as usize >= BUFFERS;
+        let matrix = || Self::new(units, gpu.most_scratch() as usize, exact);
+        enough.then(matrix).flatten()
+    }
+
     /// `scratch`: bytes of workgroup memory. `None` where they are too few.
     pub(crate) fn new(units: Matrices, scratch: usize, exact: bool) -> Option<Self> {
         let step = STEPS

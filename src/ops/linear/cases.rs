@@ -20,21 +20,24 @@ pub(crate) fn all(device: &Device, sizes: &[(&str, usize, usize, usize)]) -> Res
     Ok(cases)
 }
 
-/// Products by the kernel for matrix units, one of each kind.
+/// Products by the kernel for matrix units, one of each kind; `None` where it does not run.
 #[cfg(feature = "cli")]
-pub(crate) fn on_matrices(device: &Device) -> Result<Vec<Case>> {
+pub(crate) fn on_matrices(device: &Device) -> Result<Option<Vec<Case>>> {
     let op = Arc::new(Linear::new(device, DeviceVariant::Matrix));
+    if !op.gpu.has_matrices() {
+        return Ok(None);
+    }
     let make = |inputs: usize| {
         let (rows, outputs) = (70, 132);
         let x = noise(rows * inputs, 1);
         (x, noise(outputs * inputs, 2), noise(outputs, 3))
     };
     let ((x, w, b), (long_x, long_w, long_b)) = (make(384), make(1536));
-    Ok(vec![
+    Ok(Some(vec![
         forward_case(device, &op, [&x, &w, &b], End::Bias)?.of("matrix"),
         normed_case(device, &op, [&x, &w, &b], true)?.of("matrix, normed, gelu"),
         joined_case(device, &op, [&long_x, &long_w, &long_b])?.of("matrix, joined"),
-    ])
+    ]))
 }
 
 /// As [`all`], by one variant.

@@ -4,7 +4,7 @@ use super::{SHADER, Weight, WeightValues};
 use crate::device::gpu::GpuPass;
 use crate::device::{Device, DeviceVariant, Kernel, Part, Tensor, groups};
 use crate::num::to_u32;
-use crate::ops::linear_matrix::{self, Halves, LinearMatrix};
+use crate::ops::linear_matrix::{Halves, LinearMatrix};
 use crate::ops::linear_skinny::{LinearSkinny, Shape};
 use crate::ops::linear_tiled::{self, LinearTiled};
 
@@ -188,14 +188,11 @@ impl GpuLinear {
                     DeviceVariant::Matrix | DeviceVariant::Fast => Some(0),
                     DeviceVariant::Skinny | DeviceVariant::Tiled | DeviceVariant::Any => None,
                 };
-                let scratch = gpu.most_scratch() as usize;
-                let enough = gpu.most_buffers() as usize >= linear_matrix::BUFFERS;
-                if let (Some(rows), Some(units), true) = (rows, gpu.matrices(), enough) {
-                    let exact = variant != DeviceVariant::Fast;
-                    matrix = LinearMatrix::new(units, scratch, exact);
+                if let Some(rows) = rows {
+                    matrix = LinearMatrix::on(gpu, variant != DeviceVariant::Fast);
                     matrix_rows = rows;
                 }
-                (scratch, gpu.few_rows())
+                (gpu.most_scratch() as usize, gpu.few_rows())
             }
             Device::Cpu(_) => (0, 0),
         };
@@ -250,6 +247,12 @@ impl GpuLinear {
             }
         };
         maps.iter().copied().map(of).collect()
+    }
+
+    /// Whether it has the kernels for matrix units.
+    #[cfg(feature = "cli")]
+    pub(super) fn has_matrices(&self) -> bool {
+        self.matrix.is_some()
     }
 
     fn tiles(&self, inputs: usize, outputs: usize) -> bool {
