@@ -1,5 +1,6 @@
 //! The CPU: a pool of as many threads as the host allowed, the SIMD level found or named at open.
 
+mod awake;
 pub(crate) mod barrier;
 pub(crate) mod blocks;
 mod cores;
@@ -12,13 +13,13 @@ pub(crate) mod math;
 mod turn;
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(test)]
 use std::time::Duration;
 
 use rayon::prelude::*;
 
 use crate::error::{Result, bail, error};
+use awake::awake;
 use barrier::{Attendance, Barrier};
 use cores::Cores;
 use crowd::Crowd;
@@ -466,54 +467,6 @@ impl Drop for Alone {
     fn drop(&mut self) {
         IS_ALONE.set(false);
     }
-}
-
-/// Runs `job` on this thread of the pool while the others look for work without falling asleep: a
-/// route is a hundred short parallel steps, and to wake a thread for each costs more than many of
-/// them.
-fn awake<R>(cores: &Cores, crowd: &Crowd, job: impl FnOnce() -> R) -> R {
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Release);
-        }
-    }
-    let done = AtomicBool::new(false);
-    let own = rayon::current_thread_index();
-    if let Some(own) = own {
-        cores.stay(own);
-    }
-    let mut call = crowd.call();
-    let value = rayon::in_place_scope(|scope| {
-        scope.spawn_broadcast(|_, context| {
-            if Some(context.index()) == own {
-                return;
-            }
-            cores.settle(context.index());
-            let mut idle = 0u32;
-            while !done.load(Ordering::Acquire) {
-                match rayon::yield_now() {
-                    Some(rayon::Yield::Executed) => idle = 0,
-                    _ => idle += 1,
-                }
-                // On a busy machine somebody else may need the core.
-                if idle % 64 == 63 {
-                    cores.settle(context.index());
-                    std::thread::yield_now();
-                } else {
-                    std::hint::spin_loop();
-                }
-            }
-        });
-        // Also when the job panics.
-        let _done = Done(&done);
-        let value = job();
-        call.computed();
-        value
-    });
-    // The others have seen that it is done, each as soon as it had a core.
-    call.over();
-    value
 }
 
 /// The rows `ids`, ascending, of `table`, with their ids.
