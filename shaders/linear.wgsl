@@ -1,4 +1,4 @@
-// linear: y[t,o] = end(sum over i of x[t,i] w[o,i] + bias[o]), end(v) = v, or gelu(v) with GELU; dx[t,i] = sum over o of dy[t,o] w[o,i]
+// linear: y[t,o] = end(sum over i of x[t,i] w[o,i] + bias[o]), end(v) = v, or gelu(v) where dims says so; dx[t,i] = sum over o of dy[t,o] w[o,i]
 //
 //   shapes   x, dx, base: [T, in]   w: [out, in]   bias: [out]   y, dy: [T, out]
 //   layout   row-major f32, contiguous
@@ -13,9 +13,8 @@
 //   scratch  xs, ws of tile: written before they are read
 //   uses     tile: multiply_tile; math: erf
 
-override GELU: bool = false;
-
-struct Dims { rows: u32, inputs: u32, outputs: u32 }
+// gelu: 1 where it is the end
+struct Dims { rows: u32, inputs: u32, outputs: u32, gelu: u32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> x: array<f32>; // [T, in]
@@ -65,7 +64,7 @@ fn store(row: u32, column: u32, sums: vec4<f32>) {
     let last = min(TILE, dims.outputs - min(column, dims.outputs));
     for (var j = 0u; j < last; j += 1u) {
         var value = sums[j] + bias[column + j];
-        if GELU { value = 0.5 * value * (1.0 + erf(value * 0.70710678)); }
+        if dims.gelu == 1u { value = 0.5 * value * (1.0 + erf(value * 0.70710678)); }
         y[row * dims.outputs + column + j] = value;
     }
 }

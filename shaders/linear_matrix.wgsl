@@ -5,7 +5,7 @@
 //   2^-22 of x w and left out. So it is as exact as sums of f32, for x and w below 65504. Without
 //   X_LOW and W_LOW factors are rounded to f16: "fast"
 //   n(x) = x, or the layer norm of each row, (x - mean(x)) / sqrt(var(x) + eps) gamma + beta;
-//   end(v) = v, or gelu(v) with GELU, or v + n(residual), by the scale that `normed` left
+//   end(v) = v, or gelu(v) where dims says so, or v + n(residual), by the scale that `normed` left
 //
 //   shapes   x: [T, in]   halves: [2, out, in], the high parts of w and its low ones   bias: [out]
 //            y, residual: [T, out]   gamma, beta: [in]   r_gamma, r_beta: [out]
@@ -20,7 +20,7 @@
 //   order    i ascending in steps of S; inside of one, and of its products, as the unit adds; of a
 //            norm SHARE lanes a row, then these; mean first, then the squares about it
 //   scratch  xh, xl, wh, wl, sums, part, scale: written before they are read
-//   uses     matrix8 or matrix16; math: erf
+//   uses     matrix8 or matrix16; product: Dims, sum_of, gelu_of; math: erf
 
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -29,19 +29,12 @@ override LANES: u32 = 128u; // four subgroups
 override STEP: u32 = 8u; // vectors of a row that are staged at a time: 8 or 4
 override X_LOW: bool = true; // whether low parts are taken: of x,
 override W_LOW: bool = true; // and of w, where they are not all 0
-override GELU: bool = false;
 const SIDE = 4u * S; // rows and columns of a workgroup; a subgroup has a quarter, 2 x 2 matrices
 const WIDE = SIDE / 4u + 1u; // vectors of a row of sums, one of them to spread the banks
 const MOST = 16u; // of EACH
 override PITCH: u32 = STEP + 2u; // rows of 16 bytes that leave each other's banks
 override EACH: u32 = SIDE * STEP / LANES; // vectors of x, and of w, that a lane stages
 override SHARE: u32 = max(LANES / SIDE, 1u); // lanes that share the norm of a row
-
-struct Dims {
-    rows: u32, inputs4: u32, outputs: u32,
-    x_row: u32, y_row: u32, r_row: u32, // first rows of x, of y and of residual
-    eps: f32,
-}
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T, in / 4]
@@ -107,8 +100,6 @@ fn load_step(group: vec3<u32>, start: u32, lane: u32, of_norm: bool) {
         }
     }
 }
-
-fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
 
 // Every so many vectors of a row from i on, all on their way at once; behind the row its last.
 fn load_row(begin: u32, i: u32) {
@@ -223,18 +214,13 @@ fn place_of(n: u32, group: vec3<u32>) -> vec2<u32> {
 
 fn sum_at(n: u32) -> vec4<f32> { return sums[n / (SIDE / 4u) * WIDE + n % (SIDE / 4u)]; }
 
-fn gelu_of(v: vec4<f32>) -> vec4<f32> {
-    let u = v * 0.70710678;
-    return 0.5 * v * (1.0 + vec4<f32>(erf(u.x), erf(u.y), erf(u.z), erf(u.w)));
-}
-
 fn store_rows(group: vec3<u32>, lane: u32) {
     let wide = dims.outputs / 4u;
     for (var n = lane; n < SIDE * SIDE / 4u; n += LANES) {
         let place = place_of(n, group);
         if place.x < dims.rows && place.y < wide {
             var value = sum_at(n) + bias[place.y];
-            if GELU { value = gelu_of(value); }
+            if dims.gelu == 1u { value = gelu_of(value); }
             y[(dims.y_row + place.x) * wide + place.y] = value;
         }
     }

@@ -2,7 +2,7 @@
 // reading of w
 //
 //   n(x) = x, or the layer norm of each row, (x - mean(x)) / sqrt(var(x) + eps) gamma + beta;
-//   end(v) = v, or gelu(v) with GELU, or v + n(residual), by the scale that `normed` left
+//   end(v) = v, or gelu(v) where dims says so, or v + n(residual), by the scale that `normed` left
 //
 //   shapes   x: [T, in]   w: [out, in]   bias: [out]   y, residual: [T, out]   gamma, beta: [in]
 //            r_gamma, r_beta: [out]   x_scale, r_scale: [T, 2], mean and 1 / sqrt(var + eps)
@@ -14,30 +14,24 @@
 //   order    lane k of ALONG sums the vectors k, k + ALONG, ... of a row, ascending; then the lanes
 //            in order; mean first, then the squares about it
 //   scratch  staged, part, scale: written before they are read
-//   uses     math: erf
+//   uses     product: Dims, sum_of, gelu_of; math: erf
 
 override ROWS: u32 = 8u; // of a workgroup: 8 or 16
 override CHUNK: u32 = 96u; // vectors of a row of x that are staged at a time: a multiple of ALONG
 override EACH: u32 = 1u; // columns of a lane: 1 or 2
-override GELU: bool = false;
 const ALONG = 16u; // lanes that share a row of w
 const ACROSS = 8u; // rows of w side by side
 const LANES = ALONG * ACROSS;
 const MOST_PIECES = 12u; // of CHUNK / ALONG
 const MOST_BATCH = 12u;
 override BATCH: u32 = min(ROWS * CHUNK / LANES, MOST_BATCH); // loads of x that are in flight
+override PERIOD: u32 = MOST_BATCH; // of the vectors of gamma and beta that a lane takes in turn
 override PIECES: u32 = CHUNK / ALONG;
 override COLUMNS: u32 = ACROSS * EACH;
 override QUADS: u32 = ROWS / 4u;
 override PITCH: u32 = ALONG + 1u; // lanes that read several sums meet different banks
 override SHARED: u32 = max(ROWS * CHUNK, EACH * QUADS * ACROSS * PITCH);
 override SHARE: u32 = LANES / ROWS; // lanes that share the norm of a row of x
-
-struct Dims {
-    rows: u32, inputs4: u32, outputs: u32,
-    x_row: u32, y_row: u32, r_row: u32, // first rows of x, of y and of residual
-    eps: f32,
-}
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T, in / 4]
@@ -85,8 +79,6 @@ fn stage_rows(first: u32, start: u32, lane: u32) {
     }
 }
 
-fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
-
 // Makes the staged rows their layer norm.
 fn normalize_rows(group: vec3<u32>, lane: u32) {
     let first = group.y * ROWS;
@@ -119,7 +111,7 @@ fn normalize_rows(group: vec3<u32>, lane: u32) {
     for (var n = lane; n < ROWS * CHUNK; n += BATCH * LANES) {
         var g: array<vec4<f32>, MOST_BATCH>;
         var b: array<vec4<f32>, MOST_BATCH>;
-        for (var i = 0u; i < BATCH; i += 1u) {
+        for (var i = 0u; i < min(BATCH, PERIOD); i += 1u) {
             g[i] = gamma[(n + i * LANES) % CHUNK];
             b[i] = beta[(n + i * LANES) % CHUNK];
         }
@@ -127,7 +119,7 @@ fn normalize_rows(group: vec3<u32>, lane: u32) {
             let m = n + i * LANES;
             if m < ROWS * CHUNK {
                 let own = scale[m / CHUNK];
-                staged[m] = (staged[m] - own.x) * own.y * g[i] + b[i];
+                staged[m] = (staged[m] - own.x) * own.y * g[i % PERIOD] + b[i % PERIOD];
             }
         }
     }
@@ -168,11 +160,10 @@ fn place_of(n: u32, group: vec3<u32>) -> vec2<u32> {
 fn store_results(group: vec3<u32>, lane: u32) {
     for (var n = lane; n < QUADS * COLUMNS; n += LANES) {
         let place = place_of(n, group);
-        let sum = result(n);
+        var values = result(n) + bias[min(place.y, dims.outputs - 1u)];
+        if dims.gelu == 1u { values = gelu_of(values); }
         for (var e = 0u; e < 4u && place.x + e < dims.rows && place.y < dims.outputs; e += 1u) {
-            var value = sum[e] + bias[place.y];
-            if GELU { value = 0.5 * value * (1.0 + erf(value * 0.70710678)); }
-            y[(dims.y_row + place.x + e) * dims.outputs + place.y] = value;
+            y[(dims.y_row + place.x + e) * dims.outputs + place.y] = values[e];
         }
     }
 }

@@ -2,7 +2,7 @@
 // dx[t,i] = sum over o of dy[t,o] w[o,i]
 //
 //   n(x) = x, or the layer norm of each row, (x - mean(x)) / sqrt(var(x) + eps) gamma + beta;
-//   end(v) = v, or gelu(v) with GELU, or v + n(residual), by the scale that `normed` left
+//   end(v) = v, or gelu(v) where dims says so, or v + n(residual), by the scale that `normed` left
 //
 //   shapes   x, dx: [T, in]   w: [out, in]   bias: [out]   y, dy, residual: [T, out]
 //            base: [T, in], of backward_add   gamma, beta: [in]   r_gamma, r_beta: [out]
@@ -18,21 +18,14 @@
 //   order    i, or o, ascending in one sum; of a norm two lanes a row, in steps of 2, then both;
 //            mean first, then the squares about it
 //   scratch  xs, ws, part, scale: written before they are read
-//   uses     math: erf
+//   uses     product: Dims, sum_of, gelu_of; math: erf
 
 override STAGES: u32 = 2u; // that workgroup memory has room for: 1 or 2
-override GELU: bool = false;
 const SIDE = 64u; // rows and columns of a workgroup; a lane has 8 by 4
 const LANES = 128u;
 const STEP = 4u; // vectors of a row that are staged at a time: 16 terms
 const PITCH = 17u; // vectors of a term: 64 numbers, and one to spread the banks
 override STAGE: u32 = 16u * PITCH;
-
-struct Dims {
-    rows: u32, inputs4: u32, outputs: u32,
-    x_row: u32, y_row: u32, r_row: u32, // first rows of x, of y and of residual
-    eps: f32,
-}
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T, in / 4]
@@ -118,8 +111,6 @@ fn multiply_step(stage: u32, lane: u32) {
         sums[7] += b.w * v;
     }
 }
-
-fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
 
 // Every second vector of a row from i on, all on their way at once; behind the row its last.
 fn load_row(begin: u32, i: u32) {
@@ -226,15 +217,10 @@ fn store_rows(group: vec3<u32>, lane: u32) {
         let t = row_of(group, lane, i);
         if t < dims.rows && o < wide {
             var value = sums[i] + bias[o];
-            if GELU { value = gelu_of(value); }
+            if dims.gelu == 1u { value = gelu_of(value); }
             y[(dims.y_row + t) * wide + o] = value;
         }
     }
-}
-
-fn gelu_of(v: vec4<f32>) -> vec4<f32> {
-    let u = v * 0.70710678;
-    return 0.5 * v * (1.0 + vec4<f32>(erf(u.x), erf(u.y), erf(u.z), erf(u.w)));
 }
 
 @compute @workgroup_size(LANES)

@@ -22,7 +22,7 @@ use crate::ops::linear_tiled::LinearTiled;
 use crate::weights::View;
 use gpu::{GpuLinear, on_gpu};
 
-pub(crate) use gpu::{GpuEnd, GpuProduct, Kind, NormOf};
+pub(crate) use gpu::{GpuEnd, GpuProduct, Kind, Map, NormOf};
 
 const SHADER: Shader = shader!("linear", "tile", "math");
 
@@ -241,7 +241,7 @@ impl Linear {
     }
 
     /// The kernels of products of a few rows, each of a kind, from in to out.
-    pub(crate) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
+    pub(crate) fn for_few_rows(&self, maps: &[Map]) -> Vec<Kernel> {
         self.gpu.for_few_rows(maps)
     }
 

@@ -11,8 +11,8 @@ use crate::device::{Device, Kernel, Matrices, Shader, Tensor, groups, shader};
 use crate::error::Result;
 use crate::ops::linear::{GpuEnd, GpuProduct, Kind};
 
-const BY_8: Shader = shader!("linear_matrix", "matrix8", "math");
-const BY_16: Shader = shader!("linear_matrix", "matrix16", "math");
+const BY_8: Shader = shader!("linear_matrix", "matrix8", "product", "math");
+const BY_16: Shader = shader!("linear_matrix", "matrix16", "product", "math");
 
 /// Vectors of four of a row that are staged at a time, the first number for which there is workgroup
 /// memory.
@@ -93,7 +93,6 @@ impl LinearMatrix {
                 ("STEP", self.step as f64),
                 ("X_LOW", f64::from(u8::from(self.exact))),
                 ("W_LOW", f64::from(u8::from(low))),
-                ("GELU", f64::from(u8::from(kind.gelu()))),
             ];
             Kernel::new(shader, kind.entry(), &constants)
         });

@@ -8,7 +8,7 @@ use crate::device::gpu::GpuPass;
 use crate::device::{Kernel, Shader, groups, shader};
 use crate::ops::linear::{GpuProduct, Kind};
 
-const SHADER: Shader = shader!("linear_skinny", "math");
+const SHADER: Shader = shader!("linear_skinny", "product", "math");
 
 /// Lanes along a row of weights, and rows of weights side by side.
 const ALONG: usize = 16;
@@ -52,8 +52,8 @@ impl Shape {
         }
         let chunk = match kind {
             // A norm needs the whole row.
-            Kind::Normed { .. } => Some(vectors).filter(|all| *all <= ALONG * MOST_PIECES),
-            Kind::Bare { .. } | Kind::Joined => {
+            Kind::Normed => Some(vectors).filter(|all| *all <= ALONG * MOST_PIECES),
+            Kind::Bare | Kind::Joined => {
                 let chunks = (1..=USUAL_CHUNK / ALONG).rev().map(|n| n * ALONG);
                 chunks
                     .into_iter()
@@ -76,6 +76,15 @@ impl Shape {
     fn bytes(&self) -> usize {
         let sums = self.each * self.rows / 4 * ACROSS * (ALONG + 1);
         16 * sums.max(self.rows * self.chunk) + 4 * ALONG * ACROSS + 8 * self.rows
+    }
+
+    /// After how many of its vectors a lane comes to the same columns again.
+    fn period(&self) -> usize {
+        let (mut chunk, mut lanes) = (self.chunk, ALONG * ACROSS);
+        while lanes > 0 {
+            (chunk, lanes) = (lanes, chunk % lanes);
+        }
+        self.chunk / chunk
     }
 
     fn grid(&self, rows: usize, outputs: usize) -> [u32; 3] {
@@ -102,7 +111,7 @@ impl LinearSkinny {
                 ("ROWS", shape.rows as f64),
                 ("CHUNK", shape.chunk as f64),
                 ("EACH", shape.each as f64),
-                ("GELU", f64::from(u8::from(shape.kind.gelu()))),
+                ("PERIOD", shape.period() as f64),
             ];
             Kernel::new(&SHADER, shape.kind.entry(), &constants)
         });

@@ -5,7 +5,7 @@ use crate::device::gpu::GpuPass;
 use crate::device::{Kernel, Shader, groups, shader};
 use crate::ops::linear::{GpuProduct, Kind};
 
-const SHADER: Shader = shader!("linear_tiled", "math");
+const SHADER: Shader = shader!("linear_tiled", "product", "math");
 
 /// Rows and columns of a workgroup.
 const SIDE: usize = 64;
@@ -16,9 +16,7 @@ const STAGE: usize = 2 * 16 * 16 * 17;
 
 pub(crate) struct LinearTiled {
     bare: Kernel,
-    bare_gelu: Kernel,
     normed: Kernel,
-    normed_gelu: Kernel,
     joined: Kernel,
     backward: Kernel,
     backward_add: Kernel,
@@ -28,18 +26,13 @@ impl LinearTiled {
     /// `scratch`: bytes of workgroup memory.
     pub(crate) fn new(scratch: usize) -> Self {
         let stages = if BYTES + STAGE <= scratch { 2.0 } else { 1.0 };
-        let kernel = |entry, gelu| {
-            let constants = [("STAGES", stages), ("GELU", gelu)];
-            Kernel::new(&SHADER, entry, &constants)
-        };
+        let kernel = |entry| Kernel::new(&SHADER, entry, &[("STAGES", stages)]);
         Self {
-            bare: kernel("bare", 0.0),
-            bare_gelu: kernel("bare", 1.0),
-            normed: kernel("normed", 0.0),
-            normed_gelu: kernel("normed", 1.0),
-            joined: kernel("joined", 0.0),
-            backward: kernel("backward", 0.0),
-            backward_add: kernel("backward_add", 0.0),
+            bare: kernel("bare"),
+            normed: kernel("normed"),
+            joined: kernel("joined"),
+            backward: kernel("backward"),
+            backward_add: kernel("backward_add"),
         }
     }
 
@@ -51,10 +44,8 @@ impl LinearTiled {
     /// The kernel of products of this kind.
     pub(crate) fn kernel(&self, kind: Kind) -> &Kernel {
         match kind {
-            Kind::Bare { gelu: false } => &self.bare,
-            Kind::Bare { gelu: true } => &self.bare_gelu,
-            Kind::Normed { gelu: false } => &self.normed,
-            Kind::Normed { gelu: true } => &self.normed_gelu,
+            Kind::Bare => &self.bare,
+            Kind::Normed => &self.normed,
             Kind::Joined => &self.joined,
         }
     }

@@ -32,7 +32,7 @@ pub(crate) mod testing;
 
 use crate::device::{Device, DeviceVariant, Kernel};
 use crate::error::Result;
-use linear::Kind;
+use linear::{Kind, Map};
 use pool::Pooling;
 
 /// The score of a model that may not be returned; no finite cosine is near it.
@@ -92,7 +92,7 @@ impl Ops {
 
     /// Whether a GPU applies the norms of an encoder of these widths where they are read.
     pub(crate) fn defers(&self, hidden: usize, feed_forward: usize) -> bool {
-        let widths = maps(hidden, feed_forward).map(|(_, inputs, outputs)| (inputs, outputs));
+        let widths = maps(hidden, feed_forward).map(|Map(_, inputs, outputs)| (inputs, outputs));
         pool::Pool::norms(hidden) && self.linear.defers(&widths)
     }
 
@@ -112,15 +112,13 @@ impl Ops {
         ];
         let mut kernels: Vec<Kernel> = shared.into_iter().cloned().collect();
         // The head, and the memory's projection of several layers.
-        let mut products = vec![(Kind::Bare { gelu: false }, hidden, hidden)];
+        let mut products = vec![Map(Kind::Bare, hidden, hidden)];
         let of_layers = maps(hidden, feed_forward);
         if self.defers(hidden, feed_forward) {
             products.extend(of_layers);
             kernels.push(self.pool.of_norms(hidden, pooling));
         } else {
-            let bare = |(kind, inputs, outputs): (Kind, usize, usize)| {
-                (Kind::Bare { gelu: kind.gelu() }, inputs, outputs)
-            };
+            let bare = |Map(_, inputs, outputs)| Map(Kind::Bare, inputs, outputs);
             products.extend(of_layers.map(bare));
             let norms = [
                 &self.layer_norm.forward,
@@ -148,11 +146,11 @@ pub(crate) struct EncoderShape {
 }
 
 /// The products of a layer with these widths: kind, in and out.
-fn maps(hidden: usize, feed_forward: usize) -> [(Kind, usize, usize); 4] {
+fn maps(hidden: usize, feed_forward: usize) -> [Map; 4] {
     [
-        (Kind::Normed { gelu: false }, hidden, 3 * hidden),
-        (Kind::Joined, hidden, hidden),
-        (Kind::Normed { gelu: true }, hidden, feed_forward),
-        (Kind::Joined, feed_forward, hidden),
+        Map(Kind::Normed, hidden, 3 * hidden),
+        Map(Kind::Joined, hidden, hidden),
+        Map(Kind::Normed, hidden, feed_forward),
+        Map(Kind::Joined, feed_forward, hidden),
     ]
 }

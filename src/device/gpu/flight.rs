@@ -771,19 +771,19 @@ mod tests {
     use crate::ops::linear_tiled::LinearTiled;
 
     /// The dims of a product.
-    fn product(rows: u32, inputs: u32, outputs: u32) -> [u32; 7] {
-        [rows, inputs / 4, outputs, 0, 0, 0, 1e-12f32.to_bits()]
+    fn product(rows: u32, inputs: u32, outputs: u32) -> [u32; 8] {
+        [rows, inputs / 4, outputs, 0, 0, 0, 1, 1e-12f32.to_bits()]
     }
 
     /// All weights of a lane are on their way before it waits, and as vectors of four.
     #[test]
     fn products_of_few_rows_have_their_weights_in_flight() {
         for (kind, inputs, outputs, weights, rounds) in [
-            (Kind::Normed { gelu: false }, 384, 1152, 12, 6),
+            (Kind::Normed, 384, 1152, 12, 6),
             (Kind::Joined, 384, 384, 6, 1),
-            (Kind::Normed { gelu: true }, 384, 1536, 12, 6),
+            (Kind::Normed, 384, 1536, 12, 6),
             (Kind::Joined, 1536, 384, 6, 4),
-            (Kind::Bare { gelu: false }, 384, 384, 6, 1),
+            (Kind::Bare, 384, 384, 6, 1),
         ] {
             for scratch in [16_352, 32_768, 49_152] {
                 let shape = Shape::of(kind, inputs, outputs, scratch).unwrap();
@@ -804,9 +804,9 @@ mod tests {
     #[test]
     fn products_of_many_rows_load_a_step_ahead() {
         for (kind, inputs, rounds) in [
-            (Kind::Bare { gelu: false }, 384, 33),
+            (Kind::Bare, 384, 33),
             (Kind::Joined, 1536, 105),
-            (Kind::Normed { gelu: true }, 384, 60),
+            (Kind::Normed, 384, 60),
         ] {
             for scratch in [16_352, 49_152] {
                 let tiled = LinearTiled::new(scratch);
@@ -836,7 +836,7 @@ mod tests {
             (units(8, 128), 16_352, 2),
         ] {
             let matrix = LinearMatrix::new(units, scratch, true).unwrap();
-            for (kind, inputs) in [(Kind::Bare { gelu: true }, 384), (Kind::Joined, 1536)] {
+            for (kind, inputs) in [(Kind::Bare, 384), (Kind::Joined, 1536)] {
                 let dims = product(576, inputs, 384);
                 for low in [false, true] {
                     let kernel = matrix.kernel(kind, low);

@@ -33,8 +33,6 @@ pub(crate) struct GpuLinear {
 struct AnyWidth {
     wide: Kernel,
     narrow: Kernel,
-    wide_gelu: Kernel,
-    narrow_gelu: Kernel,
     backward: Kernel,
     backward_add: Kernel,
 }
@@ -71,37 +69,48 @@ pub(crate) enum GpuEnd<'t> {
     },
 }
 
-/// The entry of a kernel, and whether GELU is its end.
+/// The entry of a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    Bare { gelu: bool },
-    Normed { gelu: bool },
+    Bare,
+    Normed,
     Joined,
+}
+
+/// Products of a kind with a weight [out, in]: the kind, in and out.
+#[derive(Clone, Copy)]
+pub(crate) struct Map(pub(crate) Kind, pub(crate) usize, pub(crate) usize);
+
+/// The kernel that takes a product, beside those of matrix units.
+enum Choice {
+    Skinny(Shape),
+    Tiled,
+    Any,
 }
 
 impl Kind {
     pub(crate) fn entry(self) -> &'static str {
         match self {
-            Self::Bare { .. } => "bare",
-            Self::Normed { .. } => "normed",
+            Self::Bare => "bare",
+            Self::Normed => "normed",
             Self::Joined => "joined",
         }
-    }
-
-    pub(crate) fn gelu(self) -> bool {
-        matches!(
-            self,
-            Self::Bare { gelu: true } | Self::Normed { gelu: true }
-        )
     }
 }
 
 impl GpuEnd<'_> {
     fn kind(&self) -> Kind {
         match *self {
-            Self::Bare { gelu } => Kind::Bare { gelu },
-            Self::Normed { gelu, .. } => Kind::Normed { gelu },
+            Self::Bare { .. } => Kind::Bare,
+            Self::Normed { .. } => Kind::Normed,
             Self::Joined { .. } => Kind::Joined,
+        }
+    }
+
+    fn gelu(&self) -> bool {
+        match *self {
+            Self::Bare { gelu } | Self::Normed { gelu, .. } => gelu,
+            Self::Joined { .. } => false,
         }
     }
 }
@@ -123,6 +132,7 @@ pub(crate) struct GpuDims {
     x_row: u32,
     y_row: u32,
     r_row: u32,
+    gelu: u32,
     eps: f32,
 }
 
@@ -132,6 +142,7 @@ struct AnyDims {
     rows: u32,
     inputs: u32,
     outputs: u32,
+    gelu: u32,
 }
 
 impl<'t> GpuProduct<'t> {
@@ -149,6 +160,7 @@ impl<'t> GpuProduct<'t> {
             x_row: row(self.x),
             y_row: row(self.y),
             r_row: residual,
+            gelu: u32::from(self.end.gelu()),
             eps,
         }
     }
@@ -196,20 +208,15 @@ impl GpuLinear {
             }
             Device::Cpu(_) => (0, 0),
         };
-        let forward = |down, gelu| {
-            let constants = [("DOWN", down), ("GELU", gelu)];
-            Kernel::new(&SHADER, "forward", &constants)
-        };
+        let forward = |down| Kernel::new(&SHADER, "forward", &[("DOWN", down)]);
         let backward = |entry| Kernel::new(&SHADER, entry, &[("DOWN", 16.0)]);
         Self {
             skinny: LinearSkinny::new(),
             tiled: LinearTiled::new(scratch),
             matrix,
             any: AnyWidth {
-                wide: forward(16.0, 0.0),
-                narrow: forward(4.0, 0.0),
-                wide_gelu: forward(16.0, 1.0),
-                narrow_gelu: forward(4.0, 1.0),
+                wide: forward(16.0),
+                narrow: forward(4.0),
                 backward: backward("backward"),
                 backward_add: backward("backward_add"),
             },
@@ -220,9 +227,14 @@ impl GpuLinear {
         }
     }
 
-    /// The shape of `linear_skinny` for `rows` rows, if that is the fastest.
-    fn skinny(&self, kind: Kind, rows: usize, inputs: usize, outputs: usize) -> Option<Shape> {
-        let wanted = match self.variant {
+    /// The kernels of matrix units, if they are the fastest for `rows` rows of weights that they have.
+    fn on_matrices(&self, rows: usize) -> Option<&LinearMatrix> {
+        self.matrix.as_ref().filter(|_| rows >= self.matrix_rows)
+    }
+
+    /// Which other kernel takes a product of `rows` rows.
+    fn choose(&self, Map(kind, inputs, outputs): Map, rows: usize) -> Choice {
+        let few = match self.variant {
             DeviceVariant::Auto => rows <= self.few_rows,
             DeviceVariant::Skinny => true,
             DeviceVariant::Tiled
@@ -231,22 +243,25 @@ impl GpuLinear {
             | DeviceVariant::Any => false,
         };
         let shape = || Shape::of(kind, inputs, outputs, self.scratch);
-        wanted.then(shape).flatten()
+        match few.then(shape).flatten() {
+            Some(shape) => Choice::Skinny(shape),
+            None if self.tiles(inputs, outputs) => Choice::Tiled,
+            None => Choice::Any,
+        }
     }
 
-    /// The kernels that a product of each of `maps`, (kind, in, out), is dispatched by if it has few
-    /// rows.
-    pub(super) fn for_few_rows(&self, maps: &[(Kind, usize, usize)]) -> Vec<Kernel> {
-        let of = |(kind, inputs, outputs): (Kind, usize, usize)| {
-            if let Some(shape) = self.skinny(kind, 1, inputs, outputs) {
-                self.skinny.kernel(shape)
-            } else if self.tiles(inputs, outputs) {
-                self.tiled.kernel(kind).clone()
-            } else {
-                self.any.forward(kind.gelu())[0].clone()
-            }
+    /// The kernels that a product of each of `maps` is dispatched by if it has few rows. None for
+    /// matrix units: those depend on the weights too.
+    pub(super) fn for_few_rows(&self, maps: &[Map]) -> Vec<Kernel> {
+        if self.on_matrices(1).is_some() {
+            return Vec::new();
+        }
+        let of = |map: &Map| match self.choose(*map, 1) {
+            Choice::Skinny(shape) => self.skinny.kernel(shape),
+            Choice::Tiled => self.tiled.kernel(map.0).clone(),
+            Choice::Any => self.any.narrow.clone(),
         };
-        maps.iter().copied().map(of).collect()
+        maps.iter().map(of).collect()
     }
 
     /// Whether it has the kernels for matrix units.
@@ -269,16 +284,13 @@ impl GpuLinear {
     pub(super) fn forward(&self, pass: &mut GpuPass<'_>, product: &GpuProduct<'_>) {
         let (inputs, outputs) = (product.x.place.columns, product.y.place.columns);
         let (kind, rows) = (product.end.kind(), product.x.place.rows);
-        if let (Some(matrix), Some(halves)) = (&self.matrix, product.halves)
-            && rows >= self.matrix_rows
-        {
-            matrix.run(pass, product, kind, halves);
-        } else if let Some(shape) = self.skinny(kind, rows, inputs, outputs) {
-            self.skinny.run(pass, product, shape);
-        } else if self.tiles(inputs, outputs) {
-            self.tiled.run(pass, product, kind);
-        } else {
-            self.any.run(pass, product);
+        if let (Some(matrix), Some(halves)) = (self.on_matrices(rows), product.halves) {
+            return matrix.run(pass, product, kind, halves);
+        }
+        match self.choose(Map(kind, inputs, outputs), rows) {
+            Choice::Skinny(shape) => self.skinny.run(pass, product, shape),
+            Choice::Tiled => self.tiled.run(pass, product, kind),
+            Choice::Any => self.any.run(pass, product),
         }
     }
 
@@ -299,6 +311,7 @@ impl GpuLinear {
                 x_row: 0,
                 y_row: 0,
                 r_row: 0,
+                gelu: 0,
                 eps: 0.0,
             };
             let grid = linear_tiled::grid(rows, inputs);
@@ -317,6 +330,7 @@ impl GpuLinear {
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
+            gelu: 0,
         };
         let grid = [groups(inputs, ACROSS), groups(rows, 64), 1];
         pass.dispatch(kernel, grid, &dims, &tensors);
@@ -324,14 +338,6 @@ impl GpuLinear {
 }
 
 impl AnyWidth {
-    /// The kernels for few rows and for many.
-    fn forward(&self, gelu: bool) -> [&Kernel; 2] {
-        match gelu {
-            false => [&self.narrow, &self.wide],
-            true => [&self.narrow_gelu, &self.wide_gelu],
-        }
-    }
-
     fn run(&self, pass: &mut GpuPass<'_>, product: &GpuProduct<'_>) {
         let GpuEnd::Bare { gelu } = product.end else {
             unreachable!("linear: a norm that no kernel of these widths applies");
@@ -342,15 +348,15 @@ impl AnyWidth {
             "linear: rows inside a tensor, of widths that are no multiples of four"
         );
         let rows = x.place.rows;
-        let [narrow, wide] = self.forward(gelu);
         let (kernel, high) = match rows <= NARROW {
-            true => (narrow, 16),
-            false => (wide, 64),
+            true => (&self.narrow, 16),
+            false => (&self.wide, 64),
         };
         let dims = AnyDims {
             rows: to_u32(rows),
             inputs: to_u32(x.place.columns),
             outputs: to_u32(y.place.columns),
+            gelu: u32::from(gelu),
         };
         let grid = [groups(y.place.columns, ACROSS), groups(rows, high), 1];
         pass.dispatch(kernel, grid, &dims, &product.tensors());

@@ -420,10 +420,13 @@ mod on_a_gpu {
         std::fs::remove_dir_all(root).unwrap();
     }
 
-    /// As many calls of random lengths as there is time for, and then none has left anything.
+    /// As many calls of random lengths as five seconds allow, or as `HUBROUTER_ROUTES` asks for, and
+    /// then none has left anything.
     #[test]
     fn many_routes_of_any_lengths_leave_memory_as_it_was() {
-        const MOST: usize = 10_000;
+        let asked: Option<usize> = std::env::var("HUBROUTER_ROUTES")
+            .ok()
+            .map(|calls| calls.parse().unwrap());
         let (root, options) = toy("flat");
         let options = options.device(adapter_name().as_str());
         let router = Router::open(root.join("store"), options).unwrap();
@@ -447,7 +450,11 @@ mod on_a_gpu {
             gpu(&router).memory(),
         );
         let (began, mut random, mut calls) = (Instant::now(), 1u64, 0);
-        while calls < MOST && began.elapsed().as_secs() < 5 {
+        let more = |calls| match asked {
+            Some(asked) => calls < asked,
+            None => began.elapsed().as_secs() < 5,
+        };
+        while more(calls) {
             random = random
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
@@ -456,6 +463,7 @@ mod on_a_gpu {
             calls += 1;
         }
         assert!(calls > 20, "{calls} calls");
+        println!("{calls} calls, {:?}", began.elapsed());
         let after = (
             gpu(&router).made(),
             gpu(&router).alive(),
@@ -557,7 +565,7 @@ mod on_a_gpu {
     fn opening_compiles_what_a_first_route_dispatches_and_a_long_prompt_the_rest() {
         let router = on_gpu(false);
         let opened = gpu(&router).pipelines();
-        assert_eq!(opened, 9);
+        assert_eq!(opened, 8);
         let route = |prompt: &str| {
             for k in [1, 10, usize::MAX] {
                 router.route(&Request::new(prompt).top(k)).unwrap();
@@ -567,13 +575,13 @@ mod on_a_gpu {
         assert_eq!(route("a short prompt"), opened);
         let long = "and one with as many tokens as a prompt may have ".repeat(20);
         assert_eq!(route(&long), opened);
-        // Of `linear_tiled` three kernels, with a norm, with GELU too, with a sum; `score` for many.
+        // Of `linear_tiled` two kernels, with a norm and with a sum; `score` for many.
         let requests = [&*long; 5].map(Request::new);
         for _ in 0..2 {
             for decision in router.route_batch(&requests) {
                 decision.unwrap();
             }
-            assert_eq!(gpu(&router).pipelines(), opened + 4);
+            assert_eq!(gpu(&router).pipelines(), opened + 3);
         }
     }
 

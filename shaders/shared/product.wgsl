@@ -1,0 +1,18 @@
+
+// product: what the kernels of products with widths that are multiples of four share
+//
+//   uses     math: erf
+
+struct Dims {
+    rows: u32, inputs4: u32, outputs: u32,
+    x_row: u32, y_row: u32, r_row: u32, // first rows of x, of y and of residual
+    gelu: u32, // 1: it is the end
+    eps: f32,
+}
+
+fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
+
+fn gelu_of(v: vec4<f32>) -> vec4<f32> {
+    let u = v * 0.70710678;
+    return 0.5 * v * (1.0 + vec4<f32>(erf(u.x), erf(u.y), erf(u.z), erf(u.w)));
+}
