@@ -3,13 +3,13 @@
 //   shapes   ids, positions: [T]   words: [V, H]   places: [P, H]
 //            x: [T, H], from element `first` on
 //   layout   row-major f32, contiguous; places holds position and type rows, added
-//   entries  forward    one workgroup per token   x   =   (overwrites)
+//   entries  forward    one workgroup per token; further ones do nothing   x   =   (overwrites)
 //   order    one addition an element
 //   uses     nothing; no workgroup memory
 
 override WG: u32 = 64u; // lanes per workgroup
 
-struct Dims { hidden: u32, first: u32 }
+struct Dims { tokens: u32, hidden: u32, first: u32 }
 
 @group(0) @binding(0) var<uniform> dims: Dims;
 @group(0) @binding(1) var<storage, read> ids: array<u32>; // [T]
@@ -21,6 +21,7 @@ struct Dims { hidden: u32, first: u32 }
 @compute @workgroup_size(WG)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let t = group.x;
+    if t >= dims.tokens { return; }
     let word = ids[t] * dims.hidden;
     let place = positions[t] * dims.hidden;
     for (var c = lane; c < dims.hidden; c += WG) {

@@ -36,6 +36,8 @@ pub(crate) struct Counts {
     pub(crate) copies_in: usize,
     /// Copies of results for the host.
     pub(crate) copies_out: usize,
+    /// Whether its commands were recorded while the pass before it ran.
+    pub(crate) ahead: bool,
 }
 
 impl Outputs {

@@ -198,7 +198,7 @@ fn work_of(d: &Dispatched) -> KernelWork {
         "matmul" => product(d, plain),
         "attention" => attention(d, plain),
         "embed" => {
-            let [tokens, hidden] = [grid[0], d.number("hidden")];
+            let [tokens, hidden] = [d.number("tokens"), d.number("hidden")];
             let bytes = 12.0 * tokens * hidden;
             KernelWork {
                 bytes,

@@ -10,9 +10,14 @@ use crate::weights::Table;
 
 const SHADER: Shader = shader!("embed");
 
+/// The grid is a multiple of this, as other kernels' tiles are: the commands of prompts of similar
+/// lengths are the same then, and are recorded ahead.
+const CLASS: usize = 16;
+
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 #[repr(C)]
 struct Dims {
+    tokens: u32,
     hidden: u32,
     /// Of x, its first element.
     first: u32,
@@ -74,8 +79,9 @@ impl Embed {
         match (pass, f.words) {
             (Pass::Gpu(gpu), WordRows::Gpu(words)) => gpu.dispatch(
                 &self.forward,
-                [to_u32(tokens), 1, 1],
+                [to_u32(tokens.next_multiple_of(CLASS)), 1, 1],
                 &Dims {
+                    tokens: to_u32(tokens),
                     hidden: to_u32(hidden),
                     first: to_u32(f.x.place.offset),
                 },

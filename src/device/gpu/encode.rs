@@ -7,6 +7,7 @@ use crate::device::gpu::tape::{Clock, Tape};
 use crate::device::pass::Counts;
 use crate::num::to_u32;
 
+#[derive(PartialEq)]
 pub(super) enum Step {
     /// The beginning of this timed stage.
     Stage(usize),
@@ -23,14 +24,16 @@ pub(super) enum Step {
     Read(usize),
 }
 
-pub(super) struct Recorded<'r> {
-    pub(super) steps: &'r [Step],
+#[derive(PartialEq)]
+pub(super) struct Recorded {
+    /// The bind group of each dispatch.
+    pub(super) groups: Vec<wgpu::BindGroup>,
+    pub(super) steps: Vec<Step>,
     /// The parts of each read.
-    pub(super) reads: &'r [Vec<Buffer>],
+    pub(super) reads: Vec<Vec<Buffer>>,
     pub(super) stages: usize,
     /// Staged bytes that have the dims and the inputs.
     pub(super) sent: Range<usize>,
-    pub(super) dispatches: usize,
 }
 
 /// Where a pass leaves its results in the readback buffer.
@@ -42,19 +45,20 @@ pub(super) struct Coming {
     pub(super) counts: Counts,
 }
 
-/// Records the pass.
+/// The commands of the pass.
 ///
 /// Uploads are copied before all else, and a result is copied behind all dispatches if none of them
 /// writes it any more. So a batch is one compute pass, unless a stage has to be one for its times.
 pub(super) fn encode(
-    encoder: &mut wgpu::CommandEncoder,
+    device: &wgpu::Device,
     tape: &Tape,
-    recorded: &Recorded<'_>,
-) -> Coming {
-    let steps = recorded.steps;
+    recorded: &Recorded,
+) -> (wgpu::CommandBuffer, Coming) {
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let steps = recorded.steps.as_slice();
     let mut counts = Counts {
-        dispatches: recorded.dispatches,
-        copies_in: upload(encoder, tape, recorded),
+        dispatches: recorded.groups.len(),
+        copies_in: upload(&mut encoder, tape, recorded),
         ..Counts::default()
     };
     let waits = waiting(tape, recorded);
@@ -71,35 +75,36 @@ pub(super) fn encode(
             Step::Upload { .. } => 1,
             Step::Read(read) if waits[*read] => 1,
             Step::Read(read) => {
-                out.parts(encoder, *read, &recorded.reads[*read]);
+                out.parts(&mut encoder, *read, &recorded.reads[*read]);
                 1
             }
             Step::Stage(_) | Step::Dispatch { .. } => {
                 counts.passes += 1;
-                compute(encoder, tape, &steps[index..], &waits)
+                compute(&mut encoder, tape, &steps[index..], &waits)
             }
         };
         index += done;
     }
-    out.rest(encoder, recorded);
+    out.rest(&mut encoder, recorded);
     counts.copies_out = out.copies;
     let stamps = out.places.pop().unwrap_or_default();
-    Coming {
+    let coming = Coming {
         reads: out.places,
         stamps,
         counts,
-    }
+    };
+    (encoder.finish(), coming)
 }
 
 /// Copies what was staged; returns the number of copies.
-fn upload(encoder: &mut wgpu::CommandEncoder, tape: &Tape, recorded: &Recorded<'_>) -> usize {
+fn upload(encoder: &mut wgpu::CommandEncoder, tape: &Tape, recorded: &Recorded) -> usize {
     let (from, size) = (recorded.sent.start as u64, recorded.sent.len() as u64);
     let mut copies = 0;
     if size > 0 {
         encoder.copy_buffer_to_buffer(&tape.staging, from, &tape.inputs, from, size);
         copies += 1;
     }
-    for step in recorded.steps {
+    for step in &recorded.steps {
         if let Step::Upload { from, to } = step {
             let (from, at, size) = (*from as u64, to.offset() as u64, to.size() as u64);
             encoder.copy_buffer_to_buffer(&tape.staging, from, to.whole(), at, size);
@@ -110,7 +115,7 @@ fn upload(encoder: &mut wgpu::CommandEncoder, tape: &Tape, recorded: &Recorded<'
 }
 
 /// Whether each read is of what no later dispatch writes.
-fn waiting(tape: &Tape, recorded: &Recorded<'_>) -> Vec<bool> {
+fn waiting(tape: &Tape, recorded: &Recorded) -> Vec<bool> {
     let mut waits = vec![true; recorded.reads.len()];
     for (index, step) in recorded.steps.iter().enumerate() {
         let Step::Read(read) = step else { continue };
@@ -164,7 +169,7 @@ impl CopiesOut<'_> {
 
     /// Copies what waited, and the stamps: reads of one buffer in one copy, if they lie near each
     /// other, with the stamps where that buffer has room for them.
-    fn rest(&mut self, encoder: &mut wgpu::CommandEncoder, recorded: &Recorded<'_>) {
+    fn rest(&mut self, encoder: &mut wgpu::CommandEncoder, recorded: &Recorded) {
         let mut groups: Vec<BufferReads> = Vec::new();
         for (read, parts) in recorded.reads.iter().enumerate() {
             match parts.as_slice() {
@@ -202,7 +207,7 @@ impl CopiesOut<'_> {
     fn resolve(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        recorded: &Recorded<'_>,
+        recorded: &Recorded,
         groups: &[BufferReads],
     ) -> Option<Buffer> {
         let clock = self.tape.clock.as_ref().filter(|_| recorded.stages > 0)?;

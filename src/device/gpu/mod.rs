@@ -1,5 +1,6 @@
 //! The GPU through wgpu: adapters, limits, error scopes, device lost. This folder alone knows wgpu.
 
+mod ahead;
 mod buffer;
 mod encode;
 #[cfg(test)]

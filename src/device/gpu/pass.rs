@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::gpu::encode::{self, Step};
+use crate::device::gpu::encode::{Recorded, Step};
 use crate::device::gpu::kernel::Compiled;
 use crate::device::gpu::tape::{Bound, Choices, Entry, SLOTS, STAGES, Tape};
 use crate::device::gpu::ticket::Ticket;
@@ -330,18 +330,20 @@ impl<'p> GpuPass<'p> {
         } = self;
         drop(staging);
         tape.staging.unmap();
-        let recorded = encode::Recorded {
-            steps: &steps,
-            reads: &reads,
+        let entries = tape.entries[..dispatches].iter();
+        let recorded = Recorded {
+            groups: entries.map(|entry| entry.chosen().group.clone()).collect(),
+            steps,
+            reads,
             stages,
             sent,
-            dispatches,
         };
-        let mut encoder = gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let coming = encode::encode(&mut encoder, tape, &recorded);
-        let index = gpu.queue().submit([encoder.finish()]);
-        Ok(Ticket::new(tape, index, coming))
+        let mut form = tape.ahead.take(recorded);
+        let (commands, coming) = form.commands(gpu.device(), tape);
+        let index = gpu.queue().submit([commands]);
+        let ticket = Ticket::new(tape, index, coming);
+        form.prepare(gpu.device(), tape);
+        tape.ahead.keep(form);
+        Ok(ticket)
     }
 }

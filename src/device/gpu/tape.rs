@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::device::gpu::ahead::Ahead;
 use crate::device::gpu::{Buffer, Gpu};
 use crate::error::Result;
 
@@ -30,6 +31,7 @@ pub(crate) struct Tape {
     /// What each dispatch in turn may be: batches of other sizes take other kernels.
     pub(super) entries: Vec<Choices>,
     pub(super) slot: usize,
+    pub(super) ahead: Ahead,
 }
 
 /// Timestamps of the stages.
@@ -155,6 +157,7 @@ impl Tape {
             clock,
             entries: Vec::new(),
             slot,
+            ahead: Ahead::default(),
         })
     }
 

@@ -505,12 +505,16 @@ mod on_a_gpu {
                 .tokenize_prompts(&["count the dispatches"])
                 .remove(0)
                 .unwrap();
-            let ranked = serving.rank(&[tokens], 10).unwrap();
-            let counts = ranked.counts;
+            let tokens = [tokens];
+            let rank = || serving.rank(&tokens, 10).unwrap();
+            let before = [rank(), rank()].map(|ranked| ranked.counts.ahead);
+            let counts = rank().counts;
             assert_eq!(
                 (counts.passes, counts.copies_in, counts.copies_out),
                 (1, 1, 1)
             );
+            // The GPU had the third before there was a prompt.
+            assert_eq!((before, counts.ahead), ([false, false], true));
             (counts.dispatches, serving.encoder.config().layers)
         };
         // One encoding: embed, the layers, pool. Then projection, the memory's projection, score and
