@@ -7,13 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::CpuShare;
 use crate::device::adapter::AdapterReport;
-use crate::error::Result;
-#[cfg(feature = "gpu")]
-use crate::error::bail;
+use crate::error::{Result, bail};
 use crate::files;
 
 /// Largest file that is read.
-#[cfg(feature = "gpu")]
 const MOST: u64 = 1 << 16;
 
 const SCHEMA_VERSION: u32 = 3;
@@ -36,7 +33,6 @@ pub(crate) struct Tuning {
 
 /// Rows up to which the weights' bytes take the time on a card of 132 cores, by a model of it:
 /// those of a few prompts. No card has been measured.
-#[cfg(feature = "gpu")]
 const FEW: usize = 128;
 
 impl Tuning {
@@ -54,8 +50,7 @@ impl Tuning {
 
     /// With what the CPU computes sooner.
     #[cfg(feature = "cli")]
-    pub(crate) fn beside(self, cpu: CpuShare) -> Self {
-        let cpu = Some(cpu);
+    pub(crate) fn beside(self, cpu: Option<CpuShare>) -> Self {
         Self { cpu, ..self }
     }
 
@@ -69,14 +64,12 @@ impl Tuning {
         self.matrix_rows
     }
 
-    #[cfg(feature = "gpu")]
     pub(crate) fn cpu(&self) -> Option<CpuShare> {
         self.cpu
     }
 
     /// What `folder` keeps of the adapter, or else the built-in choice. A file that is damaged is
     /// left alone, with a warning.
-    #[cfg(feature = "gpu")]
     pub(crate) fn look(folder: Option<&Path>, report: &AdapterReport) -> Self {
         let built_in = || Self::of(report, FEW, None);
         let Some(file) = folder.map(|folder| file(folder, report)) else {
@@ -114,7 +107,6 @@ fn file(folder: &Path, report: &AdapterReport) -> PathBuf {
 /// `None` without a file.
 ///
 /// Errors: it is no file of ours, or of another adapter.
-#[cfg(feature = "gpu")]
 fn read(file: &Path, report: &AdapterReport) -> Result<Option<Tuning>> {
     if !file.exists() {
         return Ok(None);
@@ -188,7 +180,7 @@ mod tests {
         let tuning = Tuning::of(&old, 48, None);
         tuning.keep(&folder, &old).unwrap();
         assert_eq!(Tuning::look(Some(&folder), &old).cpu(), None);
-        let path = tuning.beside(share).keep(&folder, &old).unwrap();
+        let path = tuning.beside(Some(share)).keep(&folder, &old).unwrap();
         let found = Tuning::look(Some(&folder), &old);
         assert_eq!((found.few_rows(), found.cpu()), (48, Some(share)));
         assert_eq!(Tuning::look(Some(&folder), &new).few_rows(), FEW);

@@ -118,15 +118,16 @@ pub fn tune(
     let times = |m: &TunedRows| (m.rows, [m.skinny_us, m.tiled_us]);
     let few_rows = crossover::wins(measured.iter().map(times));
     let matrix_rows = matrices_win(&measured);
-    // The routers take these kernels.
-    let tuning = Tuning::of(&report, few_rows, matrix_rows);
+    // The routers take these kernels. If they cannot be measured, what was known of the CPU remains.
+    let before = Tuning::look(Some(folder), &report).cpu();
+    let tuning = Tuning::of(&report, few_rows, matrix_rows).beside(before);
     tuning.keep(folder, &report)?;
     let named = DeviceChoice::Named(report.name.clone());
     let options = options.clone().cache_folder(folder);
     let (routes, share) = crossover::measure(store, &named, &options, &mut |done| {
         progress(ROWS.len() + done, steps);
     })?;
-    let kept = tuning.beside(share).keep(folder, &report)?;
+    let kept = tuning.beside(Some(share)).keep(folder, &report)?;
     Ok(TuningReport {
         adapter: report.name,
         driver: report.driver,
@@ -227,6 +228,14 @@ mod tests {
         assert_eq!(report.matrix_rows.is_some(), gpu.matrices().is_some());
         let share = gpu.cpu_share().map(|share| (share.threads, share.tokens));
         assert_eq!(share, Some((2, report.cpu_tokens)));
+        // Without a store there are no routes to measure, and the CPU's share is as it was.
+        let nowhere = Path::new("weights/nowhere");
+        assert!(tune(&choice, nowhere, &options, &folder, &mut |_, _| {}).is_err());
+        let kept = Device::open(&choice, &host, Some(&folder), DeviceVariant::Auto);
+        let Ok(Device::Gpu(kept)) = kept.map(|opened| opened.device) else {
+            panic!("no GPU");
+        };
+        assert_eq!(kept.cpu_share(), gpu.cpu_share());
         let cpu = tune(&DeviceChoice::Cpu, store, &options, &folder, &mut |_, _| {}).err();
         assert!(cpu.is_some_and(|error| error.to_string().contains("expected a GPU")));
         let _ = std::fs::remove_dir_all(folder);

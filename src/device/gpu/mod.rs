@@ -176,18 +176,29 @@ impl Gpu {
             DeviceVariant::Auto if tuning.matrix_rows().is_some() => matrices::of(&adapter.0),
             _ => None,
         };
-        if matrices.is_none() || variant != DeviceVariant::Auto {
-            return Self::open_within(adapter, host, cache, limits, (tuning, matrices));
-        }
-        // A driver may say that it has them, and then refuse.
-        let opened = caught("opening a GPU with matrix units", || {
+        let open = |matrices| {
             let both = (tuning.clone(), matrices);
             Self::open_within(adapter, host, cache, limits.clone(), both)
-        });
-        opened.or_else(|error| {
-            log::warn!("matrix units are not taken: {error}");
-            Self::open_within(adapter, host, cache, limits, (tuning, None))
-        })
+        };
+        match variant {
+            DeviceVariant::Auto => Self::with_or_without(matrices, open),
+            _ => open(matrices),
+        }
+    }
+
+    /// What `open` opens, with `matrices` if the driver lets it have them.
+    fn with_or_without(
+        matrices: Option<Matrices>,
+        open: impl Fn(Option<Matrices>) -> Result<Self>,
+    ) -> Result<Self> {
+        if matrices.is_some() {
+            // A driver may say that it has them, and then refuse.
+            match caught("opening a GPU with matrix units", || open(matrices)) {
+                Ok(gpu) => return Ok(gpu),
+                Err(error) => log::warn!("matrix units are not taken: {error}"),
+            }
+        }
+        open(None)
     }
 
     /// With the least limits that are taken.
@@ -692,7 +703,7 @@ mod tests {
     use crate::device::{Device, NewTensor, Pass};
     use crate::ops::gelu::{Forward, Gelu};
     use crate::ops::reference;
-    use crate::ops::testing::{assert_close, gpu, run};
+    use crate::ops::testing::{assert_close, gpu, open_gpu, run};
 
     #[test]
     fn errors_of_the_driver_have_their_kind() {
@@ -708,6 +719,21 @@ mod tests {
         };
         let (kind, text) = described(&invalid);
         assert_eq!((kind, text.as_str()), (ErrorKind::Device, "binding 3"));
+    }
+
+    /// A driver that says no, and one that panics.
+    #[test]
+    fn a_driver_that_refuses_matrix_units_is_opened_without_them() {
+        let least = |matrices: Option<Matrices>| match matrices {
+            Some(units) if units.side == 8 => Err(error!(Device, "the driver refuses")),
+            Some(_) => panic!("the driver panics"),
+            None => Ok(open_gpu()),
+        };
+        for side in [8, 16] {
+            let units = Matrices { side, lanes: 128 };
+            let gpu = Gpu::with_or_without(Some(units), least).unwrap();
+            assert!(gpu.matrices().is_none());
+        }
     }
 
     /// x -> y is read, y -> x overwrites x, which was read before, x -> y overwrites y.

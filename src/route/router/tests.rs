@@ -463,7 +463,6 @@ mod on_a_gpu {
             calls += 1;
         }
         assert!(calls > 20, "{calls} calls");
-        println!("{calls} calls, {:?}", began.elapsed());
         let after = (
             gpu(&router).made(),
             gpu(&router).alive(),
