@@ -724,15 +724,19 @@ mod tests {
     /// A driver that says no, and one that panics.
     #[test]
     fn a_driver_that_refuses_matrix_units_is_opened_without_them() {
-        let least = |matrices: Option<Matrices>| match matrices {
-            Some(units) if units.side == 8 => Err(error!(Device, "the driver refuses")),
-            Some(_) => panic!("the driver panics"),
-            None => Ok(open_gpu()),
-        };
         for side in [8, 16] {
+            let asked = std::cell::RefCell::new(Vec::new());
+            let open = |matrices: Option<Matrices>| {
+                asked.borrow_mut().push(matrices.map(|units| units.side));
+                match matrices {
+                    Some(units) if units.side == 8 => Err(error!(Device, "the driver refuses")),
+                    Some(_) => panic!("the driver panics"),
+                    None => Ok(open_gpu()),
+                }
+            };
             let units = Matrices { side, lanes: 128 };
-            let gpu = Gpu::with_or_without(Some(units), least).unwrap();
-            assert!(gpu.matrices().is_none());
+            Gpu::with_or_without(Some(units), open).unwrap();
+            assert_eq!(*asked.borrow(), [Some(side), None]);
         }
     }
 
