@@ -296,6 +296,7 @@ fn doctor_tests_every_op_on_every_device() {
             .contains(&adapter)
     }));
     assert!(report["chosen"].is_string() && report["reason"].is_string());
+    assert!(report["kept"].is_array());
     let tests = report["self_test"].as_array().unwrap();
     // Some kernels are a GPU's alone.
     let of = |device: &Value| {

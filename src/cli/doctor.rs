@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::installed::Installed;
 use super::progress::Progress;
 use super::{StoreArgs, bundled, output};
-use crate::diagnostics::{Diagnosis, diagnose, tune};
+use crate::diagnostics::{Diagnosis, KeptTuning, diagnose, kept, tune};
 use crate::error::{Result, bail};
 use crate::options::Options;
 
@@ -46,6 +46,8 @@ struct DoctorReport {
     #[serde(flatten)]
     diagnosis: Diagnosis,
     installed: Installed,
+    /// What `--tune` has kept.
+    kept: Vec<KeptTuning>,
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
@@ -58,8 +60,10 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         installed.print()?;
     }
     let diagnosis = diagnose(&args.device.as_str().into(), super::cpu_level()?)?;
+    let kept = bundled::cache_folder().map_or_else(Vec::new, |folder| kept(&folder));
     if !args.json {
-        print(&diagnosis)?
+        print(&diagnosis)?;
+        kept.iter().try_for_each(print_kept)?;
     }
     let healthy = diagnosis.self_test.iter().all(|test| test.ok)
         && diagnosis.failures.is_empty()
@@ -68,6 +72,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         output::json(&DoctorReport {
             diagnosis,
             installed,
+            kept,
         })?
     }
     Ok(if healthy {
@@ -111,11 +116,11 @@ fn measure(args: &DoctorArgs) -> Result<ExitCode> {
     }
     table.print()?;
     output::paragraph(format!(
-        "from now on batches of up to {} tokens take the kernel for few rows",
-        report.few_rows,
+        "from now on batches {}",
+        of_few_rows(report.few_rows)
     ))?;
     output::paragraph(match (report.matrix_rows, &report.matrix_fault) {
-        (Some(rows), _) => format!("batches of {rows} tokens and more take matrix units"),
+        (Some(rows), _) => format!("batches {}", of_matrices(rows)),
         (None, None) => "matrix units are right, and not faster".to_owned(),
         (None, Some(fault)) => format!("matrix units are not taken: {fault}"),
     })?;
@@ -129,18 +134,48 @@ fn measure(args: &DoctorArgs) -> Result<ExitCode> {
         ]);
     }
     table.print()?;
-    let share = match report.cpu_tokens {
-        0 => "all batches to the GPU".to_owned(),
-        tokens => format!(
-            "batches of up to {tokens} tokens to the CPU, where it has {} threads",
-            report.threads
-        ),
-    };
     output::paragraph(format!(
-        "and --device auto gives {share}: {}",
+        "and --device auto gives {}: {}",
+        share(report.cpu_tokens, report.threads),
         report.kept.display()
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn of_few_rows(rows: usize) -> String {
+    format!("of up to {rows} tokens take the kernel for few rows")
+}
+
+fn of_matrices(rows: usize) -> String {
+    format!("of {rows} tokens and more take matrix units")
+}
+
+/// What --device auto gives to which device.
+fn share(cpu_tokens: usize, threads: usize) -> String {
+    match cpu_tokens {
+        0 => "all batches to the GPU".to_owned(),
+        tokens => {
+            format!("batches of up to {tokens} tokens to the CPU, where it has {threads} threads")
+        }
+    }
+}
+
+fn print_kept(kept: &KeptTuning) -> Result<()> {
+    let KeptTuning {
+        adapter, driver, ..
+    } = kept;
+    if let Some(fault) = &kept.fault {
+        return output::paragraph(format!("{adapter}: what --tune kept is not taken: {fault}"));
+    }
+    let few = kept.few_rows.map_or_else(String::new, of_few_rows);
+    let mut text = format!("{adapter} ({driver}), as --tune measured it: batches {few}");
+    if let Some(rows) = kept.matrix_rows {
+        text += &format!(", {}", of_matrices(rows));
+    }
+    if let (Some(tokens), Some(threads)) = (kept.cpu_tokens, kept.threads) {
+        text += &format!("; --device auto gives {}", share(tokens, threads));
+    }
+    output::paragraph(text)
 }
 
 fn print(diagnosis: &Diagnosis) -> Result<()> {

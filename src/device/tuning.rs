@@ -54,18 +54,24 @@ impl Tuning {
         Self { cpu, ..self }
     }
 
-    #[cfg(feature = "gpu")]
     pub(crate) fn few_rows(&self) -> usize {
         self.few_rows
     }
 
-    #[cfg(feature = "gpu")]
     pub(crate) fn matrix_rows(&self) -> Option<usize> {
         self.matrix_rows
     }
 
     pub(crate) fn cpu(&self) -> Option<CpuShare> {
         self.cpu
+    }
+
+    /// What `folder` keeps of the adapter of `report`; `None` where nothing was measured.
+    ///
+    /// Errors: the file is damaged, or of another adapter.
+    #[cfg(feature = "cli")]
+    pub(crate) fn kept(folder: &Path, report: &AdapterReport) -> Result<Option<Self>> {
+        read(&file(folder, report), report)
     }
 
     /// What `folder` keeps of the adapter, or else the built-in choice. A file that is damaged is

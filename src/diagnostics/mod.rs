@@ -29,7 +29,7 @@ pub use crossover::TunedBatch;
 pub use kernels::{KernelBench, Peaks};
 #[doc(hidden)]
 pub use roofline::{GpuCard, PassShape, PredictedKernel, cards, passes_of};
-pub use tune::{TunedRows, TuningReport, tune};
+pub use tune::{KeptTuning, TunedRows, TuningReport, kept, tune};
 
 /// A report on this machine.
 #[derive(Clone, Debug, Serialize)]

@@ -64,6 +64,53 @@ pub struct TunedRows {
     pub matrix_us: Option<f64>,
 }
 
+/// What `--tune` has kept of an adapter.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct KeptTuning {
+    /// The adapter.
+    pub adapter: String,
+    /// Its driver.
+    pub driver: String,
+    /// Most rows for which the kernel for few rows is taken; `None`: the file is at fault.
+    pub few_rows: Option<usize>,
+    /// Fewest rows for which matrix units are taken; `None`: for none.
+    pub matrix_rows: Option<usize>,
+    /// Most tokens of a batch that the CPU computes where the device is `auto`; `None`: not measured.
+    pub cpu_tokens: Option<usize>,
+    /// Threads of the CPU for which that holds.
+    pub threads: Option<usize>,
+    /// Why the file is not used, and the built-in numbers are.
+    pub fault: Option<String>,
+}
+
+/// What `folder` keeps of this machine's adapters, of those that were measured.
+pub fn kept(folder: &Path) -> Vec<KeptTuning> {
+    let adapters = gpu::adapters().into_iter();
+    let known = adapters.filter_map(|adapter| {
+        let report = adapter.report();
+        let of_adapter = KeptTuning {
+            adapter: report.name.clone(),
+            driver: report.driver.clone(),
+            ..KeptTuning::default()
+        };
+        match Tuning::kept(folder, &report) {
+            Ok(tuning) => tuning.map(|tuning| KeptTuning {
+                few_rows: Some(tuning.few_rows()),
+                matrix_rows: tuning.matrix_rows(),
+                cpu_tokens: tuning.cpu().map(|share| share.tokens),
+                threads: tuning.cpu().map(|share| share.threads),
+                ..of_adapter
+            }),
+            Err(error) => Some(KeptTuning {
+                fault: Some(error.to_string()),
+                ..of_adapter
+            }),
+        }
+    });
+    known.collect()
+}
+
 /// Measures the GPU that `choice` names, alone and beside the CPU by routes of the store in the
 /// folder `store`, and keeps the result in `folder`, where opening a router looks for it.
 /// `options`: of the routers, but for their device and precision. `progress`: steps that are done,
@@ -228,6 +275,20 @@ mod tests {
         assert_eq!(report.matrix_rows.is_some(), gpu.matrices().is_some());
         let share = gpu.cpu_share().map(|share| (share.threads, share.tokens));
         assert_eq!(share, Some((2, report.cpu_tokens)));
+        let of = |folder: &Path| {
+            let adapter = |kept: &KeptTuning| kept.adapter == report.adapter;
+            kept(folder).into_iter().find(adapter)
+        };
+        let found = of(&folder).expect("it was kept");
+        assert_eq!(
+            (found.few_rows, found.matrix_rows, found.fault.as_deref()),
+            (Some(report.few_rows), report.matrix_rows, None)
+        );
+        assert_eq!(
+            (found.threads, found.cpu_tokens),
+            (Some(2), Some(report.cpu_tokens))
+        );
+        assert!(of(Path::new("weights/nowhere")).is_none());
         // Without a store there are no routes to measure, and the CPU's share is as it was.
         let nowhere = Path::new("weights/nowhere");
         assert!(tune(&choice, nowhere, &options, &folder, &mut |_, _| {}).is_err());
@@ -236,6 +297,9 @@ mod tests {
             panic!("no GPU");
         };
         assert_eq!(kept.cpu_share(), gpu.cpu_share());
+        std::fs::write(&report.kept, "{}").expect("a folder of our own");
+        let fault = of(&folder).and_then(|found| found.fault);
+        assert!(fault.is_some_and(|fault| fault.contains("--tune")));
         let cpu = tune(&DeviceChoice::Cpu, store, &options, &folder, &mut |_, _| {}).err();
         assert!(cpu.is_some_and(|error| error.to_string().contains("expected a GPU")));
         let _ = std::fs::remove_dir_all(folder);
