@@ -23,6 +23,7 @@ pub mod feedback;
 mod files;
 mod generation;
 mod hub;
+mod huge;
 #[cfg(feature = "tower")]
 pub mod layer;
 pub mod learn;

@@ -22,6 +22,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result, bail, error};
 use crate::files;
+use crate::huge::HugeSlice;
 
 pub(crate) use tensors::{ANY, Tensors};
 
@@ -294,7 +295,7 @@ impl Weights {
         let View { dtype, bytes, .. } = self.view(name, &[rows, columns])?;
         Ok(Table {
             dtype,
-            bytes: bytes.to_vec(),
+            bytes: HugeSlice::copy_of(bytes),
             columns,
         })
     }
@@ -407,7 +408,7 @@ fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 /// A table that is read row by row, in its checkpoint's element type.
 pub(crate) struct Table {
     dtype: Dtype,
-    bytes: Vec<u8>,
+    bytes: HugeSlice<u8>,
     pub(crate) columns: usize,
 }
 
@@ -417,7 +418,7 @@ impl Table {
     pub(crate) fn of_f32(values: &[f32], columns: usize) -> Self {
         Self {
             dtype: Dtype::F32,
-            bytes: bytemuck::cast_slice(values).to_vec(),
+            bytes: HugeSlice::copy_of(bytemuck::cast_slice(values)),
             columns,
         }
     }

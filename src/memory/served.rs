@@ -18,6 +18,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::cpu::prefetch::prefetch;
+use crate::huge::HugeSlice;
+use crate::num::to_u32;
 use crate::weights::View;
 
 /// The weight of each part of a score.
@@ -155,18 +158,34 @@ impl Recall {
     }
 }
 
+/// A word of learned prompts.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct KnownWord {
+    hash: u32,
+    /// The index of its first entry.
+    start: u32,
+}
+
+/// A domain that has a word.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct DomainCount {
+    domain: u32,
+    /// ln((prompts + SMOOTHING) / SMOOTHING)
+    more: f32,
+}
+
 /// Naive Bayes over domains by the words of learned prompts.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Bayes {
-    /// Hashes, ascending.
-    words: Vec<u32>,
+    /// By hash, ascending, and at last one of no prompt, where the entries of the last word end.
+    words: HugeSlice<KnownWord>,
     /// For each value of a hash's upper bits, about as many as there are words, the place of the
     /// first word from it on; and at last the number of words.
-    buckets: Vec<u32>,
-    /// The index of each word's first entry, and at last the number of entries.
-    starts: Vec<u32>,
-    /// Domains that have a word, with ln((prompts + SMOOTHING) / SMOOTHING).
-    entries: Vec<(u32, f32)>,
+    buckets: HugeSlice<u32>,
+    /// Those of each word, one behind the other.
+    entries: HugeSlice<DomainCount>,
     /// ln of the domain's share of prompts, [N].
     prior: Vec<f64>,
     /// ln(SMOOTHING / (word counts of the domain + SMOOTHING words)), [N].
@@ -179,31 +198,38 @@ impl Bayes {
     pub(crate) fn new(prompts: &[u32], counts: impl Iterator<Item = (u32, u32, u32)>) -> Self {
         let all: f64 = prompts.iter().map(|n| f64::from(*n)).sum();
         let share = |n: &u32| ((f64::from(*n) + 0.5) / (all + 0.5 * prompts.len() as f64)).ln();
-        let mut bayes = Self {
-            prior: prompts.iter().map(share).collect(),
-            ..Self::default()
-        };
         let mut totals = vec![0.0; prompts.len()];
-        for (word, domain, count) in counts {
-            if bayes.words.last() != Some(&word) {
-                bayes.words.push(word);
-                bayes.starts.push(crate::num::to_u32(bayes.entries.len()));
+        let (mut words, mut entries): (Vec<KnownWord>, Vec<DomainCount>) = Default::default();
+        for (hash, domain, count) in counts {
+            if words.last().map(|word| word.hash) != Some(hash) {
+                let start = to_u32(entries.len());
+                words.push(KnownWord { hash, start });
             }
             totals[domain as usize] += f64::from(count);
-            let more = ((f64::from(count) + SMOOTHING) / SMOOTHING).ln();
-            bayes.entries.push((domain, more as f32));
+            let more = ((f64::from(count) + SMOOTHING) / SMOOTHING).ln() as f32;
+            entries.push(DomainCount { domain, more });
         }
-        bayes.starts.push(crate::num::to_u32(bayes.entries.len()));
-        let mut place = 0;
-        for bucket in 0..=1u64 << bucket_bits(bayes.words.len()) {
-            let before = |word: &&u32| bayes.bucket(**word) < bucket;
-            place += bayes.words[place..].iter().take_while(before).count();
-            bayes.buckets.push(crate::num::to_u32(place));
+        let bits = bucket_bits(words.len());
+        let mut buckets = vec![0; (1 << bits) + 1];
+        for word in &words {
+            buckets[bucket(word.hash, bits) + 1] += 1;
         }
-        let different = SMOOTHING * bayes.words.len() as f64;
+        for place in 1..buckets.len() {
+            buckets[place] += buckets[place - 1];
+        }
+        let different = SMOOTHING * words.len() as f64;
+        words.push(KnownWord {
+            hash: u32::MAX,
+            start: to_u32(entries.len()),
+        });
         let missing = |total: f64| (SMOOTHING / (total + different).max(SMOOTHING)).ln();
-        bayes.missing = totals.into_iter().map(missing).collect();
-        bayes
+        Self {
+            words: HugeSlice::copy_of(&words),
+            buckets: HugeSlice::copy_of(&buckets),
+            entries: HugeSlice::copy_of(&entries),
+            prior: prompts.iter().map(share).collect(),
+            missing: totals.into_iter().map(missing).collect(),
+        }
     }
 
     /// N
@@ -211,36 +237,57 @@ impl Bayes {
         self.prior.len()
     }
 
-    fn bucket(&self, word: u32) -> u64 {
-        u64::from(word) >> (32 - bucket_bits(self.words.len()))
+    /// The bucket of a word of this hash, and where the next begins.
+    fn bucket(&self, hash: u32) -> &[u32] {
+        let bucket = bucket(hash, bucket_bits(self.words.len() - 1));
+        &self.buckets[bucket..bucket + 2]
     }
 
-    /// The place of `word`. Hashes are even, so that a bucket has about one: a prompt's words are
-    /// not in the cache, and each step of a search through all would wait for memory.
-    fn find(&self, word: u32) -> Option<usize> {
-        let bucket = usize::try_from(self.bucket(word)).ok()?;
-        let [from, to] = *self.buckets.get(bucket..bucket + 2)? else {
-            return None;
-        };
-        let place = self.words[from as usize..to as usize].binary_search(&word);
-        place.ok().map(|place| from as usize + place)
+    /// The words of a bucket, of which there is about one since hashes are even, and the next word.
+    fn words(&self, bucket: &[u32]) -> &[KnownWord] {
+        &self.words[bucket[0] as usize..=bucket[1] as usize]
+    }
+
+    /// The entries of the word of this hash, which is of the bucket of these `words`.
+    fn entries(&self, hash: u32, words: &[KnownWord]) -> Option<&[DomainCount]> {
+        let mut pairs = words.windows(2);
+        let pair = pairs.find(|pair| pair[0].hash == hash)?;
+        Some(&self.entries[pair[0].start as usize..pair[1].start as usize])
+    }
+
+    /// The entries of each word of these hashes that a learned prompt has.
+    ///
+    /// A word takes three reads of memory that is in no cache, one after the other: each is asked
+    /// for for all words before the first is waited for.
+    fn find(&self, hashes: &[u32]) -> Vec<&[DomainCount]> {
+        for hash in hashes {
+            prefetch(self.bucket(*hash));
+        }
+        let buckets = hashes.iter().map(|hash| self.bucket(*hash));
+        let words: Vec<&[KnownWord]> = buckets.map(|bucket| self.words(bucket)).collect();
+        for words in &words {
+            prefetch(words);
+        }
+        let found = hashes.iter().zip(words);
+        let found: Vec<&[DomainCount]> = found
+            .filter_map(|(hash, words)| self.entries(*hash, words))
+            .collect();
+        for entries in &found {
+            // The CPU follows a list by itself.
+            prefetch(&entries[..entries.len().min(16)]);
+        }
+        found
     }
 
     /// ln P(d | words) of each domain, [N], shifted so that the largest is 0. Words that no learned
     /// prompt has are ignored; with the number of the others.
     pub(crate) fn scores(&self, words: &[u32]) -> (Vec<f64>, f64) {
         let mut scores = self.prior.clone();
-        let mut known = 0.0;
-        for word in words {
-            let Some(place) = self.find(*word) else {
-                continue;
-            };
-            known += 1.0;
-            let [from, to] = [place, place + 1].map(|place| self.starts[place] as usize);
-            for (domain, more) in &self.entries[from..to] {
-                scores[*domain as usize] += f64::from(*more);
-            }
+        let found = self.find(words);
+        for entry in found.iter().copied().flatten() {
+            scores[entry.domain as usize] += f64::from(entry.more);
         }
+        let known = found.len() as f64;
         for (score, missing) in scores.iter_mut().zip(&self.missing) {
             *score += known * missing;
         }
@@ -248,6 +295,11 @@ impl Bayes {
         scores.iter_mut().for_each(|score| *score -= best);
         (scores, known)
     }
+}
+
+/// The `bits` upper bits of a hash.
+fn bucket(hash: u32, bits: u32) -> usize {
+    hash.checked_shr(u32::BITS - bits).unwrap_or(0) as usize
 }
 
 /// Upper bits of a hash that give about one bucket for each of `words`.
@@ -267,15 +319,29 @@ mod tests {
             let mut words: Vec<u32> = (2..count).map(noise).chain(ends).collect();
             words.sort_unstable();
             words.dedup();
-            let bayes = Bayes::new(&[1], words.iter().map(|word| (*word, 0, 1)));
-            for (place, word) in words.iter().enumerate() {
-                assert_eq!(bayes.find(*word), Some(place), "{count} words");
+            // Each word is of a domain of its own.
+            let counts = words
+                .iter()
+                .zip(0..)
+                .map(|(word, domain)| (*word, domain, 1));
+            let bayes = Bayes::new(&vec![1; words.len()], counts);
+            let found = |word| {
+                bayes
+                    .find(&[word])
+                    .first()
+                    .map(|found| found[0].domain as usize)
+            };
+            for word in &words {
+                assert_eq!(
+                    found(*word),
+                    words.binary_search(word).ok(),
+                    "{count} words"
+                );
             }
             for word in (count..count + 2000).map(noise).chain([1, u32::MAX - 1]) {
-                assert_eq!(bayes.find(word), words.binary_search(&word).ok());
+                assert_eq!(found(word), words.binary_search(&word).ok());
             }
         }
-        assert_eq!(Bayes::default().find(5), None);
     }
 
     /// By hand: three prompts of domain 0, one of domain 1, none of domain 2.

@@ -137,7 +137,7 @@ impl LowBert {
             + Linear::size::<N>(context, h)
             + Linear::size::<N>(h, f)
             + Linear::size::<N>(f, h);
-        let mut arena = Arena::new(lines * config.layers)?;
+        let mut arena = Arena::new(lines * config.layers);
         let norm = |name: &str| -> Result<LowNorm> {
             Ok(LowNorm {
                 gamma: blocks(&read(&format!("{name}.weight"), &[h])?),

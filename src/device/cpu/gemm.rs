@@ -10,7 +10,7 @@
 //! the same alone and in any batch.
 //!
 //! The kernels are safe functions of `std::arch`; `unsafe` is only the step into code compiled for
-//! a SIMD level, and a prefetch. `pulp`, which makes that step safely, has no f16 load below
+//! a SIMD level. `pulp`, which makes that step safely, has no f16 load below
 //! AVX-512: with f32 panels a pass over MiniLM's weights at 18 rows took 3.2 ms instead of 2.5
 //! (benches/README.md).
 
@@ -435,10 +435,10 @@ fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{KB, TileSums};
+    use crate::device::cpu::prefetch::prefetch_at;
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T0, _mm_prefetch, _mm256_cvtph_ps, _mm256_fmadd_ps,
-        _mm256_set1_ps, _mm256_setzero_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps,
-        _mm512_setzero_ps,
+        __m256, __m512, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps,
     };
 
     /// Bytes.
@@ -447,11 +447,8 @@ mod x86 {
     /// Asks for the panel's bytes that come [`AHEAD`] later: the hardware's own prefetcher stops at
     /// every page and every panel, and weights of an encoder lie further away than the L2 cache.
     #[inline(always)]
-    #[expect(unsafe_code, reason = "a hint to the cache")]
     fn ahead<T>(w: &T) {
-        let place = std::ptr::from_ref(w).cast::<i8>().wrapping_add(AHEAD);
-        // SAFETY: a prefetch reads nothing into the program and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place) };
+        prefetch_at(std::ptr::from_ref(w).cast::<u8>().wrapping_add(AHEAD));
     }
 
     macro_rules! kernel {

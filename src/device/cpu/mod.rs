@@ -10,6 +10,7 @@ pub(crate) mod gemm;
 mod level;
 pub(crate) mod low;
 pub(crate) mod math;
+pub(crate) mod prefetch;
 mod turn;
 
 use std::cell::Cell;

@@ -6,6 +6,7 @@ use super::{KB, Level};
 use crate::device::Part;
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
+use crate::huge::HugeSlice;
 use crate::weights::{Dtype, View};
 
 /// Columns that f16 panels have side by side.
@@ -133,26 +134,33 @@ impl PanelLayout {
 
     /// All panels of `b`, at the beginning of `lines`, which grows as needed.
     pub(super) fn pack_all(self, cpu: &Cpu, b: Matrix<'_>, lines: &mut Vec<PanelLine>) {
+        self.pack_into(cpu, b, room(lines, self.size_of_all(b.rows, b.columns)));
+    }
+
+    fn pack_into(self, cpu: &Cpu, b: Matrix<'_>, lines: &mut [PanelLine]) {
         let work = b.rows * self.width;
-        self.fill(cpu, b.rows, b.columns, work, lines, |first, panel| {
+        self.fill(cpu, b.rows, work, lines, |first, panel| {
             self.pack(b, first, panel);
         });
     }
 
-    /// `f(first column, panel)` for every panel of a factor [inner, columns], side by side.
+    /// Lines of a factor [inner, columns].
+    fn size_of_all(self, inner: usize, columns: usize) -> usize {
+        columns.div_ceil(self.width) * self.size(inner)
+    }
+
+    /// `f(first column, panel)` for every panel of a factor of `inner` rows, side by side.
     fn fill(
         self,
         cpu: &Cpu,
         inner: usize,
-        columns: usize,
         work: usize,
-        lines: &mut Vec<PanelLine>,
+        lines: &mut [PanelLine],
         f: impl Fn(usize, &mut [PanelLine]) + Sync + Send,
     ) {
-        let size = self.size(inner);
-        let all = room(lines, columns.div_ceil(self.width) * size);
-        cpu.rows(all, size.max(1), work, |first, block| {
-            for (i, panel) in block.chunks_exact_mut(size.max(1)).enumerate() {
+        let size = self.size(inner).max(1);
+        cpu.rows(lines, size, work, |first, block| {
+            for (i, panel) in block.chunks_exact_mut(size).enumerate() {
                 f((first + i) * self.width, panel);
             }
         });
@@ -172,7 +180,7 @@ pub(crate) struct Packed {
     pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    lines: Vec<PanelLine>,
+    lines: HugeSlice<PanelLine>,
 }
 
 impl Packed {
@@ -183,7 +191,7 @@ impl Packed {
     pub(crate) fn new(cpu: &Cpu, parts: &[(&str, View<'_>)]) -> Result<Self> {
         let mut packed = Self::empty(cpu, parts);
         let Self { layout, inner, .. } = packed;
-        let mut lines = Vec::new();
+        let mut lines = packed.room();
         let bad = Mutex::new(None);
         let pack = |first: usize, panel: &mut [PanelLine]| {
             let rows = rows_of(parts, first, layout.width);
@@ -198,8 +206,7 @@ impl Packed {
                 *bad = Some(bad.take().map_or(name, |other: &str| other.min(name)));
             }
         };
-        let columns = packed.columns;
-        layout.fill(cpu, inner, columns, MUCH, &mut lines, pack);
+        layout.fill(cpu, inner, MUCH, &mut lines, pack);
         if let Some(name) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             bail!(
                 Numeric,
@@ -215,7 +222,7 @@ impl Packed {
         let mut packed = Self::empty(cpu, parts);
         (packed.inner, packed.columns) = (packed.columns, packed.inner);
         let (inner, columns) = (packed.inner, packed.columns);
-        let (layout, mut lines) = (packed.layout, Vec::new());
+        let (layout, mut lines) = (packed.layout, packed.room());
         if layout.half {
             let pack = |first: usize, panel: &mut [PanelLine]| {
                 let size = panel.len() * SIDE / layout.width;
@@ -224,11 +231,11 @@ impl Packed {
                     copy_half(parts, first, bytemuck::cast_slice_mut(panel));
                 }
             };
-            layout.fill(cpu, inner, columns, MUCH, &mut lines, pack);
+            layout.fill(cpu, inner, MUCH, &mut lines, pack);
         } else {
             let values: Vec<f32> = parts.iter().flat_map(|(_, view)| view.to_f32()).collect();
             let b = Matrix::of_rows(&values, columns);
-            layout.pack_all(cpu, b, &mut lines);
+            layout.pack_into(cpu, b, &mut lines);
         }
         packed.lines = lines;
         packed
@@ -244,7 +251,7 @@ impl Packed {
         };
         let size = layout.size(inner);
         let sides = size * size_of::<PanelLine>() * side / layout.width;
-        let mut lines = vec![PanelLine([0; 64]); ids.len().div_ceil(layout.width) * size];
+        let mut lines = HugeSlice::zeroed(layout.size_of_all(inner, ids.len()));
         let from: &[u8] = bytemuck::cast_slice(&self.lines);
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
         let begin = |column: usize| column / side * sides + column % side * element;
@@ -281,8 +288,13 @@ impl Packed {
             layout: PanelLayout { level, half, width },
             inner,
             columns: parts.iter().map(|(_, view)| view.rows()).sum(),
-            lines: Vec::new(),
+            lines: HugeSlice::zeroed(0),
         }
+    }
+
+    /// Lines for all panels.
+    fn room(&self) -> HugeSlice<PanelLine> {
+        HugeSlice::zeroed(self.layout.size_of_all(self.inner, self.columns))
     }
 }
 

@@ -409,7 +409,7 @@ mod tests {
             LowFormat::Int8 => Linear::size::<Int8>(inputs, outputs),
             LowFormat::Bf16 => Linear::size::<Bf16>(inputs, outputs),
         };
-        let mut arena = Arena::new(lines)?;
+        let mut arena = Arena::new(lines);
         let map = match format {
             LowFormat::Int8 => Linear::pack::<Int8>(cpu, &mut arena, inputs, outputs, read),
             LowFormat::Bf16 => Linear::pack::<Bf16>(cpu, &mut arena, inputs, outputs, read),

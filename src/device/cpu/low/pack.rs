@@ -4,58 +4,40 @@
 //! 16 outputs, each half 16 lines, a line 16 outputs by four bytes of inputs. AVX-512 reads a line at
 //! once, AVX2 half of one. Missing inputs and outputs are zeros.
 
-use memmap2::MmapMut;
-
 use super::wide::Block;
 use super::{GROUP, LowLine, Numbers, PANEL};
 use crate::device::cpu::Cpu;
-use crate::error::{Result, error};
+use crate::error::Result;
+use crate::huge::HugeSlice;
 
 /// Of a panel.
 const NONE: [Block; 2] = [[0.0; 16]; 2];
 
-/// The size and alignment of a huge page.
-const HUGE: usize = 2 << 20;
-
-/// The panels of a network, one after the other, in huge pages where the system gives them.
+/// The panels of a network, one after the other.
 pub(crate) struct Arena {
-    map: MmapMut,
-    /// The byte at which the first line begins.
-    begin: usize,
-    /// Lines that are taken, and those that there are.
+    lines: HugeSlice<LowLine>,
+    /// Lines that are taken.
     taken: usize,
-    lines: usize,
 }
 
 impl Arena {
     /// Room for `lines`.
-    pub(crate) fn new(lines: usize) -> Result<Self> {
-        let bytes = lines * size_of::<LowLine>();
-        let map = MmapMut::map_anon(bytes + HUGE)
-            .map_err(|e| error!(Io, "cannot map {bytes} bytes for weights: {e}"))?;
-        // A wish; without huge pages all is the same, and slower.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let address = map.as_ptr().addr();
-        Ok(Self {
-            begin: address.next_multiple_of(HUGE) - address,
-            map,
+    pub(crate) fn new(lines: usize) -> Self {
+        Self {
+            lines: HugeSlice::zeroed(lines),
             taken: 0,
-            lines,
-        })
+        }
     }
 
     pub(crate) fn lines(&self) -> &[LowLine] {
-        bytemuck::cast_slice(&self.map[self.begin..][..self.lines * size_of::<LowLine>()])
+        &self.lines
     }
 
     /// The next `count` lines.
     fn take(&mut self, count: usize) -> (usize, &mut [LowLine]) {
         let start = self.taken;
         self.taken += count;
-        let bytes = &mut self.map[self.begin..][..self.lines * size_of::<LowLine>()];
-        let lines: &mut [LowLine] = bytemuck::cast_slice_mut(bytes);
-        (start, &mut lines[start..][..count])
+        (start, &mut self.lines[start..][..count])
     }
 }
 

@@ -1,7 +1,7 @@
 //! Products of unsigned and signed bytes by the VNNI instructions, summed exactly in i32.
 //!
 //! The kernels are safe functions of `std::arch`; `unsafe` is only the step into code compiled for
-//! the instructions, which a token of this module proves to be there, and a prefetch.
+//! the instructions, which a token of this module proves to be there.
 
 use std::arch::x86_64::*;
 
@@ -10,6 +10,7 @@ use bytemuck::{cast, cast_ref};
 use super::int8::Int8;
 use super::wide::Dot;
 use super::{LowLine, Numbers, PANEL, Sums};
+use crate::device::cpu::prefetch::prefetch_at;
 
 /// Proofs that this CPU has the instructions of a kernel, with the kernel for each number of rows.
 macro_rules! products {
@@ -54,11 +55,8 @@ products!(Avx: "AVX-VNNI", "avx2" and "avxvnni", avx: 1 2 3 4 5 6);
 /// one another. The CPU's own prefetching ends with each page, and rests while a panel's second
 /// tile is computed.
 #[inline(always)]
-#[expect(unsafe_code, reason = "a prefetch")]
 pub(super) fn ask_ahead<N: Numbers>(line: &LowLine) {
-    let next = std::ptr::from_ref(line).wrapping_add(N::GROUP_LINES * PANEL);
-    // SAFETY: A prefetch reads nothing, so any address will do.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(next.cast()) };
+    prefetch_at(std::ptr::from_ref(line).wrapping_add(N::GROUP_LINES * PANEL));
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
