@@ -60,7 +60,8 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         installed.print()?;
     }
     let diagnosis = diagnose(&args.device.as_str().into(), super::cpu_level()?)?;
-    let kept = bundled::cache_folder().map_or_else(Vec::new, |folder| kept(&folder));
+    let kept =
+        bundled::cache_folder().map_or_else(Vec::new, |folder| kept(&diagnosis.adapters, &folder));
     if !args.json {
         print(&diagnosis)?;
         kept.iter().try_for_each(print_kept)?;

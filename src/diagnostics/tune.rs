@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::AdapterReport;
 use super::crossover::{self, TunedBatch};
 use super::kernels::best;
 use super::matrices;
@@ -84,17 +85,15 @@ pub struct KeptTuning {
     pub fault: Option<String>,
 }
 
-/// What `folder` keeps of this machine's adapters, of those that were measured.
-pub fn kept(folder: &Path) -> Vec<KeptTuning> {
-    let adapters = gpu::adapters().into_iter();
-    let known = adapters.filter_map(|adapter| {
-        let report = adapter.report();
+/// What `folder` keeps of those of the `adapters` that were measured.
+pub fn kept(adapters: &[AdapterReport], folder: &Path) -> Vec<KeptTuning> {
+    let known = adapters.iter().filter_map(|report| {
         let of_adapter = KeptTuning {
             adapter: report.name.clone(),
             driver: report.driver.clone(),
             ..KeptTuning::default()
         };
-        match Tuning::kept(folder, &report) {
+        match Tuning::kept(folder, report) {
             Ok(tuning) => tuning.map(|tuning| KeptTuning {
                 few_rows: Some(tuning.few_rows()),
                 matrix_rows: tuning.matrix_rows(),
@@ -277,7 +276,11 @@ mod tests {
         assert_eq!(share, Some((2, report.cpu_tokens)));
         let of = |folder: &Path| {
             let adapter = |kept: &KeptTuning| kept.adapter == report.adapter;
-            kept(folder).into_iter().find(adapter)
+            let all: Vec<_> = gpu::adapters()
+                .iter()
+                .map(gpu::GpuAdapter::report)
+                .collect();
+            kept(&all, folder).into_iter().find(adapter)
         };
         let found = of(&folder).expect("it was kept");
         assert_eq!(
