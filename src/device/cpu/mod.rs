@@ -411,6 +411,8 @@ impl Cpu {
             return f(0, arrays);
         }
         let each = rows.div_ceil(blocks);
+        // Seven rows on five threads are four blocks of two.
+        let blocks = rows.div_ceil(each);
         let mut widths = widths.iter();
         let mut chunks = arrays.map(|array| {
             let width = widths.next().copied().unwrap_or(1);
@@ -484,4 +486,42 @@ pub(crate) fn pick_rows<'t>(
         (table, begin) = (rest, id + 1);
     }
     picked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of any number of rows on any number of threads.
+    #[test]
+    fn every_row_is_in_one_block() {
+        for threads in 1..=9 {
+            let cpu = Cpu::open(Some(threads)).expect("a pool");
+            for rows in 0..40u16 {
+                let want: Vec<f32> = (0..rows).map(f32::from).collect();
+                let count = usize::from(rows);
+                let put = |first: usize, places: &mut [f32]| {
+                    assert!(first <= count, "block at {first} of {rows} rows");
+                    let rows = want[first..].iter();
+                    places.iter_mut().zip(rows).for_each(|(x, row)| *x += row);
+                };
+                let mut apart = vec![0.0; count];
+                cpu.run(|| cpu.rows(&mut apart, 1, SMALL, put));
+                let (mut wide, mut narrow) = (vec![1.0; 3 * count], vec![0.0; count]);
+                cpu.run(|| {
+                    let arrays = [&mut wide[..], &mut narrow[..]];
+                    cpu.lockstep(arrays, [3, 1], SMALL, |first, [wide, narrow]| {
+                        assert_eq!(wide.len(), 3 * narrow.len());
+                        wide.fill(2.0);
+                        put(first, narrow);
+                    });
+                });
+                let made = cpu.run(|| cpu.map(count, SMALL, |row| want[row]));
+                for found in [apart, narrow, made] {
+                    assert_eq!(found, want, "{rows} rows on {threads} threads");
+                }
+                assert!(wide.iter().all(|x| *x == 2.0));
+            }
+        }
+    }
 }

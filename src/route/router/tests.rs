@@ -259,6 +259,31 @@ fn threads_that_share_batches_get_the_answers_that_they_get_alone() {
     assert!((2..=THREADS).contains(&most), "batches of {most}");
 }
 
+#[test]
+fn batches_of_any_size_on_any_number_of_threads_get_the_answers_that_they_get_alone() {
+    let prompt = |i| Request::new(format!("Which bird sings in recording number {i}?")).top(3);
+    let requests: Vec<Request> = (0..12).map(prompt).collect();
+    let bits = |decision: Result<Decision>| {
+        let decision = decision.unwrap();
+        let ranked = decision.ranked.iter();
+        let ranked: Vec<_> = ranked.map(|r| (r.id, r.score.to_bits())).collect();
+        (ranked, decision.domains, decision.unknown)
+    };
+    let mut want = Vec::new();
+    for threads in [1, 2, 3, 4, 5, 7] {
+        let router = Router::open(STORE, Options::default().device("cpu").threads(threads));
+        let router = router.unwrap();
+        if threads == 1 {
+            want = requests.iter().map(|r| bits(router.route(r))).collect();
+        }
+        for count in 1..=requests.len() {
+            let found = router.route_batch(&requests[..count]);
+            let found: Vec<_> = found.into_iter().map(bits).collect();
+            assert_eq!(found, want[..count], "{count} prompts, {threads} threads");
+        }
+    }
+}
+
 #[cfg(feature = "gpu")]
 mod on_a_gpu {
     use super::*;
