@@ -214,10 +214,11 @@ fn take_turns(courses: &[Course], options: &Options) -> Result<Vec<Run>> {
         for (go, told, steps, learner) in learners {
             drop((go, told));
             match learner.join() {
-                Ok(learner) => runs.push(Run {
-                    steps,
-                    learner: learner?,
-                }),
+                Ok(learner) => {
+                    let learner = learner?;
+                    assert!(!steps.is_empty(), "an update took one step or none");
+                    runs.push(Run { steps, learner });
+                }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
@@ -280,10 +281,11 @@ fn hub(scratch: &Path, models: usize) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The edge recipe, nothing held out or replayed, with changes.
+/// The edge recipe, trained in every update, nothing held out or replayed, with changes.
 fn settings(pairs: &[(&str, &str)]) -> Result<Settings> {
     let mut settings = Settings::edge();
     settings.set("batch", &BATCH.to_string())?;
+    settings.set("train", "always")?;
     settings.set("hold_out", "false")?;
     settings.set("replay.strategy", "none")?;
     for (key, value) in pairs {

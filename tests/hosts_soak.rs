@@ -412,7 +412,7 @@ fn mixed_hosts_are_answered() {
         Place::toy()
     });
     assert!(Path::new(&place.store).is_dir());
-    for threads in [Some(1), Some(2), None] {
+    for threads in [Some(1), Some(2), Some(5), None] {
         soak(
             &place,
             threads,
