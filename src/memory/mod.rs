@@ -24,12 +24,12 @@ pub(crate) use self::solve::PriorMean;
 pub(crate) use self::solve::{Solved, Solving, solve};
 pub(crate) use self::words::{WORDS, Words, entries};
 use crate::device::cpu::dense::{self, DenseView, Region};
-use crate::device::cpu::gemm::{self, Finish, Packed};
+use crate::device::cpu::gemm::{self, Finish};
 use crate::device::cpu::{Cpu, RowsMut};
 use crate::encoder::seen::{STEPS, Seen};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, domain_key};
-use crate::weights::{ANY, Tensors, View, to_safetensors};
+use crate::weights::{ANY, Tensors, to_safetensors};
 
 /// Its name in a generation; the words are a part of their own, which serving reads as well.
 pub(crate) const MEMORY: &str = "memory.safetensors";
@@ -202,7 +202,7 @@ impl Memory {
             }
         }
         for some in prompts.chunks(EXACT) {
-            self.add_squares(cpu, some, sign)?;
+            self.add_squares(cpu, some, sign);
         }
         if sign < 0 {
             // The same difference: clamped, so that it does not look like damage and an empty
@@ -214,7 +214,7 @@ impl Memory {
         Ok(())
     }
 
-    fn add_squares(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>], sign: i64) -> Result<()> {
+    fn add_squares(&mut self, cpu: &Cpu, prompts: &[Prompt<'_>], sign: i64) {
         let (n, width) = (prompts.len(), self.width());
         let mut columns = vec![0.0; width * n];
         for (i, prompt) in prompts.iter().enumerate() {
@@ -223,24 +223,16 @@ impl Memory {
             }
         }
         let mut products = vec![0.0; width * width];
-        cpu.run(|| -> Result<()> {
-            let keys = Packed::new(cpu, &[("prompts", View::of_f32(&columns, n))])?;
+        cpu.run(|| {
             let rows = gemm::Matrix::of_rows(&columns, n);
-            gemm::multiply(
-                cpu,
-                rows,
-                &keys,
-                Finish::Set(1.0),
-                RowsMut::whole(&mut products, width),
-            );
-            Ok(())
-        })?;
+            let products = RowsMut::whole(&mut products, width);
+            gemm::product(cpu, rows, rows.transposed(), Finish::Set(1.0), products);
+        });
         for (square, product) in self.squares.iter_mut().zip(lower(&products, width)) {
             #[expect(clippy::cast_possible_truncation, reason = "an integer below 2^24")]
             let product = *product as i64;
             *square += sign * product;
         }
-        Ok(())
     }
 
     /// Replaces every prompt's q by q T, with sums and squares rounded to integers; `map`: T [L H,

@@ -6,7 +6,6 @@ use super::{KB, Level};
 use crate::device::Part;
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
-use crate::huge::HugeSlice;
 use crate::weights::{Dtype, View};
 
 /// Columns that f16 panels have side by side.
@@ -167,6 +166,10 @@ impl PanelLayout {
     }
 }
 
+fn zeros(lines: usize) -> Vec<PanelLine> {
+    vec![PanelLine([0; 64]); lines]
+}
+
 /// The first `size` lines, of which there may be too few yet.
 fn room(lines: &mut Vec<PanelLine>, size: usize) -> &mut [PanelLine] {
     if lines.len() < size {
@@ -180,7 +183,7 @@ pub(crate) struct Packed {
     pub(super) layout: PanelLayout,
     pub(super) inner: usize,
     pub(super) columns: usize,
-    lines: HugeSlice<PanelLine>,
+    lines: Vec<PanelLine>,
 }
 
 impl Packed {
@@ -251,7 +254,7 @@ impl Packed {
         };
         let size = layout.size(inner);
         let sides = size * size_of::<PanelLine>() * side / layout.width;
-        let mut lines = HugeSlice::zeroed(layout.size_of_all(inner, ids.len()));
+        let mut lines = zeros(layout.size_of_all(inner, ids.len()));
         let from: &[u8] = bytemuck::cast_slice(&self.lines);
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
         let begin = |column: usize| column / side * sides + column % side * element;
@@ -288,13 +291,13 @@ impl Packed {
             layout: PanelLayout { level, half, width },
             inner,
             columns: parts.iter().map(|(_, view)| view.rows()).sum(),
-            lines: HugeSlice::zeroed(0),
+            lines: Vec::new(),
         }
     }
 
     /// Lines for all panels.
-    fn room(&self) -> HugeSlice<PanelLine> {
-        HugeSlice::zeroed(self.layout.size_of_all(self.inner, self.columns))
+    fn room(&self) -> Vec<PanelLine> {
+        zeros(self.layout.size_of_all(self.inner, self.columns))
     }
 }
 
