@@ -85,10 +85,9 @@ pub struct Options {
     pub schema_version: u32,
     /// The device that computes.
     pub device: DeviceChoice,
-    /// Threads of the CPU's pool. `None`: as many as the machine has, at most 4. With 1 every call
-    /// runs on its own thread, and calls run side by side. With more, calls take turns and each
-    /// uses the whole pool. A call from a worker of the host's own rayon pool runs on that worker
-    /// alone.
+    /// Threads that a call computes with: its own, and helpers. `None`: as many as the machine has,
+    /// at most 4. With 1 every call runs on its own thread, and calls run side by side. With more,
+    /// calls take turns, and each has all helpers.
     pub threads: Option<usize>,
     /// If the device cannot be opened or is lost, continue on the CPU instead of failing. Every
     /// decision then says so in `degraded`.

@@ -104,7 +104,7 @@ mod tests {
         let (which, ops) = ([0, config.layers - 1], encoder.ops());
         let a = Activations::new(device, ops, config, sizes(&batch), &which).unwrap();
         let mut plan = Plan::new(device, a, 0, 0).unwrap();
-        // Parts need the pool's threads.
+        // Parts need helpers.
         encoder.host.forget_crowd();
         let run = device.run(&mut plan, |pass, a| {
             a.upload(pass, &batch);

@@ -142,9 +142,7 @@ impl Front {
     /// What brings a call with `prompts` together with others, if they may be.
     pub(super) fn gatherer(&self, prompts: usize) -> Option<&Gatherer> {
         let gatherer = self.gatherer.as_ref()?;
-        // A worker of the host's own rayon pool may not wait: see `Cpu::run`.
-        let may = rayon::current_thread_index().is_none() && self.is_own_process();
-        (may && prompts < gather::MOST).then_some(gatherer)
+        (self.is_own_process() && prompts < gather::MOST).then_some(gatherer)
     }
 
     fn is_own_process(&self) -> bool {
@@ -271,8 +269,7 @@ impl Router {
     ) -> Vec<Result<Unsettled>> {
         let entered = match slot {
             Some(slot) => Ok(Some(slot)),
-            // A worker of the host's own rayon pool may not wait: see `Cpu::run`.
-            None if self.front.queue.is_bounded() && rayon::current_thread_index().is_none() => {
+            None if self.front.queue.is_bounded() => {
                 let requests = asked.iter().map(|asked| asked.request);
                 let until = until(requests, began);
                 self.front.queue.enter(until).map(Some)

@@ -252,7 +252,7 @@ impl Router {
         let policy = compiled.as_deref();
         let ranked = || self.ranked_on(serving, requests, policy, began);
         let answers = match serving.encoder.device() {
-            // The pool's threads are woken once for everything.
+            // Helpers are woken once for everything.
             Device::Cpu(cpu) => cpu.run(ranked)?,
             Device::Gpu(_) => ranked()?,
         };

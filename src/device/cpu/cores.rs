@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Of a thread that has not been seen.
 const NOWHERE: usize = usize::MAX;
 
-/// The cores of a pool's threads.
+/// The cores of the threads of a call.
 pub(super) struct Cores {
     of: Vec<AtomicUsize>,
 }

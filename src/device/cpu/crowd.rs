@@ -1,4 +1,4 @@
-//! Whether other work keeps the pool's threads from their cores.
+//! Whether other work keeps the threads of calls from their cores.
 //!
 //! Threads that share a job of a millisecond wait for each other all the time. Where one of them has
 //! to wait for a core, which takes milliseconds, the caller alone is several times faster.
@@ -22,11 +22,9 @@ pub(super) struct Crowd {
     alone: Mutex<Option<(Instant, Duration)>>,
 }
 
-/// A call that all threads take part in.
-pub(super) struct Call<'c> {
-    crowd: &'c Crowd,
-    began: Instant,
-    computed: Instant,
+/// Whether the threads of a call that `took` so long, of which one saw its end so `late`, were held up.
+pub(super) fn is_late(took: Duration, late: Duration) -> bool {
+    late > LATE.max(took / 4)
 }
 
 impl Crowd {
@@ -36,40 +34,17 @@ impl Crowd {
             .is_some_and(|(until, _)| Instant::now() < until)
     }
 
-    /// To be called where a call begins.
-    pub(super) fn call(&self) -> Call<'_> {
-        let now = Instant::now();
-        Call {
-            crowd: self,
-            began: now,
-            computed: now,
-        }
-    }
-
     fn alone(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
         self.alone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After a call whose job took `took`, and whose threads came together `late` behind it.
+    /// After a call that `took` so long, of which one thread saw its end so `late`.
     pub(super) fn note(&self, took: Duration, late: Duration) {
         let mut alone = self.alone();
-        *alone = (late > LATE.max(took / 4)).then(|| {
+        *alone = is_late(took, late).then(|| {
             let long = alone.map_or(FIRST, |(_, long)| (2 * long).min(LONGEST));
             (Instant::now() + long, long)
         });
-    }
-}
-
-impl Call<'_> {
-    /// The job is done.
-    pub(super) fn computed(&mut self) {
-        self.computed = Instant::now();
-    }
-
-    /// All threads have come together again.
-    pub(super) fn over(self) {
-        self.crowd
-            .note(self.computed - self.began, self.computed.elapsed());
     }
 }
 

@@ -1,6 +1,5 @@
-//! The CPU: a pool of as many threads as the host allowed, the SIMD level found or named at open.
+//! The CPU: as many threads as the host allowed, the SIMD level found or named at open.
 
-mod awake;
 pub(crate) mod barrier;
 pub(crate) mod blocks;
 mod cores;
@@ -11,22 +10,21 @@ mod level;
 pub(crate) mod low;
 pub(crate) mod math;
 pub(crate) mod prefetch;
+mod team;
 mod turn;
 
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 #[cfg(test)]
 use std::time::Duration;
 
-use rayon::prelude::*;
-
-use crate::error::{Result, bail, error};
-use awake::awake;
+use crate::error::{Result, bail};
 use barrier::{Attendance, Barrier};
-use cores::Cores;
 use crowd::Crowd;
 use gemm::Level;
 pub use level::CpuLevel;
 use low::{LowFormat, LowKernel};
+use team::Team;
 use turn::Turns;
 
 /// Below this many multiply-adds a job is not worth a second thread.
@@ -40,21 +38,20 @@ const MOST: usize = 1024;
 
 pub(crate) struct Cpu {
     /// None: everything runs on the caller's thread.
-    pool: Option<rayon::ThreadPool>,
+    team: Option<Team>,
     threads: usize,
     level: Level,
     /// What was asked for, which low precision has kernels of its own for.
     asked: CpuLevel,
     arch: pulp::Arch,
-    /// One call at a time has the whole pool: two would only steal each other's jobs.
+    /// One call at a time has all threads: two would only take each other's cores.
     turns: Turns,
-    /// Calls that run alone, as many at a time as the pool has threads.
+    /// Calls that run alone, as many at a time as there are threads.
     alone: Turns,
-    /// The process that the pool's threads are in: a fork does not take them along.
+    /// The process that the threads are in: a fork does not take them along.
     process: u32,
     /// Whether each thread can have a core.
     roomy: bool,
-    cores: Cores,
     crowd: Crowd,
 }
 
@@ -82,6 +79,7 @@ impl<'y> RowsMut<'y> {
 }
 
 /// Some rows by some columns of a row-major matrix, to be written by one thread.
+#[derive(Default)]
 pub(crate) struct Tile<'t> {
     pub(crate) first_row: usize,
     pub(crate) first_column: usize,
@@ -113,19 +111,13 @@ impl Cpu {
                 "threads: expected 1 to {MOST}, found {threads}"
             );
         }
-        #[expect(clippy::disallowed_methods, reason = "makes the pool")]
-        let pool = match threads {
+        let roomy = threads <= available;
+        let team = match threads {
             1 => None,
-            _ => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|index| format!("hubrouter-cpu-{index}"))
-                    .build()
-                    .map_err(|e| error!(Device, "cpu: cannot start {threads} threads: {e}"))?,
-            ),
+            _ => Some(Team::new(threads - 1, roomy)?),
         };
         Ok(Self {
-            pool,
+            team,
             threads,
             level,
             asked: CpuLevel::Auto,
@@ -133,8 +125,7 @@ impl Cpu {
             turns: Turns::new(1),
             alone: Turns::new(threads),
             process: std::process::id(),
-            roomy: threads <= available,
-            cores: Cores::new(threads),
+            roomy,
             crowd: Crowd::default(),
         })
     }
@@ -146,10 +137,10 @@ impl Cpu {
         let needed = if gpu {
             "a GPU's connection"
         } else {
-            "a pool's threads"
+            "its helping threads"
         };
         let now = std::process::id();
-        if (gpu || self.pool.is_some()) && self.process != now {
+        if (gpu || self.team.is_some()) && self.process != now {
             bail!(
                 Unsupported,
                 "opened in process {} and called in process {now}, its fork, which has no part in \
@@ -179,46 +170,53 @@ impl Cpu {
         LowKernel::detect(format, self.asked)
     }
 
-    /// Runs `job` where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread of the pool.
+    /// Runs `job` on this thread, where [`Cpu::tiles`] and [`Cpu::rows`] may use every thread.
     ///
     /// On a machine that is busy with other work the caller runs it alone, and others theirs beside
     /// it: see [`Crowd`].
-    ///
-    /// A worker of the host's own rayon pool runs it alone. It may not wait here: a worker that
-    /// waits for another pool takes up more of its host's jobs meanwhile, and so might come here
-    /// again with the turn already its own.
-    pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
-        let nested = rayon::current_thread_index().is_some() || IS_ALONE.get();
-        match &self.pool {
-            Some(pool) if !nested && !self.crowd.is_there() => {
-                let _turn = self.turns.take();
-                pool.install(|| match self.roomy {
-                    true => awake(&self.cores, &self.crowd, job),
-                    false => job(),
-                })
+    pub(crate) fn run<R>(&self, job: impl FnOnce() -> R) -> R {
+        let nested = team::is_in_a_team() || IS_ALONE.get();
+        let Some(team) = self.team.as_ref().filter(|_| !nested) else {
+            return job();
+        };
+        if !self.crowd.is_there() {
+            let _turn = self.turns.take();
+            if let Some((took, late)) = team.punctuality() {
+                self.crowd.note(took, late);
             }
-            Some(_) if !nested => {
-                let _turn = self.alone.take();
-                let _alone = Alone::begin();
-                job()
+            if !self.crowd.is_there() {
+                return team.call(job);
             }
-            _ => job(),
         }
+        let _turn = self.alone.take();
+        let _alone = Alone::begin();
+        job()
     }
 
-    /// Gives the next call the pool, however busy the machine was.
+    /// Gives the next call all threads, however busy the machine was.
     #[cfg(test)]
     pub(crate) fn forget_crowd(&self) {
         self.crowd.note(Duration::ZERO, Duration::ZERO);
     }
 
-    /// Threads that the caller may use: those of the pool for one of its own, else its own alone.
+    /// The team, if this thread computes for it.
+    fn team(&self) -> Option<&Team> {
+        self.team.as_ref().filter(|team| team.is_here())
+    }
+
+    /// Threads that the caller may use.
     fn reachable(&self) -> usize {
-        let inside = |pool: &rayon::ThreadPool| pool.current_thread_index().is_some();
-        if self.pool.as_ref().is_some_and(inside) {
-            self.threads
-        } else {
-            1
+        self.team().map_or(1, |_| self.threads)
+    }
+
+    /// `f` on each of `items` and its number, side by side in a call.
+    fn each_of<I: Send>(&self, items: &mut [I], f: impl Fn(usize, &mut I) + Sync) {
+        match self.team() {
+            Some(team) => team.each_of(items, f),
+            None => items
+                .iter_mut()
+                .enumerate()
+                .for_each(|(n, item)| f(n, item)),
         }
     }
 
@@ -233,10 +231,12 @@ impl Cpu {
         a: impl FnOnce() -> A + Send,
         b: impl FnOnce() -> B + Send,
     ) -> (A, B) {
-        self.run(|| match self.reachable() {
-            1 => (a(), b()),
-            _ => rayon::join(a, b),
-        })
+        let (a, b) = (JoinJob::new(a), JoinJob::new(b));
+        self.run(|| match self.team() {
+            Some(team) => team.each(2, &|n| if n == 0 { a.run() } else { b.run() }),
+            None => (a.run(), b.run()).1,
+        });
+        (a.value(), b.value())
     }
 
     /// [`Cpu::tiles_of`] consecutive rows of `columns`.
@@ -301,10 +301,10 @@ impl Cpu {
                 }
             }
         }
-        if threads == 1 || tiles.len() < 2 {
-            tiles.into_iter().for_each(f);
-        } else {
-            tiles.into_par_iter().with_max_len(1).for_each(f);
+        let all = |_, tile: &mut Tile<'_>| f(std::mem::take(tile));
+        match threads {
+            1 => tiles.iter_mut().for_each(|tile| all(0, tile)),
+            _ => self.each_of(&mut tiles, all),
         }
     }
 
@@ -328,9 +328,8 @@ impl Cpu {
             return f(0, data);
         }
         let each = rows.div_ceil(blocks);
-        data.par_chunks_mut(each * width)
-            .enumerate()
-            .for_each(|(i, block)| f(i * each, block));
+        let mut blocks: Vec<&mut [T]> = data.chunks_mut(each * width).collect();
+        self.each_of(&mut blocks, |i, block| f(i * each, block));
     }
 
     /// `f(number, chunk)` on chunks of `size` elements of `data`, side by side.
@@ -344,12 +343,12 @@ impl Cpu {
         f: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
         let chunks = data.len().div_ceil(size.max(1));
-        if chunks * work < SMALL || self.reachable() < 2 {
-            let all = data.chunks_mut(size.max(1)).enumerate();
-            all.for_each(|(number, chunk)| f(number, chunk));
+        let all = data.chunks_mut(size.max(1));
+        if chunks * work < SMALL {
+            all.enumerate().for_each(|(number, chunk)| f(number, chunk));
         } else {
-            let all = data.par_chunks_mut(size).enumerate().with_max_len(1);
-            all.for_each(|(number, chunk)| f(number, chunk));
+            let mut all: Vec<&mut [T]> = all.collect();
+            self.each_of(&mut all, |number, chunk| f(number, chunk));
         }
     }
 
@@ -386,7 +385,10 @@ impl Cpu {
         }
         let (wanted, threads) = (parts.len(), self.reachable());
         assert!(wanted <= threads, "{wanted} parts for {threads} thread(s)");
-        parts.par_iter_mut().with_max_len(1).for_each(attend);
+        self.each_of(parts, |_, part| attend(part));
+        if let (true, Some(team)) = (barrier.is_given_up(), self.team()) {
+            team.miss();
+        }
         !barrier.is_given_up()
     }
 
@@ -418,15 +420,16 @@ impl Cpu {
             let width = widths.next().copied().unwrap_or(1);
             array.chunks_mut(each * width)
         });
-        let parts: Vec<[&mut [f32]; N]> = (0..blocks)
+        let mut parts: Vec<[&mut [f32]; N]> = (0..blocks)
             .map(|_| {
                 chunks
                     .each_mut()
                     .map(|part| part.next().unwrap_or_default())
             })
             .collect();
-        let parts = parts.into_par_iter().enumerate().with_max_len(1);
-        parts.for_each(|(i, parts)| f(i * each, parts));
+        self.each_of(&mut parts, |i, parts| {
+            f(i * each, parts.each_mut().map(|part| &mut part[..]));
+        });
     }
 
     /// Runs `op`, which spells its vectors out, at this CPU's SIMD level.
@@ -446,13 +449,13 @@ impl Drop for Cpu {
     fn drop(&mut self) {
         // A forked child cannot wake threads that are not there.
         if self.process != std::process::id() {
-            std::mem::forget(self.pool.take());
+            std::mem::forget(self.team.take());
         }
     }
 }
 
 thread_local! {
-    /// Whether this thread runs a call alone that could have had a pool.
+    /// Whether this thread runs a call alone that could have had more.
     static IS_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -469,6 +472,32 @@ impl Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         IS_ALONE.set(false);
+    }
+}
+
+/// A job of [`Cpu::join`], and what it gave.
+struct JoinJob<F, R>(Mutex<(Option<F>, Option<R>)>);
+
+impl<R, F: FnOnce() -> R> JoinJob<F, R> {
+    fn new(job: F) -> Self {
+        Self(Mutex::new((Some(job), None)))
+    }
+
+    fn run(&self) {
+        let job = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .take();
+        let value = job.map(|job| job());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = value;
+    }
+
+    /// To be called when it has run.
+    fn value(self) -> R {
+        let (_, value) = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        value.unwrap_or_else(|| unreachable!("a job that did not run"))
     }
 }
 
