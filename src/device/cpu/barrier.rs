@@ -2,48 +2,56 @@
 //! a step of such a job.
 #![expect(clippy::disallowed_types, reason = "how long a thread waits")]
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Looks at the others before the time is taken, and the core is offered to somebody else.
 const LOOKS: u32 = 256;
 
-/// A part that comes later than this, and than [`PATIENCE`] times as long as a step takes the one
-/// that waits, does not run: the machine is busy, and its core is with somebody else for
-/// milliseconds.
+/// A part that comes later than this, and than [`PATIENCE`] times as long as a step took the one that
+/// waits, does not run: the machine is busy, and its core is with somebody else for milliseconds.
 const LATE: Duration = Duration::from_micros(300);
 
 const PATIENCE: u32 = 3;
 
 /// For parts of a job that run side by side, each on a thread of its own.
 pub(crate) struct Barrier {
-    parts: usize,
-    /// Parts that wait in this round.
-    arrived: AtomicUsize,
-    rounds: AtomicUsize,
+    /// Rounds that each part has come to.
+    rounds: Vec<Rounds>,
+    places: AtomicUsize,
     given_up: AtomicBool,
 }
+
+/// By one part, read by all others: alone in its two cache lines, which are fetched together.
+#[derive(Default)]
+#[repr(align(128))]
+struct Rounds(AtomicU32);
 
 /// A part's place at a barrier. The others give up if it panics.
 pub(crate) struct Attendance<'b> {
     barrier: &'b Barrier,
-    /// When the step began.
+    place: usize,
+    round: u32,
     began: Instant,
 }
 
 impl Barrier {
     pub(super) fn new(parts: usize) -> Self {
         Self {
-            parts,
-            arrived: AtomicUsize::new(0),
-            rounds: AtomicUsize::new(0),
+            rounds: (0..parts).map(|_| Rounds::default()).collect(),
+            places: AtomicUsize::new(0),
             given_up: AtomicBool::new(false),
         }
     }
 
+    /// To be called once by each part.
     pub(super) fn attend(&self) -> Attendance<'_> {
+        let place = self.places.fetch_add(1, Ordering::Relaxed);
+        assert!(place < self.rounds.len(), "a part too many at a barrier");
         Attendance {
             barrier: self,
+            place,
+            round: 0,
             began: Instant::now(),
         }
     }
@@ -59,38 +67,36 @@ impl Attendance<'_> {
     /// False: a part is late, and the job is given up.
     #[must_use]
     pub(crate) fn wait(&mut self) -> bool {
-        let barrier = self.barrier;
-        if barrier.parts < 2 {
-            return true;
-        }
-        if barrier.is_given_up() {
-            return false;
-        }
-        let round = barrier.rounds.load(Ordering::Relaxed);
-        if barrier.arrived.fetch_add(1, Ordering::AcqRel) + 1 == barrier.parts {
-            barrier.arrived.store(0, Ordering::Relaxed);
-            barrier
-                .rounds
-                .store(round.wrapping_add(1), Ordering::Release);
-            self.began = Instant::now();
-            return true;
-        }
-        let came = Instant::now();
-        let longest = LATE.max(PATIENCE * (came - self.began));
+        let rounds = &self.barrier.rounds;
+        self.round += 1;
+        rounds[self.place].0.store(self.round, Ordering::Release);
+        let others = rounds.iter().enumerate().filter(|(n, _)| *n != self.place);
+        others
+            .map(|(_, other)| &other.0)
+            .all(|other| self.wait_for(other))
+            && !self.barrier.is_given_up()
+    }
+
+    /// False: the job is given up.
+    fn wait_for(&self, other: &AtomicU32) -> bool {
         let mut looks = 0u32;
-        while barrier.rounds.load(Ordering::Acquire) == round {
+        let mut longest = None;
+        while other.load(Ordering::Acquire) < self.round {
             looks = looks.wrapping_add(1);
-            if looks.is_multiple_of(LOOKS) {
-                if barrier.is_given_up() || came.elapsed() > longest {
-                    barrier.given_up.store(true, Ordering::Relaxed);
-                    return false;
-                }
-                std::thread::yield_now();
-            } else {
+            if !looks.is_multiple_of(LOOKS) {
                 std::hint::spin_loop();
+                continue;
             }
+            let until_now = self.began.elapsed();
+            // A step took so long until now, about; then this one is waited for.
+            let longest = longest
+                .get_or_insert_with(|| until_now + LATE.max(PATIENCE * until_now / self.round));
+            if self.barrier.is_given_up() || until_now > *longest {
+                self.barrier.given_up.store(true, Ordering::Relaxed);
+                return false;
+            }
+            std::thread::yield_now();
         }
-        self.began = Instant::now();
         true
     }
 }
