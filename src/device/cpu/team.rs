@@ -279,7 +279,7 @@ impl<'t> Call<'t> {
             before: TEAM.replace(shared.address()),
         };
         if team.awake {
-            shared.cores.stay(0);
+            shared.cores.begin();
             shared.call.fetch_add(1, Ordering::SeqCst);
             shared.wake(usize::MAX);
         }
@@ -332,6 +332,7 @@ impl Shared {
     /// What the helper `number` does.
     fn help(&self, number: usize) {
         TEAM.set(self.address());
+        self.cores.join(number + 1);
         let own = &self.helpers[number];
         while !self.quits.load(Ordering::SeqCst) {
             let left = self.look_for_work(own, || self.cores.settle(number + 1));
