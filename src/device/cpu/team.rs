@@ -42,8 +42,6 @@ pub(super) struct Team {
     /// Whether helpers stay awake while a call lasts.
     awake: bool,
     last: Mutex<LastCall>,
-    /// Whether a helper has been missed since [`Team::punctuality`] was asked for.
-    missed: AtomicBool,
 }
 
 /// What the helpers know.
@@ -96,6 +94,8 @@ struct LastCall {
     took: Duration,
     /// The end of the first of the calls since then whose end somebody has not seen.
     unseen_since: Option<Instant>,
+    /// Whether a helper did not come in time.
+    missed: bool,
 }
 
 thread_local! {
@@ -124,7 +124,6 @@ impl Team {
             shared: Arc::clone(&shared),
             awake,
             last: Mutex::default(),
-            missed: AtomicBool::new(false),
         };
         for (number, helper) in shared.helpers.iter().enumerate() {
             let of_thread = Arc::clone(&shared);
@@ -144,7 +143,8 @@ impl Team {
         TEAM.get() == self.shared.address()
     }
 
-    /// Runs `job` on this thread, with the helpers for its loops; one call at a time.
+    /// Runs `job` on this thread, which is in no team, with the helpers for its loops; one call at a
+    /// time.
     pub(super) fn call<R>(&self, job: impl FnOnce() -> R) -> R {
         let _call = Call::begin(self);
         job()
@@ -155,7 +155,7 @@ impl Team {
     /// already. To be called where the next call begins.
     pub(super) fn punctuality(&self) -> Option<(Duration, Duration)> {
         let mut last = self.last();
-        if self.missed.swap(false, Ordering::Relaxed) {
+        if last.missed {
             *last = LastCall::default();
             return Some((Duration::ZERO, Duration::MAX));
         }
@@ -185,7 +185,7 @@ impl Team {
 
     /// To be called where a helper did not come in time.
     pub(super) fn miss(&self) {
-        self.missed.store(true, Ordering::Relaxed);
+        self.last().missed = true;
     }
 
     /// `body` with each number below `parts`, side by side. A panic of one comes to the caller when
@@ -267,16 +267,15 @@ impl<I> Items<I> {
 struct Call<'t> {
     team: &'t Team,
     began: Instant,
-    before: usize,
 }
 
 impl<'t> Call<'t> {
     fn begin(team: &'t Team) -> Self {
         let shared = &team.shared;
+        TEAM.set(shared.address());
         let call = Self {
             team,
             began: Instant::now(),
-            before: TEAM.replace(shared.address()),
         };
         if team.awake {
             shared.cores.begin();
@@ -290,7 +289,7 @@ impl<'t> Call<'t> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let shared = &self.team.shared;
-        TEAM.set(self.before);
+        TEAM.set(0);
         if self.team.awake {
             let end = Instant::now();
             let nanoseconds = (end - shared.start).as_nanos();
