@@ -542,12 +542,7 @@ pub(crate) fn short(hash: &str) -> &str {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-
-    fn folder(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(temporary_name(name));
-        fs::create_dir_all(&path).unwrap();
-        path
-    }
+    use crate::testing::Folder;
 
     #[test]
     fn sha256_of_abc() {
@@ -557,18 +552,17 @@ mod tests {
 
     #[test]
     fn replace_leaves_no_temporary_file() {
-        let folder = folder("replace");
+        let folder = Folder::new("replace");
         let path = folder.join("current");
         replace(&path, b"one\n").unwrap();
         replace(&path, b"two\n").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two\n");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn an_unpublished_folder_disappears() {
-        let folder = folder("staged");
+        let folder = Folder::new("staged");
         let staged = Staged::new(&folder).unwrap();
         staged.write("a", b"1").unwrap();
         drop(staged);
@@ -579,12 +573,11 @@ mod tests {
         let path = staged.publish("whole").unwrap();
         assert_eq!(fs::read(path.join("a")).unwrap(), b"1");
         assert!(Staged::new(&folder).unwrap().publish("whole").is_err());
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_trial_and_a_removed_folder_leave_nothing() {
-        let folder = folder("trial");
+        let folder = Folder::new("trial");
         try_writing(&folder, 100_000).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         let error = try_writing(&folder.join("missing"), 1).unwrap_err();
@@ -596,12 +589,11 @@ mod tests {
         fs::write(folder.join("a/b"), "x").unwrap();
         remove_folder(&folder.join("a")).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn left_overs_with_the_next_names_are_passed_over() {
-        let folder = folder("same-id");
+        let folder = Folder::new("same-id");
         // As left by a process with the same id: the next names of every kind are taken.
         for _ in 0..40 {
             let name = temporary_name("folder");
@@ -619,13 +611,12 @@ mod tests {
             staged.publish("whole").unwrap();
             remove_folder(&folder.join("whole")).unwrap();
         }
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[cfg(unix)]
     #[test]
     fn what_a_living_writer_writes_is_in_use() {
-        let folder = folder("in-use");
+        let folder = Folder::new("in-use");
         let staged = Staged::new(&folder).unwrap();
         let path = staged.path().to_owned();
         assert!(in_use(&path));
@@ -636,26 +627,24 @@ mod tests {
         let file = Replacement::new(&folder.join("c")).unwrap();
         assert!(in_use(&file.temporary));
         drop((staged, file));
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_long_name_has_a_temporary_name_that_fits() {
-        let folder = folder("long");
+        let folder = Folder::new("long");
         let path = folder.join("é".repeat(120));
         replace(&path, b"1").unwrap();
         assert_eq!(fs::read(path).unwrap(), b"1");
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[cfg(unix)]
     #[test]
     fn a_fifo_is_refused_at_once() {
-        let folder = folder("fifo");
+        let folder = Folder::new("fifo");
         let path = folder.join("a");
         let made = std::process::Command::new("mkfifo").arg(&path).status();
         assert!(made.unwrap().success());
-        for bad in [&path, &folder] {
+        for bad in [path.as_path(), &folder] {
             let error = read_bytes(bad, 10).unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::Format);
             assert!(
@@ -663,15 +652,13 @@ mod tests {
                 "{error}"
             );
         }
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn reads_are_bounded() {
-        let folder = folder("bounded");
+        let folder = Folder::new("bounded");
         fs::write(folder.join("a"), [0; 10]).unwrap();
         assert_eq!(read_bytes(&folder.join("a"), 10).unwrap().len(), 10);
         assert!(read_bytes(&folder.join("a"), 9).is_err());
-        fs::remove_dir_all(folder).unwrap();
     }
 }

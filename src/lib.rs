@@ -35,6 +35,8 @@ mod options;
 mod route;
 mod serve;
 mod store;
+#[cfg(test)]
+mod testing;
 mod text;
 #[cfg(feature = "cli")]
 mod verify;

@@ -461,17 +461,9 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::error::ErrorKind;
+    use crate::testing::Folder;
     use proptest::prelude::*;
     use safetensors::tensor::TensorView;
-    use std::fs;
-
-    fn file(name: &str, bytes: &[u8]) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("hubrouter-weights-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(name);
-        fs::write(&path, bytes).unwrap();
-        path
-    }
 
     fn serialized(name: &str, dtype: safetensors::Dtype, shape: &[usize], data: &[u8]) -> Vec<u8> {
         let view = TensorView::new(dtype, shape.to_vec(), data).unwrap();
@@ -487,6 +479,7 @@ mod tests {
 
     #[test]
     fn every_dtype_widens_exactly() {
+        let folder = Folder::new("weights");
         let values = [1.0f32, -0.5, 65504.0, 6.0e-8, 0.0, -2.0];
         let half: Vec<u8> = values
             .iter()
@@ -501,7 +494,7 @@ mod tests {
             ("f16", safetensors::Dtype::F16, half),
             ("bf16", safetensors::Dtype::BF16, brain),
         ] {
-            let path = file(name, &serialized("w", dtype, &[2, 3], &data));
+            let path = folder.write(name, serialized("w", dtype, &[2, 3], &data));
             let weights = Weights::open(&path).unwrap();
             let view = weights.view("w", &[2, 3]).unwrap();
             let want: Vec<f32> = values
@@ -525,8 +518,9 @@ mod tests {
 
     #[test]
     fn errors_name_the_tensor_and_both_shapes() {
+        let folder = Folder::new("weights");
         let bytes = serialized("w", safetensors::Dtype::F32, &[2], &f32_bytes(&[1.0, 2.0]));
-        let weights = Weights::open(&file("shapes", &bytes)).unwrap();
+        let weights = Weights::open(&folder.write("shapes", bytes)).unwrap();
         let error = weights.view("w", &[3]).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Mismatch);
         assert!(
@@ -545,7 +539,7 @@ mod tests {
         );
 
         let bytes = serialized("w", safetensors::Dtype::I64, &[1], &[0; 8]);
-        let weights = Weights::open(&file("i64", &bytes)).unwrap();
+        let weights = Weights::open(&folder.write("i64", bytes)).unwrap();
         assert_eq!(
             weights.view("w", &[1]).err().unwrap().kind(),
             ErrorKind::Unsupported
@@ -554,6 +548,7 @@ mod tests {
 
     #[test]
     fn malformed_files_are_refused_by_name() {
+        let folder = Folder::new("weights");
         let good = serialized("w", safetensors::Dtype::F32, &[2], &f32_bytes(&[1.0, 2.0]));
         let header = |json: &str, data: usize| {
             let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
@@ -610,7 +605,7 @@ mod tests {
             ),
         ];
         for (name, bytes) in cases {
-            let error = Weights::open(&file(name, &bytes)).err();
+            let error = Weights::open(&folder.write(name, bytes)).err();
             let error = error.unwrap_or_else(|| panic!("{name} was accepted"));
             assert!(error.to_string().contains(name), "{error}");
         }
@@ -622,16 +617,12 @@ mod tests {
 
     #[test]
     fn shards_are_found_through_their_index() {
+        let folder = Folder::new("weights");
         let one = serialized("a", safetensors::Dtype::F32, &[1], &f32_bytes(&[1.0]));
         let two = serialized("b", safetensors::Dtype::F32, &[1], &f32_bytes(&[2.0]));
-        file("shard-1.safetensors", &one);
-        file("shard-2.safetensors", &two);
-        let index = |map: &str| {
-            file(
-                "index.json",
-                format!(r#"{{"weight_map":{map}}}"#).as_bytes(),
-            )
-        };
+        folder.write("shard-1.safetensors", one);
+        folder.write("shard-2.safetensors", two);
+        let index = |map: &str| folder.write("index.json", format!(r#"{{"weight_map":{map}}}"#));
         let path = index(r#"{"a":"shard-1.safetensors","b":"shard-2.safetensors"}"#);
         let weights = Weights::open(&path).unwrap();
         assert_eq!(weights.view("b", &[1]).unwrap().to_f32(), [2.0]);
@@ -657,13 +648,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(flips in prop::collection::vec((0usize..200, any::<u8>()), 1..4)) {
+            let folder = Folder::new("weights");
             let values = [1.0f32; 6];
             let mut bytes = serialized("w", safetensors::Dtype::F32, &[2, 3], &f32_bytes(&values));
             let len = bytes.len();
             for (place, value) in flips {
                 bytes[place % len] = value;
             }
-            if let Ok(weights) = Weights::open(&file("flipped", &bytes)) {
+            if let Ok(weights) = Weights::open(&folder.write("flipped", bytes)) {
                 for (name, entry) in &weights.entries {
                     if let Ok(view) = weights.view(name, &entry.shape) {
                         view.to_f32();

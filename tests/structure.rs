@@ -135,7 +135,7 @@ fn safety_notes(tree: &Tree) -> Vec<String> {
 /// Modules in the order in which they may use each other: only what stands in an earlier group.
 const ORDER: [&[&str]; 20] = [
     &["error"],
-    &["num", "huge"],
+    &["num", "huge", "testing"],
     &["files"],
     &["weights"],
     &["device"],

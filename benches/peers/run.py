@@ -325,8 +325,8 @@ def exported():
     """The bundle as ONNX, made once a run."""
     import torch
     if not hasattr(exported, "path"):
-        folder = tempfile.mkdtemp()
-        exported.path = f"{folder}/encoder.onnx"
+        exported.folder = tempfile.TemporaryDirectory()  # removed when the program ends
+        exported.path = f"{exported.folder.name}/encoder.onnx"
         model = load("eager")
 
         class Encoder(torch.nn.Module):

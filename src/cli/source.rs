@@ -429,23 +429,22 @@ pub(super) fn file_of(input: Option<&Path>) -> Option<PathBuf> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::testing::Folder;
 
-    fn source(name: &str, content: &str) -> (PathBuf, PromptInput) {
-        let name = format!("hubrouter-source-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        crate::files::replace(&path, content.as_bytes()).unwrap();
+    fn source(content: &str) -> (Folder, PromptInput) {
+        let folder = Folder::new("source");
+        let path = folder.write("prompts.txt", content);
         let input = PromptInput::file(&path, None).unwrap();
-        (path, input)
+        (folder, input)
     }
 
     #[test]
     fn progress_counts_lines() {
         for (content, total) in [("", 0), ("a\nb\n", 2), ("a\n\nb", 3)] {
-            let (path, mut input) = source("lines.txt", content);
+            let (_folder, mut input) = source(content);
             assert_eq!(input.total, Some(total));
             while !input.next(1, 1).unwrap().is_empty() {}
             assert_eq!(input.done as u64, total, "all are read in the end");
-            std::fs::remove_file(path).unwrap();
         }
     }
 
@@ -463,9 +462,8 @@ mod tests {
     #[test]
     fn a_batch_of_long_lines_is_a_short_one() {
         let line = "x".repeat(LONGEST_LINE / 2);
-        let (path, mut input) = source("long.txt", &format!("{line}\n").repeat(5));
+        let (_folder, mut input) = source(&format!("{line}\n").repeat(5));
         let counts: Vec<usize> = (0..3).map(|_| input.next(1, 32).unwrap().len()).collect();
         assert_eq!(counts, [2, 2, 1]);
-        std::fs::remove_file(path).unwrap();
     }
 }

@@ -151,6 +151,7 @@ mod tests {
     use super::*;
     use crate::device::adapter::LimitsReport;
     use crate::error::ErrorKind;
+    use crate::testing::Folder;
 
     fn report(driver: &str) -> AdapterReport {
         AdapterReport {
@@ -174,8 +175,7 @@ mod tests {
 
     #[test]
     fn a_measurement_serves_its_adapter_and_driver_alone() {
-        let own = format!("hubrouter-tuning-{}", std::process::id());
-        let folder = std::env::temp_dir().join(own);
+        let folder = Folder::new("tuning");
         let (old, new) = (report("1.0"), report("2.0"));
         assert_eq!(Tuning::look(None, &old).few_rows(), FEW);
         assert_eq!(Tuning::look(Some(&folder), &old).few_rows(), FEW);
@@ -198,6 +198,5 @@ mod tests {
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();
         assert_eq!(kind(&old), ErrorKind::Format);
         assert_eq!(Tuning::look(Some(&folder), &old).few_rows(), FEW);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -223,6 +223,7 @@ fn microseconds(device: &Device, variant: DeviceVariant, rows: usize) -> Result<
 #[cfg(all(test, feature = "gpu"))]
 mod tests {
     use super::*;
+    use crate::testing::Folder;
 
     #[test]
     fn matrix_units_are_taken_from_where_on_they_win() {
@@ -245,8 +246,7 @@ mod tests {
     #[test]
     fn a_gpu_is_measured_and_what_is_kept_is_found() {
         use crate::ops::testing::adapter_name;
-        let own = format!("hubrouter-tune-{}", std::process::id());
-        let folder = std::env::temp_dir().join(own);
+        let folder = Folder::new("tune");
         let choice = DeviceChoice::from(adapter_name().as_str());
         let all = ROWS.len() + crossover::TOKENS.len();
         let (mut steps, mut progress) = (0, 0);
@@ -305,6 +305,5 @@ mod tests {
         assert!(fault.is_some_and(|fault| fault.contains("--tune")));
         let cpu = tune(&DeviceChoice::Cpu, store, &options, &folder, &mut |_, _| {}).err();
         assert!(cpu.is_some_and(|error| error.to_string().contains("expected a GPU")));
-        let _ = std::fs::remove_dir_all(folder);
     }
 }

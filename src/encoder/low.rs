@@ -62,6 +62,7 @@ mod tests {
     use crate::model::activations::Activations;
     use crate::num::cosine;
     use crate::options::Options;
+    use crate::testing::Folder;
     use crate::text::tokenizer::Tokens;
 
     const MINILM: &str = "weights/all-MiniLM-L6-v2";
@@ -174,13 +175,11 @@ mod tests {
     #[test]
     fn encoders_of_odd_widths_are_the_same_everywhere_and_near_to_f32() {
         for name in ["toy-bert", "toy-xlm-roberta"] {
-            let own = format!("hubrouter-low-{}-{name}", std::process::id());
-            let folder = std::env::temp_dir().join(own);
+            let folder = Folder::new("low");
             let from = Path::new("tests/fixtures").join(name);
             import_encoder(from, &folder, &ImportOptions::default()).unwrap();
             check(&folder, LowFormat::Int8, 40, 0.99);
             check(&folder, LowFormat::Bf16, 40, 0.9998);
-            std::fs::remove_dir_all(folder).unwrap();
         }
     }
 

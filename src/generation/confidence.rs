@@ -504,6 +504,7 @@ mod tests {
     use super::*;
     use crate::files;
     use crate::num::mix;
+    use crate::testing::Folder;
 
     /// A number in (0, 1), by its place.
     fn draw(place: u64) -> f64 {
@@ -672,9 +673,7 @@ mod tests {
 
     #[test]
     fn a_record_that_is_damaged_or_of_another_generation_is_an_error() {
-        let own = format!("hubrouter-confidence-{}", std::process::id());
-        let folder = std::env::temp_dir().join(own);
-        files::make_folder(&folder).unwrap();
+        let folder = Folder::new("confidence");
         let id: GenerationId = "g0001-0123456789ab".parse().unwrap();
         let path = folder.join(CONFIDENCE);
         assert_eq!(read(&folder, &id, "e").unwrap(), None);
@@ -717,6 +716,5 @@ mod tests {
             let error = error(&id, "e");
             assert!(error.contains(why), "{error}");
         }
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -176,6 +176,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::files;
+    use crate::testing::Folder;
 
     fn good(prompts: usize) -> Agreement {
         Agreement {
@@ -226,9 +227,7 @@ mod tests {
 
     #[test]
     fn a_record_that_is_damaged_or_of_another_generation_is_an_error() {
-        let own = format!("hubrouter-precision-{}", std::process::id());
-        let folder = std::env::temp_dir().join(own);
-        files::make_folder(&folder).unwrap();
+        let folder = Folder::new("precision");
         let id: GenerationId = "g0001-0123456789ab".parse().unwrap();
         let path = folder.join(PRECISION);
         assert_eq!(read(&folder, &id, "e").unwrap(), None);
@@ -261,6 +260,5 @@ mod tests {
         odd.same_model = 101;
         files::replace(&path, &to_bytes(&id, "e", &odd).unwrap()).unwrap();
         assert!(error(&id, "e").contains("expected counts"));
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -192,6 +192,7 @@ pub fn read_models(path: impl AsRef<Path>) -> Result<(Vec<ModelCard>, Vec<String
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::testing::Folder;
 
     fn card(json: &str) -> Result<ModelCard, serde_json::Error> {
         serde_json::from_str(json)
@@ -230,8 +231,8 @@ mod tests {
 
     #[test]
     fn files_name_the_line_of_an_error() {
-        let path =
-            std::env::temp_dir().join(format!("hubrouter-cards-{}.jsonl", std::process::id()));
+        let folder = Folder::new("cards");
+        let path = folder.join("cards.jsonl");
         let good = r#"{"model_name":"m","domain":"d"}"#;
         let later = r#"{"model_name":"m","domain":"e"}"#;
         std::fs::write(&path, format!("{good}\n\n{later}\n")).unwrap();

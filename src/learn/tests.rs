@@ -6,7 +6,7 @@
     reason = "tests"
 )]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
@@ -38,6 +38,7 @@ use crate::options::Options;
 #[cfg(feature = "gpu")]
 use crate::serve::Serving;
 use crate::store::Store;
+use crate::testing::Folder;
 use crate::text::tokenizer::Tokens;
 
 struct Golden {
@@ -111,22 +112,9 @@ impl Golden {
     }
 }
 
-/// A folder that goes away.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn toy(options: &Options) -> Arc<Encoder> {
-    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let name = format!("hubrouter-toy-{}-{number}", std::process::id());
-    let folder = Folder(std::env::temp_dir().join(name));
-    let to = folder.0.join("toy-bert");
-    std::fs::create_dir_all(&folder.0).unwrap();
+    let folder = Folder::new("toy");
+    let to = folder.join("toy-bert");
     import_encoder("tests/fixtures/toy-bert", &to, &ImportOptions::default()).unwrap();
     Arc::new(Encoder::open(&to, options).unwrap())
 }
@@ -1000,17 +988,15 @@ fn a_teacher_activates_the_models_that_it_knows() {
 
 /// A store of a generation of the models `a` and `b`, in a folder that goes away.
 fn two_models(name: &str, encoder: &Arc<Encoder>) -> (Folder, Store, GenerationId) {
-    let name = format!("hubrouter-{name}-{}", std::process::id());
-    let folder = Folder(std::env::temp_dir().join(name));
-    std::fs::create_dir_all(&folder.0).unwrap();
-    let bundle = folder.0.join("toy-bert");
+    let folder = Folder::new(name);
+    let bundle = folder.join("toy-bert");
     import_encoder(
         "tests/fixtures/toy-bert",
         &bundle,
         &ImportOptions::default(),
     )
     .unwrap();
-    let store = Store::create(folder.0.join("store")).unwrap();
+    let store = Store::create(folder.join("store")).unwrap();
     let models = ["a", "b"].map(|name| NewModel::new(Model::new(name, "d"), Vec::new()));
     let first = store.build(encoder, &models, "test", &mut |_, _| {});
     let first = first.unwrap();

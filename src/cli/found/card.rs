@@ -364,15 +364,15 @@ fn elements(path: &Path) -> Result<u64> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::super::tasks::DomainSpellings;
-    use super::super::tests::Folder;
     use super::*;
+    use crate::testing::Folder;
     use serde_json::json;
 
     fn described(card: &str) -> Found {
         let folder = Folder::new("card");
         folder.write("README.md", card.as_bytes());
         let mut found = Found::new("m");
-        Card::read(&folder.0).unwrap().unwrap().describe(&mut found);
+        Card::read(&folder).unwrap().unwrap().describe(&mut found);
         found
     }
 
@@ -466,14 +466,14 @@ More.
             ("", false),
         ] {
             folder.write("README.md", card.as_bytes());
-            assert_eq!(Card::read(&folder.0).unwrap().is_some(), is_model, "{card}");
+            assert_eq!(Card::read(&folder).unwrap().is_some(), is_model, "{card}");
         }
         folder.write("README.md", b"---\na: b: c\n---\n");
-        let error = Card::read(&folder.0).err().unwrap().to_string();
+        let error = Card::read(&folder).err().unwrap().to_string();
         assert!(error.contains("README.md: expected YAML, found"), "{error}");
         let long = format!("---\na: {}\n---\n", "x".repeat(LARGEST_FRONT));
         folder.write("README.md", long.as_bytes());
-        let error = Card::read(&folder.0).err().unwrap().to_string();
+        let error = Card::read(&folder).err().unwrap().to_string();
         assert!(error.contains("front matter of at most"), "{error}");
     }
 
@@ -528,14 +528,14 @@ More.
         let configured = |config: Value| {
             folder.write("config.json", config.to_string().as_bytes());
             let mut found = Found::new("m");
-            let is_model = configure(&folder.0, &mut found).unwrap();
+            let is_model = configure(&folder, &mut found).unwrap();
             (is_model, serde_json::to_value(found.attributes).unwrap())
         };
         let tensor =
             |shape: Value| json!({"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]});
         let header = json!({"__metadata__": {"format": "pt"}, "a": tensor(json!([3, 4])),
             "b": tensor(json!([5])), "c": tensor(json!([]))});
-        folder.write("model.safetensors", &safetensors(&header));
+        folder.write("model.safetensors", safetensors(&header));
         let plain = json!({"model_type": "bert", "architectures": ["BertModel"],
             "max_position_embeddings": 512, "torch_dtype": "float32"});
         let want = json!({"architecture": "bert", "architectures": ["BertModel"],
@@ -560,8 +560,8 @@ More.
     fn shards_add_up_and_a_missing_one_is_no_number() {
         let folder = Folder::new("shards");
         let shard = |shape: Value| safetensors(&json!({"a": {"dtype": "F32", "shape": shape}}));
-        folder.write("one.safetensors", &shard(json!([2, 3])));
-        folder.write("two.safetensors", &shard(json!([10])));
+        folder.write("one.safetensors", shard(json!([2, 3])));
+        folder.write("two.safetensors", shard(json!([10])));
         let index = |names: [&str; 3]| {
             let [a, b, c] = names;
             let map = json!({"weight_map": {"a": a, "b": b, "c": c}});
@@ -569,11 +569,11 @@ More.
         };
         let all = ["one.safetensors", "two.safetensors", "one.safetensors"];
         index(all);
-        assert_eq!(parameters(&folder.0, false).unwrap(), Some(16));
+        assert_eq!(parameters(&folder, false).unwrap(), Some(16));
         index(["one.safetensors", "three.safetensors", "two.safetensors"]);
-        assert_eq!(parameters(&folder.0, false).unwrap(), None);
+        assert_eq!(parameters(&folder, false).unwrap(), None);
         index(["../one.safetensors", "/etc/passwd", "two.safetensors"]);
-        assert_eq!(parameters(&folder.0, false).unwrap(), None);
+        assert_eq!(parameters(&folder, false).unwrap(), None);
         index(all);
         for (bytes, says) in [
             (
@@ -585,7 +585,7 @@ More.
             (b"123".to_vec(), "cannot read"),
         ] {
             folder.write("two.safetensors", &bytes);
-            let error = parameters(&folder.0, false).unwrap_err().to_string();
+            let error = parameters(&folder, false).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
     }

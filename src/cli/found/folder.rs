@@ -285,8 +285,8 @@ fn of_file(candidate: &ModelPlace) -> Result<Found> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::super::gguf::make::{entry, file, text};
-    use super::super::tests::Folder;
     use super::*;
+    use crate::testing::Folder;
     use serde_json::json;
 
     fn names(entries: &[SourceEntry]) -> Vec<String> {
@@ -327,11 +327,11 @@ mod tests {
             entry("other.context_length", 4, &1_u32.to_le_bytes()),
         ];
         let tensors: [(&str, &[u64]); 2] = [("a", &[2, 3]), ("b", &[4])];
-        folder.write("acme/small.Q4_K_M.gguf", &file(&entries, &tensors));
+        folder.write("acme/small.Q4_K_M.gguf", file(&entries, &tensors));
         let card = "---\nlicense: mit\nlanguage: en\npipeline_tag: translation\n---\n\
                     A model that answers in one short sentence.\n";
         folder.write("acme/README.md", card.as_bytes());
-        let [Ok(found)] = &read(&folder.0).unwrap()[..] else {
+        let [Ok(found)] = &read(&folder).unwrap()[..] else {
             panic!("expected one model")
         };
         assert_eq!(found.name, "acme/small.Q4_K_M");
@@ -369,17 +369,17 @@ mod tests {
         folder.write(".hidden/README.md", card);
         folder.write("broken/README.md", b"---\na: b: c\n---\n");
         folder.write("files/README.md", card);
-        folder.write("files/Q4/a.gguf", &model("a"));
+        folder.write("files/Q4/a.gguf", model("a"));
         folder.write("files/Q8/a.gguf", b"GGUF\x03");
-        folder.write("big-00001-of-00002.gguf", &model("big"));
-        folder.write("big-00002-of-00002.gguf", &model("big"));
+        folder.write("big-00001-of-00002.gguf", model("big"));
+        folder.write("big-00002-of-00002.gguf", model("big"));
         let cache = "models--acme--cached";
         folder.write(&format!("{cache}/refs/main"), b"abc");
         folder.write(&format!("{cache}/snapshots/abc/README.md"), card);
         folder.write(&format!("{cache}/snapshots/def/README.md"), card);
         folder.write("models--gpt2/snapshots/0/config.json", config);
         folder.write("models--empty/refs/main", b"../../../..");
-        let found = read(&folder.0).unwrap();
+        let found = read(&folder).unwrap();
         let want = [
             "acme/bert",
             "acme/cached",
@@ -390,10 +390,10 @@ mod tests {
             "gpt2",
         ];
         assert_eq!(names(&found), want);
-        let here = read(&folder.0.join("acme/bert")).unwrap();
+        let here = read(&folder.join("acme/bert")).unwrap();
         assert_eq!(names(&here), ["bert"]);
         // Shards hold a part of the tensors each, but here the header does not say so.
-        let [Ok(found)] = &read(&folder.0.join("files/Q4")).unwrap()[..] else {
+        let [Ok(found)] = &read(&folder.join("files/Q4")).unwrap()[..] else {
             panic!("expected one model")
         };
         assert_eq!((found.name.as_str(), found.title.as_deref()), ("a", None));
@@ -403,11 +403,11 @@ mod tests {
     #[test]
     fn links_to_folders_are_not_followed_and_links_to_files_are() {
         let folder = Folder::new("links");
-        folder.write("blob", &model("a"));
+        folder.write("blob", model("a"));
         folder.write("b/x.txt", b"");
-        std::os::unix::fs::symlink("../blob", folder.0.join("b/a.gguf")).unwrap();
-        std::os::unix::fs::symlink("..", folder.0.join("b/up")).unwrap();
-        assert_eq!(names(&read(&folder.0).unwrap()), ["b/a"]);
+        std::os::unix::fs::symlink("../blob", folder.join("b/a.gguf")).unwrap();
+        std::os::unix::fs::symlink("..", folder.join("b/up")).unwrap();
+        assert_eq!(names(&read(&folder).unwrap()), ["b/a"]);
     }
 
     #[test]
@@ -421,8 +421,8 @@ mod tests {
             folder.write(&format!("{name}.gguf"), &bytes);
         }
         let split = entry("split.count", 2, &2_u16.to_le_bytes());
-        folder.write("m-00001-of-00002.gguf", &file(&[split], &[("a", &[7])]));
-        let found = read(&folder.0).unwrap();
+        folder.write("m-00001-of-00002.gguf", file(&[split], &[("a", &[7])]));
+        let found = read(&folder).unwrap();
         assert_eq!(names(&found), ["! adapter", "m", "! mmproj"]);
         let Err(skipped) = &found[2] else {
             panic!("expected a skipped file")
@@ -443,7 +443,7 @@ mod tests {
         let folder = Folder::new("no-folder");
         folder.write("a", b"");
         for (name, says) in [("a", "found the file"), ("b", "cannot open")] {
-            let error = read(&folder.0.join(name)).err().unwrap().to_string();
+            let error = read(&folder.join(name)).err().unwrap().to_string();
             assert!(error.contains(says), "{error}");
         }
     }

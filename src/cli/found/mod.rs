@@ -546,30 +546,6 @@ mod tests {
     use crate::Model;
     use serde_json::json;
 
-    /// A new folder, removed in the end.
-    pub(super) struct Folder(pub(super) PathBuf);
-
-    impl Folder {
-        pub(super) fn new(name: &str) -> Self {
-            let name = format!("hubrouter-found-{name}-{}", std::process::id());
-            let path = std::env::temp_dir().join(name);
-            std::fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-
-        pub(super) fn write(&self, name: &str, bytes: &[u8]) {
-            let path = self.0.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
     fn found(name: &str, context: u64) -> Found {
         let mut found = Found::new(name);
         found.state("context_length", Some(context));

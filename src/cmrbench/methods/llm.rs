@@ -153,12 +153,12 @@ impl AnswerFile {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::testing::Folder;
 
     #[test]
     fn answers_outlive_a_torn_line() {
-        let name = format!("hubrouter-answers-{}.jsonl", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_file(&path);
+        let folder = Folder::new("answers");
+        let path = folder.join("answers.jsonl");
         let mut answers = AnswerFile::open(path.clone()).unwrap();
         answers.keep("a".into(), "Audio\n".into()).unwrap();
         answers.keep("b".into(), "Text".into()).unwrap();
@@ -174,6 +174,5 @@ mod tests {
         std::fs::write(&path, "{}\n{\"request\":\"a\",\"answer\":\"b\"}\n").unwrap();
         let error = AnswerFile::open(path.clone()).err().unwrap().to_string();
         assert!(error.contains(".jsonl:1: missing field"), "{error}");
-        std::fs::remove_file(path).unwrap();
     }
 }

@@ -131,6 +131,7 @@ mod tests {
     use crate::device::gpu::{Gpu, Kernel, Shader, adapters};
     use crate::error::ErrorKind;
     use crate::ops::testing::adapter_name;
+    use crate::testing::Folder;
 
     static SHADER: Shader = Shader {
         name: "kept",
@@ -142,8 +143,8 @@ mod tests {
 
     #[test]
     fn only_whole_files_of_ours_are_read() {
-        let own = format!("hubrouter-{}.pipelines", std::process::id());
-        let file = std::env::temp_dir().join(own);
+        let folder = Folder::new("pipelines");
+        let file = folder.join("a.pipelines");
         assert_eq!(read(&file).unwrap(), None);
         let data = b"what a driver wrote";
         let good = [MAGIC, files::sha256(data).as_bytes(), b"\n", data].concat();
@@ -160,13 +161,12 @@ mod tests {
         let mut flipped = good.clone();
         *flipped.last_mut().unwrap() ^= 1;
         assert_eq!(error(&flipped), ErrorKind::Mismatch);
-        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]
     fn a_driver_that_can_keeps_its_kernels_and_a_damaged_file_is_replaced() {
-        let own = format!("hubrouter-kept-{}", std::process::id());
-        let folder = std::env::temp_dir().join(own).join("made");
+        let own = Folder::new("kept");
+        let folder = own.join("made");
         let name = adapter_name().to_lowercase();
         let all = adapters();
         let found = all.iter().find(|adapter| {
@@ -199,6 +199,5 @@ mod tests {
         std::fs::write(file.path(), &whole[..whole.len() - 1]).unwrap();
         assert!(compile());
         assert!(read(&file.path()).unwrap().is_some());
-        std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
     }
 }

@@ -179,14 +179,11 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::error::ErrorKind;
+    use crate::testing::Folder;
 
     fn read(name: &str, text: &str) -> Result<Vec<Example>> {
-        let name = format!("hubrouter-examples-{name}-{}.jsonl", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, text).unwrap();
-        let examples = read_examples(&path);
-        std::fs::remove_file(path).unwrap();
-        examples
+        let folder = Folder::new("examples");
+        read_examples(folder.write(&format!("{name}.jsonl"), text))
     }
 
     #[test]

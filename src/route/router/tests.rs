@@ -7,6 +7,7 @@ use crate::device::cpu::low::{LowFormat, LowKernel};
 use crate::error::ErrorKind;
 use crate::hub::ModelId;
 use crate::options::Precision;
+use crate::testing::Folder;
 
 const STORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/cmrbench");
 
@@ -145,8 +146,7 @@ fn levels_of_the_cpu_give_the_same_bits_and_one_that_is_missing_is_an_error() {
 
 #[test]
 fn auto_takes_int8_where_the_record_is_good() {
-    let own = format!("hubrouter-auto-{}", std::process::id());
-    let root = std::env::temp_dir().join(own);
+    let root = Folder::new("auto");
     let id = Store::open(STORE).unwrap().current().unwrap();
     let folder = root.join(id.as_str());
     std::fs::create_dir_all(&folder).unwrap();
@@ -182,7 +182,7 @@ fn auto_takes_int8_where_the_record_is_good() {
         .is_none()
     {
         stays("no kernel for int8");
-        return std::fs::remove_dir_all(root).unwrap();
+        return;
     }
     let (precision, reason) = look();
     assert_eq!(precision, Precision::Int8, "{reason}");
@@ -221,7 +221,6 @@ fn auto_takes_int8_where_the_record_is_good() {
     let (precision, reason) = look();
     assert_eq!(precision, Precision::Int8);
     assert!(reason.contains(&format!("measured on {id}")), "{reason}");
-    std::fs::remove_dir_all(root).unwrap();
 }
 
 /// What an answer says, with the bits of its scores.
@@ -288,7 +287,6 @@ fn batches_of_any_size_on_any_number_of_threads_get_the_answers_that_they_get_al
 mod on_a_gpu {
     use super::*;
     use crate::device::Device;
-    use std::path::PathBuf;
 
     use crate::device::gpu::Gpu;
     use crate::encoder::{ImportOptions, import_encoder};
@@ -344,11 +342,9 @@ mod on_a_gpu {
     }
 
     /// A store of a few models with an encoder of two layers, and that encoder.
-    fn toy(name: &str) -> (PathBuf, Options) {
-        let own = format!("hubrouter-{name}-{}", std::process::id());
-        let root = std::env::temp_dir().join(own);
+    fn toy(name: &str) -> (Folder, Options) {
+        let root = Folder::new(name);
         let (encoder, store) = (root.join("toy-bert"), root.join("store"));
-        std::fs::create_dir_all(&root).unwrap();
         import_encoder(
             "tests/fixtures/toy-bert",
             &encoder,
@@ -442,7 +438,6 @@ mod on_a_gpu {
         // Where only one device computes there is nothing to say.
         assert_eq!(on_cpu.route(&small).unwrap().device_reason, None);
         assert_eq!(on_gpu.route(&small).unwrap().device_reason, None);
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     /// As many calls of random lengths as five seconds allow, or as `HUBROUTER_ROUTES` asks for, and
@@ -494,8 +489,6 @@ mod on_a_gpu {
             gpu(&router).memory(),
         );
         assert_eq!(after, before, "{calls} calls");
-        drop(router);
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
@@ -516,8 +509,6 @@ mod on_a_gpu {
         let alone: Vec<Vec<f32>> = alone.map(Result::unwrap).collect();
         let together = encoder.embed(&prompts).into_iter().map(Result::unwrap);
         assert_eq!(together.flatten().collect::<Vec<f32>>(), alone.concat());
-        drop(router);
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
