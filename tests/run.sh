@@ -49,7 +49,8 @@ cargo fmt --check --all
 
 step "lints"
 cargo clippy --locked --all-targets --features tower,capi -- -D warnings
-cargo clippy --locked -p hubrouter-gateway -p hubrouter-envoy -p hubrouter-shaders --all-targets -- -D warnings
+cargo clippy --locked -p hubrouter-gateway -p hubrouter-envoy -p hubrouter-loom -p hubrouter-shaders --all-targets \
+  -- -D warnings
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
@@ -58,6 +59,9 @@ cargo test --locked --features tower
 
 step "the gateway; the module for Envoy, with an Envoy of its tests' own"
 cargo test --locked -p hubrouter-gateway -p hubrouter-envoy
+
+step "the threads of a call in every order"
+cargo test --locked -p hubrouter-loom
 
 step "shaders for Metal and Direct3D"
 cargo test --locked -p hubrouter-shaders

@@ -2,8 +2,21 @@
 //! a step of such a job.
 #![expect(clippy::disallowed_types, reason = "how long a thread waits")]
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+// tests/loom runs this file's threads in every order.
+#[cfg(loom)]
+use loom::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    thread::yield_now,
+};
+#[cfg(not(loom))]
+use std::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    thread::yield_now,
+};
 
 /// Looks at the others before the time is taken, and the core is offered to somebody else.
 const LOOKS: u32 = 256;
@@ -84,7 +97,7 @@ impl Attendance<'_> {
         while other.load(Ordering::Acquire) < self.round {
             looks = looks.wrapping_add(1);
             if !looks.is_multiple_of(LOOKS) {
-                std::hint::spin_loop();
+                spin_loop();
                 continue;
             }
             let until_now = self.began.elapsed();
@@ -95,7 +108,7 @@ impl Attendance<'_> {
                 self.barrier.given_up.store(true, Ordering::Relaxed);
                 return false;
             }
-            std::thread::yield_now();
+            yield_now();
         }
         true
     }
@@ -109,7 +122,7 @@ impl Drop for Attendance<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::device::cpu::Cpu;

@@ -15,21 +15,35 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::Thread;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+// tests/loom runs this file's threads in every order.
+#[cfg(loom)]
+use loom::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::{Mutex, MutexGuard},
+    thread::{self, Thread},
+};
+#[cfg(not(loom))]
+use std::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::{Mutex, MutexGuard},
+    thread::{self, Thread},
+};
 
 use super::cores::Cores;
 use super::crowd::is_late;
 use crate::error::{Result, error};
 
 /// Loops that can be open at once, of parts inside of parts; one more is computed by who has it.
-const LOOPS: usize = 8;
+const LOOPS: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// A helper that has looked so often in vain sleeps until there is a loop: about a millisecond. A call
 /// that goes on alone for long needs no second core.
-const LOOKS: u32 = 1 << 14;
+const LOOKS: u32 = if cfg!(loom) { 1 } else { 1 << 14 };
 
 /// Looks after which the core is offered to somebody else.
 const OFFER: u32 = 64;
@@ -105,7 +119,7 @@ thread_local! {
 
 /// Whether this thread computes for a team.
 pub(super) fn is_in_a_team() -> bool {
-    TEAM.get() != 0
+    TEAM.with(Cell::get) != 0
 }
 
 impl Team {
@@ -128,8 +142,11 @@ impl Team {
         for (number, helper) in shared.helpers.iter().enumerate() {
             let of_thread = Arc::clone(&shared);
             let name = format!("hubrouter-cpu-{}", number + 1);
-            #[expect(clippy::disallowed_methods, reason = "makes the helpers")]
-            let thread = std::thread::Builder::new()
+            #[cfg_attr(
+                not(loom),
+                expect(clippy::disallowed_methods, reason = "makes the helpers")
+            )]
+            let thread = thread::Builder::new()
                 .name(name)
                 .spawn(move || of_thread.help(number))
                 .map_err(|e| error!(Device, "cpu: cannot start {helpers} threads more: {e}"))?;
@@ -140,7 +157,7 @@ impl Team {
 
     /// Whether this thread computes for this team.
     pub(super) fn is_here(&self) -> bool {
-        TEAM.get() == self.shared.address()
+        TEAM.with(Cell::get) == self.shared.address()
     }
 
     /// Runs `job` on this thread, which is in no team, with the helpers for its loops; one call at a
@@ -203,8 +220,8 @@ impl Team {
             .body
             .store((&raw const body).cast_mut().cast(), Ordering::Relaxed);
         place.done.store(0, Ordering::Relaxed);
-        // Publishes the two. Also ordered before the look for who sleeps.
-        place.open.store(parts as u64, Ordering::SeqCst);
+        // Publishes the two.
+        place.open.store(parts as u64, Ordering::Release);
         self.shared.wake(parts - 1);
         while place.compute_one() {}
         let mut looks = 0;
@@ -242,7 +259,7 @@ impl Team {
 impl Drop for Team {
     /// The helpers go, when they have seen it.
     fn drop(&mut self) {
-        self.shared.quits.store(true, Ordering::SeqCst);
+        self.shared.quits.store(true, Ordering::Relaxed);
         self.shared.wake(usize::MAX);
     }
 }
@@ -272,14 +289,14 @@ struct Call<'t> {
 impl<'t> Call<'t> {
     fn begin(team: &'t Team) -> Self {
         let shared = &team.shared;
-        TEAM.set(shared.address());
+        TEAM.with(|team| team.set(shared.address()));
         let call = Self {
             team,
             began: Instant::now(),
         };
         if team.awake {
             shared.cores.begin();
-            shared.call.fetch_add(1, Ordering::SeqCst);
+            shared.call.fetch_add(1, Ordering::Release);
             shared.wake(usize::MAX);
         }
         call
@@ -289,13 +306,13 @@ impl<'t> Call<'t> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let shared = &self.team.shared;
-        TEAM.set(0);
+        TEAM.with(|team| team.set(0));
         if self.team.awake {
             let end = Instant::now();
             let nanoseconds = (end - shared.start).as_nanos();
             let nanoseconds = u64::try_from(nanoseconds).unwrap_or(u64::MAX);
             shared.ended.store(nanoseconds, Ordering::Relaxed);
-            let number = shared.call.fetch_add(1, Ordering::SeqCst) + 1;
+            let number = shared.call.fetch_add(1, Ordering::Release) + 1;
             let mut last = self.team.last();
             (last.number, last.took) = (number, end - self.began);
         }
@@ -314,9 +331,10 @@ impl Shared {
 
     /// Wakes at most `count` helpers that sleep.
     fn wake(&self, count: usize) {
-        let asleep = |helper: &&Helper| helper.asleep.load(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let asleep = |helper: &&Helper| helper.asleep.load(Ordering::Relaxed);
         for helper in self.helpers.iter().filter(asleep).take(count) {
-            helper.asleep.store(false, Ordering::SeqCst);
+            helper.asleep.store(false, Ordering::Release);
             if let Some(thread) = helper.thread.get() {
                 thread.unpark();
             }
@@ -330,23 +348,24 @@ impl Shared {
 
     /// What the helper `number` does.
     fn help(&self, number: usize) {
-        TEAM.set(self.address());
+        TEAM.with(|team| team.set(self.address()));
         self.cores.join(number + 1);
         let own = &self.helpers[number];
-        while !self.quits.load(Ordering::SeqCst) {
+        while !self.quits.load(Ordering::Relaxed) {
             let left = self.look_for_work(own, || self.cores.settle(number + 1));
-            own.asleep.store(true, Ordering::SeqCst);
-            // What came before that is seen here, and who comes after it wakes this thread.
-            let call = self.call.load(Ordering::SeqCst);
-            let is_open = |place: &LoopPlace| place.left(Ordering::SeqCst) > 0;
+            own.asleep.store(true, Ordering::Relaxed);
+            // Either who wants this thread looks behind the fence in `wake` and sees that it sleeps, or
+            // what is wanted is seen here.
+            fence(Ordering::SeqCst);
+            let call = self.call.load(Ordering::Relaxed);
             if call % 2 == 1 && call != left
-                || self.quits.load(Ordering::SeqCst)
-                || self.loops.iter().any(is_open)
+                || self.quits.load(Ordering::Relaxed)
+                || self.loops.iter().any(LoopPlace::is_open)
             {
-                own.asleep.store(false, Ordering::SeqCst);
+                own.asleep.store(false, Ordering::Relaxed);
             }
-            while own.asleep.load(Ordering::SeqCst) {
-                std::thread::park();
+            while own.asleep.load(Ordering::Acquire) {
+                thread::park();
             }
         }
     }
@@ -356,7 +375,7 @@ impl Shared {
     fn look_for_work(&self, own: &Helper, settle: impl Fn()) -> u64 {
         let (mut looks, mut settled) = (0, 0);
         loop {
-            let call = self.call.load(Ordering::SeqCst);
+            let call = self.call.load(Ordering::Acquire);
             if call % 2 == 1 && settled != call {
                 settled = call;
                 settle();
@@ -396,9 +415,9 @@ impl Helper {
 fn wait_a_little(looks: &mut u32) {
     *looks = looks.wrapping_add(1);
     if looks.is_multiple_of(OFFER) {
-        std::thread::yield_now();
+        thread::yield_now();
     } else {
-        std::hint::spin_loop();
+        spin_loop();
     }
 }
 
@@ -408,10 +427,10 @@ impl LoopPlace {
         !self.taken.load(Ordering::Relaxed) && !self.taken.swap(true, Ordering::Acquire)
     }
 
-    /// Parts that nobody has taken.
-    fn left(&self, ordering: Ordering) -> u64 {
-        let open = self.open.load(ordering);
-        (open & ((1 << PARTS) - 1)) - (open >> PARTS)
+    /// Whether there is a part that nobody has taken.
+    fn is_open(&self) -> bool {
+        let open = self.open.load(Ordering::Relaxed);
+        open & ((1 << PARTS) - 1) > open >> PARTS
     }
 
     /// Computes a part that nobody has taken, if there is one.
@@ -455,7 +474,7 @@ impl LoopPlace {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use std::thread::yield_now;
