@@ -14,7 +14,6 @@ mod team;
 mod turn;
 
 use std::cell::Cell;
-use std::sync::{Mutex, PoisonError};
 #[cfg(test)]
 use std::time::Duration;
 
@@ -231,12 +230,16 @@ impl Cpu {
         a: impl FnOnce() -> A + Send,
         b: impl FnOnce() -> B + Send,
     ) -> (A, B) {
-        let (a, b) = (JoinJob::new(a), JoinJob::new(b));
-        self.run(|| match self.team() {
-            Some(team) => team.each(2, &|n| if n == 0 { a.run() } else { b.run() }),
-            None => (a.run(), b.run()).1,
-        });
-        (a.value(), b.value())
+        let (mut a, mut b) = ((Some(a), None), (Some(b), None));
+        let jobs: &mut [&mut (dyn FnMut() + Send)] =
+            &mut [&mut || a.1 = a.0.take().map(|a| a()), &mut || {
+                b.1 = b.0.take().map(|b| b())
+            }];
+        self.run(|| self.each_of(jobs, |_, job| job()));
+        match (a.1, b.1) {
+            (Some(a), Some(b)) => (a, b),
+            _ => unreachable!("a job that did not run"),
+        }
     }
 
     /// [`Cpu::tiles_of`] consecutive rows of `columns`.
@@ -472,32 +475,6 @@ impl Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         IS_ALONE.set(false);
-    }
-}
-
-/// A job of [`Cpu::join`], and what it gave.
-struct JoinJob<F, R>(Mutex<(Option<F>, Option<R>)>);
-
-impl<R, F: FnOnce() -> R> JoinJob<F, R> {
-    fn new(job: F) -> Self {
-        Self(Mutex::new((Some(job), None)))
-    }
-
-    fn run(&self) {
-        let job = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .take();
-        let value = job.map(|job| job());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = value;
-    }
-
-    /// To be called when it has run.
-    fn value(self) -> R {
-        let (_, value) = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        value.unwrap_or_else(|| unreachable!("a job that did not run"))
     }
 }
 
