@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn encoders_of_odd_widths_are_the_same_everywhere_and_near_to_f32() {
         for name in ["toy-bert", "toy-xlm-roberta"] {
-            let folder = Folder::new("low");
+            let own = Folder::new("low");
+            let folder = own.join(name);
             let from = Path::new("tests/fixtures").join(name);
             import_encoder(from, &folder, &ImportOptions::default()).unwrap();
             check(&folder, LowFormat::Int8, 40, 0.99);
