@@ -2,7 +2,8 @@
 //!
 //! The caller computes itself: to hand a route to another thread, and to sleep until that one has the
 //! answer, took a tenth of a millisecond of one (benches/README.md). Helpers look for parts of loops
-//! for as long as the call lasts, since it is a hundred short ones, and sleep between calls.
+//! for as long as the call lasts, since it is a hundred short ones, and sleep between calls that do not
+//! follow each other closely.
 //!
 //! A loop is a number of parts, which whoever is free takes one by one. A part may have loops of its
 //! own. Who waits for the last parts of a loop takes up those of others meanwhile, so that no core
@@ -45,6 +46,10 @@ const LOOPS: usize = if cfg!(loom) { 2 } else { 8 };
 /// that goes on alone for long needs no second core.
 const LOOKS: u32 = if cfg!(loom) { 1 } else { 1 << 14 };
 
+/// Where one call has followed another within this time, helpers stay awake for as long behind it: to
+/// be woken takes each 50 us or more.
+const SOON: Duration = Duration::from_micros(if cfg!(loom) { 0 } else { 500 });
+
 /// Looks after which the core is offered to somebody else.
 const OFFER: u32 = 64;
 
@@ -68,6 +73,8 @@ struct Shared {
     /// When the last call ended: nanoseconds since `start`.
     ended: AtomicU64,
     start: Instant,
+    /// Whether another call is likely to follow within [`SOON`].
+    another: AtomicBool,
     quits: AtomicBool,
 }
 
@@ -132,6 +139,7 @@ impl Team {
             call: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             start: Instant::now(),
+            another: AtomicBool::new(false),
             quits: AtomicBool::new(false),
         });
         let team = Self {
@@ -295,6 +303,8 @@ impl<'t> Call<'t> {
             began: Instant::now(),
         };
         if team.awake {
+            let another = call.began.saturating_duration_since(shared.end()) < SOON;
+            shared.another.store(another, Ordering::Relaxed);
             shared.cores.begin();
             shared.call.fetch_add(1, Ordering::Release);
             shared.wake(usize::MAX);
@@ -370,14 +380,14 @@ impl Shared {
         }
     }
 
-    /// Computes parts of loops until no call lasts, or until there have been none for [`LOOKS`]
-    /// looks; the number of the call that goes on then.
+    /// Computes parts of loops until no call lasts, and none is likely to begin, or until there have
+    /// been none for [`LOOKS`] looks; the number of the call that goes on then.
     fn look_for_work(&self, own: &Helper, settle: impl Fn()) -> u64 {
         let (mut looks, mut settled) = (0, 0);
         loop {
             let call = self.call.load(Ordering::Acquire);
             if call % 2 == 1 && settled != call {
-                settled = call;
+                (looks, settled) = (0, call);
                 settle();
             }
             if self.compute_one() {
@@ -385,9 +395,13 @@ impl Shared {
                 continue;
             }
             if call.is_multiple_of(2) {
-                let late = self.end().elapsed().as_nanos();
-                own.sees(call, u64::try_from(late).unwrap_or(u64::MAX));
-                return 0;
+                let since = self.end().elapsed();
+                own.sees(call, u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+                if since >= SOON || !self.another.load(Ordering::Relaxed) {
+                    return 0;
+                }
+                wait_a_little(&mut looks);
+                continue;
             }
             if looks >= LOOKS {
                 // It will not be late, since it is not waited for.
@@ -593,6 +607,21 @@ mod tests {
             });
             all_sleep(&team);
         }
+    }
+
+    #[test]
+    fn another_call_is_expected_where_one_has_come_soon() {
+        let team = Team::new(1, true).unwrap();
+        let expected = || team.shared.another.load(Ordering::Relaxed);
+        wait_for("a call that follows another soon", || {
+            team.call(|| ());
+            expected()
+        });
+        all_sleep(&team);
+        std::thread::sleep(2 * SOON);
+        team.call(|| ());
+        assert!(!expected());
+        all_sleep(&team);
     }
 
     /// A helper that goes to sleep while a call begins is woken all the same.
