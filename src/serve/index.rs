@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::device::cpu::Cpu;
+use crate::device::cpu::prefetch::prefetch;
 use crate::device::{Device, NewTensor, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
@@ -591,9 +592,15 @@ impl DeviceRecall {
             of,
             ..
         } = &self.recall;
-        let part = |(id, score): &(u32, f32)| {
+        let keys = View::of_half(keys, *rank);
+        // They are in no cache, since scores are made of packed keys.
+        for (id, _) in best {
+            prefetch(keys.row_bytes(*id as usize));
+        }
+        let mut key = vec![0.0; *rank];
+        let mut part = |(id, score): &(u32, f32)| {
             let model = *id as usize;
-            let key = View::of_half(&keys[model * rank * 2..][..rank * 2], *rank).to_f32();
+            keys.read_row(model, &mut key);
             let products = key
                 .iter()
                 .zip(y)
@@ -607,7 +614,7 @@ impl DeviceRecall {
                 words: words as f32,
             }
         };
-        best.iter().map(part).collect()
+        best.iter().map(&mut part).collect()
     }
 }
 

@@ -74,11 +74,15 @@ impl Landmarks {
 pub(crate) fn square(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 8;
     let mut sums = [0.0f32; LANES];
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+    let mut add = |a: &[f32], b: &[f32]| {
         for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
             *sum += (a - b) * (a - b);
         }
-    }
+    };
+    let (whole, rest) = a.as_chunks::<LANES>();
+    let (others, other_rest) = b.as_chunks::<LANES>();
+    whole.iter().zip(others).for_each(|(a, b)| add(a, b));
+    add(rest, other_rest);
     sums.iter().sum()
 }
 

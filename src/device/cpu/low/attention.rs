@@ -41,10 +41,13 @@ pub(crate) fn attend<W: Wide>(
     for first in (0..n).step_by(16) {
         let count = (n - first).min(16);
         for part in 0..width {
-            let mut block = [w.splat(0.0); 16];
-            for (i, block) in block[..count].iter_mut().enumerate() {
-                *block = w.load(&rows[(first + i) * stride + part]);
-            }
+            let block = std::array::from_fn(
+                #[inline(always)]
+                |i| match i < count {
+                    true => w.load(&rows[(first + i) * stride + part]),
+                    false => w.splat(0.0),
+                },
+            );
             let turned = &mut queries[part * 16..][..16];
             for (turned, block) in turned.iter_mut().zip(w.transpose(block)) {
                 *turned = w.store(block);
