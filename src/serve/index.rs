@@ -8,7 +8,7 @@ use crate::device::{Device, NewTensor, Outputs, Pass, Read, Tensor};
 use crate::error::{Result, bail};
 use crate::hub::{Domains, Hub, ModelMask};
 use crate::memory::served::{Parts, Recall};
-use crate::num::to_u32;
+use crate::num::{dot, to_u32};
 use crate::ops::finish::{self, AnswerRow, Groups, Words};
 use crate::ops::linear::{self, Weight};
 use crate::ops::score::{self, Keys, Remembered};
@@ -601,11 +601,7 @@ impl DeviceRecall {
         let mut part = |(id, score): &(u32, f32)| {
             let model = *id as usize;
             keys.read_row(model, &mut key);
-            let products = key
-                .iter()
-                .zip(y)
-                .map(|(k, y)| f64::from(*k) * f64::from(*y));
-            let memory = strengths.memory * products.sum::<f64>() + f64::from(offsets[model]);
+            let memory = strengths.memory * dot(&key, y) + f64::from(offsets[model]);
             let words = strengths.words * f64::from(words[of[model] as usize]);
             let learned = (f64::from(*score) - memory - words) as f32;
             Parts {

@@ -27,7 +27,10 @@ use team::Team;
 use turn::Turns;
 
 /// Below this many multiply-adds a job is not worth a second thread.
-const SMALL: usize = 60_000;
+const SMALL: usize = 15_000;
+
+/// The same where the thread may have to be woken.
+const SMALL_TO_WAKE: usize = 60_000;
 
 /// Threads taken when the host names no number: a gateway has other work to do.
 const MODEST: usize = 4;
@@ -208,6 +211,11 @@ impl Cpu {
         self.team().map_or(1, |_| self.threads)
     }
 
+    /// Whether so many multiply-adds are not worth a second thread.
+    fn is_small(&self, work: usize) -> bool {
+        work < if self.roomy { SMALL } else { SMALL_TO_WAKE }
+    }
+
     /// `f` on each of `items` and its number, side by side in a call.
     fn each_of<I: Send>(&self, items: &mut [I], f: impl Fn(usize, &mut I) + Sync) {
         match self.team() {
@@ -276,7 +284,11 @@ impl Cpu {
         if rows == 0 || columns == 0 {
             return;
         }
-        let threads = if work < SMALL { 1 } else { self.reachable() };
+        let threads = if self.is_small(work) {
+            1
+        } else {
+            self.reachable()
+        };
         let mut blocks = rows.div_ceil(height);
         if blocks > threads {
             // As much for one thread as for another.
@@ -322,7 +334,7 @@ impl Cpu {
         f: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
         let rows = data.len() / width.max(1);
-        let blocks = if rows * work < SMALL {
+        let blocks = if self.is_small(rows * work) {
             1
         } else {
             self.reachable().min(rows)
@@ -347,7 +359,7 @@ impl Cpu {
     ) {
         let chunks = data.len().div_ceil(size.max(1));
         let all = data.chunks_mut(size.max(1));
-        if chunks * work < SMALL {
+        if self.is_small(chunks * work) {
             all.enumerate().for_each(|(number, chunk)| f(number, chunk));
         } else {
             let mut all: Vec<&mut [T]> = all.collect();
@@ -407,7 +419,7 @@ impl Cpu {
         f: impl Fn(usize, [&mut [f32]; N]) + Sync + Send,
     ) {
         let rows = arrays[0].len() / widths[0].max(1);
-        let blocks = if rows * work < SMALL {
+        let blocks = if self.is_small(rows * work) {
             1
         } else {
             self.reachable().min(rows)
@@ -512,17 +524,17 @@ mod tests {
                     places.iter_mut().zip(rows).for_each(|(x, row)| *x += row);
                 };
                 let mut apart = vec![0.0; count];
-                cpu.run(|| cpu.rows(&mut apart, 1, SMALL, put));
+                cpu.run(|| cpu.rows(&mut apart, 1, SMALL_TO_WAKE, put));
                 let (mut wide, mut narrow) = (vec![1.0; 3 * count], vec![0.0; count]);
                 cpu.run(|| {
                     let arrays = [&mut wide[..], &mut narrow[..]];
-                    cpu.lockstep(arrays, [3, 1], SMALL, |first, [wide, narrow]| {
+                    cpu.lockstep(arrays, [3, 1], SMALL_TO_WAKE, |first, [wide, narrow]| {
                         assert_eq!(wide.len(), 3 * narrow.len());
                         wide.fill(2.0);
                         put(first, narrow);
                     });
                 });
-                let made = cpu.run(|| cpu.map(count, SMALL, |row| want[row]));
+                let made = cpu.run(|| cpu.map(count, SMALL_TO_WAKE, |row| want[row]));
                 for found in [apart, narrow, made] {
                     assert_eq!(found, want, "{rows} rows on {threads} threads");
                 }

@@ -99,14 +99,23 @@ fn best(scores: &[f32], k: usize) -> Vec<(u32, f32)> {
         return best;
     }
     let mut bar = f32::NEG_INFINITY;
-    for (id, score) in scores.iter().enumerate() {
-        // Ids ascend, so an equal score ranks below what is there.
-        if *score > bar || best.len() < k {
-            let place = best.partition_point(|(_, other)| other >= score);
-            best.insert(place, (to_u32(id), *score));
-            best.truncate(k);
-            if best.len() == k {
-                bar = best[k - 1].1;
+    for (block, scores) in scores.chunks(16).enumerate() {
+        // Most blocks have none, and vector code sees that at once.
+        let none = scores
+            .iter()
+            .fold(true, |none, score| none & (*score <= bar));
+        if none && best.len() == k {
+            continue;
+        }
+        for (i, score) in scores.iter().enumerate() {
+            // Ids ascend, so an equal score ranks below what is there.
+            if *score > bar || best.len() < k {
+                let place = best.partition_point(|(_, other)| other >= score);
+                best.insert(place, (to_u32(16 * block + i), *score));
+                best.truncate(k);
+                if best.len() == k {
+                    bar = best[k - 1].1;
+                }
             }
         }
     }
