@@ -26,9 +26,11 @@ impl Cores {
         }
     }
 
-    /// To be called by the helper `own` before all else.
+    /// To be called by the helper `own` before all else. A new thread is often on the core of the one
+    /// that made it.
     pub(super) fn join(&self, own: usize) {
         self.helpers[own - 1].take();
+        self.of[own].store(system::current(), Ordering::Relaxed);
     }
 
     /// To be called by the caller before it wakes helpers: those that were on its core will wake on

@@ -67,6 +67,8 @@ pub(super) struct Team {
 struct Shared {
     loops: [LoopPlace; LOOPS],
     helpers: Vec<Helper>,
+    /// Helpers that have begun.
+    ready: AtomicUsize,
     cores: Cores,
     /// The number of calls that began and ended: odd while one lasts.
     call: AtomicU64,
@@ -135,6 +137,7 @@ impl Team {
         let shared = Arc::new(Shared {
             loops: Default::default(),
             helpers: (0..helpers).map(|_| Helper::default()).collect(),
+            ready: AtomicUsize::new(0),
             cores: Cores::new(helpers + 1),
             call: AtomicU64::new(0),
             ended: AtomicU64::new(0),
@@ -159,6 +162,10 @@ impl Team {
                 .spawn(move || of_thread.help(number))
                 .map_err(|e| error!(Device, "cpu: cannot start {helpers} threads more: {e}"))?;
             let _ = helper.thread.set(thread.thread().clone());
+        }
+        // A new thread may be on this one's core, where it would not run before this one sleeps.
+        while shared.ready.load(Ordering::Acquire) < helpers {
+            thread::yield_now();
         }
         Ok(team)
     }
@@ -360,6 +367,7 @@ impl Shared {
     fn help(&self, number: usize) {
         TEAM.with(|team| team.set(self.address()));
         self.cores.join(number + 1);
+        self.ready.fetch_add(1, Ordering::Release);
         let own = &self.helpers[number];
         while !self.quits.load(Ordering::Relaxed) {
             let left = self.look_for_work(own, || self.cores.settle(number + 1));
