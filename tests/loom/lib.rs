@@ -108,52 +108,50 @@ fn call(team: &Team) {
     });
 }
 
-#[test]
-fn calls_one_after_the_other() {
+/// Models with a helper that stays awake while a call lasts, and with one that sleeps between loops.
+fn check_with_a_team(model: fn(&Team)) {
     for awake in [true, false] {
-        check(move || {
-            let team = team(1, awake);
-            call(&team);
-            call(&team);
-        });
+        check(move || model(&team(1, awake)));
     }
 }
 
 #[test]
+fn calls_one_after_the_other() {
+    check_with_a_team(|team| {
+        call(team);
+        call(team);
+    });
+}
+
+#[test]
 fn loops_inside_of_loops() {
-    for awake in [true, false] {
-        check(move || {
-            let team = team(1, awake);
-            team.call(|| {
-                let mut numbers = [(); 2].map(|()| [(); 2].map(|()| Number::new()));
-                team.each_of(&mut numbers, |outer, numbers| {
-                    team.each_of(numbers, |inner, number| number.add(outer + 2 * inner));
-                });
-                for (outer, numbers) in numbers.iter().enumerate() {
-                    assert_eq!(numbers.each_ref().map(Number::get), [outer, outer + 2]);
-                }
+    check_with_a_team(|team| {
+        team.call(|| {
+            let mut numbers = [(); 2].map(|()| [(); 2].map(|()| Number::new()));
+            team.each_of(&mut numbers, |outer, numbers| {
+                team.each_of(numbers, |inner, number| number.add(outer + 2 * inner));
             });
+            for (outer, numbers) in numbers.iter().enumerate() {
+                assert_eq!(numbers.each_ref().map(Number::get), [outer, outer + 2]);
+            }
         });
-    }
+    });
 }
 
 /// Two parts that wait for each other: a helper that sleeps through the loop would end the model.
 #[test]
 fn no_loop_is_slept_through() {
-    for awake in [true, false] {
-        check(move || {
-            let team = team(1, awake);
-            team.call(|| {
-                let here = AtomicUsize::new(0);
-                team.each(2, &|_| {
-                    here.fetch_add(1, Ordering::Relaxed);
-                    while here.load(Ordering::Relaxed) < 2 {
-                        loom::thread::yield_now();
-                    }
-                });
+    check_with_a_team(|team| {
+        team.call(|| {
+            let here = AtomicUsize::new(0);
+            team.each(2, &|_| {
+                here.fetch_add(1, Ordering::Relaxed);
+                while here.load(Ordering::Relaxed) < 2 {
+                    loom::thread::yield_now();
+                }
             });
         });
-    }
+    });
 }
 
 #[test]
