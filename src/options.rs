@@ -120,7 +120,8 @@ pub struct Options {
     #[serde(skip_serializing_if = "is_default")]
     pub sessions: SessionOptions,
     /// Microseconds that a call waits at most for the batch that computes when it comes, to be
-    /// computed together with the calls that come meanwhile; 0: each call is computed by itself.
+    /// computed together with the calls that come meanwhile; 0: each call is computed by itself. On
+    /// the CPU as many batches compute at once as a call has threads, where calls meet.
     /// `None`: 500 on a hardware GPU, where a batch costs little more than a prompt, else 0.
     #[serde(skip_serializing_if = "is_default")]
     pub gather_us: Option<u64>,

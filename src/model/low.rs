@@ -243,7 +243,7 @@ impl LowBert {
         let (tokens, prompts) = (batch.tokens(), batch.offsets.len() - 1);
         let threads = cpu.lockstep_threads();
         // Threads that have prompts of their own.
-        let apart = cpu.threads().min(tokens / WORTH).min(prompts).max(1);
+        let apart = cpu.reachable().min(tokens / WORTH).min(prompts).max(1);
         if apart == 1 && threads > 1 {
             let parts = threads.min(self.most_parts());
             return self.chunk(cpu, words, batch, out, parts);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Device;
 use crate::error::{Error, Result, caught};
 use crate::hub::Hub;
 use crate::options::Options;
@@ -112,23 +113,33 @@ impl Answerer {
 }
 
 impl Front {
-    /// `threads`: of the CPU's pool; with 1, calls compute side by side, one on each core.
-    /// `hardware`: whether a hardware GPU computes, on which calls share batches.
+    /// `threads`: of a call on the CPU; with 1, calls compute side by side, one on each core.
+    /// On a hardware GPU calls share batches.
     ///
     /// Errors: the options of sessions are not valid.
-    pub(super) fn new(options: &Options, threads: usize, hardware: bool) -> Result<Self> {
-        let usual = if hardware { GATHER_US } else { 0 };
+    pub(super) fn new(options: &Options, threads: usize, device: &Device) -> Result<Self> {
+        let usual = if device.is_hardware_gpu() {
+            GATHER_US
+        } else {
+            0
+        };
         let gathers = options.gather_us.unwrap_or(usual);
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let slots = match threads {
             _ if gathers > 0 => gather::MOST,
-            1 => std::thread::available_parallelism().map_or(1, usize::from),
+            1 => cores(),
             _ => 1,
+        };
+        let lanes = match (device, threads) {
+            (Device::Gpu(_), _) => 1,
+            (Device::Cpu(_), 1) => cores(),
+            (Device::Cpu(_), threads) => threads,
         };
         Ok(Self {
             cache: DecisionCache::new(options.cache_bytes),
             sessions: Sessions::new(&options.sessions)?,
             queue: Arc::new(Queue::new(slots, options.queue)),
-            gatherer: (gathers > 0).then(|| Gatherer::new(Duration::from_micros(gathers))),
+            gatherer: (gathers > 0).then(|| Gatherer::new(Duration::from_micros(gathers), lanes)),
             process: std::process::id(),
         })
     }

@@ -2,6 +2,10 @@
 //!
 //! The first of them leads: it waits until the batch before it is done, or until it has waited as
 //! long as it may, and computes for all. Nobody waits while nothing computes.
+//!
+//! On a CPU there is a lane for each thread. Where calls meet, a batch takes one lane and computes on
+//! one thread, so that no core idles while the callers of another batch take their answers and ask
+//! again. A call that meets none takes all lanes, and all threads.
 #![expect(clippy::disallowed_types, reason = "how long a call waits for others")]
 
 use std::ops::Range;
@@ -15,9 +19,18 @@ use crate::route::{PolicyHandle, Request};
 /// Prompts that are computed together at most, but for those of one call.
 pub(super) const MOST: usize = 256;
 
+/// A call that another one met so lately is likely to meet one, too.
+const LATELY: Duration = Duration::from_millis(5);
+
+/// How long a batch that could have a lane waits for callers of the batch before, which have just got
+/// their answers: without it the first that is back computes alone.
+const PATIENCE: Duration = Duration::from_micros(200);
+
 /// Brings the calls of a router together.
 pub(super) struct Gatherer {
     wait: Duration,
+    /// Batches that compute at once at most, but for those that have waited as long as they may.
+    lanes: usize,
     state: Mutex<Gathered>,
     /// A group is full, or a batch is done.
     changed: Condvar,
@@ -25,12 +38,29 @@ pub(super) struct Gatherer {
 
 #[derive(Default)]
 struct Gathered {
-    /// Batches that are computed.
+    /// Lanes of the batches that are computed.
     computing: usize,
+    /// Prompts whose answers are not there yet.
+    prompts: usize,
+    /// The most prompts that there were at once lately.
+    peak: usize,
+    /// When a call last came while another one was there.
+    met: Option<Instant>,
     /// Groups that calls may still join.
     open: Vec<CallGroup>,
     /// The number of the next group.
     next: u64,
+}
+
+impl Gathered {
+    fn place(&self, number: u64) -> Option<usize> {
+        self.open.iter().position(|group| group.number == number)
+    }
+
+    /// Prompts of a batch, so that there is as much for one lane as for another.
+    fn share(&self, lanes: usize) -> usize {
+        self.peak.div_ceil(lanes).min(MOST)
+    }
 }
 
 struct CallGroup {
@@ -97,28 +127,36 @@ impl Seat {
 }
 
 impl Gatherer {
-    /// `wait`: how long a call waits at most for the batch before it.
-    pub(super) fn new(wait: Duration) -> Self {
+    /// `wait`: how long a call waits at most for the batch before it; `lanes`: batches that may
+    /// compute at once, where each has one thread.
+    pub(super) fn new(wait: Duration, lanes: usize) -> Self {
         Self {
             wait,
+            lanes,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
     }
 
     /// The answers to `asked` by `compute`, which may be that of another call with the same
-    /// `policy`.
+    /// `policy`. It is told whether it has one thread.
     pub(super) fn run<A: Asking>(
         &self,
         asked: &[A],
         policy: Option<&PolicyHandle>,
-        compute: impl FnOnce(&[OwnAsk]) -> Result<Routed>,
+        compute: impl FnOnce(&[OwnAsk], bool) -> Result<Routed>,
     ) -> Result<Routed> {
         let asks: Vec<OwnAsk> = asked.iter().map(OwnAsk::new).collect();
         let policy = policy.map(|policy| std::ptr::from_ref(policy).addr());
         let mut state = self.state();
+        if state.prompts > 0 {
+            state.met = Some(Instant::now());
+        }
+        state.prompts += asks.len();
+        state.peak = state.peak.max(state.prompts);
+        let most = state.share(self.lanes);
         let joins = |group: &&mut CallGroup| {
-            group.policy == policy && group.asks.len() + asks.len() <= MOST
+            group.policy == policy && group.asks.len() + asks.len() <= most
         };
         if let Some(group) = state.open.iter_mut().find(joins) {
             let begin = group.asks.len();
@@ -129,7 +167,7 @@ impl Gatherer {
                 bell: Condvar::new(),
             });
             group.seats.push(Arc::clone(&seat));
-            if group.asks.len() == MOST {
+            if group.asks.len() == most {
                 self.changed.notify_all();
             }
             drop(state);
@@ -143,8 +181,8 @@ impl Gatherer {
             asks,
             seats: Vec::new(),
         });
-        let own = 0..asked.len();
-        SharedBatch::close(self, state, number).compute(own, compute)
+        let own = asked.len();
+        SharedBatch::close(self, state, number, own).compute(0..own, compute)
     }
 
     fn state(&self) -> MutexGuard<'_, Gathered> {
@@ -152,32 +190,75 @@ impl Gatherer {
     }
 }
 
+/// Lanes that a batch takes, until it has been computed.
+struct OwnLanes<'g> {
+    gatherer: &'g Gatherer,
+    count: usize,
+    prompts: usize,
+}
+
+impl Drop for OwnLanes<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gatherer.state();
+        state.computing -= self.count;
+        state.prompts -= self.prompts;
+        drop(state);
+        self.gatherer.changed.notify_all();
+    }
+}
+
 /// A group that is computed. However that ends, its calls hear of it.
 struct SharedBatch<'g> {
-    gatherer: &'g Gatherer,
+    lanes: Option<OwnLanes<'g>>,
     asks: Vec<OwnAsk>,
     seats: Vec<Arc<Seat>>,
 }
 
 impl<'g> SharedBatch<'g> {
-    /// Waits for the batch before, and lets no more calls join group `number`.
-    fn close(gatherer: &'g Gatherer, mut state: MutexGuard<'g, Gathered>, number: u64) -> Self {
-        let until = Instant::now() + gatherer.wait;
-        let place = |state: &Gathered| state.open.iter().position(|group| group.number == number);
-        loop {
-            let full = place(&state).is_none_or(|at| state.open[at].asks.len() >= MOST);
-            let left = until.saturating_duration_since(Instant::now());
-            if full || state.computing == 0 || left.is_zero() {
-                break;
+    /// Waits for a lane, and lets no more calls join group `number`, whose first call has `own` prompts.
+    fn close(
+        gatherer: &'g Gatherer,
+        mut state: MutexGuard<'g, Gathered>,
+        number: u64,
+        own: usize,
+    ) -> Self {
+        let begun = Instant::now();
+        let patience = match gatherer.lanes {
+            1 => Duration::ZERO,
+            _ => PATIENCE.min(gatherer.wait),
+        };
+        let lanes = loop {
+            let now = Instant::now();
+            let lately = |met| now < met + LATELY;
+            let meets = state.prompts > own || state.met.is_some_and(lately);
+            let lanes = if meets { 1 } else { gatherer.lanes };
+            let count = state
+                .place(number)
+                .map_or(MOST, |at| state.open[at].asks.len());
+            let free = state.computing + lanes <= gatherer.lanes;
+            let wait = match free {
+                _ if count >= MOST => Duration::ZERO,
+                true if !meets || count >= state.share(gatherer.lanes) => Duration::ZERO,
+                true => patience,
+                false => gatherer.wait,
+            };
+            let left = (begun + wait).saturating_duration_since(now);
+            if left.is_zero() {
+                break lanes;
             }
             let woken = gatherer.changed.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.computing += 1;
-        let group = place(&state).map(|at| state.open.remove(at));
+        };
+        state.peak = state.prompts.max(state.peak - state.peak.div_ceil(8));
+        state.computing += lanes;
+        let group = state.place(number).map(|at| state.open.remove(at));
         let (asks, seats) = group.map_or_else(Default::default, |group| (group.asks, group.seats));
         Self {
-            gatherer,
+            lanes: Some(OwnLanes {
+                gatherer,
+                count: lanes,
+                prompts: asks.len(),
+            }),
             asks,
             seats,
         }
@@ -187,9 +268,13 @@ impl<'g> SharedBatch<'g> {
     fn compute(
         mut self,
         own: Range<usize>,
-        compute: impl FnOnce(&[OwnAsk]) -> Result<Routed>,
+        compute: impl FnOnce(&[OwnAsk], bool) -> Result<Routed>,
     ) -> Result<Routed> {
-        let routed = compute(&self.asks);
+        let lanes = self.lanes.take();
+        let on_one_thread = (lanes.as_ref()).is_some_and(|own| own.count < own.gatherer.lanes);
+        let routed = compute(&self.asks, on_one_thread);
+        // The next batch does not wait until all have their answers.
+        drop(lanes);
         let seats = std::mem::take(&mut self.seats);
         match routed {
             Ok(Routed { hub, answers }) => {
@@ -221,8 +306,6 @@ impl Drop for SharedBatch<'_> {
             let error = error!(Panic, "the call that computed for others panicked: a bug");
             seat.give(Err(error));
         }
-        self.gatherer.state().computing -= 1;
-        self.gatherer.changed.notify_all();
     }
 }
 
@@ -237,7 +320,7 @@ mod tests {
     use crate::hub::Hub;
 
     /// Answers each request with an error of its prompt, so that every call knows its own.
-    fn echo(asks: &[OwnAsk]) -> Result<Routed> {
+    fn echo(asks: &[OwnAsk], _: bool) -> Result<Routed> {
         let answers = asks.iter().map(|ask| {
             let prompt = &ask.request.prompt;
             Err(error!(InvalidRequest, "{prompt}"))
@@ -266,10 +349,10 @@ mod tests {
         std::thread::scope(|scope| {
             let (begun, began) = mpsc::channel();
             scope.spawn(move || {
-                let compute = |asks: &[OwnAsk]| {
+                let compute = |asks: &[OwnAsk], one| {
                     begun.send(()).unwrap();
                     wait.recv().unwrap();
-                    echo(asks)
+                    echo(asks, one)
                 };
                 gatherer.run(&requests("first", 1), None, compute).unwrap();
             });
@@ -293,14 +376,14 @@ mod tests {
 
     #[test]
     fn calls_that_come_while_one_computes_are_one_batch_and_get_their_own_answers() {
-        let gatherer = Gatherer::new(Duration::from_secs(60));
+        let gatherer = Gatherer::new(Duration::from_secs(60), 1);
         let (batches, computed) = (AtomicUsize::new(0), AtomicUsize::new(0));
         behind_one(&gatherer, 8, |number| {
             let own = requests(&format!("caller {number}"), 1 + number % 3);
-            let compute = |asks: &[OwnAsk]| {
+            let compute = |asks: &[OwnAsk], one| {
                 batches.fetch_add(1, Ordering::Relaxed);
                 computed.fetch_add(asks.len(), Ordering::Relaxed);
-                echo(asks)
+                echo(asks, one)
             };
             let got = prompts(gatherer.run(&own, None, compute).unwrap());
             let want: Vec<String> = own.into_iter().map(|request| request.prompt).collect();
@@ -314,16 +397,16 @@ mod tests {
     #[test]
     fn nobody_waits_longer_than_it_may_or_while_nothing_computes() {
         let wait = Duration::from_millis(5);
-        let hasty = Gatherer::new(wait);
+        let hasty = Gatherer::new(wait, 1);
         let (done, second_is_done) = mpsc::channel();
         std::thread::scope(|scope| {
             let (begun, began) = mpsc::channel();
             let hasty = &hasty;
             scope.spawn(move || {
-                let compute = |asks: &[OwnAsk]| {
+                let compute = |asks: &[OwnAsk], one| {
                     begun.send(()).unwrap();
                     second_is_done.recv().unwrap();
-                    echo(asks)
+                    echo(asks, one)
                 };
                 hasty.run(&requests("first", 1), None, compute).unwrap();
             });
@@ -333,18 +416,50 @@ mod tests {
             assert!(now.elapsed() >= wait);
             done.send(()).unwrap();
         });
-        let patient = Gatherer::new(Duration::from_secs(600));
-        let got = patient.run(&requests("alone", 2), None, echo).unwrap();
-        assert_eq!(prompts(got), ["alone 0", "alone 1"]);
+        for lanes in [1, 2] {
+            let patient = Gatherer::new(Duration::from_secs(600), lanes);
+            let compute = |asks: &[OwnAsk], on_one_thread: bool| {
+                assert!(!on_one_thread);
+                echo(asks, on_one_thread)
+            };
+            let got = patient.run(&requests("alone", 2), None, compute).unwrap();
+            assert_eq!(prompts(got), ["alone 0", "alone 1"]);
+        }
+    }
+
+    #[test]
+    fn calls_that_meet_take_a_lane_each_and_have_as_much_to_do() {
+        const LANES: usize = 3;
+        let gatherer = Gatherer::new(Duration::from_secs(60), LANES);
+        // None goes on before all compute.
+        let all = std::sync::Barrier::new(LANES);
+        let sizes = Mutex::new(Vec::new());
+        behind_one(&gatherer, 11, |number| {
+            let own = requests(&format!("caller {number}"), 1);
+            let compute = |asks: &[OwnAsk], on_one_thread: bool| {
+                assert!(on_one_thread);
+                sizes.lock().unwrap().push(asks.len());
+                all.wait();
+                echo(asks, on_one_thread)
+            };
+            let got = prompts(gatherer.run(&own, None, compute).unwrap());
+            assert_eq!(got, [format!("caller {number} 0")]);
+        });
+        let sizes = sizes.into_inner().unwrap();
+        assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (LANES, 11));
+        // With the first call there are twelve.
+        assert!(sizes.iter().all(|size| *size <= 4), "{sizes:?}");
+        let state = gatherer.state();
+        assert_eq!((state.computing, state.prompts), (0, 0));
     }
 
     #[test]
     fn an_error_or_a_panic_of_the_one_that_computes_reaches_all() {
         for panics in [false, true] {
-            let gatherer = Gatherer::new(Duration::from_secs(60));
+            let gatherer = Gatherer::new(Duration::from_secs(60), 1);
             let kinds = Mutex::new(Vec::new());
             behind_one(&gatherer, 3, |_| {
-                let compute = |_: &[OwnAsk]| {
+                let compute = |_: &[OwnAsk], _| {
                     assert!(!panics, "planted");
                     Err(error!(DeviceLost, "planted"))
                 };

@@ -114,8 +114,7 @@ impl Router {
 
     fn opened(open: impl FnOnce() -> Result<(Arc<Cpu>, Serving, Store, Options)>) -> Result<Self> {
         let (host, serving, store, options) = caught("opening the router", open)?;
-        let hardware = serving.encoder.device().is_hardware_gpu();
-        let front = Front::new(&options, host.threads(), hardware)?;
+        let front = Front::new(&options, host.threads(), serving.encoder.device())?;
         log::info!("serving {}: {} models", serving.id, serving.hub.active());
         Ok(Self {
             store,
@@ -210,7 +209,13 @@ impl Router {
             return self.route_apart(requests, policy);
         };
         let began = Instant::now();
-        let compute = |asks: &[OwnAsk]| self.route_apart(asks, policy);
+        let compute = |asks: &[OwnAsk], on_one_thread| {
+            let compute = || self.route_apart(asks, policy);
+            match on_one_thread {
+                true => Cpu::alone(compute),
+                false => compute(),
+            }
+        };
         let mut routed = gatherer.run(requests, policy, compute)?;
         let total = microseconds(began);
         for decision in routed.answers.iter_mut().flatten() {

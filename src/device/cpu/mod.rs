@@ -191,6 +191,11 @@ impl Cpu {
             }
         }
         let _turn = self.alone.take();
+        Self::alone(job)
+    }
+
+    /// Runs `job` on this thread, without helpers.
+    pub(crate) fn alone<R>(job: impl FnOnce() -> R) -> R {
         let _alone = Alone::begin();
         job()
     }
@@ -207,7 +212,7 @@ impl Cpu {
     }
 
     /// Threads that the caller may use.
-    fn reachable(&self) -> usize {
+    pub(crate) fn reachable(&self) -> usize {
         self.team().map_or(1, |_| self.threads)
     }
 
