@@ -1,4 +1,4 @@
-//! Folders of tests.
+//! Folders of tests, those of the library and those in `tests`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::ops::Deref;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A new empty folder of one test, removed when it is dropped, also by a test that fails.
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
     pub(crate) fn new(name: &str) -> Self {

@@ -326,7 +326,7 @@ fn a_prompt_is_on_disk_only_if_it_is_to_be_kept() {
         (KeepPrompt::Vector, false),
         (KeepPrompt::Nothing, false),
     ] {
-        let path = setup.folder.join(&format!("log-{keep}"));
+        let path = setup.folder.join(format!("log-{keep}"));
         let log = FeedbackLog::open(&path, FeedbackOptions::default().keep(keep)).unwrap();
         let shadow = Shadow::new(Arc::clone(&router), log);
         let decision = shadow

@@ -598,7 +598,7 @@ impl DeviceRecall {
             prefetch(keys.row_bytes(*id as usize));
         }
         let mut key = vec![0.0; *rank];
-        let mut part = |(id, score): &(u32, f32)| {
+        let part = |(id, score): &(u32, f32)| {
             let model = *id as usize;
             keys.read_row(model, &mut key);
             let memory = strengths.memory * dot(&key, y) + f64::from(offsets[model]);
@@ -610,7 +610,7 @@ impl DeviceRecall {
                 words: words as f32,
             }
         };
-        best.iter().map(&mut part).collect()
+        best.iter().map(part).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 //! confidence.
 
 use crate::generation::Calibration;
+use crate::num::square;
 use crate::serve::index::{Index, PromptPlace, Ranking};
 
 /// Where a generation's prompts are: the mean key of each domain's models.
@@ -70,32 +71,14 @@ impl Landmarks {
     }
 }
 
-/// |a - b|^2, in an order that depends on the length alone.
-pub(crate) fn square(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let mut sums = [0.0f32; LANES];
-    let mut add = |a: &[f32], b: &[f32]| {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += (a - b) * (a - b);
-        }
-    };
-    let (whole, rest) = a.as_chunks::<LANES>();
-    let (others, other_rest) = b.as_chunks::<LANES>();
-    whole.iter().zip(others).for_each(|(a, b)| add(a, b));
-    add(rest, other_rest);
-    sums.iter().sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn squares_by_hand() {
+    fn squares_of_domains_by_hand() {
         let a: Vec<f32> = (0..11u8).map(f32::from).collect();
         let b = vec![1.0; 11];
-        // 1 and the squares from 0 to 9.
-        assert_eq!(square(&a, &b), 1.0 + 285.0 + 0.0);
         let landmarks = Landmarks {
             centroids: [a.clone(), b.clone()].concat(),
             rank: 11,

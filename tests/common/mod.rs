@@ -9,14 +9,16 @@
 
 #[cfg(feature = "cli")]
 pub mod command;
+#[path = "../../src/testing.rs"]
+mod testing;
 pub mod toy;
 #[cfg(all(feature = "cli", unix))]
 pub mod transcript;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use hubrouter::{Options, Precision};
+pub(crate) use testing::Folder;
 
 /// The source tree.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -60,30 +62,6 @@ pub fn devices() -> Vec<Options> {
         #[cfg(feature = "gpu")]
         gpu(),
     ])
-}
-
-/// A folder of its own for one test, removed when it is dropped.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("hubrouter-{name}-{}-{count}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// The zero-shot generation that the bundled one grew from, copied, with its encoder beside it: to

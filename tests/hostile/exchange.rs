@@ -184,7 +184,7 @@ fn false_sights_are_found() {
     let boundary = Exchange::new();
     let folder = Folder::new("exchange-sights");
     for (at, base) in boundary.bases.iter().enumerate() {
-        let folder = folder.join(&at.to_string());
+        let folder = folder.join(at.to_string());
         base.lay_out(&folder);
         let seen = boundary.observe(&folder);
         boundary.judge(&seen).unwrap();

@@ -298,7 +298,7 @@ impl<B: Boundary> Runner<B> {
     /// What does not hold of the case, panics, hangs and memory included.
     pub fn run(&mut self, case: &Case) -> Result<(), String> {
         self.count += 1;
-        let folder = self.folder.join(&format!("case-{}", self.count));
+        let folder = self.folder.join(format!("case-{}", self.count));
         case.lay_out(&folder);
         let verdict = self.run_in(folder.clone());
         let _ = fs::remove_dir_all(&folder);

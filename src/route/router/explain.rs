@@ -7,13 +7,13 @@ use crate::error::{Result, caught, error};
 use crate::generation::Manifest;
 use crate::hub::{Hub, ModelId};
 use crate::memory::Parts;
-use crate::num::to_u32;
+use crate::num::{square, to_u32};
 use crate::route::{
     Decision, Excluded, Explanation, Introduced, NearDomain, NearModel, PolicyHandle, Ranked,
     Request, RunnerUp,
 };
 use crate::serve::index::PromptPlace;
-use crate::serve::landmarks::{Landmarks, square};
+use crate::serve::landmarks::Landmarks;
 use crate::serve::{Narrowing, Serving};
 use crate::store::Store;
 use crate::weights::View;
