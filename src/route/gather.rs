@@ -1,7 +1,7 @@
 //! Calls that come while another one computes are computed together, as one batch.
 //!
 //! The first of them leads: it waits until the batch before it is done, or until it has waited as
-//! long as it may, and computes for all. Nobody waits while nothing computes.
+//! long as it may, and computes for all. A call that meets no other one never waits.
 //!
 //! On a CPU there is a lane for each thread. Where calls meet, a batch takes one lane and computes on
 //! one thread, so that no core idles while the callers of another batch take their answers and ask
@@ -53,6 +53,7 @@ struct Gathered {
 }
 
 impl Gathered {
+    /// The place of the group `number`.
     fn place(&self, number: u64) -> Option<usize> {
         self.open.iter().position(|group| group.number == number)
     }
@@ -139,7 +140,7 @@ impl Gatherer {
     }
 
     /// The answers to `asked` by `compute`, which may be that of another call with the same
-    /// `policy`. It is told whether it has one thread.
+    /// `policy`. `compute(asks, on_one_thread)`: without helpers if that is true.
     pub(super) fn run<A: Asking>(
         &self,
         asked: &[A],
@@ -194,6 +195,7 @@ impl Gatherer {
 struct OwnLanes<'g> {
     gatherer: &'g Gatherer,
     count: usize,
+    /// Those of the batch.
     prompts: usize,
 }
 
