@@ -238,11 +238,13 @@ impl<'g> SharedBatch<'g> {
                 .place(number)
                 .map_or(MOST, |at| state.open[at].asks.len());
             let free = state.computing + lanes <= gatherer.lanes;
-            let wait = match free {
-                _ if count >= MOST => Duration::ZERO,
-                true if !meets || count >= state.share(gatherer.lanes) => Duration::ZERO,
-                true => patience,
-                false => gatherer.wait,
+            let complete = !meets || count >= state.share(gatherer.lanes);
+            let wait = if count >= MOST || free && complete {
+                Duration::ZERO
+            } else if free {
+                patience
+            } else {
+                gatherer.wait
             };
             let left = (begun + wait).saturating_duration_since(now);
             if left.is_zero() {
