@@ -130,7 +130,7 @@ impl Front {
             1 => cores(),
             _ => 1,
         };
-        let lanes = match (device, threads) {
+        let side_by_side = match (device, threads) {
             (Device::Gpu(_), _) => 1,
             (Device::Cpu(_), 1) => cores(),
             (Device::Cpu(_), threads) => threads,
@@ -139,7 +139,8 @@ impl Front {
             cache: DecisionCache::new(options.cache_bytes),
             sessions: Sessions::new(&options.sessions)?,
             queue: Arc::new(Queue::new(slots, options.queue)),
-            gatherer: (gathers > 0).then(|| Gatherer::new(Duration::from_micros(gathers), lanes)),
+            gatherer: (gathers > 0)
+                .then(|| Gatherer::new(Duration::from_micros(gathers), side_by_side)),
             process: std::process::id(),
         })
     }

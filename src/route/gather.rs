@@ -3,9 +3,10 @@
 //! The first of them leads: it waits until the batch before it is done, or until it has waited as
 //! long as it may, and computes for all. A call that meets no other one never waits.
 //!
-//! On a CPU there is a lane for each thread. Where calls meet, a batch takes one lane and computes on
-//! one thread, so that no core idles while the callers of another batch take their answers and ask
-//! again. A call that meets none takes all lanes, and all threads.
+//! On a CPU there is a lane for each thread, and one more. Where calls meet, a batch takes one lane and
+//! computes on one thread, so that no core idles while the callers of another batch take their answers
+//! and ask again: the batch in the last lane has that core then. A call that meets none takes all
+//! lanes, and all threads.
 #![expect(clippy::disallowed_types, reason = "how long a call waits for others")]
 
 use std::ops::Range;
@@ -29,8 +30,8 @@ const PATIENCE: Duration = Duration::from_micros(200);
 /// Brings the calls of a router together.
 pub(super) struct Gatherer {
     wait: Duration,
-    /// Batches that compute at once at most, but for those that have waited as long as they may.
-    lanes: usize,
+    /// Threads of a call, each of which has a batch where calls meet.
+    threads: usize,
     state: Mutex<Gathered>,
     /// A group is full, or a batch is done.
     changed: Condvar,
@@ -58,9 +59,9 @@ impl Gathered {
         self.open.iter().position(|group| group.number == number)
     }
 
-    /// Prompts of a batch, so that there is as much for one lane as for another.
-    fn share(&self, lanes: usize) -> usize {
-        self.peak.div_ceil(lanes).min(MOST)
+    /// Prompts of a batch, so that there is as much for one thread as for another.
+    fn share(&self, threads: usize) -> usize {
+        self.peak.div_ceil(threads).min(MOST)
     }
 }
 
@@ -128,12 +129,12 @@ impl Seat {
 }
 
 impl Gatherer {
-    /// `wait`: how long a call waits at most for the batch before it; `lanes`: batches that may
-    /// compute at once, where each has one thread.
-    pub(super) fn new(wait: Duration, lanes: usize) -> Self {
+    /// `wait`: how long a call waits at most for the batch before it; `threads`: 1 where one batch
+    /// computes at a time, else the batches that can each have a thread.
+    pub(super) fn new(wait: Duration, threads: usize) -> Self {
         Self {
             wait,
-            lanes,
+            threads,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -155,7 +156,7 @@ impl Gatherer {
         }
         state.prompts += asks.len();
         state.peak = state.peak.max(state.prompts);
-        let most = state.share(self.lanes);
+        let most = state.share(self.threads);
         let joins = |group: &&mut CallGroup| {
             group.policy == policy && group.asks.len() + asks.len() <= most
         };
@@ -184,6 +185,14 @@ impl Gatherer {
         });
         let own = asked.len();
         SharedBatch::close(self, state, number, own).compute(0..own, compute)
+    }
+
+    /// Batches that compute at once at most, but for those that have waited as long as they may.
+    fn lanes(&self) -> usize {
+        match self.threads {
+            1 => 1,
+            threads => threads + 1,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, Gathered> {
@@ -225,7 +234,7 @@ impl<'g> SharedBatch<'g> {
         own: usize,
     ) -> Self {
         let begun = Instant::now();
-        let patience = match gatherer.lanes {
+        let patience = match gatherer.threads {
             1 => Duration::ZERO,
             _ => PATIENCE.min(gatherer.wait),
         };
@@ -233,12 +242,12 @@ impl<'g> SharedBatch<'g> {
             let now = Instant::now();
             let lately = |met| now < met + LATELY;
             let meets = state.prompts > own || state.met.is_some_and(lately);
-            let lanes = if meets { 1 } else { gatherer.lanes };
+            let lanes = if meets { 1 } else { gatherer.lanes() };
             let count = state
                 .place(number)
                 .map_or(MOST, |at| state.open[at].asks.len());
-            let free = state.computing + lanes <= gatherer.lanes;
-            let complete = !meets || count >= state.share(gatherer.lanes);
+            let free = state.computing + lanes <= gatherer.lanes();
+            let complete = !meets || count >= state.share(gatherer.threads);
             let wait = if count >= MOST || free && complete {
                 Duration::ZERO
             } else if free {
@@ -275,7 +284,7 @@ impl<'g> SharedBatch<'g> {
         compute: impl FnOnce(&[OwnAsk], bool) -> Result<Routed>,
     ) -> Result<Routed> {
         let lanes = self.lanes.take();
-        let on_one_thread = (lanes.as_ref()).is_some_and(|own| own.count < own.gatherer.lanes);
+        let on_one_thread = (lanes.as_ref()).is_some_and(|own| own.count < own.gatherer.lanes());
         let routed = compute(&self.asks, on_one_thread);
         // The next batch does not wait until all have their answers.
         drop(lanes);
@@ -420,8 +429,8 @@ mod tests {
             assert!(now.elapsed() >= wait);
             done.send(()).unwrap();
         });
-        for lanes in [1, 2] {
-            let patient = Gatherer::new(Duration::from_secs(600), lanes);
+        for threads in [1, 2] {
+            let patient = Gatherer::new(Duration::from_secs(600), threads);
             let compute = |asks: &[OwnAsk], on_one_thread: bool| {
                 assert!(!on_one_thread);
                 echo(asks, on_one_thread)
@@ -432,11 +441,11 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_meet_take_a_lane_each_and_have_as_much_to_do() {
-        const LANES: usize = 3;
-        let gatherer = Gatherer::new(Duration::from_secs(60), LANES);
+    fn calls_that_meet_have_a_thread_each_and_as_much_to_do() {
+        const THREADS: usize = 3;
+        let gatherer = Gatherer::new(Duration::from_secs(60), THREADS);
         // None goes on before all compute.
-        let all = std::sync::Barrier::new(LANES);
+        let all = std::sync::Barrier::new(THREADS);
         let sizes = Mutex::new(Vec::new());
         behind_one(&gatherer, 11, |number| {
             let own = requests(&format!("caller {number}"), 1);
@@ -450,7 +459,7 @@ mod tests {
             assert_eq!(got, [format!("caller {number} 0")]);
         });
         let sizes = sizes.into_inner().unwrap();
-        assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (LANES, 11));
+        assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (THREADS, 11));
         // With the first call there are twelve.
         assert!(sizes.iter().all(|size| *size <= 4), "{sizes:?}");
         let state = gatherer.state();
