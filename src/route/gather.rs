@@ -440,30 +440,36 @@ mod tests {
         }
     }
 
+    /// Three batches compute at once: one for each of three threads, and one more than two.
     #[test]
-    fn calls_that_meet_have_a_thread_each_and_as_much_to_do() {
-        const THREADS: usize = 3;
-        let gatherer = Gatherer::new(Duration::from_secs(60), THREADS);
-        // None goes on before all compute.
-        let all = std::sync::Barrier::new(THREADS);
-        let sizes = Mutex::new(Vec::new());
-        behind_one(&gatherer, 11, |number| {
-            let own = requests(&format!("caller {number}"), 1);
-            let compute = |asks: &[OwnAsk], on_one_thread: bool| {
-                assert!(on_one_thread);
-                sizes.lock().unwrap().push(asks.len());
-                all.wait();
-                echo(asks, on_one_thread)
-            };
-            let got = prompts(gatherer.run(&own, None, compute).unwrap());
-            assert_eq!(got, [format!("caller {number} 0")]);
-        });
-        let sizes = sizes.into_inner().unwrap();
-        assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (THREADS, 11));
-        // With the first call there are twelve.
-        assert!(sizes.iter().all(|size| *size <= 4), "{sizes:?}");
-        let state = gatherer.state();
-        assert_eq!((state.computing, state.prompts), (0, 0));
+    fn calls_that_meet_compute_side_by_side_and_have_as_much_to_do() {
+        for (threads, calls, size, most) in [(3, 11, 1, 4), (2, 3, 5, 8)] {
+            let gatherer = Gatherer::new(Duration::from_secs(60), threads);
+            // None goes on before all compute.
+            let all = std::sync::Barrier::new(3);
+            let sizes = Mutex::new(Vec::new());
+            behind_one(&gatherer, calls, |number| {
+                let own = requests(&format!("caller {number}"), size);
+                let compute = |asks: &[OwnAsk], on_one_thread: bool| {
+                    assert!(on_one_thread);
+                    sizes.lock().unwrap().push(asks.len());
+                    all.wait();
+                    // Each has a lane, and none has only waited long enough.
+                    assert!(gatherer.state().computing <= gatherer.lanes());
+                    echo(asks, on_one_thread)
+                };
+                let got = prompts(gatherer.run(&own, None, compute).unwrap());
+                let want: Vec<String> = own.into_iter().map(|request| request.prompt).collect();
+                assert_eq!(got, want);
+            });
+            let sizes = sizes.into_inner().unwrap();
+            let all: usize = sizes.iter().sum();
+            assert_eq!((sizes.len(), all), (3, calls * size));
+            // The first call has one more.
+            assert!(sizes.iter().all(|size| *size <= most), "{sizes:?}");
+            let state = gatherer.state();
+            assert_eq!((state.computing, state.prompts), (0, 0));
+        }
     }
 
     #[test]
