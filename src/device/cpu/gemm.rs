@@ -26,6 +26,10 @@ use pack::{PanelLayout, PanelLine};
 /// Elements of a row that the kernels take together.
 const KB: usize = 16;
 
+/// [`KB`] elements of a row of `A` and one that is not read: the kernels load the same place of many
+/// rows one after the other, and places that lie a multiple of 64 bytes apart wait for each other.
+type RowPart = [f32; KB + 1];
+
 /// Rows of `A` that one task packs and keeps in cache.
 const ROW_BLOCK: usize = 112;
 
@@ -149,7 +153,7 @@ enum Right<'r> {
 
 // Each thread keeps its panels: fresh pages cost more than a small product.
 thread_local! {
-    static ROWS: Cell<Vec<[f32; KB]>> = const { Cell::new(Vec::new()) };
+    static ROWS: Cell<Vec<RowPart>> = const { Cell::new(Vec::new()) };
     static PANELS: Cell<Vec<PanelLine>> = const { Cell::new(Vec::new()) };
 }
 
@@ -212,7 +216,7 @@ fn multiply_part(
     b: Right<'_>,
     finish: Finish<'_>,
     mut tile: Tile<'_>,
-    packed: &mut Vec<[f32; KB]>,
+    packed: &mut Vec<RowPart>,
     panels: &mut Vec<PanelLine>,
 ) {
     let all = tile.rows.len();
@@ -320,7 +324,7 @@ fn store_row(finish: Finish<'_>, sums: &[f32], y: &mut [f32]) {
 fn multiply_tile(
     layout: PanelLayout,
     height: usize,
-    x: &[[f32; KB]],
+    x: &[RowPart],
     panel: &[PanelLine],
     out: &mut TileSums,
 ) {
@@ -328,7 +332,7 @@ fn multiply_tile(
         ($kernel:path, $panel:expr, $out:expr, $($n:literal)*) => {
             match height {
                 $($n => $kernel(
-                    bytemuck::cast_slice::<[f32; KB], [[f32; KB]; $n]>(x),
+                    bytemuck::cast_slice::<RowPart, [RowPart; $n]>(x),
                     $panel,
                     $out,
                 ),)*
@@ -416,7 +420,7 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
-fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut TileSums) {
+fn portable<const R: usize>(x: &[[RowPart; R]], panel: &[[f32; 16]], out: &mut TileSums) {
     let mut sums = [[0.0f32; 16]; R];
     for (x, panel) in x.iter().zip(panel.chunks_exact(KB)) {
         for (k, w) in panel.iter().enumerate() {
@@ -434,7 +438,7 @@ fn portable<const R: usize>(x: &[[[f32; KB]; R]], panel: &[[f32; 16]], out: &mut
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{KB, TileSums};
+    use super::{KB, RowPart, TileSums};
     use crate::device::cpu::prefetch::prefetch_at;
     use std::arch::x86_64::{
         __m256, __m512, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps,
@@ -458,7 +462,7 @@ mod x86 {
         ) => {
             #[target_feature(enable = $features)]
             pub(super) fn $name<const R: usize, const V: usize>(
-                x: &[[[f32; KB]; R]],
+                x: &[[RowPart; R]],
                 panel: &[[[$element; $lanes]; V]],
                 out: &mut TileSums,
             ) {
@@ -497,7 +501,7 @@ mod x86 {
     /// Sums of the 16 columns of an f16 `panel`, which become columns `16 side..` of `out`.
     #[target_feature(enable = "avx512f")]
     pub(super) fn avx512_half<const R: usize>(
-        x: &[[[f32; KB]; R]],
+        x: &[[RowPart; R]],
         panel: &[HalfLine],
         (out, side): (&mut TileSums, usize),
     ) {
@@ -523,7 +527,7 @@ mod x86 {
     /// latency of an addition.
     #[target_feature(enable = "avx512f")]
     pub(super) fn avx512_half_pair<const R: usize>(
-        x: &[[[f32; KB]; R]],
+        x: &[[RowPart; R]],
         [left, right]: [&[HalfLine]; 2],
         out: &mut TileSums,
     ) {

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{KB, Level};
+use super::{KB, Level, RowPart};
 use crate::device::Part;
 use crate::device::cpu::Cpu;
 use crate::error::{Result, bail};
@@ -418,12 +418,12 @@ pub(super) fn pack_rows(
     a: Matrix<'_>,
     mut first: usize,
     heights: impl Iterator<Item = usize> + Clone,
-    packed: &mut Vec<[f32; KB]>,
+    packed: &mut Vec<RowPart>,
 ) {
     let blocks = a.columns.div_ceil(KB);
     let all = heights.clone().sum::<usize>() * blocks;
     if packed.len() < all {
-        packed.resize(all, [0.0; KB]);
+        packed.resize(all, [0.0; KB + 1]);
     }
     let mut rest = &mut packed[..all];
     for height in heights {
@@ -437,13 +437,13 @@ pub(super) fn pack_rows(
 }
 
 /// `KB` columns of `a` from `column` on, of as many rows from `row` on as there are places.
-fn pack_block(a: Matrix<'_>, row: usize, column: usize, places: &mut [[f32; KB]]) {
+fn pack_block(a: Matrix<'_>, row: usize, column: usize, places: &mut [RowPart]) {
     let count = KB.min(a.columns - column);
     if a.across == 1 {
         for (r, place) in places.iter_mut().enumerate() {
             let values = &a.values[(row + r) * a.down + column..][..count];
             match values.first_chunk::<KB>() {
-                Some(values) => *place = *values,
+                Some(values) => place[..KB].copy_from_slice(values),
                 None => {
                     place[..count].copy_from_slice(values);
                     place[count..].fill(0.0);
