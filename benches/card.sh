@@ -1,26 +1,28 @@
 #!/usr/bin/env bash
-# Everything to know of one card within eight minutes: hubrouter by examples/card.rs, and PyTorch with
-# CUDA beside it in the same run: as it comes, and with CUDA graphs in f32 and f16. One JSON comes out,
-# which benches/README.md is made from.
+# Everything to know of one card within eight minutes: hubrouter by examples/card.rs, and beside it in
+# the same run PyTorch with CUDA, as it comes and with CUDA graphs in f32 and f16, and burn's wgpu backend.
+# One JSON comes out, which benches/README.md is made from.
 #
-#   benches/card.sh [--device NAME] [--out FOLDER] [--card BINARY] [--quick]
+#   benches/card.sh [--device NAME] [--out FOLDER] [--card BINARY] [--burn BINARY] [--quick]
 #
 # NAME: part of an adapter's name, or `gpu` (the default). BINARY: examples/card.rs as it was built
 # elsewhere, maybe packed: on a machine without cargo,
 #   cargo build --release --example card && strip target/release/examples/card && xz target/release/examples/card
+# The other BINARY: benches/peers/burn, in the same way. Without it burn is left out.
 # --quick: small counts, to see on a software adapter that all of it runs; its times mean nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-# Seconds for hubrouter, PyTorch and its learning: 430 of the eight minutes.
-limits=(270 100 60)
-device=gpu out="${OUT:-target/card}" card="" quick=()
+# Seconds for hubrouter, PyTorch, its learning, and burn: 470 of the eight minutes.
+limits=(250 100 60 60)
+device=gpu out="${OUT:-target/card}" card="" burn="" quick=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --device) device="$2"; shift 2 ;;
     --out) out="$2"; shift 2 ;;
     --card) card="$2"; shift 2 ;;
-    --quick) quick=(quick) limits=(1800 600 600); shift ;;
+    --burn) burn="$2"; shift 2 ;;
+    --quick) quick=(quick) limits=(1800 600 600 1200); shift ;;
     *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done
@@ -33,9 +35,14 @@ if [ -z "$card" ]; then
   cargo build --locked --release --example card || exit 1
   card=target/release/examples/card
 fi
-case "$card" in
-  *.xz) xz -dc "$card" > "$out/card" && chmod +x "$out/card" && card="$out/card" ;;
-esac
+# unpacked NAME FILE: the path of the program that FILE is, or holds.
+unpacked() {
+  case "$2" in
+    *.xz) xz -dc "$2" > "$out/$1" && chmod +x "$out/$1" && echo "$out/$1" ;;
+    *) echo "$2" ;;
+  esac
+}
+card=$(unpacked card "$card") || exit 1
 
 say "machine"
 {
@@ -62,6 +69,13 @@ if python3 -c 'import torch, tokenizers, transformers' 2>/dev/null; then
 else
   echo '{"missing": "no PyTorch"}' > "$out/pytorch.json"
   say "no PyTorch here"
+fi
+
+if [ -n "$burn" ]; then
+  say "burn"
+  [[ $device = *llvmpipe* ]] && software=(--software) || software=()
+  timeout "${limits[3]}" python3 benches/peers/card.py --out "$out/burn.json" --burn "$(unpacked burn "$burn")" \
+    "${software[@]}" "${quick[@]/#/--}" || say "burn ended with $?"
 fi
 
 python3 benches/peers/card.py --join "$out" > "$out/card.json" && say "$out/card.json"

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """PyTorch with CUDA on the prompts of examples/card.rs: encoding alone, tokenizing included. As it comes (f32), and by
-CUDA graphs in f32 and f16, one graph for each shape, captured before it is timed. Run by benches/card.sh.
+CUDA graphs in f32 and f16, one graph for each shape, captured before it is timed. With --burn, burn's wgpu backend
+on three of these shapes. Run by benches/card.sh.
 
     python benches/peers/card.py --out FILE [--quick]
+    python benches/peers/card.py --out FILE [--quick] --burn BINARY [--software]
     python benches/peers/card.py --join FOLDER      # the JSON of one run from the files of FOLDER
 """
 
@@ -10,6 +12,7 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -83,6 +86,20 @@ class Graphs(Eager):
         return vectors.cpu()
 
 
+class Burn:
+    """benches/peers/burn, asked over a pipe."""
+
+    def __init__(self, binary, software):
+        bundle = Path(__file__).parents[2] / "weights/all-MiniLM-L6-v2"
+        command = [binary, bundle, *["software"] * software]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, prompts):
+        self.process.stdin.write(json.dumps(prompts) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
 def times(call, prompts, most):
     call(prompts)
     seconds, began = [], time.perf_counter()
@@ -96,6 +113,21 @@ def times(call, prompts, most):
             "calls": len(seconds), "texts_per_second": len(prompts) / half * 1e3}
 
 
+def work_of(singles, batches):
+    words = ("find a model that reads scanned invoices in three languages " * 20).split()
+    work = {f"one of about {tokens} tokens": [" ".join(words[: tokens - 2])] for tokens in singles}
+    return work | {f"batch of {size}": [prompt(i) for i in range(size)] for size in batches}
+
+
+def measure_burn(binary, software, quick):
+    # It tries its kernels on each new shape, so it has fewer of them here.
+    burn, figures = Burn(binary, software), {}
+    for label, prompts in work_of([18], [8] if quick else [32, 1024]).items():
+        figures[label] = times(burn, prompts, 3 if quick else 400)
+        print("burn", label, round(figures[label]["p50_ms"], 3))
+    return {"f32": figures}
+
+
 def measure(quick):
     import torch
     figures = {"torch": torch.__version__, "python": platform.python_version()}
@@ -103,9 +135,7 @@ def measure(quick):
         # PyTorch on the CPU is no comparison for a card.
         return figures | {"missing": "no CUDA"}
     figures["device"] = torch.cuda.get_device_name()
-    words = ("find a model that reads scanned invoices in three languages " * 20).split()
-    work = {f"one of about {tokens} tokens": [" ".join(words[: tokens - 2])] for tokens in SINGLES}
-    work |= {f"batch of {size}": [prompt(i) for i in range(size)] for size in BATCHES[: 1 if quick else None]}
+    work = work_of(SINGLES, BATCHES[: 1 if quick else None])
     for name, kind, dtype in [("eager f32", Eager, torch.float32), ("graphs f32", Graphs, torch.float32),
                               ("graphs f16", Graphs, torch.float16)]:
         runner = kind(dtype)
@@ -116,7 +146,7 @@ def measure(quick):
 
 def join(folder):
     figures = {"machine": (folder / "machine.txt").read_text().splitlines()}
-    for name in ["hubrouter", "pytorch", "pytorch-learning"]:
+    for name in ["hubrouter", "pytorch", "pytorch-learning", "burn"]:
         path = folder / f"{name}.json"
         text = path.read_text().strip() if path.is_file() else ""
         figures[name] = json.loads(text) if text else {"missing": "no figures"}
@@ -127,10 +157,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--join", type=Path)
+    parser.add_argument("--burn", type=Path, help="the program of benches/peers/burn")
+    parser.add_argument("--software", action="store_true", help="burn on a software adapter")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if arguments.join:
         print(json.dumps(join(arguments.join), indent=1))
+    elif arguments.burn:
+        found = measure_burn(arguments.burn, arguments.software, arguments.quick)
+        arguments.out.write_text(json.dumps(found))
     else:
         arguments.out.write_text(json.dumps(measure(arguments.quick)))
 
