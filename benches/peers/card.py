@@ -91,13 +91,16 @@ class Burn:
 
     def __init__(self, binary, software):
         bundle = Path(__file__).parents[2] / "weights/all-MiniLM-L6-v2"
-        command = [binary, bundle, *["software"] * software]
+        command = [binary, bundle] + (["software"] if software else [])
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, prompts):
         self.process.stdin.write(json.dumps(prompts) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"burn: expected an answer, found its end with {self.process.wait()}; see above")
+        return json.loads(answer)
 
 
 def times(call, prompts, most):
