@@ -27,6 +27,8 @@ while [ $# -gt 0 ]; do
   esac
 done
 mkdir -p "$out"
+# Those of an earlier run are none of this one.
+rm -f "$out"/{hubrouter,pytorch,pytorch-learning,burn}.json
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
 began=$SECONDS
 say() { printf '%4d s  %s\n' "$((SECONDS - began))" "$*"; }
@@ -74,7 +76,8 @@ fi
 if [ -n "$burn" ]; then
   say "burn"
   [[ $device = *llvmpipe* ]] && software=(--software) || software=()
-  timeout "${limits[3]}" python3 benches/peers/card.py --out "$out/burn.json" --burn "$(unpacked burn "$burn")" \
+  burn=$(unpacked burn "$burn") || exit 1
+  timeout "${limits[3]}" python3 benches/peers/card.py --out "$out/burn.json" --burn "$burn" \
     "${software[@]}" "${quick[@]/#/--}" || say "burn ended with $?"
 fi
 

@@ -49,21 +49,28 @@ static ALLOCATOR: Counting = Counting;
 /// The counters are the process's: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Allocations, their bytes and the largest of one call of `f`: of several calls the least of each,
-/// since a thread that had no part in the first calls makes its own buffers in a later one.
+/// Calls of which [`allocated`] takes the median.
+const CALLS: usize = 9;
+
+/// Allocations, their bytes and the largest of a warm call of `f`: the median of each over several
+/// calls, since a thread that had no part in the first ones makes its own buffers in a later one.
 fn allocated(mut f: impl FnMut()) -> [usize; 3] {
-    let mut least = [usize::MAX; 3];
-    for _ in 0..8 {
-        for counter in [&COUNT, &BYTES, &LARGEST] {
+    let counters = [&COUNT, &BYTES, &LARGEST];
+    let mut found = counters.map(|_| Vec::with_capacity(CALLS));
+    for _ in 0..CALLS {
+        for counter in counters {
             counter.store(0, Ordering::Relaxed);
         }
         f();
-        let found = [&COUNT, &BYTES, &LARGEST].map(|counter| counter.load(Ordering::Relaxed));
-        for (least, found) in least.iter_mut().zip(found) {
-            *least = found.min(*least);
+        let counts = counters.map(|counter| counter.load(Ordering::Relaxed));
+        for (found, count) in found.iter_mut().zip(counts) {
+            found.push(count);
         }
     }
-    least
+    found.map(|mut counts| {
+        counts.sort_unstable();
+        counts[CALLS / 2]
+    })
 }
 
 /// A prompt of about this many words, each a token.

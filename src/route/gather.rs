@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_micros(200);
 /// Brings the calls of a router together.
 pub(super) struct Gatherer {
     wait: Duration,
-    /// Threads of a call, each of which has a batch where calls meet.
+    /// Batches that can each have a thread, where calls meet; 1 where one computes at a time.
     threads: usize,
     state: Mutex<Gathered>,
     /// A group is full, or a batch is done.

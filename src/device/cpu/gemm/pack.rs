@@ -423,7 +423,7 @@ pub(super) fn pack_rows(
     let blocks = a.columns.div_ceil(KB);
     let all = heights.clone().sum::<usize>() * blocks;
     if packed.len() < all {
-        packed.resize(all, [0.0; KB + 1]);
+        packed.resize(all, RowPart::default());
     }
     let mut rest = &mut packed[..all];
     for height in heights {
