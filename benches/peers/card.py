@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -86,23 +85,6 @@ class Graphs(Eager):
         return vectors.cpu()
 
 
-class Burn:
-    """benches/peers/burn, asked over a pipe."""
-
-    def __init__(self, binary, software):
-        bundle = Path(__file__).parents[2] / "weights/all-MiniLM-L6-v2"
-        command = [binary, bundle] + (["software"] if software else [])
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __call__(self, prompts):
-        self.process.stdin.write(json.dumps(prompts) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"burn: expected an answer, found its end with {self.process.wait()}; see above")
-        return json.loads(answer)
-
-
 def times(call, prompts, most):
     call(prompts)
     seconds, began = [], time.perf_counter()
@@ -123,8 +105,9 @@ def work_of(singles, batches):
 
 
 def measure_burn(binary, software, quick):
+    from run import BUNDLE, Program
+    burn, figures = Program([binary, BUNDLE] + (["software"] if software else [])), {}
     # It tries its kernels on each new shape, so it has fewer of them here.
-    burn, figures = Burn(binary, software), {}
     for label, prompts in work_of([18], [8] if quick else [32, 1024]).items():
         figures[label] = times(burn, prompts, 3 if quick else 400)
         print("burn", label, round(figures[label]["p50_ms"], 3))

@@ -132,24 +132,34 @@ class HubRouterWheel(HubRouter):
         del self.router
 
 
-class Candle:
+class Program:
+    """A peer in a process of its own, which speaks the protocol of pipe.rs."""
+
+    def __init__(self, command, environment=None):
+        self.command = [str(part) for part in command]
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=environment)
+
+    def __call__(self, prompts):
+        self.process.stdin.write(json.dumps(prompts) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self.command[0]}: expected an answer, found its end with {self.process.wait()}; see above")
+        return json.loads(answer)["seconds"]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Candle(Program):
     name = "candle f32"
     seen = {}
 
     def __init__(self, threads, _batch, _device):
         program = ROOT / "benches/peers/candle/target/release/candle-peer"
-        environment = {"RAYON_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
-        self.process = subprocess.Popen([str(program), str(BUNDLE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=environment)
-
-    def __call__(self, prompts):
-        self.process.stdin.write(json.dumps(prompts) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())["seconds"]
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        super().__init__([program, BUNDLE], {"RAYON_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"})
 
 
 class Python:

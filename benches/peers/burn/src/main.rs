@@ -1,18 +1,18 @@
-//! BERT by burn's tensors on its wgpu backend, with kernels in SPIR-V, autotuned and fused. Reads batches of
-//! prompts, a JSON array a line; answers each with the seconds that tokenizing and encoding took and the first
-//! pooled vector. Weights are f32.
+//! BERT by burn's tensors on its wgpu backend, with kernels in SPIR-V, autotuned and fused. Weights are f32.
+
+#[path = "../../pipe.rs"]
+mod pipe;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
-use std::time::Instant;
 
 use burn::backend::wgpu::{Wgpu, WgpuDevice};
 use burn::tensor::activation::{gelu, softmax};
 use burn::tensor::{Int, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
-use tokenizers::{Encoding, PaddingParams, Tokenizer, TruncationParams};
+use tokenizers::Encoding;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+use pipe::Result;
+
 type Floats<const D: usize> = Tensor<Wgpu, D>;
 
 fn main() -> Result<()> {
@@ -24,23 +24,11 @@ fn main() -> Result<()> {
         Some(_) => return Err(usage.into()),
     };
     let model = Bert::load(&folder, device)?;
-    let mut tokenizer = Tokenizer::from_file(format!("{folder}/tokenizer.json"))?;
-    tokenizer.with_padding(Some(PaddingParams::default()));
-    tokenizer.with_truncation(Some(TruncationParams { max_length: 128, ..Default::default() }))?;
-
-    for line in std::io::stdin().lock().lines() {
-        let prompts: Vec<String> = serde_json::from_str(&line?)?;
-        let began = Instant::now();
-        let encodings = tokenizer.encode_batch(prompts, true)?;
+    pipe::answer(&folder, |encodings| {
         // Waits for the device.
-        let pooled = model.encode(&encodings).into_data();
-        let seconds = began.elapsed().as_secs_f64();
-        let width = pooled.shape[1];
-        let first = &pooled.as_slice::<f32>().map_err(|error| format!("{error:?}"))?[..width];
-        println!("{}", serde_json::json!({"seconds": seconds, "first": first}));
-        std::io::stdout().flush()?;
-    }
-    Ok(())
+        let pooled = model.encode(encodings).into_data();
+        pooled.into_vec().map_err(|error| format!("{error:?}").into())
+    })
 }
 
 /// A map, turned to [in, out].
