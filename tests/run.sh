@@ -54,11 +54,9 @@ cargo clippy --locked -p hubrouter-gateway -p hubrouter-envoy -p hubrouter-loom 
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --no-default-features --features gpu -- -D warnings
 
-step "tests"
-cargo test --locked --features tower
-
-step "the gateway; the module for Envoy, with an Envoy of its tests' own"
-cargo test --locked -p hubrouter-gateway -p hubrouter-envoy
+step "tests; the gateway; the module for Envoy, with an Envoy of its tests' own"
+# Together, so that they build the library once.
+cargo test --locked -p hubrouter -p hubrouter-gateway -p hubrouter-envoy --features hubrouter/tower
 
 step "the threads of a call in every order"
 cargo test --locked -p hubrouter-loom
@@ -97,13 +95,16 @@ if have "the compiler $oldest" \
   "rustup run $oldest rustc --version" "rustup toolchain install $oldest --profile minimal"; then
   cargo "+$oldest" check --locked --all-targets --target-dir target/oldest
 fi
+step "other platforms"
+targets=()
 for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu; do
-  step "another platform: $target"
   if have "$target" "rustup target list --installed | grep -qx $target" "rustup target add $target"; then
+    targets+=(--target "$target")
     # A check links nothing, so the C and assembly of dependencies need no compiler for the target.
-    env "CC_${target//-/_}=true" "AR_${target//-/_}=true" cargo check --locked --target "$target"
+    export "CC_${target//-/_}=true" "AR_${target//-/_}=true"
   fi
 done
+if [ ${#targets[@]} != 0 ]; then cargo check --locked "${targets[@]}"; fi
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features tower
