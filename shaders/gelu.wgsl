@@ -6,7 +6,7 @@
 //   entries  forward    one lane per element   y    =   (overwrites)
 //            backward   one lane per element   dx   =   (overwrites)
 //   order    none
-//   uses     shared/math.wgsl; no workgroup memory
+//   uses     math: below
 
 override WG: u32 = 64u; // lanes per workgroup
 
@@ -24,7 +24,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     if c >= dims.columns { return; }
     let n = group.y * dims.columns + c;
     let value = x[n];
-    y[n] = 0.5 * value * (1.0 + erf(value * 0.70710678));
+    y[n] = value * below(value);
 }
 
 @compute @workgroup_size(WG)
@@ -33,7 +33,6 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     if c >= dims.columns { return; }
     let n = group.y * dims.columns + c;
     let value = x[n];
-    let below = 0.5 * (1.0 + erf(value * 0.70710678));
     let density = 0.39894228 * exp(-0.5 * value * value);
-    dx[n] = dy[n] * (below + value * density);
+    dx[n] = dy[n] * (below(value) + value * density);
 }

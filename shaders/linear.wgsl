@@ -11,7 +11,7 @@
 //   order    i, or o, ascending in one sum, whatever the tile: a row is the same alone and in a
 //            batch
 //   scratch  xs, ws of tile: written before they are read
-//   uses     tile: multiply_tile; math: erf
+//   uses     tile: multiply_tile; math: below
 
 // gelu: 1 where it is the end
 struct Dims { rows: u32, inputs: u32, outputs: u32, gelu: u32 }
@@ -64,7 +64,7 @@ fn store(row: u32, column: u32, sums: vec4<f32>) {
     let last = min(TILE, dims.outputs - min(column, dims.outputs));
     for (var j = 0u; j < last; j += 1u) {
         var value = sums[j] + bias[column + j];
-        if dims.gelu == 1u { value = 0.5 * value * (1.0 + erf(value * 0.70710678)); }
+        if dims.gelu == 1u { value *= below(value); }
         y[row * dims.outputs + column + j] = value;
     }
 }

@@ -20,7 +20,7 @@
 //   order    i ascending in steps of S; inside of one, and of its products, as the unit adds; of a
 //            norm SHARE lanes a row, then these; mean first, then the squares about it
 //   scratch  xh, xl, wh, wl, sums, part, scale: written before they are read
-//   uses     matrix8 or matrix16; product: Dims, sum_of, gelu_of; math: erf
+//   uses     matrix8 or matrix16; product: Dims, sum_of, gelu_of; math: below
 
 enable f16;
 enable wgpu_cooperative_matrix;

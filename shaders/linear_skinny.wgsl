@@ -14,7 +14,7 @@
 //   order    lane k of ALONG sums the vectors k, k + ALONG, ... of a row, ascending; then the lanes
 //            in order; mean first, then the squares about it
 //   scratch  staged, part, scale: written before they are read
-//   uses     product: Dims, sum_of, gelu_of; math: erf
+//   uses     product: Dims, sum_of, gelu_of; math: below
 
 override ROWS: u32 = 8u; // of a workgroup: 8 or 16
 override CHUNK: u32 = 96u; // vectors of a row of x that are staged at a time: a multiple of ALONG

@@ -18,7 +18,7 @@
 //   order    i, or o, ascending in one sum; of a norm two lanes a row, in steps of 2, then both;
 //            mean first, then the squares about it
 //   scratch  xs, ws, part, scale: written before they are read
-//   uses     product: Dims, sum_of, gelu_of; math: erf
+//   uses     product: Dims, sum_of, gelu_of; math: below
 
 override STAGES: u32 = 2u; // that workgroup memory has room for: 1 or 2
 const SIDE = 64u; // rows and columns of a workgroup; a lane has 8 by 4

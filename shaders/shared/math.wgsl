@@ -1,5 +1,7 @@
 
 // math: erf as a polynomial, the same as in src/device/cpu/math.rs; absolute error below 5e-7
+//
+//   below    Phi(x), the normal distribution's share below x
 
 fn erf(value: f32) -> f32 {
     let x = clamp(value, -3.92, 3.92);
@@ -18,3 +20,5 @@ fn erf(value: f32) -> f32 {
     q = q * t + 1.0;
     return clamp(x * p / q, -1.0, 1.0);
 }
+
+fn below(value: f32) -> f32 { return 0.5 * (1.0 + erf(value * 0.70710678)); }

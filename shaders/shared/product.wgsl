@@ -1,7 +1,7 @@
 
 // product: what the kernels of products with widths that are multiples of four share
 //
-//   uses     math: erf
+//   uses     math: below
 
 struct Dims {
     rows: u32, inputs4: u32, outputs: u32,
@@ -13,6 +13,5 @@ struct Dims {
 fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
 
 fn gelu_of(v: vec4<f32>) -> vec4<f32> {
-    let u = v * 0.70710678;
-    return 0.5 * v * (1.0 + vec4<f32>(erf(u.x), erf(u.y), erf(u.z), erf(u.w)));
+    return v * vec4<f32>(below(v.x), below(v.y), below(v.z), below(v.w));
 }
